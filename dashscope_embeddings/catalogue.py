@@ -1,0 +1,234 @@
+"""The service's models and hosts as data: every row says where it was read, and when.
+
+Nothing here was measured by this project. Prices are list prices without free quota or discounts.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from dataclasses import dataclass, replace
+from decimal import Decimal
+
+from dashscope_embeddings.vectors import Cost
+
+_log = logging.getLogger("dashscope_embeddings")
+
+
+@dataclass(frozen=True, slots=True)
+class Price:
+    """List price of a million input tokens in one region."""
+
+    currency: str
+    real_time: Decimal
+    batch: Decimal | None = None
+    """Through Batch files; None where the region or model has no such route."""
+
+    def of(self, tokens: int) -> Cost:
+        """The real-time price of so many tokens."""
+        return Cost(self.real_time * tokens / 1_000_000, self.currency)
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """What one model takes and gives."""
+
+    name: str
+    rows: int
+    """Texts a request may hold."""
+    tokens_per_row: int
+    """Tokens a text may have, as the vendor's pages state it."""
+    dimensions: tuple[int, ...]
+    """Sizes that may be asked for; empty: not known, the service decides."""
+    default_dimension: int | None
+    """What the service gives unasked; None: not known."""
+    sparse: bool
+    instruct: bool
+    prices: dict[str, Price]
+    """Region → price."""
+    source: str
+    seen: str
+    """The day the source was read, YYYY-MM-DD."""
+    tokens_per_row_seen: int = 0
+    """The highest limit that any source names, where sources disagree."""
+    known: bool = True
+
+    @property
+    def takes_dimension(self) -> bool:
+        """Whether a dimension may be sent: models of one fixed size ignore it without a word."""
+        return not self.known or len(self.dimensions) > 1
+
+    @property
+    def tokens_per_row_limit(self) -> int:
+        """A text above this is refused by every account of the service that we know of."""
+        return max(self.tokens_per_row, self.tokens_per_row_seen)
+
+
+BEIJING, SINGAPORE, HONG_KONG = "cn-beijing", "ap-southeast-1", "cn-hongkong"
+
+
+def _price(currency: str, real_time: str, batch: str | None = None) -> Price:
+    return Price(currency, Decimal(real_time), None if batch is None else Decimal(batch))
+
+
+_SYNC_EN = "https://www.alibabacloud.com/help/en/model-studio/text-embedding-synchronous-api"
+_SYNC_ZH = "https://help.aliyun.com/zh/model-studio/text-embedding-api"
+_FLASH = "https://help.aliyun.com/en/model-studio/qwen3-7-text-embedding-flash"
+
+MODELS: tuple[Model, ...] = (
+    Model(
+        name="qwen3.7-text-embedding",
+        rows=20,
+        tokens_per_row=128_000,
+        dimensions=(2560, 2048, 1536, 1024, 768, 512, 256),
+        default_dimension=1024,
+        sparse=True,
+        instruct=True,
+        prices={BEIJING: _price("CNY", "0.5", "0.25"), SINGAPORE: _price("USD", "0.07")},
+        source=_SYNC_ZH,
+        seen="2026-11-20",
+    ),
+    Model(
+        name="qwen3.7-text-embedding-flash",
+        rows=20,
+        tokens_per_row=128_000,
+        tokens_per_row_seen=131_072,
+        dimensions=(1024, 768, 512, 256),
+        default_dimension=1024,
+        sparse=True,
+        instruct=True,
+        prices={BEIJING: _price("CNY", "0.125", "0.063")},
+        source=_FLASH,
+        seen="2026-11-20",
+    ),
+    Model(
+        name="text-embedding-v4",
+        rows=10,
+        tokens_per_row=8_192,
+        # The page says 8,192; the vendor's guide and real refusals of August 2026 say 33,000.
+        tokens_per_row_seen=33_000,
+        dimensions=(2048, 1536, 1024, 768, 512, 256, 128, 64),
+        default_dimension=1024,
+        sparse=True,
+        instruct=True,
+        prices={
+            BEIJING: _price("CNY", "0.5", "0.25"),
+            SINGAPORE: _price("USD", "0.07"),
+            HONG_KONG: _price("USD", "0.07"),
+        },
+        source=_SYNC_EN,
+        seen="2026-11-20",
+    ),
+    Model(
+        name="text-embedding-v3",
+        rows=10,
+        tokens_per_row=8_192,
+        # Singapore's page lists 1024, 768 and 512 only: there the service refuses the rest.
+        dimensions=(1024, 768, 512, 256, 128, 64),
+        default_dimension=1024,
+        sparse=True,
+        instruct=False,
+        prices={BEIJING: _price("CNY", "0.5", "0.25"), SINGAPORE: _price("USD", "0.07")},
+        source=_SYNC_EN,
+        seen="2026-11-20",
+    ),
+    Model(
+        name="text-embedding-v2",
+        rows=25,
+        tokens_per_row=2_048,
+        dimensions=(1536,),
+        default_dimension=1536,
+        sparse=False,
+        instruct=False,
+        prices={BEIJING: _price("CNY", "0.7", "0.35")},
+        source=_SYNC_EN,
+        seen="2026-11-20",
+    ),
+    Model(
+        name="text-embedding-v1",
+        rows=25,
+        tokens_per_row=2_048,
+        dimensions=(1536,),
+        default_dimension=1536,
+        sparse=False,
+        instruct=False,
+        prices={BEIJING: _price("CNY", "0.7", "0.35")},
+        source=_SYNC_EN,
+        seen="2026-11-20",
+    ),
+)
+
+DEFAULT_MODEL = "text-embedding-v4"
+
+_BY_NAME = {row.name: row for row in MODELS}
+
+_CAUTIOUS = Model(
+    name="",
+    rows=10,
+    tokens_per_row=8_192,
+    tokens_per_row_seen=131_072,
+    dimensions=(),
+    default_dimension=None,
+    sparse=True,
+    instruct=True,
+    prices={},
+    source="not in the catalogue: the smallest limits of the current models",
+    seen="2026-11-20",
+    known=False,
+)
+
+_warned: set[str] = set()
+_warned_lock = threading.Lock()
+
+
+def warn_once(key: str, message: str) -> None:
+    """Log a warning the first time that this process meets `key`."""
+    with _warned_lock:
+        if key in _warned:
+            return
+        _warned.add(key)
+    _log.warning(message)
+
+
+def model(name: str) -> Model:
+    """The row of a model; an unknown name gets a cautious row and one warning a process."""
+    row = _BY_NAME.get(name)
+    if row is not None:
+        return row
+    warn_once(
+        f"model {name}",
+        f"{name!r} is not in the catalogue of dashscope_embeddings: assuming {_CAUTIOUS.rows} texts a "
+        "request, leaving dimension, sparse and instruct to the service; prices are unknown",
+    )
+    return replace(_CAUTIOUS, name=name)
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """Where the service runs; a key belongs to one region."""
+
+    id: str
+    city: str
+    shared_host: str | None
+    """None where only workspace hosts, `{workspace}.{region}.maas.aliyuncs.com`, are known."""
+
+
+REGIONS: tuple[Region, ...] = (
+    # https://www.alibabacloud.com/help/model-studio/base-url, seen 2026-11-20
+    Region(BEIJING, "Beijing", "dashscope.aliyuncs.com"),
+    Region(SINGAPORE, "Singapore", "dashscope-intl.aliyuncs.com"),
+    Region(HONG_KONG, "Hong Kong", "cn-hongkong.dashscope.aliyuncs.com"),
+    Region("us-east-1", "Virginia", "dashscope-us.aliyuncs.com"),
+    Region("eu-central-1", "Frankfurt", None),
+    Region("ap-northeast-1", "Tokyo", None),
+)
+
+WORKSPACE_DOMAIN = "maas.aliyuncs.com"
+
+
+def region_of_host(host: str) -> Region | None:
+    """The region that a host of the service stands in, None for any other host."""
+    for region in REGIONS:
+        if host == region.shared_host or host.endswith(f".{region.id}.{WORKSPACE_DOMAIN}"):
+            return region
+    return None

@@ -1,0 +1,109 @@
+"""What users hold: vectors, and what they cost."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import Literal
+
+TextType = Literal["query", "document"]
+"""The role of a text: what a user asks with, or what is searched."""
+
+Output = Literal["dense", "sparse", "dense&sparse"]
+"""Which vectors to ask for; the names are the service's own `output_type`."""
+
+
+@dataclass(frozen=True, slots=True)
+class SparseVector:
+    """One text's sparse vector: the weight of each vocabulary entry the model found in it."""
+
+    indices: list[int]
+    """Vocabulary indices, ascending and unique."""
+    values: list[float]
+    """Weights, one for each index; seen between 0 and a little above 1, no range is documented."""
+    tokens: list[str] | None = None
+    """The text of each token where the service names it, one for each index."""
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def as_dict(self) -> dict[int, float]:
+        """Index to weight, the shape that Milvus and LlamaIndex take."""
+        return dict(zip(self.indices, self.values, strict=True))
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """An amount of money."""
+
+    amount: Decimal
+    currency: str
+
+    def __str__(self) -> str:
+        return f"{self.currency} {self.amount.normalize():f}"
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What was billed: only answered requests count, for the service bills nothing else."""
+
+    requests: int = 0
+    """Requests answered with vectors."""
+    tokens: int = 0
+    """Input tokens as the service counted them."""
+    texts: int = 0
+    """Texts inside those requests (after equal texts were asked once)."""
+    cost: Cost | None = None
+    """List price of the tokens, without free quota or discounts; None: the price is not known."""
+
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(
+            self.requests + other.requests,
+            self.tokens + other.tokens,
+            self.texts + other.texts,
+            _add_costs(self, other),
+        )
+
+    def __str__(self) -> str:
+        cost = "cost unknown" if self.cost is None else str(self.cost)
+        return f"{self.requests} requests, {self.texts} texts, {self.tokens} tokens, {cost}"
+
+
+def _add_costs(one: Usage, other: Usage) -> Cost | None:
+    """Sums in one currency only; a sum with an unknown part is unknown, not too small."""
+    if not one.tokens:
+        return other.cost
+    if not other.tokens:
+        return one.cost
+    if one.cost is None or other.cost is None or one.cost.currency != other.cost.currency:
+        return None
+    return Cost(one.cost.amount + other.cost.amount, one.cost.currency)
+
+
+@dataclass(frozen=True, slots=True)
+class Embedding:
+    """One text's vectors, as `stream` yields them."""
+
+    index: int
+    """The text's position in the input, from 0."""
+    dense: list[float] | None = None
+    """`dimensions` floats, of unit length as served; None where only sparse was asked."""
+    sparse: SparseVector | None = None
+    """None where only dense was asked."""
+
+
+@dataclass(frozen=True, slots=True)
+class Embeddings:
+    """The vectors of all texts of one call, in the order of the texts."""
+
+    dense: list[list[float]] | None
+    """Shape (texts, dimensions); None where only sparse was asked."""
+    sparse: list[SparseVector] | None
+    """One for each text; None where only dense was asked."""
+    usage: Usage = field(default_factory=Usage)
+    """What this call was billed."""
+    request_ids: tuple[str, ...] = ()
+    """The service's ids of the answered requests: what its support asks for."""
+
+    def __len__(self) -> int:
+        return len(self.dense if self.dense is not None else self.sparse or [])
