@@ -1,1 +1,35 @@
-"""x."""
+"""Alibaba Cloud Model Studio (DashScope) text embeddings for LangChain, LlamaIndex and notebooks."""
+
+from dashscope_embeddings.client import EmbeddingClient
+from dashscope_embeddings.errors import (
+    AuthenticationError,
+    BadReply,
+    BadRequestError,
+    ConnectionFailed,
+    DashScopeError,
+    InvalidInput,
+    QuotaError,
+    RateLimitError,
+    ServerError,
+    ServiceError,
+)
+from dashscope_embeddings.vectors import Cost, Embedding, Embeddings, SparseVector, Usage
+
+__all__ = [
+    "AuthenticationError",
+    "BadReply",
+    "BadRequestError",
+    "ConnectionFailed",
+    "Cost",
+    "DashScopeError",
+    "Embedding",
+    "EmbeddingClient",
+    "Embeddings",
+    "InvalidInput",
+    "QuotaError",
+    "RateLimitError",
+    "ServerError",
+    "ServiceError",
+    "SparseVector",
+    "Usage",
+]

@@ -5,14 +5,12 @@ Nothing here was measured by this project. Prices are list prices without free q
 
 from __future__ import annotations
 
-import logging
 import threading
+import warnings
 from dataclasses import dataclass, replace
 from decimal import Decimal
 
 from dashscope_embeddings.vectors import Cost
-
-_log = logging.getLogger("dashscope_embeddings")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +47,8 @@ class Model:
     source: str
     seen: str
     """The day the source was read, YYYY-MM-DD."""
+    tokens_per_request: int | None = None
+    """Tokens that one request had better stay under; None: no page states a limit."""
     tokens_per_row_seen: int = 0
     """The highest limit that any source names, where sources disagree."""
     known: bool = True
@@ -93,6 +93,8 @@ MODELS: tuple[Model, ...] = (
         rows=20,
         tokens_per_row=128_000,
         tokens_per_row_seen=131_072,
+        # Third-party code, September 2026: requests above about 4,500 tokens hung without an error.
+        tokens_per_request=4_500,
         dimensions=(1024, 768, 512, 256),
         default_dimension=1024,
         sparse=True,
@@ -182,12 +184,12 @@ _warned_lock = threading.Lock()
 
 
 def warn_once(key: str, message: str) -> None:
-    """Log a warning the first time that this process meets `key`."""
+    """A `UserWarning` the first time that this process meets `key`."""
     with _warned_lock:
         if key in _warned:
             return
         _warned.add(key)
-    _log.warning(message)
+    warnings.warn(message, UserWarning, stacklevel=3)
 
 
 def model(name: str) -> Model:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
-from decimal import Decimal
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+    from decimal import Decimal
 
 TextType = Literal["query", "document"]
 """The role of a text: what a user asks with, or what is searched."""
@@ -26,6 +30,22 @@ class SparseVector:
 
     def __len__(self) -> int:
         return len(self.indices)
+
+    @classmethod
+    def merged(cls, weights: Iterable[tuple[int, float, str | None]]) -> SparseVector:
+        """From (index, value, token) in any order; of an index named twice the larger value stays."""
+        best: dict[int, tuple[float, str | None]] = {}
+        for index, value, token in weights:
+            if index not in best or value > best[index][0]:
+                best[index] = (value, token)
+        indices = sorted(best)
+        tokens = [token for index in indices if (token := best[index][1]) is not None]
+        return cls(indices, [best[i][0] for i in indices], tokens if len(tokens) == len(indices) else None)
+
+    def weights(self) -> Iterator[tuple[int, float, str | None]]:
+        """(index, value, token) of each entry, by index."""
+        tokens: Sequence[str | None] = self.tokens if self.tokens is not None else [None] * len(self.indices)
+        return zip(self.indices, self.values, tokens, strict=True)
 
     def as_dict(self) -> dict[int, float]:
         """Index to weight, the shape that Milvus and LlamaIndex take."""
@@ -107,3 +127,22 @@ class Embeddings:
 
     def __len__(self) -> int:
         return len(self.dense if self.dense is not None else self.sparse or [])
+
+
+def average(vectors: Sequence[list[float]], weights: Sequence[float]) -> list[float]:
+    """The weighted mean of some vectors, at unit length; one vector stays as it is."""
+    if len(vectors) == 1:
+        return vectors[0]
+    mean = [
+        math.fsum(weight * x for weight, x in zip(weights, column, strict=True))
+        for column in zip(*vectors, strict=True)
+    ]
+    norm = math.hypot(*mean)
+    return [x / norm for x in mean] if norm else mean
+
+
+def strongest(vectors: Sequence[SparseVector]) -> SparseVector:
+    """Each index with its largest weight in any of the vectors."""
+    if len(vectors) == 1:
+        return vectors[0]
+    return SparseVector.merged(weight for vector in vectors for weight in vector.weights())

@@ -1,0 +1,126 @@
+"""Outcomes of batches → vectors of texts, in the order of the texts; and the one error of a job."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from dashscope_embeddings.errors import DashScopeError, GivenUp, describe
+from dashscope_embeddings.vectors import Embedding, Embeddings, Usage, average, strongest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from dashscope_embeddings.catalogue import Price
+    from dashscope_embeddings.exchange import Outcome
+    from dashscope_embeddings.planning import Batch, Place
+    from dashscope_embeddings.vectors import Output
+
+
+class Assembly:
+    """Takes the outcomes of a job's batches in order and gives each text its vectors.
+
+    Keeps no more outcomes than later batches refer to, and counts what was billed.
+    """
+
+    def __init__(self, output: Output, price: Price | None) -> None:
+        self._output, self._price = output, price
+        self._outcomes: dict[int, Outcome] = {}
+        self._arrived: dict[int, Embedding] = {}
+        self._refused: dict[int, DashScopeError] = {}
+        self._stop: DashScopeError | None = None
+        self._taken = 0
+        self._given = 0
+        self._requests = self._texts = self._tokens = 0
+        self._request_ids: list[str] = []
+
+    @property
+    def usage(self) -> Usage:
+        """What the outcomes taken so far were billed."""
+        cost = None if self._price is None else self._price.of(self._tokens)
+        return Usage(self._requests, self._tokens, self._texts, cost)
+
+    @property
+    def failing(self) -> bool:
+        """Whether the job will end in an error."""
+        return self._stop is not None or bool(self._refused)
+
+    def take(self, batch: Batch, outcome: Outcome) -> None:
+        """Notes the texts that are complete with this batch, and those that will never be."""
+        self._outcomes[batch.number] = outcome
+        self._requests += outcome.requests
+        self._texts += outcome.texts
+        self._tokens += outcome.tokens
+        self._request_ids += outcome.request_ids
+        if self._stop is None or isinstance(self._stop, GivenUp):
+            self._stop = outcome.stop or self._stop
+        for place in batch.places:
+            self._taken += 1
+            if error := self._error(place):
+                self._refused[place.index] = error
+            elif (found := self._embedding(place)) is not None:
+                self._arrived[place.index] = found
+        for number in [number for number in self._outcomes if number < batch.oldest]:
+            del self._outcomes[number]
+
+    def _error(self, place: Place) -> DashScopeError | None:
+        """The service's refusal of this text; None also where the whole job failed."""
+        for part in place.parts:
+            outcome = self._outcomes[part.batch]
+            if (error := outcome.errors.get(part.row)) is not None and error is not outcome.stop:
+                return error
+        return None
+
+    def _embedding(self, place: Place) -> Embedding | None:
+        rows = [(self._outcomes[part.batch], part.row) for part in place.parts]
+        dense = [vector for outcome, row in rows if (vector := outcome.dense[row]) is not None]
+        sparse = [weights for outcome, row in rows if (weights := outcome.sparse[row]) is not None]
+        if len(rows) not in {len(dense), len(sparse)}:
+            return None
+        mean = average(dense, [part.weight for part in place.parts]) if dense else None
+        if mean is not None and place.repeated:
+            # Nobody who changes one text's list may find another's changed.
+            mean = list(mean)
+        return Embedding(place.index, mean, strongest(sparse) if sparse else None)
+
+    def ready(self) -> Iterator[Embedding]:
+        """The next texts in order, up to the first that is missing; each is given out once."""
+        while (found := self._arrived.pop(self._given, None)) is not None:
+            self._given += 1
+            yield found
+
+    def result(self, count: int) -> Embeddings:
+        """All vectors of a job of `count` texts.
+
+        Raises:
+            DashScopeError: not all arrived.
+        """
+        if self.failing:
+            raise self.error(count)
+        found = [self._arrived[index] for index in range(count)]
+        return Embeddings(
+            [e.dense for e in found if e.dense is not None] if "dense" in self._output else None,
+            [e.sparse for e in found if e.sparse is not None] if "sparse" in self._output else None,
+            self.usage,
+            tuple(self._request_ids),
+        )
+
+    def error(self, count: int | None = None) -> DashScopeError:
+        """The one error of a job: with what arrived and was not given out, naming what did not arrive."""
+        ended = self._taken if count is None else count
+        first = self._refused[min(self._refused)] if self._refused else None
+        cause = first if self._stop is None or (first and isinstance(self._stop, GivenUp)) else self._stop
+        if cause is None:
+            raise RuntimeError("a job without a failure has no error")
+        cause.partial = {index: shape(found, self._output) for index, found in sorted(self._arrived.items())}
+        cause.failed = [index for index in range(self._given, ended) if index not in self._arrived]
+        cause.reasons = {index: error.message for index, error in sorted(self._refused.items())}
+        named = sorted(self._refused) if cause is first else cause.failed
+        cause.message = f"{describe(named)} of {ended}: {cause.message}"
+        return cause
+
+
+def shape(found: Embedding, output: Output) -> Any:
+    """A text's vectors in the shape of the asked output: floats, a SparseVector, or both in an Embedding."""
+    if output == "dense":
+        return found.dense
+    return found.sparse if output == "sparse" else found

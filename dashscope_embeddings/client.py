@@ -1,0 +1,334 @@
+"""`EmbeddingClient`: texts in, vectors out, sync and async."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import hashlib
+import threading
+from collections.abc import AsyncIterable
+from typing import TYPE_CHECKING, Any, get_args
+
+from dashscope_embeddings import catalogue, limiter, planning
+from dashscope_embeddings.assembly import Assembly
+from dashscope_embeddings.drivers import Tasks, Threads
+from dashscope_embeddings.errors import InvalidInput
+from dashscope_embeddings.exchange import Terms, exchange
+from dashscope_embeddings.lengths import limits_of
+from dashscope_embeddings.sessions import Sessions
+from dashscope_embeddings.settings import Settings, address, find_key
+from dashscope_embeddings.vectors import Embedding, Embeddings, Output, TextType, Usage
+from dashscope_embeddings.wire import Ask
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterable, Iterator
+    from typing import TypeAlias
+
+    from pydantic import SecretStr
+
+    from dashscope_embeddings.exchange import Flow
+    from dashscope_embeddings.lengths import LongText
+    from dashscope_embeddings.planning import Batch
+    from dashscope_embeddings.wire import Protocol
+
+    Texts: TypeAlias = str | Iterable[str]
+
+_ON_THE_LOOP = 5_000
+"""More texts than this are checked in a thread, for the sake of the loop's other tasks."""
+
+
+class EmbeddingClient:
+    """Embeds texts with one model of one account. Safe to share between threads, tasks and event loops.
+
+    Args:
+        model: A model's name; the catalogue knows its limits, an unknown one works with cautious limits.
+        api_key: Else `DASHSCOPE_API_KEY`, the file that `DASHSCOPE_API_KEY_FILE_PATH` names, or
+            `~/.dashscope/api_key`.
+        dimensions: Floats in a dense vector; None: the model's default. `dimension` is the same.
+        instruct: What queries are for, in a sentence; sent with queries only.
+        protocol: "native", or "openai" for the OpenAI-compatible endpoint, without roles and sparse vectors.
+        region: Such as "cn-beijing" (default) or "ap-southeast-1"; a key belongs to one.
+        workspace: Its own host, `{workspace}.{region}.maas.aliyuncs.com`, is asked.
+        base_url: Another address: a root or anything pasted from the vendor's pages; "emulator" for none.
+        timeout: Seconds without an answer, or without more of it, before a request is tried again.
+        max_retries: Further tries of one request after network errors, 5xx and broken replies. Throttled
+            requests are tried for five minutes (or not at all with 0).
+        max_concurrency: Requests in flight at once in sync code, and as many in each event loop.
+        requests_per_minute: The account's quota, if known; without it the pace is found by itself.
+        tokens_per_minute: The same for tokens.
+        long_text: What to do with a text that is longer than the model takes: "error" names it; "truncate"
+            embeds its beginning; "average" embeds all of it in pieces and takes their length-weighted mean,
+            at unit length (for sparse vectors: each token's largest weight).
+        batch_size: At most so many texts a request; None: the model's limit.
+        tokens_per_request: At most about so many tokens a request; None: the model's limit, if it has one.
+        default_headers: Sent with every request.
+        http_client: Your `httpx.Client`, for proxies, certificates and the like; never closed by us.
+        http_async_client: Your `httpx.AsyncClient`; it belongs to one event loop.
+
+    Raises:
+        InvalidInput: a setting that cannot work, or no key.
+    """
+
+    def __init__(  # noqa: PLR0913 - every one a setting that a user may need; keywords but for the first
+        self,
+        model: str = catalogue.DEFAULT_MODEL,
+        *,
+        api_key: str | SecretStr | None = None,
+        dimensions: int | None = None,
+        dimension: int | None = None,
+        instruct: str | None = None,
+        protocol: Protocol = "native",
+        region: str | None = None,
+        workspace: str | None = None,
+        base_url: str | None = None,
+        timeout: float = 60.0,
+        max_retries: int = 6,
+        max_concurrency: int = 16,
+        requests_per_minute: float | None = None,
+        tokens_per_minute: float | None = None,
+        long_text: LongText = "error",
+        batch_size: int | None = None,
+        tokens_per_request: int | None = None,
+        default_headers: dict[str, str] | None = None,
+        http_client: Any = None,
+        http_async_client: Any = None,
+    ) -> None:
+        if dimension is not None and dimensions not in {None, dimension}:
+            raise InvalidInput(
+                f"dimensions={dimensions} and dimension={dimension} are two names of one thing"
+            )
+        place = address(protocol, region=region, workspace=workspace, base_url=base_url)
+        self._start(
+            Settings(
+                model=catalogue.model(model),
+                api_key=find_key(api_key, place),
+                address=place,
+                protocol=protocol,
+                dimensions=dimensions if dimensions is not None else dimension,
+                instruct=instruct or None,
+                timeout=timeout,
+                max_retries=max_retries,
+                max_concurrency=max_concurrency,
+                requests_per_minute=requests_per_minute,
+                tokens_per_minute=tokens_per_minute,
+                long_text=long_text,
+                batch_size=batch_size,
+                tokens_per_request=tokens_per_request,
+                headers=tuple((default_headers or {}).items()),
+            ),
+            http_client,
+            http_async_client,
+        )
+
+    def _start(self, settings: Settings, http_client: Any = None, http_async_client: Any = None) -> None:
+        self.settings = settings
+        self._portable = http_client is None and http_async_client is None
+        self._sessions = Sessions(settings, http_client, http_async_client)
+        self._threads = Threads(self._sessions, settings.max_concurrency)
+        self._tasks = Tasks(self._sessions, settings.max_concurrency)
+        self._limits = limits_of(settings.address.host, settings.model)
+        self._lock = threading.Lock()
+        self._usage = Usage()
+
+    @property
+    def usage(self) -> Usage:
+        """What all calls of this client were billed so far."""
+        return self._usage
+
+    # --- sync ---------------------------------------------------------------------------------------------
+
+    def embed(
+        self, texts: Texts, *, text_type: TextType = "document", output: Output = "dense"
+    ) -> Embeddings:
+        """All vectors at once: shape (texts, dimensions), in the order of the texts.
+
+        Args:
+            texts: A string, an open text file (a text a line), or any iterable of strings.
+            text_type: "query" for what a user asks with, "document" for what is searched.
+            output: "dense", "sparse" or "dense&sparse" (one request, billed once).
+
+        Raises:
+            InvalidInput: a text cannot be embedded; nothing was sent.
+            ServiceError, ConnectionFailed, BadReply: with `partial` (index → vector) and `failed`.
+        """
+        terms = self._terms(text_type, output)
+        checked = planning.checked(planning.texts_of(texts), self._limits, terms.long_text)
+        job, halt = self._job(output), threading.Event()
+        flows = self._flows(planning.batches(checked, self._plan(memory=None)), terms)
+        with self._counted(job), contextlib.closing(self._threads.window(flows, halt)) as outcomes:
+            for batch, outcome in outcomes:
+                job.take(batch, outcome)
+        return job.result(len(checked))
+
+    def stream(
+        self, texts: Texts, *, text_type: TextType = "document", output: Output = "dense"
+    ) -> Iterator[Embedding]:
+        """The vectors one by one, in order, in bounded memory however many texts there are.
+
+        Reads ahead by at most `max_concurrency` requests. Arguments and errors are those of `embed`; but a
+        bad text is found when it is read, and `partial` holds what had arrived and was not yet given out.
+        """
+        return self._stream(planning.texts_of(texts), self._terms(text_type, output))
+
+    def _stream(self, texts: Iterator[str], terms: Terms) -> Iterator[Embedding]:
+        checked = planning.checking(texts, self._limits, terms.long_text)
+        job, halt = self._job(terms.ask.output), threading.Event()
+        plan = self._plan(memory=self.settings.max_concurrency)
+        flows = self._flows(planning.batches(checked, plan), terms)
+        with self._counted(job), contextlib.closing(self._threads.window(flows, halt)) as outcomes:
+            for batch, outcome in outcomes:
+                job.take(batch, outcome)
+                if job.failing:
+                    halt.set()
+                yield from job.ready()
+        if job.failing:
+            raise job.error()
+
+    def close(self) -> None:
+        """Closes the connections of sync code. Without it they are closed when nobody holds the client."""
+        self._sessions.close()
+
+    # --- async --------------------------------------------------------------------------------------------
+
+    async def aembed(
+        self,
+        texts: Texts | AsyncIterable[str],
+        *,
+        text_type: TextType = "document",
+        output: Output = "dense",
+    ) -> Embeddings:
+        """`embed` for a running event loop; also takes an asynchronous iterable."""
+        terms = self._terms(text_type, output)
+        listed = [text async for text in texts] if isinstance(texts, AsyncIterable) else texts
+        check = functools.partial(planning.checked, planning.texts_of(listed), self._limits, terms.long_text)
+        big = isinstance(listed, list) and len(listed) > _ON_THE_LOOP
+        checked = await asyncio.to_thread(check) if big else check()
+        job, halt = self._job(output), asyncio.Event()
+        flows = self._aflows(planning.abatches(_each(checked), self._plan(memory=None)), terms)
+        with self._counted(job):
+            async with contextlib.aclosing(self._tasks.window(flows, halt)) as outcomes:
+                async for batch, outcome in outcomes:
+                    job.take(batch, outcome)
+        return job.result(len(checked))
+
+    def astream(
+        self,
+        texts: Texts | AsyncIterable[str],
+        *,
+        text_type: TextType = "document",
+        output: Output = "dense",
+    ) -> AsyncIterator[Embedding]:
+        """`stream` for a running event loop; also takes an asynchronous iterable."""
+        source = texts if isinstance(texts, AsyncIterable) else _each(planning.texts_of(texts))
+        return self._astream(source, self._terms(text_type, output))
+
+    async def _astream(self, texts: AsyncIterable[str], terms: Terms) -> AsyncIterator[Embedding]:
+        checked = planning.achecking(texts, self._limits, terms.long_text)
+        job, halt = self._job(terms.ask.output), asyncio.Event()
+        plan = self._plan(memory=self.settings.max_concurrency)
+        flows = self._aflows(planning.abatches(checked, plan), terms)
+        with self._counted(job):
+            async with contextlib.aclosing(self._tasks.window(flows, halt)) as outcomes:
+                async for batch, outcome in outcomes:
+                    job.take(batch, outcome)
+                    if job.failing:
+                        halt.set()
+                    for found in job.ready():
+                        yield found
+        if job.failing:
+            raise job.error()
+
+    async def aclose(self) -> None:
+        """Closes the connections of the running loop, and those of sync code."""
+        await self._sessions.aclose()
+
+    # --- both ---------------------------------------------------------------------------------------------
+
+    def _terms(self, text_type: TextType, output: Output) -> Terms:
+        settings = self.settings
+        _check_call(settings, text_type, output)
+        account = (
+            hashlib.sha256(settings.api_key.get_secret_value().encode()).digest(),
+            settings.address.host,
+            settings.model.name,
+        )
+        pace = limiter.shared(account, self._sessions.clock.now)
+        pace.tighten(settings.requests_per_minute, settings.tokens_per_minute)
+        dimension = settings.dimensions if settings.model.takes_dimension else None
+        ask = Ask(
+            protocol=settings.protocol,
+            model=settings.model.name,
+            text_type=text_type,
+            output=output,
+            dimension=dimension,
+            instruct=settings.instruct if text_type == "query" else None,
+            width=settings.dimensions or settings.model.default_dimension,
+        )
+        return Terms(
+            ask,
+            self._limits,
+            pace,
+            long_text=settings.long_text,
+            max_retries=settings.max_retries,
+            host=settings.address.host,
+            advice=settings.address.advice(),
+        )
+
+    def _plan(self, *, memory: int | None) -> planning.Plan:
+        settings = self.settings
+        return planning.Plan(
+            self._limits,
+            policy=settings.long_text,
+            rows=settings.batch_size,
+            tokens=settings.tokens_per_request,
+            memory=memory,
+        )
+
+    def _job(self, output: Output) -> Assembly:
+        return Assembly(output, self.settings.price)
+
+    def _flows(self, batches: Iterator[Batch], terms: Terms) -> Iterator[tuple[Batch, Flow]]:
+        return ((batch, exchange(batch.texts, terms)) for batch in batches)
+
+    def _aflows(self, batches: AsyncIterator[Batch], terms: Terms) -> AsyncIterator[tuple[Batch, Flow]]:
+        return ((batch, exchange(batch.texts, terms)) async for batch in batches)
+
+    @contextlib.contextmanager
+    def _counted(self, job: Assembly) -> Iterator[None]:
+        """Adds what the job was billed, however it ends."""
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._usage += job.usage
+
+    # --- copies and processes -----------------------------------------------------------------------------
+
+    def __getstate__(self) -> Settings:
+        if not self._portable:
+            raise InvalidInput(
+                "a client with an http_client of yours cannot be copied to another process: its sockets stay "
+                "here. Make it there, or set proxies and certificates by environment variables"
+            )
+        return self.settings
+
+    def __setstate__(self, settings: Settings) -> None:
+        self._start(settings)
+
+    def __repr__(self) -> str:
+        return f"EmbeddingClient(model={self.settings.model.name!r}, host={self.settings.address.host!r})"
+
+
+def _check_call(settings: Settings, text_type: str, output: str) -> None:
+    if text_type not in get_args(TextType):
+        raise InvalidInput(f'text_type={text_type!r}: expected "query" or "document"')
+    if output not in get_args(Output):
+        raise InvalidInput(f'output={output!r}: expected "dense", "sparse" or "dense&sparse"')
+    if output != "dense":
+        settings.check_sparse()
+
+
+async def _each(items: Iterable[str]) -> AsyncIterator[str]:
+    for item in items:
+        yield item

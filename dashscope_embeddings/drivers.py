@@ -1,0 +1,177 @@
+"""Two drivers, for threads and for tasks: they perform the steps of flows and decide nothing.
+
+Each has a window, which keeps some flows under way and gives back their outcomes in order. The halves mirror
+each other on purpose; whatever could differ between them belongs into the flow.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import os
+import threading
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, TypeVar
+
+from dashscope_embeddings.exchange import GIVEN_UP, Send
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator
+    from concurrent.futures import Future
+
+    from dashscope_embeddings.exchange import Answer, Flow, Outcome
+    from dashscope_embeddings.sessions import Sessions
+
+T = TypeVar("T")
+
+
+class Threads:
+    """Sync code: a lone flow on its caller's thread, several on a pool of the client's."""
+
+    def __init__(self, sessions: Sessions, most: int) -> None:
+        self._sessions, self._most = sessions, most
+        self._lock = threading.Lock()
+        self._pool: tuple[int, ThreadPoolExecutor] | None = None
+
+    def window(
+        self, flows: Iterator[tuple[T, Flow]], halt: threading.Event
+    ) -> Generator[tuple[T, Outcome], None, None]:
+        """The outcomes in order, with at most so many flows under way.
+
+        Once `halt` is set (an outcome that stops the job sets it), nothing more is started or sent; what was
+        in flight still comes back. An error of `flows` itself is raised after the outcomes before it.
+        """
+        troubles: list[Exception] = []
+        head = deque(pair for _ in range(2) if (pair := _next(flows, troubles)) is not None)
+        if len(head) == 1:
+            label, flow = head.popleft()
+            yield label, self.perform(flow, halt)
+        window: deque[tuple[T, Future[Outcome]]] = deque()
+        try:
+            while True:
+                while len(window) < self._most and not halt.is_set():
+                    pair = head.popleft() if head else _next(flows, troubles)
+                    if pair is None:
+                        break
+                    # In a copy of the caller's context, so that tracing and usage counters reach the thread.
+                    run = contextvars.copy_context().run
+                    window.append((pair[0], self._threads().submit(run, self.perform, pair[1], halt)))
+                if not window:
+                    break
+                label, future = window[0]
+                outcome = future.result()
+                window.popleft()
+                yield label, outcome
+        finally:
+            halt.set()
+            for _, future in window:
+                future.cancel()
+        if troubles:
+            raise troubles[0]
+
+    def perform(self, flow: Flow, halt: threading.Event) -> Outcome:
+        """One flow from its first step to its outcome, on this thread."""
+        answer: Answer = None
+        with self._sessions.slots():
+            try:
+                while True:
+                    step = flow.send(answer)
+                    if halt.is_set():
+                        answer = GIVEN_UP
+                    elif isinstance(step, Send):
+                        answer = self._sessions.post(step.body)
+                    else:
+                        answer = GIVEN_UP if self._sessions.clock.wait(halt, step.seconds) else None
+            except StopIteration as done:
+                outcome: Outcome = done.value
+            finally:
+                flow.close()
+        if outcome.stop is not None:
+            halt.set()
+        return outcome
+
+    def _threads(self) -> ThreadPoolExecutor:
+        """One pool a process: a forked child has none of its parent's threads."""
+        with self._lock:
+            if self._pool is None or self._pool[0] != os.getpid():
+                self._pool = os.getpid(), ThreadPoolExecutor(self._most, thread_name_prefix="dashscope")
+            return self._pool[1]
+
+
+class Tasks:
+    """Async code: a lone flow in its caller's task, several in tasks of their own."""
+
+    def __init__(self, sessions: Sessions, most: int) -> None:
+        self._sessions, self._most = sessions, most
+
+    async def window(
+        self, flows: AsyncIterator[tuple[T, Flow]], halt: asyncio.Event
+    ) -> AsyncGenerator[tuple[T, Outcome], None]:
+        """As `Threads.window`; when the caller is cancelled, so is every request in flight."""
+        troubles: list[Exception] = []
+        head: deque[tuple[T, Flow]] = deque()
+        while len(head) < 2 and (pair := await _anext(flows, troubles)) is not None:  # noqa: PLR2004 - a lone one
+            head.append(pair)
+        if len(head) == 1:
+            label, flow = head.popleft()
+            yield label, await self.perform(flow, halt)
+        window: deque[tuple[T, asyncio.Task[Outcome]]] = deque()
+        try:
+            while True:
+                while len(window) < self._most and not halt.is_set():
+                    pair = head.popleft() if head else await _anext(flows, troubles)
+                    if pair is None:
+                        break
+                    window.append((pair[0], asyncio.create_task(self.perform(pair[1], halt))))
+                if not window:
+                    break
+                label, task = window[0]
+                outcome = await task
+                window.popleft()
+                yield label, outcome
+        finally:
+            halt.set()
+            for _, task in window:
+                task.cancel()
+            await asyncio.gather(*(task for _, task in window), return_exceptions=True)
+        if troubles:
+            raise troubles[0]
+
+    async def perform(self, flow: Flow, halt: asyncio.Event) -> Outcome:
+        """One flow from its first step to its outcome, in this task."""
+        answer: Answer = None
+        async with await self._sessions.aslots():
+            try:
+                while True:
+                    step = flow.send(answer)
+                    if halt.is_set():
+                        answer = GIVEN_UP
+                    elif isinstance(step, Send):
+                        answer = await self._sessions.apost(step.body)
+                    else:
+                        answer = GIVEN_UP if await self._sessions.clock.await_(halt, step.seconds) else None
+            except StopIteration as done:
+                outcome: Outcome = done.value
+            finally:
+                flow.close()
+        if outcome.stop is not None:
+            halt.set()
+        return outcome
+
+
+def _next(items: Iterator[T], troubles: list[Exception]) -> T | None:
+    """The next item; None at the end, and where the source fails, whose error is kept for later."""
+    try:
+        return next(items, None)
+    except Exception as error:  # noqa: BLE001 - raised again once the outcomes before it are given out
+        troubles.append(error)
+        return None
+
+
+async def _anext(items: AsyncIterator[T], troubles: list[Exception]) -> T | None:
+    try:
+        return await anext(items, None)
+    except Exception as error:  # noqa: BLE001 - as in `_next`
+        troubles.append(error)
+        return None

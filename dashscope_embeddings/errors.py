@@ -1,0 +1,260 @@
+"""Everything that can go wrong, and what becomes of it.
+
+    DashScopeError
+    ├── InvalidInput             we refused a text or a setting; nothing was sent, nothing spent
+    ├── ServiceError             the service refused: status, code, request_id
+    │   ├── AuthenticationError    wrong key, wrong region, no access to the model or workspace
+    │   ├── QuotaError             only money helps: free quota gone, overdue, not purchased
+    │   ├── RateLimitError         throttled for longer than we were ready to wait
+    │   ├── BadRequestError        it will not take this request, however often it is sent
+    │   └── ServerError            it failed, again and again
+    ├── ConnectionFailed         no answer: refused, reset, timed out
+    └── BadReply                 an answer that breaks the contract: wrong count, width, order, numbers
+
+Raised from a job over many texts, an error carries what did arrive (`partial`) and names the rest (`failed`).
+None of these derives from ValueError: pydantic would wrap them and print the input, key included.
+"""
+
+from __future__ import annotations
+
+import enum
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+
+class Verdict(enum.Enum):
+    """What the flow does about a refusal."""
+
+    RETRY = "the same request again, after a pause"
+    THROTTLE = "the same request again, when the limiter says so"
+    CUT = "too many rows: the same texts in smaller requests"
+    SHORTEN = "a text is too long: find it; shorten it where that was asked for"
+    SPLIT = "the service refuses a text, or all: find out which"
+    STOP = "no request like this one will be taken: give up the job"
+
+
+class DashScopeError(Exception):
+    """Base of all errors of this package.
+
+    Texts never appear in messages, keys never appear anywhere.
+    """
+
+    verdict = Verdict.STOP
+
+    def __init__(self, message: str, *, request_id: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.request_id = request_id
+        """The service's id of the request, for its support; None where no reply came."""
+        self.partial: dict[int, Any] = {}
+        """Index of the text → its vectors, in the shape that was asked: all that arrived and was paid for."""
+        self.failed: list[int] = []
+        """Indices, in the caller's input, of the texts without vectors."""
+        self.reasons: dict[int, str] = {}
+        """Index → why, for texts that were refused for a reason of their own."""
+
+    def __str__(self) -> str:
+        if self.request_id is None:
+            return self.message
+        return f"{self.message} (request id {self.request_id})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # The default calls the class with str(self) alone, which loses or rejects the keyword arguments.
+        return _rebuild, (type(self), self.message, self.__dict__)
+
+
+def _rebuild(cls: type[DashScopeError], message: str, state: dict[str, Any]) -> DashScopeError:
+    error = cls.__new__(cls, message)
+    Exception.__init__(error, message)
+    error.__dict__.update(state)
+    return error
+
+
+class InvalidInput(DashScopeError):  # noqa: N818 - the name says what is wrong, as BadReply does
+    """A text or a setting that cannot work; found before anything was sent."""
+
+
+class ServiceError(DashScopeError):
+    """The service answered with a refusal."""
+
+    def __init__(  # noqa: PLR0913 - one argument for each fact of a refusal
+        self,
+        message: str,
+        *,
+        status: int,
+        code: str | None = None,
+        request_id: str | None = None,
+        retry_after: float | None = None,
+        verdict: Verdict = Verdict.STOP,
+        limit: int | None = None,
+    ) -> None:
+        super().__init__(message, request_id=request_id)
+        self.status = status
+        """HTTP status."""
+        self.code = code
+        """The service's own code, such as `InvalidApiKey`; None where the reply had none."""
+        self.retry_after = retry_after
+        """Seconds that the service asked to wait."""
+        self.verdict = verdict
+        self.limit = limit
+        """The limit that the message names: rows a request, or tokens a text."""
+
+
+class AuthenticationError(ServiceError):
+    """The key is wrong, belongs to another region, or may not use this model or workspace."""
+
+
+class QuotaError(ServiceError):
+    """Waiting does not help: the free quota is used up, a bill is overdue, or the model is not purchased."""
+
+
+class RateLimitError(ServiceError):
+    """Throttled for longer than a request is ready to wait."""
+
+
+class BadRequestError(ServiceError):
+    """The service will not take this request or this text."""
+
+
+class ServerError(ServiceError):
+    """The service failed on every try."""
+
+
+class ConnectionFailed(DashScopeError):  # noqa: N818 - the name is the event
+    """No answer came on any try: the host was not reached, or the connection broke or stalled."""
+
+    verdict = Verdict.RETRY
+
+
+class GivenUp(ConnectionFailed):
+    """A request that was not sent, because the job had failed elsewhere. Never the error that is raised."""
+
+    verdict = Verdict.STOP
+
+
+class BadReply(DashScopeError):  # noqa: N818 - the name is the event
+    """An answer that cannot be believed: rows missing, doubled or of the wrong width, numbers not finite."""
+
+    verdict = Verdict.RETRY
+
+
+# Sources, seen 2026-11-20: the vendor's pages (error codes, messages, best practices for rate limits) and
+# recorded replies. A code is looked up whole, then by its dotted beginnings.
+CODES: Mapping[str, tuple[type[ServiceError], Verdict]] = {
+    "InvalidApiKey": (AuthenticationError, Verdict.STOP),
+    "invalid_api_key": (AuthenticationError, Verdict.STOP),
+    "NOT AUTHORIZED": (AuthenticationError, Verdict.STOP),
+    "AccessDenied": (AuthenticationError, Verdict.STOP),
+    "access_denied": (AuthenticationError, Verdict.STOP),
+    "Model.AccessDenied": (AuthenticationError, Verdict.STOP),
+    "Workspace.AccessDenied": (AuthenticationError, Verdict.STOP),
+    "AccessDenied.Unpurchased": (QuotaError, Verdict.STOP),
+    "AllocationQuota.FreeTierOnly": (QuotaError, Verdict.STOP),
+    "Arrearage": (QuotaError, Verdict.STOP),
+    "CommodityNotPurchased": (QuotaError, Verdict.STOP),
+    "PostpaidBillOverdue": (QuotaError, Verdict.STOP),
+    "PrepaidBillOverdue": (QuotaError, Verdict.STOP),
+    "LimitRequests": (RateLimitError, Verdict.THROTTLE),
+    "Throttling": (RateLimitError, Verdict.THROTTLE),
+    # A tokens-a-minute limit here, and no matter of money as the same name is at OpenAI: the vendor's page
+    # on rate limits, and a third party's 188 of 188 that went through later.
+    "insufficient_quota": (RateLimitError, Verdict.THROTTLE),
+    "limit_burst_rate": (RateLimitError, Verdict.THROTTLE),
+    "limit_requests": (RateLimitError, Verdict.THROTTLE),
+    "BadRequest": (BadRequestError, Verdict.STOP),
+    "DataInspectionFailed": (BadRequestError, Verdict.SPLIT),
+    "data_inspection_failed": (BadRequestError, Verdict.SPLIT),
+    "InvalidParameter": (BadRequestError, Verdict.SPLIT),
+    "invalid_parameter_error": (BadRequestError, Verdict.SPLIT),
+    "ModelNotFound": (BadRequestError, Verdict.STOP),
+    "model_not_found": (BadRequestError, Verdict.STOP),
+    "model_not_supported": (BadRequestError, Verdict.STOP),
+    "InternalError": (ServerError, Verdict.RETRY),
+    "internal_error": (ServerError, Verdict.RETRY),
+    "InternalError.Algo.InvalidParameter": (BadRequestError, Verdict.SPLIT),
+}
+
+# Where the message decides, it does so by a part of it: wording and links around it have changed before.
+_MONEY = ("Free allocated quota exceeded", "free tier of the model has been exhausted")
+_WHOLE_REQUEST = ("dimension", "Model not exist", "url error", "text_type", "output_type", "encoding_format")
+_TOO_MANY_ROWS = re.compile(r"should not be larger than (\d+)")
+_TOO_LONG = re.compile(r"[Rr]ange of input length should be \[\d+, ?(\d+)\]")
+
+_LONGEST_MESSAGE = 500
+_BY_STATUS: Mapping[int, tuple[type[ServiceError], Verdict]] = {
+    400: (BadRequestError, Verdict.SPLIT),
+    401: (AuthenticationError, Verdict.STOP),
+    403: (AuthenticationError, Verdict.STOP),
+    408: (ServerError, Verdict.RETRY),
+    429: (RateLimitError, Verdict.THROTTLE),
+}
+_SERVER_STATUS = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """What a refusing reply says, whichever envelope it came in."""
+
+    status: int
+    code: str | None = None
+    message: str = ""
+    request_id: str | None = None
+    retry_after: float | None = None
+
+
+def from_reply(refusal: Refusal) -> ServiceError:
+    """The error that a refusing reply stands for, with the verdict on what to do about it."""
+    kind, verdict = _classify(refusal)
+    limit = None
+    if verdict is Verdict.SPLIT:
+        if found := _TOO_MANY_ROWS.search(refusal.message):
+            verdict, limit = Verdict.CUT, int(found[1])
+        elif found := _TOO_LONG.search(refusal.message):
+            verdict, limit = Verdict.SHORTEN, int(found[1])
+        elif refusal.code != "DataInspectionFailed" and any(p in refusal.message for p in _WHOLE_REQUEST):
+            verdict = Verdict.STOP
+    words = " ".join(refusal.message.split())[:_LONGEST_MESSAGE] or "the reply says nothing more"
+    return kind(
+        f"the service answered {refusal.status} {refusal.code or '(no code)'}: {words}",
+        status=refusal.status,
+        code=refusal.code,
+        request_id=refusal.request_id,
+        retry_after=refusal.retry_after,
+        verdict=verdict,
+        limit=limit,
+    )
+
+
+def _classify(refusal: Refusal) -> tuple[type[ServiceError], Verdict]:
+    if any(part in refusal.message for part in _MONEY):
+        return QuotaError, Verdict.STOP
+    by_code = _by_code(refusal.code)
+    by_status = _BY_STATUS.get(refusal.status)
+    if by_code is not None and by_code[0] is ServerError and by_status is not None:
+        # "InternalError.Algo" also comes with a 400, and then means the request.
+        by_code = None
+    if found := by_code or by_status:
+        return found
+    if refusal.status >= _SERVER_STATUS:
+        return ServerError, Verdict.RETRY
+    return BadRequestError, Verdict.STOP
+
+
+def _by_code(code: str | None) -> tuple[type[ServiceError], Verdict] | None:
+    while code:
+        if code in CODES:
+            return CODES[code]
+        code = code.rpartition(".")[0]
+    return None
+
+
+def describe(indices: Sequence[int]) -> str:
+    """Names up to five texts by index: "text 3" or "texts 3, 8, 9, 12, 40 and 7 more"."""
+    shown = 5
+    names = ", ".join(str(i) for i in indices[:shown])
+    more = f" and {len(indices) - shown} more" if len(indices) > shown else ""
+    return f"text {names}" if len(indices) == 1 else f"texts {names}{more}"

@@ -1,0 +1,117 @@
+"""How long texts are, what a model takes, and how a text is made to fit."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from dashscope_embeddings.catalogue import Model
+
+LongText = Literal["error", "truncate", "average"]
+"""What to do with a text that is longer than the model takes."""
+
+
+# --- how long a text is ------------------------------------------------------------------------------------
+
+_ASCII_PER_TOKEN = 4.0
+_TOKENS_PER_EXTRA_BYTE = 0.35
+_SURELY = 0.4
+
+
+def estimate(text: str) -> float:
+    """About how many tokens a text has.
+
+    No page names the tokenizer, so this is a rule of thumb: four ASCII characters a token; 0.7 for a Chinese
+    character (three bytes of UTF-8), as an old page of the vendor has it (33 Chinese characters, 22 tokens);
+    other scripts by their bytes too. The limiter learns how far off it is.
+    """
+    size = len(text)
+    if text.isascii():
+        return size / _ASCII_PER_TOKEN
+    extra = len(text.encode()) - size
+    return max(size - extra, 0) / _ASCII_PER_TOKEN + extra * _TOKENS_PER_EXTRA_BYTE
+
+
+@dataclass
+class Limits:
+    """What one model at one host takes: the catalogue's row, corrected by what the service says.
+
+    Shared by all clients of the process that ask the same model at the same host; limits only ever shrink.
+    """
+
+    rows: int
+    tokens_per_row: int
+    """No source, and no reply so far, allows more: where pages disagree the service decides."""
+    tokens_per_request: int | None
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    @classmethod
+    def of(cls, model: Model) -> Limits:
+        """The limits that the catalogue states."""
+        return cls(model.rows, model.tokens_per_row_limit, model.tokens_per_request)
+
+    def fewer_rows(self, most: int) -> None:
+        """The service said: at most so many texts a request."""
+        with self._lock:
+            self.rows = max(1, min(self.rows, most))
+
+    def shorter_rows(self, most: int) -> None:
+        """The service said: at most so many tokens a text."""
+        with self._lock:
+            self.tokens_per_row = max(1, min(self.tokens_per_row, most))
+
+    def surely_too_long(self, text: str) -> bool:
+        """Whether a text is too long even if our estimate is two and a half times too high."""
+        return estimate(text) * _SURELY > self.tokens_per_row
+
+
+_learned: dict[tuple[str, str], Limits] = {}
+_learned_lock = threading.Lock()
+
+
+def limits_of(host: str, model: Model) -> Limits:
+    """The process's limits for a model at a host."""
+    with _learned_lock:
+        return _learned.setdefault((host, model.name), Limits.of(model))
+
+
+# --- cutting long texts ------------------------------------------------------------------------------------
+
+_PIECE = 0.9
+"""Share of the limit that a piece aims at: a refusal costs a round trip."""
+_SEAMS = ("\n\n", "\n", "。", "! ", "? ", ". ", "；", "，", " ")
+
+
+def shorten(text: str, tokens: float) -> str:
+    """The beginning of a text, about so many tokens long, cut at a natural seam where one is near."""
+    keep = max(1, int(len(text) * tokens / max(estimate(text), 1.0)))
+    if keep >= len(text):
+        return text
+    nearest = keep - keep // 10
+    for seam in _SEAMS:
+        at = text.rfind(seam, nearest, keep)
+        if at != -1 and text[: at + len(seam)].strip():
+            return text[: at + len(seam)]
+    return text[:keep]
+
+
+def pieces(text: str, tokens: float) -> list[str]:
+    """The whole text in pieces of about so many tokens, none blank."""
+    found = []
+    while text:
+        piece = shorten(text, tokens)
+        text = text[len(piece) :]
+        if piece.strip():
+            found.append(piece)
+    return found
+
+
+def fitting(text: str, policy: LongText, tokens: float) -> list[str]:
+    """The rows that stand for a text: itself; or its beginning, or its pieces, where it is too long."""
+    if policy == "error" or estimate(text) <= tokens:
+        return [text]
+    if policy == "truncate":
+        return [shorten(text, tokens)]
+    return pieces(text, tokens * _PIECE)

@@ -1,0 +1,266 @@
+"""Texts → batches: refuses what cannot work before anything is spent, and cuts by rows and tokens.
+
+Equal texts are asked once, and every place of such a text names the same row. A long text may become several
+rows; its place then names all of them, with their weights.
+"""
+
+from __future__ import annotations
+
+import io
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from dashscope_embeddings.errors import InvalidInput, describe
+from dashscope_embeddings.lengths import estimate, fitting
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
+
+    from dashscope_embeddings.lengths import Limits, LongText
+
+# --- refusing bad input ------------------------------------------------------------------------------------
+
+
+def texts_of(source: object) -> Iterator[str]:
+    """The vendor's three inputs: one string, an open text file (a text a line), any iterable of strings.
+
+    Raises:
+        InvalidInput: it is none of these.
+    """
+    if isinstance(source, str):
+        yield source
+    elif isinstance(source, (io.RawIOBase, io.BufferedIOBase, bytes, bytearray)):
+        raise InvalidInput("texts must be strings: open the file in text mode, or decode the bytes first")
+    elif isinstance(source, io.TextIOBase):
+        for line in source:
+            yield line.rstrip("\r\n")
+    else:
+        try:
+            items = iter(source)  # type: ignore[call-overload] # what has no iterator is told so
+        except TypeError:
+            kind = type(source).__name__
+            raise InvalidInput(
+                f"texts must be a string, a file or an iterable of strings, not {kind}"
+            ) from None
+        yield from items
+
+
+def complaint(text: object, limits: Limits, policy: LongText) -> str | None:
+    """What is wrong with a text and what to do about it; None: nothing."""
+    if not isinstance(text, str):
+        return f"is {type(text).__name__}, not a string: embed str(…) or the field that holds the text"
+    if not text.strip():
+        return "is empty or blank: the service refuses such a text and its whole request; leave it out"
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            return (
+                f"holds a lone surrogate at character {error.start}, which UTF-8 cannot carry: decode its "
+                'source with errors="replace"'
+            )
+    if policy == "error" and limits.surely_too_long(text):
+        return (
+            f"is far longer ({len(text)} characters) than the model's {limits.tokens_per_row} tokens: split "
+            'it, or use long_text="truncate" or "average"'
+        )
+    return None
+
+
+def checked(texts: Iterable[str], limits: Limits, policy: LongText) -> list[str]:
+    """All texts, or one error that names every bad one, before anything is sent.
+
+    Raises:
+        InvalidInput: with `failed` and `reasons` filled.
+    """
+    good = list(texts)
+    complaints = {i: said for i, text in enumerate(good) if (said := complaint(text, limits, policy))}
+    if complaints:
+        raise refusal(complaints)
+    return good
+
+
+def checking(texts: Iterable[str], limits: Limits, policy: LongText) -> Iterator[str]:
+    """The texts one by one, for a source that may have no end.
+
+    Raises:
+        InvalidInput: at the first bad one.
+    """
+    for index, text in enumerate(texts):
+        if said := complaint(text, limits, policy):
+            raise refusal({index: said})
+        yield text
+
+
+async def achecking(texts: AsyncIterable[str], limits: Limits, policy: LongText) -> AsyncIterator[str]:
+    """`checking` of an asynchronous source."""
+    index = 0
+    async for text in texts:
+        if said := complaint(text, limits, policy):
+            raise refusal({index: said})
+        yield text
+        index += 1
+
+
+def refusal(complaints: dict[int, str]) -> InvalidInput:
+    """One error for all bad texts of a call."""
+    bad = sorted(complaints)
+    more = f" ({describe(bad)} cannot be embedded)" if len(bad) > 1 else ""
+    error = InvalidInput(f"text {bad[0]} {complaints[bad[0]]}{more}; nothing was sent")
+    error.failed = bad
+    error.reasons = {i: complaints[i] for i in bad}
+    return error
+
+
+# --- batches -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Where the vector of a text, or of a piece of it, will be: a batch by its number, and a row in it."""
+
+    batch: int
+    row: int
+    weight: float
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where one text's vectors will be."""
+
+    index: int
+    """The text's position in the input."""
+    parts: tuple[Part, ...]
+    """Rows of this batch or earlier ones; several where a long text was cut."""
+    repeated: bool = False
+    """Whether another text holds the same rows already."""
+
+
+@dataclass(slots=True)
+class Batch:
+    """What one request asks, and which texts are complete with it."""
+
+    number: int
+    texts: list[str] = field(default_factory=list)
+    tokens: float = 0.0
+    """Estimated."""
+    places: list[Place] = field(default_factory=list)
+    """In the order of the texts."""
+    oldest: int = 0
+    """No later batch refers to one before this number: their vectors may be let go."""
+
+
+_MOST_PLACES = 4096
+"""Texts that one batch may complete: an endless run of one text must still come out."""
+
+
+class Plan:
+    """Cuts checked texts, given one by one, into batches.
+
+    Equal texts that lie at most `memory` batches apart are asked once; None: however far apart.
+    """
+
+    def __init__(
+        self,
+        limits: Limits,
+        *,
+        policy: LongText = "error",
+        rows: int | None = None,
+        tokens: int | None = None,
+        memory: int | None = 0,
+    ) -> None:
+        self._limits, self._policy = limits, policy
+        self._rows, self._tokens = rows, tokens
+        self._memory = memory
+        self._seen: OrderedDict[str, Part] = OrderedDict()
+        self._batch = Batch(0)
+        self._ready: list[Batch] = []
+        self._count = 0
+
+    def add(self, text: str) -> list[Batch]:
+        """Takes the next text; gives the batches that are full with it."""
+        index, self._count = self._count, self._count + 1
+        known = self._seen.get(text)
+        if known is not None and known.batch >= self._horizon():
+            place = Place(index, (known,), repeated=True)
+        else:
+            rows = fitting(text, self._policy, self._limits.tokens_per_row)
+            first = self._batch.number + (1 if self._full(estimate(rows[0])) else 0)
+            place = Place(index, tuple(self._put(row, first) for row in rows))
+            if len(rows) == 1:
+                self._seen[text] = place.parts[0]
+                self._seen.move_to_end(text)
+        self._batch.places.append(place)
+        if len(self._batch.places) >= _MOST_PLACES:
+            self._close(self._batch.number + 1)
+        return self._given()
+
+    def finish(self) -> list[Batch]:
+        """The last batch, if any text is left."""
+        if self._batch.places:
+            self._close(self._batch.number + 1)
+        return self._given()
+
+    def _given(self) -> list[Batch]:
+        ready, self._ready = self._ready, []
+        return ready
+
+    def _horizon(self) -> int:
+        return 0 if self._memory is None else self._batch.number - self._memory
+
+    def _put(self, row: str, first: int) -> Part:
+        tokens = estimate(row)
+        if self._full(tokens):
+            self._close(first)
+        self._batch.texts.append(row)
+        self._batch.tokens += tokens
+        return Part(self._batch.number, len(self._batch.texts) - 1, float(len(row)))
+
+    def _full(self, tokens: float) -> bool:
+        budget = _smallest(self._tokens, self._limits.tokens_per_request)
+        if budget is not None and self._batch.texts and self._batch.tokens + tokens > budget:
+            return True
+        return len(self._batch.texts) >= min(self._rows or self._limits.rows, self._limits.rows)
+
+    def _close(self, first: int) -> None:
+        """`first`: the batch with the first piece of the text at hand, which its last piece refers to."""
+        done = self._batch
+        self._batch = Batch(done.number + 1)
+        done.oldest = min(first, self._horizon())
+        self._ready.append(done)
+        while self._seen and next(iter(self._seen.values())).batch < self._horizon():
+            self._seen.popitem(last=False)
+
+
+def _smallest(*values: int | None) -> int | None:
+    return min((value for value in values if value is not None), default=None)
+
+
+def batches(texts: Iterable[str], plan: Plan) -> Iterator[Batch]:
+    """Reads no further ahead than the next batch.
+
+    Raises:
+        InvalidInput, or what `texts` raises: after the batch of the texts before it.
+    """
+    try:
+        for text in texts:
+            yield from plan.add(text)
+    except Exception:
+        yield from plan.finish()
+        raise
+    yield from plan.finish()
+
+
+async def abatches(texts: AsyncIterable[str], plan: Plan) -> AsyncIterator[Batch]:
+    """`batches` of an asynchronous source."""
+    try:
+        async for text in texts:
+            for batch in plan.add(text):
+                yield batch
+    except Exception:
+        for batch in plan.finish():
+            yield batch
+        raise
+    for batch in plan.finish():
+        yield batch

@@ -1,0 +1,216 @@
+"""Owned httpx clients: one for sync code, one for each event loop, rebuilt in a forked child.
+
+With `client.py` the only place that touches httpx or a clock.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+import time
+import weakref
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import httpx
+
+from dashscope_embeddings import wire
+from dashscope_embeddings.errors import InvalidInput
+from dashscope_embeddings.exchange import Failure
+from dashscope_embeddings.wire import Reply
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Callable
+
+    from dashscope_embeddings.settings import Settings
+
+_IDLE = 30.0
+"""Seconds that an idle connection is kept: gateways drop them without a word after a minute or so."""
+_CONNECT = 10.0
+
+
+class Clock:
+    """Real time; tests put their own in its place."""
+
+    def now(self) -> float:
+        """Seconds on a clock that never goes back."""
+        return time.monotonic()
+
+    def wait(self, halt: threading.Event, seconds: float) -> bool:
+        """Lets time pass; True at once when the job is given up."""
+        return halt.wait(seconds)
+
+    async def await_(self, halt: asyncio.Event, seconds: float) -> bool:
+        """The same for a task."""
+        try:
+            await asyncio.wait_for(halt.wait(), seconds)
+        except asyncio.TimeoutError:
+            return False
+        return True
+
+
+@dataclass
+class _OfLoop:
+    """What belongs to one event loop."""
+
+    client: httpx.AsyncClient
+    slots: asyncio.Semaphore
+    keeper: AsyncGenerator[None, None] | None
+
+
+class Sessions:
+    """Posts bodies to the one endpoint of some settings, from any thread, loop or process."""
+
+    def __init__(self, settings: Settings, http_client: Any = None, http_async_client: Any = None) -> None:
+        self._settings = settings
+        self.clock = Clock()
+        self._users_client, self._users_async_client = http_client, http_async_client
+        self._url = settings.address.root + wire.path(settings.protocol)
+        if settings.address.is_emulator:
+            self._url = "http://emulator" + wire.path(settings.protocol)
+        self._lock = threading.Lock()
+        self._pid = os.getpid()
+        self._client: httpx.Client | None = None
+        self._slots = threading.BoundedSemaphore(settings.max_concurrency)
+        self._loops: dict[asyncio.AbstractEventLoop, _OfLoop] = {}
+        self._inherited: list[object] = []
+        self._closed = False
+
+    # --- sync ---------------------------------------------------------------------------------------------
+
+    def post(self, body: bytes) -> Reply | Failure:
+        """One request on the caller's thread."""
+        client = self._sync_client()
+        try:
+            reply = client.post(self._url, content=body, **self._options())
+        except httpx.RequestError as error:
+            return self._failure(error)
+        return Reply(reply.status_code, reply.headers, reply.content)
+
+    def slots(self) -> threading.BoundedSemaphore:
+        """Held by a batch from first try to end: never more than `max_concurrency` at once."""
+        self._guard()
+        return self._slots
+
+    def _sync_client(self) -> Any:
+        self._guard()
+        if self._users_client is not None:
+            return self._users_client
+        with self._lock:
+            if self._client is None:
+                self._client = httpx.Client(**self._construction())
+                weakref.finalize(self, _close_unless_forked, self._client, os.getpid())
+            return self._client
+
+    # --- async --------------------------------------------------------------------------------------------
+
+    async def apost(self, body: bytes) -> Reply | Failure:
+        """One request on the running loop."""
+        client = (await self._of_loop()).client
+        try:
+            reply = await client.post(self._url, content=body, **self._options())
+        except httpx.RequestError as error:
+            return self._failure(error)
+        return Reply(reply.status_code, reply.headers, reply.content)
+
+    async def aslots(self) -> asyncio.Semaphore:
+        """As `slots`, for the running loop."""
+        return (await self._of_loop()).slots
+
+    async def _of_loop(self) -> _OfLoop:
+        """The running loop's client and slots, made on first use; those of closed loops are let go."""
+        self._guard()
+        loop = asyncio.get_running_loop()
+        if (found := self._loops.get(loop)) is not None:
+            return found
+        with self._lock:
+            for dead in [known for known in self._loops if known.is_closed()]:
+                del self._loops[dead]
+        slots = asyncio.Semaphore(self._settings.max_concurrency)
+        if self._users_async_client is not None:
+            made = _OfLoop(self._users_async_client, slots, None)
+        else:
+            client = httpx.AsyncClient(**self._construction())
+            made = _OfLoop(client, slots, _closing(client))
+        with self._lock:
+            kept = self._loops.setdefault(loop, made)
+        if kept is made and made.keeper is not None:
+            # Once started, the loop itself runs the generator's end: when it shuts down, or when nobody
+            # refers to it any more. Neither `weakref.finalize` nor `__del__` could await the closing.
+            await anext(made.keeper)
+        return kept
+
+    # --- both ---------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Closes the sync client; asynchronous ones are closed by `aclose` or by the end of their loop."""
+        self._closed = True
+        if self._client is not None and os.getpid() == self._pid:
+            self._client.close()
+
+    async def aclose(self) -> None:
+        """Closes the running loop's client, and the sync one."""
+        self.close()
+        mine = self._loops.pop(asyncio.get_running_loop(), None)
+        if mine is not None and mine.keeper is not None:
+            await mine.keeper.aclose()
+
+    def _guard(self) -> None:
+        """Parent and child must not share sockets: over plain http each would read the other's replies."""
+        if self._closed:
+            raise InvalidInput("this EmbeddingClient is closed: make a new one")
+        if os.getpid() == self._pid:
+            return
+        if self._users_client is not None or self._users_async_client is not None:
+            raise InvalidInput(
+                "an http_client that was made before a fork shares its sockets with the parent process: make "
+                "the client, and this object, after the fork"
+            )
+        # Kept, not closed: closing would say goodbye on the parent's connections.
+        self._inherited += [self._client, self._loops]
+        self._lock = threading.Lock()
+        self._slots = threading.BoundedSemaphore(self._settings.max_concurrency)
+        self._client, self._loops, self._pid = None, {}, os.getpid()
+
+    def _options(self) -> dict[str, Any]:
+        settings = self._settings
+        key = settings.api_key.get_secret_value()
+        headers = {
+            **dict(settings.headers),
+            "Authorization": f"Bearer {key}",
+            "Content-Type": "application/json",
+            "Accept": "application/json",
+        }
+        if settings.address.workspace is not None:
+            headers["X-DashScope-WorkSpace"] = settings.address.workspace
+        timeout = httpx.Timeout(settings.timeout, connect=min(settings.timeout, _CONNECT))
+        return {"headers": headers, "timeout": timeout, "follow_redirects": False}
+
+    def _construction(self) -> dict[str, Any]:
+        most = self._settings.max_concurrency
+        limits = httpx.Limits(max_connections=most, max_keepalive_connections=most, keepalive_expiry=_IDLE)
+        if self._settings.address.is_emulator:
+            from dashscope_embeddings.emulator import in_process  # noqa: PLC0415 - for this one address alone
+
+            return {"transport": in_process().transport(), "limits": limits}
+        return {"limits": limits}
+
+    def _failure(self, error: httpx.RequestError) -> Failure:
+        if isinstance(error, httpx.TimeoutException):
+            return Failure(f"nothing within {self._settings.timeout:g} s ({type(error).__name__})")
+        hopeless = isinstance(error, (httpx.UnsupportedProtocol, httpx.LocalProtocolError))
+        hopeless = hopeless or "CERTIFICATE_VERIFY_FAILED" in str(error)
+        return Failure(f"{type(error).__name__}: {error}", retry=not hopeless)
+
+
+async def _closing(client: httpx.AsyncClient) -> AsyncGenerator[None, None]:
+    try:
+        yield
+    finally:
+        await client.aclose()
+
+
+def _close_unless_forked(client: httpx.Client, pid: int, getpid: Callable[[], int] = os.getpid) -> None:
+    if getpid() == pid:
+        client.close()
