@@ -44,8 +44,8 @@ class Assembly:
         """Whether the job will end in an error."""
         return self._stop is not None or bool(self._refused)
 
-    def take(self, batch: Batch, outcome: Outcome) -> None:
-        """Notes the texts that are complete with this batch, and those that will never be."""
+    def take(self, batch: Batch, outcome: Outcome) -> int:
+        """Notes the texts that are complete with this batch, and those that will never be; says how many."""
         self._outcomes[batch.number] = outcome
         self._requests += outcome.requests
         self._texts += outcome.texts
@@ -61,6 +61,7 @@ class Assembly:
                 self._arrived[place.index] = found
         for number in [number for number in self._outcomes if number < batch.oldest]:
             del self._outcomes[number]
+        return len(batch.places)
 
     def _error(self, place: Place) -> DashScopeError | None:
         """The service's refusal of this text; None also where the whole job failed."""
@@ -98,7 +99,7 @@ class Assembly:
             raise self.error(count)
         found = [self._arrived[index] for index in range(count)]
         return Embeddings(
-            [e.dense for e in found if e.dense is not None] if "dense" in self._output else None,
+            [e.dense for e in found if e.dense is not None],
             [e.sparse for e in found if e.sparse is not None] if "sparse" in self._output else None,
             self.usage,
             tuple(self._request_ids),

@@ -16,13 +16,13 @@ from dashscope_embeddings.drivers import Tasks, Threads
 from dashscope_embeddings.errors import InvalidInput
 from dashscope_embeddings.exchange import Terms, exchange
 from dashscope_embeddings.lengths import limits_of
-from dashscope_embeddings.sessions import Sessions
+from dashscope_embeddings.sessions import Given, Sessions
 from dashscope_embeddings.settings import Settings, address, find_key
 from dashscope_embeddings.vectors import Embedding, Embeddings, Output, TextType, Usage
 from dashscope_embeddings.wire import Ask
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterable, Iterator
     from typing import TypeAlias
 
     from pydantic import SecretStr
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from dashscope_embeddings.wire import Protocol
 
     Texts: TypeAlias = str | Iterable[str]
+    Progress: TypeAlias = Callable[[int], object]
 
 _ON_THE_LOOP = 5_000
 """More texts than this are checked in a thread, for the sake of the loop's other tasks."""
@@ -63,6 +64,7 @@ class EmbeddingClient:
         batch_size: At most so many texts a request; None: the model's limit.
         tokens_per_request: At most about so many tokens a request; None: the model's limit, if it has one.
         default_headers: Sent with every request.
+        rate_limiter: One of LangChain's or LlamaIndex's, asked before every request, besides our own pace.
         http_client: Your `httpx.Client`, for proxies, certificates and the like; never closed by us.
         http_async_client: Your `httpx.AsyncClient`; it belongs to one event loop.
 
@@ -91,6 +93,7 @@ class EmbeddingClient:
         batch_size: int | None = None,
         tokens_per_request: int | None = None,
         default_headers: dict[str, str] | None = None,
+        rate_limiter: Any = None,
         http_client: Any = None,
         http_async_client: Any = None,
     ) -> None:
@@ -117,19 +120,23 @@ class EmbeddingClient:
                 tokens_per_request=tokens_per_request,
                 headers=tuple((default_headers or {}).items()),
             ),
-            http_client,
-            http_async_client,
+            Given(http_client, http_async_client, rate_limiter),
         )
 
-    def _start(self, settings: Settings, http_client: Any = None, http_async_client: Any = None) -> None:
+    def _start(self, settings: Settings, given: Given) -> None:
         self.settings = settings
-        self._portable = http_client is None and http_async_client is None
-        self._sessions = Sessions(settings, http_client, http_async_client)
+        self._given = given
+        self._sessions = Sessions(settings, given)
         self._threads = Threads(self._sessions, settings.max_concurrency)
         self._tasks = Tasks(self._sessions, settings.max_concurrency)
         self._limits = limits_of(settings.address.host, settings.model)
         self._lock = threading.Lock()
         self._usage = Usage()
+
+    @property
+    def key(self) -> SecretStr | None:
+        """The key that was found; None where none is needed."""
+        return None if self.settings.address.is_emulator else self.settings.api_key
 
     @property
     def usage(self) -> Usage:
@@ -139,7 +146,12 @@ class EmbeddingClient:
     # --- sync ---------------------------------------------------------------------------------------------
 
     def embed(
-        self, texts: Texts, *, text_type: TextType = "document", output: Output = "dense"
+        self,
+        texts: Texts,
+        *,
+        text_type: TextType = "document",
+        output: Output = "dense",
+        progress: Progress | None = None,
     ) -> Embeddings:
         """All vectors at once: shape (texts, dimensions), in the order of the texts.
 
@@ -147,6 +159,7 @@ class EmbeddingClient:
             texts: A string, an open text file (a text a line), or any iterable of strings.
             text_type: "query" for what a user asks with, "document" for what is searched.
             output: "dense", "sparse" or "dense&sparse" (one request, billed once).
+            progress: Called with the number of texts that are done, whenever some are.
 
         Raises:
             InvalidInput: a text cannot be embedded; nothing was sent.
@@ -158,7 +171,9 @@ class EmbeddingClient:
         flows = self._flows(planning.batches(checked, self._plan(memory=None)), terms)
         with self._counted(job), contextlib.closing(self._threads.window(flows, halt)) as outcomes:
             for batch, outcome in outcomes:
-                job.take(batch, outcome)
+                done = job.take(batch, outcome)
+                if progress is not None:
+                    progress(done)
         return job.result(len(checked))
 
     def stream(
@@ -197,6 +212,7 @@ class EmbeddingClient:
         *,
         text_type: TextType = "document",
         output: Output = "dense",
+        progress: Progress | None = None,
     ) -> Embeddings:
         """`embed` for a running event loop; also takes an asynchronous iterable."""
         terms = self._terms(text_type, output)
@@ -209,7 +225,9 @@ class EmbeddingClient:
         with self._counted(job):
             async with contextlib.aclosing(self._tasks.window(flows, halt)) as outcomes:
                 async for batch, outcome in outcomes:
-                    job.take(batch, outcome)
+                    done = job.take(batch, outcome)
+                    if progress is not None:
+                        progress(done)
         return job.result(len(checked))
 
     def astream(
@@ -306,15 +324,15 @@ class EmbeddingClient:
     # --- copies and processes -----------------------------------------------------------------------------
 
     def __getstate__(self) -> Settings:
-        if not self._portable:
+        if self._given != Given():
             raise InvalidInput(
-                "a client with an http_client of yours cannot be copied to another process: its sockets stay "
-                "here. Make it there, or set proxies and certificates by environment variables"
+                "a client with an http_client or rate_limiter of yours cannot be copied to another process: "
+                "sockets and locks stay here. Make it there, or set proxies by environment variables"
             )
         return self.settings
 
     def __setstate__(self, settings: Settings) -> None:
-        self._start(settings)
+        self._start(settings, Given())
 
     def __repr__(self) -> str:
         return f"EmbeddingClient(model={self.settings.model.name!r}, host={self.settings.address.host!r})"

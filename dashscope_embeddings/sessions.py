@@ -50,6 +50,16 @@ class Clock:
         return True
 
 
+@dataclass(frozen=True)
+class Given:
+    """What the user brought: used as it is, never closed, rebuilt or copied."""
+
+    client: Any = None
+    async_client: Any = None
+    rate_limiter: Any = None
+    """LangChain's has `acquire` and `aacquire`, LlamaIndex's `acquire` and `async_acquire`."""
+
+
 @dataclass
 class _OfLoop:
     """What belongs to one event loop."""
@@ -62,10 +72,10 @@ class _OfLoop:
 class Sessions:
     """Posts bodies to the one endpoint of some settings, from any thread, loop or process."""
 
-    def __init__(self, settings: Settings, http_client: Any = None, http_async_client: Any = None) -> None:
+    def __init__(self, settings: Settings, given: Given) -> None:
         self._settings = settings
+        self._given = given
         self.clock = Clock()
-        self._users_client, self._users_async_client = http_client, http_async_client
         self._url = settings.address.root + wire.path(settings.protocol)
         if settings.address.is_emulator:
             self._url = "http://emulator" + wire.path(settings.protocol)
@@ -82,6 +92,8 @@ class Sessions:
     def post(self, body: bytes) -> Reply | Failure:
         """One request on the caller's thread."""
         client = self._sync_client()
+        if self._given.rate_limiter is not None:
+            self._given.rate_limiter.acquire()
         try:
             reply = client.post(self._url, content=body, **self._options())
         except httpx.RequestError as error:
@@ -95,8 +107,8 @@ class Sessions:
 
     def _sync_client(self) -> Any:
         self._guard()
-        if self._users_client is not None:
-            return self._users_client
+        if self._given.client is not None:
+            return self._given.client
         with self._lock:
             if self._client is None:
                 self._client = httpx.Client(**self._construction())
@@ -108,6 +120,8 @@ class Sessions:
     async def apost(self, body: bytes) -> Reply | Failure:
         """One request on the running loop."""
         client = (await self._of_loop()).client
+        if (limiter := self._given.rate_limiter) is not None:
+            await (limiter.aacquire() if hasattr(limiter, "aacquire") else limiter.async_acquire())
         try:
             reply = await client.post(self._url, content=body, **self._options())
         except httpx.RequestError as error:
@@ -128,8 +142,8 @@ class Sessions:
             for dead in [known for known in self._loops if known.is_closed()]:
                 del self._loops[dead]
         slots = asyncio.Semaphore(self._settings.max_concurrency)
-        if self._users_async_client is not None:
-            made = _OfLoop(self._users_async_client, slots, None)
+        if self._given.async_client is not None:
+            made = _OfLoop(self._given.async_client, slots, None)
         else:
             client = httpx.AsyncClient(**self._construction())
             made = _OfLoop(client, slots, _closing(client))
@@ -162,7 +176,7 @@ class Sessions:
             raise InvalidInput("this EmbeddingClient is closed: make a new one")
         if os.getpid() == self._pid:
             return
-        if self._users_client is not None or self._users_async_client is not None:
+        if self._given.client is not None or self._given.async_client is not None:
             raise InvalidInput(
                 "an http_client that was made before a fork shares its sockets with the parent process: make "
                 "the client, and this object, after the fork"

@@ -116,8 +116,8 @@ class Embedding:
 class Embeddings:
     """The vectors of all texts of one call, in the order of the texts."""
 
-    dense: list[list[float]] | None
-    """Shape (texts, dimensions); None where only sparse was asked."""
+    dense: list[list[float]]
+    """Shape (texts, dimensions); empty where only sparse was asked."""
     sparse: list[SparseVector] | None
     """One for each text; None where only dense was asked."""
     usage: Usage = field(default_factory=Usage)
@@ -126,7 +126,7 @@ class Embeddings:
     """The service's ids of the answered requests: what its support asks for."""
 
     def __len__(self) -> int:
-        return len(self.dense if self.dense is not None else self.sparse or [])
+        return len(self.dense if self.sparse is None else self.sparse)
 
 
 def average(vectors: Sequence[list[float]], weights: Sequence[float]) -> list[float]:

@@ -1,0 +1,55 @@
+"""The in-process face: httpx requests and responses, with broken connections as httpx's own exceptions."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import httpx
+
+from dashscope_embeddings.emulator.messages import Request, Response
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+def from_httpx(request: httpx.Request) -> Request:
+    """The core's request; the body must have been read, as MockTransport does."""
+    return Request(request.method, request.url.path, dict(request.headers.items()), request.content)
+
+
+def to_httpx(request: httpx.Request, response: Response) -> httpx.Response:
+    """The response, or what a client of a socket would meet in its place.
+
+    Raises:
+        httpx.TransportError: where the connection breaks.
+    """
+    broken = _broken(request, response)
+    if broken is not None:
+        raise broken
+    headers = {**response.headers, "content-length": str(len(response.body))}
+    return httpx.Response(response.status, headers=headers, content=response.body, request=request)
+
+
+def transport(handler: Callable[[httpx.Request], httpx.Response]) -> httpx.MockTransport:
+    """One transport for sync and async clients."""
+    return httpx.MockTransport(handler)
+
+
+def _broken(request: httpx.Request, response: Response) -> httpx.TransportError | None:
+    if response.ending == "unreachable":
+        return httpx.ConnectError("Connection refused", request=request)
+    if response.ending == "closed":
+        return httpx.RemoteProtocolError("Server disconnected without sending a response.", request=request)
+    if response.ending == "reset":
+        return httpx.ReadError("Connection reset by peer", request=request)
+    # An endless wait is no use to anybody in process: a stall ends at once even without a timeout.
+    patience = request.extensions.get("timeout", {}).get("read")
+    if response.ending == "stalled" or (patience is not None and response.wait > patience):
+        return httpx.ReadTimeout("The read operation timed out", request=request)
+    if response.ending == "cut":
+        return httpx.RemoteProtocolError(
+            "peer closed connection without sending complete message body "
+            f"(received {response.sent} bytes, expected {len(response.body)})",
+            request=request,
+        )
+    return None

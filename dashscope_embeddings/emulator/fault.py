@@ -1,0 +1,75 @@
+"""When a fault strikes."""
+
+from __future__ import annotations
+
+import math
+import random
+from dataclasses import KW_ONLY, dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from dashscope_embeddings.emulator.messages import Protocol, Response
+
+
+@dataclass(frozen=True)
+class Fault:
+    """When a fault strikes; subclasses say what it does. A bare one only lets requests pass."""
+
+    _: KW_ONLY
+    after: int = 0
+    """It strikes only when so many requests have been seen."""
+    times: int | None = None
+    """How often it strikes; None: once, or without end where `every`, `match` or `probability` choose."""
+    every: int | None = None
+    """Of the requests counted from `after`, only each k-th."""
+    match: str | None = None
+    """Only requests that hold a text with this in it."""
+    probability: float | None = None
+    """Only this share of requests, drawn from a generator that starts with `seed`."""
+    seed: int = 0
+
+    def due(self, number: int, texts: tuple[str, ...], struck: int, chance: random.Random) -> bool:
+        """Whether it strikes request `number`, counted from 1, having struck so often before."""
+        chosen = self.every is not None or self.match is not None or self.probability is not None
+        times = self.times if self.times is not None else math.inf if chosen else 1
+        if number <= self.after or struck >= times:
+            return False
+        if self.every is not None and (number - self.after) % self.every:
+            return False
+        if self.match is not None and not any(self.match in text for text in texts):
+            return False
+        return self.probability is None or chance.random() < self.probability
+
+    def refuse(self, protocol: Protocol, request_id: str) -> Response | None:
+        """A reply in place of the service's: nothing is computed or billed. None: the service answers."""
+        del protocol, request_id
+        return None
+
+    def spoil(self, response: Response) -> Response:
+        """What becomes of the service's own reply, which is billed."""
+        return response
+
+
+class Script:
+    """A list of faults and what each has done so far.
+
+    Args:
+        faults: at most one strikes a request, the first that is due.
+    """
+
+    def __init__(self, faults: Sequence[Fault]) -> None:
+        self.faults = tuple(faults)
+        self._seen = 0
+        self._struck = [0] * len(self.faults)
+        self._chances = [random.Random(fault.seed) for fault in self.faults]  # noqa: S311  (repeatable accidents)
+
+    def strike(self, texts: tuple[str, ...]) -> Fault | None:
+        """The fault that strikes the next request, which holds these texts."""
+        self._seen += 1
+        for place, fault in enumerate(self.faults):
+            if fault.due(self._seen, texts, self._struck[place], self._chances[place]):
+                self._struck[place] += 1
+                return fault
+        return None

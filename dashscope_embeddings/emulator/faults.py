@@ -1,0 +1,275 @@
+"""What can go wrong, as data: `Emulator(faults=[Throttle(times=3), Drop(after=10), Shuffle(every=2)])`.
+
+At most one fault strikes a request: the first of the list that is due. A list thus reads as a script,
+`[Throttle(), Drop(), Slow(2)]` being three requests' fate. Connections are broken by the faces: a socket
+really closes, the in-process transport raises what httpx would.
+"""
+
+from __future__ import annotations
+
+import gzip
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
+
+from dashscope_embeddings.emulator.fault import Fault
+from dashscope_embeddings.emulator.messages import Response
+from dashscope_embeddings.emulator.misreplies import (
+    DuplicateIndex,
+    ExtraFields,
+    IntegerComponents,
+    MissingUsage,
+    NoSparse,
+    NotFinite,
+    NullEmbedding,
+    Shuffle,
+    WrongCount,
+    WrongWidth,
+)
+from dashscope_embeddings.emulator.refusals import FREE_QUOTA, Refusal, invalid, throttled
+
+if TYPE_CHECKING:
+    from dashscope_embeddings.emulator.messages import Protocol
+
+__all__ = [
+    "Arrearage",
+    "Blocked",
+    "Drop",
+    "DuplicateIndex",
+    "ExtraFields",
+    "Fault",
+    "FreeQuotaExhausted",
+    "Garbage",
+    "Gzip",
+    "IntegerComponents",
+    "MissingUsage",
+    "NoSparse",
+    "NotFinite",
+    "NullEmbedding",
+    "Overdue",
+    "Redirect",
+    "RowRefused",
+    "Shuffle",
+    "Slow",
+    "Stall",
+    "Status",
+    "Throttle",
+    "TrailingBytes",
+    "Truncate",
+    "WrongContentType",
+    "WrongCount",
+    "WrongWidth",
+]
+
+
+@dataclass(frozen=True)
+class _Refusing(Fault, ABC):
+    """The service refuses."""
+
+    def refuse(self, protocol: Protocol, request_id: str) -> Response:
+        return self._refusal().response(protocol, request_id)
+
+    @abstractmethod
+    def _refusal(self) -> Refusal:
+        """What it says."""
+
+
+@dataclass(frozen=True)
+class Throttle(_Refusing):
+    """HTTP 429; `retry_after` seconds become a header, which the service has not been seen to send."""
+
+    retry_after: float | None = None
+    code: str = "Throttling.RateQuota"
+    message: str | None = None
+    """None: the service's words for the code."""
+    empty_body: bool = False
+
+    def refuse(self, protocol: Protocol, request_id: str) -> Response:  # noqa: D102
+        response = super().refuse(protocol, request_id)
+        headers = dict(response.headers)
+        if self.retry_after is not None:
+            headers["retry-after"] = f"{self.retry_after:g}"
+        return replace(response, headers=headers, body=b"" if self.empty_body else response.body)
+
+    def _refusal(self) -> Refusal:
+        return throttled(self.code, self.message)
+
+
+@dataclass(frozen=True)
+class FreeQuotaExhausted(_Refusing):
+    """The free tokens are used up: HTTP 429 as if throttled, or 403 where `only_free` was chosen."""
+
+    only_free: bool = False
+
+    def _refusal(self) -> Refusal:
+        if self.only_free:
+            words = "The free tier of the model has been exhausted."
+            return Refusal(403, "AllocationQuota.FreeTierOnly", words)
+        return throttled("Throttling.AllocationQuota", FREE_QUOTA)
+
+
+@dataclass(frozen=True)
+class Overdue(_Refusing):
+    """HTTP 429 for money: `PrepaidBillOverdue`, `PostpaidBillOverdue` or `CommodityNotPurchased`."""
+
+    code: str = "PrepaidBillOverdue"
+
+    def _refusal(self) -> Refusal:
+        return throttled(self.code)
+
+
+@dataclass(frozen=True)
+class Arrearage(_Refusing):
+    """The account owes money: HTTP 400."""
+
+    def _refusal(self) -> Refusal:
+        return Refusal(400, "Arrearage", "Access denied, please make sure your account is in good standing.")
+
+
+@dataclass(frozen=True)
+class Blocked(_Refusing):
+    """The content inspection refuses: give `match` to block a text wherever it is sent."""
+
+    def _refusal(self) -> Refusal:
+        words = "Input or output data may contain inappropriate content."
+        return Refusal(400, "DataInspectionFailed", words)
+
+
+@dataclass(frozen=True)
+class RowRefused(_Refusing):
+    """HTTP 400 `InvalidParameter` in given words: give `match` for a text that spoils its whole request."""
+
+    message: str = "Range of input length should be [1, 8192]"
+
+    def _refusal(self) -> Refusal:
+        return invalid(self.message)
+
+
+_SERVER_WORDS = {
+    500: ("InternalError", "Internal server error!"),
+    503: ("ServiceUnavailable", "Service temporarily unavailable, possibly overloaded or not ready."),
+}
+
+
+@dataclass(frozen=True)
+class Status(Fault):
+    """Any other status, with a JSON error, a proxy's HTML page, or nothing as its body."""
+
+    status: int = 500
+    code: str | None = None
+    """None: the service's code for this status, where one is known."""
+    message: str | None = None
+    body: Literal["json", "html", "empty"] = "json"
+
+    def refuse(self, protocol: Protocol, request_id: str) -> Response:  # noqa: D102
+        if self.body == "html":
+            page = f"<html><body><h1>{self.status}</h1></body></html>".encode()
+            return Response(self.status, page, {"content-type": "text/html"})
+        if self.body == "empty":
+            return Response(self.status, b"", {"x-request-id": request_id})
+        code, words = _SERVER_WORDS.get(self.status, _SERVER_WORDS[500])
+        return Refusal(self.status, self.code or code, self.message or words).response(protocol, request_id)
+
+
+@dataclass(frozen=True)
+class Redirect(Fault):
+    """A redirect to another address, which a key must not follow."""
+
+    location: str = "http://elsewhere.invalid/"
+    status: int = 307
+
+    def refuse(self, protocol: Protocol, request_id: str) -> Response:  # noqa: D102
+        del protocol
+        return Response(self.status, b"", {"location": self.location, "x-request-id": request_id})
+
+
+@dataclass(frozen=True)
+class Drop(Fault):
+    """The connection ends without a reply: closed, reset, or (in process only; else reset) never made."""
+
+    how: Literal["closed", "reset", "unreachable"] = "closed"
+    billed: bool = False
+    """Whether the work was done, and billed, before the reply got lost."""
+
+    def refuse(self, protocol: Protocol, request_id: str) -> Response | None:  # noqa: D102
+        del protocol, request_id
+        return None if self.billed else Response(0, b"", ending=self.how)
+
+    def spoil(self, response: Response) -> Response:  # noqa: D102
+        return replace(response, ending=self.how)
+
+
+@dataclass(frozen=True)
+class Slow(Fault):
+    """The reply comes late."""
+
+    seconds: float = 1.0
+
+    def spoil(self, response: Response) -> Response:  # noqa: D102
+        return replace(response, wait=self.seconds)
+
+
+@dataclass(frozen=True)
+class Stall(Fault):
+    """The reply never comes, or stops after a share of its body; the connection stays open."""
+
+    share: float = 0.0
+
+    def spoil(self, response: Response) -> Response:  # noqa: D102
+        return replace(response, ending="stalled", sent=int(len(response.body) * self.share))
+
+
+@dataclass(frozen=True)
+class Truncate(Fault):
+    """Only a share of the body comes, then the connection closes; `framed`: the length header fits it."""
+
+    share: float = 0.5
+    framed: bool = False
+
+    def spoil(self, response: Response) -> Response:  # noqa: D102
+        sent = int(len(response.body) * self.share)
+        if self.framed:
+            return replace(response, body=response.body[:sent])
+        return replace(response, ending="cut", sent=sent)
+
+
+@dataclass(frozen=True)
+class Garbage(Fault):
+    """HTTP 200 with a body that is no JSON."""
+
+    body: bytes = b"\x00\xff upstream connect error"
+
+    def spoil(self, response: Response) -> Response:  # noqa: D102
+        return replace(response, body=self.body)
+
+
+@dataclass(frozen=True)
+class TrailingBytes(Fault):
+    """Bytes after the JSON."""
+
+    extra: bytes = b"\n}"
+
+    def spoil(self, response: Response) -> Response:  # noqa: D102
+        return replace(response, body=response.body + self.extra)
+
+
+@dataclass(frozen=True)
+class WrongContentType(Fault):
+    """Good JSON under another content type, or none."""
+
+    content_type: str | None = "text/plain"
+
+    def spoil(self, response: Response) -> Response:  # noqa: D102
+        headers = {name: value for name, value in response.headers.items() if name != "content-type"}
+        if self.content_type is not None:
+            headers["content-type"] = self.content_type
+        return replace(response, headers=headers)
+
+
+@dataclass(frozen=True)
+class Gzip(Fault):
+    """The same reply, compressed."""
+
+    def spoil(self, response: Response) -> Response:  # noqa: D102
+        body = gzip.compress(response.body, mtime=0)
+        return replace(response, body=body, headers={**response.headers, "content-encoding": "gzip"})

@@ -1,0 +1,142 @@
+"""The service's refusals, in its own words and envelopes.
+
+Words and codes: https://docs.qwencloud.com/api-reference/preparation/error-messages and real replies quoted
+in public issues, read 2026-11-20. Where a text below is this emulator's guess, the line says so.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Literal
+
+from dashscope_embeddings.emulator.messages import Response
+
+if TYPE_CHECKING:
+    from dashscope_embeddings.emulator.messages import Protocol
+
+Origin = Literal["gateway", "algorithm"]
+"""Who refuses: the compatible protocol words and wraps the two differently."""
+
+_PREFIX = "<400> InternalError.Algo.InvalidParameter: "
+
+_COMPATIBLE_CODES = {
+    "InvalidApiKey": "invalid_api_key",
+    "ModelNotFound": "model_not_found",
+    "AccessDenied": "access_denied",
+    "InternalError": "internal_error",
+    "LimitRequests": "limit_requests",
+    "Throttling.RateQuota": "limit_requests",
+    "Throttling.AllocationQuota": "insufficient_quota",
+    "Throttling.BurstRate": "limit_burst_rate",
+    # Not documented for the compatible protocol: a guess in its style.
+    "NotFound": "not_found",
+    "BadRequest.EmptyInput": "invalid_parameter_error",
+    "BadRequest.EmptyModel": "invalid_parameter_error",
+    "BadRequest.IllegalInput": "invalid_parameter_error",
+}
+_COMPATIBLE_MESSAGES = {
+    "InvalidApiKey": "Incorrect API key provided. ",
+    "Throttling.RateQuota": "You exceeded your current requests list.",
+    "Throttling.AllocationQuota": "You exceeded your current quota, check your plan and billing details",
+}
+THROTTLES = {
+    "Throttling.RateQuota": "Requests rate limit exceeded, please try again later.",
+    "LimitRequests": "You exceeded your current requests list.",
+    "Throttling.AllocationQuota": "Allocated quota exceeded, please increase your quota limit.",
+    "Throttling.BurstRate": (
+        "Request rate increased too quickly. To ensure system stability, please adjust your client logic to "
+        "scale requests more smoothly over time."
+    ),
+    "Throttling": "Requests throttling triggered.",
+    "CommodityNotPurchased": "Commodity has not purchased yet.",
+    "PrepaidBillOverdue": "The prepaid bill is overdue.",
+    "PostpaidBillOverdue": "The postpaid bill is overdue.",
+}
+"""Codes that come with HTTP 429, and their words; the last three's words are a guess."""
+FREE_QUOTA = "Free allocated quota exceeded."
+
+
+class Refusal(Exception):  # noqa: N818  (an answer of the service, not an error of this program)
+    """The service refuses a request.
+
+    Args:
+        status: the HTTP status.
+        code: the native code; the compatible one follows from it.
+        message: the native words.
+        origin: `algorithm` wraps the words as the model's own server does in the compatible protocol.
+        reworded: whether the compatible protocol says it in other words, where such are known.
+    """
+
+    def __init__(
+        self, status: int, code: str, message: str, origin: Origin = "gateway", *, reworded: bool = True
+    ) -> None:
+        super().__init__(status, code, message)
+        self.status, self.code, self.message = status, code, message
+        self.origin, self.reworded = origin, reworded
+
+    def response(self, protocol: Protocol, request_id: str) -> Response:
+        """The reply in the envelope of the protocol."""
+        if protocol == "native":
+            body: dict[str, object] = {"code": self.code, "message": self.message, "request_id": request_id}
+        else:
+            body = self._compatible(request_id)
+        return Response(self.status, to_json(body), json_headers(request_id))
+
+    def _compatible(self, request_id: str) -> dict[str, object]:
+        code = _COMPATIBLE_CODES.get(self.code, self.code)
+        if self.origin == "algorithm":
+            error = {"message": _PREFIX + self.message, "type": code, "param": None, "code": code}
+            return {"error": error, "id": request_id, "request_id": request_id}
+        message = _COMPATIBLE_MESSAGES.get(self.code, self.message) if self.reworded else self.message
+        # Throttles and arrears repeat the code as type; the key's refusal, in the documents, has no id.
+        repeats = self.status == 429 or code == "Arrearage"  # noqa: PLR2004
+        error = {
+            "message": message,
+            "type": code if repeats else "invalid_request_error" if self.status < 500 else code,  # noqa: PLR2004
+            "param": None,
+            "code": code,
+        }
+        return {"error": error} if self.status == 401 else {"error": error, "request_id": request_id}  # noqa: PLR2004
+
+
+def to_json(body: object) -> bytes:
+    """JSON as the service writes it: no spaces, text unescaped where UTF-8 can hold it."""
+    text = json.dumps(body, ensure_ascii=False, separators=(",", ":"))
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        return json.dumps(body, separators=(",", ":")).encode()
+
+
+def json_headers(request_id: str) -> dict[str, str]:
+    """Headers of every JSON reply."""
+    return {"content-type": "application/json", "x-request-id": request_id}
+
+
+def invalid(message: str) -> Refusal:
+    """What the model's own server refuses."""
+    return Refusal(400, "InvalidParameter", message, "algorithm")
+
+
+def wrong_key() -> Refusal:
+    """A missing key too: the documents do not part the two."""
+    return Refusal(401, "InvalidApiKey", "Invalid API-key provided.")
+
+
+def no_such_path() -> Refusal:
+    """The documents do not say what an unknown path gets: a guess."""
+    return Refusal(404, "NotFound", "The requested path does not exist.")
+
+
+def no_such_model(protocol: Protocol, name: str) -> Refusal:
+    """A model that does not exist, or that this key may not use."""
+    if protocol == "native":
+        return Refusal(404, "ModelNotFound", "Model can not be found.")
+    message = f"The model {name} does not exist or you do not have access to it."
+    return Refusal(404, "ModelNotFound", message)
+
+
+def throttled(code: str = "Throttling.RateQuota", message: str | None = None) -> Refusal:
+    """HTTP 429 with one of the codes of `THROTTLES`, or any other."""
+    words = THROTTLES.get(code, "Too many requests.") if message is None else message
+    return Refusal(429, code, words, reworded=message is None)

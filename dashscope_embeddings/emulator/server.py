@@ -1,0 +1,199 @@
+"""The socket face: HTTP/1.1 on 127.0.0.1, one thread a connection."""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import struct
+import threading
+from contextlib import contextmanager, suppress
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler
+from socketserver import TCPServer, ThreadingMixIn
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from dashscope_embeddings.emulator.messages import Request, Response
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import TracebackType
+
+    from dashscope_embeddings.emulator.service import Emulator
+
+
+class Server:
+    """An emulator at an address of this machine, until it is closed; also a context manager.
+
+    Args:
+        emulator: what answers.
+        port: 0 takes a free one.
+        latency: seconds that every reply takes; may be changed while it runs.
+    """
+
+    def __init__(self, emulator: Emulator, port: int = 0, latency: float = 0.0) -> None:
+        self.emulator = emulator
+        self.latency = latency
+        self._connections = _Gauge()
+        self._in_flight = _Gauge()
+        self._closing = threading.Event()
+        self._sockets: set[socket.socket] = set()
+        self._lock = threading.Lock()
+        self._tcp = _ThreadingServer(("127.0.0.1", port), _handler_for(self))
+        self._thread = threading.Thread(
+            target=self._tcp.serve_forever, args=(0.02,), name="dashscope-emulator", daemon=True
+        )
+        self._thread.start()
+
+    @property
+    def url(self) -> str:
+        """The root, to which both protocols' paths are joined."""
+        host, port = self._tcp.server_address[:2]
+        return f"http://{host!s}:{port}"
+
+    @property
+    def peak_connections(self) -> int:
+        """The most connections that were open at the same time."""
+        return self._connections.peak
+
+    @property
+    def peak_in_flight(self) -> int:
+        """The most requests that were being answered at the same time."""
+        return self._in_flight.peak
+
+    def close(self) -> None:
+        """Stop listening and cut every connection; a second call does nothing."""
+        if self._closing.is_set():
+            return
+        self._closing.set()
+        self._tcp.shutdown()
+        self._thread.join()
+        self._tcp.server_close()
+        with self._lock:
+            sockets = list(self._sockets)
+        for connection in sockets:
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+
+    def __enter__(self) -> Server:  # noqa: PYI034  (Self is in typing from Python 3.11 on)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<Server {self.url}>"
+
+    @contextmanager
+    def connected(self, connection: socket.socket) -> Iterator[None]:
+        """Count a connection while it lasts."""
+        with self._lock:
+            self._sockets.add(connection)
+        try:
+            with self._connections:
+                yield
+        finally:
+            with self._lock:
+                self._sockets.discard(connection)
+
+    def answer(self, request: Request) -> Response:
+        """The emulator's answer, after the time that it takes."""
+        with self._in_flight:
+            response = self.emulator.answer(request)
+            pause = self.latency + response.wait
+            if pause > 0:
+                self._closing.wait(pause)
+            return response
+
+    def stall(self, connection: socket.socket) -> None:
+        """Keep silent until the other side gives up or the server closes."""
+        with self._in_flight:
+            while not self._closing.wait(0.02):
+                if select.select([connection], [], [], 0)[0] and not connection.recv(1, socket.MSG_PEEK):
+                    return
+
+
+class _Gauge:
+    """How many are inside now, and the most that ever were."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._now = 0
+        self.peak = 0
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._now += 1
+            self.peak = max(self.peak, self._now)
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._now -= 1
+
+
+class _ThreadingServer(ThreadingMixIn, TCPServer):
+    """Not http.server's own class, whose constructor asks the name service for this machine's name."""
+
+    daemon_threads = True
+    block_on_close = False
+    allow_reuse_address = True
+    request_queue_size = 512
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A client that hangs up is none of the server's errors."""
+
+
+def _handler_for(server: Server) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True
+
+        def handle(self) -> None:
+            with server.connected(self.connection), suppress(ConnectionError):
+                super().handle()
+
+        def do_POST(self) -> None:
+            length = int(self.headers.get("content-length") or 0)
+            headers = {name.lower(): value for name, value in self.headers.items()}
+            request = Request(
+                self.command, urlsplit(self.path).path, headers, self.rfile.read(length) if length else b""
+            )
+            self._perform(server.answer(request))
+
+        do_GET = do_PUT = do_DELETE = do_PATCH = do_POST  # noqa: N815
+
+        def _perform(self, response: Response) -> None:
+            self.close_connection = response.ending != "whole" or self.close_connection
+            if response.ending == "closed":
+                return
+            if response.ending in ("reset", "unreachable"):
+                # Lingering for zero seconds makes close() send a reset instead of a farewell.
+                linger = struct.pack("hh" if os.name == "nt" else "ii", 1, 0)
+                self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+                # Else socketserver would say farewell by a shutdown of its own.
+                self.connection.close()
+                return
+            body = response.body if response.ending == "whole" else response.body[: response.sent]
+            if response.ending != "stalled" or body:
+                self.wfile.write(_head(response) + body)
+            if response.ending == "stalled":
+                server.stall(self.connection)
+
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+            """The emulator keeps its own log."""
+
+    return Handler
+
+
+def _head(response: Response) -> bytes:
+    try:
+        phrase = HTTPStatus(response.status).phrase
+    except ValueError:
+        phrase = ""
+    lines = [f"HTTP/1.1 {response.status} {phrase}"]
+    lines += [f"{name}: {value}" for name, value in response.headers.items()]
+    lines += [f"content-length: {len(response.body)}", "", ""]
+    return "\r\n".join(lines).encode("latin-1")

@@ -1,0 +1,345 @@
+"""The service on this machine: from a request to a response, without a socket and without waiting."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import math
+import os
+import threading
+import time
+import uuid
+import weakref
+from collections import deque
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from dashscope_embeddings import catalogue
+from dashscope_embeddings.emulator import embedding, faces, meaning, refusals
+from dashscope_embeddings.emulator.fault import Fault, Script
+from dashscope_embeddings.emulator.messages import Asked, Protocol, Request, Response
+from dashscope_embeddings.emulator.quota import OverQuota, Quota
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    import httpx
+
+    from dashscope_embeddings.emulator.server import Server
+
+_PROTOCOLS: dict[str, Protocol] = {
+    embedding.NATIVE_PATH: "native",
+    embedding.COMPATIBLE_PATH: "openai",
+}
+_emulators: weakref.WeakSet[Emulator] = weakref.WeakSet()
+
+
+class Emulator:
+    """The text embedding service, native and OpenAI-compatible, as its documents describe it.
+
+    Give it to httpx as `httpx.MockTransport(emulator)` or `emulator.transport()`, or `serve()` it on this
+    machine. All methods may be called from any thread.
+
+    Args:
+        api_key: the only key that is let in; None: any key is.
+        key_required: False lets requests without a key in.
+        models: what is on offer; any other model is unknown.
+        rows: texts a request may hold, for all models; None: as each model's row in the catalogue says.
+        tokens_per_row: tokens a text may have, likewise.
+        requests_per_second: quota of each model; None: no limit. The tighter of this and the next counts.
+        requests_per_minute: quota of each model; None: no limit.
+        tokens_per_minute: quota of each model; None: no limit.
+        window: seconds over which quotas are enforced.
+        retry_after: whether a refusal for a quota says in a header when to come again.
+        faults: what shall go wrong.
+        clock: gives seconds; for quotas and the log.
+        log: how many requests `asked` keeps, the latest; None: all.
+    """
+
+    def __init__(  # noqa: PLR0913  (each is an independent property of the service)
+        self,
+        *,
+        api_key: str | None = None,
+        key_required: bool = True,
+        models: Iterable[catalogue.Model] = catalogue.MODELS,
+        rows: int | None = None,
+        tokens_per_row: int | None = None,
+        requests_per_second: float | None = None,
+        requests_per_minute: float | None = None,
+        tokens_per_minute: float | None = None,
+        window: float = 1.0,
+        retry_after: bool = False,
+        faults: Sequence[Fault] = (),
+        clock: Callable[[], float] = time.monotonic,
+        log: int | None = None,
+    ) -> None:
+        self._key = None if api_key is None else _fingerprint(api_key)
+        self._key_required = key_required
+        self._models = {model.name: _limited(model, rows, tokens_per_row) for model in models}
+        if requests_per_second is not None:
+            requests_per_minute = min(requests_per_second * 60, requests_per_minute or float("inf"))
+        self._quota_settings = (requests_per_minute, tokens_per_minute, window)
+        self._retry_after = retry_after
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._asked: deque[Asked] = deque(maxlen=log)
+        self._script = Script(faults)
+        self.clear()
+        _emulators.add(self)
+
+    def __repr__(self) -> str:
+        return f"<Emulator: {self.requests} requests, {self.billed_texts} texts billed>"
+
+    # Faces
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        """Answer an httpx request, as the handler of an `httpx.MockTransport`.
+
+        Raises:
+            httpx.TransportError: where a fault breaks the connection or outlasts the request's read timeout.
+        """
+        return faces.to_httpx(request, self.answer(faces.from_httpx(request)))
+
+    def transport(self) -> httpx.MockTransport:
+        """A transport for `httpx.Client` and `httpx.AsyncClient`; a slow reply is never really waited for."""
+        return faces.transport(self)
+
+    def serve(self, port: int = 0, *, latency: float = 0.0) -> Server:
+        """Serve it on 127.0.0.1 until the returned server is closed.
+
+        Args:
+            port: 0 takes a free one.
+            latency: seconds that every reply takes.
+        """
+        from dashscope_embeddings.emulator.server import Server  # noqa: PLC0415  (sockets only for who wants them)
+
+        return Server(self, port, latency)
+
+    # What it was asked
+
+    @property
+    def asked(self) -> list[Asked]:
+        """The requests of the log, in the order of their answers."""
+        with self._lock:
+            return list(self._asked)
+
+    @property
+    def keys_seen(self) -> frozenset[str]:
+        """SHA-256 of every key that came along, in hex: never the key."""
+        with self._lock:
+            return frozenset(self._keys)
+
+    def clear(self) -> None:
+        """Forget all requests: the log, the counts, the quotas' windows, and what faults have done."""
+        with self._lock:
+            self._asked.clear()
+            self._keys: set[str] = set()
+            self._quotas: dict[str, Quota] = {}
+            self._script = Script(self._script.faults)
+            self.requests = 0
+            """Requests that came, refused ones too."""
+            self.billed_requests = 0
+            self.billed_texts = 0
+            self.billed_tokens = 0
+
+    @property
+    def faults(self) -> tuple[Fault, ...]:
+        """What shall go wrong; setting it starts their counts anew, with the next request as the first."""
+        return self._script.faults
+
+    @faults.setter
+    def faults(self, faults: Sequence[Fault]) -> None:
+        with self._lock:
+            self._script = Script(faults)
+
+    # What it would answer
+
+    def dense(  # noqa: D417  (the others are the service's own parameters)
+        self,
+        text: str,
+        *,
+        model: str = catalogue.DEFAULT_MODEL,
+        text_type: str = "document",
+        dimension: int | None = None,
+        instruct: str = "",
+    ) -> list[float]:
+        """The dense vector that a client must get for a text; nothing is logged or billed.
+
+        Args:
+            text_type: `query` for what the compatible protocol gives.
+        """
+        size = dimension or self._models[model].default_dimension or 1024
+        instruct = instruct if text_type == "query" else ""
+        vector = meaning.dense(text, model=model, text_type=text_type, dimension=size, instruct=instruct)
+        return [float(number) for number in json.loads(meaning.text_of(vector))]
+
+    def sparse(
+        self, text: str, *, model: str = catalogue.DEFAULT_MODEL, text_type: str = "document"
+    ) -> list[meaning.Token]:
+        """The sparse vector that a client must get for a text, in the service's order: that of the text."""
+        return meaning.sparse(text, model=model, text_type=text_type)
+
+    # The core
+
+    def answer(self, request: Request) -> Response:
+        """Answer one request: check the path, faults, the key, the body, the quota, in this order."""
+        request_id = str(uuid.uuid4())
+        protocol = _PROTOCOLS.get(request.path) if request.method == "POST" else None
+        body = _object(request.body)
+        sent = embedding.look(protocol, body or {}) if protocol is not None else embedding.Sent(None, None)
+        now = self._clock()
+        fault = self._strike(sent.texts)
+        response = fault.refuse(protocol or "native", request_id) if fault is not None else None
+        tokens = 0
+        if response is None:
+            try:
+                asking = self._admit(request, protocol, body, now)
+                response, tokens = embedding.answer(asking, request_id), asking.tokens
+            except refusals.Refusal as refusal:
+                response = refusal.response(protocol or _protocol_of(request.path), request_id)
+                response = self._hint(response, refusal)
+            if fault is not None:
+                response = fault.spoil(response)
+        name = None if fault is None else type(fault).__name__
+        self._note(
+            request, body, sent, _Outcome(now, protocol, _seen_status(response), tokens, request_id, name)
+        )
+        return response
+
+    def _strike(self, texts: tuple[str, ...]) -> Fault | None:
+        with self._lock:
+            self.requests += 1
+            return self._script.strike(texts)
+
+    def _admit(
+        self, request: Request, protocol: Protocol | None, body: dict[str, Any] | None, now: float
+    ) -> embedding.Asking:
+        """Raises Refusal."""
+        if protocol is None:
+            raise refusals.no_such_path()
+        self._check_key(request)
+        if request.headers.get("x-dashscope-async") == "enable":
+            raise refusals.Refusal(
+                403, "AccessDenied", "Current user api does not support asynchronous calls."
+            )
+        if body is None:
+            # What a body that is no JSON object gets is not documented.
+            raise refusals.Refusal(400, "BadRequest.IllegalInput", "The request body requires json format.")
+        asking = embedding.check(protocol, body, self._models)
+        # Whether requests refused for their content count is not documented: here they do not.
+        self._check_quota(asking, now)
+        return asking
+
+    def _check_key(self, request: Request) -> None:
+        scheme, _, key = request.headers.get("authorization", "").partition(" ")
+        key = key.strip() if scheme.lower() == "bearer" else ""
+        if not key:
+            if self._key_required:
+                raise refusals.wrong_key()
+            return
+        fingerprint = _fingerprint(key)
+        with self._lock:
+            self._keys.add(fingerprint)
+        if self._key is not None and not hmac.compare_digest(self._key, fingerprint):
+            raise refusals.wrong_key()
+
+    def _check_quota(self, asking: embedding.Asking, now: float) -> None:
+        with self._lock:
+            quota = self._quotas.get(asking.model)
+            if quota is None:
+                quota = self._quotas[asking.model] = Quota(*self._quota_settings)
+            refused = quota.admit(asking.tokens, now)
+        if refused is not None:
+            raise OverQuota(*refused)
+
+    def _hint(self, response: Response, refusal: refusals.Refusal) -> Response:
+        if not self._retry_after or not isinstance(refusal, OverQuota):
+            return response
+        # The vendor's newer SDK code reads both; neither has been seen in a reply.
+        milliseconds = math.ceil(refusal.seconds * 1000)
+        hints = {"retry-after": str(math.ceil(refusal.seconds)), "retry-after-ms": str(milliseconds)}
+        return replace(response, headers={**response.headers, **hints})
+
+    def _note(
+        self, request: Request, body: dict[str, Any] | None, sent: embedding.Sent, outcome: _Outcome
+    ) -> None:
+        asked = Asked(
+            time=outcome.time,
+            method=request.method,
+            path=request.path,
+            headers={name: value for name, value in request.headers.items() if name != "authorization"},
+            body=body or {},
+            protocol=outcome.protocol,
+            model=sent.model,
+            texts=sent.texts,
+            text_type=sent.text_type,
+            output_type=sent.output_type,
+            dimension=sent.dimension,
+            instruct=sent.instruct,
+            encoding_format=sent.encoding_format,
+            status=outcome.status,
+            tokens=outcome.tokens,
+            request_id=outcome.request_id,
+            fault=outcome.fault,
+        )
+        with self._lock:
+            self._asked.append(asked)
+            if outcome.tokens:
+                self.billed_requests += 1
+                self.billed_texts += len(sent.texts)
+                self.billed_tokens += outcome.tokens
+
+    def _after_fork(self) -> None:
+        # Another thread of the parent may have held it at the moment of the fork.
+        self._lock = threading.Lock()
+
+
+@dataclass(frozen=True, slots=True)
+class _Outcome:
+    time: float
+    protocol: Protocol | None
+    status: int
+    tokens: int
+    request_id: str
+    fault: str | None
+
+
+def _limited(model: catalogue.Model, rows: int | None, tokens: int | None) -> catalogue.Model:
+    if rows is not None:
+        model = replace(model, rows=rows)
+    if tokens is not None:
+        model = replace(model, tokens_per_row=tokens, tokens_per_row_seen=tokens)
+    return model
+
+
+def _fingerprint(key: str) -> str:
+    return hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _object(body: bytes) -> dict[str, Any] | None:
+    try:
+        value = json.loads(body)
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _protocol_of(path: str) -> Protocol:
+    return "openai" if path.startswith("/compatible-mode/") else "native"
+
+
+def _seen_status(response: Response) -> int:
+    """What the caller gets to see."""
+    broken = response.ending in ("closed", "reset", "unreachable")
+    silent = response.ending == "stalled" and not response.sent
+    return 0 if broken or silent else response.status
+
+
+def _renew_locks() -> None:
+    for emulator in list(_emulators):
+        emulator._after_fork()  # noqa: SLF001  (its own module)
+
+
+if hasattr(os, "register_at_fork"):  # pragma: no branch  (only Windows has none)
+    os.register_at_fork(after_in_child=_renew_locks)

@@ -1,0 +1,122 @@
+"""LangChain's `Embeddings` over DashScope."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pydantic import AliasChoices, ConfigDict, Field, SecretStr, model_validator
+
+try:
+    from langchain_core.embeddings import Embeddings
+except ImportError as missing:
+    raise ImportError(
+        'LangChain is not installed: pip install "dashscope-embeddings[langchain]"'
+    ) from missing
+
+from dashscope_embeddings.adapter import ClientFields, listed, single
+from dashscope_embeddings.catalogue import DEFAULT_MODEL
+from dashscope_embeddings.progress import bar
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+class DashScopeEmbeddings(ClientFields, Embeddings):
+    """Alibaba Cloud Model Studio (DashScope) text embeddings for LangChain.
+
+    `embed_query` sends the query role, `embed_documents` the document role; any number of texts is cut to the
+    model's limits and sent as fast as the account allows.
+
+    Setup:
+        `pip install "dashscope-embeddings[langchain]"` and set `DASHSCOPE_API_KEY`, or pass
+        `base_url="emulator"` to work without key and network.
+
+    Key init args - embedding params:
+        model: such as "text-embedding-v4" (default) or "qwen3.7-text-embedding".
+        dimensions: floats in a vector; None: the model's default.
+        instruct: what queries are for; sent with queries only.
+        long_text: "error", "truncate" or "average", for texts longer than the model takes.
+
+    Key init args - client params:
+        dashscope_api_key (or api_key), region, workspace, base_url, protocol, timeout, max_retries,
+        max_concurrency, requests_per_minute, tokens_per_minute, batch_size (or chunk_size), default_headers,
+        rate_limiter, show_progress_bar, http_client, http_async_client: see `EmbeddingClient`.
+
+    Instantiate:
+        ```python
+        from dashscope_embeddings.langchain import DashScopeEmbeddings
+
+        embeddings = DashScopeEmbeddings(model="text-embedding-v4", dimensions=1024)
+        ```
+
+    Embed single text:
+        ```python
+        vector = embeddings.embed_query("What is a context manager?")  # 1024 floats
+        ```
+
+    Embed multiple texts:
+        ```python
+        vectors = embeddings.embed_documents(["one text", "another"])  # shape (2, 1024)
+        ```
+
+    Async:
+        ```python
+        vectors = await embeddings.aembed_documents(["one text", "another"])
+        ```
+    """
+
+    model_config = ConfigDict(
+        extra="forbid",
+        populate_by_name=True,
+        protected_namespaces=(),
+        arbitrary_types_allowed=True,
+        hide_input_in_errors=True,
+    )
+
+    model: str = DEFAULT_MODEL
+    dashscope_api_key: SecretStr | None = Field(
+        default=None, exclude=True, validation_alias=AliasChoices("dashscope_api_key", "api_key")
+    )
+    batch_size: int | None = Field(
+        default=None, exclude=True, validation_alias=AliasChoices("batch_size", "chunk_size")
+    )
+    show_progress_bar: bool = Field(default=False, exclude=True)
+
+    @model_validator(mode="after")
+    def _connect(self) -> Self:
+        # Kept, so that a worker process without the variable still has it.
+        self.dashscope_api_key = self.client.key
+        self._warn_of_roles()
+        return self
+
+    def _settings(self) -> dict[str, Any]:
+        own = {"model": self.model, "api_key": self.dashscope_api_key, "batch_size": self.batch_size}
+        return super()._settings() | own
+
+    def embed_documents(self, texts: list[str]) -> list[list[float]]:
+        """Vectors of texts to be searched: shape (texts, dimensions), in the order of the texts.
+
+        Raises:
+            InvalidInput: a text cannot be embedded; nothing was sent.
+            DashScopeError: with `partial` (index → vector) and `failed` (indices).
+        """
+        with bar(len(texts), show=self.show_progress_bar) as progress:
+            return self.client.embed(listed(texts), text_type="document", progress=progress).dense
+
+    def embed_query(self, text: str) -> list[float]:
+        """The vector of a text to search with: `dimensions` floats.
+
+        Raises:
+            DashScopeError: as for `embed_documents`.
+        """
+        return self.client.embed(single(text), text_type="query").dense[0]
+
+    async def aembed_documents(self, texts: list[str]) -> list[list[float]]:
+        """`embed_documents` on the running event loop."""
+        with bar(len(texts), show=self.show_progress_bar) as progress:
+            result = await self.client.aembed(listed(texts), text_type="document", progress=progress)
+        return result.dense
+
+    async def aembed_query(self, text: str) -> list[float]:
+        """`embed_query` on the running event loop."""
+        return (await self.client.aembed(single(text), text_type="query")).dense[0]

@@ -1,0 +1,129 @@
+"""LlamaIndex's `BaseEmbedding` over DashScope."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pydantic import AliasChoices, ConfigDict, Field, SecretStr, model_validator
+
+try:
+    from llama_index.core.base.embeddings.base import BaseEmbedding
+except ImportError as missing:
+    raise ImportError(
+        'LlamaIndex is not installed: pip install "dashscope-embeddings[llama-index]"'
+    ) from missing
+
+from dashscope_embeddings.adapter import ClientFields, listed, single
+from dashscope_embeddings.catalogue import DEFAULT_MODEL
+from dashscope_embeddings.errors import InvalidInput
+from dashscope_embeddings.vectors import TextType  # noqa: TC001 - pydantic reads it at run time
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+_MOST_PER_CALL = 2048
+"""The largest `embed_batch_size` that LlamaIndex allows: cutting is left to our own planner."""
+
+
+class DashScopeEmbedding(ClientFields, BaseEmbedding):
+    """Alibaba Cloud Model Studio (DashScope) text embeddings for LlamaIndex.
+
+    Queries are sent with the query role, texts with the document role, each cut to the model's limits.
+
+    ```python
+    from llama_index.core import Settings
+    from dashscope_embeddings.llama_index import DashScopeEmbedding
+
+    Settings.embed_model = DashScopeEmbedding("text-embedding-v4")
+    ```
+
+    Args:
+        model_name: such as "text-embedding-v4"; `model` is the same.
+        text_type: the role of texts, "document"; "query" for symmetric tasks. Queries are always queries.
+        api_key: else `DASHSCOPE_API_KEY`, or a key file.
+        embed_batch_size: texts that LlamaIndex hands over at once. Best left alone: a small one makes it
+            hand them over one batch after the other.
+        **kwargs: settings of `EmbeddingClient` and fields of `BaseEmbedding`; anything else is an error.
+    """
+
+    model_config = ConfigDict(
+        extra="forbid",
+        populate_by_name=True,
+        protected_namespaces=("pydantic_model_",),
+        arbitrary_types_allowed=True,
+        hide_input_in_errors=True,
+    )
+
+    model_name: str = DEFAULT_MODEL
+    text_type: TextType = "document"
+    api_key: SecretStr | None = Field(default=None, exclude=True, repr=False)
+    embed_batch_size: int = Field(default=_MOST_PER_CALL, gt=0, le=_MOST_PER_CALL)
+    embeddings_cache: Any = Field(default=None, exclude=True)
+    batch_size: int | None = Field(
+        default=None, exclude=True, validation_alias=AliasChoices("batch_size", "chunk_size")
+    )
+
+    def __init__(
+        self,
+        model_name: str = DEFAULT_MODEL,
+        text_type: TextType = "document",
+        api_key: str | SecretStr | None = None,
+        embed_batch_size: int = _MOST_PER_CALL,
+        **kwargs: Any,
+    ) -> None:
+        kwargs.pop("class_name", None)
+        if (model := kwargs.pop("model", None)) is not None:
+            if model_name not in {DEFAULT_MODEL, model}:
+                raise InvalidInput(f"model={model!r} and model_name={model_name!r}: which of the two?")
+            model_name = model
+        super().__init__(
+            model_name=getattr(model_name, "value", model_name),
+            text_type=getattr(text_type, "value", text_type),
+            api_key=api_key,
+            embed_batch_size=embed_batch_size,
+            **kwargs,
+        )
+
+    @model_validator(mode="after")
+    def _connect(self) -> Self:
+        # Kept, so that a worker process without the variable still has it.
+        self.api_key = self.client.key
+        self._warn_of_roles()
+        return self
+
+    @classmethod
+    def class_name(cls) -> str:
+        """Its id in LlamaIndex's serialised pipelines."""
+        return "DashScopeEmbedding"
+
+    def _settings(self) -> dict[str, Any]:
+        # LlamaIndex asks its rate limiter itself, once for each list of texts that it hands over.
+        own = {"model": self.model_name, "api_key": self.api_key, "batch_size": self.batch_size}
+        return super()._settings() | own | {"rate_limiter": None}
+
+    def to_payload(self) -> dict[str, Any]:
+        """What events and callbacks may show: never the key."""
+        return {
+            "class_name": self.class_name(),
+            "model_name": self.model_name,
+            "embed_batch_size": self.embed_batch_size,
+            "dimensions": self.dimensions,
+        }
+
+    def _get_query_embedding(self, query: str) -> list[float]:
+        return self.client.embed(single(query), text_type="query").dense[0]
+
+    async def _aget_query_embedding(self, query: str) -> list[float]:
+        return (await self.client.aembed(single(query), text_type="query")).dense[0]
+
+    def _get_text_embedding(self, text: str) -> list[float]:
+        return self.client.embed(single(text), text_type=self.text_type).dense[0]
+
+    async def _aget_text_embedding(self, text: str) -> list[float]:
+        return (await self.client.aembed(single(text), text_type=self.text_type)).dense[0]
+
+    def _get_text_embeddings(self, texts: list[str]) -> list[list[float]]:
+        return self.client.embed(listed(texts), text_type=self.text_type).dense
+
+    async def _aget_text_embeddings(self, texts: list[str]) -> list[list[float]]:
+        return (await self.client.aembed(listed(texts), text_type=self.text_type)).dense

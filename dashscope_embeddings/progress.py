@@ -1,0 +1,27 @@
+"""A progress bar over texts: a widget in notebooks, a line in terminals."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+
+@contextlib.contextmanager
+def bar(total: int, *, show: bool) -> Iterator[Callable[[int], object] | None]:
+    """Gives what to call with the number of further texts that are done; None where no bar is wanted.
+
+    Raises:
+        ImportError: tqdm is not installed.
+    """
+    if not show:
+        yield None
+        return
+    try:
+        from tqdm.auto import tqdm  # noqa: PLC0415 - only who wants a bar needs it
+    except ImportError as missing:
+        raise ImportError("a progress bar needs tqdm: pip install tqdm") from missing
+    with tqdm(total=total, desc="Embedding", unit="text") as shown:
+        yield shown.update

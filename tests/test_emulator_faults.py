@@ -1,0 +1,397 @@
+"""Quotas, faults and connections: the emulator fails as it was told to, in process and on a socket."""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+import socket
+import struct
+import threading
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import pytest
+
+from dashscope_embeddings.emulator import Emulator, faults
+from dashscope_embeddings.emulator.embedding import COMPATIBLE_PATH, NATIVE_PATH
+
+if TYPE_CHECKING:
+    from dashscope_embeddings.emulator.faults import Fault
+
+KEY = "sk-made-up"
+V4, V3 = "text-embedding-v4", "text-embedding-v3"
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def post(emulator: Emulator, path: str, body: object, key: str | None = KEY) -> httpx.Response:
+    headers = {} if key is None else {"authorization": f"Bearer {key}"}
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    with httpx.Client(transport=emulator.transport(), base_url="http://emulator", timeout=5) as client:
+        return client.post(path, content=content, headers=headers)
+
+
+def native(emulator: Emulator, texts: Any, model: str = V4, **parameters: Any) -> httpx.Response:
+    body = {"model": model, "input": {"texts": texts}, "parameters": parameters}
+    return post(emulator, NATIVE_PATH, body)
+
+
+def compatible(emulator: Emulator, texts: Any, model: str = V4, **parameters: Any) -> httpx.Response:
+    return post(emulator, COMPATIBLE_PATH, {"model": model, "input": texts, **parameters})
+
+
+def rows(response: httpx.Response) -> list[dict[str, Any]]:
+    assert response.status_code == 200, response.text
+    found: list[dict[str, Any]] = response.json()["output"]["embeddings"]
+    return found
+
+
+# Quotas
+
+
+def test_requests_beyond_the_window_are_refused_and_do_not_count() -> None:
+    clock = Clock()
+    emulator = Emulator(requests_per_minute=120, clock=clock)
+    statuses = []
+    for moment in (0.0, 0.5, 0.6, 0.7, 1.0, 1.4, 1.5):
+        clock.now = 1000 + moment
+        statuses.append(native(emulator, "x").status_code)
+    assert statuses == [200, 200, 429, 429, 200, 429, 200]
+    assert emulator.billed_requests == 4
+
+
+def test_quotas_are_kept_per_model_and_speak_each_protocols_words() -> None:
+    emulator = Emulator(requests_per_second=1, clock=Clock(), retry_after=True)
+    assert native(emulator, "x").status_code == native(emulator, "x", V3).status_code == 200
+    refused = native(emulator, "x")
+    assert refused.json()["code"] == "Throttling.RateQuota"
+    assert refused.json()["message"] == "Requests rate limit exceeded, please try again later."
+    assert (refused.headers["retry-after"], refused.headers["retry-after-ms"]) == ("1", "1000")
+    assert compatible(emulator, "x").json()["error"]["code"] == "limit_requests"
+
+
+def test_tokens_beyond_the_window_are_refused_with_a_code_that_does_not_mean_money() -> None:
+    clock = Clock()
+    emulator = Emulator(tokens_per_minute=120, window=6.0, clock=clock)
+    assert native(emulator, "x " * 8).status_code == 200
+    assert native(emulator, "x " * 5).json()["code"] == "Throttling.AllocationQuota"
+    assert compatible(emulator, "x " * 5).json()["error"]["type"] == "insufficient_quota"
+    assert native(emulator, "x " * 4).status_code == 200
+    clock.now += 6
+    assert native(emulator, "x " * 12).status_code == 200
+
+
+def test_what_is_larger_than_a_window_passes_alone_and_fills_as_many_as_it_takes() -> None:
+    clock = Clock()
+    emulator = Emulator(tokens_per_minute=120, clock=clock)
+    assert native(emulator, "x " * 6).status_code == 200
+    clock.now += 2.9
+    assert native(emulator, "x").status_code == 429
+    clock.now += 0.1
+    assert native(emulator, "x").status_code == 200
+
+
+# Faults
+
+
+def statuses_under(*given: Fault, texts: tuple[str, ...] = ("x",) * 6) -> list[int]:
+    emulator = Emulator(faults=given)
+    return [native(emulator, text).status_code for text in texts]
+
+
+def test_a_list_of_faults_reads_as_a_script() -> None:
+    script = [faults.Throttle(), faults.Status(503), faults.Arrearage(), faults.Blocked()]
+    assert statuses_under(*script) == [429, 503, 400, 400, 200, 200]
+    assert statuses_under(faults.Fault(times=2), faults.Throttle()) == [200, 200, 429, 200, 200, 200]
+
+
+def test_faults_strike_when_they_say() -> None:
+    assert statuses_under(faults.Throttle(after=2, times=2)) == [200, 200, 429, 429, 200, 200]
+    assert statuses_under(faults.Throttle(every=3)) == [200, 200, 429, 200, 200, 429]
+    assert statuses_under(faults.Blocked(match="bad"), texts=("good", "a bad one", "bad")) == [200, 400, 400]
+    drawn = statuses_under(faults.Throttle(probability=0.5, seed=7), texts=("x",) * 40)
+    assert drawn == statuses_under(faults.Throttle(probability=0.5, seed=7), texts=("x",) * 40)
+    assert 8 < drawn.count(429) < 32
+
+
+def test_setting_or_clearing_starts_the_faults_anew() -> None:
+    emulator = Emulator(faults=[faults.Throttle()])
+    assert [native(emulator, "x").status_code for _ in range(2)] == [429, 200]
+    emulator.clear()
+    assert emulator.requests == emulator.billed_tokens == len(emulator.asked) == 0
+    assert native(emulator, "x").status_code == 429
+    emulator.faults = [faults.Status(502, body="html")]
+    assert native(emulator, "x").headers["content-type"] == "text/html"
+
+
+REFUSALS: list[tuple[Fault, int, str, str]] = [
+    (faults.Throttle(), 429, "Throttling.RateQuota", "limit_requests"),
+    (faults.Throttle(code="Throttling.BurstRate"), 429, "Throttling.BurstRate", "limit_burst_rate"),
+    (faults.Throttle(code="New", message="words"), 429, "New", "New"),
+    (faults.FreeQuotaExhausted(), 429, "Throttling.AllocationQuota", "insufficient_quota"),
+    (
+        faults.FreeQuotaExhausted(only_free=True),
+        403,
+        "AllocationQuota.FreeTierOnly",
+        "AllocationQuota.FreeTierOnly",
+    ),
+    (faults.Overdue(), 429, "PrepaidBillOverdue", "PrepaidBillOverdue"),
+    (faults.Arrearage(), 400, "Arrearage", "Arrearage"),
+    (faults.Blocked(), 400, "DataInspectionFailed", "DataInspectionFailed"),
+    (faults.RowRefused(), 400, "InvalidParameter", "InvalidParameter"),
+    (faults.Status(500), 500, "InternalError", "internal_error"),
+    (faults.Status(503), 503, "ServiceUnavailable", "ServiceUnavailable"),
+]
+
+
+@pytest.mark.parametrize(("fault", "status", "code", "compatible_code"), REFUSALS)
+def test_a_refusing_fault_bills_nothing_and_speaks_both_protocols(
+    fault: Fault, status: int, code: str, compatible_code: str
+) -> None:
+    emulator = Emulator(faults=[fault, fault])
+    refused, other = native(emulator, "x"), compatible(emulator, "x")
+    assert (refused.status_code, refused.json()["code"]) == (status, code)
+    assert (other.status_code, other.json()["error"]["code"]) == (status, compatible_code)
+    assert emulator.billed_tokens == 0
+    assert [asked.fault for asked in emulator.asked] == [type(fault).__name__] * 2
+
+
+def test_the_end_of_the_free_quota_keeps_its_own_words_in_both_protocols() -> None:
+    emulator = Emulator(faults=[faults.FreeQuotaExhausted(times=2)])
+    assert native(emulator, "x").json()["message"] == "Free allocated quota exceeded."
+    assert compatible(emulator, "x").json()["error"]["message"] == "Free allocated quota exceeded."
+
+
+def test_a_status_may_come_without_a_body() -> None:
+    refused = native(Emulator(faults=[faults.Status(599, body="empty")]), "x")
+    assert (refused.status_code, refused.content) == (599, b"")
+
+
+def test_throttles_may_come_with_a_header_or_without_a_body() -> None:
+    refused = native(Emulator(faults=[faults.Throttle(2.5, empty_body=True)]), "x")
+    assert (refused.status_code, refused.headers["retry-after"], refused.content) == (429, "2.5", b"")
+
+
+def test_a_redirect_names_its_place() -> None:
+    moved = native(Emulator(faults=[faults.Redirect("http://there.invalid/x")]), "x")
+    assert (moved.status_code, moved.headers["location"]) == (307, "http://there.invalid/x")
+
+
+def spoiled(fault: Fault, count: int = 3, **parameters: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A reply under the fault, and the same reply without it."""
+    emulator = Emulator(faults=[fault])
+    texts = [f"text {number}" for number in range(count)]
+    first, second = (native(emulator, texts, dimension=64, **parameters).json() for _ in range(2))
+    return first, second
+
+
+def numbers(reply: dict[str, Any]) -> list[int]:
+    return [row["text_index"] for row in reply["output"]["embeddings"]]
+
+
+def test_rows_can_be_missing_added_misnumbered_or_out_of_order() -> None:
+    assert numbers(spoiled(faults.WrongCount(-1))[0]) == [0, 1]
+    assert numbers(spoiled(faults.WrongCount(2))[0]) == [0, 1, 2, 3, 4]
+    assert numbers(spoiled(faults.DuplicateIndex())[0]) == [0, 1, 0]
+    assert numbers(spoiled(faults.DuplicateIndex(), count=1)[0]) == [1]
+    shuffled, straight = spoiled(faults.Shuffle())
+    assert numbers(shuffled) == [2, 1, 0]
+    assert (
+        sorted(shuffled["output"]["embeddings"], key=lambda row: row["text_index"])
+        == (straight["output"]["embeddings"])
+    )
+
+
+def test_vectors_can_be_wrong_in_width_or_value() -> None:
+    def first(fault: Fault) -> Any:
+        return spoiled(fault)[0]["output"]["embeddings"][0]["embedding"]
+
+    assert [len(first(faults.WrongWidth(by))) for by in (-1, 2)] == [63, 66]
+    assert math.isnan(first(faults.NotFinite())[0])
+    assert first(faults.NotFinite(-math.inf))[0] == -math.inf
+    assert first(faults.NullEmbedding()) is None
+    assert type(first(faults.IntegerComponents())[0]) is int
+
+
+def test_vectors_in_base64_are_spoiled_alike() -> None:
+    emulator = Emulator(faults=[faults.WrongWidth(-1), faults.NotFinite(math.inf)])
+    lengths = []
+    for _ in range(2):
+        data = compatible(emulator, "x", dimensions=64, encoding_format="base64").json()["data"]
+        raw = base64.b64decode(data[0]["embedding"])
+        lengths.append(len(raw))
+    assert lengths == [63 * 4, 64 * 4]
+    assert struct.unpack("<f", raw[:4])[0] == math.inf
+
+
+def test_fields_can_be_missing_or_new() -> None:
+    assert (
+        "sparse_embedding"
+        not in spoiled(faults.NoSparse(), output_type="dense&sparse")[0]["output"]["embeddings"][0]
+    )
+    assert "usage" not in spoiled(faults.MissingUsage())[0]
+    assert spoiled(faults.ExtraFields())[0]["status_code"] == 200
+
+
+def test_a_fault_in_the_json_leaves_refusals_and_the_rest_alone() -> None:
+    emulator = Emulator(faults=[faults.WrongCount(every=1)])
+    assert native(emulator, ["x"] * 11).json()["code"] == "InvalidParameter"
+    reply, straight = spoiled(faults.MissingUsage())
+    assert reply["output"] == straight["output"]
+    reply, straight = spoiled(faults.WrongWidth(), output_type="sparse")
+    assert reply["output"] == straight["output"]
+
+
+def test_bodies_can_be_broken_odd_or_compressed_and_are_billed() -> None:
+    emulator = Emulator(
+        faults=[
+            faults.Garbage(),
+            faults.TrailingBytes(),
+            faults.Truncate(framed=True),
+            faults.WrongContentType(None),
+            faults.WrongContentType("text/plain"),
+            faults.Gzip(),
+        ]
+    )
+    for _ in range(3):
+        with pytest.raises((json.JSONDecodeError, UnicodeDecodeError)):
+            native(emulator, "x").json()
+    untyped = native(emulator, "x")
+    assert "content-type" not in untyped.headers
+    assert native(emulator, "x").headers["content-type"] == "text/plain"
+    compressed = native(emulator, "x")
+    assert compressed.headers["content-encoding"] == "gzip"
+    assert rows(untyped)[0] == rows(compressed)[0]
+    assert emulator.billed_requests == 6
+
+
+BROKEN: list[tuple[Fault, type[httpx.TransportError], int]] = [
+    (faults.Drop(), httpx.RemoteProtocolError, 0),
+    (faults.Drop(billed=True), httpx.RemoteProtocolError, 1),
+    (faults.Drop("reset"), httpx.ReadError, 0),
+    (faults.Truncate(), httpx.RemoteProtocolError, 1),
+    (faults.Stall(), httpx.ReadTimeout, 1),
+    (faults.Stall(0.5), httpx.ReadTimeout, 1),
+    (faults.Slow(6), httpx.ReadTimeout, 1),
+]
+
+
+@pytest.mark.parametrize(
+    ("fault", "error", "billed"), [*BROKEN, (faults.Drop("unreachable"), httpx.ConnectError, 0)]
+)
+async def test_in_process_a_broken_connection_is_httpxs_own_error(
+    fault: Fault, error: type[httpx.TransportError], billed: int
+) -> None:
+    emulator = Emulator(faults=[fault, fault])
+    with pytest.raises(error):
+        native(emulator, "x")
+    async with httpx.AsyncClient(
+        transport=emulator.transport(), base_url="http://emulator", timeout=5
+    ) as client:
+        with pytest.raises(error):
+            await client.post(
+                NATIVE_PATH,
+                json={"model": V4, "input": {"texts": "x"}},
+                headers={"authorization": f"Bearer {KEY}"},
+            )
+    assert emulator.billed_requests == 2 * billed
+
+
+def test_a_slow_reply_within_the_timeout_arrives_without_waiting() -> None:
+    assert native(Emulator(faults=[faults.Slow(4.9)]), "x").status_code == 200
+
+
+# The socket
+
+
+@pytest.mark.parametrize(
+    ("fault", "error", "billed"), [each for each in BROKEN if not isinstance(each[0], faults.Slow)]
+)
+def test_on_a_socket_the_connection_really_breaks(
+    fault: Fault, error: type[httpx.TransportError], billed: int
+) -> None:
+    emulator = Emulator(faults=[fault])
+    with (
+        emulator.serve() as server,
+        httpx.Client(base_url=server.url, timeout=httpx.Timeout(5, read=0.2)) as client,
+    ):
+        headers = {"authorization": f"Bearer {KEY}"}
+        with pytest.raises(error):
+            client.post(NATIVE_PATH, json={"model": V4, "input": {"texts": "x"}}, headers=headers)
+        reply = client.post(NATIVE_PATH, json={"model": V4, "input": {"texts": "x"}}, headers=headers)
+    assert rows(reply)[0]["embedding"] == emulator.dense("x")
+    assert emulator.billed_requests == billed + 1
+
+
+def test_a_slow_reply_outlasts_the_timeout_of_a_socket() -> None:
+    emulator = Emulator(faults=[faults.Slow(60)], key_required=False)
+    with emulator.serve() as server, httpx.Client(base_url=server.url, timeout=0.1) as client:
+        with pytest.raises(httpx.ReadTimeout):
+            client.post(NATIVE_PATH, json={"model": V4, "input": {"texts": "x"}})
+        assert client.post(NATIVE_PATH, json={"model": V4, "input": {"texts": "x"}}).status_code == 200
+
+
+def test_connections_are_kept_and_counted() -> None:
+    together = threading.Barrier(4, timeout=10)
+
+    def clock() -> float:
+        """Asked once a request: it lets no request go on before four are there."""
+        together.wait()
+        return 0.0
+
+    emulator = Emulator(key_required=False, clock=clock)
+    found: dict[int, list[float]] = {}
+
+    def ask(url: str, number: int) -> None:
+        with httpx.Client(base_url=url) as client:
+            for text in (f"{number}", f"{number} again"):
+                reply = client.post(NATIVE_PATH, json={"model": V4, "input": {"texts": text}})
+            found[number] = rows(reply)[0]["embedding"]
+
+    with emulator.serve(latency=0.001) as server:
+        threads = [threading.Thread(target=ask, args=(server.url, number)) for number in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert found == {number: emulator.dense(f"{number} again") for number in range(4)}
+    assert (server.peak_connections, server.peak_in_flight) == (4, 4)
+    assert emulator.billed_texts == 8
+
+
+def test_a_closed_server_is_gone_and_so_are_its_idle_connections() -> None:
+    server = Emulator().serve()
+    with httpx.Client(base_url=server.url) as client:
+        assert client.get("/").status_code == 404
+        server.close()
+        server.close()
+        with pytest.raises(httpx.TransportError):
+            client.get("/")
+    assert server.url in repr(server)
+
+
+def test_closing_ends_a_stall() -> None:
+    server = Emulator(faults=[faults.Stall(0.5)], key_required=False).serve()
+    body = json.dumps({"model": V4, "input": {"texts": "x"}}).encode()
+    head = f"POST {NATIVE_PATH} HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n".encode()
+    with socket.create_connection(
+        ("127.0.0.1", int(server.url.rpartition(":")[2])), timeout=10
+    ) as connection:
+        connection.sendall(head + body)
+        assert connection.recv(12) == b"HTTP/1.1 200"
+        server.close()
+        while connection.recv(65_536):
+            pass
+    assert server.peak_in_flight == 1
+
+
+def test_a_status_without_a_name_goes_over_a_socket() -> None:
+    with Emulator(faults=[faults.Status(599)]).serve() as server:
+        assert httpx.post(server.url + NATIVE_PATH).status_code == 599

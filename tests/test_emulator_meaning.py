@@ -1,0 +1,120 @@
+"""The emulator's vectors carry what words say, and differ wherever a mix-up must show."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+from dashscope_embeddings.emulator import Emulator
+
+
+def cosine(one: list[float], other: list[float]) -> float:
+    return sum(a * b for a, b in zip(one, other, strict=True))
+
+
+def test_vectors_are_of_unit_length_and_never_zero_in_a_component() -> None:
+    emulator = Emulator()
+    for text in ("a", "!!!", "\u200b", "風", "\ud83d", "The endless river rolls on."):
+        for dimension in (64, 1024, 2048):
+            found = emulator.dense(text, dimension=dimension)
+            assert len(found) == dimension
+            assert math.hypot(*found) == pytest.approx(1, abs=1e-6)
+            assert all(found)
+
+
+def test_role_model_instruction_and_spelling_change_a_vector() -> None:
+    emulator = Emulator()
+    text = "Find the clause on liability"
+    document, query = emulator.dense(text), emulator.dense(text, text_type="query")
+    assert 0.9 <= cosine(document, query) <= 0.98
+    assert emulator.dense(text, text_type="document") == document
+    told = emulator.dense(text, text_type="query", instruct="Given a contract, find the clause")
+    assert 0.85 < cosine(told, query) < 0.999
+    assert emulator.dense(text, instruct="Given a contract, find the clause") == document
+    assert abs(cosine(document, emulator.dense(text, model="text-embedding-v3"))) < 0.3
+    assert cosine(document, emulator.dense("find the Liability on clause")) < 0.9999
+
+
+def test_vectors_do_not_depend_on_the_process() -> None:
+    code = (
+        "from dashscope_embeddings.emulator import Emulator\n"
+        "print(Emulator().dense('two words', dimension=64))"
+    )
+    environment = {**os.environ, "PYTHONHASHSEED": "123"}
+    done = subprocess.run(  # noqa: S603  (this interpreter, own code)
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=True, env=environment
+    )
+    assert json.loads(done.stdout) == Emulator().dense("two words", dimension=64)
+
+
+def passages() -> list[str]:
+    """Python's own help, cut at the end of a sentence after 600 letters."""
+    topics = pytest.importorskip("pydoc_data.topics").topics
+    found = []
+    for name in sorted(topics):
+        text = re.sub(r"\s+", " ", topics[name])
+        while len(text) > 600:
+            end = text.find(". ", 600, 1000)
+            end = 800 if end < 0 else end + 1
+            found.append(text[:end].strip())
+            text = text[end:].strip()
+    return list(dict.fromkeys(found))
+
+
+def opening(passage: str) -> str:
+    """The first sentence; a line of a few words, such as a title, takes the next one along."""
+    end = re.compile(r"[.:!?]\s").search(passage, 40)
+    return passage[: end.end()] if end else passage[:200]
+
+
+def recall_at_5(queries: list[dict[int, float]], documents: list[dict[int, float]]) -> float:
+    found = 0
+    for number, query in enumerate(queries):
+        scores = [
+            sum(value * document.get(place, 0.0) for place, value in query.items()) for document in documents
+        ]
+        found += sum(score > scores[number] for score in scores) < 5
+    return found / len(queries)
+
+
+def test_a_search_finds_the_passage_that_a_sentence_opens() -> None:
+    emulator = Emulator()
+    texts = passages()
+    asked = range(0, len(texts), 5)
+    documents = [emulator.dense(text, dimension=512) for text in texts]
+    found = 0
+    for number in asked:
+        query = emulator.dense(opening(texts[number]), text_type="query", dimension=512)
+        scores = [cosine(query, document) for document in documents]
+        found += sum(score > scores[number] for score in scores) < 5
+    assert len(asked) >= 50
+    assert found / len(asked) >= 0.9
+
+
+@pytest.mark.parametrize(
+    ("question", "answer"),
+    [("长江的水从哪里来", 0), ("树叶为什么落下", 1), ("猿猴的叫声", 2), ("怎么退还押金", 3)],
+)
+def test_a_chinese_question_finds_its_answer(question: str, answer: int) -> None:
+    emulator = Emulator()
+    texts = ["不尽的长江滚滚而来", "无边的树叶萧萧落下", "风急天高,猿猴的哀叫", "租约期满后押金应当退还"]
+    asked = emulator.dense(question, text_type="query")
+    scores = [cosine(asked, emulator.dense(text)) for text in texts]
+    assert scores.index(max(scores)) == answer
+
+
+def test_a_sparse_search_finds_it_too() -> None:
+    emulator = Emulator()
+    texts = passages()
+
+    def sparse(text: str, role: str) -> dict[int, float]:
+        return {token.index: token.value for token in emulator.sparse(text, text_type=role)}
+
+    queries = [sparse(opening(text), "query") for text in texts]
+    assert recall_at_5(queries, [sparse(text, "document") for text in texts]) >= 0.9

@@ -1,0 +1,160 @@
+"""Clients of other makers work against the emulator unchanged: the vendor's own package, and OpenAI's."""
+
+from __future__ import annotations
+
+import base64
+import importlib
+import struct
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from dashscope_embeddings.emulator import Emulator, faults
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from dashscope_embeddings.emulator.server import Server
+
+KEY = "sk-made-up"
+MODEL = "text-embedding-v4"
+LINES = ["風急天高猿嘯哀", "The islet is clear, the sand is white.", "無邊落木蕭蕭下"]
+
+
+@pytest.fixture
+def emulator() -> Emulator:
+    return Emulator(api_key=KEY)
+
+
+@pytest.fixture
+def server(emulator: Emulator) -> Iterator[Server]:
+    with emulator.serve() as server:
+        yield server
+
+
+@pytest.fixture
+def lines(tmp_path: Path) -> Path:
+    path = tmp_path / "texts_to_embedding.txt"
+    path.write_text("\n".join(LINES) + "\n", encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def text_embedding(server: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """The vendor's TextEmbedding, pointed at the emulator as its page tells users to point it at a region."""
+    dashscope = pytest.importorskip("dashscope")
+    monkeypatch.setattr(dashscope, "base_http_api_url", f"{server.url}/api/v1")
+    monkeypatch.setattr(dashscope, "api_key", KEY)
+    yield dashscope.TextEmbedding
+    # Its connections outlive the test otherwise, and are reported as leaks.
+    importlib.import_module("dashscope.api_entities.http_request").close_shared_sync_session()
+
+
+@pytest.fixture
+def openai_client(server: Server) -> Iterator[Any]:
+    openai = pytest.importorskip("openai")
+    with openai.OpenAI(api_key=KEY, base_url=f"{server.url}/compatible-mode/v1", max_retries=0) as client:
+        yield client
+
+
+def vectors(reply: Any) -> list[list[float]]:
+    assert reply.status_code == 200, reply
+    assert [row["text_index"] for row in reply.output["embeddings"]] == list(
+        range(len(reply.output["embeddings"]))
+    )
+    return [row["embedding"] for row in reply.output["embeddings"]]
+
+
+def test_the_vendors_package_embeds_a_string_a_list_and_an_open_file(
+    text_embedding: Any, emulator: Emulator, lines: Path
+) -> None:
+    expected = [emulator.dense(line) for line in LINES]
+    assert vectors(text_embedding.call(model=MODEL, input=LINES[0])) == expected[:1]
+    assert vectors(text_embedding.call(model=MODEL, input=LINES)) == expected
+    with lines.open(encoding="utf-8") as file:
+        assert vectors(text_embedding.call(model=MODEL, input=file)) == expected
+    assert [len(asked.texts) for asked in emulator.asked] == [1, 3, 3]
+
+
+def test_the_vendors_package_sends_role_dimension_and_instruction(
+    text_embedding: Any, emulator: Emulator
+) -> None:
+    reply = text_embedding.call(
+        model=MODEL, input=LINES, text_type="query", dimension=256, instruct="Find the poem of a line."
+    )
+    told: dict[str, Any] = {"text_type": "query", "dimension": 256, "instruct": "Find the poem of a line."}
+    assert vectors(reply) == [emulator.dense(line, **told) for line in LINES]
+    assert emulator.asked[0].body["parameters"] == told
+    assert reply.usage["total_tokens"] == emulator.billed_tokens > 0
+
+
+def test_the_vendors_package_gets_dense_and_sparse_from_one_request(
+    text_embedding: Any, emulator: Emulator
+) -> None:
+    reply = text_embedding.call(model=MODEL, input=LINES, output_type="dense&sparse")
+    assert vectors(reply) == [emulator.dense(line) for line in LINES]
+    for row, line in zip(reply.output["embeddings"], LINES, strict=True):
+        found = [(entry["index"], entry["value"], entry["token"]) for entry in row["sparse_embedding"]]
+        assert found == [(token.index, token.value, token.token) for token in emulator.sparse(line)]
+    assert emulator.requests == 1
+
+
+def test_the_vendors_package_reads_refusals_and_their_request_id(
+    text_embedding: Any, emulator: Emulator
+) -> None:
+    refused = text_embedding.call(model=MODEL, input=["x"] * 11)
+    assert (refused.status_code, refused.code) == (400, "InvalidParameter")
+    assert "larger than 10" in refused.message
+    assert refused.request_id == emulator.asked[0].request_id
+    refused = text_embedding.call(model=MODEL, input="x", api_key="sk-another")
+    assert (refused.status_code, refused.code) == (401, "InvalidApiKey")
+    emulator.faults = [faults.Throttle()]
+    refused = text_embedding.call(model=MODEL, input="x")
+    assert (refused.status_code, refused.code) == (429, "Throttling.RateQuota")
+
+
+@pytest.mark.parametrize("encoding", [{}, {"encoding_format": "float"}, {"encoding_format": "base64"}])
+def test_openais_package_embeds_a_string_a_list_and_an_open_file(
+    openai_client: Any, emulator: Emulator, lines: Path, encoding: dict[str, str]
+) -> None:
+    for_model = {"model": MODEL, "dimensions": 256, **encoding}
+    with lines.open(encoding="utf-8") as file:
+        replies = [
+            openai_client.embeddings.create(input=given, **for_model) for given in (LINES[0], LINES, file)
+        ]
+    for reply, asked in zip(replies, emulator.asked, strict=True):
+        assert reply.usage.total_tokens == asked.tokens
+        for row, text in zip(reply.data, asked.texts, strict=True):
+            expected = emulator.dense(text, text_type="query", dimension=256)
+            assert as_floats(row.embedding) == pytest.approx(expected, abs=1e-7)
+    # The package sends a file's lines with their ends: they are other texts than the list's.
+    assert [asked.texts for asked in emulator.asked] == [
+        (LINES[0],),
+        tuple(LINES),
+        tuple(f"{line}\n" for line in LINES),
+    ]
+    assert {asked.encoding_format for asked in emulator.asked} == {encoding.get("encoding_format", "base64")}
+
+
+def as_floats(embedding: list[float] | str) -> list[float]:
+    """The package decodes base64 only where it asked for it by itself."""
+    if isinstance(embedding, str):
+        raw = base64.b64decode(embedding)
+        return list(struct.unpack(f"<{len(raw) // 4}f", raw))
+    return embedding
+
+
+def test_openais_package_raises_its_own_errors_for_refusals(openai_client: Any, emulator: Emulator) -> None:
+    openai = pytest.importorskip("openai")
+    with pytest.raises(openai.BadRequestError, match="larger than 10") as refused:
+        openai_client.embeddings.create(model=MODEL, input=["x"] * 11)
+    assert refused.value.request_id == emulator.asked[0].request_id
+    with pytest.raises(openai.NotFoundError, match="does not exist"):
+        openai_client.embeddings.create(model="text-embedding-v9", input="x")
+    emulator.faults = [faults.Throttle(code="Throttling.AllocationQuota")]
+    with pytest.raises(openai.RateLimitError) as throttled:
+        openai_client.embeddings.create(model=MODEL, input="x")
+    assert throttled.value.code == "insufficient_quota"
+    with pytest.raises(openai.AuthenticationError, match="Incorrect API key provided"):
+        openai_client.with_options(api_key="sk-another").embeddings.create(model=MODEL, input="x")
