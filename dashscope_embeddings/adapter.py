@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from typing import TYPE_CHECKING, Any
 
-from pydantic import AliasChoices, BaseModel, Field, PrivateAttr
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, PrivateAttr, SecretStr
 
-from dashscope_embeddings.catalogue import warn_once
+from dashscope_embeddings.catalogue import DEFAULT_MODEL, warn_once
 from dashscope_embeddings.client import EmbeddingClient
 from dashscope_embeddings.errors import InvalidInput
+from dashscope_embeddings.halves import Halves
 from dashscope_embeddings.lengths import LongText  # noqa: TC001 - pydantic reads it at run time
+from dashscope_embeddings.memo import CAPACITY, Memo
 from dashscope_embeddings.wire import Protocol  # noqa: TC001 - same
 
 if TYPE_CHECKING:
@@ -50,6 +53,9 @@ class ClientFields(BaseModel):
     http_async_client: Any = Field(default=None, exclude=True, repr=False)
 
     _client: tuple[dict[str, Any], EmbeddingClient] | None = PrivateAttr(default=None)
+    _memo: tuple[EmbeddingClient, Memo] | None = PrivateAttr(default=None)
+    _memo_size: int = PrivateAttr(default=CAPACITY)
+    _siblings: int = PrivateAttr(default=0)
 
     def _settings(self) -> dict[str, Any]:
         """Arguments of `EmbeddingClient`; adapters add those that are named otherwise in their framework."""
@@ -72,6 +78,30 @@ class ClientFields(BaseModel):
         return made[1]
 
     @property
+    def halves(self) -> Halves:
+        """The client, and the memo where a sparse adapter is linked: made anew with the client."""
+        client = self.client
+        if not self._siblings:
+            return Halves(client)
+        if self._memo is None or self._memo[0] is not client:
+            with _building:
+                if self._memo is None or self._memo[0] is not client:
+                    self._memo = client, Memo(self._memo_size)
+        return Halves(client, self._memo[1])
+
+    def link(self, sibling: object, memo_size: int | None = None) -> None:
+        """From now on, and while `sibling` lives, requests ask for both halves and keep its own for it.
+
+        Raises:
+            InvalidInput: this model or protocol has no sparse vectors.
+        """
+        self.client.settings.check_sparse()
+        if memo_size is not None:
+            self._memo_size = memo_size
+        self._siblings += 1
+        weakref.finalize(sibling, _unlink, weakref.ref(self))
+
+    @property
     def usage(self) -> Usage:
         """What this object's requests were billed so far, with the present settings."""
         return self.client.usage
@@ -89,7 +119,14 @@ class ClientFields(BaseModel):
         memo = {} if memo is None else memo
         for shared in (self.http_client, self.http_async_client, self.rate_limiter):
             memo[id(shared)] = shared
-        return super().__deepcopy__(memo)
+        copy = super().__deepcopy__(memo)
+        copy._siblings, copy._memo = 0, None  # noqa: SLF001 - a copy has no sibling until one is linked to it
+        return copy
+
+    def __copy__(self) -> Self:
+        copy = super().__copy__()
+        copy._siblings, copy._memo = 0, None  # noqa: SLF001 - same
+        return copy
 
     def __getstate__(self) -> dict[Any, Any]:
         if self.http_client is not None or self.http_async_client is not None:
@@ -98,19 +135,90 @@ class ClientFields(BaseModel):
                 "in the other process, or set proxies and certificates by environment variables"
             )
         state = super().__getstate__()
-        private = state.get("__pydantic_private__")
-        return state if not private else {**state, "__pydantic_private__": {**private, "_client": None}}
+        return {**state, "__pydantic_private__": None}
+
+    def __setstate__(self, state: dict[Any, Any]) -> None:
+        super().__setstate__(state)
+        if self.__pydantic_private__ is None:
+            self.model_post_init(None)
+
+
+class Standalone(ClientFields):
+    """The settings of a sparse adapter that is linked to no dense one."""
+
+    model_config = ConfigDict(
+        extra="forbid", populate_by_name=True, protected_namespaces=(), hide_input_in_errors=True
+    )
+
+    model: str = Field(default=DEFAULT_MODEL, validation_alias=AliasChoices("model", "model_name"))
+    api_key: SecretStr | None = Field(
+        default=None, exclude=True, validation_alias=AliasChoices("api_key", "dashscope_api_key")
+    )
+    batch_size: int | None = Field(default=None, validation_alias=AliasChoices("batch_size", "chunk_size"))
+
+    def model_post_init(self, context: Any, /) -> None:
+        """Checks at construction that this can work."""
+        super().model_post_init(context)
+        self.client.settings.check_sparse()
+        self.api_key = self.client.key
+
+    def _settings(self) -> dict[str, Any]:
+        own = {"model": self.model, "api_key": self.api_key, "batch_size": self.batch_size}
+        return super()._settings() | own
+
+
+class Sparse:
+    """What the sparse adapters have in common: whom they ask. Pickles as settings only."""
+
+    def __init__(
+        self, dense: ClientFields | None = None, *, memo_size: int | None = None, **settings: Any
+    ) -> None:
+        """`dense`: the dense adapter to share requests with; without it, settings of `EmbeddingClient`."""
+        if dense is None:
+            self._source: ClientFields = Standalone(**settings)
+        elif settings:
+            raise InvalidInput(f"{', '.join(settings)}: a linked adapter has the settings of the dense one")
+        elif not isinstance(dense, ClientFields):
+            raise InvalidInput(f"expected a dense adapter of this package, not {type(dense).__name__}")
+        else:
+            self._source = dense
+        self._linked = dense is not None
+        self._memo_size = memo_size
+        self._link()
+
+    def _link(self) -> None:
+        if self._linked:
+            self._source.link(self, self._memo_size)
+
+    @property
+    def halves(self) -> Halves:
+        """The client, and the memo if there is one."""
+        return self._source.halves
+
+    @property
+    def usage(self) -> Usage:
+        """What was billed so far; of a linked pair, to both together."""
+        return self._source.usage
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._link()
+
+
+def _unlink(dense: weakref.ref[ClientFields]) -> None:
+    if (alive := dense()) is not None:
+        alive._siblings -= 1  # noqa: SLF001 - the other half of `link`
 
 
 def listed(texts: Any) -> list[str]:
     """The texts of an interface that takes a list of them.
 
     Raises:
-        InvalidInput: one string, whose letters would otherwise be embedded one by one.
+        InvalidInput: one string, whose letters would be embedded one by one; or nothing of the kind.
     """
-    if isinstance(texts, (str, bytes)):
-        raise InvalidInput("expected a list of texts, not one: write [text], or embed it as a query")
-    return texts if isinstance(texts, list) else list(texts)
+    if isinstance(texts, (str, bytes)) or not hasattr(texts, "__iter__"):
+        raise InvalidInput(f"expected a list of texts, not {type(texts).__name__}")
+    return list(texts)
 
 
 def single(text: Any) -> str:

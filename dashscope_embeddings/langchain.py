@@ -100,8 +100,9 @@ class DashScopeEmbeddings(ClientFields, Embeddings):
             InvalidInput: a text cannot be embedded; nothing was sent.
             DashScopeError: with `partial` (index → vector) and `failed` (indices).
         """
+        texts = listed(texts)
         with bar(len(texts), show=self.show_progress_bar) as progress:
-            return self.client.embed(listed(texts), text_type="document", progress=progress).dense
+            return self.halves.dense(texts, "document", progress)
 
     def embed_query(self, text: str) -> list[float]:
         """The vector of a text to search with: `dimensions` floats.
@@ -109,14 +110,14 @@ class DashScopeEmbeddings(ClientFields, Embeddings):
         Raises:
             DashScopeError: as for `embed_documents`.
         """
-        return self.client.embed(single(text), text_type="query").dense[0]
+        return self.halves.dense([single(text)], "query")[0]
 
     async def aembed_documents(self, texts: list[str]) -> list[list[float]]:
         """`embed_documents` on the running event loop."""
+        texts = listed(texts)
         with bar(len(texts), show=self.show_progress_bar) as progress:
-            result = await self.client.aembed(listed(texts), text_type="document", progress=progress)
-        return result.dense
+            return await self.halves.adense(texts, "document", progress)
 
     async def aembed_query(self, text: str) -> list[float]:
         """`embed_query` on the running event loop."""
-        return (await self.client.aembed(single(text), text_type="query")).dense[0]
+        return (await self.halves.adense([single(text)], "query"))[0]

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pydantic import AliasChoices, ConfigDict, Field, SecretStr, model_validator
+from pydantic import AliasChoices, ConfigDict, Field, PrivateAttr, SecretStr, model_validator
 
 try:
     from llama_index.core.base.embeddings.base import BaseEmbedding
+    from llama_index.core.base.embeddings.base_sparse import BaseSparseEmbedding
 except ImportError as missing:
     raise ImportError(
         'LlamaIndex is not installed: pip install "dashscope-embeddings[llama-index]"'
     ) from missing
 
-from dashscope_embeddings.adapter import ClientFields, listed, single
+from dashscope_embeddings.adapter import ClientFields, Sparse, listed, single
 from dashscope_embeddings.catalogue import DEFAULT_MODEL
 from dashscope_embeddings.errors import InvalidInput
 from dashscope_embeddings.vectors import TextType  # noqa: TC001 - pydantic reads it at run time
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+    from dashscope_embeddings.vectors import SparseVector, Usage
 
 _MOST_PER_CALL = 2048
 """The largest `embed_batch_size` that LlamaIndex allows: cutting is left to our own planner."""
@@ -111,19 +114,103 @@ class DashScopeEmbedding(ClientFields, BaseEmbedding):
         }
 
     def _get_query_embedding(self, query: str) -> list[float]:
-        return self.client.embed(single(query), text_type="query").dense[0]
+        return self.halves.dense([single(query)], "query")[0]
 
     async def _aget_query_embedding(self, query: str) -> list[float]:
-        return (await self.client.aembed(single(query), text_type="query")).dense[0]
+        return (await self.halves.adense([single(query)], "query"))[0]
 
     def _get_text_embedding(self, text: str) -> list[float]:
-        return self.client.embed(single(text), text_type=self.text_type).dense[0]
+        return self.halves.dense([single(text)], self.text_type)[0]
 
     async def _aget_text_embedding(self, text: str) -> list[float]:
-        return (await self.client.aembed(single(text), text_type=self.text_type)).dense[0]
+        return (await self.halves.adense([single(text)], self.text_type))[0]
 
     def _get_text_embeddings(self, texts: list[str]) -> list[list[float]]:
-        return self.client.embed(listed(texts), text_type=self.text_type).dense
+        return self.halves.dense(listed(texts), self.text_type)
 
     async def _aget_text_embeddings(self, texts: list[str]) -> list[list[float]]:
-        return (await self.client.aembed(listed(texts), text_type=self.text_type)).dense
+        return await self.halves.adense(listed(texts), self.text_type)
+
+
+class DashScopeSparseEmbedding(BaseSparseEmbedding):
+    """Sparse vectors for LlamaIndex's stores, alone or from the same requests as a dense adapter's.
+
+    ```python
+    sparse = DashScopeSparseEmbedding(dense=embed_model)
+    QdrantVectorStore(..., enable_hybrid=True,
+                      sparse_doc_fn=sparse.encode_documents, sparse_query_fn=sparse.encode_queries)
+    ```
+
+    Args:
+        dense: the `DashScopeEmbedding` to share requests with: each text is then sent, and billed, once.
+        embed_batch_size: texts that LlamaIndex hands over at once; best left alone.
+        num_workers: LlamaIndex's own, async only.
+        memo_size: texts whose sparse vectors wait for the store, about 2 KiB each.
+        **settings: of `EmbeddingClient`, without `dense`.
+
+    Raises:
+        InvalidInput: a model or protocol without sparse vectors, or settings beside `dense`.
+    """
+
+    model_config = ConfigDict(
+        extra="forbid", protected_namespaces=("pydantic_model_",), hide_input_in_errors=True
+    )
+
+    embed_batch_size: int = Field(default=_MOST_PER_CALL, gt=0, le=_MOST_PER_CALL)
+    _sparse: Sparse = PrivateAttr()
+
+    def __init__(
+        self,
+        dense: ClientFields | None = None,
+        *,
+        embed_batch_size: int = _MOST_PER_CALL,
+        num_workers: int | None = None,
+        **settings: Any,
+    ) -> None:
+        sparse = Sparse(dense, **settings)
+        super().__init__(
+            model_name=sparse.halves.client.settings.model.name,
+            embed_batch_size=embed_batch_size,
+            num_workers=num_workers,
+        )
+        self._sparse = sparse
+
+    @classmethod
+    def class_name(cls) -> str:
+        """Its id in LlamaIndex's serialisation."""
+        return "DashScopeSparseEmbedding"
+
+    @property
+    def usage(self) -> Usage:
+        """What was billed so far; of a linked pair, to both together."""
+        return self._sparse.usage
+
+    def encode_documents(self, texts: list[str]) -> tuple[list[list[int]], list[list[float]]]:
+        """What Qdrant's store takes as `sparse_doc_fn`: indices and values, one list for each text."""
+        return _columns(self._sparse.halves.sparse(listed(texts), "document"))
+
+    def encode_queries(self, texts: list[str]) -> tuple[list[list[int]], list[list[float]]]:
+        """What Qdrant's store takes as `sparse_query_fn`."""
+        return _columns(self._sparse.halves.sparse(listed(texts), "query"))
+
+    def _get_query_embedding(self, query: str) -> dict[int, float]:
+        return self._sparse.halves.sparse([single(query)], "query")[0].as_dict()
+
+    async def _aget_query_embedding(self, query: str) -> dict[int, float]:
+        return (await self._sparse.halves.asparse([single(query)], "query"))[0].as_dict()
+
+    def _get_text_embedding(self, text: str) -> dict[int, float]:
+        return self._get_text_embeddings([single(text)])[0]
+
+    async def _aget_text_embedding(self, text: str) -> dict[int, float]:
+        return (await self._aget_text_embeddings([single(text)]))[0]
+
+    def _get_text_embeddings(self, texts: list[str]) -> list[dict[int, float]]:
+        return [row.as_dict() for row in self._sparse.halves.sparse(listed(texts), "document")]
+
+    async def _aget_text_embeddings(self, texts: list[str]) -> list[dict[int, float]]:
+        return [row.as_dict() for row in await self._sparse.halves.asparse(listed(texts), "document")]
+
+
+def _columns(rows: list[SparseVector]) -> tuple[list[list[int]], list[list[float]]]:
+    return [row.indices for row in rows], [row.values for row in rows]

@@ -17,6 +17,10 @@ Output = Literal["dense", "sparse", "dense&sparse"]
 """Which vectors to ask for; the names are the service's own `output_type`."""
 
 
+_NOWHERE = 2**32 - 2
+_NEXT_TO_NOTHING = 2.0**-20
+
+
 @dataclass(frozen=True, slots=True)
 class SparseVector:
     """One text's sparse vector: the weight of each vocabulary entry the model found in it."""
@@ -48,8 +52,16 @@ class SparseVector:
         return zip(self.indices, self.values, tokens, strict=True)
 
     def as_dict(self) -> dict[int, float]:
-        """Index to weight, the shape that Milvus and LlamaIndex take."""
+        """Index to weight, the shape that LlamaIndex takes."""
         return dict(zip(self.indices, self.values, strict=True))
+
+    def as_milvus(self) -> dict[int, float]:
+        """Index to weight, never empty: Milvus refuses a row without a weight above zero, and its document.
+
+        The placeholder is a tiny weight at an index that no vocabulary reaches, so that no search finds it.
+        """
+        weights = {i: value for i, value in zip(self.indices, self.values, strict=True) if value > 0}
+        return weights or {_NOWHERE: _NEXT_TO_NOTHING}
 
 
 @dataclass(frozen=True, slots=True)

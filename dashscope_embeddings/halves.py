@@ -1,0 +1,184 @@
+"""Dense and sparse vectors of the same texts, for two adapters that know nothing of each other.
+
+Without a memo each half is asked for alone. With one, whoever comes first asks for both halves in one billed
+request. The sync and the async methods mirror each other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+from dashscope_embeddings.errors import DashScopeError
+from dashscope_embeddings.vectors import Embedding, SparseVector
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from dashscope_embeddings.client import EmbeddingClient
+    from dashscope_embeddings.memo import Flight, Half, Memo
+    from dashscope_embeddings.vectors import Embeddings, TextType
+
+
+class Halves:
+    """What adapters ask: a client, and a memo where two of them are linked."""
+
+    def __init__(self, client: EmbeddingClient, memo: Memo | None = None) -> None:
+        self.client = client
+        self.memo = memo
+
+    # --- sync ---------------------------------------------------------------------------------------------
+
+    def dense(
+        self, texts: list[str], role: TextType, progress: Callable[[int], object] | None = None
+    ) -> list[list[float]]:
+        """Shape (texts, dimensions)."""
+        memo = self.memo
+        if memo is not None and _is_query(texts, role):
+            return [self._query(memo, "dense", texts[0])]
+        if memo is None or memo.room <= 0:
+            return self.client.embed(texts, text_type=role, progress=progress).dense
+        try:
+            both = self.client.embed(texts, text_type=role, output="dense&sparse", progress=progress)
+        except DashScopeError as error:
+            raise _only(error, "dense") from None
+        memo.put("sparse", role, texts, both.sparse or [])
+        return both.dense
+
+    def sparse(self, texts: list[str], role: TextType) -> list[SparseVector]:
+        """One for each text."""
+        if self.memo is not None and _is_query(texts, role):
+            return [self._query(self.memo, "sparse", texts[0])]
+        found, missed = self._found(texts, role)
+        if missed:
+            # Alone: in every store the dense half of documents was asked before.
+            fresh = self.client.embed([texts[i] for i in missed], text_type=role, output="sparse")
+            _fill(found, missed, fresh)
+        return found
+
+    def _query(self, memo: Memo, half: Half, text: str) -> Any:
+        while True:
+            boarded = memo.board(half, ("query", text), _running_loop())
+            if not isinstance(boarded, tuple):
+                return boarded
+            flight, lead = boarded
+            if lead:
+                return self._lead(memo, half, text, flight)
+            if flight.blocks(_running_loop()):
+                return getattr(self.client.embed(text, text_type="query", output=half), half)[0]
+            if (both := flight.landed.result()) is not None:
+                return _half(both, half)
+
+    def _lead(self, memo: Memo, half: Half, text: str, flight: Flight) -> Any:
+        both = None
+        try:
+            both = _first(self.client.embed(text, text_type="query", output="dense&sparse"))
+        except DashScopeError as error:
+            raise _only(error, half) from None
+        finally:
+            memo.land(("query", text), flight, both)
+        return _half(both, half)
+
+    def prefetch(self, texts: Sequence[str], role: TextType = "document") -> None:
+        """Asks for the sparse vectors that the memo lacks, together, and keeps them."""
+        if self.memo is None:
+            return
+        if missing := self.memo.missing("sparse", role, texts):
+            fresh = self.client.embed(missing, text_type=role, output="sparse")
+            self.memo.put("sparse", role, missing, fresh.sparse or [])
+
+    # --- async --------------------------------------------------------------------------------------------
+
+    async def adense(
+        self, texts: list[str], role: TextType, progress: Callable[[int], object] | None = None
+    ) -> list[list[float]]:
+        """`dense` on the running loop."""
+        memo = self.memo
+        if memo is not None and _is_query(texts, role):
+            return [await self._aquery(memo, "dense", texts[0])]
+        if memo is None or memo.room <= 0:
+            return (await self.client.aembed(texts, text_type=role, progress=progress)).dense
+        try:
+            both = await self.client.aembed(texts, text_type=role, output="dense&sparse", progress=progress)
+        except DashScopeError as error:
+            raise _only(error, "dense") from None
+        memo.put("sparse", role, texts, both.sparse or [])
+        return both.dense
+
+    async def asparse(self, texts: list[str], role: TextType) -> list[SparseVector]:
+        """`sparse` on the running loop."""
+        if self.memo is not None and _is_query(texts, role):
+            return [await self._aquery(self.memo, "sparse", texts[0])]
+        found, missed = self._found(texts, role)
+        if missed:
+            fresh = await self.client.aembed([texts[i] for i in missed], text_type=role, output="sparse")
+            _fill(found, missed, fresh)
+        return found
+
+    async def _aquery(self, memo: Memo, half: Half, text: str) -> Any:
+        while True:
+            boarded = memo.board(half, ("query", text), _running_loop())
+            if not isinstance(boarded, tuple):
+                return boarded
+            flight, lead = boarded
+            if lead:
+                return await self._alead(memo, half, text, flight)
+            if (both := await asyncio.shield(asyncio.wrap_future(flight.landed))) is not None:
+                return _half(both, half)
+
+    async def _alead(self, memo: Memo, half: Half, text: str, flight: Flight) -> Any:
+        both = None
+        try:
+            both = _first(await self.client.aembed(text, text_type="query", output="dense&sparse"))
+        except DashScopeError as error:
+            raise _only(error, half) from None
+        finally:
+            memo.land(("query", text), flight, both)
+        return _half(both, half)
+
+    async def aprefetch(self, texts: Sequence[str], role: TextType = "document") -> None:
+        """`prefetch` on the running loop."""
+        if self.memo is None:
+            return
+        if missing := self.memo.missing("sparse", role, texts):
+            fresh = await self.client.aembed(missing, text_type=role, output="sparse")
+            self.memo.put("sparse", role, missing, fresh.sparse or [])
+
+    # --- both ---------------------------------------------------------------------------------------------
+
+    def _found(self, texts: list[str], role: TextType) -> tuple[list[Any], list[int]]:
+        found: list[Any] = [None] * len(texts) if self.memo is None else self.memo.take("sparse", role, texts)
+        return found, [i for i, vector in enumerate(found) if vector is None]
+
+
+def _is_query(texts: list[str], role: TextType) -> bool:
+    return role == "query" and len(texts) == 1
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
+
+
+def _first(both: Embeddings) -> Embedding:
+    return Embedding(0, both.dense[0], both.sparse[0] if both.sparse else None)
+
+
+def _half(both: Embedding, half: Half) -> Any:
+    """Of the halves that several callers share, each gets a list of its own."""
+    if half == "sparse":
+        return both.sparse and SparseVector(list(both.sparse.indices), list(both.sparse.values))
+    return list(both.dense or [])
+
+
+def _fill(found: list[Any], missed: list[int], fresh: Embeddings) -> None:
+    for i, vector in zip(missed, fresh.sparse or [], strict=True):
+        found[i] = vector
+
+
+def _only(error: DashScopeError, half: Half) -> DashScopeError:
+    """Who asked for one half is told of that half: the other was our idea."""
+    error.partial = {index: getattr(both, half) for index, both in error.partial.items()}
+    return error

@@ -1,0 +1,47 @@
+"""Sparse vectors for langchain_milvus's `Milvus`."""
+
+from __future__ import annotations
+
+try:
+    from langchain_milvus.utils.sparse import BaseSparseEmbedding
+except ImportError as missing:
+    raise ImportError(
+        'langchain-milvus is not installed: pip install "dashscope-embeddings[langchain,milvus]"'
+    ) from missing
+
+from dashscope_embeddings.adapter import Sparse, listed, single
+
+
+class DashScopeSparseEmbeddings(Sparse, BaseSparseEmbedding):
+    """Sparse vectors, alone or from the same requests as a dense adapter's.
+
+    ```python
+    Milvus.from_texts(texts, [dense, DashScopeSparseEmbeddings(dense)], vector_field=["dense", "sparse"], ...)
+    ```
+
+    A text without any weight gets a placeholder that no search finds, because Milvus refuses an empty row.
+
+    Args:
+        dense: the `DashScopeEmbeddings` to share requests with: each text is then sent, and billed, once.
+        memo_size: texts whose sparse vectors wait for the store, about 2 KiB each.
+        **settings: of `EmbeddingClient`, without `dense`.
+
+    Raises:
+        InvalidInput: a model or protocol without sparse vectors, or settings beside `dense`.
+    """
+
+    def embed_documents(self, texts: list[str]) -> list[dict[int, float]]:
+        """Index → weight, one for each text."""
+        return [row.as_milvus() for row in self.halves.sparse(listed(texts), "document")]
+
+    def embed_query(self, query: str) -> dict[int, float]:
+        """Index → weight of a text to search with."""
+        return self.halves.sparse([single(query)], "query")[0].as_milvus()
+
+    async def aembed_documents(self, texts: list[str]) -> list[dict[int, float]]:
+        """`embed_documents` on the running event loop."""
+        return [row.as_milvus() for row in await self.halves.asparse(listed(texts), "document")]
+
+    async def aembed_query(self, query: str) -> dict[int, float]:
+        """`embed_query` on the running event loop."""
+        return (await self.halves.asparse([single(query)], "query"))[0].as_milvus()

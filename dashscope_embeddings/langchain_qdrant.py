@@ -1,0 +1,57 @@
+"""Sparse vectors for langchain_qdrant's `QdrantVectorStore`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+try:
+    from langchain_qdrant import SparseEmbeddings, SparseVector
+except ImportError as missing:
+    raise ImportError(
+        'langchain-qdrant is not installed: pip install "dashscope-embeddings[langchain,qdrant]"'
+    ) from missing
+
+from dashscope_embeddings.adapter import Sparse, listed, single
+
+if TYPE_CHECKING:
+    from dashscope_embeddings import vectors
+
+
+class DashScopeSparseEmbeddings(Sparse, SparseEmbeddings):
+    """Sparse vectors, alone or from the same requests as a dense adapter's.
+
+    ```python
+    QdrantVectorStore.from_texts(
+        texts, dense, sparse_embedding=DashScopeSparseEmbeddings(dense), retrieval_mode=RetrievalMode.HYBRID,
+        location=":memory:", batch_size=100,
+    )
+    ```
+
+    Args:
+        dense: the `DashScopeEmbeddings` to share requests with: each text is then sent, and billed, once.
+        memo_size: texts whose sparse vectors wait for the store, about 2 KiB each.
+        **settings: of `EmbeddingClient`, without `dense`.
+
+    Raises:
+        InvalidInput: a model or protocol without sparse vectors, or settings beside `dense`.
+    """
+
+    def embed_documents(self, texts: list[str]) -> list[SparseVector]:
+        """One vector for each text: indices ascending and unique, values float32."""
+        return [_row(row) for row in self.halves.sparse(listed(texts), "document")]
+
+    def embed_query(self, text: str) -> SparseVector:
+        """The vector of a text to search with."""
+        return _row(self.halves.sparse([single(text)], "query")[0])
+
+    async def aembed_documents(self, texts: list[str]) -> list[SparseVector]:
+        """`embed_documents` on the running event loop."""
+        return [_row(row) for row in await self.halves.asparse(listed(texts), "document")]
+
+    async def aembed_query(self, text: str) -> SparseVector:
+        """`embed_query` on the running event loop."""
+        return _row((await self.halves.asparse([single(text)], "query"))[0])
+
+
+def _row(row: vectors.SparseVector) -> SparseVector:
+    return SparseVector(indices=row.indices, values=row.values)

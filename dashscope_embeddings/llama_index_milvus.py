@@ -1,0 +1,88 @@
+"""Sparse vectors for LlamaIndex's `MilvusVectorStore`, and a store that asks for them together."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, cast
+
+try:
+    from llama_index.vector_stores.milvus import MilvusVectorStore
+    from llama_index.vector_stores.milvus.utils import BaseSparseEmbeddingFunction
+except ImportError as missing:
+    raise ImportError(
+        "LlamaIndex's Milvus store is not installed: "
+        'pip install "dashscope-embeddings[llama-index,llama-index-milvus]"'
+    ) from missing
+
+from dashscope_embeddings.adapter import Sparse, listed
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from llama_index.core.schema import BaseNode, TextNode
+
+
+class DashScopeSparseFunction(Sparse, BaseSparseEmbeddingFunction):
+    """Sparse vectors, alone or from the same requests as a dense adapter's.
+
+    Milvus's store hands over one node's text at a time, without the metadata that the dense text may have:
+    with `BatchedMilvusVectorStore` those texts are asked for together.
+
+    Args:
+        dense: the `DashScopeEmbedding` to share requests with.
+        memo_size: texts whose sparse vectors wait for the store, about 2 KiB each.
+        **settings: of `EmbeddingClient`, without `dense`.
+
+    Raises:
+        InvalidInput: a model or protocol without sparse vectors, or settings beside `dense`.
+    """
+
+    def encode_documents(self, documents: list[str]) -> list[dict[int, float]]:
+        """Index → weight, one for each text; never empty, for Milvus would refuse the row."""
+        return [row.as_milvus() for row in self.halves.sparse(listed(documents), "document")]
+
+    def encode_queries(self, queries: list[str]) -> list[dict[int, float]]:
+        """The same for texts to search with."""
+        return [row.as_milvus() for row in self.halves.sparse(listed(queries), "query")]
+
+    async def async_encode_documents(self, documents: list[str]) -> list[dict[int, float]]:
+        """`encode_documents` on the running event loop."""
+        return [row.as_milvus() for row in await self.halves.asparse(listed(documents), "document")]
+
+    async def async_encode_queries(self, queries: list[str]) -> list[dict[int, float]]:
+        """`encode_queries` on the running event loop."""
+        return [row.as_milvus() for row in await self.halves.asparse(listed(queries), "query")]
+
+    def prefetch(self, documents: Sequence[str]) -> None:
+        """Asks at once for what `encode_documents` will be asked one by one, but for what is known already.
+
+        Only a linked function has a place to keep it.
+        """
+        self.halves.prefetch(documents)
+
+    async def aprefetch(self, documents: Sequence[str]) -> None:
+        """`prefetch` on the running event loop."""
+        await self.halves.aprefetch(documents)
+
+
+class BatchedMilvusVectorStore(MilvusVectorStore):
+    """LlamaIndex's Milvus store, which asks for its nodes' sparse vectors together instead of one by one.
+
+    Takes the same arguments; `sparse_embedding_function` should be a linked `DashScopeSparseFunction`.
+    """
+
+    def add(self, nodes: list[BaseNode], **add_kwargs: Any) -> list[str]:
+        """Embeds the nodes' texts in as few requests as possible, then adds the nodes."""
+        if isinstance(self.sparse_embedding_function, DashScopeSparseFunction):
+            self.sparse_embedding_function.prefetch(_texts(nodes))
+        return super().add(nodes, **add_kwargs)
+
+    async def async_add(self, nodes: list[BaseNode], **add_kwargs: Any) -> list[str]:
+        """`add` on the running event loop."""
+        if isinstance(self.sparse_embedding_function, DashScopeSparseFunction):
+            await self.sparse_embedding_function.aprefetch(_texts(nodes))
+        return await super().async_add(nodes, **add_kwargs)
+
+
+def _texts(nodes: list[BaseNode]) -> list[str]:
+    """What the store itself reads of a node: its text without metadata."""
+    return [cast("TextNode", node).text for node in nodes]

@@ -1,0 +1,193 @@
+"""The other half of a `dense&sparse` reply, kept until its sibling asks for it.
+
+Stores ask the dense and the sparse adapter one after the other (or at once) for the same texts. Whoever comes
+first pays for both; the memo holds what the other will want.
+
+A half is given out as often as it was put in, and then forgotten. A full memo refuses new halves instead of
+dropping old ones, for the oldest are wanted first; what nobody fetches expires. No request is made here, so
+the lock is only ever held for a moment.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from array import array
+from collections import Counter, OrderedDict
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+from dashscope_embeddings.vectors import SparseVector
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable, Iterable, Sequence
+
+    from dashscope_embeddings.vectors import Embedding, TextType
+
+Half: TypeAlias = Literal["dense", "sparse"]
+Vector: TypeAlias = "SparseVector | list[float]"
+Key: TypeAlias = "tuple[TextType, str]"
+"""Role and text. Model, dimension and instruct are the client's, and every client has a memo of its own."""
+
+CAPACITY = 65_536
+"""Texts; about 2 KiB each with 200 tokens."""
+EXPIRY = 3_600.0
+"""Seconds; a pipeline may embed a whole corpus before its store asks for the first sparse vector."""
+
+
+@dataclass(slots=True)
+class _Entry:
+    """One half, packed: a vector of 200 tokens takes 1.8 KiB this way and 13 KiB as lists."""
+
+    indices: array[int] | None
+    values: array[float]
+    count: int
+    expires: float
+
+    @classmethod
+    def packed(cls, half: Vector, expires: float) -> _Entry:
+        if isinstance(half, SparseVector):
+            # Weights are float32 since they were read: nothing is lost.
+            return cls(array("I", half.indices), array("f", half.values), 0, expires)
+        return cls(None, array("d", half), 0, expires)
+
+    def unpacked(self) -> Vector:
+        if self.indices is None:
+            return self.values.tolist()
+        return SparseVector(self.indices.tolist(), self.values.tolist())
+
+
+@dataclass(slots=True, eq=False)
+class Flight:
+    """A request for both halves that is under way, and who waits for it."""
+
+    loop: asyncio.AbstractEventLoop | None
+    landed: Future[Embedding | None] = field(default_factory=Future)
+    """Both halves; None if the request failed, and whoever waits has to ask again."""
+    asked: Counter[str] = field(default_factory=Counter)
+
+    def blocks(self, loop: asyncio.AbstractEventLoop | None) -> bool:
+        """Whether a sync call on this loop's thread would wait for ever, for the loop would stand still."""
+        return loop is not None and loop is self.loop
+
+
+class Memo:
+    """One for a pair of adapters; safe to use from any thread, task or loop."""
+
+    def __init__(
+        self, capacity: int = CAPACITY, expiry: float = EXPIRY, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._capacity, self._expiry, self._clock = capacity, expiry, clock
+        self._reset()
+
+    def _reset(self) -> None:
+        self._pid = os.getpid()
+        self._lock = threading.Lock()
+        self._kept: OrderedDict[tuple[Half, Key], _Entry] = OrderedDict()
+        self._flights: dict[Key, Flight] = {}
+
+    @property
+    def kept(self) -> int:
+        """How many halves wait to be fetched."""
+        with self._lock:
+            return len(self._kept)
+
+    @property
+    def room(self) -> int:
+        """How many more halves would be taken."""
+        with self._lock:
+            self._forget_expired()
+            return self._capacity - len(self._kept)
+
+    def put(self, half: Half, role: TextType, texts: Sequence[str], vectors: Iterable[Vector]) -> None:
+        """Keeps a half of each text, once for every time that the text occurs."""
+        with self._lock:
+            self._forget_expired()
+            for text, vector in zip(texts, vectors, strict=True):
+                self._put(half, (role, text), vector, 1)
+
+    def take(self, half: Half, role: TextType, texts: Sequence[str]) -> list[Vector | None]:
+        """A half for each text, None where there is none (any more)."""
+        with self._lock:
+            self._guard()
+            self._forget_expired()
+            return [self._take(half, (role, text)) for text in texts]
+
+    def missing(self, half: Half, role: TextType, texts: Sequence[str]) -> list[str]:
+        """The texts for which there are not enough halves: each as often as it lacks one."""
+        with self._lock:
+            self._forget_expired()
+            wanted = Counter(texts)
+            lacking: list[str] = []
+            for text, count in wanted.items():
+                entry = self._kept.get((half, (role, text)))
+                lacking += [text] * (count - (entry.count if entry else 0))
+            return lacking
+
+    def board(
+        self, half: Half, key: Key, loop: asyncio.AbstractEventLoop | None
+    ) -> Vector | tuple[Flight, bool]:
+        """For one text: its half if it is here; else the flight to wait for, or to lead if True.
+
+        `loop` is the caller's running loop. Who is told to lead must `land` the flight, whatever happens.
+        """
+        with self._lock:
+            self._guard()
+            self._forget_expired()
+            if (found := self._take(half, key)) is not None:
+                return found
+            flight = self._flights.get(key)
+            lead = flight is None
+            if flight is None:
+                flight = self._flights[key] = Flight(loop)
+                # From now on nobody can cancel it: a waiter that is cancelled takes only itself away.
+                flight.landed.set_running_or_notify_cancel()
+            flight.asked[half] += 1
+            return flight, lead
+
+    def land(self, key: Key, flight: Flight, both: Embedding | None) -> None:
+        """Ends a flight: wakes who waits, and keeps the half that was asked less often for later."""
+        with self._lock:
+            self._flights.pop(key, None)
+            if both is not None:
+                more = flight.asked["dense"] - flight.asked["sparse"]
+                if more > 0 and both.sparse is not None:
+                    self._put("sparse", key, both.sparse, more)
+                elif more < 0 and both.dense is not None:
+                    self._put("dense", key, both.dense, -more)
+        flight.landed.set_result(both)
+
+    # --- with the lock held -------------------------------------------------------------------------------
+
+    def _guard(self) -> None:
+        """A forked child leaves its parent's flights to the parent."""
+        if os.getpid() != self._pid:
+            self._reset()
+
+    def _put(self, half: Half, key: Key, vector: Vector, count: int) -> None:
+        entry = self._kept.get((half, key))
+        expires = self._clock() + self._expiry
+        if entry is None:
+            if len(self._kept) >= self._capacity:
+                return
+            entry = self._kept[half, key] = _Entry.packed(vector, expires)
+        entry.count += count
+        entry.expires = expires
+        self._kept.move_to_end((half, key))
+
+    def _take(self, half: Half, key: Key) -> Vector | None:
+        entry = self._kept.get((half, key))
+        if entry is None:
+            return None
+        entry.count -= 1
+        if entry.count == 0:
+            del self._kept[half, key]
+        return entry.unpacked()
+
+    def _forget_expired(self) -> None:
+        now = self._clock()
+        while self._kept and next(iter(self._kept.values())).expires <= now:
+            self._kept.popitem(last=False)
