@@ -18,7 +18,11 @@ from dashscope_embeddings.catalogue import DEFAULT_MODEL
 from dashscope_embeddings.progress import bar
 
 if TYPE_CHECKING:
+    from langchain_core.rate_limiters import BaseRateLimiter
     from typing_extensions import Self
+
+    from dashscope_embeddings.lengths import LongText
+    from dashscope_embeddings.wire import Protocol
 
 
 class DashScopeEmbeddings(ClientFields, Embeddings):
@@ -81,6 +85,38 @@ class DashScopeEmbeddings(ClientFields, Embeddings):
         default=None, exclude=True, validation_alias=AliasChoices("batch_size", "chunk_size")
     )
     show_progress_bar: bool = Field(default=False, exclude=True)
+
+    if TYPE_CHECKING:
+        # For editors and type checkers, which do not know that a field may have several names.
+        def __init__(  # noqa: PLR0913
+            self,
+            *,
+            model: str = DEFAULT_MODEL,
+            dashscope_api_key: SecretStr | str | None = None,
+            api_key: SecretStr | str | None = None,
+            dimensions: int | None = None,
+            dimension: int | None = None,
+            instruct: str | None = None,
+            protocol: Protocol = "native",
+            long_text: LongText = "error",
+            region: str | None = None,
+            workspace: str | None = None,
+            base_url: str | None = None,
+            timeout: float = 60.0,
+            request_timeout: float = 60.0,
+            max_retries: int = 6,
+            max_concurrency: int = 16,
+            requests_per_minute: float | None = None,
+            tokens_per_minute: float | None = None,
+            tokens_per_request: int | None = None,
+            batch_size: int | None = None,
+            chunk_size: int | None = None,
+            default_headers: dict[str, str] | None = None,
+            rate_limiter: BaseRateLimiter | None = None,
+            show_progress_bar: bool = False,
+            http_client: Any = None,
+            http_async_client: Any = None,
+        ) -> None: ...
 
     @model_validator(mode="after")
     def _connect(self) -> Self:

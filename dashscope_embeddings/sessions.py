@@ -6,6 +6,7 @@ With `client.py` the only place that touches httpx or a clock.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import threading
 import time
@@ -66,7 +67,8 @@ class _OfLoop:
 
     client: httpx.AsyncClient
     slots: asyncio.Semaphore
-    keeper: AsyncGenerator[None, None] | None
+    keeper: AsyncGenerator[None, None] | None = None
+    forget: weakref.finalize[..., Any] | None = None
 
 
 class Sessions:
@@ -79,6 +81,7 @@ class Sessions:
         self._url = settings.address.root + wire.path(settings.protocol)
         if settings.address.is_emulator:
             self._url = "http://emulator" + wire.path(settings.protocol)
+        self._options = _options(settings)
         self._lock = threading.Lock()
         self._pid = os.getpid()
         self._client: httpx.Client | None = None
@@ -95,7 +98,7 @@ class Sessions:
         if self._given.rate_limiter is not None:
             self._given.rate_limiter.acquire()
         try:
-            reply = client.post(self._url, content=body, **self._options())
+            reply = client.post(self._url, content=body, **self._options)
         except httpx.RequestError as error:
             return self._failure(error)
         return Reply(reply.status_code, reply.headers, reply.content)
@@ -123,7 +126,7 @@ class Sessions:
         if (limiter := self._given.rate_limiter) is not None:
             await (limiter.aacquire() if hasattr(limiter, "aacquire") else limiter.async_acquire())
         try:
-            reply = await client.post(self._url, content=body, **self._options())
+            reply = await client.post(self._url, content=body, **self._options)
         except httpx.RequestError as error:
             return self._failure(error)
         return Reply(reply.status_code, reply.headers, reply.content)
@@ -143,17 +146,14 @@ class Sessions:
                 del self._loops[dead]
         slots = asyncio.Semaphore(self._settings.max_concurrency)
         if self._given.async_client is not None:
-            made = _OfLoop(self._given.async_client, slots, None)
+            made = _OfLoop(self._given.async_client, slots)
         else:
             client = httpx.AsyncClient(**self._construction())
-            made = _OfLoop(client, slots, _closing(client))
+            made = _OfLoop(client, slots, await _keeper(client))
+            made.forget = weakref.finalize(self, _close_soon, loop, client, os.getpid())
+            made.forget.atexit = False
         with self._lock:
-            kept = self._loops.setdefault(loop, made)
-        if kept is made and made.keeper is not None:
-            # Once started, the loop itself runs the generator's end: when it shuts down, or when nobody
-            # refers to it any more. Neither `weakref.finalize` nor `__del__` could await the closing.
-            await anext(made.keeper)
-        return kept
+            return self._loops.setdefault(loop, made)
 
     # --- both ---------------------------------------------------------------------------------------------
 
@@ -187,20 +187,6 @@ class Sessions:
         self._slots = threading.BoundedSemaphore(self._settings.max_concurrency)
         self._client, self._loops, self._pid = None, {}, os.getpid()
 
-    def _options(self) -> dict[str, Any]:
-        settings = self._settings
-        key = settings.api_key.get_secret_value()
-        headers = {
-            **dict(settings.headers),
-            "Authorization": f"Bearer {key}",
-            "Content-Type": "application/json",
-            "Accept": "application/json",
-        }
-        if settings.address.workspace is not None:
-            headers["X-DashScope-WorkSpace"] = settings.address.workspace
-        timeout = httpx.Timeout(settings.timeout, connect=min(settings.timeout, _CONNECT))
-        return {"headers": headers, "timeout": timeout, "follow_redirects": False}
-
     def _construction(self) -> dict[str, Any]:
         most = self._settings.max_concurrency
         limits = httpx.Limits(max_connections=most, max_keepalive_connections=most, keepalive_expiry=_IDLE)
@@ -218,11 +204,63 @@ class Sessions:
         return Failure(f"{type(error).__name__}: {error}", retry=not hopeless)
 
 
-async def _closing(client: httpx.AsyncClient) -> AsyncGenerator[None, None]:
-    try:
-        yield
-    finally:
-        await client.aclose()
+def _options(settings: Settings) -> dict[str, Any]:
+    """What every request is sent with; our own headers win over the user's."""
+    own = {
+        "Authorization": f"Bearer {settings.api_key.get_secret_value()}",
+        "Content-Type": "application/json",
+        "Accept": "application/json",
+    }
+    if settings.address.workspace is not None:
+        own["X-DashScope-WorkSpace"] = settings.address.workspace
+    taken = {name.lower() for name in own}
+    users = {name: value for name, value in settings.headers if name.lower() not in taken}
+    timeout = httpx.Timeout(settings.timeout, connect=min(settings.timeout, _CONNECT))
+    return {"headers": users | own, "timeout": timeout, "follow_redirects": False}
+
+
+_keepers: dict[httpx.AsyncClient, tuple[asyncio.AbstractEventLoop, AsyncGenerator[None, None]]] = {}
+_LINGER = 1.0
+_closings: set[asyncio.Task[None]] = set()
+
+
+async def _keeper(client: httpx.AsyncClient) -> AsyncGenerator[None, None]:
+    """A started generator whose end closes the client: a loop that shuts down runs it by itself.
+
+    Nothing else is asked at that moment; `weakref.finalize` and `__del__` cannot await, and the loop may be
+    gone when they come.
+    """
+
+    async def closing() -> AsyncGenerator[None, None]:
+        try:
+            yield
+        finally:
+            _keepers.pop(client, None)
+            await client.aclose()
+
+    for dead in [known for known, (loop, _) in _keepers.items() if loop.is_closed()]:
+        _keepers.pop(dead, None)
+    keeper = closing()
+    await anext(keeper)
+    _keepers[client] = asyncio.get_running_loop(), keeper
+    return keeper
+
+
+def _close_soon(loop: asyncio.AbstractEventLoop, client: httpx.AsyncClient, pid: int) -> None:
+    """Nobody holds the sessions any more: the loop, if it still runs, is to close their client."""
+    if os.getpid() != pid or loop.is_closed():
+        return
+    with contextlib.suppress(RuntimeError):  # closed by another thread meanwhile
+        # Not at once: at the end of `asyncio.run` a task of ours would be cancelled in the middle of closing,
+        # where a moment later the loop's own shutdown closes everything.
+        loop.call_soon_threadsafe(loop.call_later, _LINGER, _close_now, client)
+
+
+def _close_now(client: httpx.AsyncClient) -> None:
+    if (kept := _keepers.get(client)) is not None:
+        task = asyncio.ensure_future(kept[1].aclose())
+        _closings.add(task)
+        task.add_done_callback(_closings.discard)
 
 
 def _close_unless_forked(client: httpx.Client, pid: int, getpid: Callable[[], int] = os.getpid) -> None:
