@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import hashlib
 import threading
 from collections.abc import AsyncIterable
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 from dashscope_embeddings import catalogue, limiter, planning
 from dashscope_embeddings.assembly import Assembly
+from dashscope_embeddings.coalesce import Coalescer, Query
 from dashscope_embeddings.drivers import Tasks, Threads
 from dashscope_embeddings.errors import InvalidInput
 from dashscope_embeddings.exchange import Terms, exchange
@@ -19,7 +19,6 @@ from dashscope_embeddings.lengths import limits_of
 from dashscope_embeddings.sessions import Given, Sessions
 from dashscope_embeddings.settings import Settings, address, find_key
 from dashscope_embeddings.vectors import Embedding, Embeddings, Output, TextType, Usage
-from dashscope_embeddings.wire import Ask
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable, Iterator
@@ -98,9 +97,7 @@ class EmbeddingClient:
         http_async_client: Any = None,
     ) -> None:
         if dimension is not None and dimensions not in {None, dimension}:
-            raise InvalidInput(
-                f"dimensions={dimensions} and dimension={dimension} are two names of one thing"
-            )
+            raise InvalidInput(f"dimensions={dimensions} and dimension={dimension} are two names of one thing")
         place = address(protocol, region=region, workspace=workspace, base_url=base_url)
         self._start(
             Settings(
@@ -130,6 +127,7 @@ class EmbeddingClient:
         self._threads = Threads(self._sessions, settings.max_concurrency)
         self._tasks = Tasks(self._sessions, settings.max_concurrency)
         self._limits = limits_of(settings.address.host, settings.model)
+        self._waiting: dict[Output, Coalescer] = {}
         self._lock = threading.Lock()
         self._usage = Usage()
 
@@ -168,6 +166,10 @@ class EmbeddingClient:
         terms = self._terms(text_type, output)
         checked = planning.checked(planning.texts_of(texts), self._limits, terms.long_text)
         job, halt = self._job(output), threading.Event()
+        if (query := self._query(checked, terms)) is not None and _no_loop_here():
+            with self._counted(job):
+                job.take(query[0], self._threads.query(query[1], query[2], terms))
+            return job.result(1)
         flows = self._flows(planning.batches(checked, self._plan(memory=None)), terms)
         with self._counted(job), contextlib.closing(self._threads.window(flows, halt)) as outcomes:
             for batch, outcome in outcomes:
@@ -221,6 +223,10 @@ class EmbeddingClient:
         big = isinstance(listed, list) and len(listed) > _ON_THE_LOOP
         checked = await asyncio.to_thread(check) if big else check()
         job, halt = self._job(output), asyncio.Event()
+        if (query := self._query(checked, terms)) is not None:
+            with self._counted(job):
+                job.take(query[0], await self._tasks.query(query[1], query[2], terms))
+            return job.result(1)
         flows = self._aflows(planning.abatches(_each(checked), self._plan(memory=None)), terms)
         with self._counted(job):
             async with contextlib.aclosing(self._tasks.window(flows, halt)) as outcomes:
@@ -265,24 +271,9 @@ class EmbeddingClient:
 
     def _terms(self, text_type: TextType, output: Output) -> Terms:
         settings = self.settings
-        _check_call(settings, text_type, output)
-        account = (
-            hashlib.sha256(settings.api_key.get_secret_value().encode()).digest(),
-            settings.address.host,
-            settings.model.name,
-        )
-        pace = limiter.shared(account, self._sessions.clock.now)
+        ask = settings.ask(text_type, output)
+        pace = limiter.shared(settings.account, self._sessions.clock.now)
         pace.tighten(settings.requests_per_minute, settings.tokens_per_minute)
-        dimension = settings.dimensions if settings.model.takes_dimension else None
-        ask = Ask(
-            protocol=settings.protocol,
-            model=settings.model.name,
-            text_type=text_type,
-            output=output,
-            dimension=dimension,
-            instruct=settings.instruct if text_type == "query" else None,
-            width=settings.dimensions or settings.model.default_dimension,
-        )
         return Terms(
             ask,
             self._limits,
@@ -290,8 +281,18 @@ class EmbeddingClient:
             long_text=settings.long_text,
             max_retries=settings.max_retries,
             host=settings.address.host,
-            advice=settings.address.advice(),
+            advice=settings.address.advice,
         )
+
+    def _query(self, texts: list[str], terms: Terms) -> tuple[Batch, Query, Coalescer] | None:
+        """A lone query that may travel with others; None for everything else."""
+        if len(texts) != 1 or terms.ask.text_type != "query":
+            return None
+        (batch, *more) = planning.batches(texts, self._plan(memory=None))
+        if more or len(batch.texts) != 1:
+            return None
+        waiting = self._waiting.setdefault(terms.ask.output, Coalescer(self.settings.max_concurrency))
+        return batch, Query(batch.texts[0], max(1, round(batch.tokens)), _nobody), waiting
 
     def _plan(self, *, memory: int | None) -> planning.Plan:
         settings = self.settings
@@ -338,15 +339,19 @@ class EmbeddingClient:
         return f"EmbeddingClient(model={self.settings.model.name!r}, host={self.settings.address.host!r})"
 
 
-def _check_call(settings: Settings, text_type: str, output: str) -> None:
-    if text_type not in get_args(TextType):
-        raise InvalidInput(f'text_type={text_type!r}: expected "query" or "document"')
-    if output not in get_args(Output):
-        raise InvalidInput(f'output={output!r}: expected "dense", "sparse" or "dense&sparse"')
-    if output != "dense":
-        settings.check_sparse()
-
-
 async def _each(items: Iterable[str]) -> AsyncIterator[str]:
     for item in items:
         yield item
+
+
+def _nobody() -> None:
+    """Whom a query wakes before its caller waits."""
+
+
+def _no_loop_here() -> bool:
+    """A sync call on a loop's own thread must not wait for that loop's tasks: it goes alone."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return True
+    return False

@@ -7,20 +7,25 @@ each other on purpose; whatever could differ between them belongs into the flow.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
+import functools
 import os
 import threading
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
-from dashscope_embeddings.exchange import GIVEN_UP, Send
+from dashscope_embeddings.coalesce import Flight
+from dashscope_embeddings.exchange import GIVEN_UP, Outcome, Send, exchange
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator
     from concurrent.futures import Future
 
-    from dashscope_embeddings.exchange import Answer, Flow, Outcome
+    from dashscope_embeddings.coalesce import Coalescer, Query
+    from dashscope_embeddings.exchange import Answer, Flow, Terms
     from dashscope_embeddings.sessions import Sessions
 
 T = TypeVar("T")
@@ -70,23 +75,50 @@ class Threads:
         if troubles:
             raise troubles[0]
 
+    def query(self, query: Query, waiting: Coalescer, terms: Terms) -> Outcome:
+        """One query, alone or with others that wait: its own row."""
+        woken = threading.Event()
+        query.wake = woken.set
+        waiting.join(query)
+        try:
+            while not isinstance(turn := waiting.step(query, terms, None), Outcome):
+                if isinstance(turn, Flight):
+                    self._fly(turn, waiting, terms)
+                else:
+                    self._sessions.clock.wait(woken, turn)
+                    woken.clear()
+            return turn
+        finally:
+            waiting.leave(query, terms)
+
+    def _fly(self, flight: Flight, waiting: Coalescer, terms: Terms) -> None:
+        outcome = None
+        try:
+            flow = exchange(flight.texts, replace(terms, patience=-1.0), flight.permit)
+            outcome = self._perform(flow, threading.Event())
+        finally:
+            waiting.land(flight, outcome, terms)
+
     def perform(self, flow: Flow, halt: threading.Event) -> Outcome:
-        """One flow from its first step to its outcome, on this thread."""
-        answer: Answer = None
+        """One flow from its first step to its outcome, on this thread, in one of the client's slots."""
         with self._sessions.slots():
-            try:
-                while True:
-                    step = flow.send(answer)
-                    if halt.is_set():
-                        answer = GIVEN_UP
-                    elif isinstance(step, Send):
-                        answer = self._sessions.post(step.body)
-                    else:
-                        answer = GIVEN_UP if self._sessions.clock.wait(halt, step.seconds) else None
-            except StopIteration as done:
-                outcome: Outcome = done.value
-            finally:
-                flow.close()
+            return self._perform(flow, halt)
+
+    def _perform(self, flow: Flow, halt: threading.Event) -> Outcome:
+        answer: Answer = None
+        try:
+            while True:
+                step = flow.send(answer)
+                if halt.is_set():
+                    answer = GIVEN_UP
+                elif isinstance(step, Send):
+                    answer = self._sessions.post(step.body)
+                else:
+                    answer = GIVEN_UP if self._sessions.clock.wait(halt, step.seconds) else None
+        except StopIteration as done:
+            outcome: Outcome = done.value
+        finally:
+            flow.close()
         if outcome.stop is not None:
             halt.set()
         return outcome
@@ -104,6 +136,7 @@ class Tasks:
 
     def __init__(self, sessions: Sessions, most: int) -> None:
         self._sessions, self._most = sessions, most
+        self._flights: set[asyncio.Task[None]] = set()
 
     async def window(
         self, flows: AsyncIterator[tuple[T, Flow]], halt: asyncio.Event
@@ -138,26 +171,63 @@ class Tasks:
         if troubles:
             raise troubles[0]
 
+    async def query(self, query: Query, waiting: Coalescer, terms: Terms) -> Outcome:
+        """One query, alone or with others that wait: its own row."""
+        loop, woken = asyncio.get_running_loop(), asyncio.Event()
+        query.wake = functools.partial(_wake, loop, woken)
+        waiting.join(query)
+        try:
+            while not isinstance(turn := waiting.step(query, terms, loop), Outcome):
+                if isinstance(turn, float):
+                    await self._sessions.clock.await_(woken, turn)
+                    woken.clear()
+                elif len(turn.queries) == 1:
+                    await self._fly(turn, waiting, terms)
+                else:
+                    # In a task of its own: who is cancelled takes nobody along.
+                    task = asyncio.create_task(self._fly(turn, waiting, terms))
+                    self._flights.add(task)
+                    task.add_done_callback(self._flights.discard)
+            return turn
+        finally:
+            waiting.leave(query, terms)
+
+    async def _fly(self, flight: Flight, waiting: Coalescer, terms: Terms) -> None:
+        outcome = None
+        try:
+            flow = exchange(flight.texts, replace(terms, patience=-1.0), flight.permit)
+            outcome = await self._perform(flow, asyncio.Event())
+        finally:
+            waiting.land(flight, outcome, terms)
+
     async def perform(self, flow: Flow, halt: asyncio.Event) -> Outcome:
-        """One flow from its first step to its outcome, in this task."""
-        answer: Answer = None
+        """One flow from its first step to its outcome, in this task, in one of the loop's slots."""
         async with await self._sessions.aslots():
-            try:
-                while True:
-                    step = flow.send(answer)
-                    if halt.is_set():
-                        answer = GIVEN_UP
-                    elif isinstance(step, Send):
-                        answer = await self._sessions.apost(step.body)
-                    else:
-                        answer = GIVEN_UP if await self._sessions.clock.await_(halt, step.seconds) else None
-            except StopIteration as done:
-                outcome: Outcome = done.value
-            finally:
-                flow.close()
+            return await self._perform(flow, halt)
+
+    async def _perform(self, flow: Flow, halt: asyncio.Event) -> Outcome:
+        answer: Answer = None
+        try:
+            while True:
+                step = flow.send(answer)
+                if halt.is_set():
+                    answer = GIVEN_UP
+                elif isinstance(step, Send):
+                    answer = await self._sessions.apost(step.body)
+                else:
+                    answer = GIVEN_UP if await self._sessions.clock.await_(halt, step.seconds) else None
+        except StopIteration as done:
+            outcome: Outcome = done.value
+        finally:
+            flow.close()
         if outcome.stop is not None:
             halt.set()
         return outcome
+
+
+def _wake(loop: asyncio.AbstractEventLoop, woken: asyncio.Event) -> None:
+    with contextlib.suppress(RuntimeError):  # its loop is closed: it waits no more
+        loop.call_soon_threadsafe(woken.set)
 
 
 def _next(items: Iterator[T], troubles: list[Exception]) -> T | None:

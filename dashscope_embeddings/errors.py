@@ -20,10 +20,12 @@ from __future__ import annotations
 import enum
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+    from typing_extensions import Self
 
 
 class Verdict(enum.Enum):
@@ -62,12 +64,19 @@ class DashScopeError(Exception):
             return self.message
         return f"{self.message} (request id {self.request_id})"
 
+    def copy(self) -> Self:
+        """The same error once more, for another caller: tracebacks and partial results stay apart."""
+        return _rebuild(type(self), self.message, {**self.__dict__, "partial": {}, "failed": [], "reasons": {}})
+
     def __reduce__(self) -> tuple[Any, ...]:
         # The default calls the class with str(self) alone, which loses or rejects the keyword arguments.
         return _rebuild, (type(self), self.message, self.__dict__)
 
 
-def _rebuild(cls: type[DashScopeError], message: str, state: dict[str, Any]) -> DashScopeError:
+_E = TypeVar("_E", bound="DashScopeError")
+
+
+def _rebuild(cls: type[_E], message: str, state: dict[str, Any]) -> _E:
     error = cls.__new__(cls, message)
     Exception.__init__(error, message)
     error.__dict__.update(state)

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
 
     from dashscope_embeddings.lengths import Limits, LongText
-    from dashscope_embeddings.limiter import Limiter
+    from dashscope_embeddings.limiter import Limiter, Permit
     from dashscope_embeddings.vectors import SparseVector
     from dashscope_embeddings.wire import Ask
 
@@ -121,14 +121,18 @@ Flow: TypeAlias = "Generator[Step, Answer, Outcome]"
 # --- the flow ----------------------------------------------------------------------------------------------
 
 
-def exchange(texts: Sequence[str], terms: Terms) -> Flow:
-    """Asks for the vectors of one batch; splits, shortens and asks again where that helps."""
+def exchange(texts: Sequence[str], terms: Terms, permit: Permit | None = None) -> Flow:
+    """Asks for the vectors of one batch; splits, shortens and asks again where that helps.
+
+    `permit`: one that the limiter has granted already, for the first request.
+    """
     outcome = Outcome([None] * len(texts), [None] * len(texts))
     gathered: dict[int, list[tuple[str, Rows, int]]] = {}
     waiting = deque([[_Piece(row, text) for row, text in enumerate(texts)]])
     while waiting:
         group = waiting.popleft()
-        answer = yield from _request([piece.text for piece in group], terms)
+        answer = yield from _request([piece.text for piece in group], terms, permit)
+        permit = None
         if isinstance(answer, Rows):
             _count(outcome, answer, len(group))
             for at, piece in enumerate(group):
@@ -152,14 +156,14 @@ def exchange(texts: Sequence[str], terms: Terms) -> Flow:
 _ABOUT_A_TEXT = frozenset({Verdict.SPLIT, Verdict.SHORTEN})
 
 
-def _request(texts: list[str], terms: Terms) -> Generator[Step, Answer, Rows | DashScopeError]:
+def _request(texts: list[str], terms: Terms, permit: Permit | None) -> Generator[Step, Answer, Rows | DashScopeError]:
     """One request, as often as it takes: the rows, or the refusal that further tries cannot change."""
     body = wire.body(terms.ask, texts)
     tokens = max(1, round(sum(map(lengths.estimate, texts))))
     urgent = terms.ask.text_type == "query"
     failures, throttled_since = 0, math.inf
     while True:
-        permit = terms.limiter.ask(tokens, urgent=urgent)
+        permit = permit or terms.limiter.ask(tokens, urgent=urgent)
         try:
             # A grant is worth nothing after a throttle elsewhere: ask until the answer is "now".
             while wait := terms.limiter.reserve(permit):
@@ -173,6 +177,7 @@ def _request(texts: list[str], terms: Terms) -> Generator[Step, Answer, Rows | D
                 terms.limiter.refuse(permit, _capped(error))
         finally:
             terms.limiter.release(permit)
+        permit = None
         if error.verdict is Verdict.THROTTLE:
             now = terms.limiter.clock()
             throttled_since = min(throttled_since, now)
@@ -182,9 +187,7 @@ def _request(texts: list[str], terms: Terms) -> Generator[Step, Answer, Rows | D
         elif error.verdict is Verdict.RETRY and failures < terms.max_retries:
             failures += 1
             pause = _backoff(failures, _capped(error))
-            _log.info(
-                "try %d of %d failed, next in %.1f s: %s", failures, terms.max_retries + 1, pause, error
-            )
+            _log.info("try %d of %d failed, next in %.1f s: %s", failures, terms.max_retries + 1, pause, error)
             if (yield Sleep(pause)) is not None:
                 return error
         else:

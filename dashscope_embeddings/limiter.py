@@ -7,114 +7,291 @@ enforced a second at a time: requests are spaced evenly, never sent as a minute'
 
 from __future__ import annotations
 
+import math
 import os
 import threading
+from collections import OrderedDict, deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+from dashscope_embeddings.pace import Pace, Permit
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+__all__ = ["Limiter", "Permit", "shared"]
+
 _SLACK = 0.006
 """Seconds of pace that a late caller may make up for: about what a busy machine's timers are late."""
+_PAUSE = 0.05
+"""Seconds without anyone whose turn it is after which nobody counts as late."""
 _LONGEST_NAP = 0.25
 """Nobody is told to wait longer before asking again: what is true then may be better."""
 _MARGIN = 0.98
 """Share of a given quota that is used: the service's clock is not ours."""
-_START = 200.0
-"""Requests a second at first, doubled with every 40 answers: an account without quota is not slowed down."""
+_STRICT_SECONDS, _STRICT_SHARE = 1.01, 1.05
+"""Where a second's tokens are counted exactly, that count is kept to, and the even pace only shapes it."""
+_FORGIVEN = 60.0
+"""Seconds after which it is tried again whether they still are."""
+_GRACE = 0.03
+"""Seconds a caller may come back late without losing its place; then others go first until it does."""
 
 
-@dataclass(slots=True, eq=False)
-class Permit:
-    """One request's place with the limiter, from asking to answer."""
+@dataclass(slots=True)
+class _Tokens:
+    """Paces tokens under a quota, and learns how far off the estimates are."""
 
-    tokens: int
-    urgent: bool = False
-    """A query: goes before documents that wait."""
-    sent: float | None = None
-    settled: bool = False
+    per_minute: float | None = None
+    next: float = -math.inf
+    _mean: float = 0.0
+    _estimated: float = 0.0
+    _billed: float = 0.0
+    _sends: deque[Permit] = field(default_factory=lambda: deque(maxlen=4096))
+    _used: float = 0.0
+    _strict_since: float | None = None
+    """Since when requests are known to be refused that would overfill a window of one second."""
+
+    def behind(self, head: Permit, ahead: int) -> float:
+        """Seconds that those ahead take of the quota: too few rather than too many, or turns would pass."""
+        if self.per_minute is None:
+            return 0.0
+        return (self._cost(head) + 0.3 * (ahead - 1) * self._mean) / self._pace()
+
+    def _pace(self) -> float:
+        share = _STRICT_SHARE if self._strict_since is not None else _MARGIN
+        return share * (self.per_minute or 1.0) / 60.0
+
+    def due(self, permit: Permit, now: float) -> float:
+        """When the request's tokens fit."""
+        if self.per_minute is None or not self._strict(now):
+            return self.next
+        room = self.per_minute / 60.0 - self._cost(permit)
+        self._expire(now)
+        used, due = self._used, self.next
+        for earlier in self._sends:
+            if used <= max(room, 0.0):
+                break
+            used -= earlier.cost
+            due = max(due, (earlier.sent or 0.0) + _STRICT_SECONDS)
+        return due
+
+    def take(self, permit: Permit, now: float) -> None:
+        """The request goes."""
+        if self.per_minute is None:
+            return
+        permit.cost = self._cost(permit)
+        self._mean += 0.1 * (permit.cost - self._mean) if self._mean else permit.cost
+        self.next = _resume(self.next, now) + permit.cost / self._pace()
+        self._expire(now)
+        self._sends.append(permit)
+        self._used += permit.cost
+
+    def settle(self, permit: Permit, billed: int | None) -> None:
+        """The request was billed so much; None: it does not count, or nobody knows."""
+        if billed is None:
+            return
+        if billed > 0:
+            self._estimated = 0.98 * self._estimated + max(permit.tokens, 1)
+            self._billed = 0.98 * self._billed + billed
+        if self.per_minute is not None:
+            self.next += (billed - permit.cost) / self._pace()
+            if self._sends and (permit.sent or 0.0) >= (self._sends[0].sent or 0.0):
+                self._used += billed - permit.cost
+            permit.cost = billed
+
+    def explain(self, permit: Permit) -> bool:
+        """Whether a refusal comes from counting tokens a second at a time, which we did not know yet."""
+        if self.per_minute is None or permit.sent is None:
+            return False
+        if self._strict(permit.sent):
+            return permit.sent <= (self._strict_since or 0.0)
+        self._expire(permit.sent)
+        if self._used <= 0.9 * self.per_minute / 60.0:
+            return False
+        self._strict_since = self._sends[-1].sent
+        return True
+
+    def _strict(self, now: float) -> bool:
+        if self._strict_since is not None and now > self._strict_since + _FORGIVEN:
+            self._strict_since = None
+        return self._strict_since is not None
+
+    def _cost(self, permit: Permit) -> float:
+        ratio = self._billed / self._estimated if self._estimated else 1.0
+        return permit.tokens * ratio
+
+    def _expire(self, now: float) -> None:
+        while self._sends and (self._sends[0].sent or 0.0) <= now - _STRICT_SECONDS:
+            self._used -= self._sends.popleft().cost
+        if not self._sends:
+            self._used = 0.0
 
 
-@dataclass
+@dataclass(slots=True)
+class _Queue:
+    """Who waits, in the order of arrival; who does not come back for its turn is skipped until it does."""
+
+    waiting: OrderedDict[int, Permit] = field(default_factory=OrderedDict)
+
+    def skip_absent(self, permit: Permit, now: float) -> None:
+        while self.waiting:
+            head = next(iter(self.waiting.values()))
+            if head is permit or head.wakes + _GRACE > now:
+                return
+            del self.waiting[head.ticket]
+
+    def before(self, permit: Permit) -> int:
+        """How many go first, at most."""
+        if not self.waiting:
+            return 0
+        if permit.ticket == 0:
+            return len(self.waiting)
+        return min(len(self.waiting), max(0, permit.ticket - next(iter(self.waiting))))
+
+    def join(self, permit: Permit) -> None:
+        if permit.ticket in self.waiting:
+            return
+        first = next(iter(self.waiting), permit.ticket)
+        self.waiting[permit.ticket] = permit
+        if permit.ticket < first:
+            self.waiting.move_to_end(permit.ticket, last=False)
+
+    def leave(self, permit: Permit) -> None:
+        self.waiting.pop(permit.ticket, None)
+
+
+@dataclass(eq=False)
 class Limiter:
-    """Paces the requests of one account, host and model. Thread-safe; knows no event loop."""
+    """Paces the requests of one account, host and model. Thread-safe; knows no event loop.
+
+    Given a quota, it goes evenly at 0.98 of it from the first request on. Without, it finds one by itself.
+    Queries go before documents; otherwise whoever came first goes first.
+
+    Args:
+        clock: monotonic seconds.
+        requests_per_minute: the account's quota; None: unknown.
+        tokens_per_minute: likewise.
+    """
 
     clock: Callable[[], float]
     requests_per_minute: float | None = None
     tokens_per_minute: float | None = None
-    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
-    _next_request: float = 0.0
-    _next_token: float = 0.0
-    _held_until: float = 0.0
-    _rate: float = _START
-    _reacted: float = 0.0
-    _refused_in_a_row: int = 0
+    _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Forgets everything but the settings: for a forked child, where nobody else can be at work."""
+        self._lock = threading.Lock()
+        self._pace = Pace()
+        self._tokens = _Tokens(self.tokens_per_minute)
+        self._urgent, self._patient = _Queue(), _Queue()
+        self._tickets = 0
+        self._next = -math.inf
 
     def tighten(self, requests_per_minute: float | None, tokens_per_minute: float | None) -> None:
         """Takes over a client's settings: of several, the tightest wins."""
         with self._lock:
             self.requests_per_minute = _tighter(self.requests_per_minute, requests_per_minute)
             self.tokens_per_minute = _tighter(self.tokens_per_minute, tokens_per_minute)
+            self._tokens.per_minute = self.tokens_per_minute
 
     def ask(self, tokens: int, *, urgent: bool = False) -> Permit:
         """A place for a request of about so many tokens. Ends with `settle`, `refuse` or `release`."""
         return Permit(tokens, urgent)
 
     def reserve(self, permit: Permit) -> float:
-        """0.0: send now. Otherwise seconds until it is worth asking again."""
+        """0.0: send now. Otherwise seconds until it is worth asking again, 0.25 at most."""
         with self._lock:
+            if permit.sent is not None or permit.settled:
+                return 0.0
             now = self.clock()
-            due = max(self._next_request, self._next_token, self._held_until)
+            rate = self._rate(now)
+            due = self._due(permit, rate, now)
+            queue = self._urgent if permit.urgent else self._patient
             if due > now:
-                return min(due - now, _LONGEST_NAP)
-            self._next_request = max(self._next_request, now - _SLACK) + 1.0 / self._requests_a_second()
-            if self.tokens_per_minute is not None:
-                pace = _MARGIN * self.tokens_per_minute / 60.0
-                self._next_token = max(self._next_token, now - _SLACK) + permit.tokens / pace
-            permit.sent = now
+                if permit.ticket == 0:
+                    self._tickets += 1
+                    permit.ticket = self._tickets
+                queue.join(permit)
+                wait = min(due - now, _LONGEST_NAP)
+                permit.wakes = now + wait
+                return wait
+            queue.leave(permit)
+            self._tokens.take(permit, now)
+            self._pace.send(permit, now, waited=permit.ticket != 0)
+            self._next = _resume(self._next, now) + permit.weight / rate
             return 0.0
 
     def settle(self, permit: Permit, tokens: int | None = None) -> None:
         """The request was answered; `tokens` is what it was billed, where the service said so."""
         with self._lock:
-            if permit.settled:
+            if self._ended(permit):
                 return
-            permit.settled = True
-            self._refused_in_a_row = 0
-            self._rate *= 2.0 ** (1 / 40) if self._reacted == 0.0 else 1.005
-            if tokens is not None and self.tokens_per_minute is not None:
-                self._next_token += (tokens - permit.tokens) / (_MARGIN * self.tokens_per_minute / 60.0)
+            self._tokens.settle(permit, tokens)
+            self._pace.accept(permit, self.clock())
 
     def refuse(self, permit: Permit, retry_after: float | None = None) -> None:
-        """The request was throttled."""
+        """The request was throttled; `retry_after`: seconds the service asked for, honoured up to 60."""
         with self._lock:
-            if permit.settled:
+            if self._ended(permit):
                 return
-            permit.settled = True
-            now = self.clock()
-            if permit.sent is not None and permit.sent < self._reacted:
-                return  # sent before the last reaction: says nothing new
-            self._refused_in_a_row += 1
-            pause = min(0.5 * 2.0 ** (self._refused_in_a_row - 1), 30.0)
-            self._rate = max(1.0, min(self._rate, 10.0 * _START) * 0.5)
-            self._held_until = now + (retry_after if retry_after is not None else pause)
-            self._reacted = now
+            explained = self._tokens.explain(permit) and not retry_after
+            self._tokens.settle(permit, 0)
+            if explained:
+                self._pace.drop(permit)
+            else:
+                self._pace.refuse(permit, self.clock(), retry_after)
 
     def release(self, permit: Permit) -> None:
-        """The request ended without an answer, or was never sent."""
+        """The request ended without an answer, or was never sent. Does nothing after another end."""
         with self._lock:
-            permit.settled = True
+            if not self._ended(permit):
+                self._pace.drop(permit)
 
-    def _requests_a_second(self) -> float:
+    def _ended(self, permit: Permit) -> bool:
+        """Whether there is nothing to learn from the permit's end: it had ended before, or was never sent."""
+        over, permit.settled = permit.settled or permit.sent is None, True
+        if permit.sent is None:
+            (self._urgent if permit.urgent else self._patient).leave(permit)
+        return over
+
+    def _rate(self, now: float) -> float:
+        rate = self._pace.rate(now)
         if self.requests_per_minute is None:
-            return self._rate
-        return min(self._rate, _MARGIN * self.requests_per_minute / 60.0)
+            return rate
+        return min(rate, _MARGIN * self.requests_per_minute / 60.0)
+
+    def _due(self, permit: Permit, rate: float, now: float) -> float:
+        """When the permit's turn is, as things stand."""
+        self._urgent.skip_absent(permit, now)
+        ahead = self._urgent.before(permit) if permit.urgent else len(self._urgent.waiting)
+        if not permit.urgent:
+            self._patient.skip_absent(permit, now)
+            ahead += self._patient.before(permit)
+        opens = self._pace.opens(now)
+        if not ahead and self._is_free():
+            return opens
+        due = max(self._next, self._tokens.due(permit, now), opens)
+        if ahead:
+            head = next(iter((self._urgent.waiting or self._patient.waiting).values()))
+            due += max(ahead / rate, self._tokens.behind(head, ahead))
+        return due
+
+    def _is_free(self) -> bool:
+        """A lone caller of an account without a known quota: there is nothing to pace."""
+        given = self.requests_per_minute is not None or self.tokens_per_minute is not None
+        return not given and self._pace.limit is None and self._pace.in_flight == 0
+
+
+def _resume(due: float, now: float) -> float:
+    """From when on the next request is spaced: who is late makes up for a little, a pause for nothing."""
+    return now if due < now - _PAUSE else max(due, now - _SLACK)
 
 
 def _tighter(one: float | None, other: float | None) -> float | None:
-    given = [value for value in (one, other) if value is not None]
-    return min(given, default=None)
+    return min((value for value in (one, other) if value is not None), default=None)
 
 
 _shared: dict[tuple[object, ...], Limiter] = {}
@@ -131,7 +308,9 @@ def _forget() -> None:
     """A forked child has its own requests under way, and may have inherited locked locks."""
     global _shared_lock  # noqa: PLW0603 - a lock held by another thread at the fork stays locked for good
     _shared_lock = threading.Lock()
-    _shared.clear()
+    for limiter in _shared.values():
+        limiter.reset()
 
 
-os.register_at_fork(after_in_child=_forget)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)

@@ -188,7 +188,7 @@ class Sessions:
         self._client, self._loops, self._pid = None, {}, os.getpid()
 
     def _construction(self) -> dict[str, Any]:
-        most = self._settings.max_concurrency
+        most = 2 * self._settings.max_concurrency  # documents in their slots, and queries beside them
         limits = httpx.Limits(max_connections=most, max_keepalive_connections=most, keepalive_expiry=_IDLE)
         if self._settings.address.is_emulator:
             from dashscope_embeddings.emulator import in_process  # noqa: PLC0415 - for this one address alone

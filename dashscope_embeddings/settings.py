@@ -6,10 +6,12 @@ env.py and api_key.py, seen 2026-11-21). An empty variable counts as a missing o
 
 from __future__ import annotations
 
+import hashlib
 import ipaddress
 import os
 import re
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 from urllib.parse import urlsplit
@@ -20,7 +22,8 @@ from dashscope_embeddings import catalogue
 from dashscope_embeddings.catalogue import REGIONS, WORKSPACE_DOMAIN, Model, Price, Region, region_of_host
 from dashscope_embeddings.errors import InvalidInput
 from dashscope_embeddings.lengths import LongText
-from dashscope_embeddings.wire import Protocol
+from dashscope_embeddings.vectors import Output, TextType
+from dashscope_embeddings.wire import Ask, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -54,6 +57,28 @@ class Settings:
         _check_protocol(self)
         _check_dimensions(self)
 
+    def ask(self, text_type: TextType, output: Output) -> Ask:
+        """What every request of a call asks.
+
+        Raises:
+            InvalidInput: an unknown role or output, or one that these settings rule out.
+        """
+        if text_type not in get_args(TextType):
+            raise InvalidInput(f'text_type={text_type!r}: expected "query" or "document"')
+        if output not in get_args(Output):
+            raise InvalidInput(f'output={output!r}: expected "dense", "sparse" or "dense&sparse"')
+        if output != "dense":
+            self.check_sparse()
+        return Ask(
+            protocol=self.protocol,
+            model=self.model.name,
+            text_type=text_type,
+            output=output,
+            dimension=self.dimensions if self.model.takes_dimension else None,
+            instruct=self.instruct if text_type == "query" else None,
+            width=self.dimensions or self.model.default_dimension,
+        )
+
     def check_sparse(self) -> None:
         """Whether sparse vectors can be asked for at all.
 
@@ -65,6 +90,12 @@ class Settings:
         if not self.model.sparse:
             makers = ", ".join(m.name for m in catalogue.MODELS if m.sparse)
             raise InvalidInput(f"{self.model.name} has no sparse vectors; these have: {makers}")
+
+    @cached_property
+    def account(self) -> tuple[bytes, str, str]:
+        """What a quota belongs to: the key (hashed), the host, the model."""
+        key = hashlib.sha256(self.api_key.get_secret_value().encode()).digest()
+        return key, self.address.host, self.model.name
 
     @property
     def price(self) -> Price | None:
@@ -96,6 +127,7 @@ class Address:
         """The host as asked, for messages and for telling accounts apart."""
         return self.root if self.is_emulator else urlsplit(self.root).netloc
 
+    @cached_property
     def advice(self) -> str:
         """What to check when the key was refused."""
         here = f" ({self.region.city})" if self.region else ""
@@ -129,9 +161,7 @@ def address(
         InvalidInput: an address that would leave the service, or send the key over plain http.
     """
     if workspace is not None and not _WORKSPACE.fullmatch(workspace):
-        raise InvalidInput(
-            f"workspace={workspace!r} cannot be part of a host name: expected letters, digits, _ and -"
-        )
+        raise InvalidInput(f"workspace={workspace!r} cannot be part of a host name: expected letters, digits, _ and -")
     if region is not None and not _REGION.fullmatch(region):
         raise InvalidInput(f"region={region!r} cannot be part of a host name: expected one like 'cn-beijing'")
     if base_url == EMULATOR:
@@ -147,9 +177,7 @@ def _from_url(base_url: str, workspace: str | None) -> Address:
     if "{workspace_id}" in base_url:
         filled = workspace or os.environ.get("DASHSCOPE_WORKSPACE_ID")
         if not filled or not _WORKSPACE.fullmatch(filled):
-            raise InvalidInput(
-                "the address holds {workspace_id}: pass workspace= or set DASHSCOPE_WORKSPACE_ID"
-            )
+            raise InvalidInput("the address holds {workspace_id}: pass workspace= or set DASHSCOPE_WORKSPACE_ID")
         base_url = base_url.replace("{workspace_id}", filled)
     parts = urlsplit(base_url.strip())
     if parts.scheme not in {"http", "https"} or not parts.hostname:
@@ -245,9 +273,7 @@ def _check_protocol(settings: Settings) -> None:
     if settings.instruct is None:
         return
     if settings.protocol == "openai":
-        raise InvalidInput(
-            'instruct needs protocol="native": the OpenAI-compatible protocol does not have it'
-        )
+        raise InvalidInput('instruct needs protocol="native": the OpenAI-compatible protocol does not have it')
     if not settings.model.instruct:
         takers = ", ".join(m.name for m in catalogue.MODELS if m.instruct)
         raise InvalidInput(f"{settings.model.name} takes no instruct; these do: {takers}")

@@ -1,0 +1,197 @@
+"""Queries that wait at the same time travel in one request.
+
+A query that nobody waits with goes alone and at once. Where queries have to wait, for a free lane or for the
+limiter, whoever is first takes along those behind it, as late as possible: when the request may really go.
+
+There is no leader that could die with the others waiting for it. Every caller asks `step` what to do, and
+does it: wait, send what it is handed, or take its vectors. The first in the queue is woken when it is its turn;
+if it does not act, because its task was cancelled or its loop stopped, the next ones do after a moment. Nothing
+here waits or sends; threads, tasks and event loops may mix.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+from collections import deque
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, TypeAlias
+
+from dashscope_embeddings.errors import Verdict
+from dashscope_embeddings.exchange import Outcome
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable
+
+    from dashscope_embeddings.exchange import Terms
+    from dashscope_embeddings.limiter import Permit
+
+_LOOK = 0.25
+"""Seconds after which a waiting caller looks again by itself; nobody depends on being woken."""
+
+
+@dataclass(slots=True, eq=False)
+class Query:
+    """One caller and its text."""
+
+    text: str
+    tokens: int
+    wake: Callable[[], object]
+    permit: Permit | None = None
+    flight: Flight | None = None
+    """The request that carries it now."""
+    throttled_since: float = math.inf
+    outcome: Outcome | None = None
+    """What became of it: one row."""
+
+
+@dataclass(slots=True, eq=False)
+class Flight:
+    """A request that may go now, for one query or several."""
+
+    queries: list[Query]
+    permit: Permit
+    loop: asyncio.AbstractEventLoop | None
+    """Whose task sends it; None: a thread does."""
+
+    @property
+    def texts(self) -> list[str]:
+        """One for each query."""
+        return [query.text for query in self.queries]
+
+    @property
+    def lost(self) -> bool:
+        """Whether it can no longer land: its loop has stopped without ending its task."""
+        return self.loop is not None and not self.loop.is_running()
+
+
+Turn: TypeAlias = float | Flight | Outcome
+"""Wait so many seconds at most; or send this and `land` it; or done."""
+
+
+@dataclass
+class Coalescer:
+    """The waiting queries of one client, of one role and output."""
+
+    lanes: int
+    """Requests that may be under way at once."""
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _pid: int = field(default_factory=os.getpid)
+    _waiting: deque[Query] = field(default_factory=deque)
+    _flying: set[Flight] = field(default_factory=set)
+    _moved: float = -math.inf
+    """When the queue last moved."""
+
+    def join(self, query: Query) -> None:
+        """Queues a query. Whoever joins must `leave`, whatever happens."""
+        with self._lock_here():
+            self._waiting.append(query)
+
+    def step(self, query: Query, terms: Terms, loop: asyncio.AbstractEventLoop | None) -> Turn:
+        """What the caller of `query` has to do next; `loop` is its running loop, if it is a task."""
+        with self._lock_here():
+            self._recover()
+            if query.outcome is not None:
+                return query.outcome
+            now = terms.limiter.clock()
+            first = not self._waiting or self._waiting[0] is query
+            if query.flight is not None or len(self._flying) >= self.lanes:
+                return _LOOK
+            if not first and now - self._moved < _LOOK:
+                return _LOOK
+            if query.permit is None:
+                query.permit = terms.limiter.ask(query.tokens, urgent=True)
+            if wait := terms.limiter.reserve(query.permit):
+                return min(wait, _LOOK)
+            return self._take_off(query, terms, loop, now)
+
+    def land(self, flight: Flight, outcome: Outcome | None, terms: Terms) -> None:
+        """Tells what became of a flight; None: it was broken off, and its queries wait again."""
+        with self._lock_here():
+            self._flying.discard(flight)
+            throttled = outcome is not None and _throttled(outcome)
+            now = terms.limiter.clock()
+            for row, query in reversed(list(enumerate(flight.queries))):
+                if query.flight is not flight:
+                    continue  # it was taken for lost, and another flight carries it
+                query.flight = None
+                if throttled:
+                    query.throttled_since = min(query.throttled_since, now)
+                patient = terms.max_retries > 0 and now - query.throttled_since <= terms.patience
+                if outcome is None or (throttled and patient):
+                    self._waiting.appendleft(query)
+                else:
+                    query.outcome = _row(outcome, row, flight)
+                    query.wake()
+            self._next(now)
+
+    def leave(self, query: Query, terms: Terms) -> None:
+        """The caller has its outcome, or does not want it any more."""
+        with self._lock_here():
+            if query.permit is not None:
+                terms.limiter.release(query.permit)
+            if query.outcome is None and query in self._waiting:
+                self._waiting.remove(query)
+                self._next(terms.limiter.clock())
+
+    # --- with the lock held -------------------------------------------------------------------------------
+
+    def _lock_here(self) -> threading.Lock:
+        """A forked child starts with an empty queue: its parent's callers are not here."""
+        if os.getpid() != self._pid:
+            self._lock, self._pid = threading.Lock(), os.getpid()
+            self._waiting, self._flying = deque(), set()
+        return self._lock
+
+    def _take_off(self, query: Query, terms: Terms, loop: asyncio.AbstractEventLoop | None, now: float) -> Flight:
+        permit = query.permit
+        if permit is None:
+            raise RuntimeError("a query without a permit cannot take off")
+        query.permit = None
+        self._waiting.remove(query)
+        most = terms.limits.rows - 1
+        others = [self._waiting.popleft() for _ in range(min(most, len(self._waiting)))]
+        for other in others:
+            if other.permit is not None:
+                terms.limiter.release(other.permit)
+                other.permit = None
+        flight = Flight([query, *others], permit, loop)
+        for carried in flight.queries:
+            carried.flight = flight
+        self._flying.add(flight)
+        self._next(now)
+        return flight
+
+    def _next(self, now: float) -> None:
+        self._moved = now
+        if self._waiting:
+            self._waiting[0].wake()
+
+    def _recover(self) -> None:
+        for flight in [flight for flight in self._flying if flight.lost]:
+            self._flying.discard(flight)
+            for query in reversed(flight.queries):
+                query.flight = None
+                self._waiting.appendleft(query)
+
+
+def _throttled(outcome: Outcome) -> bool:
+    return outcome.stop is not None and outcome.stop.verdict is Verdict.THROTTLE
+
+
+def _row(outcome: Outcome, row: int, flight: Flight) -> Outcome:
+    """One query's part of what came back. The first of a flight is billed the request, each its text."""
+    count = len(flight.queries)
+    share = outcome.tokens // count
+    own = Outcome([outcome.dense[row]], [outcome.sparse[row]])
+    own.requests = outcome.requests if row == 0 else 0
+    own.tokens = share + (outcome.tokens - share * count if row == 0 else 0)
+    own.texts = 1 if outcome.requests else 0
+    own.request_ids = list(outcome.request_ids)
+    if (error := outcome.errors.get(row)) is not None:
+        own.errors[0] = error.copy() if count > 1 else error
+    if outcome.stop is not None:
+        own.stop = own.errors.get(0) or outcome.stop.copy()
+    return own
