@@ -1,0 +1,211 @@
+"""`dashscope-embeddings`, the command line: a command reads its options, asks a module, and prints."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import signal
+import sys
+import threading
+import warnings
+from pathlib import Path  # noqa: TC003 - typer reads annotations at run time
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+from dashscope_embeddings.catalogue import DEFAULT_MODEL
+from dashscope_embeddings.demo import NoTextError
+from dashscope_embeddings.emulator import Emulator
+from dashscope_embeddings.emulator.embedding import COMPATIBLE_PATH
+from dashscope_embeddings.errors import DashScopeError
+
+try:
+    import typer
+    from rich.console import Console
+    from rich.text import Text
+
+    from dashscope_embeddings import demo_screen, tables
+except ModuleNotFoundError as missing:
+    if (missing.name or "").partition(".")[0] not in {"typer", "rich"}:
+        raise
+    _installed = False
+else:
+    _installed = True
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+_EXTRA = 'pip install "dashscope-embeddings[cli]"'
+_DEMO_EXTRAS = 'pip install "dashscope-embeddings[cli,langchain,llama-index]"'
+
+# --- demo --------------------------------------------------------------------------------------------------
+
+
+def demo(  # noqa: PLR0913 - one for each option
+    folder: Annotated[
+        Path | None,
+        typer.Argument(
+            exists=True,
+            file_okay=False,
+            show_default=False,
+            help="Search the .txt and .md files in here, at any depth. Without it: Python's own help topics.",
+        ),
+    ] = None,
+    *,
+    query: Annotated[
+        list[str] | None, typer.Option("--query", "-q", help="What to ask; may be given several times.")
+    ] = None,
+    live: Annotated[
+        bool,
+        typer.Option("--live", help="Ask the service, which needs DASHSCOPE_API_KEY and bills, not the emulator."),
+    ] = False,
+    model: Annotated[str, typer.Option(help="See the command models.")] = DEFAULT_MODEL,
+    dimensions: Annotated[
+        int | None, typer.Option(min=1, show_default="the model's", help="Floats in a dense vector.")
+    ] = None,
+    k: Annotated[int, typer.Option("-k", min=1, max=50, help="Hits to show of each ranking.")] = 3,
+) -> None:
+    """Search real text with LangChain and LlamaIndex: dense, sparse and fused.
+
+    Offline and without a key, unless --live is given.
+    """
+    try:
+        wanted = demo_screen.Wanted(folder, query or (), model, dimensions, k, live)
+        demo_screen.show(wanted, _console(), _console(stderr=True))
+    except NoTextError as error:
+        _fail(str(error), code=2)
+    except ImportError as missing:
+        _fail(f"the demo needs LangChain and LlamaIndex: {_DEMO_EXTRAS} ({missing})")
+
+
+# --- models ------------------------------------------------------------------------------------------------
+
+
+def models(
+    *,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print a table for GitHub.")] = False,
+) -> None:
+    """Show what each model takes, gives and costs, and where that was read."""
+    if markdown:
+        typer.echo(tables.models_markdown())
+        return
+    out = _console()
+    for part in tables.models():
+        out.print(part)
+
+
+# --- emulator ----------------------------------------------------------------------------------------------
+
+
+def emulator(
+    *,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Where to listen; 0 takes a free one.")] = 8787,
+    latency: Annotated[float, typer.Option(min=0, metavar="MS", help="Milliseconds a reply takes.")] = 0,
+    rpm: Annotated[
+        int | None, typer.Option(min=1, show_default="no limit", help="Requests a minute, each model.")
+    ] = None,
+    tpm: Annotated[
+        int | None, typer.Option(min=1, show_default="no limit", help="Tokens a minute, each model.")
+    ] = None,
+    rps: Annotated[
+        float | None, typer.Option(min=0.01, show_default="no limit", help="Requests a second, each model.")
+    ] = None,
+) -> None:
+    """Serve the emulator on 127.0.0.1 until Ctrl-C, for any program and language.
+
+    It takes any key, bills nothing, keeps no text, and makes its vectors up from words.
+    """
+    service = Emulator(requests_per_minute=rpm, tokens_per_minute=tpm, requests_per_second=rps, log=0)
+    try:
+        server = service.serve(port, latency=latency / 1000)
+    except OSError as error:
+        _fail(f"cannot listen on port {port}: {error.strerror}. Try another one; --port 0 takes a free one")
+    with _stop_signals() as stopped, server:
+        native, compatible = f"{server.url}/api/v1", server.url + COMPATIBLE_PATH.removesuffix("/embeddings")
+        for line in (
+            f"The emulator listens at {server.url}",
+            "\nTo use it, paste one of these; the key may be anything:",
+            "\n  # this package, the vendor's SDK",
+            f"  export DASHSCOPE_HTTP_BASE_URL={native} DASHSCOPE_API_KEY=emulator",
+            '\n  # the OpenAI-compatible protocol: this package with protocol="openai"',
+            f"  export DASHSCOPE_COMPATIBLE_BASE_URL={compatible} DASHSCOPE_API_KEY=emulator",
+            "\n  # the same protocol: OpenAI's package",
+            f"  export OPENAI_BASE_URL={compatible} OPENAI_API_KEY=emulator",
+            "\nCtrl-C stops it.",
+        ):
+            # Not through rich, which would break a line that is there to be copied.
+            typer.echo(line)
+        sys.stdout.flush()
+        while not stopped.wait(0.5):
+            pass
+    refused = service.requests - service.billed_requests
+    typer.echo(
+        f"\nStopped. Requests: {service.requests:,}, answered: {service.billed_requests:,} "
+        f"({service.billed_texts:,} texts, {service.billed_tokens:,} tokens), refused: {refused:,}, "
+        f"most at once: {server.peak_in_flight:,}."
+    )
+
+
+@contextlib.contextmanager
+def _stop_signals() -> Iterator[threading.Event]:
+    """An event that Ctrl-C and SIGTERM set, in place of what they do otherwise."""
+    stopped = threading.Event()
+    names = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(name, lambda *_: stopped.set()) for name in names]
+    try:
+        yield stopped
+    finally:
+        for name, handler in zip(names, before, strict=True):
+            signal.signal(name, handler)
+
+
+# --- all commands ------------------------------------------------------------------------------------------
+
+
+def _console(*, stderr: bool = False) -> Console:
+    # Made when it is needed, so that it writes where sys.stdout leads by then.
+    return Console(stderr=stderr, highlight=False)
+
+
+def _fail(message: str, *, code: int = 1) -> NoReturn:
+    _console(stderr=True).print(Text(message, "red"), soft_wrap=True)
+    raise typer.Exit(code)
+
+
+def _command(function: Callable[..., None]) -> Callable[..., None]:
+    """Tells an error in a red line instead of a traceback, and a warning in a yellow one."""
+
+    @functools.wraps(function)
+    def run(*args: Any, **kwargs: Any) -> None:
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            try:
+                function(*args, **kwargs)
+            except DashScopeError as error:
+                _fail(str(error))
+
+    return run
+
+
+def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
+    _console(stderr=True).print(Text(str(message), "yellow"), soft_wrap=True)
+
+
+def main() -> None:
+    """What the command `dashscope-embeddings` runs."""
+    if not _installed:
+        sys.exit(f"the command line needs typer and rich: {_EXTRA}")
+    app()
+
+
+if _installed:
+    app = typer.Typer(
+        no_args_is_help=True,
+        add_completion=False,
+        # Local variables may hold a key.
+        pretty_exceptions_show_locals=False,
+        help="Text embeddings of Alibaba Cloud Model Studio (DashScope): try them, look up models, emulate.",
+    )
+    for command in (demo, models, emulator):
+        app.command()(_command(command))
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,99 @@
+"""The catalogue as the command line shows it, in 80 columns, and as GitHub does. Needs rich."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+from rich.text import Text
+
+from dashscope_embeddings.catalogue import DEFAULT_MODEL, MODELS, REGIONS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from rich.console import RenderableType
+
+    from dashscope_embeddings.catalogue import Model, Price
+
+_NONE = "–"
+_CITIES = {region.id: region.city for region in REGIONS if any(region.id in m.prices for m in MODELS)}
+
+
+def models() -> Iterator[RenderableType]:
+    """The catalogue for a terminal: limits, dimensions, prices, sources."""
+    sources = list(dict.fromkeys((model.source, model.seen) for model in MODELS))
+    limits = titled("Limits", "model", "texts a\nrequest", "tokens a text", "sparse", "instruct")
+    sizes = titled("Dimensions (* default)", "model", "floats in a vector", "source")
+    sizes.columns[1].justify = "left"
+    prices = titled("List price of a million tokens", "model", *_CITIES.values())
+    for model in MODELS:
+        name = f"{model.name} (default)" if model.name == DEFAULT_MODEL else model.name
+        source = f"[{sources.index((model.source, model.seen)) + 1}]"
+        limits.add_row(name, str(model.rows), _tokens(model), _yes(model.sparse), _yes(model.instruct))
+        sizes.add_row(name, _sizes(model, "{}*"), Text(source))
+        prices.add_row(name, *(_price(model.prices.get(region)) for region in _CITIES))
+    for table in (limits, sizes, prices):
+        yield table
+        yield ""
+    yield Text("(n): a higher limit that another source names. batch: through Batch files.", "dim")
+    for number, (source, seen) in enumerate(sources, start=1):
+        yield Text(f"[{number}] read {seen}:", "dim")
+        yield Text(source, "dim", no_wrap=True, overflow="ignore")
+
+
+def models_markdown() -> str:
+    """The catalogue as a GitHub table, without a line end at its end."""
+    heads = [
+        "model",
+        "texts a request",
+        "tokens a text (elsewhere)",
+        "dimensions (**default**)",
+        "sparse",
+        "instruct",
+        *(f"price, {city}" for city in _CITIES.values()),
+        "source",
+    ]
+    rows = [
+        [
+            f"`{model.name}`",
+            str(model.rows),
+            _tokens(model),
+            _sizes(model, "**{}**"),
+            _yes(model.sparse),
+            _yes(model.instruct),
+            *(_price(model.prices.get(region)) for region in _CITIES),
+            f"[{model.seen}]({model.source})",
+        ]
+        for model in MODELS
+    ]
+    rule = ["---", *["---:"] * 2, "---", *[":---:"] * 2, *["---"] * (len(_CITIES) + 1)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in [heads, rule, *rows])
+
+
+def _tokens(model: Model) -> str:
+    seen = model.tokens_per_row_limit
+    return f"{model.tokens_per_row:,}" + (f" ({seen:,})" if seen > model.tokens_per_row else "")
+
+
+def _sizes(model: Model, default: str) -> str:
+    return " ".join(default.format(size) if size == model.default_dimension else str(size) for size in model.dimensions)
+
+
+def _price(price: Price | None) -> str:
+    if price is None:
+        return _NONE
+    batch = "" if price.batch is None else f", batch {price.batch}"
+    return f"{price.currency} {price.real_time}{batch}"
+
+
+def _yes(flag: bool) -> str:  # noqa: FBT001 - what it words is a flag
+    return "yes" if flag else _NONE
+
+
+def titled(title: str, *heads: str) -> Table:
+    """A table without lines around it; the first column is aligned left, the others right."""
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    for place, head in enumerate(heads):
+        table.add_column(head, justify="right" if place else "left", no_wrap=True, header_style="cyan")
+    return table
