@@ -17,9 +17,11 @@ from dashscope_embeddings.memo import CAPACITY, Memo
 from dashscope_embeddings.wire import Protocol  # noqa: TC001 - same
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from typing_extensions import Self
 
-    from dashscope_embeddings.vectors import Usage
+    from dashscope_embeddings.vectors import TextType, Usage
 
 _building = threading.Lock()
 
@@ -39,9 +41,7 @@ class ClientFields(BaseModel):
     workspace: str | None = None
     # Part of dumps, because the emulator's vectors must never pass for the service's.
     base_url: str | None = Field(default=None, validation_alias=AliasChoices("base_url", "api_base"))
-    timeout: float = Field(
-        default=60.0, exclude=True, validation_alias=AliasChoices("timeout", "request_timeout")
-    )
+    timeout: float = Field(default=60.0, exclude=True, validation_alias=AliasChoices("timeout", "request_timeout"))
     max_retries: int = Field(default=6, exclude=True)
     max_concurrency: int = Field(default=16, exclude=True)
     requests_per_minute: float | None = Field(default=None, exclude=True)
@@ -76,6 +76,16 @@ class ClientFields(BaseModel):
                 if made is None or made[0] != settings:
                     made = self._client = (settings, EmbeddingClient(**settings))
         return made[1]
+
+    def _keep_client(self) -> None:
+        """Once the found key is a field, the client is still made of the same settings."""
+        if self._client is not None:
+            self._client = self._settings(), self._client[1]
+
+    @property
+    def document_role(self) -> TextType:
+        """The role of texts that are no queries."""
+        return "document"
 
     @property
     def halves(self) -> Halves:
@@ -128,13 +138,21 @@ class ClientFields(BaseModel):
         copy._siblings, copy._memo = 0, None  # noqa: SLF001 - same
         return copy
 
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """A copy with some fields changed; a name that is no field is an error here, as everywhere."""
+        unknown = [name for name in update or {} if name not in type(self).model_fields]
+        if unknown:
+            raise InvalidInput(f"model_copy(update=…) takes names of fields, and {', '.join(unknown)} is none")
+        return super().model_copy(update=update, deep=deep)
+
     def __getstate__(self) -> dict[Any, Any]:
         if self.http_client is not None or self.http_async_client is not None:
             raise InvalidInput(
                 "embeddings with an http_client of yours cannot be pickled: its sockets stay here. Make them "
                 "in the other process, or set proxies and certificates by environment variables"
             )
-        state = super().__getstate__()
+        # Of a copy, for LlamaIndex deletes what cannot be pickled from what it is given.
+        state = super(ClientFields, self.model_copy()).__getstate__()
         return {**state, "__pydantic_private__": None}
 
     def __setstate__(self, state: dict[Any, Any]) -> None:
@@ -146,9 +164,7 @@ class ClientFields(BaseModel):
 class Standalone(ClientFields):
     """The settings of a sparse adapter that is linked to no dense one."""
 
-    model_config = ConfigDict(
-        extra="forbid", populate_by_name=True, protected_namespaces=(), hide_input_in_errors=True
-    )
+    model_config = ConfigDict(extra="forbid", populate_by_name=True, protected_namespaces=(), hide_input_in_errors=True)
 
     model: str = Field(default=DEFAULT_MODEL, validation_alias=AliasChoices("model", "model_name"))
     api_key: SecretStr | None = Field(
@@ -161,6 +177,7 @@ class Standalone(ClientFields):
         super().model_post_init(context)
         self.client.settings.check_sparse()
         self.api_key = self.client.key
+        self._keep_client()
 
     def _settings(self) -> dict[str, Any]:
         own = {"model": self.model, "api_key": self.api_key, "batch_size": self.batch_size}
@@ -170,9 +187,7 @@ class Standalone(ClientFields):
 class Sparse:
     """What the sparse adapters have in common: whom they ask. Pickles as settings only."""
 
-    def __init__(
-        self, dense: ClientFields | None = None, *, memo_size: int | None = None, **settings: Any
-    ) -> None:
+    def __init__(self, dense: ClientFields | None = None, *, memo_size: int | None = None, **settings: Any) -> None:
         """`dense`: the dense adapter to share requests with; without it, settings of `EmbeddingClient`."""
         if dense is None:
             self._source: ClientFields = Standalone(**settings)
@@ -189,6 +204,11 @@ class Sparse:
     def _link(self) -> None:
         if self._linked:
             self._source.link(self, self._memo_size)
+
+    @property
+    def document_role(self) -> TextType:
+        """The role that the dense side gives to documents: a text's halves come from one request."""
+        return self._source.document_role
 
     @property
     def halves(self) -> Halves:

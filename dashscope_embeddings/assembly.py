@@ -27,6 +27,7 @@ class Assembly:
         self._outcomes: dict[int, Outcome] = {}
         self._arrived: dict[int, Embedding] = {}
         self._refused: dict[int, DashScopeError] = {}
+        self._dismissed: set[int] = set()
         self._stop: DashScopeError | None = None
         self._taken = 0
         self._given = 0
@@ -81,13 +82,28 @@ class Assembly:
         if mean is not None and place.repeated:
             # Nobody who changes one text's list may find another's changed.
             mean = list(mean)
-        return Embedding(place.index, mean, strongest(sparse) if sparse else None)
+        weights = strongest(sparse) if sparse else None
+        if weights is not None and place.repeated:
+            weights = weights.copy()
+        return Embedding(place.index, mean, weights)
 
     def ready(self) -> Iterator[Embedding]:
         """The next texts in order, up to the first that is missing; each is given out once."""
-        while (found := self._arrived.pop(self._given, None)) is not None:
+        self._request_ids.clear()  # a stream has no use for them, and no end
+        while True:
+            found = self._arrived.pop(self._given, None)
+            if found is None and self._given not in self._dismissed:
+                return
+            self._dismissed.discard(self._given)
             self._given += 1
-            yield found
+            if found is not None:
+                yield found
+
+    def dismiss(self) -> dict[int, DashScopeError]:
+        """The texts refused so far, in order: they no longer make the job fail, and are left out."""
+        refused, self._refused = self._refused, {}
+        self._dismissed.update(refused)
+        return refused
 
     def result(self, count: int) -> Embeddings:
         """All vectors of a job of `count` texts.
@@ -107,7 +123,8 @@ class Assembly:
 
     def error(self, count: int | None = None) -> DashScopeError:
         """The one error of a job: with what arrived and was not given out, naming what did not arrive."""
-        ended = self._taken if count is None else count
+        # A stream may stop inside a long text, of which no batch had been the last yet.
+        ended = max(self._taken, self._given + 1) if count is None else count
         first = self._refused[min(self._refused)] if self._refused else None
         cause = first if self._stop is None or (first and isinstance(self._stop, GivenUp)) else self._stop
         if cause is None:

@@ -12,7 +12,7 @@ from pathlib import Path  # noqa: TC003 - typer reads annotations at run time
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 from dashscope_embeddings.catalogue import DEFAULT_MODEL
-from dashscope_embeddings.demo import NoTextError
+from dashscope_embeddings.demo import NoTextError, Store
 from dashscope_embeddings.emulator import Emulator
 from dashscope_embeddings.emulator.embedding import COMPATIBLE_PATH
 from dashscope_embeddings.errors import DashScopeError
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 _EXTRA = 'pip install "dashscope-embeddings[cli]"'
-_DEMO_EXTRAS = 'pip install "dashscope-embeddings[cli,langchain,llama-index]"'
+_DEMO_EXTRAS = 'pip install "dashscope-embeddings[cli,langchain,llama-index,qdrant]"'
 
 # --- demo --------------------------------------------------------------------------------------------------
 
@@ -61,6 +61,10 @@ def demo(  # noqa: PLR0913 - one for each option
     dimensions: Annotated[
         int | None, typer.Option(min=1, show_default="the model's", help="Floats in a dense vector.")
     ] = None,
+    store: Annotated[
+        Store,
+        typer.Option(help="Where both frameworks keep and search the vectors: their own, or Qdrant's local mode."),
+    ] = Store.MEMORY,
     k: Annotated[int, typer.Option("-k", min=1, max=50, help="Hits to show of each ranking.")] = 3,
 ) -> None:
     """Search real text with LangChain and LlamaIndex: dense, sparse and fused.
@@ -68,12 +72,12 @@ def demo(  # noqa: PLR0913 - one for each option
     Offline and without a key, unless --live is given.
     """
     try:
-        wanted = demo_screen.Wanted(folder, query or (), model, dimensions, k, live)
+        wanted = demo_screen.Wanted(folder, query or (), model, dimensions, k, live, store)
         demo_screen.show(wanted, _console(), _console(stderr=True))
     except NoTextError as error:
         _fail(str(error), code=2)
     except ImportError as missing:
-        _fail(f"the demo needs LangChain and LlamaIndex: {_DEMO_EXTRAS} ({missing})")
+        _fail(f"the demo lacks a package: {_DEMO_EXTRAS} ({missing})")
 
 
 # --- models ------------------------------------------------------------------------------------------------

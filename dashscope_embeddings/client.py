@@ -21,18 +21,21 @@ from dashscope_embeddings.settings import Settings, address, find_key
 from dashscope_embeddings.vectors import Embedding, Embeddings, Output, TextType, Usage
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
     from typing import TypeAlias
 
     from pydantic import SecretStr
 
-    from dashscope_embeddings.exchange import Flow
+    from dashscope_embeddings.errors import DashScopeError
+    from dashscope_embeddings.exchange import Flow, Outcome
     from dashscope_embeddings.lengths import LongText
     from dashscope_embeddings.planning import Batch
     from dashscope_embeddings.wire import Protocol
 
     Texts: TypeAlias = str | Iterable[str]
     Progress: TypeAlias = Callable[[int], object]
+    Refused: TypeAlias = Callable[[int, DashScopeError], object]
+    Arrived: TypeAlias = Callable[[Sequence[str], Outcome], object]
 
 _ON_THE_LOOP = 5_000
 """More texts than this are checked in a thread, for the sake of the loop's other tasks."""
@@ -179,23 +182,41 @@ class EmbeddingClient:
         return job.result(len(checked))
 
     def stream(
-        self, texts: Texts, *, text_type: TextType = "document", output: Output = "dense"
+        self,
+        texts: Texts,
+        *,
+        text_type: TextType = "document",
+        output: Output = "dense",
+        refused: Refused | None = None,
+        arrived: Arrived | None = None,
     ) -> Iterator[Embedding]:
         """The vectors one by one, in order, in bounded memory however many texts there are.
 
         Reads ahead by at most `max_concurrency` requests. Arguments and errors are those of `embed`; but a
         bad text is found when it is read, and `partial` holds what had arrived and was not yet given out.
-        """
-        return self._stream(planning.texts_of(texts), self._terms(text_type, output))
 
-    def _stream(self, texts: Iterator[str], terms: Terms) -> Iterator[Embedding]:
+        Args:
+            texts: As for `embed`.
+            text_type: As for `embed`.
+            output: As for `embed`.
+            refused: Called with a text's index and the reason where the service will not take that text;
+                the stream goes on without it. None: such a text ends the stream.
+            arrived: Called with the texts of a request and their outcome as soon as it is over, out of order
+                and in whichever thread asked: for who must not lose what is paid for.
+        """
+        return self._stream(planning.texts_of(texts), self._terms(text_type, output), refused, arrived)
+
+    def _stream(
+        self, texts: Iterator[str], terms: Terms, refused: Refused | None, arrived: Arrived | None
+    ) -> Iterator[Embedding]:
         checked = planning.checking(texts, self._limits, terms.long_text)
         job, halt = self._job(terms.ask.output), threading.Event()
         plan = self._plan(memory=self.settings.max_concurrency)
-        flows = self._flows(planning.batches(checked, plan), terms)
+        flows = self._flows(planning.batches(checked, plan), terms, arrived)
         with self._counted(job), contextlib.closing(self._threads.window(flows, halt)) as outcomes:
             for batch, outcome in outcomes:
                 job.take(batch, outcome)
+                _dismiss(job, outcome, refused)
                 if job.failing:
                     halt.set()
                 yield from job.ready()
@@ -242,20 +263,25 @@ class EmbeddingClient:
         *,
         text_type: TextType = "document",
         output: Output = "dense",
+        refused: Refused | None = None,
+        arrived: Arrived | None = None,
     ) -> AsyncIterator[Embedding]:
         """`stream` for a running event loop; also takes an asynchronous iterable."""
         source = texts if isinstance(texts, AsyncIterable) else _each(planning.texts_of(texts))
-        return self._astream(source, self._terms(text_type, output))
+        return self._astream(source, self._terms(text_type, output), refused, arrived)
 
-    async def _astream(self, texts: AsyncIterable[str], terms: Terms) -> AsyncIterator[Embedding]:
+    async def _astream(
+        self, texts: AsyncIterable[str], terms: Terms, refused: Refused | None, arrived: Arrived | None
+    ) -> AsyncIterator[Embedding]:
         checked = planning.achecking(texts, self._limits, terms.long_text)
         job, halt = self._job(terms.ask.output), asyncio.Event()
         plan = self._plan(memory=self.settings.max_concurrency)
-        flows = self._aflows(planning.abatches(checked, plan), terms)
+        flows = self._aflows(planning.abatches(checked, plan), terms, arrived)
         with self._counted(job):
             async with contextlib.aclosing(self._tasks.window(flows, halt)) as outcomes:
                 async for batch, outcome in outcomes:
                     job.take(batch, outcome)
+                    _dismiss(job, outcome, refused)
                     if job.failing:
                         halt.set()
                     for found in job.ready():
@@ -307,11 +333,15 @@ class EmbeddingClient:
     def _job(self, output: Output) -> Assembly:
         return Assembly(output, self.settings.price)
 
-    def _flows(self, batches: Iterator[Batch], terms: Terms) -> Iterator[tuple[Batch, Flow]]:
-        return ((batch, exchange(batch.texts, terms)) for batch in batches)
+    def _flows(
+        self, batches: Iterator[Batch], terms: Terms, arrived: Arrived | None = None
+    ) -> Iterator[tuple[Batch, Flow]]:
+        return ((batch, _flow(batch.texts, terms, arrived)) for batch in batches)
 
-    def _aflows(self, batches: AsyncIterator[Batch], terms: Terms) -> AsyncIterator[tuple[Batch, Flow]]:
-        return ((batch, exchange(batch.texts, terms)) async for batch in batches)
+    def _aflows(
+        self, batches: AsyncIterator[Batch], terms: Terms, arrived: Arrived | None = None
+    ) -> AsyncIterator[tuple[Batch, Flow]]:
+        return ((batch, _flow(batch.texts, terms, arrived)) async for batch in batches)
 
     @contextlib.contextmanager
     def _counted(self, job: Assembly) -> Iterator[None]:
@@ -323,6 +353,10 @@ class EmbeddingClient:
                 self._usage += job.usage
 
     # --- copies and processes -----------------------------------------------------------------------------
+
+    def __deepcopy__(self, _: object) -> EmbeddingClient:
+        """Itself: it may be shared."""
+        return self
 
     def __getstate__(self) -> Settings:
         if self._given != Given():
@@ -337,6 +371,20 @@ class EmbeddingClient:
 
     def __repr__(self) -> str:
         return f"EmbeddingClient(model={self.settings.model.name!r}, host={self.settings.address.host!r})"
+
+
+def _flow(texts: Sequence[str], terms: Terms, arrived: Arrived | None) -> Flow:
+    outcome = yield from exchange(texts, terms)
+    if arrived is not None:
+        arrived(texts, outcome)
+    return outcome
+
+
+def _dismiss(job: Assembly, outcome: Outcome, refused: Refused | None) -> None:
+    """Where the whole job fails, refusals of single texts are not to be believed."""
+    if refused is not None and outcome.stop is None:
+        for index, error in job.dismiss().items():
+            refused(index, error)
 
 
 async def _each(items: Iterable[str]) -> AsyncIterator[str]:

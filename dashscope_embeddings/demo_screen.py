@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 import platform
@@ -42,6 +43,7 @@ class Wanted:
     """To show of each ranking."""
     live: bool
     """The service, not the emulator."""
+    store: demo.Store
 
 
 def show(wanted: Wanted, out: Console, err: Console) -> None:
@@ -49,7 +51,7 @@ def show(wanted: Wanted, out: Console, err: Console) -> None:
 
     Raises:
         NoTextError: the folder holds none.
-        ImportError: LangChain or LlamaIndex is not installed.
+        ImportError: LangChain, LlamaIndex or the store is not installed.
         DashScopeError: no key, a setting that cannot work, or the service cannot be asked.
     """
     settings: dict[str, Any] = {"dimensions": wanted.dimensions}
@@ -64,21 +66,39 @@ def show(wanted: Wanted, out: Console, err: Console) -> None:
         markup=False,
     )
     passages = _passages(wanted.folder, out, err)
+    out.print(Text(f"stored in {_STORES[wanted.store]}\n"))
     with out.status("loading LangChain and LlamaIndex"), warnings.catch_warnings():
         # Some of their releases warn of their own affairs when they are loaded.
         warnings.simplefilter("ignore")
-        search = demo.Search(passages, wanted.model, **settings)
-    _fill(search, out)
-    for question in wanted.questions or _questions(wanted.folder, passages, out):
-        for line in answer(question, search.ask(question), passages, hits=wanted.hits, width=out.width):
-            out.print(line)
-    out.print(bill(search.usage))
-    remark = (
+        search = demo.Search(passages, wanted.model, wanted.store, **settings)
+    with contextlib.closing(search), warnings.catch_warnings():
+        # Theirs, such as of Qdrant's local mode when it grows large; ours were told before.
+        warnings.filterwarnings("ignore", module="langchain|llama_index|qdrant_client")
+        _fill(search, out)
+        filling = _requests(search)
+        for question in wanted.questions or _questions(wanted.folder, passages, out):
+            for line in answer(question, search.ask(question), passages, hits=wanted.hits, width=out.width):
+                out.print(line)
+    out.print(bill({index.name: index.embeddings.usage for index in search.indexes}))
+    halves = ", each for dense and sparse" if search.has_sparse else ""
+    remarks = (
+        f"{filling:,} requests for the passages, {_requests(search) - filling:,} for the questions{halves}.",
         f"List price{city}, without free quota or discounts."
         if wanted.live
-        else "Nothing was billed: Beijing's list price, tokens by the emulator's own count."
+        else "Nothing was billed: Beijing's list price, tokens by the emulator's own count.",
     )
-    out.print(Text(remark, "dim"))
+    for remark in remarks:
+        out.print(Text(remark, "dim"))
+
+
+def _requests(search: Search) -> int:
+    return sum(index.embeddings.usage.requests for index in search.indexes)
+
+
+_STORES = {
+    demo.Store.MEMORY: "each framework's own memory",
+    demo.Store.QDRANT: "Qdrant's local mode, a collection for each framework",
+}
 
 
 def _passages(folder: Path | None, out: Console, err: Console) -> list[Passage]:
@@ -90,7 +110,7 @@ def _passages(folder: Path | None, out: Console, err: Console) -> list[Passage]:
         for line in skipped:
             err.print(Text(f"skipped {line}", "yellow"))
     characters = sum(len(passage.body) for passage in passages)
-    out.print(Text(f"{len(passages):,} passages, {characters:,} characters, from {origin}\n"), soft_wrap=True)
+    out.print(Text(f"{len(passages):,} passages, {characters:,} characters, from {origin}"), soft_wrap=True)
     return passages
 
 
@@ -111,12 +131,9 @@ def _fill(search: Search, out: Console) -> None:
     )
     halves = "dense and sparse" if search.has_sparse else "dense"
     with Progress(*columns, console=out) as progress:
-        for label, fill in (
-            ("LangChain, dense", search.fill_langchain),
-            (f"LlamaIndex, {halves}", search.fill_llama_index),
-        ):
-            task = progress.add_task(label.ljust(28), total=len(search.passages))
-            fill(functools.partial(progress.advance, task))
+        for index in search.indexes:
+            task = progress.add_task(f"{index.name}, {halves}".ljust(28), total=len(search.passages))
+            search.fill(index, functools.partial(progress.advance, task))
     out.print()
 
 
@@ -130,9 +147,9 @@ def answer(question: str, found: Answer, passages: Sequence[Passage], *, hits: i
     """The first hits of each ranking: rank, score, title, and the passage from its best sentence on."""
     yield Text(question, "bold")
     rankings = [
-        *_by_framework("dense · cosine", found.dense, hits),
-        *([("sparse · shared tokens, weighted", found.sparse[:hits])] if found.fused else []),
-        *_by_framework("fused · reciprocal ranks", found.fused, hits),
+        *_by_framework(dict.fromkeys(found.dense, "dense · cosine"), found.dense, hits),
+        *_by_framework(dict.fromkeys(found.sparse, "sparse · shared tokens, weighted"), found.sparse, hits),
+        *_by_framework({name: f"fused · {how}" for name, how in found.fusion.items()}, found.fused, hits),
     ]
     for label, ranking in rankings:
         yield Text(f"  {label}", "cyan")
@@ -152,13 +169,13 @@ def _hit(start: str, passage: Passage, question: str, width: int) -> Text:
     return line
 
 
-def _by_framework(label: str, rankings: Mapping[str, Ranking], hits: int) -> list[tuple[str, Ranking]]:
-    """One list where the frameworks agree, else one for each."""
+def _by_framework(labels: Mapping[str, str], rankings: Mapping[str, Ranking], hits: int) -> list[tuple[str, Ranking]]:
+    """One list where the frameworks agree on what they do and find, else one for each."""
     first = {name: ranking[:hits] for name, ranking in rankings.items()}
-    some = next(iter(first.values()), [])
-    if first and all(_alike(some, other) for other in first.values()):
-        return [(f"{label} · {' and '.join(first)} agree", some)]
-    return [(f"{label} · {name}", ranking) for name, ranking in first.items()]
+    some = next(iter(first), "")
+    if first and all(labels[name] == labels[some] and _alike(first[some], first[name]) for name in first):
+        return [(f"{labels[some]} · {' and '.join(first)} agree", first[some])]
+    return [(f"{labels[name]} · {name}", ranking) for name, ranking in first.items()]
 
 
 def _alike(one: Ranking, other: Ranking) -> bool:

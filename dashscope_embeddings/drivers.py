@@ -112,7 +112,8 @@ class Threads:
                 if halt.is_set():
                     answer = GIVEN_UP
                 elif isinstance(step, Send):
-                    answer = self._sessions.post(step.body)
+                    self._sessions.ask_rate_limiter()
+                    answer = GIVEN_UP if halt.is_set() else self._sessions.post(step.body)
                 else:
                     answer = GIVEN_UP if self._sessions.clock.wait(halt, step.seconds) else None
         except StopIteration as done:
@@ -213,7 +214,8 @@ class Tasks:
                 if halt.is_set():
                     answer = GIVEN_UP
                 elif isinstance(step, Send):
-                    answer = await self._sessions.apost(step.body)
+                    await self._sessions.aask_rate_limiter()
+                    answer = GIVEN_UP if halt.is_set() else await self._sessions.apost(step.body)
                 else:
                     answer = GIVEN_UP if await self._sessions.clock.await_(halt, step.seconds) else None
         except StopIteration as done:

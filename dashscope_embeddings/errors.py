@@ -194,6 +194,8 @@ _TOO_MANY_ROWS = re.compile(r"should not be larger than (\d+)")
 _TOO_LONG = re.compile(r"[Rr]ange of input length should be \[\d+, ?(\d+)\]")
 
 _LONGEST_MESSAGE = 500
+_KEY = re.compile(r"sk-[\w-]+")
+"""A service that is asked with a wrong key may repeat it."""
 _BY_STATUS: Mapping[int, tuple[type[ServiceError], Verdict]] = {
     400: (BadRequestError, Verdict.SPLIT),
     401: (AuthenticationError, Verdict.STOP),
@@ -226,7 +228,7 @@ def from_reply(refusal: Refusal) -> ServiceError:
             verdict, limit = Verdict.SHORTEN, int(found[1])
         elif refusal.code != "DataInspectionFailed" and any(p in refusal.message for p in _WHOLE_REQUEST):
             verdict = Verdict.STOP
-    words = " ".join(refusal.message.split())[:_LONGEST_MESSAGE] or "the reply says nothing more"
+    words = _KEY.sub("sk-…", " ".join(refusal.message.split()))[:_LONGEST_MESSAGE] or "the reply says nothing more"
     return kind(
         f"the service answered {refusal.status} {refusal.code or '(no code)'}: {words}",
         status=refusal.status,

@@ -128,7 +128,8 @@ def exchange(texts: Sequence[str], terms: Terms, permit: Permit | None = None) -
     """
     outcome = Outcome([None] * len(texts), [None] * len(texts))
     gathered: dict[int, list[tuple[str, Rows, int]]] = {}
-    waiting = deque([[_Piece(row, text) for row, text in enumerate(texts)]])
+    # A batch that only repeats the texts of earlier ones has nothing to ask.
+    waiting = deque([[_Piece(row, text) for row, text in enumerate(texts)]] if texts else [])
     while waiting:
         group = waiting.popleft()
         answer = yield from _request([piece.text for piece in group], terms, permit)
@@ -188,8 +189,8 @@ def _request(texts: list[str], terms: Terms, permit: Permit | None) -> Generator
             failures += 1
             pause = _backoff(failures, _capped(error))
             _log.info("try %d of %d failed, next in %.1f s: %s", failures, terms.max_retries + 1, pause, error)
-            if (yield Sleep(pause)) is not None:
-                return error
+            if (given_up := (yield Sleep(pause))) is not None:
+                return _read(given_up, terms, len(texts))
         else:
             return error
 
@@ -271,7 +272,7 @@ def _shortened(piece: _Piece, limit: int, terms: Terms) -> list[list[_Piece]]:
     # trusted for this text, and a share of its length is taken instead.
     estimated = lengths.estimate(piece.text)
     if terms.long_text == "truncate":
-        return [[_Piece(piece.row, lengths.shorten(piece.text, min(limit, estimated * _TRUNCATION)))]]
+        return [[_Piece(piece.row, lengths.beginning(piece.text, min(limit, estimated * _TRUNCATION)))]]
     parts = lengths.pieces(piece.text, min(limit * _TRUNCATION, estimated * _HALF))
     return [[_Piece(piece.row, part)] for part in parts]
 

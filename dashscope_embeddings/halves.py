@@ -52,7 +52,10 @@ class Halves:
         found, missed = self._found(texts, role)
         if missed:
             # Alone: in every store the dense half of documents was asked before.
-            fresh = self.client.embed([texts[i] for i in missed], text_type=role, output="sparse")
+            try:
+                fresh = self.client.embed([texts[i] for i in missed], text_type=role, output="sparse")
+            except DashScopeError as error:
+                raise _renumbered(error, found, missed) from None
             _fill(found, missed, fresh)
         return found
 
@@ -83,7 +86,8 @@ class Halves:
         """Asks for the sparse vectors that the memo lacks, together, and keeps them."""
         if self.memo is None:
             return
-        if missing := self.memo.missing("sparse", role, texts):
+        # No more than there is room for: what is refused would be asked, and billed, again.
+        if missing := self.memo.missing("sparse", role, texts)[: max(self.memo.room, 0)]:
             fresh = self.client.embed(missing, text_type=role, output="sparse")
             self.memo.put("sparse", role, missing, fresh.sparse or [])
 
@@ -111,7 +115,10 @@ class Halves:
             return [await self._aquery(self.memo, "sparse", texts[0])]
         found, missed = self._found(texts, role)
         if missed:
-            fresh = await self.client.aembed([texts[i] for i in missed], text_type=role, output="sparse")
+            try:
+                fresh = await self.client.aembed([texts[i] for i in missed], text_type=role, output="sparse")
+            except DashScopeError as error:
+                raise _renumbered(error, found, missed) from None
             _fill(found, missed, fresh)
         return found
 
@@ -140,7 +147,7 @@ class Halves:
         """`prefetch` on the running loop."""
         if self.memo is None:
             return
-        if missing := self.memo.missing("sparse", role, texts):
+        if missing := self.memo.missing("sparse", role, texts)[: max(self.memo.room, 0)]:
             fresh = await self.client.aembed(missing, text_type=role, output="sparse")
             self.memo.put("sparse", role, missing, fresh.sparse or [])
 
@@ -181,4 +188,13 @@ def _fill(found: list[Any], missed: list[int], fresh: Embeddings) -> None:
 def _only(error: DashScopeError, half: Half) -> DashScopeError:
     """Who asked for one half is told of that half: the other was our idea."""
     error.partial = {index: getattr(both, half) for index, both in error.partial.items()}
+    return error
+
+
+def _renumbered(error: DashScopeError, found: list[Any], missed: list[int]) -> DashScopeError:
+    """An error about some of a caller's texts, in terms of all of them; what the memo held is not lost."""
+    kept = {index: vector for index, vector in enumerate(found) if vector is not None}
+    error.partial = kept | {missed[index]: vector for index, vector in error.partial.items()}
+    error.failed = [missed[index] for index in error.failed]
+    error.reasons = {missed[index]: reason for index, reason in error.reasons.items()}
     return error

@@ -9,9 +9,7 @@ from pydantic import AliasChoices, ConfigDict, Field, SecretStr, model_validator
 try:
     from langchain_core.embeddings import Embeddings
 except ImportError as missing:
-    raise ImportError(
-        'LangChain is not installed: pip install "dashscope-embeddings[langchain]"'
-    ) from missing
+    raise ImportError('LangChain is not installed: pip install "dashscope-embeddings[langchain]"') from missing
 
 from dashscope_embeddings.adapter import ClientFields, listed, single
 from dashscope_embeddings.catalogue import DEFAULT_MODEL
@@ -79,7 +77,7 @@ class DashScopeEmbeddings(ClientFields, Embeddings):
 
     model: str = DEFAULT_MODEL
     dashscope_api_key: SecretStr | None = Field(
-        default=None, exclude=True, validation_alias=AliasChoices("dashscope_api_key", "api_key")
+        default=None, exclude=True, repr=False, validation_alias=AliasChoices("dashscope_api_key", "api_key")
     )
     batch_size: int | None = Field(
         default=None, exclude=True, validation_alias=AliasChoices("batch_size", "chunk_size")
@@ -122,6 +120,7 @@ class DashScopeEmbeddings(ClientFields, Embeddings):
     def _connect(self) -> Self:
         # Kept, so that a worker process without the variable still has it.
         self.dashscope_api_key = self.client.key
+        self._keep_client()
         self._warn_of_roles()
         return self
 

@@ -32,7 +32,7 @@ class DashScopeSparseEmbeddings(Sparse, BaseSparseEmbedding):
 
     def embed_documents(self, texts: list[str]) -> list[dict[int, float]]:
         """Index → weight, one for each text."""
-        return [row.as_milvus() for row in self.halves.sparse(listed(texts), "document")]
+        return [row.as_milvus() for row in self.halves.sparse(listed(texts), self.document_role)]
 
     def embed_query(self, query: str) -> dict[int, float]:
         """Index → weight of a text to search with."""
@@ -40,7 +40,7 @@ class DashScopeSparseEmbeddings(Sparse, BaseSparseEmbedding):
 
     async def aembed_documents(self, texts: list[str]) -> list[dict[int, float]]:
         """`embed_documents` on the running event loop."""
-        return [row.as_milvus() for row in await self.halves.asparse(listed(texts), "document")]
+        return [row.as_milvus() for row in await self.halves.asparse(listed(texts), self.document_role)]
 
     async def aembed_query(self, query: str) -> dict[int, float]:
         """`embed_query` on the running event loop."""

@@ -38,7 +38,7 @@ class DashScopeSparseEmbeddings(Sparse, SparseEmbeddings):
 
     def embed_documents(self, texts: list[str]) -> list[SparseVector]:
         """One vector for each text: indices ascending and unique, values float32."""
-        return [_row(row) for row in self.halves.sparse(listed(texts), "document")]
+        return [_row(row) for row in self.halves.sparse(listed(texts), self.document_role)]
 
     def embed_query(self, text: str) -> SparseVector:
         """The vector of a text to search with."""
@@ -46,7 +46,7 @@ class DashScopeSparseEmbeddings(Sparse, SparseEmbeddings):
 
     async def aembed_documents(self, texts: list[str]) -> list[SparseVector]:
         """`embed_documents` on the running event loop."""
-        return [_row(row) for row in await self.halves.asparse(listed(texts), "document")]
+        return [_row(row) for row in await self.halves.asparse(listed(texts), self.document_role)]
 
     async def aembed_query(self, text: str) -> SparseVector:
         """`embed_query` on the running event loop."""

@@ -97,6 +97,11 @@ def shorten(text: str, tokens: float) -> str:
     return text[:keep]
 
 
+def beginning(text: str, tokens: float) -> str:
+    """`shorten` from the first character that is not blank: blanks alone would be refused."""
+    return shorten(text.lstrip(), tokens)
+
+
 def pieces(text: str, tokens: float) -> list[str]:
     """The whole text in pieces of about so many tokens, none blank."""
     found = []
@@ -113,5 +118,5 @@ def fitting(text: str, policy: LongText, tokens: float) -> list[str]:
     if policy == "error" or estimate(text) <= tokens:
         return [text]
     if policy == "truncate":
-        return [shorten(text, tokens)]
+        return [beginning(text, tokens)]
     return pieces(text, tokens * _PIECE)

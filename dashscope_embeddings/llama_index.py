@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 from pydantic import AliasChoices, ConfigDict, Field, PrivateAttr, SecretStr, model_validator
@@ -10,9 +11,7 @@ try:
     from llama_index.core.base.embeddings.base import BaseEmbedding
     from llama_index.core.base.embeddings.base_sparse import BaseSparseEmbedding
 except ImportError as missing:
-    raise ImportError(
-        'LlamaIndex is not installed: pip install "dashscope-embeddings[llama-index]"'
-    ) from missing
+    raise ImportError('LlamaIndex is not installed: pip install "dashscope-embeddings[llama-index]"') from missing
 
 from dashscope_embeddings.adapter import ClientFields, Sparse, listed, single
 from dashscope_embeddings.catalogue import DEFAULT_MODEL
@@ -26,6 +25,22 @@ if TYPE_CHECKING:
 
 _MOST_PER_CALL = 2048
 """The largest `embed_batch_size` that LlamaIndex allows: cutting is left to our own planner."""
+
+
+class DashScopeTextEmbeddingType(str, Enum):
+    """The roles, by the names of LlamaIndex's older integration."""
+
+    TEXT_TYPE_QUERY = "query"
+    TEXT_TYPE_DOCUMENT = "document"
+
+
+class DashScopeTextEmbeddingModels(str, Enum):
+    """Models, by the names of LlamaIndex's older integration."""
+
+    TEXT_EMBEDDING_V1 = "text-embedding-v1"
+    TEXT_EMBEDDING_V2 = "text-embedding-v2"
+    TEXT_EMBEDDING_V3 = "text-embedding-v3"
+    TEXT_EMBEDDING_V4 = "text-embedding-v4"
 
 
 class DashScopeEmbedding(ClientFields, BaseEmbedding):
@@ -68,7 +83,7 @@ class DashScopeEmbedding(ClientFields, BaseEmbedding):
 
     def __init__(
         self,
-        model_name: str = DEFAULT_MODEL,
+        model_name: str | None = None,
         text_type: TextType = "document",
         api_key: str | SecretStr | None = None,
         embed_batch_size: int = _MOST_PER_CALL,
@@ -76,11 +91,11 @@ class DashScopeEmbedding(ClientFields, BaseEmbedding):
     ) -> None:
         kwargs.pop("class_name", None)
         if (model := kwargs.pop("model", None)) is not None:
-            if model_name not in {DEFAULT_MODEL, model}:
+            if model_name not in {None, model}:
                 raise InvalidInput(f"model={model!r} and model_name={model_name!r}: which of the two?")
             model_name = model
         super().__init__(
-            model_name=getattr(model_name, "value", model_name),
+            model_name=getattr(model_name, "value", model_name) or DEFAULT_MODEL,
             text_type=getattr(text_type, "value", text_type),
             api_key=api_key,
             embed_batch_size=embed_batch_size,
@@ -91,6 +106,7 @@ class DashScopeEmbedding(ClientFields, BaseEmbedding):
     def _connect(self) -> Self:
         # Kept, so that a worker process without the variable still has it.
         self.api_key = self.client.key
+        self._keep_client()
         self._warn_of_roles()
         return self
 
@@ -100,9 +116,13 @@ class DashScopeEmbedding(ClientFields, BaseEmbedding):
         return "DashScopeEmbedding"
 
     def _settings(self) -> dict[str, Any]:
-        # LlamaIndex asks its rate limiter itself, once for each list of texts that it hands over.
         own = {"model": self.model_name, "api_key": self.api_key, "batch_size": self.batch_size}
-        return super()._settings() | own | {"rate_limiter": None}
+        return super()._settings() | own
+
+    @property
+    def document_role(self) -> TextType:
+        """The role of texts that are no queries."""
+        return self.text_type
 
     def to_payload(self) -> dict[str, Any]:
         """What events and callbacks may show: never the key."""
@@ -152,9 +172,7 @@ class DashScopeSparseEmbedding(BaseSparseEmbedding):
         InvalidInput: a model or protocol without sparse vectors, or settings beside `dense`.
     """
 
-    model_config = ConfigDict(
-        extra="forbid", protected_namespaces=("pydantic_model_",), hide_input_in_errors=True
-    )
+    model_config = ConfigDict(extra="forbid", protected_namespaces=("pydantic_model_",), hide_input_in_errors=True)
 
     embed_batch_size: int = Field(default=_MOST_PER_CALL, gt=0, le=_MOST_PER_CALL)
     _sparse: Sparse = PrivateAttr()
@@ -187,7 +205,7 @@ class DashScopeSparseEmbedding(BaseSparseEmbedding):
 
     def encode_documents(self, texts: list[str]) -> tuple[list[list[int]], list[list[float]]]:
         """What Qdrant's store takes as `sparse_doc_fn`: indices and values, one list for each text."""
-        return _columns(self._sparse.halves.sparse(listed(texts), "document"))
+        return _columns(self._sparse.halves.sparse(listed(texts), self._sparse.document_role))
 
     def encode_queries(self, texts: list[str]) -> tuple[list[list[int]], list[list[float]]]:
         """What Qdrant's store takes as `sparse_query_fn`."""
@@ -206,10 +224,10 @@ class DashScopeSparseEmbedding(BaseSparseEmbedding):
         return (await self._aget_text_embeddings([single(text)]))[0]
 
     def _get_text_embeddings(self, texts: list[str]) -> list[dict[int, float]]:
-        return [row.as_dict() for row in self._sparse.halves.sparse(listed(texts), "document")]
+        return [row.as_dict() for row in self._sparse.halves.sparse(listed(texts), self._sparse.document_role)]
 
     async def _aget_text_embeddings(self, texts: list[str]) -> list[dict[int, float]]:
-        return [row.as_dict() for row in await self._sparse.halves.asparse(listed(texts), "document")]
+        return [row.as_dict() for row in await self._sparse.halves.asparse(listed(texts), self._sparse.document_role)]
 
 
 def _columns(rows: list[SparseVector]) -> tuple[list[list[int]], list[list[float]]]:

@@ -38,7 +38,7 @@ class DashScopeSparseFunction(Sparse, BaseSparseEmbeddingFunction):
 
     def encode_documents(self, documents: list[str]) -> list[dict[int, float]]:
         """Index → weight, one for each text; never empty, for Milvus would refuse the row."""
-        return [row.as_milvus() for row in self.halves.sparse(listed(documents), "document")]
+        return [row.as_milvus() for row in self.halves.sparse(listed(documents), self.document_role)]
 
     def encode_queries(self, queries: list[str]) -> list[dict[int, float]]:
         """The same for texts to search with."""
@@ -46,7 +46,7 @@ class DashScopeSparseFunction(Sparse, BaseSparseEmbeddingFunction):
 
     async def async_encode_documents(self, documents: list[str]) -> list[dict[int, float]]:
         """`encode_documents` on the running event loop."""
-        return [row.as_milvus() for row in await self.halves.asparse(listed(documents), "document")]
+        return [row.as_milvus() for row in await self.halves.asparse(listed(documents), self.document_role)]
 
     async def async_encode_queries(self, queries: list[str]) -> list[dict[int, float]]:
         """`encode_queries` on the running event loop."""

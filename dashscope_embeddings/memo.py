@@ -86,56 +86,57 @@ class Memo:
     def _reset(self) -> None:
         self._pid = os.getpid()
         self._lock = threading.Lock()
-        self._kept: OrderedDict[tuple[Half, Key], _Entry] = OrderedDict()
+        self._documents: OrderedDict[tuple[Half, Key], _Entry] = OrderedDict()
+        self._queries: OrderedDict[tuple[Half, Key], _Entry] = OrderedDict()
         self._flights: dict[Key, Flight] = {}
+
+    def __deepcopy__(self, _: object) -> Memo:
+        """A copy begins empty: what is kept is given out once."""
+        return Memo(self._capacity, self._expiry, self._clock)
 
     @property
     def kept(self) -> int:
         """How many halves wait to be fetched."""
-        with self._lock:
-            return len(self._kept)
+        with self._lock_here():
+            return len(self._documents) + len(self._queries)
 
     @property
     def room(self) -> int:
-        """How many more halves would be taken."""
-        with self._lock:
+        """How many more halves of documents would be taken."""
+        with self._lock_here():
             self._forget_expired()
-            return self._capacity - len(self._kept)
+            return self._capacity - len(self._documents)
 
     def put(self, half: Half, role: TextType, texts: Sequence[str], vectors: Iterable[Vector]) -> None:
         """Keeps a half of each text, once for every time that the text occurs."""
-        with self._lock:
+        with self._lock_here():
             self._forget_expired()
             for text, vector in zip(texts, vectors, strict=True):
                 self._put(half, (role, text), vector, 1)
 
     def take(self, half: Half, role: TextType, texts: Sequence[str]) -> list[Vector | None]:
         """A half for each text, None where there is none (any more)."""
-        with self._lock:
-            self._guard()
+        with self._lock_here():
             self._forget_expired()
             return [self._take(half, (role, text)) for text in texts]
 
     def missing(self, half: Half, role: TextType, texts: Sequence[str]) -> list[str]:
         """The texts for which there are not enough halves: each as often as it lacks one."""
-        with self._lock:
+        with self._lock_here():
             self._forget_expired()
             wanted = Counter(texts)
             lacking: list[str] = []
             for text, count in wanted.items():
-                entry = self._kept.get((half, (role, text)))
+                entry = self._shelf((role, text)).get((half, (role, text)))
                 lacking += [text] * (count - (entry.count if entry else 0))
             return lacking
 
-    def board(
-        self, half: Half, key: Key, loop: asyncio.AbstractEventLoop | None
-    ) -> Vector | tuple[Flight, bool]:
+    def board(self, half: Half, key: Key, loop: asyncio.AbstractEventLoop | None) -> Vector | tuple[Flight, bool]:
         """For one text: its half if it is here; else the flight to wait for, or to lead if True.
 
         `loop` is the caller's running loop. Who is told to lead must `land` the flight, whatever happens.
         """
-        with self._lock:
-            self._guard()
+        with self._lock_here():
             self._forget_expired()
             if (found := self._take(half, key)) is not None:
                 return found
@@ -150,7 +151,7 @@ class Memo:
 
     def land(self, key: Key, flight: Flight, both: Embedding | None) -> None:
         """Ends a flight: wakes who waits, and keeps the half that was asked less often for later."""
-        with self._lock:
+        with self._lock_here():
             self._flights.pop(key, None)
             if both is not None:
                 more = flight.asked["dense"] - flight.asked["sparse"]
@@ -162,32 +163,40 @@ class Memo:
 
     # --- with the lock held -------------------------------------------------------------------------------
 
-    def _guard(self) -> None:
-        """A forked child leaves its parent's flights to the parent."""
+    def _lock_here(self) -> threading.Lock:
+        """A forked child starts anew: its parent's flights and locks are not its own."""
         if os.getpid() != self._pid:
             self._reset()
+        return self._lock
+
+    def _shelf(self, key: Key) -> OrderedDict[tuple[Half, Key], _Entry]:
+        """Queries have room of their own, however many documents nobody fetches."""
+        return self._queries if key[0] == "query" else self._documents
 
     def _put(self, half: Half, key: Key, vector: Vector, count: int) -> None:
-        entry = self._kept.get((half, key))
+        shelf = self._shelf(key)
+        entry = shelf.get((half, key))
         expires = self._clock() + self._expiry
         if entry is None:
-            if len(self._kept) >= self._capacity:
+            if len(shelf) >= self._capacity:
                 return
-            entry = self._kept[half, key] = _Entry.packed(vector, expires)
+            entry = shelf[half, key] = _Entry.packed(vector, expires)
         entry.count += count
         entry.expires = expires
-        self._kept.move_to_end((half, key))
+        shelf.move_to_end((half, key))
 
     def _take(self, half: Half, key: Key) -> Vector | None:
-        entry = self._kept.get((half, key))
+        shelf = self._shelf(key)
+        entry = shelf.get((half, key))
         if entry is None:
             return None
         entry.count -= 1
         if entry.count == 0:
-            del self._kept[half, key]
+            del shelf[half, key]
         return entry.unpacked()
 
     def _forget_expired(self) -> None:
         now = self._clock()
-        while self._kept and next(iter(self._kept.values())).expires <= now:
-            self._kept.popitem(last=False)
+        for shelf in (self._documents, self._queries):
+            while shelf and next(iter(shelf.values())).expires <= now:
+                shelf.popitem(last=False)

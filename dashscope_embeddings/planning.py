@@ -32,17 +32,18 @@ def texts_of(source: object) -> Iterator[str]:
         yield source
     elif isinstance(source, (io.RawIOBase, io.BufferedIOBase, bytes, bytearray)):
         raise InvalidInput("texts must be strings: open the file in text mode, or decode the bytes first")
-    elif isinstance(source, io.TextIOBase):
+    elif isinstance(source, io.TextIOBase) or (hasattr(source, "readline") and hasattr(source, "__iter__")):
+        # Also what wraps a file without being one, such as `tempfile.NamedTemporaryFile`.
         for line in source:
+            if not isinstance(line, str):
+                raise InvalidInput("texts must be strings: open the file in text mode")
             yield line.rstrip("\r\n")
     else:
         try:
             items = iter(source)  # type: ignore[call-overload] # what has no iterator is told so
         except TypeError:
             kind = type(source).__name__
-            raise InvalidInput(
-                f"texts must be a string, a file or an iterable of strings, not {kind}"
-            ) from None
+            raise InvalidInput(f"texts must be a string, a file or an iterable of strings, not {kind}") from None
         yield from items
 
 
@@ -77,7 +78,7 @@ def checked(texts: Iterable[str], limits: Limits, policy: LongText) -> list[str]
     good = list(texts)
     complaints = {i: said for i, text in enumerate(good) if (said := complaint(text, limits, policy))}
     if complaints:
-        raise refusal(complaints)
+        raise refusal(complaints, "nothing was sent")
     return good
 
 
@@ -103,11 +104,11 @@ async def achecking(texts: AsyncIterable[str], limits: Limits, policy: LongText)
         index += 1
 
 
-def refusal(complaints: dict[int, str]) -> InvalidInput:
+def refusal(complaints: dict[int, str], end: str = "the texts before it were sent") -> InvalidInput:
     """One error for all bad texts of a call."""
     bad = sorted(complaints)
     more = f" ({describe(bad)} cannot be embedded)" if len(bad) > 1 else ""
-    error = InvalidInput(f"text {bad[0]} {complaints[bad[0]]}{more}; nothing was sent")
+    error = InvalidInput(f"text {bad[0]} {complaints[bad[0]]}{more}; {end}")
     error.failed = bad
     error.reasons = {i: complaints[i] for i in bad}
     return error
@@ -173,7 +174,7 @@ class Plan:
         self._limits, self._policy = limits, policy
         self._rows, self._tokens = rows, tokens
         self._memory = memory
-        self._seen: OrderedDict[str, Part] = OrderedDict()
+        self._seen: OrderedDict[str, tuple[Part, ...]] = OrderedDict()
         self._batch = Batch(0)
         self._ready: list[Batch] = []
         self._count = 0
@@ -182,15 +183,14 @@ class Plan:
         """Takes the next text; gives the batches that are full with it."""
         index, self._count = self._count, self._count + 1
         known = self._seen.get(text)
-        if known is not None and known.batch >= self._horizon():
-            place = Place(index, (known,), repeated=True)
+        if known is not None and known[0].batch >= self._horizon():
+            place = Place(index, known, repeated=True)
         else:
             rows = fitting(text, self._policy, self._limits.tokens_per_row)
             first = self._batch.number + (1 if self._full(estimate(rows[0])) else 0)
             place = Place(index, tuple(self._put(row, first) for row in rows))
-            if len(rows) == 1:
-                self._seen[text] = place.parts[0]
-                self._seen.move_to_end(text)
+            self._seen[text] = place.parts
+            self._seen.move_to_end(text)
         self._batch.places.append(place)
         if len(self._batch.places) >= _MOST_PLACES:
             self._close(self._batch.number + 1)
@@ -229,7 +229,7 @@ class Plan:
         self._batch = Batch(done.number + 1)
         done.oldest = min(first, self._horizon())
         self._ready.append(done)
-        while self._seen and next(iter(self._seen.values())).batch < self._horizon():
+        while self._seen and next(iter(self._seen.values()))[0].batch < self._horizon():
             self._seen.popitem(last=False)
 
 

@@ -90,13 +90,21 @@ class Sessions:
         self._inherited: list[object] = []
         self._closed = False
 
+    def ask_rate_limiter(self) -> None:
+        """Waits for the user's, before every request."""
+        if self._given.rate_limiter is not None:
+            self._given.rate_limiter.acquire()
+
+    async def aask_rate_limiter(self) -> None:
+        """`ask_rate_limiter` on the running loop."""
+        if (limiter := self._given.rate_limiter) is not None:
+            await (limiter.aacquire() if hasattr(limiter, "aacquire") else limiter.async_acquire())
+
     # --- sync ---------------------------------------------------------------------------------------------
 
     def post(self, body: bytes) -> Reply | Failure:
         """One request on the caller's thread."""
         client = self._sync_client()
-        if self._given.rate_limiter is not None:
-            self._given.rate_limiter.acquire()
         try:
             reply = client.post(self._url, content=body, **self._options)
         except httpx.RequestError as error:
@@ -123,8 +131,6 @@ class Sessions:
     async def apost(self, body: bytes) -> Reply | Failure:
         """One request on the running loop."""
         client = (await self._of_loop()).client
-        if (limiter := self._given.rate_limiter) is not None:
-            await (limiter.aacquire() if hasattr(limiter, "aacquire") else limiter.async_acquire())
         try:
             reply = await client.post(self._url, content=body, **self._options)
         except httpx.RequestError as error:
@@ -143,7 +149,9 @@ class Sessions:
             return found
         with self._lock:
             for dead in [known for known in self._loops if known.is_closed()]:
-                del self._loops[dead]
+                gone = self._loops.pop(dead)
+                if gone.forget is not None:
+                    gone.forget.detach()
         slots = asyncio.Semaphore(self._settings.max_concurrency)
         if self._given.async_client is not None:
             made = _OfLoop(self._given.async_client, slots)

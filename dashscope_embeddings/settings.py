@@ -10,7 +10,7 @@ import hashlib
 import ipaddress
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
@@ -50,7 +50,7 @@ class Settings:
     long_text: LongText = "error"
     batch_size: int | None = None
     tokens_per_request: int | None = None
-    headers: tuple[tuple[str, str], ...] = ()
+    headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)
 
     def __post_init__(self) -> None:
         _check_numbers(self)
@@ -140,7 +140,8 @@ class Address:
 
 _WORKSPACE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _REGION = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
-_ENDPOINT = re.compile(r"/(?:api|compatible-mode)/v1(?:/.*)?$")
+_ENDPOINT = re.compile(r"/(?:api/v1(?:/services(?:/[^/]+)*)?|compatible-mode/v1(?:/embeddings)?)$")
+_HOST = re.compile(r"[A-Za-z0-9.:_\[\]-]+")
 _VARIABLES: Mapping[Protocol, tuple[str, str]] = {
     # The other protocol's address names the same host: better than another region's.
     "native": ("DASHSCOPE_HTTP_BASE_URL", "DASHSCOPE_COMPATIBLE_BASE_URL"),
@@ -162,11 +163,9 @@ def address(
     """
     if workspace is not None and not _WORKSPACE.fullmatch(workspace):
         raise InvalidInput(f"workspace={workspace!r} cannot be part of a host name: expected letters, digits, _ and -")
-    if region is not None and not _REGION.fullmatch(region):
-        raise InvalidInput(f"region={region!r} cannot be part of a host name: expected one like 'cn-beijing'")
     if base_url == EMULATOR:
         return Address(EMULATOR)
-    if base_url is None and region is None and workspace is None:
+    if base_url is None and region is None:
         base_url = next((url for name in _VARIABLES[protocol] if (url := os.environ.get(name))), None)
     if base_url is not None:
         return _from_url(base_url, workspace)
@@ -179,18 +178,22 @@ def _from_url(base_url: str, workspace: str | None) -> Address:
         if not filled or not _WORKSPACE.fullmatch(filled):
             raise InvalidInput("the address holds {workspace_id}: pass workspace= or set DASHSCOPE_WORKSPACE_ID")
         base_url = base_url.replace("{workspace_id}", filled)
-    parts = urlsplit(base_url.strip())
-    if parts.scheme not in {"http", "https"} or not parts.hostname:
+    try:
+        parts = urlsplit(base_url.strip())
+        host = parts.hostname if parts.port != 0 and _HOST.fullmatch(parts.netloc.rpartition("@")[2]) else None
+    except ValueError:
+        host = None
+    if host is None or parts.scheme not in {"http", "https"}:
         raise InvalidInput("base_url must start with https:// and name a host, or be 'emulator'")
     if parts.username is not None or parts.password is not None or parts.query or parts.fragment:
         raise InvalidInput("base_url must hold no user, password, query or fragment")
-    if parts.scheme == "http" and not _is_loopback(parts.hostname):
+    if parts.scheme == "http" and not _is_loopback(host):
         raise InvalidInput(
-            f"base_url asks {parts.hostname} over plain http, which would show your key to everybody on the "
+            f"base_url asks {host} over plain http, which would show your key to everybody on the "
             "way: use https (http is for 127.0.0.1 alone)"
         )
     path = _ENDPOINT.sub("", parts.path.rstrip("/")).rstrip("/")
-    return Address(f"{parts.scheme}://{parts.netloc}{path}", region_of_host(parts.hostname), workspace)
+    return Address(f"{parts.scheme}://{parts.netloc}{path}", region_of_host(host), workspace)
 
 
 def _is_loopback(host: str) -> bool:
@@ -201,10 +204,11 @@ def _is_loopback(host: str) -> bool:
 
 
 def _from_region(region: str | None, workspace: str | None) -> Address:
-    asked = region or os.environ.get("DASHSCOPE_API_REGION") or catalogue.BEIJING
+    asked = region if region is not None else os.environ.get("DASHSCOPE_API_REGION") or catalogue.BEIJING
     known = next((r for r in REGIONS if asked.lower() in {r.id, r.city.lower()}), None)
     if known is None and not _REGION.fullmatch(asked):
-        raise InvalidInput(f"DASHSCOPE_API_REGION={asked!r} cannot be part of a host name")
+        origin = "region" if region is not None else "DASHSCOPE_API_REGION"
+        raise InvalidInput(f"{origin}={asked!r} cannot be part of a host name: expected one like 'cn-beijing'")
     region_id = known.id if known else asked
     if workspace is None and (region is not None or region_id != catalogue.BEIJING):
         # As in the vendor's SDK: Beijing without being asked for stays on the shared host.
@@ -237,10 +241,10 @@ def find_key(api_key: str | SecretStr | None, place: Address) -> SecretStr:
     if key := os.environ.get("DASHSCOPE_API_KEY"):
         return _clean(key, "DASHSCOPE_API_KEY")
     file = os.environ.get("DASHSCOPE_API_KEY_FILE_PATH")
-    path = Path(file or _DEFAULT_KEY_FILE).expanduser()
+    path = Path(file or _DEFAULT_KEY_FILE)
     try:
-        key = path.read_text("utf-8").strip()
-    except (OSError, UnicodeDecodeError):
+        key = path.expanduser().read_text("utf-8").strip()
+    except (OSError, RuntimeError, UnicodeDecodeError):
         if file:
             raise InvalidInput(f"DASHSCOPE_API_KEY_FILE_PATH names {file!r}, which cannot be read") from None
         key = ""
@@ -272,11 +276,23 @@ def _check_protocol(settings: Settings) -> None:
         raise InvalidInput(f'long_text={settings.long_text!r}: expected "error", "truncate" or "average"')
     if settings.instruct is None:
         return
+    if not _is_utf8(settings.instruct):
+        raise InvalidInput("instruct must be a sentence, a string that UTF-8 can carry")
     if settings.protocol == "openai":
         raise InvalidInput('instruct needs protocol="native": the OpenAI-compatible protocol does not have it')
     if not settings.model.instruct:
         takers = ", ".join(m.name for m in catalogue.MODELS if m.instruct)
         raise InvalidInput(f"{settings.model.name} takes no instruct; these do: {takers}")
+
+
+def _is_utf8(text: object) -> bool:
+    if not isinstance(text, str):
+        return False
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _check_dimensions(settings: Settings) -> None:
@@ -298,11 +314,13 @@ def _check_numbers(settings: Settings) -> None:
     }
     for name, lowest in least.items():
         value = getattr(settings, name)
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < lowest):
+        if value is None and name not in {"max_retries", "max_concurrency"}:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int) or value < lowest:
             raise InvalidInput(f"{name}={value!r}: expected a whole number of at least {lowest}")
     for name in ("timeout", "requests_per_minute", "tokens_per_minute"):
         value = getattr(settings, name)
-        if value is not None and (
-            isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf")
-        ):
+        if value is None and name != "timeout":
+            continue
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
             raise InvalidInput(f"{name}={value!r}: expected a number above 0")

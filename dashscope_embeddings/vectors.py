@@ -46,6 +46,10 @@ class SparseVector:
         tokens = [token for index in indices if (token := best[index][1]) is not None]
         return cls(indices, [best[i][0] for i in indices], tokens if len(tokens) == len(indices) else None)
 
+    def copy(self) -> SparseVector:
+        """The same numbers in lists of their own."""
+        return SparseVector(list(self.indices), list(self.values), self.tokens and list(self.tokens))
+
     def weights(self) -> Iterator[tuple[int, float, str | None]]:
         """(index, value, token) of each entry, by index."""
         tokens: Sequence[str | None] = self.tokens if self.tokens is not None else [None] * len(self.indices)

@@ -12,7 +12,7 @@ import math
 import struct
 import sys
 from array import array
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
@@ -163,15 +163,13 @@ def read(ask: Ask, reply: Reply, count: int) -> Rows | Refusal:
         return Refusal(reply.status, request_id=_header_id(reply), retry_after=_retry_after(reply.headers))
     if reply.status != _OK or _says_error(content):
         return _refusal(reply, content)
+    request_id = _first_text(content, ("request_id", "id")) or _header_id(reply)
     try:
-        return (
-            _native_rows(ask, content, count)
-            if ask.protocol == "native"
-            else _compatible_rows(ask, content, count)
-        )
+        rows = _native_rows(ask, content, count) if ask.protocol == "native" else _compatible_rows(ask, content, count)
     except BadReply as error:
-        error.request_id = _first_text(content, ("request_id", "id")) or _header_id(reply)
+        error.request_id = request_id
         raise
+    return rows if rows.request_id else replace(rows, request_id=request_id)
 
 
 _OK = 200
