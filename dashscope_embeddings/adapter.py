@@ -14,6 +14,7 @@ from dashscope_embeddings.errors import InvalidInput
 from dashscope_embeddings.halves import Halves
 from dashscope_embeddings.lengths import LongText  # noqa: TC001 - pydantic reads it at run time
 from dashscope_embeddings.memo import CAPACITY, Memo
+from dashscope_embeddings.settings import address_of_environment
 from dashscope_embeddings.wire import Protocol  # noqa: TC001 - same
 
 if TYPE_CHECKING:
@@ -79,8 +80,13 @@ class ClientFields(BaseModel):
 
     def _keep_client(self) -> None:
         """Once the found key is a field, the client is still made of the same settings."""
-        if self._client is not None:
-            self._client = self._settings(), self._client[1]
+        if self._client is None:
+            return
+        client = self._client[1]
+        if self.base_url is None and self.region is None and address_of_environment(self.protocol):
+            # The key must not follow a variable to another host when the client is made again elsewhere.
+            self.base_url = client.settings.address.root
+        self._client = self._settings(), client
 
     @property
     def document_role(self) -> TextType:

@@ -16,13 +16,12 @@ import os
 import threading
 from collections import deque
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from dashscope_embeddings.errors import Verdict
 from dashscope_embeddings.exchange import Outcome
 
 if TYPE_CHECKING:
-    import asyncio
     from collections.abc import Callable
 
     from dashscope_embeddings.exchange import Terms
@@ -30,6 +29,13 @@ if TYPE_CHECKING:
 
 _LOOK = 0.25
 """Seconds after which a waiting caller looks again by itself; nobody depends on being woken."""
+
+
+class Loop(Protocol):
+    """Of an event loop, what matters here."""
+
+    def is_running(self) -> bool:
+        """Whether its tasks can go on."""
 
 
 @dataclass(slots=True, eq=False)
@@ -53,7 +59,7 @@ class Flight:
 
     queries: list[Query]
     permit: Permit
-    loop: asyncio.AbstractEventLoop | None
+    loop: Loop | None
     """Whose task sends it; None: a thread does."""
 
     @property
@@ -89,7 +95,7 @@ class Coalescer:
         with self._lock_here():
             self._waiting.append(query)
 
-    def step(self, query: Query, terms: Terms, loop: asyncio.AbstractEventLoop | None) -> Turn:
+    def step(self, query: Query, terms: Terms, loop: Loop | None) -> Turn:
         """What the caller of `query` has to do next; `loop` is its running loop, if it is a task."""
         with self._lock_here():
             self._recover()
@@ -145,7 +151,7 @@ class Coalescer:
             self._waiting, self._flying = deque(), set()
         return self._lock
 
-    def _take_off(self, query: Query, terms: Terms, loop: asyncio.AbstractEventLoop | None, now: float) -> Flight:
+    def _take_off(self, query: Query, terms: Terms, loop: Loop | None, now: float) -> Flight:
         permit = query.permit
         if permit is None:
             raise RuntimeError("a query without a permit cannot take off")

@@ -194,7 +194,7 @@ _TOO_MANY_ROWS = re.compile(r"should not be larger than (\d+)")
 _TOO_LONG = re.compile(r"[Rr]ange of input length should be \[\d+, ?(\d+)\]")
 
 _LONGEST_MESSAGE = 500
-_KEY = re.compile(r"sk-[\w-]+")
+_KEY = re.compile(r"(?<![\w-])sk-[\w-]+")
 """A service that is asked with a wrong key may repeat it."""
 _BY_STATUS: Mapping[int, tuple[type[ServiceError], Verdict]] = {
     400: (BadRequestError, Verdict.SPLIT),

@@ -70,8 +70,11 @@ class Flight:
     asked: Counter[str] = field(default_factory=Counter)
 
     def blocks(self, loop: asyncio.AbstractEventLoop | None) -> bool:
-        """Whether a sync call on this loop's thread would wait for ever, for the loop would stand still."""
-        return loop is not None and loop is self.loop
+        """Whether a sync call on this loop's thread must not wait: its loop would stand still meanwhile.
+
+        Also for a flight of another loop, whose thread may be waiting for this one in the same way.
+        """
+        return loop is not None and self.loop is not None
 
 
 class Memo:

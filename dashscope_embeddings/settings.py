@@ -161,18 +161,24 @@ def address(
     Raises:
         InvalidInput: an address that would leave the service, or send the key over plain http.
     """
+    region = region or None
     if workspace is not None and not _WORKSPACE.fullmatch(workspace):
         raise InvalidInput(f"workspace={workspace!r} cannot be part of a host name: expected letters, digits, _ and -")
     if base_url == EMULATOR:
         return Address(EMULATOR)
     if base_url is None and region is None:
-        base_url = next((url for name in _VARIABLES[protocol] if (url := os.environ.get(name))), None)
+        base_url = address_of_environment(protocol)
     if base_url is not None:
-        return _from_url(base_url, workspace)
+        return _from_url(base_url, region, workspace)
     return _from_region(region, workspace)
 
 
-def _from_url(base_url: str, workspace: str | None) -> Address:
+def address_of_environment(protocol: Protocol) -> str | None:
+    """What the environment says of the host, if anything."""
+    return next((url for name in _VARIABLES[protocol] if (url := os.environ.get(name))), None)
+
+
+def _from_url(base_url: str, region: str | None, workspace: str | None) -> Address:
     if "{workspace_id}" in base_url:
         filled = workspace or os.environ.get("DASHSCOPE_WORKSPACE_ID")
         if not filled or not _WORKSPACE.fullmatch(filled):
@@ -193,7 +199,14 @@ def _from_url(base_url: str, workspace: str | None) -> Address:
             "way: use https (http is for 127.0.0.1 alone)"
         )
     path = _ENDPOINT.sub("", parts.path.rstrip("/")).rstrip("/")
-    return Address(f"{parts.scheme}://{parts.netloc}{path}", region_of_host(host), workspace)
+    stands, asked = region_of_host(host), _known(region)
+    if region is not None and stands is not None and stands != asked:
+        raise InvalidInput(f"base_url asks {stands.id}, and region={region!r} another region: leave one of them out")
+    return Address(f"{parts.scheme}://{parts.netloc}{path}", stands or asked, workspace)
+
+
+def _known(region: str | None) -> Region | None:
+    return next((r for r in REGIONS if region is not None and region.lower() in {r.id, r.city.lower()}), None)
 
 
 def _is_loopback(host: str) -> bool:
@@ -204,8 +217,8 @@ def _is_loopback(host: str) -> bool:
 
 
 def _from_region(region: str | None, workspace: str | None) -> Address:
-    asked = region if region is not None else os.environ.get("DASHSCOPE_API_REGION") or catalogue.BEIJING
-    known = next((r for r in REGIONS if asked.lower() in {r.id, r.city.lower()}), None)
+    asked = region or os.environ.get("DASHSCOPE_API_REGION") or catalogue.BEIJING
+    known = _known(asked)
     if known is None and not _REGION.fullmatch(asked):
         origin = "region" if region is not None else "DASHSCOPE_API_REGION"
         raise InvalidInput(f"{origin}={asked!r} cannot be part of a host name: expected one like 'cn-beijing'")

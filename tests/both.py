@@ -64,9 +64,7 @@ class Sync:
     def embed(self, client: EmbeddingClient, texts: Any, **how: Any) -> Embeddings:
         return client.embed(texts, **how)
 
-    def stream(
-        self, client: EmbeddingClient, texts: Iterable[str], most: int | None = None
-    ) -> list[Embedding]:
+    def stream(self, client: EmbeddingClient, texts: Iterable[str], most: int | None = None) -> list[Embedding]:
         found = []
         for embedding in client.stream(texts):
             found.append(embedding)
@@ -81,9 +79,7 @@ class Async:
     def embed(self, client: EmbeddingClient, texts: Any, **how: Any) -> Embeddings:
         return asyncio.run(client.aembed(texts, **how))
 
-    def stream(
-        self, client: EmbeddingClient, texts: Iterable[str], most: int | None = None
-    ) -> list[Embedding]:
+    def stream(self, client: EmbeddingClient, texts: Iterable[str], most: int | None = None) -> list[Embedding]:
         async def take() -> list[Embedding]:
             found = []
             async for embedding in client.astream(texts):

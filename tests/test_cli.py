@@ -51,6 +51,12 @@ def frameworks() -> None:
     pytest.importorskip("llama_index.core")
 
 
+@pytest.fixture
+def stores(frameworks: None) -> None:  # noqa: ARG001 - these are needed too
+    pytest.importorskip("langchain_qdrant")
+    pytest.importorskip("llama_index.vector_stores.qdrant")
+
+
 def run(*arguments: str) -> Any:
     return typer_testing.CliRunner().invoke(cli.app, list(arguments))
 
@@ -73,12 +79,23 @@ def test_without_its_extra_the_command_names_it(absent: str) -> None:
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("absent", ["langchain_core.vectorstores", "llama_index.core"])
-def test_without_a_framework_the_demo_names_the_extras(absent: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("absent", "options"),
+    [
+        ("langchain_core.vectorstores", []),
+        ("llama_index.core", []),
+        ("langchain_qdrant", ["--store", "qdrant"]),
+        ("llama_index.vector_stores.qdrant", ["--store", "qdrant"]),
+    ],
+)
+def test_without_a_framework_or_its_store_the_demo_names_the_extras(
+    absent: str, options: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, absent, None)
-    result = run("demo")
+    result = run("demo", *options)
     assert result.exit_code == 1
-    assert 'pip install "dashscope-embeddings[cli,langchain,llama-index]"' in result.output
+    assert 'pip install "dashscope-embeddings[cli,langchain,llama-index,qdrant]"' in result.output
+    assert "Traceback" not in result.output
 
 
 # --- help --------------------------------------------------------------------------------------------------
@@ -259,60 +276,109 @@ def test_a_port_that_is_taken_is_told_in_a_line() -> None:
 # --- demo --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.usefixtures("frameworks")
-@pytest.mark.parametrize("columns", [80, 120])
+FUSIONS = {
+    "memory": ["reciprocal ranks · LangChain and LlamaIndex agree"],
+    "qdrant": ["reciprocal ranks, by Qdrant · LangChain", "min-max scores, averaged · LlamaIndex"],
+}
+
+
+@pytest.mark.usefixtures("stores")
+@pytest.mark.parametrize(("columns", "store"), [(80, "memory"), (80, "qdrant"), (120, "memory"), (120, "qdrant")])
 def test_the_demo_answers_from_both_frameworks_within_the_terminals_width(
-    columns: int, monkeypatch: pytest.MonkeyPatch
+    columns: int, store: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", str(columns))
-    before = in_process().billed_requests, in_process().billed_tokens
-    result = run("demo", "-k", "2")
+    result = run("demo", "-k", "2", "--store", store)
     assert result.exit_code == 0, result.output
     lines = result.output.splitlines()
     assert lines[0] == EMULATOR_LINE
     assert max(map(width, lines)) <= columns
+    heads = [
+        "dense · cosine · LangChain and LlamaIndex agree",
+        "sparse · shared tokens, weighted · LangChain and LlamaIndex agree",
+        *(f"fused · {how}" for how in FUSIONS[store]),
+    ]
     for question in demo.QUESTIONS:
-        start = lines.index(question)
-        heads = [start + 1, start + 4, start + 7]
-        assert [lines[head].split()[0] for head in heads] == ["dense", "sparse", "fused"]
-        assert lines[heads[0]].endswith("LangChain and LlamaIndex agree")
-        for head in heads:
-            assert [line.split()[0] for line in lines[head + 1 : head + 3]] == ["1", "2"]
+        start = lines.index(question) + 1
+        shown = lines[start : lines.index("", start)]
+        assert [line.strip() for line in shown[::3]] == heads
+        assert [line.split()[0] for line in shown[1::3] + shown[2::3]] == ["1"] * len(heads) + ["2"] * len(heads)
     requests, texts, tokens = (
         int(number.replace(",", ""))
         for number in next(line for line in lines if line.startswith("together")).split()[1:4]
     )
-    assert requests == in_process().billed_requests - before[0]
-    assert tokens == in_process().billed_tokens - before[1]
-    # Every passage once for each framework; every question for each, and for its sparse vector.
-    assert texts == 2 * len(demo.topics()) + 3 * len(demo.QUESTIONS)
+    passages, questions = len(demo.topics()), len(demo.QUESTIONS)
+    # Every passage and every question once for each framework, passages ten a request.
+    filling = 2 * -(-passages // 10)
+    assert (requests, texts) == (filling + 2 * questions, 2 * (passages + questions))
+    service = in_process()
+    assert (requests, texts, tokens) == (service.billed_requests, service.billed_texts, service.billed_tokens)
+    assert lines[-2] == f"{filling} requests for the passages, 8 for the questions, each for dense and sparse."
     assert lines[-1].startswith("Nothing was billed")
 
 
-@pytest.mark.usefixtures("frameworks")
-def test_live_asks_the_service_with_roles_and_one_request_for_dense_and_sparse(
+def test_an_unknown_store_is_a_usage_error() -> None:
+    result = run("demo", "--store", "redis")
+    assert result.exit_code == 2
+    assert "Invalid value for '--store'" in result.output
+    assert "memory" in result.output
+    assert "qdrant" in result.output
+    assert in_process().requests == 0
+
+
+@pytest.mark.usefixtures("stores")
+def test_what_a_store_says_of_its_own_limits_does_not_reach_the_screen(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from qdrant_client.common import client_warnings  # noqa: PLC0415 - only this test needs it
+    from qdrant_client.local.local_collection import LocalCollection  # noqa: PLC0415 - same
+
+    monkeypatch.setattr(client_warnings, "SEEN_MESSAGES", seen := set[str]())
+    monkeypatch.setattr(LocalCollection, "LARGE_DATA_THRESHOLD", 1)
+    (tmp_path / "tea.md").write_text("# Tea\n\nGreen tea.\n\n# Coffee\n\nBeans.\n", "utf-8")
+    result = run("demo", str(tmp_path), "--store", "qdrant", "-q", "green tea")
+    assert result.exit_code == 0, result.output
+    assert seen == {"large-local-collection"}
+    assert "Local mode" not in result.output
+    assert "not recommended" not in result.output
+
+
+@pytest.mark.usefixtures("stores")
+def test_a_question_that_shares_no_token_has_dense_hits_in_every_store(tmp_path: Path) -> None:
+    (tmp_path / "tea.md").write_text("# Tea\n\nGreen tea.\n\n# Coffee\n\nBeans.\n", "utf-8")
+    for store in demo.Store:
+        result = run("demo", str(tmp_path), "--store", store.value, "-q", "zebra")
+        assert result.exit_code == 0, result.output
+        assert result.output.count("no passage shares a token") == 1
+        assert re.search(r"dense · cosine.*\n +1 .*\n +2 ", result.output)
+
+
+@pytest.mark.usefixtures("stores")
+@pytest.mark.parametrize("store", ["memory", "qdrant"])
+def test_live_asks_the_service_with_roles_and_one_request_for_dense_and_sparse(
+    store: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / "tea.md").write_text("# Tea\n\nGreen tea.\n\n# Coffee\n\nBeans.\n", "utf-8")
     service = Emulator(api_key=KEY)
     with service.serve() as server:
         monkeypatch.setenv("DASHSCOPE_HTTP_BASE_URL", server.url)
         monkeypatch.setenv("DASHSCOPE_API_KEY", KEY)
-        result = run("demo", str(tmp_path), "--live", "--query", "Which tea is green?", "--dimensions", "256")
+        result = run(
+            "demo", str(tmp_path), "--live", "--store", store, "-q", "Which tea is green?", "--dimensions", "256"
+        )
     assert result.exit_code == 0, result.output
     host = server.url.removeprefix("http://")
     assert result.output.splitlines()[0] == f"On the service at {host}: the texts are sent there and billed."
     documents = ("tea.md: Tea\n\nGreen tea.", "tea.md: Coffee\n\nBeans.")
     question = ("Which tea is green?",)
     assert [(asked.texts, asked.text_type, asked.output_type or "dense") for asked in service.asked] == [
-        (documents, "document", "dense"),
         (documents, "document", "dense&sparse"),
-        (question, "query", "dense"),
-        (question, "query", "dense"),
-        (question, "query", "sparse"),
+        (documents, "document", "dense&sparse"),
+        (question, "query", "dense&sparse"),
+        (question, "query", "dense&sparse"),
     ]
-    assert {asked.dimension for asked in service.asked if asked.output_type != "sparse"} == {256}
-    assert re.search(r"together +5 +7 +\d+ +unknown", result.output)
+    assert {asked.dimension for asked in service.asked} == {256}
+    assert re.search(r"together +4 +6 +\d+ +unknown", result.output)
     assert KEY not in result.output
 
 
@@ -368,14 +434,17 @@ def test_an_unknown_model_is_warned_of_and_refused_without_a_traceback(
     assert "ModelNotFound" in result.output.splitlines()[-1]
 
 
-@pytest.mark.usefixtures("frameworks")
-def test_a_model_without_sparse_vectors_shows_the_dense_ranking_only(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("stores")
+@pytest.mark.parametrize("store", ["memory", "qdrant"])
+def test_a_model_without_sparse_vectors_shows_the_dense_ranking_only(store: str, tmp_path: Path) -> None:
     (tmp_path / "tea.txt").write_text("Green tea is steamed.", "utf-8")
-    result = run("demo", str(tmp_path), "--model", "text-embedding-v2", "-q", "steamed tea")
-    assert result.exit_code == 0
+    result = run("demo", str(tmp_path), "--store", store, "--model", "text-embedding-v2", "-q", "steamed tea")
+    assert result.exit_code == 0, result.output
     heads = [line.split(" · ")[0].strip() for line in result.output.splitlines() if " · " in line]
     assert heads == ["dense"]
     assert re.search(r"^LlamaIndex, dense {2}", result.output, re.MULTILINE)
+    assert "2 requests for the passages, 2 for the questions." in result.output
+    assert {asked.output_type for asked in in_process().asked} <= {None, "dense"}
 
 
 # --- demo: a folder ----------------------------------------------------------------------------------------

@@ -142,9 +142,7 @@ def test_sparse_entries_follow_the_text_each_token_once() -> None:
 
 def test_base64_is_little_endian_float32_of_the_same_vector() -> None:
     emulator = Emulator()
-    text = compatible(emulator, "a text", dimensions=64, encoding_format="base64").json()["data"][0][
-        "embedding"
-    ]
+    text = compatible(emulator, "a text", dimensions=64, encoding_format="base64").json()["data"][0]["embedding"]
     assert struct.unpack("<64f", base64.b64decode(text)) == pytest.approx(
         emulator.dense("a text", text_type="query", dimension=64), abs=1e-7
     )
@@ -166,9 +164,7 @@ def test_each_model_takes_its_rows_and_no_more(model: catalogue.Model) -> None:
 def test_the_rows_and_tokens_of_all_models_can_be_set() -> None:
     emulator = Emulator(rows=6, tokens_per_row=3)
     assert "larger than 6." in native(emulator, ["x"] * 7).json()["message"]
-    assert (
-        native(emulator, ["one two three four"]).json()["message"] == "Range of input length should be [1, 3]"
-    )
+    assert native(emulator, ["one two three four"]).json()["message"] == "Range of input length should be [1, 3]"
     assert len(rows(native(emulator, ["one two three"] * 6))) == 6
 
 
@@ -266,9 +262,7 @@ def test_an_unknown_model_is_named_in_the_compatible_envelope() -> None:
     assert "text-embedding-v9 does not exist" in refused.json()["error"]["message"]
 
 
-@pytest.mark.parametrize(
-    "path", ["/api/v1/nowhere", "/compatible-mode/v1/nowhere", NATIVE_PATH, COMPATIBLE_PATH]
-)
+@pytest.mark.parametrize("path", ["/api/v1/nowhere", "/compatible-mode/v1/nowhere", NATIVE_PATH, COMPATIBLE_PATH])
 def test_an_unknown_path_or_method_is_404_in_the_envelope_of_its_protocol(path: str) -> None:
     emulator = Emulator()
     with httpx.Client(transport=emulator.transport(), base_url="http://emulator") as client:
@@ -285,9 +279,7 @@ def test_models_of_one_size_ignore_a_dimension_and_sparse() -> None:
 
 def test_the_compatible_protocol_ignores_what_only_the_native_one_has() -> None:
     emulator = Emulator()
-    reply = compatible(
-        emulator, "x", QWEN, text_type="document", output_type="sparse", instruct="Find.", dimension=256
-    )
+    reply = compatible(emulator, "x", QWEN, text_type="document", output_type="sparse", instruct="Find.", dimension=256)
     assert reply.json()["data"][0]["embedding"] == emulator.dense("x", model=QWEN, text_type="query")
 
 
@@ -307,9 +299,7 @@ def test_half_a_character_is_a_text_too() -> None:
 
 def test_asynchronous_calls_are_denied() -> None:
     headers = {"authorization": f"Bearer {KEY}", "X-DashScope-Async": "enable"}
-    with httpx.Client(
-        transport=Emulator().transport(), base_url="http://emulator", headers=headers
-    ) as client:
+    with httpx.Client(transport=Emulator().transport(), base_url="http://emulator", headers=headers) as client:
         refused = client.post(NATIVE_PATH, json={"model": V2, "input": {"url": "http://x"}})
     assert (refused.status_code, refused.json()["code"]) == (403, "AccessDenied")
 
@@ -347,9 +337,7 @@ def test_the_one_of_this_process_needs_no_key() -> None:
 def test_the_log_tells_what_was_asked() -> None:
     emulator = Emulator(clock=Clock(), faults=[faults.Shuffle(after=9)])
     assert emulator.faults == (faults.Shuffle(after=9),)
-    native(
-        emulator, ["a", "b"], text_type="query", output_type="dense&sparse", dimension=64, instruct="Find."
-    )
+    native(emulator, ["a", "b"], text_type="query", output_type="dense&sparse", dimension=64, instruct="Find.")
     native(emulator, ["a"] * 11)
     compatible(emulator, "a", encoding_format="base64", dimensions=128)
     first, second, third = emulator.asked

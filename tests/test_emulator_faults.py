@@ -233,8 +233,7 @@ def test_vectors_in_base64_are_spoiled_alike() -> None:
 
 def test_fields_can_be_missing_or_new() -> None:
     assert (
-        "sparse_embedding"
-        not in spoiled(faults.NoSparse(), output_type="dense&sparse")[0]["output"]["embeddings"][0]
+        "sparse_embedding" not in spoiled(faults.NoSparse(), output_type="dense&sparse")[0]["output"]["embeddings"][0]
     )
     assert "usage" not in spoiled(faults.MissingUsage())[0]
     assert spoiled(faults.ExtraFields())[0]["status_code"] == 200
@@ -283,18 +282,14 @@ BROKEN: list[tuple[Fault, type[httpx.TransportError], int]] = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("fault", "error", "billed"), [*BROKEN, (faults.Drop("unreachable"), httpx.ConnectError, 0)]
-)
+@pytest.mark.parametrize(("fault", "error", "billed"), [*BROKEN, (faults.Drop("unreachable"), httpx.ConnectError, 0)])
 async def test_in_process_a_broken_connection_is_httpxs_own_error(
     fault: Fault, error: type[httpx.TransportError], billed: int
 ) -> None:
     emulator = Emulator(faults=[fault, fault])
     with pytest.raises(error):
         native(emulator, "x")
-    async with httpx.AsyncClient(
-        transport=emulator.transport(), base_url="http://emulator", timeout=5
-    ) as client:
+    async with httpx.AsyncClient(transport=emulator.transport(), base_url="http://emulator", timeout=5) as client:
         with pytest.raises(error):
             await client.post(
                 NATIVE_PATH,
@@ -314,9 +309,7 @@ def test_a_slow_reply_within_the_timeout_arrives_without_waiting() -> None:
 @pytest.mark.parametrize(
     ("fault", "error", "billed"), [each for each in BROKEN if not isinstance(each[0], faults.Slow)]
 )
-def test_on_a_socket_the_connection_really_breaks(
-    fault: Fault, error: type[httpx.TransportError], billed: int
-) -> None:
+def test_on_a_socket_the_connection_really_breaks(fault: Fault, error: type[httpx.TransportError], billed: int) -> None:
     emulator = Emulator(faults=[fault])
     with (
         emulator.serve() as server,
@@ -381,9 +374,7 @@ def test_closing_ends_a_stall() -> None:
     server = Emulator(faults=[faults.Stall(0.5)], key_required=False).serve()
     body = json.dumps({"model": V4, "input": {"texts": "x"}}).encode()
     head = f"POST {NATIVE_PATH} HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n".encode()
-    with socket.create_connection(
-        ("127.0.0.1", int(server.url.rpartition(":")[2])), timeout=10
-    ) as connection:
+    with socket.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2])), timeout=10) as connection:
         connection.sendall(head + body)
         assert connection.recv(12) == b"HTTP/1.1 200"
         server.close()

@@ -42,10 +42,7 @@ def test_role_model_instruction_and_spelling_change_a_vector() -> None:
 
 
 def test_vectors_do_not_depend_on_the_process() -> None:
-    code = (
-        "from dashscope_embeddings.emulator import Emulator\n"
-        "print(Emulator().dense('two words', dimension=64))"
-    )
+    code = "from dashscope_embeddings.emulator import Emulator\nprint(Emulator().dense('two words', dimension=64))"
     environment = {**os.environ, "PYTHONHASHSEED": "123"}
     done = subprocess.run(  # noqa: S603  (this interpreter, own code)
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=True, env=environment
@@ -76,9 +73,7 @@ def opening(passage: str) -> str:
 def recall_at_5(queries: list[dict[int, float]], documents: list[dict[int, float]]) -> float:
     found = 0
     for number, query in enumerate(queries):
-        scores = [
-            sum(value * document.get(place, 0.0) for place, value in query.items()) for document in documents
-        ]
+        scores = [sum(value * document.get(place, 0.0) for place, value in query.items()) for document in documents]
         found += sum(score > scores[number] for score in scores) < 5
     return found / len(queries)
 

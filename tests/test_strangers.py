@@ -60,9 +60,7 @@ def openai_client(server: Server) -> Iterator[Any]:
 
 def vectors(reply: Any) -> list[list[float]]:
     assert reply.status_code == 200, reply
-    assert [row["text_index"] for row in reply.output["embeddings"]] == list(
-        range(len(reply.output["embeddings"]))
-    )
+    assert [row["text_index"] for row in reply.output["embeddings"]] == list(range(len(reply.output["embeddings"])))
     return [row["embedding"] for row in reply.output["embeddings"]]
 
 
@@ -77,9 +75,7 @@ def test_the_vendors_package_embeds_a_string_a_list_and_an_open_file(
     assert [len(asked.texts) for asked in emulator.asked] == [1, 3, 3]
 
 
-def test_the_vendors_package_sends_role_dimension_and_instruction(
-    text_embedding: Any, emulator: Emulator
-) -> None:
+def test_the_vendors_package_sends_role_dimension_and_instruction(text_embedding: Any, emulator: Emulator) -> None:
     reply = text_embedding.call(
         model=MODEL, input=LINES, text_type="query", dimension=256, instruct="Find the poem of a line."
     )
@@ -89,9 +85,7 @@ def test_the_vendors_package_sends_role_dimension_and_instruction(
     assert reply.usage["total_tokens"] == emulator.billed_tokens > 0
 
 
-def test_the_vendors_package_gets_dense_and_sparse_from_one_request(
-    text_embedding: Any, emulator: Emulator
-) -> None:
+def test_the_vendors_package_gets_dense_and_sparse_from_one_request(text_embedding: Any, emulator: Emulator) -> None:
     reply = text_embedding.call(model=MODEL, input=LINES, output_type="dense&sparse")
     assert vectors(reply) == [emulator.dense(line) for line in LINES]
     for row, line in zip(reply.output["embeddings"], LINES, strict=True):
@@ -100,9 +94,7 @@ def test_the_vendors_package_gets_dense_and_sparse_from_one_request(
     assert emulator.requests == 1
 
 
-def test_the_vendors_package_reads_refusals_and_their_request_id(
-    text_embedding: Any, emulator: Emulator
-) -> None:
+def test_the_vendors_package_reads_refusals_and_their_request_id(text_embedding: Any, emulator: Emulator) -> None:
     refused = text_embedding.call(model=MODEL, input=["x"] * 11)
     assert (refused.status_code, refused.code) == (400, "InvalidParameter")
     assert "larger than 10" in refused.message
@@ -120,9 +112,7 @@ def test_openais_package_embeds_a_string_a_list_and_an_open_file(
 ) -> None:
     for_model = {"model": MODEL, "dimensions": 256, **encoding}
     with lines.open(encoding="utf-8") as file:
-        replies = [
-            openai_client.embeddings.create(input=given, **for_model) for given in (LINES[0], LINES, file)
-        ]
+        replies = [openai_client.embeddings.create(input=given, **for_model) for given in (LINES[0], LINES, file)]
     for reply, asked in zip(replies, emulator.asked, strict=True):
         assert reply.usage.total_tokens == asked.tokens
         for row, text in zip(reply.data, asked.texts, strict=True):

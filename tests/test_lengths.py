@@ -1,0 +1,117 @@
+"""How long texts are, and how they are made to fit without losing a word."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dashscope_embeddings import catalogue
+from dashscope_embeddings.lengths import Limits, estimate, fitting, limits_of, pieces, shorten
+
+V2, V4 = catalogue.model("text-embedding-v2"), catalogue.model("text-embedding-v4")
+
+
+@pytest.mark.parametrize(
+    ("text", "tokens"),
+    [
+        ("", 0.0),
+        ("four", 1.0),
+        ("x" * 400, 100.0),
+        ("中" * 100, 70.0),
+        ("中文 and English", 2 * 0.7 + 12 / 4 - 2 / 4),  # two of the ASCII quarters go to the Chinese
+        ("😀" * 10, 10.5),
+        ("é" * 10, 3.5),
+    ],
+)
+def test_tokens_are_estimated_from_characters_and_bytes(text: str, tokens: float) -> None:
+    assert estimate(text) == pytest.approx(tokens, rel=0.2)
+
+
+def test_the_estimate_is_near_the_counts_that_the_vendor_publishes() -> None:
+    assert estimate("中" * 33) == pytest.approx(22, rel=0.1)
+    assert estimate("word " * 26 + "end") == pytest.approx(29, rel=0.2)
+
+
+def test_limits_start_at_the_catalogues_row_and_only_shrink() -> None:
+    limits = Limits.of(V4)
+    assert (limits.rows, limits.tokens_per_row, limits.tokens_per_request) == (10, 33_000, None)
+    limits.fewer_rows(25)
+    limits.shorter_rows(100_000)
+    assert (limits.rows, limits.tokens_per_row) == (10, 33_000)
+    limits.fewer_rows(6)
+    limits.shorter_rows(8_192)
+    assert (limits.rows, limits.tokens_per_row) == (6, 8_192)
+    limits.fewer_rows(0)
+    limits.shorter_rows(0)
+    assert (limits.rows, limits.tokens_per_row) == (1, 1)
+
+
+def test_what_was_learned_is_shared_by_host_and_model() -> None:
+    limits = limits_of("a.example", V2)
+    limits.fewer_rows(3)
+    assert limits_of("a.example", V2) is limits
+    assert limits_of("b.example", V2).rows == 25
+    assert limits_of("a.example", V4).rows == 10
+
+
+def test_a_text_is_surely_too_long_only_if_even_a_generous_count_says_so() -> None:
+    limits = Limits(10, 100, None)
+    assert not limits.surely_too_long("x" * 1000)  # 250 tokens by our estimate, 100 by the kindest
+    assert limits.surely_too_long("x" * 1001)
+    assert not limits.surely_too_long("中" * 357)
+    assert limits.surely_too_long("中" * 358)
+
+
+@pytest.mark.parametrize(
+    ("text", "tokens", "start"),
+    [
+        ("short", 100, "short"),
+        ("x" * 100, 5, "x" * 20),
+        ("x" * 100, 0, "x"),
+        ("word " * 40, 26, "word " * 20),  # at a blank, not inside the next word
+        ("x" * 93 + ". and y" + "y" * 99, 25, "x" * 93 + ". "),  # a sentence's end before a word's
+        ("x" * 91 + "\n\nb. c d " + "y" * 99, 25, "x" * 91 + "\n\n"),  # a paragraph's before both
+        ("x. " + "y" * 197, 25, "x. " + "y" * 97),  # too far back
+        ("一句话。" * 100, 14, "一句话。" * 5),
+    ],
+)
+def test_a_text_is_shortened_at_a_seam_where_one_is_near(text: str, tokens: float, start: str) -> None:
+    assert shorten(text, tokens) == start
+
+
+@pytest.mark.parametrize("text", ["x" * 999, "word " * 200, "一句话。" * 300, "😀" * 100, "Mixed 文字。 " * 50])
+def test_pieces_are_about_as_long_as_asked_and_lose_nothing(text: str) -> None:
+    found = pieces(text, 20)
+    assert "".join(found) == text
+    assert len(found) > 1
+    assert all(estimate(piece) <= 21 for piece in found)
+    assert all(estimate(piece) >= 16 for piece in found[:-1])
+
+
+def test_blank_pieces_alone_are_left_out() -> None:
+    assert pieces(" " * 400 + "word" + "\n" * 400, 20) == ["word" + "\n" * 76]
+
+
+@settings(deadline=None, derandomize=True, max_examples=60)
+@given(text=st.text(st.sampled_from("ab \n.。，中é😀"), max_size=300), tokens=st.floats(0, 50))
+def test_no_cut_loses_a_character_that_is_not_blank(text: str, tokens: float) -> None:
+    found = pieces(text, tokens)
+    assert "".join("".join(found).split()) == "".join(text.split())
+    assert all(piece.strip() and piece in text for piece in found)
+    assert text.startswith(shorten(text, tokens))
+
+
+def test_the_policy_decides_what_stands_for_a_long_text() -> None:
+    text = "word " * 100  # 125 tokens
+    assert fitting(text, "error", 50) == [text]
+    assert fitting(text, "truncate", 50) == ["word " * 40]
+    assert "".join(fitting(text, "average", 50)) == text
+    assert max(map(estimate, fitting(text, "average", 50))) <= 45  # a refusal costs a round trip
+    for policy in ("error", "truncate", "average"):
+        assert fitting(text, policy, 125) == [text]
+
+
+def test_the_beginning_of_a_text_is_never_blank() -> None:
+    (row,) = fitting(" " * 400 + "word " * 100, "truncate", 50)
+    assert row.strip()
