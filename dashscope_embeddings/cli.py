@@ -22,7 +22,8 @@ try:
     from rich.console import Console
     from rich.text import Text
 
-    from dashscope_embeddings import demo_screen, tables
+    from dashscope_embeddings import tables
+    from dashscope_embeddings.demo import screen
 except ModuleNotFoundError as missing:
     if (missing.name or "").partition(".")[0] not in {"typer", "rich"}:
         raise
@@ -72,8 +73,8 @@ def demo(  # noqa: PLR0913 - one for each option
     Offline and without a key, unless --live is given.
     """
     try:
-        wanted = demo_screen.Wanted(folder, query or (), model, dimensions, k, live, store)
-        demo_screen.show(wanted, _console(), _console(stderr=True))
+        wanted = screen.Wanted(folder, query or (), model, dimensions, k, live, store)
+        screen.show(wanted, _console(), _console(stderr=True))
     except NoTextError as error:
         _fail(str(error), code=2)
     except ImportError as missing:

@@ -23,7 +23,8 @@ from dashscope_embeddings.errors import ConnectionFailed
 
 typer_testing = pytest.importorskip("typer.testing")
 pytest.importorskip("rich")
-from dashscope_embeddings import cli, demo_screen, tables  # noqa: E402 - they need what was just looked for
+from dashscope_embeddings import cli, tables  # noqa: E402 - they need what was just looked for
+from dashscope_embeddings.demo import screen  # noqa: E402 - same
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -409,7 +410,7 @@ def test_an_unreachable_network_is_told_in_a_line(monkeypatch: pytest.MonkeyPatc
     def unreachable(*_: object) -> None:
         raise ConnectionFailed("no answer from dashscope.aliyuncs.com: Name or service not known")
 
-    monkeypatch.setattr(demo_screen, "show", unreachable)
+    monkeypatch.setattr(screen, "show", unreachable)
     result = run("demo")
     assert result.exit_code == 1
     assert result.output == "no answer from dashscope.aliyuncs.com: Name or service not known\n"

@@ -117,17 +117,10 @@ def says(*answers: Answer) -> Service:
     return lambda texts: left.pop(0) if left else good(texts)
 
 
-@pytest.fixture(params=[min, max], ids=["least jitter", "most jitter"])
-def jitter(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> object:
-    monkeypatch.setattr(random, "uniform", request.param)
-    return request.param
-
-
 def test_an_answered_batch_is_one_request_and_settles_what_it_was_billed() -> None:
     talk = Talk()
     assert talk.to(good) == Outcome([vector(t) for t in TEN], [None] * 10, {}, None, 1, 10, 20, ["r"])
     assert (talk.sent, talk.slept, talk.pace.story) == ([TEN], [], "settled 20 released")
-    assert not talk.pace.permits[0].urgent
 
 
 def test_an_outcome_has_the_vectors_that_were_asked() -> None:
@@ -151,14 +144,12 @@ def test_a_permit_that_was_granted_before_serves_the_first_request_alone() -> No
 def test_a_throttled_request_is_sent_once_more_with_a_fresh_permit_and_uses_up_no_retry() -> None:
     talk = Talk()
     outcome = talk.to(says(no(429, "Throttling")))
-    assert talk.sent == [TEN, TEN]
-    assert talk.slept == []  # when to go again is the limiter's word
+    assert (talk.sent, talk.slept) == ([TEN, TEN], [])  # when to go again is the limiter's word
     assert talk.pace.story == "refused None released / settled 20 released"
     assert (outcome.stop, outcome.requests, outcome.tokens) == (None, 1, 20)
     assert Talk(max_retries=1).to(says(*[no(429, "insufficient_quota")] * 20, no(500))).stop is None
 
 
-@pytest.mark.usefixtures("jitter")
 def test_retry_after_is_heeded_up_to_a_minute() -> None:
     for said, seconds in {"30": 30.0, "61": 60.0, "86400": 60.0}.items():
         talk = Talk()
@@ -184,8 +175,12 @@ TRANSIENT: list[tuple[Answer, type[Exception]]] = [
 ]
 
 
+@pytest.mark.parametrize("jitter", [min, max])
 @pytest.mark.parametrize(("answer", "kind"), TRANSIENT)
-def test_passing_trouble_is_retried_after_growing_pauses(answer: Answer, kind: type, jitter: object) -> None:
+def test_passing_trouble_is_retried_after_growing_pauses(
+    answer: Answer, kind: type, jitter: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(random, "uniform", jitter)
     assert Talk(max_retries=2).to(says(answer, answer)).stop is None
     assert type(Talk(max_retries=0).to(says(answer)).stop) is kind
     talk = Talk(max_retries=8)
@@ -200,7 +195,6 @@ def test_passing_trouble_is_retried_after_growing_pauses(answer: Answer, kind: t
     ("answer", "kind"),
     [
         (no(401, "InvalidApiKey"), errors.AuthenticationError),
-        (no(403, "Model.AccessDenied"), errors.AuthenticationError),
         (no(400, "Arrearage"), errors.QuotaError),
         (no(429, "Throttling.AllocationQuota", "Free allocated quota exceeded."), errors.QuotaError),
         (no(404, "ModelNotFound"), errors.BadRequestError),
@@ -227,13 +221,13 @@ def test_too_many_rows_are_cut_to_what_the_service_names_and_it_is_remembered() 
     assert isinstance(Talk(["one"]).to(says(odd)).stop, errors.BadRequestError)
 
 
+TOO_LONG = no(400, "InvalidParameter", "Range of input length should be [1, 100]")
 LONG = "".join(f"{i:04} " for i in range(200))  # 250 tokens by our estimate
 
 
 def counting(characters: float) -> Service:
     """A service that takes 100 tokens a text, and has its own idea of how many characters a token has."""
-    refused = no(400, "InvalidParameter", "Range of input length should be [1, 100]")
-    return lambda texts: good(texts) if max(map(len, texts)) <= 100 * characters else refused
+    return lambda texts: good(texts) if max(map(len, texts)) <= 100 * characters else TOO_LONG
 
 
 @pytest.mark.parametrize(
@@ -277,6 +271,13 @@ def test_averaging_takes_the_mean_of_all_pieces_by_their_length(characters: floa
     assert (outcome.texts, outcome.errors) == (1 + len(taken), {})
 
 
+@pytest.mark.xfail(strict=True, reason="the other pieces are asked and billed, and then thrown away")
+def test_a_text_of_which_a_piece_is_refused_is_asked_no_further() -> None:
+    talk = Talk([LONG], long_text="average")
+    assert [*talk.to(says(TOO_LONG, no(400, "DataInspectionFailed"))).errors] == [0]
+    assert len(talk.sent) == 2
+
+
 def refusing(*bad: str, code: str = "DataInspectionFailed") -> Service:
     return lambda texts: no(400, code, "May be improper.") if {*bad} & {*texts} else good(texts)
 
@@ -301,18 +302,17 @@ def test_a_refusal_that_every_text_meets_stops_the_job_unless_it_is_about_conten
 
 
 def test_a_split_that_meets_a_dead_end_keeps_what_had_arrived() -> None:
-    dead_ends: dict[type, Answer] = {errors.AuthenticationError: no(401), errors.GivenUp: GIVEN_UP}
-    for kind, dead_end in dead_ends.items():
+    for dead_end in (no(401), GIVEN_UP):
         outcome = Talk().to(says(no(400, "DataInspectionFailed"), good(TEN[:5]), dead_end))
-        assert type(outcome.stop) is kind
+        assert type(outcome.stop) is (errors.GivenUp if dead_end is GIVEN_UP else errors.AuthenticationError)
         assert outcome.dense == [*map(vector, TEN[:5]), *[None] * 5]
         assert outcome.errors == dict.fromkeys(range(5, 10), outcome.stop)
 
 
 @pytest.mark.parametrize("memory", [None, 16])
 def test_no_request_is_without_texts(memory: int | None) -> None:
-    plan = planning.Plan(Limits(10, 8192, None), memory=memory)
-    talks = [Talk(batch.texts) for batch in planning.batches(["again"] * 5000, plan)]
+    run = planning.batches(["again"] * 5000, planning.Plan(Limits(10, 8192, None), memory=memory))
+    talks = [Talk(batch.texts) for batch in run]
     assert [talk.to(good).stop for talk in talks] == [None] * len(talks)
     assert [texts for talk in talks for texts in talk.sent] == [["again"]]
 

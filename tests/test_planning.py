@@ -63,10 +63,11 @@ def test_a_temporary_file_is_an_open_file_too() -> None:
         file.write("one\ntwo\n")
         file.seek(0)
         assert list(texts_of(file)) == ["one", "two"]
-    with tempfile.NamedTemporaryFile() as binary, pytest.raises(InvalidInput, match="text mode"):
+    with tempfile.NamedTemporaryFile() as binary:
         binary.write(b"one\n")
         binary.seek(0)
-        list(texts_of(binary))
+        with pytest.raises(InvalidInput, match="text mode"):
+            list(texts_of(binary))
 
 
 @pytest.mark.parametrize("source", [b"bytes", bytearray(b"x"), io.BytesIO(b"a\nb"), 7, None])

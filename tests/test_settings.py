@@ -122,7 +122,7 @@ def test_what_is_no_label_of_a_host_name_is_refused(bad: str, monkeypatch: pytes
     with pytest.raises(InvalidInput, match=WORKSPACE):
         address(base_url=GAP)
     monkeypatch.setenv(REGION, bad)
-    with pytest.raises(InvalidInput, match="cannot be part of a host name"):
+    with pytest.raises(InvalidInput, match=f"{REGION}=.* cannot be part of a host name"):
         address()
 
 
@@ -167,6 +167,15 @@ def test_a_workspace_fills_the_gap_in_the_environments_address(monkeypatch: pyte
 def test_an_empty_region_is_a_missing_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(NATIVE, N)
     assert address(region="").root == N
+
+
+def test_an_address_and_a_region_that_contradict_each_other_are_refused() -> None:
+    with pytest.raises(InvalidInput, match="asks cn-beijing, and region='Tokyo' another"):
+        address(base_url=BEIJING, region="Tokyo")
+    assert address(base_url=BEIJING, region="Beijing") == HERE
+    behind_a_proxy = address(base_url=N, region="Tokyo")
+    assert behind_a_proxy.root == N
+    assert "(Tokyo)" in behind_a_proxy.advice
 
 
 def test_a_workspace_that_the_host_does_not_name_is_kept_for_the_header() -> None:

@@ -113,9 +113,7 @@ def check(protocol: Protocol, body: Mapping[str, Any], models: Mapping[str, Mode
         protocol,
         model.name,
         sent.texts,
-        COMPATIBLE_ROLE
-        if protocol == "openai"
-        else _choice("text_type", sent.text_type, ("document", "query")),
+        COMPATIBLE_ROLE if protocol == "openai" else _choice("text_type", sent.text_type, ("document", "query")),
         # Models without sparse vectors have no such parameter; as with `dimension`, they give what they have.
         _choice("output_type", sent.output_type, _OUTPUTS) if model.sparse else "dense",
         dimension,
@@ -188,9 +186,7 @@ def _check_rows(sent: Sent, model: Model) -> None:
         # The words for an empty list are known from chat messages only.
         raise invalid(f"[] is too short: {place}")
     if len(sent.texts) > model.rows:
-        raise invalid(
-            f"{value_error}batch size is invalid, it should not be larger than {model.rows}.: {place}"
-        )
+        raise invalid(f"{value_error}batch size is invalid, it should not be larger than {model.rows}.: {place}")
     for text in sent.texts:
         # The words for an empty text are not documented, nor whether blanks are stripped first.
         if not text.strip() or meaning.count(text) > model.tokens_per_row_limit:
@@ -230,9 +226,7 @@ def _choice(name: str, given: Any, allowed: tuple[str, ...]) -> str:
         return allowed[0]
     if given in allowed:
         return str(given)
-    raise invalid(
-        f"Value error, {name} is invalid, its value should be in {list(allowed)}: parameters.{name}"
-    )
+    raise invalid(f"Value error, {name} is invalid, its value should be in {list(allowed)}: parameters.{name}")
 
 
 def _bill(texts: tuple[str, ...], model: Model, instruct: str) -> int:

@@ -156,9 +156,7 @@ def _features(word: str, model: str, dimension: int) -> tuple[tuple[int, float],
     """Where a word and its pieces of four letters fall, with sign and weight."""
     weight = _weight(word)
     numbers = unpack("<6I", _digest(word, model, 24))
-    places = [
-        ((number >> 1) % dimension, weight * 0.408 if number & 1 else -weight * 0.408) for number in numbers
-    ]
+    places = [((number >> 1) % dimension, weight * 0.408 if number & 1 else -weight * 0.408) for number in numbers]
     if len(word) > 3 and word not in _COMMON:  # noqa: PLR2004  (a word this short is its own piece)
         padded = f"<{word}>".encode("utf-8", "surrogatepass")
         salt = crc32(model.encode())

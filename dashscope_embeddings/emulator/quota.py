@@ -52,9 +52,7 @@ class Quota:
         window: seconds over which both are enforced.
     """
 
-    def __init__(
-        self, requests_per_minute: float | None, tokens_per_minute: float | None, window: float
-    ) -> None:
+    def __init__(self, requests_per_minute: float | None, tokens_per_minute: float | None, window: float) -> None:
         self._windows = [
             (code, Window(limit * window / 60, window), counts_tokens)
             for code, limit, counts_tokens in (

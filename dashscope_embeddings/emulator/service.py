@@ -202,9 +202,7 @@ class Emulator:
             if fault is not None:
                 response = fault.spoil(response)
         name = None if fault is None else type(fault).__name__
-        self._note(
-            request, body, sent, _Outcome(now, protocol, _seen_status(response), tokens, request_id, name)
-        )
+        self._note(request, body, sent, _Outcome(now, protocol, _seen_status(response), tokens, request_id, name))
         return response
 
     def _strike(self, texts: tuple[str, ...]) -> Fault | None:
@@ -220,9 +218,7 @@ class Emulator:
             raise refusals.no_such_path()
         self._check_key(request)
         if request.headers.get("x-dashscope-async") == "enable":
-            raise refusals.Refusal(
-                403, "AccessDenied", "Current user api does not support asynchronous calls."
-            )
+            raise refusals.Refusal(403, "AccessDenied", "Current user api does not support asynchronous calls.")
         if body is None:
             # What a body that is no JSON object gets is not documented.
             raise refusals.Refusal(400, "BadRequest.IllegalInput", "The request body requires json format.")
@@ -261,9 +257,7 @@ class Emulator:
         hints = {"retry-after": str(math.ceil(refusal.seconds)), "retry-after-ms": str(milliseconds)}
         return replace(response, headers={**response.headers, **hints})
 
-    def _note(
-        self, request: Request, body: dict[str, Any] | None, sent: embedding.Sent, outcome: _Outcome
-    ) -> None:
+    def _note(self, request: Request, body: dict[str, Any] | None, sent: embedding.Sent, outcome: _Outcome) -> None:
         asked = Asked(
             time=outcome.time,
             method=request.method,

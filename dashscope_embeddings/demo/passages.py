@@ -1,0 +1,157 @@
+"""Real text cut into passages: what the demo searches, and what it asks."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from dashscope_embeddings.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+QUESTIONS = (
+    "Why does a list as a default parameter value keep its items from call to call?",
+    "In which order are scopes searched for the name of a variable?",
+    "Which methods does a context manager need?",
+    "leave the innermost loop early and skip its else clause",
+)
+"""About Python's help topics; the last one is in another form than the text, and in other words."""
+
+
+class NoTextError(InvalidInput):
+    """There is nothing to search."""
+
+
+# --- passages ----------------------------------------------------------------------------------------------
+
+_LONGEST, _SLACK = 1_000, 150
+"""Characters: above the first a text is cut evenly; so far from the even cut a better place may lie."""
+_PLACES = tuple(map(re.compile, (r"\n\s*\n", r"(?<=[.!?:])\s|(?<=[。！？])", r"\s")))
+"""Where to cut, the best first: between paragraphs, sentences, words."""
+_HEADING = re.compile(r"#{1,6} +(?P<marked>[^\n]+)|(?P<underlined>\S[^\n]*)\n([*=\-^~])\3{2,}")
+
+
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """A piece of text, large enough to answer a question and small enough to be about one thing."""
+
+    title: str
+    body: str
+
+    @property
+    def text(self) -> str:
+        """What is embedded: without its title, a later piece of a section does not say what it is about."""
+        return f"{self.title}\n\n{self.body}"
+
+    @property
+    def first_sentence(self) -> str:
+        """The body's beginning, on one line."""
+        return _sentences(self.body)[0].rstrip()
+
+    def excerpt(self, question: str) -> str:
+        """The body from its first sentence on that shares the most words with a question, on one line."""
+        sentences, asked = _sentences(self.body), _words(question)
+        shared = [len(asked & _words(sentence)) for sentence in sentences]
+        return "".join(sentences[shared.index(max(shared)) :])
+
+
+def topics() -> list[Passage]:
+    """Python's own help topics; a paragraph that several topics share is taken once, from the shortest."""
+    from pydoc_data.topics import topics as texts  # noqa: PLC0415 - half a megabyte that only the demo needs
+
+    seen: set[str] = set()
+    found = []
+    for name, text in sorted(texts.items(), key=lambda topic: (len(topic[1]), topic[0])):
+        for heading, blocks in _sections(text):
+            fresh = {" ".join(block.split()): block for block in blocks}
+            body = "\n\n".join(block for plain, block in fresh.items() if plain not in seen)
+            seen.update(fresh)
+            found += [Passage(heading or name, piece) for piece in cut(body)]
+    return found
+
+
+def folder(root: Path) -> tuple[list[Passage], list[str]]:
+    """All .txt and .md files in a folder and the folders in it, hidden ones aside.
+
+    Returns:
+        The passages, and for each file that gave none its name and why.
+
+    Raises:
+        NoTextError: no file gave any.
+    """
+    found: list[Passage] = []
+    skipped = []
+    for path in sorted(root.rglob("*")):
+        name = path.relative_to(root)
+        hidden = any(part.startswith(".") for part in name.parts)
+        if hidden or path.suffix.lower() not in {".txt", ".md"} or not path.is_file():
+            continue
+        try:
+            text = path.read_text("utf-8-sig")
+        except UnicodeDecodeError:
+            skipped.append(f"{name}: not UTF-8")
+            continue
+        except OSError as error:
+            skipped.append(f"{name}: {error.strerror}")
+            continue
+        pieces = [
+            Passage(f"{name}: {heading}" if heading else str(name), body)
+            for heading, blocks in _sections(text)
+            for body in cut("\n\n".join(blocks))
+        ]
+        found += pieces
+        if not pieces:
+            skipped.append(f"{name}: empty")
+    if not found:
+        why = f" ({'; '.join(skipped)})" if skipped else ""
+        raise NoTextError(f"no text in {root}: it holds no .txt or .md file with any{why}")
+    return found, skipped
+
+
+def cut(text: str) -> Iterator[str]:
+    """Pieces of about even length, a thousand characters or somewhat more at most."""
+    rest = text.strip()
+    while (pieces := math.ceil(len(rest) / _LONGEST)) > 1:
+        even = round(len(rest) / pieces)
+        end = _best_place(rest, even)
+        yield rest[:end].rstrip()
+        rest = rest[end:].lstrip("\n")
+    if rest:
+        yield rest
+
+
+def _best_place(text: str, even: int) -> int:
+    for place in _PLACES:
+        ends = [found.end() for found in place.finditer(text, even - _SLACK, even + _SLACK)]
+        if ends:
+            return min(ends, key=lambda end: abs(end - even))
+    return even
+
+
+def _sentences(text: str) -> list[str]:
+    return re.split(r"(?<=[.!?] )|(?<=[。！？])(?=.)", " ".join(text.split()))
+
+
+def _words(text: str) -> set[str]:
+    """The longer ones, which say what a text is about."""
+    return set(re.findall(r"\w{4,}", text.lower()))
+
+
+def _sections(text: str) -> Iterator[tuple[str | None, list[str]]]:
+    """(heading, paragraphs) of each section, in order; the heading may stand underlined or after hashes."""
+    heading: str | None = None
+    blocks: list[str] = []
+    for block in re.split(r"\n(?:[^\S\n]*\n)+", text.strip("\n")):
+        title = _HEADING.match(block)
+        if title is None:
+            blocks.append(block)
+            continue
+        yield heading, blocks
+        heading = (title["marked"] or title["underlined"]).strip()
+        body = block[title.end() :].strip("\n")
+        blocks = [body] if body else []
+    yield heading, blocks
