@@ -5,7 +5,6 @@ Nothing here was measured by this project. Prices are list prices without free q
 
 from __future__ import annotations
 
-import threading
 import warnings
 from dataclasses import dataclass, replace
 from decimal import Decimal
@@ -180,15 +179,13 @@ _CAUTIOUS = Model(
 )
 
 _warned: set[str] = set()
-_warned_lock = threading.Lock()
 
 
 def warn_once(key: str, message: str) -> None:
     """A `UserWarning` the first time that this process meets `key`."""
-    with _warned_lock:
-        if key in _warned:
-            return
-        _warned.add(key)
+    if key in _warned:
+        return
+    _warned.add(key)
     warnings.warn(message, UserWarning, stacklevel=3)
 
 

@@ -152,6 +152,7 @@ class EmbeddingClient:
         *,
         text_type: TextType = "document",
         output: Output = "dense",
+        array: bool = False,
         progress: Progress | None = None,
     ) -> Embeddings:
         """All vectors at once: shape (texts, dimensions), in the order of the texts.
@@ -160,6 +161,7 @@ class EmbeddingClient:
             texts: A string, an open text file (a text a line), or any iterable of strings.
             text_type: "query" for what a user asks with, "document" for what is searched.
             output: "dense", "sparse" or "dense&sparse" (one request, billed once).
+            array: Keep the dense vectors as float32 in `dense_array`, 4 KB for 1,024 numbers; `dense` stays empty.
             progress: Called with the number of texts that are done, whenever some are.
 
         Raises:
@@ -168,7 +170,7 @@ class EmbeddingClient:
         """
         terms = self._terms(text_type, output)
         checked = planning.checked(planning.texts_of(texts), self._limits, terms.long_text)
-        job, halt = self._job(output), threading.Event()
+        job, halt = self._job(output, packed=array), threading.Event()
         if (query := self._query(checked, terms)) is not None and _no_loop_here():
             with self._counted(job):
                 job.take(query[0], self._threads.query(query[1], query[2], terms))
@@ -235,6 +237,7 @@ class EmbeddingClient:
         *,
         text_type: TextType = "document",
         output: Output = "dense",
+        array: bool = False,
         progress: Progress | None = None,
     ) -> Embeddings:
         """`embed` for a running event loop; also takes an asynchronous iterable."""
@@ -243,7 +246,7 @@ class EmbeddingClient:
         check = functools.partial(planning.checked, planning.texts_of(listed), self._limits, terms.long_text)
         big = isinstance(listed, list) and len(listed) > _ON_THE_LOOP
         checked = await asyncio.to_thread(check) if big else check()
-        job, halt = self._job(output), asyncio.Event()
+        job, halt = self._job(output, packed=array), asyncio.Event()
         if (query := self._query(checked, terms)) is not None:
             with self._counted(job):
                 job.take(query[0], await self._tasks.query(query[1], query[2], terms))
@@ -330,8 +333,8 @@ class EmbeddingClient:
             memory=memory,
         )
 
-    def _job(self, output: Output) -> Assembly:
-        return Assembly(output, self.settings.price)
+    def _job(self, output: Output, *, packed: bool = False) -> Assembly:
+        return Assembly(output, self.settings.price, packed=packed)
 
     def _flows(
         self, batches: Iterator[Batch], terms: Terms, arrived: Arrived | None = None

@@ -189,7 +189,16 @@ CODES: Mapping[str, tuple[type[ServiceError], Verdict]] = {
 
 # Where the message decides, it does so by a part of it: wording and links around it have changed before.
 _MONEY = ("Free allocated quota exceeded", "free tier of the model has been exhausted")
-_WHOLE_REQUEST = ("dimension", "Model not exist", "url error", "text_type", "output_type", "encoding_format")
+_WHOLE_REQUEST = (
+    "dimension",
+    "Model not exist",
+    "Model can not be found",
+    "does not exist or you do not have access",
+    "url error",
+    "text_type",
+    "output_type",
+    "encoding_format",
+)
 _TOO_MANY_ROWS = re.compile(r"should not be larger than (\d+)")
 _TOO_LONG = re.compile(r"[Rr]ange of input length should be \[\d+, ?(\d+)\]")
 

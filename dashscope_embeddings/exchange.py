@@ -145,6 +145,9 @@ def exchange(texts: Sequence[str], terms: Terms, permit: Permit | None = None) -
                 answer.message += '. Shorten the text, or use long_text="truncate" or "average"'
             for piece in group:
                 outcome.errors[piece.row] = answer
+            # The other pieces of a refused text would be paid for and thrown away.
+            left = ([piece for piece in others if piece.row not in outcome.errors] for others in waiting)
+            waiting = deque(others for others in left if others)
             if answer.verdict not in _ABOUT_A_TEXT:
                 outcome.stop = answer
                 break

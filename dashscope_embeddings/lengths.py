@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -45,7 +44,6 @@ class Limits:
     tokens_per_row: int
     """No source, and no reply so far, allows more: where pages disagree the service decides."""
     tokens_per_request: int | None
-    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     @classmethod
     def of(cls, model: Model) -> Limits:
@@ -54,13 +52,11 @@ class Limits:
 
     def fewer_rows(self, most: int) -> None:
         """The service said: at most so many texts a request."""
-        with self._lock:
-            self.rows = max(1, min(self.rows, most))
+        self.rows = max(1, min(self.rows, most))
 
     def shorter_rows(self, most: int) -> None:
         """The service said: at most so many tokens a text."""
-        with self._lock:
-            self.tokens_per_row = max(1, min(self.tokens_per_row, most))
+        self.tokens_per_row = max(1, min(self.tokens_per_row, most))
 
     def surely_too_long(self, text: str) -> bool:
         """Whether a text is too long even if our estimate is two and a half times too high."""
@@ -68,13 +64,11 @@ class Limits:
 
 
 _learned: dict[tuple[str, str], Limits] = {}
-_learned_lock = threading.Lock()
 
 
 def limits_of(host: str, model: Model) -> Limits:
-    """The process's limits for a model at a host."""
-    with _learned_lock:
-        return _learned.setdefault((host, model.name), Limits.of(model))
+    """The process's limits for a model at a host. No lock: a forked child could find it held for ever."""
+    return _learned.setdefault((host, model.name), Limits.of(model))
 
 
 # --- cutting long texts ------------------------------------------------------------------------------------
@@ -86,7 +80,9 @@ _SEAMS = ("\n\n", "\n", "。", "! ", "? ", ". ", "；", "，", " ")
 
 def shorten(text: str, tokens: float) -> str:
     """The beginning of a text, about so many tokens long, cut at a natural seam where one is near."""
-    keep = max(1, int(len(text) * tokens / max(estimate(text), 1.0)))
+    # No script has more characters a token than ASCII: looking further would mix in another part's density.
+    head = text[: int(tokens * _ASCII_PER_TOKEN) + 1]
+    keep = max(1, int(len(head) * tokens / max(estimate(head), 1.0)))
     if keep >= len(text):
         return text
     nearest = keep - keep // 10

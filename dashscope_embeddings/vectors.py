@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from array import array
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from itertools import chain
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -133,15 +135,35 @@ class Embeddings:
     """The vectors of all texts of one call, in the order of the texts."""
 
     dense: list[list[float]]
-    """Shape (texts, dimensions); empty where only sparse was asked."""
+    """Shape (texts, dimensions); empty where only sparse, or an array, was asked."""
     sparse: list[SparseVector] | None
     """One for each text; None where only dense was asked."""
     usage: Usage = field(default_factory=Usage)
     """What this call was billed."""
     request_ids: tuple[str, ...] = ()
     """The service's ids of the answered requests: what its support asks for."""
+    _packed: array[float] | None = field(default=None, repr=False)
+    _rows: int = field(default=0, repr=False)
+
+    @property
+    def dense_array(self) -> Any:
+        """The dense vectors as float32, shape (texts, dimensions), 4 bytes a number.
+
+        A numpy array where numpy is installed, else a `memoryview` of two dimensions. Of `embed(..., array=True)`
+        it is what was kept all along; otherwise it is made, each time, of `dense`.
+        """
+        packed = self._packed if self._packed is not None else array("f", chain.from_iterable(self.dense))
+        rows = len(self)
+        shape = (rows, len(packed) // rows if rows else 0)
+        try:
+            import numpy as np  # noqa: PLC0415 - only who has it gets it
+        except ImportError:
+            return memoryview(packed).cast("B").cast("f", shape) if rows else memoryview(packed)
+        return np.asarray(packed, dtype=np.float32).reshape(shape)
 
     def __len__(self) -> int:
+        if self._packed is not None:
+            return self._rows
         return len(self.dense if self.sparse is None else self.sparse)
 
 
