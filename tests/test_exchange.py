@@ -271,7 +271,6 @@ def test_averaging_takes_the_mean_of_all_pieces_by_their_length(characters: floa
     assert (outcome.texts, outcome.errors) == (1 + len(taken), {})
 
 
-@pytest.mark.xfail(strict=True, reason="the other pieces are asked and billed, and then thrown away")
 def test_a_text_of_which_a_piece_is_refused_is_asked_no_further() -> None:
     talk = Talk([LONG], long_text="average")
     assert [*talk.to(says(TOO_LONG, no(400, "DataInspectionFailed"))).errors] == [0]
