@@ -14,7 +14,6 @@ from dashscope_embeddings.errors import InvalidInput
 from dashscope_embeddings.halves import Halves
 from dashscope_embeddings.lengths import LongText  # noqa: TC001 - pydantic reads it at run time
 from dashscope_embeddings.memo import CAPACITY, Memo
-from dashscope_embeddings.settings import address_of_environment
 from dashscope_embeddings.wire import Protocol  # noqa: TC001 - same
 
 if TYPE_CHECKING:
@@ -42,6 +41,8 @@ class ClientFields(BaseModel):
     workspace: str | None = None
     # Part of dumps, because the emulator's vectors must never pass for the service's.
     base_url: str | None = Field(default=None, validation_alias=AliasChoices("base_url", "api_base"))
+    # What the environment said when this object was made: its key must not follow a variable to another host.
+    found_address: str | None = Field(default=None, exclude=True, repr=False)
     timeout: float = Field(default=60.0, exclude=True, validation_alias=AliasChoices("timeout", "request_timeout"))
     max_retries: int = Field(default=6, exclude=True)
     max_concurrency: int = Field(default=16, exclude=True)
@@ -60,7 +61,11 @@ class ClientFields(BaseModel):
 
     def _settings(self) -> dict[str, Any]:
         """Arguments of `EmbeddingClient`; adapters add those that are named otherwise in their framework."""
-        return {name: getattr(self, name) for name in ClientFields.model_fields}
+        settings = {name: getattr(self, name) for name in ClientFields.model_fields}
+        found = settings.pop("found_address")
+        if self.base_url is None and self.region is None and self.workspace is None:
+            settings["base_url"] = found
+        return settings
 
     @property
     def client(self) -> EmbeddingClient:
@@ -80,13 +85,10 @@ class ClientFields(BaseModel):
 
     def _keep_client(self) -> None:
         """Once the found key is a field, the client is still made of the same settings."""
-        if self._client is None:
-            return
-        client = self._client[1]
-        if self.base_url is None and self.region is None and address_of_environment(self.protocol):
-            # The key must not follow a variable to another host when the client is made again elsewhere.
-            self.base_url = client.settings.address.root
-        self._client = self._settings(), client
+        if self._client is not None:
+            client = self._client[1]
+            self.found_address = client.settings.address.root
+            self._client = self._settings(), client
 
     @property
     def document_role(self) -> TextType:
@@ -158,7 +160,9 @@ class ClientFields(BaseModel):
                 "in the other process, or set proxies and certificates by environment variables"
             )
         # Of a copy, for LlamaIndex deletes what cannot be pickled from what it is given.
-        state = super(ClientFields, self.model_copy()).__getstate__()
+        copy = self.model_copy()
+        copy._client = None  # noqa: SLF001 - a restored object makes its own
+        state = super(ClientFields, copy).__getstate__()
         return {**state, "__pydantic_private__": None}
 
     def __setstate__(self, state: dict[Any, Any]) -> None:

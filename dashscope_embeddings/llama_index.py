@@ -43,6 +43,19 @@ class DashScopeTextEmbeddingModels(str, Enum):
     TEXT_EMBEDDING_V4 = "text-embedding-v4"
 
 
+class _AskedByUs:
+    """A rate limiter that LlamaIndex asks once a call: in vain, for we ask the one inside for every request."""
+
+    def __init__(self, wrapped: Any) -> None:
+        self.wrapped = wrapped
+
+    def acquire(self, num_tokens: int = 0) -> None:
+        """Says yes."""
+
+    async def async_acquire(self, num_tokens: int = 0) -> None:
+        """Says yes."""
+
+
 class DashScopeEmbedding(ClientFields, BaseEmbedding):
     """Alibaba Cloud Model Studio (DashScope) text embeddings for LlamaIndex.
 
@@ -94,6 +107,8 @@ class DashScopeEmbedding(ClientFields, BaseEmbedding):
             if model_name not in {None, model}:
                 raise InvalidInput(f"model={model!r} and model_name={model_name!r}: which of the two?")
             model_name = model
+        if (limiter := kwargs.get("rate_limiter")) is not None and not isinstance(limiter, _AskedByUs):
+            kwargs["rate_limiter"] = _AskedByUs(limiter)
         super().__init__(
             model_name=getattr(model_name, "value", model_name) or DEFAULT_MODEL,
             text_type=getattr(text_type, "value", text_type),
@@ -116,8 +131,14 @@ class DashScopeEmbedding(ClientFields, BaseEmbedding):
         return "DashScopeEmbedding"
 
     def _settings(self) -> dict[str, Any]:
-        own = {"model": self.model_name, "api_key": self.api_key, "batch_size": self.batch_size}
-        return super()._settings() | own
+        settings = super()._settings()
+        limiter = settings["rate_limiter"]
+        return settings | {
+            "model": self.model_name,
+            "api_key": self.api_key,
+            "batch_size": self.batch_size,
+            "rate_limiter": limiter.wrapped if isinstance(limiter, _AskedByUs) else limiter,
+        }
 
     @property
     def document_role(self) -> TextType:

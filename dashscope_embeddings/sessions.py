@@ -175,7 +175,8 @@ class Sessions:
         """Closes the running loop's client, and the sync one."""
         self.close()
         mine = self._loops.pop(asyncio.get_running_loop(), None)
-        if mine is not None and mine.keeper is not None:
+        if mine is not None and mine.keeper is not None and mine.forget is not None:
+            mine.forget.detach()
             await mine.keeper.aclose()
 
     def _guard(self) -> None:
@@ -246,7 +247,7 @@ async def _keeper(client: httpx.AsyncClient) -> AsyncGenerator[None, None]:
             _keepers.pop(client, None)
             await client.aclose()
 
-    for dead in [known for known, (loop, _) in _keepers.items() if loop.is_closed()]:
+    for dead in [known for known, (loop, _) in list(_keepers.items()) if loop.is_closed()]:
         _keepers.pop(dead, None)
     keeper = closing()
     await anext(keeper)

@@ -167,15 +167,10 @@ def address(
     if base_url == EMULATOR:
         return Address(EMULATOR)
     if base_url is None and region is None:
-        base_url = address_of_environment(protocol)
+        base_url = next((url for name in _VARIABLES[protocol] if (url := os.environ.get(name))), None)
     if base_url is not None:
         return _from_url(base_url, region, workspace)
     return _from_region(region, workspace)
-
-
-def address_of_environment(protocol: Protocol) -> str | None:
-    """What the environment says of the host, if anything."""
-    return next((url for name in _VARIABLES[protocol] if (url := os.environ.get(name))), None)
 
 
 def _from_url(base_url: str, region: str | None, workspace: str | None) -> Address:
