@@ -5,7 +5,7 @@ from __future__ import annotations
 from array import array
 from typing import TYPE_CHECKING, Any, cast
 
-from dashscope_embeddings.errors import DashScopeError, GivenUp, describe
+from dashscope_embeddings.errors import DashScopeError, GivenUp
 from dashscope_embeddings.vectors import Embedding, Embeddings, Usage, average, strongest
 
 if TYPE_CHECKING:
@@ -140,7 +140,7 @@ class Assembly:
         cause.failed = [index for index in range(self._given, ended) if index not in self._arrived]
         cause.reasons = {index: error.message for index, error in sorted(self._refused.items())}
         named = sorted(self._refused) if cause is first else cause.failed
-        cause.message = f"{describe(named)} of {ended}: {cause.message}"
+        cause.about(named, ended)
         return cause
 
 

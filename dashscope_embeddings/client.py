@@ -131,6 +131,7 @@ class EmbeddingClient:
         self._tasks = Tasks(self._sessions, settings.max_concurrency)
         self._limits = limits_of(settings.address.host, settings.model)
         self._waiting: dict[Output, Coalescer] = {}
+        self._known_terms: dict[tuple[TextType, Output], Terms] = {}
         self._lock = threading.Lock()
         self._usage = Usage()
 
@@ -170,11 +171,12 @@ class EmbeddingClient:
         """
         terms = self._terms(text_type, output)
         checked = planning.checked(planning.texts_of(texts), self._limits, terms.long_text)
-        job, halt = self._job(output, packed=array), threading.Event()
+        job = self._job(output, packed=array)
         if (query := self._query(checked, terms)) is not None and _no_loop_here():
             with self._counted(job):
                 job.take(query[0], self._threads.query(query[1], query[2], terms))
             return job.result(1)
+        halt = threading.Event()
         flows = self._flows(planning.batches(checked, self._plan(memory=None)), terms)
         with self._counted(job), contextlib.closing(self._threads.window(flows, halt)) as outcomes:
             for batch, outcome in outcomes:
@@ -246,11 +248,12 @@ class EmbeddingClient:
         check = functools.partial(planning.checked, planning.texts_of(listed), self._limits, terms.long_text)
         big = isinstance(listed, list) and len(listed) > _ON_THE_LOOP
         checked = await asyncio.to_thread(check) if big else check()
-        job, halt = self._job(output, packed=array), asyncio.Event()
+        job = self._job(output, packed=array)
         if (query := self._query(checked, terms)) is not None:
             with self._counted(job):
                 job.take(query[0], await self._tasks.query(query[1], query[2], terms))
             return job.result(1)
+        halt = asyncio.Event()
         flows = self._aflows(planning.abatches(_each(checked), self._plan(memory=None)), terms)
         with self._counted(job):
             async with contextlib.aclosing(self._tasks.window(flows, halt)) as outcomes:
@@ -299,11 +302,13 @@ class EmbeddingClient:
     # --- both ---------------------------------------------------------------------------------------------
 
     def _terms(self, text_type: TextType, output: Output) -> Terms:
+        if (known := self._known_terms.get((text_type, output))) is not None:
+            return known
         settings = self.settings
         ask = settings.ask(text_type, output)
         pace = limiter.shared(settings.account, self._sessions.clock.now)
         pace.tighten(settings.requests_per_minute, settings.tokens_per_minute)
-        return Terms(
+        terms = self._known_terms[text_type, output] = Terms(
             ask,
             self._limits,
             pace,
@@ -312,15 +317,16 @@ class EmbeddingClient:
             host=settings.address.host,
             advice=settings.address.advice,
         )
+        return terms
 
     def _query(self, texts: list[str], terms: Terms) -> tuple[Batch, Query, Coalescer] | None:
         """A lone query that may travel with others; None for everything else."""
         if len(texts) != 1 or terms.ask.text_type != "query":
             return None
-        (batch, *more) = planning.batches(texts, self._plan(memory=None))
-        if more or len(batch.texts) != 1:
+        if (batch := planning.lone(texts[0], self._limits, terms.long_text)) is None:
             return None
-        waiting = self._waiting.setdefault(terms.ask.output, Coalescer(self.settings.max_concurrency))
+        if (waiting := self._waiting.get(terms.ask.output)) is None:
+            waiting = self._waiting.setdefault(terms.ask.output, Coalescer(self.settings.max_concurrency))
         return batch, Query(batch.texts[0], max(1, round(batch.tokens)), _nobody), waiting
 
     def _plan(self, *, memory: int | None) -> planning.Plan:

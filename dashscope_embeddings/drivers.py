@@ -14,7 +14,6 @@ import os
 import threading
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
 from dashscope_embeddings.coalesce import Flight
@@ -29,6 +28,9 @@ if TYPE_CHECKING:
     from dashscope_embeddings.sessions import Sessions
 
 T = TypeVar("T")
+
+_NEVER = threading.Event()
+"""Of a flow that nobody gives up."""
 
 
 class Threads:
@@ -94,15 +96,18 @@ class Threads:
     def _fly(self, flight: Flight, waiting: Coalescer, terms: Terms) -> None:
         outcome = None
         try:
-            flow = exchange(flight.texts, replace(terms, patience=-1.0), flight.permit)
-            outcome = self._perform(flow, threading.Event())
+            flow = exchange(flight.texts, terms.impatient, flight.permit)
+            outcome = self._perform(flow, _NEVER)
         finally:
             waiting.land(flight, outcome, terms)
 
     def perform(self, flow: Flow, halt: threading.Event) -> Outcome:
         """One flow from its first step to its outcome, on this thread, in one of the client's slots."""
         with self._sessions.slots():
-            return self._perform(flow, halt)
+            outcome = self._perform(flow, halt)
+        if outcome.stop is not None:
+            halt.set()
+        return outcome
 
     def _perform(self, flow: Flow, halt: threading.Event) -> Outcome:
         answer: Answer = None
@@ -118,11 +123,9 @@ class Threads:
                     answer = GIVEN_UP if self._sessions.clock.wait(halt, step.seconds) else None
         except StopIteration as done:
             outcome: Outcome = done.value
+            return outcome
         finally:
             flow.close()
-        if outcome.stop is not None:
-            halt.set()
-        return outcome
 
     def _threads(self) -> ThreadPoolExecutor:
         """One pool a process: a forked child has none of its parent's threads."""
@@ -196,7 +199,7 @@ class Tasks:
     async def _fly(self, flight: Flight, waiting: Coalescer, terms: Terms) -> None:
         outcome = None
         try:
-            flow = exchange(flight.texts, replace(terms, patience=-1.0), flight.permit)
+            flow = exchange(flight.texts, terms.impatient, flight.permit)
             outcome = await self._perform(flow, asyncio.Event())
         finally:
             waiting.land(flight, outcome, terms)
@@ -204,7 +207,10 @@ class Tasks:
     async def perform(self, flow: Flow, halt: asyncio.Event) -> Outcome:
         """One flow from its first step to its outcome, in this task, in one of the loop's slots."""
         async with await self._sessions.aslots():
-            return await self._perform(flow, halt)
+            outcome = await self._perform(flow, halt)
+        if outcome.stop is not None:
+            halt.set()
+        return outcome
 
     async def _perform(self, flow: Flow, halt: asyncio.Event) -> Outcome:
         answer: Answer = None
@@ -220,11 +226,9 @@ class Tasks:
                     answer = GIVEN_UP if await self._sessions.clock.await_(halt, step.seconds) else None
         except StopIteration as done:
             outcome: Outcome = done.value
+            return outcome
         finally:
             flow.close()
-        if outcome.stop is not None:
-            halt.set()
-        return outcome
 
 
 def _wake(loop: asyncio.AbstractEventLoop, woken: asyncio.Event) -> None:

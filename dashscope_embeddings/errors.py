@@ -52,6 +52,7 @@ class DashScopeError(Exception):
         self.message = message
         self.request_id = request_id
         """The service's id of the request, for its support; None where no reply came."""
+        self._detail: str | None = None
         self.partial: dict[int, Any] = {}
         """Index of the text → its vectors, in the shape that was asked: all that arrived and was paid for."""
         self.failed: list[int] = []
@@ -63,6 +64,11 @@ class DashScopeError(Exception):
         if self.request_id is None:
             return self.message
         return f"{self.message} (request id {self.request_id})"
+
+    def about(self, indices: Sequence[int], total: int) -> None:
+        """Names the texts that this is about, in place of any that were named before."""
+        self._detail = self._detail or self.message
+        self.message = f"{describe(indices)} of {total}: {self._detail}"
 
     def copy(self) -> Self:
         """The same error once more, for another caller: tracebacks and partial results stay apart."""

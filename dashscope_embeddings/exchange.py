@@ -13,7 +13,8 @@ import logging
 import math
 import random
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, TypeAlias
 
 from dashscope_embeddings import lengths, wire
@@ -75,7 +76,7 @@ Step: TypeAlias = Send | Sleep
 Answer: TypeAlias = Reply | Failure | None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Terms:
     """What all batches of one call share."""
 
@@ -89,6 +90,11 @@ class Terms:
     host: str = ""
     advice: str = ""
     """What to try when the key is refused: keys belong to one region."""
+
+    @cached_property
+    def impatient(self) -> Terms:
+        """The same, but throttling is told at once: others decide what travels in the next request."""
+        return replace(self, patience=-1.0)
 
 
 @dataclass(slots=True)

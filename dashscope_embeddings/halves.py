@@ -86,10 +86,9 @@ class Halves:
         """Asks for the sparse vectors that the memo lacks, together, and keeps them."""
         if self.memo is None:
             return
-        # No more than there is room for: what is refused would be asked, and billed, again.
-        if missing := self.memo.missing("sparse", role, texts)[: max(self.memo.room, 0)]:
+        if missing := self.memo.missing("sparse", role, texts):
             fresh = self.client.embed(missing, text_type=role, output="sparse")
-            self.memo.put("sparse", role, missing, fresh.sparse or [])
+            self.memo.put("sparse", role, missing, fresh.sparse or [], always=True)
 
     # --- async --------------------------------------------------------------------------------------------
 
@@ -147,9 +146,9 @@ class Halves:
         """`prefetch` on the running loop."""
         if self.memo is None:
             return
-        if missing := self.memo.missing("sparse", role, texts)[: max(self.memo.room, 0)]:
+        if missing := self.memo.missing("sparse", role, texts):
             fresh = await self.client.aembed(missing, text_type=role, output="sparse")
-            self.memo.put("sparse", role, missing, fresh.sparse or [])
+            self.memo.put("sparse", role, missing, fresh.sparse or [], always=True)
 
     # --- both ---------------------------------------------------------------------------------------------
 
@@ -197,4 +196,5 @@ def _renumbered(error: DashScopeError, found: list[Any], missed: list[int]) -> D
     error.partial = kept | {missed[index]: vector for index, vector in error.partial.items()}
     error.failed = [missed[index] for index in error.failed]
     error.reasons = {missed[index]: reason for index, reason in error.reasons.items()}
+    error.about(sorted(error.reasons) or error.failed, len(found))
     return error

@@ -36,7 +36,7 @@ class DashScopeSparseEmbeddings(Sparse, BaseSparseEmbedding):
 
     def embed_query(self, query: str) -> dict[int, float]:
         """Index → weight of a text to search with."""
-        return self.halves.sparse([single(query)], "query")[0].as_milvus()
+        return self.halves.sparse([single(query)], "query")[0].as_milvus(query=True)
 
     async def aembed_documents(self, texts: list[str]) -> list[dict[int, float]]:
         """`embed_documents` on the running event loop."""
@@ -44,4 +44,4 @@ class DashScopeSparseEmbeddings(Sparse, BaseSparseEmbedding):
 
     async def aembed_query(self, query: str) -> dict[int, float]:
         """`embed_query` on the running event loop."""
-        return (await self.halves.asparse([single(query)], "query"))[0].as_milvus()
+        return (await self.halves.asparse([single(query)], "query"))[0].as_milvus(query=True)

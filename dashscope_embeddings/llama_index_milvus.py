@@ -42,7 +42,7 @@ class DashScopeSparseFunction(Sparse, BaseSparseEmbeddingFunction):
 
     def encode_queries(self, queries: list[str]) -> list[dict[int, float]]:
         """The same for texts to search with."""
-        return [row.as_milvus() for row in self.halves.sparse(listed(queries), "query")]
+        return [row.as_milvus(query=True) for row in self.halves.sparse(listed(queries), "query")]
 
     async def async_encode_documents(self, documents: list[str]) -> list[dict[int, float]]:
         """`encode_documents` on the running event loop."""
@@ -50,18 +50,18 @@ class DashScopeSparseFunction(Sparse, BaseSparseEmbeddingFunction):
 
     async def async_encode_queries(self, queries: list[str]) -> list[dict[int, float]]:
         """`encode_queries` on the running event loop."""
-        return [row.as_milvus() for row in await self.halves.asparse(listed(queries), "query")]
+        return [row.as_milvus(query=True) for row in await self.halves.asparse(listed(queries), "query")]
 
     def prefetch(self, documents: Sequence[str]) -> None:
         """Asks at once for what `encode_documents` will be asked one by one, but for what is known already.
 
         Only a linked function has a place to keep it.
         """
-        self.halves.prefetch(documents)
+        self.halves.prefetch(documents, self.document_role)
 
     async def aprefetch(self, documents: Sequence[str]) -> None:
         """`prefetch` on the running event loop."""
-        await self.halves.aprefetch(documents)
+        await self.halves.aprefetch(documents, self.document_role)
 
 
 class BatchedMilvusVectorStore(MilvusVectorStore):

@@ -87,11 +87,11 @@ class Memo:
         self._reset()
 
     def _reset(self) -> None:
-        self._pid = os.getpid()
         self._lock = threading.Lock()
         self._documents: OrderedDict[tuple[Half, Key], _Entry] = OrderedDict()
         self._queries: OrderedDict[tuple[Half, Key], _Entry] = OrderedDict()
         self._flights: dict[Key, Flight] = {}
+        self._pid = os.getpid()
 
     def __deepcopy__(self, _: object) -> Memo:
         """A copy begins empty: what is kept is given out once."""
@@ -110,12 +110,17 @@ class Memo:
             self._forget_expired()
             return self._capacity - len(self._documents)
 
-    def put(self, half: Half, role: TextType, texts: Sequence[str], vectors: Iterable[Vector]) -> None:
-        """Keeps a half of each text, once for every time that the text occurs."""
+    def put(
+        self, half: Half, role: TextType, texts: Sequence[str], vectors: Iterable[Vector], *, always: bool = False
+    ) -> None:
+        """Keeps a half of each text, once for every time that the text occurs.
+
+        `always`: also beyond the capacity, for what will be fetched at once.
+        """
         with self._lock_here():
             self._forget_expired()
             for text, vector in zip(texts, vectors, strict=True):
-                self._put(half, (role, text), vector, 1)
+                self._put(half, (role, text), vector, 1, always=always)
 
     def take(self, half: Half, role: TextType, texts: Sequence[str]) -> list[Vector | None]:
         """A half for each text, None where there is none (any more)."""
@@ -176,12 +181,12 @@ class Memo:
         """Queries have room of their own, however many documents nobody fetches."""
         return self._queries if key[0] == "query" else self._documents
 
-    def _put(self, half: Half, key: Key, vector: Vector, count: int) -> None:
+    def _put(self, half: Half, key: Key, vector: Vector, count: int, *, always: bool = False) -> None:
         shelf = self._shelf(key)
         entry = shelf.get((half, key))
         expires = self._clock() + self._expiry
         if entry is None:
-            if len(shelf) >= self._capacity:
+            if len(shelf) >= self._capacity and not always:
                 return
             entry = shelf[half, key] = _Entry.packed(vector, expires)
         entry.count += count

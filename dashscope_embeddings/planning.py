@@ -233,6 +233,15 @@ class Plan:
             self._seen.popitem(last=False)
 
 
+def lone(text: str, limits: Limits, policy: LongText) -> Batch | None:
+    """The batch of one checked text; None where it is cut into several rows."""
+    rows = fitting(text, policy, limits.tokens_per_row)
+    if len(rows) != 1:
+        return None
+    (row,) = rows
+    return Batch(0, [row], estimate(row), [Place(0, (Part(0, 0, float(len(row))),))])
+
+
 def _smallest(*values: int | None) -> int | None:
     return min((value for value in values if value is not None), default=None)
 

@@ -105,8 +105,9 @@ class Sessions:
     def post(self, body: bytes) -> Reply | Failure:
         """One request on the caller's thread."""
         client = self._sync_client()
+        options = self._options if self._given.client is not None else {}
         try:
-            reply = client.post(self._url, content=body, **self._options)
+            reply = client.post(self._url, content=body, **options)
         except httpx.RequestError as error:
             return self._failure(error)
         return Reply(reply.status_code, reply.headers, reply.content)
@@ -131,8 +132,9 @@ class Sessions:
     async def apost(self, body: bytes) -> Reply | Failure:
         """One request on the running loop."""
         client = (await self._of_loop()).client
+        options = self._options if self._given.async_client is not None else {}
         try:
-            reply = await client.post(self._url, content=body, **self._options)
+            reply = await client.post(self._url, content=body, **options)
         except httpx.RequestError as error:
             return self._failure(error)
         return Reply(reply.status_code, reply.headers, reply.content)
@@ -202,8 +204,8 @@ class Sessions:
         if self._settings.address.is_emulator:
             from dashscope_embeddings.emulator import in_process  # noqa: PLC0415 - for this one address alone
 
-            return {"transport": in_process().transport(), "limits": limits}
-        return {"limits": limits}
+            return {"transport": in_process().transport(), "limits": limits, **self._options}
+        return {"limits": limits, **self._options}
 
     def _failure(self, error: httpx.RequestError) -> Failure:
         if isinstance(error, httpx.TimeoutException):

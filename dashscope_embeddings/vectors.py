@@ -61,13 +61,14 @@ class SparseVector:
         """Index to weight, the shape that LlamaIndex takes."""
         return dict(zip(self.indices, self.values, strict=True))
 
-    def as_milvus(self) -> dict[int, float]:
+    def as_milvus(self, *, query: bool = False) -> dict[int, float]:
         """Index to weight, never empty: Milvus refuses a row without a weight above zero, and its document.
 
-        The placeholder is a tiny weight at an index that no vocabulary reaches, so that no search finds it.
+        The placeholder is a tiny weight at an index that no vocabulary reaches, another one for queries than for
+        documents, so that no search finds it.
         """
         weights = {i: value for i, value in zip(self.indices, self.values, strict=True) if value > 0}
-        return weights or {_NOWHERE: _NEXT_TO_NOTHING}
+        return weights or {_NOWHERE - query: _NEXT_TO_NOTHING}
 
 
 @dataclass(frozen=True, slots=True)

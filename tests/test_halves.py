@@ -232,6 +232,15 @@ def test_the_error_of_sparse_documents_names_them_by_the_callers_index(emulator:
     assert sorted(caught.value.partial) == [0, 1, 2, 3, 4, 5, 7]
 
 
+@both_ways
+def test_the_words_of_that_error_name_the_callers_index_too(emulator: Emulator, way: Way) -> None:
+    emulator.faults = [faults.RowRefused(match="bad")]
+    halves = linked(emulator)
+    way.ask(halves, "dense", texts(5))
+    with pytest.raises(DashScopeError, match=r"^text 6 of 8:"):
+        way.ask(halves, "sparse", [*texts(5), "a good one", "a bad one", "another"])
+
+
 # Prefetching
 
 
@@ -273,3 +282,13 @@ def test_prefetching_into_a_full_memo_bills_no_text_twice(emulator: Emulator, wa
     for text in texts(30):
         way.ask(halves, "sparse", [text])
     assert emulator.billed_texts == 30
+
+
+@both_ways
+def test_prefetching_needs_no_room_among_documents_that_nobody_fetches(emulator: Emulator, way: Way) -> None:
+    halves = linked(emulator, Memo(capacity=10))
+    way.ask(halves, "dense", [f"with metadata: {text}" for text in texts(10)])
+    prefetch(way, halves, texts(20))
+    for text in texts(20):
+        way.ask(halves, "sparse", [text])
+    assert (emulator.requests, emulator.billed_texts) == (1 + 2, 10 + 20)

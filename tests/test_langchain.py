@@ -357,7 +357,6 @@ def test_an_address_from_the_environment_stays_with_a_key_from_there(monkeypatch
     assert embeddings.client.settings.address.host == "gateway.example"
 
 
-@pytest.mark.xfail(strict=True, reason="only the variables that hold an address are kept, not DASHSCOPE_API_REGION")
 def test_a_region_from_the_environment_stays_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DASHSCOPE_API_REGION", "ap-southeast-1")
     embeddings = DashScopeEmbeddings(api_key=KEY)
@@ -366,9 +365,6 @@ def test_a_region_from_the_environment_stays_too(monkeypatch: pytest.MonkeyPatch
     assert changed.client.settings.address.host == embeddings.client.settings.address.host
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the address that was read is kept as base_url, as if the user had said so: it beats region"
-)
 def test_a_region_that_is_set_later_beats_the_environments_address(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DASHSCOPE_HTTP_BASE_URL", "https://gateway.example/api/v1")
     at_once = DashScopeEmbeddings(api_key=KEY, region="ap-southeast-1")

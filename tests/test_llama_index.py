@@ -260,11 +260,6 @@ def test_a_rate_limiter_is_asked_for_a_single_request(emulator: Emulator, served
     assert limiter.asked >= emulator.requests == 3
 
 
-@pytest.mark.xfail(
-    "rate_limiter" in BaseEmbedding.model_fields,  # not before llama-index-core 0.14.16
-    strict=True,
-    reason="LlamaIndex asks it once a call, and we for each request besides: twice a query",
-)
 def test_a_rate_limiter_is_asked_no_more_often_than_there_are_requests(emulator: Emulator, served: Server) -> None:
     limiter = _Counting()
     embedding = made(served, rate_limiter=limiter)

@@ -86,6 +86,12 @@ def test_a_hundred_nodes_are_asked_in_tens(
     assert emulator.billed_texts == 10 * len(requests)
 
 
+def test_nodes_with_the_query_role_are_asked_in_tens_too(emulator: Emulator, served: Server, tmp_path: Path) -> None:
+    symmetric = DashScopeEmbedding(text_type="query", api_key=KEY, base_url=served.url, dimensions=128)
+    index(symmetric, opened(tmp_path, DashScopeSparseFunction(symmetric)), nodes(metadata=True, count=20))
+    assert sizes(emulator) == [("dense&sparse", 10)] * 2 + [("sparse", 10)] * 2
+
+
 @pytest.mark.parametrize("metadata", [False, True])
 async def test_async_code_makes_the_same_requests(
     emulator: Emulator, dense: DashScopeEmbedding, tmp_path: Path, *, metadata: bool
