@@ -54,7 +54,7 @@ class ClientFields(BaseModel):
     http_client: Any = Field(default=None, exclude=True, repr=False)
     http_async_client: Any = Field(default=None, exclude=True, repr=False)
 
-    _client: tuple[dict[str, Any], EmbeddingClient] | None = PrivateAttr(default=None)
+    _client: EmbeddingClient | None = PrivateAttr(default=None)
     _memo: tuple[EmbeddingClient, Memo] | None = PrivateAttr(default=None)
     _memo_size: int = PrivateAttr(default=CAPACITY)
     _siblings: int = PrivateAttr(default=0)
@@ -74,21 +74,23 @@ class ClientFields(BaseModel):
         Raises:
             InvalidInput: a field was changed to something that cannot work.
         """
-        settings = self._settings()
-        made = self._client
-        if made is None or made[0] != settings:
-            with _building:
-                made = self._client
-                if made is None or made[0] != settings:
-                    made = self._client = (settings, EmbeddingClient(**settings))
-        return made[1]
+        if (made := self._client) is not None:
+            return made
+        with _building:
+            if self._client is None:
+                self._client = EmbeddingClient(**self._settings())
+            return self._client
 
-    def _keep_client(self) -> None:
-        """Once the found key is a field, the client is still made of the same settings."""
-        if self._client is not None:
-            client = self._client[1]
-            self.found_address = client.settings.address.root
-            self._client = self._settings(), client
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name in _MAKE_A_CLIENT:
+            self._client = None
+
+    def _keep(self, name: str, client: EmbeddingClient) -> None:
+        """Keeps the key and the address that a client found: it is still made of the same settings then."""
+        setattr(self, name, client.key)
+        self.found_address = client.settings.address.root
+        self._client = client
 
     @property
     def document_role(self) -> TextType:
@@ -151,7 +153,10 @@ class ClientFields(BaseModel):
         unknown = [name for name in update or {} if name not in type(self).model_fields]
         if unknown:
             raise InvalidInput(f"model_copy(update=…) takes names of fields, and {', '.join(unknown)} is none")
-        return super().model_copy(update=update, deep=deep)
+        copy = super().model_copy(update=update, deep=deep)
+        if not _MAKE_A_CLIENT.isdisjoint(update or ()):
+            copy._client = None  # noqa: SLF001 - it is to be made of what was changed
+        return copy
 
     def __getstate__(self) -> dict[Any, Any]:
         if self.http_client is not None or self.http_async_client is not None:
@@ -171,6 +176,16 @@ class ClientFields(BaseModel):
             self.model_post_init(None)
 
 
+_MAKE_A_CLIENT = frozenset(ClientFields.model_fields) | {
+    "api_key",
+    "batch_size",
+    "dashscope_api_key",
+    "model",
+    "model_name",
+}
+"""Fields of adapters that a client depends on."""
+
+
 class Standalone(ClientFields):
     """The settings of a sparse adapter that is linked to no dense one."""
 
@@ -186,8 +201,7 @@ class Standalone(ClientFields):
         """Checks at construction that this can work."""
         super().model_post_init(context)
         self.client.settings.check_sparse()
-        self.api_key = self.client.key
-        self._keep_client()
+        self._keep("api_key", self.client)
 
     def _settings(self) -> dict[str, Any]:
         own = {"model": self.model, "api_key": self.api_key, "batch_size": self.batch_size}

@@ -23,9 +23,10 @@ class Assembly:
     Keeps no more outcomes than later batches refer to, and counts what was billed.
     """
 
-    def __init__(self, output: Output, price: Price | None, *, packed: bool = False) -> None:
-        """`packed`: keep dense vectors as float32, 4 KB for 1,024 numbers instead of 32."""
+    def __init__(self, output: Output, price: Price | None, *, packed: int | None = None) -> None:
+        """`packed`: of so many texts, keep dense vectors as float32, 4 KB for 1,024 numbers instead of 32."""
         self._output, self._price, self._packed = output, price, packed
+        self._matrix = array("f")
         self._outcomes: dict[int, Outcome] = {}
         self._arrived: dict[int, Embedding] = {}
         self._refused: dict[int, DashScopeError] = {}
@@ -49,8 +50,6 @@ class Assembly:
 
     def take(self, batch: Batch, outcome: Outcome) -> int:
         """Notes the texts that are complete with this batch, and those that will never be; says how many."""
-        if self._packed:
-            outcome.dense = [vector and cast("list[float]", array("f", vector)) for vector in outcome.dense]
         self._outcomes[batch.number] = outcome
         self._requests += outcome.requests
         self._texts += outcome.texts
@@ -83,13 +82,27 @@ class Assembly:
         if len(rows) not in {len(dense), len(sparse)}:
             return None
         mean = average(dense, [part.weight for part in place.parts]) if dense else None
-        if mean is not None and place.repeated and not self._packed:
+        if mean is not None and self._packed is not None:
+            mean = self._pack(place, mean)
+        elif mean is not None and place.repeated:
             # Nobody who changes one text's list may find another's changed.
             mean = list(mean)
         weights = strongest(sparse) if sparse else None
         if weights is not None and place.repeated:
             weights = weights.copy()
         return Embedding(place.index, mean, weights)
+
+    def _pack(self, place: Place, vector: list[float]) -> list[float]:
+        """Writes a vector to its row, which then stands for it everywhere."""
+        width = len(vector)
+        if not self._matrix:
+            self._matrix = array("f", bytes(4 * width * (self._packed or 0)))
+        row = memoryview(self._matrix)[place.index * width : (place.index + 1) * width]
+        row[:] = memoryview(array("f", vector))
+        view = cast("list[float]", row)
+        if len(place.parts) == 1:
+            self._outcomes[place.parts[0].batch].dense[place.parts[0].row] = view
+        return view
 
     def ready(self) -> Iterator[Embedding]:
         """The next texts in order, up to the first that is missing; each is given out once."""
@@ -119,14 +132,10 @@ class Assembly:
             raise self.error(count)
         found = [self._arrived[index].sparse for index in range(count)]
         sparse = [weights for weights in found if weights is not None] if "sparse" in self._output else None
-        if not self._packed:
+        if self._packed is None:
             dense = [vector for i in range(count) if (vector := self._arrived[i].dense) is not None]
             return Embeddings(dense, sparse, self.usage, tuple(self._request_ids))
-        self._outcomes.clear()
-        matrix = array("f")
-        for index in range(count):  # each vector is let go once it is in the matrix
-            matrix.extend(self._arrived.pop(index).dense or ())
-        return Embeddings([], sparse, self.usage, tuple(self._request_ids), matrix, count)
+        return Embeddings([], sparse, self.usage, tuple(self._request_ids), self._matrix, count)
 
     def error(self, count: int | None = None) -> DashScopeError:
         """The one error of a job: with what arrived and was not given out, naming what did not arrive."""
@@ -147,5 +156,5 @@ class Assembly:
 def shape(found: Embedding, output: Output) -> Any:
     """A text's vectors in the shape of the asked output: floats, a SparseVector, or both in an Embedding."""
     if output == "dense":
-        return found.dense
+        return list(found.dense or ())
     return found.sparse if output == "sparse" else found

@@ -171,7 +171,7 @@ class EmbeddingClient:
         """
         terms = self._terms(text_type, output)
         checked = planning.checked(planning.texts_of(texts), self._limits, terms.long_text)
-        job = self._job(output, packed=array)
+        job = self._job(output, packed=len(checked) if array else None)
         if (query := self._query(checked, terms)) is not None and _no_loop_here():
             with self._counted(job):
                 job.take(query[0], self._threads.query(query[1], query[2], terms))
@@ -248,7 +248,7 @@ class EmbeddingClient:
         check = functools.partial(planning.checked, planning.texts_of(listed), self._limits, terms.long_text)
         big = isinstance(listed, list) and len(listed) > _ON_THE_LOOP
         checked = await asyncio.to_thread(check) if big else check()
-        job = self._job(output, packed=array)
+        job = self._job(output, packed=len(checked) if array else None)
         if (query := self._query(checked, terms)) is not None:
             with self._counted(job):
                 job.take(query[0], await self._tasks.query(query[1], query[2], terms))
@@ -339,7 +339,7 @@ class EmbeddingClient:
             memory=memory,
         )
 
-    def _job(self, output: Output, *, packed: bool = False) -> Assembly:
+    def _job(self, output: Output, *, packed: int | None = None) -> Assembly:
         return Assembly(output, self.settings.price, packed=packed)
 
     def _flows(

@@ -119,8 +119,7 @@ class DashScopeEmbeddings(ClientFields, Embeddings):
     @model_validator(mode="after")
     def _connect(self) -> Self:
         # Kept, so that a worker process without the variable still has it.
-        self.dashscope_api_key = self.client.key
-        self._keep_client()
+        self._keep("dashscope_api_key", self.client)
         self._warn_of_roles()
         return self
 

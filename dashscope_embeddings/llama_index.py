@@ -120,8 +120,7 @@ class DashScopeEmbedding(ClientFields, BaseEmbedding):
     @model_validator(mode="after")
     def _connect(self) -> Self:
         # Kept, so that a worker process without the variable still has it.
-        self.api_key = self.client.key
-        self._keep_client()
+        self._keep("api_key", self.client)
         self._warn_of_roles()
         return self
 

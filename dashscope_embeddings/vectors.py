@@ -131,7 +131,7 @@ class Embedding:
     """None where only dense was asked."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Embeddings:
     """The vectors of all texts of one call, in the order of the texts."""
 
@@ -145,6 +145,10 @@ class Embeddings:
     """The service's ids of the answered requests: what its support asks for."""
     _packed: array[float] | None = field(default=None, repr=False)
     _rows: int = field(default=0, repr=False)
+
+    def __repr__(self) -> str:
+        # Short: asyncio takes the repr of a finished task's result, and a notebook cell shows it.
+        return f"<Embeddings of {len(self)} texts: {self.usage}>"
 
     @property
     def dense_array(self) -> Any:

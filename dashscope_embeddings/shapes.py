@@ -1,0 +1,113 @@
+"""The service's replies as types, for `wire.py` alone: what pydantic checks of them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ConfigDict, TypeAdapter, with_config
+from typing_extensions import NotRequired, TypedDict
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_STRICT = ConfigDict(strict=True)
+
+
+@with_config(_STRICT)
+class Weight(TypedDict):
+    """One entry of a sparse vector."""
+
+    index: int
+    value: float
+    token: NotRequired[str | None]
+
+
+@with_config(_STRICT)
+class _NativeRow(TypedDict):
+    text_index: int
+    # Any: absent, null or empty where only sparse was asked; `_floats` says what is wrong otherwise.
+    embedding: NotRequired[Any]
+    sparse_embedding: NotRequired[list[Weight] | None]
+
+
+@with_config(_STRICT)
+class _NativeOutput(TypedDict):
+    embeddings: list[_NativeRow]
+
+
+@with_config(_STRICT)
+class Billed(TypedDict):
+    """What the service says of tokens."""
+
+    total_tokens: NotRequired[int | None]
+    prompt_tokens: NotRequired[int | None]
+
+
+@with_config(_STRICT)
+class _NativeReply(TypedDict):
+    output: _NativeOutput
+    usage: NotRequired[Billed | None]
+    request_id: NotRequired[str | None]
+
+
+@with_config(_STRICT)
+class _CompatibleRow(TypedDict):
+    index: int
+    embedding: Any
+
+
+@with_config(_STRICT)
+class _CompatibleReply(TypedDict):
+    data: list[_CompatibleRow]
+    usage: NotRequired[Billed | None]
+    id: NotRequired[str | None]
+    request_id: NotRequired[str | None]
+
+
+# Typed to the last number, strict and finite, which is quicker than looking at the numbers afterwards. Whatever
+# does not fit goes the slow way, which says what is wrong with it.
+_FINITE = ConfigDict(strict=True, allow_inf_nan=False)
+
+
+@with_config(_FINITE)
+class _UsualNativeRow(TypedDict):
+    text_index: int
+    embedding: list[float]
+
+
+@with_config(_FINITE)
+class _UsualNativeOutput(TypedDict):
+    embeddings: list[_UsualNativeRow]
+
+
+@with_config(_FINITE)
+class _UsualNative(TypedDict):
+    output: _UsualNativeOutput
+    usage: NotRequired[Billed | None]
+    request_id: NotRequired[str | None]
+    code: NotRequired[Any]
+    error: NotRequired[Any]
+
+
+@with_config(_FINITE)
+class _UsualCompatibleRow(TypedDict):
+    index: int
+    embedding: list[float]
+
+
+@with_config(_FINITE)
+class _UsualCompatible(TypedDict):
+    data: list[_UsualCompatibleRow]
+    usage: NotRequired[Billed | None]
+    id: NotRequired[str | None]
+    request_id: NotRequired[str | None]
+    code: NotRequired[Any]
+    error: NotRequired[Any]
+
+
+USUAL: Mapping[str, TypeAdapter[Any]] = {
+    "native": TypeAdapter(_UsualNative),
+    "openai": TypeAdapter(_UsualCompatible),
+}
+NATIVE = TypeAdapter(_NativeReply)
+COMPATIBLE = TypeAdapter(_CompatibleReply)

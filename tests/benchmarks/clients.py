@@ -1,0 +1,328 @@
+"""One client under one load, in a process of its own: `python clients.py [--profile] NAME LOAD URL`.
+
+Prints one JSON line: seconds of wall and CPU, growth of the peak resident memory, vectors, error, and what
+the kind of load measures besides. Every vector is checked against its text and role, outside of the timing;
+a wrong one is an error. NAME ends in `-async` for the asynchronous calls of a client.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import inspect
+import json
+import os
+import statistics
+import sys
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+import httpx
+from load import Load, belongs, complaint, texts
+from makers import maker, our_client
+from measuring import Result, Work, memory, spread
+from profiling import profiled
+from replies import compare_readers, module_seconds
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
+    from makers import Calls
+
+WARM_QUERIES = 20
+BUSY_QUERIES = 30
+SETTLING = 1.5
+"""Seconds of indexing before a query among documents is timed."""
+KEPT_TOLERANCE = 1e-6
+"""float32 of a mark."""
+
+
+# --- the kinds of load, sync -------------------------------------------------------------------------------
+
+
+def documents(make: Callable[[], Calls], load: Load, result: Result) -> None:
+    """All texts at once."""
+    asked = list(texts(load.texts, load.words))
+    with result.measuring():
+        made = make()
+        vectors = made.documents(asked)
+    result.vectors, result.error = len(vectors), complaint(vectors, asked, "document")
+
+
+def query(make: Callable[[], Calls], load: Load, result: Result) -> None:
+    """Single queries, one after another."""
+    call = make().query
+    asked = list(texts(load.texts + WARM_QUERIES, load.words, "query"))
+    times, vectors = [], []
+    with result.measuring():
+        for text in asked:
+            start = time.perf_counter()
+            vectors.append(call(text))
+            times.append(time.perf_counter() - start)
+    result.vectors, result.error = len(vectors), complaint(vectors, asked, "query")
+    result.more = spread(times[WARM_QUERIES:])
+
+
+def lone(make: Callable[[], Calls], load: Load, result: Result) -> None:
+    """A lone query and a lone document by turns: only the query's road leads past the packing of queries."""
+    made = make()
+    asked = list(texts(load.texts + WARM_QUERIES, load.words, "query"))
+    queries, others, wrong = [], [], 0
+    with result.measuring():
+        for text in asked:
+            start = time.perf_counter()
+            one = made.query(text)
+            middle = time.perf_counter()
+            other = made.documents([text])[0]
+            queries.append(middle - start)
+            others.append(time.perf_counter() - middle)
+            wrong += not (belongs(one, text, "query") and belongs(other, text, "document"))
+    result.vectors = 2 * len(asked)
+    result.error = f"{wrong} wrong vectors" if wrong else None
+    result.more = spread(queries[WARM_QUERIES:])
+    result.more["other"] = statistics.median(others[WARM_QUERIES:])
+
+
+def callers(make: Callable[[], Calls], load: Load, result: Result) -> None:
+    """Many threads with one query at a time each."""
+    call = make().query
+    work = Work(load)
+
+    def run() -> None:
+        for text in work:
+            work.took(text, call(text))
+
+    with result.measuring():
+        threads = [threading.Thread(target=work.guarded, args=(run,)) for _ in range(load.callers)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    work.report(result)
+
+
+def busy(make: Callable[[], Calls], load: Load, result: Result) -> None:
+    """Queries while the same process indexes documents."""
+    made = make()
+    call, index = made.query, made.documents
+    corpus = list(texts(load.texts, load.words))
+    asked = list(texts(2 * BUSY_QUERIES, load.words, "query"))
+    before: list[float] = []
+    among: list[float] = []
+    wrong = 0
+    ended = threading.Event()
+
+    def run() -> None:
+        try:
+            index(corpus)
+        finally:
+            ended.set()
+
+    for number, text in enumerate(asked):
+        if number == BUSY_QUERIES:
+            threading.Thread(target=run, daemon=True).start()
+            ended.wait(SETTLING)
+        start = time.perf_counter()
+        wrong += not belongs(call(text), text, "query")
+        (among if number >= BUSY_QUERIES else before).append(time.perf_counter() - start)
+        ended.wait(0.03)
+    _busy_report(result, before, among, wrong, indexing=not ended.is_set())
+
+
+def stream(make: Callable[[], Any], load: Load, result: Result) -> None:
+    """A stream whose consumer drops each vector."""
+    client, expected = make(), texts(load.texts, load.words)
+    wrong, early = 0, 0.0
+    with result.measuring():
+        resident = memory("VmRSS")
+        for found, text in zip(client.stream(texts(load.texts, load.words)), expected, strict=False):
+            wrong += not belongs(found.dense, text, "document")
+            result.vectors += 1
+            if result.vectors == load.texts // 4:
+                early = memory("VmHWM") - resident
+    short = f"{result.vectors} vectors for {load.texts} texts" if result.vectors != load.texts else None
+    result.error = f"{wrong} wrong vectors" if wrong else short
+    result.more = {"first_quarter": early, "later": result.rss_growth - early}
+
+
+def keep(make: Callable[[], Any], load: Load, result: Result) -> None:
+    """A corpus whose vectors are kept, as one array where the client has that."""
+    client = make()
+    asked = list(texts(load.texts, load.words))
+    packed = {"array": True} if "array" in inspect.signature(client.embed).parameters else {}
+    client.embed(asked[: load.texts // 100], **packed)
+    with result.measuring():
+        kept = client.embed(asked, **packed)
+        has_array = hasattr(kept, "dense_array")
+        kept = kept.dense_array if has_array else kept.dense
+    result.missing = None if has_array else "result.dense_array"
+    result.vectors = len(kept)
+    result.error = complaint(kept, asked, "document", KEPT_TOLERANCE)
+    result.more = {"bytes_a_vector": float(getattr(kept, "nbytes", 0)) / max(len(kept), 1)}
+
+
+# --- the kinds of load, async ------------------------------------------------------------------------------
+
+
+async def adocuments(make: Callable[[], Calls], load: Load, result: Result) -> None:
+    """As `documents`."""
+    asked = list(texts(load.texts, load.words))
+    with result.measuring():
+        made = make()
+        vectors = await made.adocuments(asked)
+    result.vectors, result.error = len(vectors), complaint(vectors, asked, "document")
+
+
+async def aquery(make: Callable[[], Calls], load: Load, result: Result) -> None:
+    """As `query`."""
+    call = make().aquery
+    asked = list(texts(load.texts + WARM_QUERIES, load.words, "query"))
+    times, vectors = [], []
+    with result.measuring():
+        for text in asked:
+            start = time.perf_counter()
+            vectors.append(await call(text))
+            times.append(time.perf_counter() - start)
+    result.vectors, result.error = len(vectors), complaint(vectors, asked, "query")
+    result.more = spread(times[WARM_QUERIES:])
+
+
+async def alone(make: Callable[[], Calls], load: Load, result: Result) -> None:
+    """As `lone`."""
+    made = make()
+    asked = list(texts(load.texts + WARM_QUERIES, load.words, "query"))
+    queries, others, wrong = [], [], 0
+    with result.measuring():
+        for text in asked:
+            start = time.perf_counter()
+            one = await made.aquery(text)
+            middle = time.perf_counter()
+            other = (await made.adocuments([text]))[0]
+            queries.append(middle - start)
+            others.append(time.perf_counter() - middle)
+            wrong += not (belongs(one, text, "query") and belongs(other, text, "document"))
+    result.vectors = 2 * len(asked)
+    result.error = f"{wrong} wrong vectors" if wrong else None
+    result.more = spread(queries[WARM_QUERIES:])
+    result.more["other"] = statistics.median(others[WARM_QUERIES:])
+
+
+async def acallers(make: Callable[[], Calls], load: Load, result: Result) -> None:
+    """Many tasks of one loop with one query at a time each."""
+    call = make().aquery
+    work = Work(load)
+
+    async def run() -> None:
+        for text in work:
+            work.took(text, await call(text))
+
+    with result.measuring():
+        ended = await asyncio.gather(*(run() for _ in range(load.callers)), return_exceptions=True)
+    work.errors += [repr(error) for error in ended if error is not None]
+    work.report(result)
+
+
+async def abusy(make: Callable[[], Calls], load: Load, result: Result) -> None:
+    """As `busy`, on one loop."""
+    made = make()
+    call, index = made.aquery, made.adocuments
+    corpus = list(texts(load.texts, load.words))
+    asked = list(texts(2 * BUSY_QUERIES, load.words, "query"))
+    before: list[float] = []
+    among: list[float] = []
+    wrong = 0
+    indexing: asyncio.Future[Any] | None = None
+    for number, text in enumerate(asked):
+        if number == BUSY_QUERIES:
+            indexing = asyncio.ensure_future(index(corpus))
+            await asyncio.sleep(SETTLING)
+        start = time.perf_counter()
+        wrong += not belongs(await call(text), text, "query")
+        (among if number >= BUSY_QUERIES else before).append(time.perf_counter() - start)
+        await asyncio.sleep(0.03)
+    assert indexing is not None
+    _busy_report(result, before, among, wrong, indexing=not indexing.done())
+
+
+# --- shared ------------------------------------------------------------------------------------------------
+
+
+def _busy_report(result: Result, before: list[float], among: list[float], wrong: int, *, indexing: bool) -> None:
+    result.vectors = len(before) + len(among)
+    result.more = spread(among)
+    result.more["other"] = statistics.median(before)
+    if wrong:
+        result.error = f"{wrong} wrong vectors"
+    elif not indexing:
+        result.error = "indexing ended before the queries did"
+
+
+_SYNC: dict[str, Callable[[Callable[[], Calls], Load, Result], None]] = {
+    "documents": documents,
+    "query": query,
+    "lone": lone,
+    "callers": callers,
+    "busy": busy,
+}
+_ASYNC: dict[str, Callable[[Callable[[], Calls], Load, Result], Coroutine[None, None, None]]] = {
+    "documents": adocuments,
+    "query": aquery,
+    "lone": alone,
+    "callers": acallers,
+    "busy": abusy,
+}
+_OURS_ALONE: dict[str, Callable[[Callable[[], Any], Load, Result], None]] = {"stream": stream, "keep": keep}
+
+
+def _warm(url: str) -> None:
+    """Makes httpx import what it imports late, which is nobody's merit."""
+    with httpx.Client() as client:
+        client.get(f"{url}/control")
+
+    async def ask() -> None:
+        async with httpx.AsyncClient() as client:
+            await client.get(f"{url}/control")
+
+    asyncio.run(ask())
+
+
+def run(name: str, load: Load, url: str, watch: contextlib.AbstractContextManager[None]) -> Result:
+    """One client under one load; `watch` sees what is measured."""
+    result = Result()
+    if load.kind == "module":
+        result.cpu, result.more = module_seconds(name, watch)
+    elif load.kind == "reply":
+        result.more = compare_readers(watch)
+    elif load.kind in _OURS_ALONE:
+        our_client(url, load)
+        _warm(url)
+        with watch:
+            _OURS_ALONE[load.kind](lambda: our_client(url, load), load, result)
+    else:
+        make = maker(name.removesuffix("-async"))
+        _warm(url)
+        with watch:
+            if name.endswith("-async"):
+                asyncio.run(_ASYNC[load.kind](lambda: make(url, load), load, result))
+            else:
+                _SYNC[load.kind](lambda: make(url, load), load, result)
+    return result
+
+
+def main() -> None:
+    """Runs one load and prints its result; leaves without waiting for work that was abandoned."""
+    profile = "--profile" in sys.argv
+    name, load, url = [argument for argument in sys.argv[1:] if argument != "--profile"]
+    try:
+        result = run(name, Load.parse(load), url, profiled() if profile else contextlib.nullcontext())
+    except Exception as error:  # noqa: BLE001 - reported as the run's error
+        result = Result(error=f"{type(error).__name__}: {error}")
+    sys.stdout.write(json.dumps(dataclasses.asdict(result)) + "\n")
+    sys.stdout.flush()
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,65 @@
+"""What needs no server: reading one reply, and importing a module."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import time
+from typing import TYPE_CHECKING
+
+from load import DIMENSIONS, MODEL, ROWS, complaint, texts
+from makers import REPLY
+from pydantic_core import from_json
+from server import Answers
+
+if TYPE_CHECKING:
+    import contextlib
+    from collections.abc import Callable
+
+_ROUNDS = 150
+
+
+def compare_readers(watch: contextlib.AbstractContextManager[None]) -> dict[str, float]:
+    """Least seconds for one reply of 10 x 1,024 floats, the readers by turns; `watch` sees ours alone."""
+    wire = importlib.import_module("dashscope_embeddings.wire")
+    asked = list(texts(ROWS, 60))
+    body = Answers().native(asked, "document", 800)
+    ask = wire.Ask("native", MODEL, width=DIMENSIONS)
+    reply = wire.Reply(200, {}, body)
+    if said := complaint(wire.read(ask, reply, ROWS).dense, asked, "document"):
+        raise AssertionError(said)
+    readers: dict[str, Callable[[], object]] = {
+        "ours": lambda: wire.read(ask, reply, ROWS),
+        "from_json": lambda: from_json(body),
+        "typed": lambda: REPLY.validate_json(body),
+        "json": lambda: json.loads(body),
+    }
+    with watch:
+        for _ in range(_ROUNDS):
+            readers["ours"]()
+    least = dict.fromkeys(readers, float("inf"))
+    for _ in range(_ROUNDS):
+        for name, read in readers.items():
+            start = time.perf_counter()
+            read()
+            least[name] = min(least[name], time.perf_counter() - start)
+    return least
+
+
+_MODULES = {
+    "ours-langchain": ("dashscope_embeddings.langchain",),
+    # The second is imported by the first one's constructor.
+    "langchain-community": ("langchain_community.embeddings.dashscope", "dashscope"),
+}
+
+
+def module_seconds(name: str, watch: contextlib.AbstractContextManager[None]) -> tuple[float, dict[str, float]]:
+    """CPU seconds that a client's import takes once LangChain's interface and httpx are there; and theirs."""
+    start = time.process_time()
+    importlib.import_module("langchain_core.embeddings").Embeddings  # noqa: B018 - the name is loaded lazily
+    importlib.import_module("httpx")
+    base = time.process_time()
+    with watch:
+        for module in _MODULES[name]:
+            importlib.import_module(module)
+    return time.process_time() - base, {"other": base - start}

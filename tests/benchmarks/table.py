@@ -1,0 +1,94 @@
+"""The lines of the table, and when a bar is met."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A line of the table."""
+
+    row: str
+    what: str
+    measured: tuple[float, str] | None
+    """Value and unit; None: not available."""
+    bar: float | None = None
+    """The most that is allowed, of the ratio where there is a floor; None: shown, not judged."""
+    floor: tuple[float, str] | None = None
+    """The same figure of a peer or of bare httpx, and whose it is."""
+    at_least: bool = False
+    """The bar is the least that is wanted."""
+    trouble: str | None = None
+    """A run that went wrong meets nothing."""
+    note: str = ""
+
+    @property
+    def ratio(self) -> float | None:
+        """Ours over the floor; not a number, which meets nothing, where the floor was not measured."""
+        if self.measured is None or self.floor is None:
+            return None
+        known = math.isfinite(self.floor[0]) and self.floor[0] > 0
+        return self.measured[0] / self.floor[0] if known else math.nan
+
+    @property
+    def met(self) -> bool | None:
+        """None: not available, or not judged."""
+        if self.trouble is not None:
+            return False
+        if self.measured is None or self.bar is None:
+            return None
+        value = self.measured[0] if self.ratio is None else self.ratio
+        return value >= self.bar if self.at_least else value <= self.bar
+
+    def cells(self) -> tuple[str, ...]:
+        """As the table shows it."""
+        unit = self.measured[1] if self.measured else ""
+        verdict = {True: "yes", False: "NO", None: "" if self.measured else "not available"}[self.met]
+        return (
+            self.row,
+            self.what,
+            _number(self.measured[0], unit) if self.measured else "-",
+            f"{_number(self.floor[0], unit)}, {self.floor[1]}" if self.floor else "",
+            f"{self.ratio:.2f}" if self.ratio is not None else "",
+            self._bar(unit),
+            verdict,
+            "; ".join(part for part in (self.trouble and f"ERROR {self.trouble}", self.note) if part),
+        )
+
+    def _bar(self, unit: str) -> str:
+        if self.bar is None:
+            return ""
+        return f"{'≥' if self.at_least else '≤'} {self.bar:g} {unit if self.floor is None else '×'}".rstrip()
+
+
+def _number(value: float, unit: str) -> str:
+    digits = 2 if abs(value) < 10 else 1 if abs(value) < 100 else 0
+    return f"{value:.{digits}f} {unit}"
+
+
+_HEAD = ("row", "what", "ours", "floor or peer", "ratio", "bar", "met", "note")
+_WIDTHS = (12, 47, 14, 29, 6, 15, 13, 0)
+
+
+def heading(*, markdown: bool) -> Iterator[str]:
+    """The table's first lines."""
+    yield _line(_HEAD, markdown=markdown)
+    if markdown:
+        yield "|" + "---|" * len(_HEAD)
+
+
+def line(figure: Figure, *, markdown: bool) -> str:
+    """The table's line of a figure."""
+    return _line(figure.cells(), markdown=markdown)
+
+
+def _line(cells: Sequence[str], *, markdown: bool) -> str:
+    if markdown:
+        return "| " + " | ".join(cells) + " |"
+    return " ".join(f"{cell:<{width}}" for cell, width in zip(cells, _WIDTHS, strict=True)).rstrip()
