@@ -9,39 +9,32 @@ import threading
 from collections.abc import AsyncIterable
 from typing import TYPE_CHECKING, Any
 
-from dashscope_embeddings import catalogue, limiter, planning
-from dashscope_embeddings.assembly import Assembly
-from dashscope_embeddings.coalesce import Coalescer, Query
-from dashscope_embeddings.drivers import Tasks, Threads
+from dashscope_embeddings import catalogue, planning
+from dashscope_embeddings.calls import Calls, dismiss
 from dashscope_embeddings.errors import InvalidInput
-from dashscope_embeddings.exchange import Terms, exchange
-from dashscope_embeddings.lengths import limits_of
-from dashscope_embeddings.sessions import Given, Sessions
+from dashscope_embeddings.sessions import Given
 from dashscope_embeddings.settings import Settings, address, find_key
-from dashscope_embeddings.vectors import Embedding, Embeddings, Output, TextType, Usage
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterable, Iterator
     from typing import TypeAlias
 
     from pydantic import SecretStr
 
-    from dashscope_embeddings.errors import DashScopeError
-    from dashscope_embeddings.exchange import Flow, Outcome
+    from dashscope_embeddings.calls import Arrived, Refused
+    from dashscope_embeddings.exchange import Terms
     from dashscope_embeddings.lengths import LongText
-    from dashscope_embeddings.planning import Batch
+    from dashscope_embeddings.vectors import Embedding, Embeddings, Output, TextType
     from dashscope_embeddings.wire import Protocol
 
     Texts: TypeAlias = str | Iterable[str]
     Progress: TypeAlias = Callable[[int], object]
-    Refused: TypeAlias = Callable[[int, DashScopeError], object]
-    Arrived: TypeAlias = Callable[[Sequence[str], Outcome], object]
 
 _ON_THE_LOOP = 5_000
 """More texts than this are checked in a thread, for the sake of the loop's other tasks."""
 
 
-class EmbeddingClient:
+class EmbeddingClient(Calls):
     """Embeds texts with one model of one account. Safe to share between threads, tasks and event loops.
 
     Args:
@@ -123,28 +116,6 @@ class EmbeddingClient:
             Given(http_client, http_async_client, rate_limiter),
         )
 
-    def _start(self, settings: Settings, given: Given) -> None:
-        self.settings = settings
-        self._given = given
-        self._sessions = Sessions(settings, given)
-        self._threads = Threads(self._sessions, settings.max_concurrency)
-        self._tasks = Tasks(self._sessions, settings.max_concurrency)
-        self._limits = limits_of(settings.address.host, settings.model)
-        self._waiting: dict[Output, Coalescer] = {}
-        self._known_terms: dict[tuple[TextType, Output], Terms] = {}
-        self._lock = threading.Lock()
-        self._usage = Usage()
-
-    @property
-    def key(self) -> SecretStr | None:
-        """The key that was found; None where none is needed."""
-        return None if self.settings.address.is_emulator else self.settings.api_key
-
-    @property
-    def usage(self) -> Usage:
-        """What all calls of this client were billed so far."""
-        return self._usage
-
     # --- sync ---------------------------------------------------------------------------------------------
 
     def embed(
@@ -220,7 +191,7 @@ class EmbeddingClient:
         with self._counted(job), contextlib.closing(self._threads.window(flows, halt)) as outcomes:
             for batch, outcome in outcomes:
                 job.take(batch, outcome)
-                _dismiss(job, outcome, refused)
+                dismiss(job, outcome, refused)
                 if job.failing:
                     halt.set()
                 yield from job.ready()
@@ -287,7 +258,7 @@ class EmbeddingClient:
             async with contextlib.aclosing(self._tasks.window(flows, halt)) as outcomes:
                 async for batch, outcome in outcomes:
                     job.take(batch, outcome)
-                    _dismiss(job, outcome, refused)
+                    dismiss(job, outcome, refused)
                     if job.failing:
                         halt.set()
                     for found in job.ready():
@@ -299,110 +270,10 @@ class EmbeddingClient:
         """Closes the connections of the running loop, and those of sync code."""
         await self._sessions.aclose()
 
-    # --- both ---------------------------------------------------------------------------------------------
-
-    def _terms(self, text_type: TextType, output: Output) -> Terms:
-        if (known := self._known_terms.get((text_type, output))) is not None:
-            return known
-        settings = self.settings
-        ask = settings.ask(text_type, output)
-        pace = limiter.shared(settings.account, self._sessions.clock.now)
-        pace.tighten(settings.requests_per_minute, settings.tokens_per_minute)
-        terms = self._known_terms[text_type, output] = Terms(
-            ask,
-            self._limits,
-            pace,
-            long_text=settings.long_text,
-            max_retries=settings.max_retries,
-            host=settings.address.host,
-            advice=settings.address.advice,
-        )
-        return terms
-
-    def _query(self, texts: list[str], terms: Terms) -> tuple[Batch, Query, Coalescer] | None:
-        """A lone query that may travel with others; None for everything else."""
-        if len(texts) != 1 or terms.ask.text_type != "query":
-            return None
-        if (batch := planning.lone(texts[0], self._limits, terms.long_text)) is None:
-            return None
-        if (waiting := self._waiting.get(terms.ask.output)) is None:
-            waiting = self._waiting.setdefault(terms.ask.output, Coalescer(self.settings.max_concurrency))
-        return batch, Query(batch.texts[0], max(1, round(batch.tokens)), _nobody), waiting
-
-    def _plan(self, *, memory: int | None) -> planning.Plan:
-        settings = self.settings
-        return planning.Plan(
-            self._limits,
-            policy=settings.long_text,
-            rows=settings.batch_size,
-            tokens=settings.tokens_per_request,
-            memory=memory,
-        )
-
-    def _job(self, output: Output, *, packed: int | None = None) -> Assembly:
-        return Assembly(output, self.settings.price, packed=packed)
-
-    def _flows(
-        self, batches: Iterator[Batch], terms: Terms, arrived: Arrived | None = None
-    ) -> Iterator[tuple[Batch, Flow]]:
-        return ((batch, _flow(batch.texts, terms, arrived)) for batch in batches)
-
-    def _aflows(
-        self, batches: AsyncIterator[Batch], terms: Terms, arrived: Arrived | None = None
-    ) -> AsyncIterator[tuple[Batch, Flow]]:
-        return ((batch, _flow(batch.texts, terms, arrived)) async for batch in batches)
-
-    @contextlib.contextmanager
-    def _counted(self, job: Assembly) -> Iterator[None]:
-        """Adds what the job was billed, however it ends."""
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._usage += job.usage
-
-    # --- copies and processes -----------------------------------------------------------------------------
-
-    def __deepcopy__(self, _: object) -> EmbeddingClient:
-        """Itself: it may be shared."""
-        return self
-
-    def __getstate__(self) -> Settings:
-        if self._given != Given():
-            raise InvalidInput(
-                "a client with an http_client or rate_limiter of yours cannot be copied to another process: "
-                "sockets and locks stay here. Make it there, or set proxies by environment variables"
-            )
-        return self.settings
-
-    def __setstate__(self, settings: Settings) -> None:
-        self._start(settings, Given())
-
-    def __repr__(self) -> str:
-        return f"EmbeddingClient(model={self.settings.model.name!r}, host={self.settings.address.host!r})"
-
-
-def _flow(texts: Sequence[str], terms: Terms, arrived: Arrived | None) -> Flow:
-    outcome = yield from exchange(texts, terms)
-    if arrived is not None:
-        arrived(texts, outcome)
-    return outcome
-
-
-def _dismiss(job: Assembly, outcome: Outcome, refused: Refused | None) -> None:
-    """Where the whole job fails, refusals of single texts are not to be believed."""
-    if refused is not None and outcome.stop is None:
-        for index, error in job.dismiss().items():
-            refused(index, error)
-
 
 async def _each(items: Iterable[str]) -> AsyncIterator[str]:
     for item in items:
         yield item
-
-
-def _nobody() -> None:
-    """Whom a query wakes before its caller waits."""
 
 
 def _no_loop_here() -> bool:
