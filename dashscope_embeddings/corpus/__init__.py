@@ -1,0 +1,35 @@
+"""Whole corpora: files of texts in, a file of vectors out, interrupted at will.
+
+from dashscope_embeddings import EmbeddingClient, corpus
+
+summary = corpus.embed_corpus("docs/", "vectors.parquet", client=EmbeddingClient())
+for row in corpus.read("vectors.parquet"):
+    print(row.id, row.dense)
+"""
+
+from __future__ import annotations
+
+from dashscope_embeddings.corpus.asking import Progress
+from dashscope_embeddings.corpus.outputs import Vector, read
+from dashscope_embeddings.corpus.run import (
+    Estimate,
+    OnBadInput,
+    Summary,
+    embed_corpus,
+    estimate_corpus,
+    ledger_beside,
+    rejects_beside,
+)
+
+__all__ = [
+    "Estimate",
+    "OnBadInput",
+    "Progress",
+    "Summary",
+    "Vector",
+    "embed_corpus",
+    "estimate_corpus",
+    "ledger_beside",
+    "read",
+    "rejects_beside",
+]

@@ -1,0 +1,332 @@
+"""A corpus from files to vectors: take the input in, ask for what is missing, write the output.
+
+Bad input is found before anything is spent. Each of the three steps can be cut off anywhere and done again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import sqlite3
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from pydantic_core import to_json
+
+from dashscope_embeddings.corpus import outputs, readers
+from dashscope_embeddings.corpus.asking import Asking, usage_of
+from dashscope_embeddings.corpus.ledger import Ledger
+from dashscope_embeddings.corpus.rows import Item
+from dashscope_embeddings.errors import InvalidInput
+from dashscope_embeddings.vectors import Cost, Output
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from dashscope_embeddings.client import EmbeddingClient
+    from dashscope_embeddings.corpus.asking import Progress
+    from dashscope_embeddings.corpus.readers import Fields, Format, Record, Source
+    from dashscope_embeddings.vectors import TextType, Usage
+
+OnBadInput = Literal["fail", "skip"]
+"""What to do about a record that holds no usable text."""
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """What became of a corpus."""
+
+    texts: int
+    """Usable texts of the input; each has vectors in the output, unless it was rejected."""
+    embedded: int
+    """Different texts embedded in this run; the others were paid for before, or are equal to these."""
+    rejected: int
+    """Texts of the input that the service refused."""
+    skipped: int
+    """Records that were no usable texts."""
+    usage: Usage
+    """What this run was billed."""
+    spent: Usage
+    """What all runs into this output were billed."""
+    rejects: Path | None
+    """Where the rejected and the skipped are named; None: there are none."""
+    finished: bool
+    """False: it was stopped before all was asked, and there is no new output; the same call goes on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What a run would ask for; nothing was asked."""
+
+    texts: int
+    """Usable texts of the input."""
+    pending: int
+    """Different texts that would be sent."""
+    tokens: int
+    """Of those, estimated by a rule of thumb: expect to be a third off."""
+    skipped: int
+    """Records that are no usable texts."""
+    real_time: Cost | None
+    """List price of the tokens; None: not known."""
+    batch: Cost | None
+    """The same through Batch files; None: not known, or not to be had here."""
+
+
+def embed_corpus(  # noqa: PLR0913 - every one a thing that a corpus may need; keywords but for two
+    inputs: str | Path | Iterable[str | Path],
+    output: str | Path,
+    *,
+    client: EmbeddingClient,
+    text_field: str = "text",
+    id_field: str | None = None,
+    format: Format | None = None,  # noqa: A002 - what everybody calls it
+    encoding: str = "utf-8",
+    text_type: TextType = "document",
+    kind: Output = "dense",
+    on_bad_input: OnBadInput = "fail",
+    with_text: bool = False,
+    retry_rejected: bool = False,
+    progress: Callable[[Progress], object] | None = None,
+    stop: Callable[[], bool] | None = None,
+) -> Summary:
+    """Embeds all texts of some files into one output; called again after any interruption, it goes on.
+
+    What is paid for is in `{output}.ledger` at once, and is not paid for again: not after a crash, not for
+    a text that occurs twice, and not in a later run over a changed input, whose new texts alone are asked.
+    After a crash, at most the requests that were in flight are. Keep the ledger as long as the input may
+    change; without it, everything is paid for again.
+
+    Args:
+        inputs: Files (.txt, .jsonl, .csv, .tsv, .parquet), folders, globs, or "-" for standard input.
+        output: A file ending in .parquet, .jsonl or .npy (dense only; ids go to `{output}.ids.jsonl`).
+        client: Whom to ask; its model, dimensions and `long_text` count.
+        text_field: The field or column that holds the text.
+        id_field: The one that holds a unique id, a string or whole number; None: ids are positions in the
+            whole input, from 0.
+        format: How to read files whatever their ending; needed for standard input.
+        encoding: Of text files.
+        text_type: "query" or "document".
+        kind: "dense", "sparse" or "dense&sparse".
+        on_bad_input: "fail" ends before anything is spent; "skip" names such records in the rejects.
+        with_text: Whether the output holds the texts too.
+        retry_rejected: Ask again for texts that the service refused in earlier runs.
+        progress: Called in the caller's thread whenever texts are done.
+        stop: Asked before each text; once it says True, no more are sent, and what is in flight is kept.
+
+    Returns:
+        What became of it; refused and skipped records are in `{output}.rejects.jsonl`.
+
+    Raises:
+        InvalidInput: bad input, with file and line in `reasons`; or an output that these vectors cannot go
+            to. Nothing was spent.
+        DashScopeError: the service refuses everything, or cannot be reached. The same call goes on later.
+        OSError: the disk is full, or the like; the same.
+        ImportError: Parquet without pyarrow.
+    """
+    output = Path(output)
+    fields, terms = readers.Fields(text_field, id_field, encoding), _terms(client, text_type, kind)
+    sources = _sources(inputs, format, output, on_bad_input)
+    outputs.check(output, kind)
+    if output.exists() and not ledger_beside(output).exists():
+        raise InvalidInput(f"{output} is there, but not its ledger: move it away, or write to another output")
+    with _opened(ledger_beside(output)) as ledger:
+        with ledger.transaction():
+            ledger.begin(terms, again=retry_rejected)
+            _take_in(ledger, sources, fields, skip=on_bad_input == "skip", with_text=with_text)
+        asking = Asking(ledger, client, text_type, kind, stop)
+        asking.run(progress)
+        counts = ledger.counts()
+        if finished := not counts.pending:
+            width = ledger.width or client.settings.ask(text_type, kind).width
+            model, rows = client.settings.model.name, counts.items - counts.rejected
+            about = outputs.About(model, width if "dense" in kind else None, text_type, kind, with_text, rows)
+            outputs.write(output, ledger.rows(), about)
+            _write_rejects(ledger, rejects_beside(output))
+        return Summary(
+            texts=counts.items,
+            embedded=asking.embedded,
+            rejected=counts.rejected,
+            skipped=counts.bad,
+            usage=asking.usage,
+            spent=usage_of(client, *ledger.spent()),
+            rejects=rejects_beside(output) if finished and counts.rejected + counts.bad else None,
+            finished=finished,
+        )
+
+
+def estimate_corpus(  # noqa: PLR0913 - as embed_corpus
+    inputs: str | Path | Iterable[str | Path],
+    output: str | Path | None = None,
+    *,
+    client: EmbeddingClient,
+    text_field: str = "text",
+    id_field: str | None = None,
+    format: Format | None = None,  # noqa: A002 - as embed_corpus
+    encoding: str = "utf-8",
+    text_type: TextType = "document",
+    kind: Output = "dense",
+    on_bad_input: OnBadInput = "fail",
+    retry_rejected: bool = False,
+) -> Estimate:
+    """Reads and checks the input as `embed_corpus` does, and says what it would cost. Asks nothing, changes nothing.
+
+    Arguments and errors are those of `embed_corpus`. With an `output` whose ledger is there, texts that are
+    paid for already do not count.
+    """
+    beside = None if output is None else ledger_beside(Path(output))
+    fields = readers.Fields(text_field, id_field, encoding)
+    sources = _sources(inputs, format, Path(output or "."), on_bad_input)
+    scratch = beside is None or not beside.exists()
+    terms = _terms(client, text_type, kind)
+    with _opened(None if scratch else beside) as ledger, ledger.transaction(keep=False):
+        ledger.begin(terms, again=retry_rejected)
+        _take_in(ledger, sources, fields, skip=on_bad_input == "skip", with_text=False)
+        counts = ledger.counts()
+    tokens = round(counts.tokens)
+    price = client.settings.price
+    batch = None
+    if price is not None and price.batch is not None:
+        batch = Cost(price.batch * tokens / 1_000_000, price.currency)
+    real_time = None if price is None else price.of(tokens)
+    return Estimate(counts.items, counts.pending, tokens, counts.bad, real_time, batch)
+
+
+def ledger_beside(output: Path) -> Path:
+    """Where the ledger of an output is."""
+    return output.with_name(f"{output.name}.ledger")
+
+
+def rejects_beside(output: Path) -> Path:
+    """Where records without vectors are named."""
+    return output.with_name(f"{output.name}.rejects.jsonl")
+
+
+# --- what a run agrees on ----------------------------------------------------------------------------------
+
+
+def _terms(client: EmbeddingClient, text_type: TextType, kind: Output) -> dict[str, Any]:
+    """What two vectors must have in common to stand in one output."""
+    if kind not in get_args(Output):
+        raise InvalidInput(f'kind={kind!r}: expected "dense", "sparse" or "dense&sparse"')
+    settings = client.settings
+    ask = settings.ask(text_type, kind)
+    place = settings.address
+    return {
+        "model": ask.model,
+        "dimension": ask.width,
+        "role": text_type,
+        "kind": kind,
+        "instruct": ask.instruct,
+        "protocol": ask.protocol,
+        "long_text": settings.long_text,
+        # A region's hosts serve the same models; of another region, or an emulator, that is not known.
+        "service": place.region.id if place.region else place.host,
+    }
+
+
+def _sources(
+    inputs: str | Path | Iterable[str | Path], form: Format | None, output: Path, on_bad_input: str
+) -> list[Source]:
+    if on_bad_input not in get_args(OnBadInput):
+        raise InvalidInput(f'on_bad_input={on_bad_input!r}: expected "fail" or "skip"')
+    return readers.find([inputs] if isinstance(inputs, (str, Path)) else inputs, form, output=output)
+
+
+@contextlib.contextmanager
+def _opened(path: Path | None) -> Iterator[Ledger]:
+    try:
+        ledger = Ledger.open(path)
+        try:
+            yield ledger
+        finally:
+            ledger.close()
+    except sqlite3.Error as error:
+        raise OSError(f"the ledger {path or ''} cannot go on: {error}") from error
+
+
+# --- taking the input in -----------------------------------------------------------------------------------
+
+_CHUNK = 400
+"""Records that go to the ledger at once: SQLite's older versions take 999 values a statement."""
+_MOST_NAMED = 20
+_WIDEST = 2**63
+
+
+def _take_in(ledger: Ledger, sources: list[Source], fields: Fields, *, skip: bool, with_text: bool) -> None:
+    """Reads all input into the ledger.
+
+    Raises:
+        InvalidInput: names the bad records, up to some; not where they are to be skipped.
+    """
+    bad: dict[int, str] = {}
+
+    def refuse(seq: int, place: str, record_id: object, reason: str) -> None:
+        if skip:
+            ledger.note_bad(seq, place, None if record_id is None else str(record_id), reason)
+            return
+        bad[seq] = f"{place}: {reason}"
+        if len(bad) >= _MOST_NAMED:
+            raise _bad_input(bad, more=True)
+
+    found = itertools.chain.from_iterable(readers.records(source, fields) for source in sources)
+    numbered = enumerate(found)
+    while chunk := list(itertools.islice(numbered, _CHUNK)):
+        items = []
+        for seq, record in chunk:
+            if (reason := _problem(record, fields)) is None:
+                items.append(Item(seq, record.id, record.place, record.text))
+            else:
+                refuse(seq, record.place, record.id, reason)
+        for item, earlier in ledger.add(items, with_text=with_text):
+            refuse(item.seq, item.place, item.id, f"has the id {item.id!r}, which {earlier} has already")
+    if bad:
+        raise _bad_input(bad)
+
+
+def _problem(record: Record, fields: Fields) -> str | None:
+    """What is wrong with a record; how long its text may be is the service's matter."""
+    if record.problem is not None:
+        return record.problem
+    return _text_problem(record.text, fields) or (None if fields.id is None else _id_problem(record.id))
+
+
+def _text_problem(text: object, fields: Fields) -> str | None:
+    if text is None:
+        return f"has nothing in the field {fields.text!r}"
+    if not isinstance(text, str):
+        return f"its text is of type {type(text).__name__}, not a string"
+    if not text.strip():
+        return "its text is empty or blank, which the service refuses"
+    if readers.undecodable(text):
+        return "its text holds a lone surrogate, which UTF-8 cannot carry"
+    return None
+
+
+def _id_problem(found: object) -> str | None:
+    if isinstance(found, str):
+        return None if found.strip() and not readers.undecodable(found) else "its id is blank or cannot be written"
+    if isinstance(found, int) and not isinstance(found, bool) and -_WIDEST <= found < _WIDEST:
+        return None
+    kind = "nothing" if found is None else type(found).__name__
+    return f"its id must be a string or a whole number of 64 bits, not {kind}"
+
+
+def _bad_input(bad: dict[int, str], *, more: bool = False) -> InvalidInput:
+    said = [bad[seq] for seq in sorted(bad)]
+    also = f" (and {'at least ' if more else ''}{len(said) - 1} more)" if len(said) > 1 else ""
+    error = InvalidInput(f"{said[0]}{also}; nothing was sent. Mend it, or skip such records")
+    error.failed = sorted(bad)
+    error.reasons = {seq: bad[seq] for seq in sorted(bad)}
+    return error
+
+
+def _write_rejects(ledger: Ledger, path: Path) -> None:
+    rejects = ledger.rejects()
+    first = next(rejects, None)
+    if first is None:
+        path.unlink(missing_ok=True)
+        return
+    with outputs.whole(path) as file:
+        for found in itertools.chain([first], rejects):
+            file.write(to_json(found) + b"\n")
