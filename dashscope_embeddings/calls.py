@@ -114,8 +114,11 @@ class Calls:
         try:
             yield
         finally:
-            with self._lock:
-                self._usage += job.usage
+            self._count(job)
+
+    def _count(self, job: Assembly) -> None:
+        with self._lock:
+            self._usage += job.usage
 
     # --- copies and processes -----------------------------------------------------------------------------
 

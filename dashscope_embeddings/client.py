@@ -144,8 +144,8 @@ class EmbeddingClient(Calls):
         checked = planning.checked(planning.texts_of(texts), self._limits, terms.long_text)
         job = self._job(output, packed=len(checked) if array else None)
         if (query := self._query(checked, terms)) is not None and _no_loop_here():
-            with self._counted(job):
-                job.take(query[0], self._threads.query(query[1], query[2], terms))
+            job.take(query[0], self._threads.query(query[1], query[2], terms))
+            self._count(job)
             return job.result(1)
         halt = threading.Event()
         flows = self._flows(planning.batches(checked, self._plan(memory=None)), terms)
@@ -221,8 +221,8 @@ class EmbeddingClient(Calls):
         checked = await asyncio.to_thread(check) if big else check()
         job = self._job(output, packed=len(checked) if array else None)
         if (query := self._query(checked, terms)) is not None:
-            with self._counted(job):
-                job.take(query[0], await self._tasks.query(query[1], query[2], terms))
+            job.take(query[0], await self._tasks.query(query[1], query[2], terms))
+            self._count(job)
             return job.result(1)
         halt = asyncio.Event()
         flows = self._aflows(planning.abatches(_each(checked), self._plan(memory=None)), terms)
