@@ -79,13 +79,16 @@ class Threads:
 
     def query(self, query: Query, waiting: Coalescer, terms: Terms) -> Outcome:
         """One query, alone or with others that wait: its own row."""
-        woken = threading.Event()
-        query.wake = woken.set
+        woken: threading.Event | None = None
         waiting.join(query)
         try:
             while not isinstance(turn := waiting.step(query, terms, None), Outcome):
                 if isinstance(turn, Flight):
                     self._fly(turn, waiting, terms)
+                elif woken is None:
+                    # Made only by who has to wait, and looks once more: nothing could wake it until now.
+                    woken = threading.Event()
+                    query.wake = woken.set
                 else:
                     self._sessions.clock.wait(woken, turn)
                     woken.clear()
@@ -177,21 +180,25 @@ class Tasks:
 
     async def query(self, query: Query, waiting: Coalescer, terms: Terms) -> Outcome:
         """One query, alone or with others that wait: its own row."""
-        loop, woken = asyncio.get_running_loop(), asyncio.Event()
-        query.wake = functools.partial(_wake, loop, woken)
+        loop = asyncio.get_running_loop()
+        woken: asyncio.Event | None = None
         waiting.join(query)
         try:
             while not isinstance(turn := waiting.step(query, terms, loop), Outcome):
-                if isinstance(turn, float):
-                    await self._sessions.clock.await_(woken, turn)
-                    woken.clear()
-                elif len(turn.queries) == 1:
-                    await self._fly(turn, waiting, terms)
-                else:
+                if isinstance(turn, Flight):
+                    if len(turn.queries) == 1:
+                        await self._fly(turn, waiting, terms)
+                        continue
                     # In a task of its own: who is cancelled takes nobody along.
                     task = asyncio.create_task(self._fly(turn, waiting, terms))
                     self._flights.add(task)
                     task.add_done_callback(self._flights.discard)
+                elif woken is None:
+                    woken = asyncio.Event()
+                    query.wake = functools.partial(_wake, loop, woken)
+                else:
+                    await self._sessions.clock.await_(woken, turn)
+                    woken.clear()
             return turn
         finally:
             waiting.leave(query, terms)

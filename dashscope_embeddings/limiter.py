@@ -29,7 +29,7 @@ _LONGEST_NAP = 0.25
 """Nobody is told to wait longer before asking again: what is true then may be better."""
 _MARGIN = 0.98
 """Share of a given quota that is used: the service's clock is not ours."""
-_STRICT_SECONDS, _STRICT_SHARE = 1.01, 1.05
+_STRICT_SECONDS, _STRICT_SHARE = 1.003, 1.12
 """Where a second's tokens are counted exactly, that count is kept to, and the even pace only shapes it."""
 _FORGIVEN = 60.0
 """Seconds after which it is tried again whether they still are."""
