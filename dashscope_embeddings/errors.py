@@ -65,6 +65,10 @@ class DashScopeError(Exception):
             return self.message
         return f"{self.message} (request id {self.request_id})"
 
+    def advise(self, what: str) -> None:
+        """Adds a sentence on what to do."""
+        self.message = f"{self.message.rstrip('. ')}. {what}"
+
     def about(self, indices: Sequence[int], total: int) -> None:
         """Names the texts that this is about, in place of any that were named before."""
         self._detail = self._detail or self.message

@@ -148,7 +148,7 @@ def exchange(texts: Sequence[str], terms: Terms, permit: Permit | None = None) -
             waiting.extendleft(reversed(smaller))
         else:
             if answer.verdict is Verdict.SHORTEN:
-                answer.message += '. Shorten the text, or use long_text="truncate" or "average"'
+                answer.advise('Shorten the text, or use long_text="truncate" or "average"')
             for piece in group:
                 outcome.errors[piece.row] = answer
             # The other pieces of a refused text would be paid for and thrown away.
@@ -223,7 +223,7 @@ def _read(answer: Answer, terms: Terms, count: int) -> Rows | DashScopeError:
 def _explained(refusal: Refusal, terms: Terms) -> ServiceError:
     error = from_reply(refusal)
     if isinstance(error, AuthenticationError):
-        error.message += f". {terms.advice}"
+        error.advise(terms.advice)
     return error
 
 
