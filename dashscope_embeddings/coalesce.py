@@ -98,7 +98,7 @@ class Coalescer:
     def step(self, query: Query, terms: Terms, loop: Loop | None) -> Turn:
         """What the caller of `query` has to do next; `loop` is its running loop, if it is a task."""
         with self._lock_here():
-            self._recover()
+            self._recover(terms)
             if query.outcome is not None:
                 return query.outcome
             now = terms.limiter.clock()
@@ -175,9 +175,10 @@ class Coalescer:
         if self._waiting:
             self._waiting[0].wake()
 
-    def _recover(self) -> None:
+    def _recover(self, terms: Terms) -> None:
         for flight in [flight for flight in self._flying if flight.lost]:
             self._flying.discard(flight)
+            terms.limiter.release(flight.permit)
             for query in reversed(flight.queries):
                 query.flight = None
                 self._waiting.appendleft(query)

@@ -154,6 +154,7 @@ def test_the_queries_of_a_loop_that_stopped_in_flight_are_carried_by_others() ->
     flight = waiting.step(second, terms, None)
     assert isinstance(flight, Flight)
     assert sorted(flight.texts) == ["a", "b"]
+    assert lost.permit.settled  # the limiter waits for no answer that cannot come
     waiting.land(lost, answer(2), terms)  # too late: it counts for nobody
     assert second.outcome is None
 
