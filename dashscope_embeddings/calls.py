@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from dashscope_embeddings import limiter, planning
 from dashscope_embeddings.assembly import Assembly
@@ -17,19 +17,21 @@ from dashscope_embeddings.sessions import Given, Sessions
 from dashscope_embeddings.vectors import Output, TextType, Usage
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+    from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
     from typing import TypeAlias
 
     from pydantic import SecretStr
     from typing_extensions import Self
 
     from dashscope_embeddings.errors import DashScopeError
-    from dashscope_embeddings.exchange import Flow, Outcome
+    from dashscope_embeddings.exchange import Answer, Flow, Outcome, Step
     from dashscope_embeddings.planning import Batch
     from dashscope_embeddings.settings import Settings
 
     Refused: TypeAlias = Callable[[int, DashScopeError], object]
     Arrived: TypeAlias = Callable[[Sequence[str], Outcome], object]
+
+T = TypeVar("T")
 
 
 class Calls:
@@ -94,6 +96,10 @@ class Calls:
             tokens=settings.tokens_per_request,
             memory=memory,
         )
+
+    def run(self, flow: Generator[Step, Answer, T], halt: threading.Event) -> T:
+        """Performs another flow with this client's connections, on the caller's thread."""
+        return self._threads.run(flow, halt)
 
     def _job(self, output: Output, *, packed: int | None = None) -> Assembly:
         return Assembly(output, self.settings.price, packed=packed)

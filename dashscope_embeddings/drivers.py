@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
 
     from dashscope_embeddings.coalesce import Coalescer, Query
-    from dashscope_embeddings.exchange import Answer, Flow, Terms
+    from dashscope_embeddings.exchange import Answer, Flow, Step, Terms
     from dashscope_embeddings.sessions import Sessions
 
 T = TypeVar("T")
@@ -100,19 +100,20 @@ class Threads:
         outcome = None
         try:
             flow = exchange(flight.texts, terms.impatient, flight.permit)
-            outcome = self._perform(flow, _NEVER)
+            outcome = self.run(flow, _NEVER)
         finally:
             waiting.land(flight, outcome, terms)
 
     def perform(self, flow: Flow, halt: threading.Event) -> Outcome:
         """One flow from its first step to its outcome, on this thread, in one of the client's slots."""
         with self._sessions.slots():
-            outcome = self._perform(flow, halt)
+            outcome = self.run(flow, halt)
         if outcome.stop is not None:
             halt.set()
         return outcome
 
-    def _perform(self, flow: Flow, halt: threading.Event) -> Outcome:
+    def run(self, flow: Generator[Step, Answer, T], halt: threading.Event) -> T:
+        """Any flow, on this thread and in no slot: what it returns."""
         answer: Answer = None
         try:
             while True:
@@ -121,12 +122,12 @@ class Threads:
                     answer = GIVEN_UP
                 elif isinstance(step, Send):
                     self._sessions.ask_rate_limiter()
-                    answer = GIVEN_UP if halt.is_set() else self._sessions.post(step.body)
+                    answer = GIVEN_UP if halt.is_set() else self._sessions.send(step)
                 else:
                     answer = GIVEN_UP if self._sessions.clock.wait(halt, step.seconds) else None
         except StopIteration as done:
-            outcome: Outcome = done.value
-            return outcome
+            result: T = done.value
+            return result
         finally:
             flow.close()
 
@@ -207,19 +208,19 @@ class Tasks:
         outcome = None
         try:
             flow = exchange(flight.texts, terms.impatient, flight.permit)
-            outcome = await self._perform(flow, asyncio.Event())
+            outcome = await self._run(flow, asyncio.Event())
         finally:
             waiting.land(flight, outcome, terms)
 
     async def perform(self, flow: Flow, halt: asyncio.Event) -> Outcome:
         """One flow from its first step to its outcome, in this task, in one of the loop's slots."""
         async with await self._sessions.aslots():
-            outcome = await self._perform(flow, halt)
+            outcome = await self._run(flow, halt)
         if outcome.stop is not None:
             halt.set()
         return outcome
 
-    async def _perform(self, flow: Flow, halt: asyncio.Event) -> Outcome:
+    async def _run(self, flow: Generator[Step, Answer, T], halt: asyncio.Event) -> T:
         answer: Answer = None
         try:
             while True:
@@ -228,12 +229,12 @@ class Tasks:
                     answer = GIVEN_UP
                 elif isinstance(step, Send):
                     await self._sessions.aask_rate_limiter()
-                    answer = GIVEN_UP if halt.is_set() else await self._sessions.apost(step.body)
+                    answer = GIVEN_UP if halt.is_set() else await self._sessions.asend(step)
                 else:
                     answer = GIVEN_UP if await self._sessions.clock.await_(halt, step.seconds) else None
         except StopIteration as done:
-            outcome: Outcome = done.value
-            return outcome
+            result: T = done.value
+            return result
         finally:
             flow.close()
 

@@ -33,7 +33,8 @@ from dashscope_embeddings.vectors import average, strongest
 from dashscope_embeddings.wire import Reply, Rows
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Sequence
+    from collections.abc import Generator, Mapping, Sequence
+    from pathlib import Path
 
     from dashscope_embeddings.lengths import Limits, LongText
     from dashscope_embeddings.limiter import Limiter, Permit
@@ -47,10 +48,26 @@ _log = logging.getLogger("dashscope_embeddings")
 
 
 @dataclass(frozen=True, slots=True)
+class Target:
+    """Another endpoint than that of embeddings, and files that are too large to be held as a body."""
+
+    method: str
+    path: str
+    """Below the host's root, with its query if it has one."""
+    upload: Path | None = None
+    """Sent as the file of a form, with `fields`."""
+    fields: Mapping[str, str] = field(default_factory=dict)
+    into: Path | None = None
+    """Where the body of a successful reply is written, whole or not at all; the reply then comes without it."""
+
+
+@dataclass(frozen=True, slots=True)
 class Send:
     """Post this body to the endpoint; send back a `Reply`, or a `Failure` if none came."""
 
-    body: bytes
+    body: bytes = b""
+    target: Target | None = None
+    """None: the endpoint of embeddings."""
 
 
 @dataclass(frozen=True, slots=True)

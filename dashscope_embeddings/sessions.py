@@ -19,11 +19,13 @@ import httpx
 from dashscope_embeddings import wire
 from dashscope_embeddings.errors import InvalidInput
 from dashscope_embeddings.exchange import Failure
+from dashscope_embeddings.transfers import transfer
 from dashscope_embeddings.wire import Reply
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
 
+    from dashscope_embeddings.exchange import Send
     from dashscope_embeddings.settings import Settings
 
 _IDLE = 30.0
@@ -78,9 +80,9 @@ class Sessions:
         self._settings = settings
         self._given = given
         self.clock = Clock()
-        root = "http://emulator" if settings.address.is_emulator else settings.address.root
+        self._root = "http://emulator" if settings.address.is_emulator else settings.address.root
         # Read once: httpx takes as long for it as for a tenth of a request.
-        self._url = httpx.URL(root + wire.path(settings.protocol))
+        self._url = httpx.URL(self._root + wire.path(settings.protocol))
         self._options = _options(settings)
         self._lock = threading.Lock()
         self._pid = os.getpid()
@@ -102,12 +104,14 @@ class Sessions:
 
     # --- sync ---------------------------------------------------------------------------------------------
 
-    def post(self, body: bytes) -> Reply | Failure:
+    def send(self, step: Send) -> Reply | Failure:
         """One request on the caller's thread."""
         client = self._sync_client()
         options = self._options if self._given.client is not None else {}
         try:
-            reply = client.post(self._url, content=body, **options)
+            if step.target is not None:
+                return transfer(client, self._root, step.target, step.body, self._options)
+            reply = client.post(self._url, content=step.body, **options)
         except httpx.RequestError as error:
             return self._failure(error)
         return Reply(reply.status_code, reply.headers, reply.content)
@@ -129,12 +133,14 @@ class Sessions:
 
     # --- async --------------------------------------------------------------------------------------------
 
-    async def apost(self, body: bytes) -> Reply | Failure:
-        """One request on the running loop."""
+    async def asend(self, step: Send) -> Reply | Failure:
+        """One request on the running loop; one that moves files in a thread, as disks keep a loop waiting."""
+        if step.target is not None:
+            return await asyncio.to_thread(self.send, step)
         client = (await self._of_loop()).client
         options = self._options if self._given.async_client is not None else {}
         try:
-            reply = await client.post(self._url, content=body, **options)
+            reply = await client.post(self._url, content=step.body, **options)
         except httpx.RequestError as error:
             return self._failure(error)
         return Reply(reply.status_code, reply.headers, reply.content)

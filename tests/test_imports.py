@@ -25,6 +25,7 @@ ROAD = (
     {"planning", "settings"},
     {"exchange"},
     {"assembly", "coalesce"},
+    {"transfers"},
     {"sessions"},
     {"drivers"},
     {"calls"},
@@ -97,8 +98,8 @@ def test_every_stage_up_to_the_frameworks_exists() -> None:
     assert STAGE.keys() <= MODULES
 
 
-def test_httpx_is_met_in_sessions_alone() -> None:
-    assert {module for module in MODULES if "httpx" in imported(module)} == {"sessions"}
+def test_httpx_is_met_in_sessions_and_transfers_alone() -> None:
+    assert {module for module in MODULES if "httpx" in imported(module)} == {"sessions", "transfers"}
 
 
 def test_on_the_road_clocks_and_event_loops_are_met_at_its_end_alone() -> None:
