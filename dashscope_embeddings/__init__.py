@@ -1,5 +1,6 @@
 """Alibaba Cloud Model Studio (DashScope) text embeddings for LangChain, LlamaIndex and notebooks."""
 
+from dashscope_embeddings.catalogue import Price
 from dashscope_embeddings.client import EmbeddingClient
 from dashscope_embeddings.errors import (
     AuthenticationError,
@@ -13,6 +14,7 @@ from dashscope_embeddings.errors import (
     ServerError,
     ServiceError,
 )
+from dashscope_embeddings.metering import RequestRecord, TrackedUsage, track_usage
 from dashscope_embeddings.vectors import Cost, Embedding, Embeddings, SparseVector, Usage
 
 __all__ = [
@@ -26,10 +28,14 @@ __all__ = [
     "EmbeddingClient",
     "Embeddings",
     "InvalidInput",
+    "Price",
     "QuotaError",
     "RateLimitError",
+    "RequestRecord",
     "ServerError",
     "ServiceError",
     "SparseVector",
+    "TrackedUsage",
     "Usage",
+    "track_usage",
 ]

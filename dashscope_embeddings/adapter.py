@@ -53,6 +53,8 @@ class ClientFields(BaseModel):
     rate_limiter: Any = Field(default=None, exclude=True, repr=False)
     http_client: Any = Field(default=None, exclude=True, repr=False)
     http_async_client: Any = Field(default=None, exclude=True, repr=False)
+    price: Any = Field(default=None, exclude=True)
+    on_request: Any = Field(default=None, exclude=True, repr=False)
 
     _client: EmbeddingClient | None = PrivateAttr(default=None)
     _memo: tuple[EmbeddingClient, Memo] | None = PrivateAttr(default=None)
@@ -126,6 +128,17 @@ class ClientFields(BaseModel):
         """What this object's requests were billed so far, with the present settings."""
         return self.client.usage
 
+    @property
+    def cache_namespace(self) -> str:
+        """What a cache of these vectors has to be parted by: service, model, dimension, role, instruct.
+
+        For LangChain's `CacheBackedEmbeddings`, whose two stores must be two: with one for both, a query gets
+        the vector of an equal document. Letters, digits, "." and "-" only.
+        """
+        settings = self.client.settings
+        spaces = [settings.namespace(self.document_role), settings.namespace("query")]
+        return spaces[0] if settings.instruct is None else f"{spaces[0]}-for-{spaces[1].rpartition('-')[2]}"
+
     def _warn_of_roles(self) -> None:
         if self.protocol == "openai":
             warn_once(
@@ -137,7 +150,7 @@ class ClientFields(BaseModel):
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
         # The user's clients and limiters are shared, as a plain copy does: their locks cannot be copied.
         memo = {} if memo is None else memo
-        for shared in (self.http_client, self.http_async_client, self.rate_limiter):
+        for shared in (self.http_client, self.http_async_client, self.rate_limiter, self.on_request):
             memo[id(shared)] = shared
         copy = super().__deepcopy__(memo)
         copy._siblings, copy._memo = 0, None  # noqa: SLF001 - a copy has no sibling until one is linked to it
@@ -167,6 +180,7 @@ class ClientFields(BaseModel):
         # Of a copy, for LlamaIndex deletes what cannot be pickled from what it is given.
         copy = self.model_copy()
         copy._client = None  # noqa: SLF001 - a restored object makes its own
+        copy.on_request = None  # as with a client: it stays in the process that it was given in
         state = super(ClientFields, copy).__getstate__()
         return {**state, "__pydantic_private__": None}
 

@@ -27,6 +27,8 @@ class Assembly:
         """`packed`: of so many texts, keep dense vectors as float32, 4 KB for 1,024 numbers instead of 32."""
         self._output, self._price, self._packed = output, price, packed
         self._matrix = array("f")
+        self.landed: dict[int, tuple[Batch, Outcome]] = {}
+        """Batches that are over and were not taken yet: what an interrupted job still has."""
         self._outcomes: dict[int, Outcome] = {}
         self._arrived: dict[int, Embedding] = {}
         self._refused: dict[int, DashScopeError] = {}
@@ -50,6 +52,7 @@ class Assembly:
 
     def take(self, batch: Batch, outcome: Outcome) -> int:
         """Notes the texts that are complete with this batch, and those that will never be; says how many."""
+        self.landed.pop(batch.number, None)
         self._outcomes[batch.number] = outcome
         self._requests += outcome.requests
         self._texts += outcome.texts
@@ -70,12 +73,15 @@ class Assembly:
     def _error(self, place: Place) -> DashScopeError | None:
         """The service's refusal of this text; None also where the whole job failed."""
         for part in place.parts:
-            outcome = self._outcomes[part.batch]
+            if (outcome := self._outcomes.get(part.batch)) is None:
+                continue  # an interrupted job lacks batches
             if (error := outcome.errors.get(part.row)) is not None and error is not outcome.stop:
                 return error
         return None
 
     def _embedding(self, place: Place) -> Embedding | None:
+        if any(part.batch not in self._outcomes for part in place.parts):
+            return None
         rows = [(self._outcomes[part.batch], part.row) for part in place.parts]
         dense = [vector for outcome, row in rows if (vector := outcome.dense[row]) is not None]
         sparse = [weights for outcome, row in rows if (weights := outcome.sparse[row]) is not None]
@@ -121,6 +127,19 @@ class Assembly:
         refused, self._refused = self._refused, {}
         self._dismissed.update(refused)
         return refused
+
+    def salvage(self, interruption: BaseException, count: int | None = None) -> None:
+        """Gives an interruption `partial` and `failed`, as an error has them; counts all that was billed.
+
+        Of a stream, whose `count` is not known, `failed` names the texts up to the last one that arrived.
+        """
+        for number in sorted(self.landed.copy()):
+            self.take(*self.landed[number])
+        found = {index: shape(embedding, self._output) for index, embedding in sorted(self._arrived.items())}
+        ended = max([self._taken, self._given, *(i + 1 for i in found)]) if count is None else count
+        missing = [index for index in range(self._given, ended) if index not in found]
+        interruption.partial = found  # type: ignore[attr-defined] # Python's own classes have no place for it
+        interruption.failed = missing  # type: ignore[attr-defined]
 
     def result(self, count: int) -> Embeddings:
         """All vectors of a job of `count` texts.

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import threading
+from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
-from dashscope_embeddings import limiter, planning
+from dashscope_embeddings import limiter, metering, planning
 from dashscope_embeddings.assembly import Assembly
 from dashscope_embeddings.coalesce import Coalescer, Query
-from dashscope_embeddings.drivers import Tasks, Threads
+from dashscope_embeddings.drivers import INTERRUPTIONS, Tasks, Threads
 from dashscope_embeddings.errors import InvalidInput
 from dashscope_embeddings.exchange import Terms, exchange
 from dashscope_embeddings.lengths import limits_of
@@ -35,7 +36,10 @@ T = TypeVar("T")
 
 
 class Calls:
-    """Settings, and what is made of them: connections, limiter, counters. Only the settings are pickled."""
+    """Settings, and what is made of them: connections, limiter, counters. Only the settings are pickled.
+
+    An `on_request` hook stays in the process that it was given in.
+    """
 
     def _start(self, settings: Settings, given: Given) -> None:
         self.settings = settings
@@ -74,6 +78,7 @@ class Calls:
             max_retries=settings.max_retries,
             host=settings.address.host,
             advice=settings.address.advice,
+            on_request=self._given.on_request,
         )
         return terms
 
@@ -105,26 +110,31 @@ class Calls:
         return Assembly(output, self.settings.price, packed=packed)
 
     def _flows(
-        self, batches: Iterator[Batch], terms: Terms, arrived: Arrived | None = None
+        self, batches: Iterator[Batch], terms: Terms, job: Assembly, arrived: Arrived | None = None
     ) -> Iterator[tuple[Batch, Flow]]:
-        return ((batch, _flow(batch.texts, terms, arrived)) for batch in batches)
+        return ((batch, _flow(batch, terms, job, arrived)) for batch in batches)
 
     def _aflows(
-        self, batches: AsyncIterator[Batch], terms: Terms, arrived: Arrived | None = None
+        self, batches: AsyncIterator[Batch], terms: Terms, job: Assembly, arrived: Arrived | None = None
     ) -> AsyncIterator[tuple[Batch, Flow]]:
-        return ((batch, _flow(batch.texts, terms, arrived)) async for batch in batches)
+        return ((batch, _flow(batch, terms, job, arrived)) async for batch in batches)
 
     @contextlib.contextmanager
-    def _counted(self, job: Assembly) -> Iterator[None]:
-        """Adds what the job was billed, however it ends."""
+    def _counted(self, job: Assembly, count: int | None = None) -> Iterator[None]:
+        """Adds what the job was billed, however it ends; one that is interrupted takes along what had arrived."""
         try:
             yield
+        except INTERRUPTIONS as interruption:
+            job.salvage(interruption, count)
+            raise
         finally:
             self._count(job)
 
     def _count(self, job: Assembly) -> None:
+        usage = job.usage
         with self._lock:
-            self._usage += job.usage
+            self._usage += usage
+        metering.count(usage)
 
     # --- copies and processes -----------------------------------------------------------------------------
 
@@ -133,7 +143,7 @@ class Calls:
         return self
 
     def __getstate__(self) -> Settings:
-        if self._given != Given():
+        if replace(self._given, on_request=None) != Given():
             raise InvalidInput(
                 "a client with an http_client or rate_limiter of yours cannot be copied to another process: "
                 "sockets and locks stay here. Make it there, or set proxies by environment variables"
@@ -147,10 +157,11 @@ class Calls:
         return f"EmbeddingClient(model={self.settings.model.name!r}, host={self.settings.address.host!r})"
 
 
-def _flow(texts: Sequence[str], terms: Terms, arrived: Arrived | None) -> Flow:
-    outcome = yield from exchange(texts, terms)
+def _flow(batch: Batch, terms: Terms, job: Assembly, arrived: Arrived | None) -> Flow:
+    outcome = yield from exchange(batch.texts, terms)
+    job.landed[batch.number] = batch, outcome
     if arrived is not None:
-        arrived(texts, outcome)
+        arrived(batch.texts, outcome)
     return outcome
 
 

@@ -10,10 +10,11 @@ from collections.abc import AsyncIterable
 from typing import TYPE_CHECKING, Any
 
 from dashscope_embeddings import catalogue, planning
+from dashscope_embeddings.addresses import address, find_key
 from dashscope_embeddings.calls import Calls, dismiss
 from dashscope_embeddings.errors import InvalidInput
 from dashscope_embeddings.sessions import Given
-from dashscope_embeddings.settings import Settings, address, find_key
+from dashscope_embeddings.settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable, Iterator
@@ -22,8 +23,10 @@ if TYPE_CHECKING:
     from pydantic import SecretStr
 
     from dashscope_embeddings.calls import Arrived, Refused
+    from dashscope_embeddings.catalogue import Price
     from dashscope_embeddings.exchange import Terms
     from dashscope_embeddings.lengths import LongText
+    from dashscope_embeddings.metering import OnRequest
     from dashscope_embeddings.vectors import Embedding, Embeddings, Output, TextType
     from dashscope_embeddings.wire import Protocol
 
@@ -62,6 +65,9 @@ class EmbeddingClient(Calls):
         rate_limiter: One of LangChain's or LlamaIndex's, asked before every request, besides our own pace.
         http_client: Your `httpx.Client`, for proxies, certificates and the like; never closed by us.
         http_async_client: Your `httpx.AsyncClient`; it belongs to one event loop.
+        price: What you pay for a million tokens, in place of the list price.
+        on_request: Called with a `RequestRecord` after every request, in whichever thread or task asked; it
+            stays in this process when the client is pickled.
 
     Raises:
         InvalidInput: a setting that cannot work, or no key.
@@ -91,6 +97,8 @@ class EmbeddingClient(Calls):
         rate_limiter: Any = None,
         http_client: Any = None,
         http_async_client: Any = None,
+        price: Price | None = None,
+        on_request: OnRequest | None = None,
     ) -> None:
         if dimension is not None and dimensions not in {None, dimension}:
             raise InvalidInput(f"dimensions={dimensions} and dimension={dimension} are two names of one thing")
@@ -111,9 +119,10 @@ class EmbeddingClient(Calls):
                 long_text=long_text,
                 batch_size=batch_size,
                 tokens_per_request=tokens_per_request,
+                own_price=price,
                 headers=tuple((default_headers or {}).items()),
             ),
-            Given(http_client, http_async_client, rate_limiter),
+            Given(http_client, http_async_client, rate_limiter, on_request),
         )
 
     # --- sync ---------------------------------------------------------------------------------------------
@@ -139,17 +148,18 @@ class EmbeddingClient(Calls):
         Raises:
             InvalidInput: a text cannot be embedded; nothing was sent.
             ServiceError, ConnectionFailed, BadReply: with `partial` (index → vector) and `failed`.
+        KeyboardInterrupt, asyncio.CancelledError: no more is sent; with `partial` and `failed` as well.
         """
         terms = self._terms(text_type, output)
         checked = planning.checked(planning.texts_of(texts), self._limits, terms.long_text)
         job = self._job(output, packed=len(checked) if array else None)
         if (query := self._query(checked, terms)) is not None and _no_loop_here():
-            job.take(query[0], self._threads.query(query[1], query[2], terms))
-            self._count(job)
+            with self._counted(job, 1):
+                job.take(query[0], self._threads.query(query[1], query[2], terms))
             return job.result(1)
         halt = threading.Event()
-        flows = self._flows(planning.batches(checked, self._plan(memory=None)), terms)
-        with self._counted(job), contextlib.closing(self._threads.window(flows, halt)) as outcomes:
+        flows = self._flows(planning.batches(checked, self._plan(memory=None)), terms, job)
+        with self._counted(job, len(checked)), contextlib.closing(self._threads.window(flows, halt)) as outcomes:
             for batch, outcome in outcomes:
                 done = job.take(batch, outcome)
                 if progress is not None:
@@ -187,7 +197,7 @@ class EmbeddingClient(Calls):
         checked = planning.checking(texts, self._limits, terms.long_text)
         job, halt = self._job(terms.ask.output), threading.Event()
         plan = self._plan(memory=self.settings.max_concurrency)
-        flows = self._flows(planning.batches(checked, plan), terms, arrived)
+        flows = self._flows(planning.batches(checked, plan), terms, job, arrived)
         with self._counted(job), contextlib.closing(self._threads.window(flows, halt)) as outcomes:
             for batch, outcome in outcomes:
                 job.take(batch, outcome)
@@ -221,12 +231,12 @@ class EmbeddingClient(Calls):
         checked = await asyncio.to_thread(check) if big else check()
         job = self._job(output, packed=len(checked) if array else None)
         if (query := self._query(checked, terms)) is not None:
-            job.take(query[0], await self._tasks.query(query[1], query[2], terms))
-            self._count(job)
+            with self._counted(job, 1):
+                job.take(query[0], await self._tasks.query(query[1], query[2], terms))
             return job.result(1)
         halt = asyncio.Event()
-        flows = self._aflows(planning.abatches(_each(checked), self._plan(memory=None)), terms)
-        with self._counted(job):
+        flows = self._aflows(planning.abatches(_each(checked), self._plan(memory=None)), terms, job)
+        with self._counted(job, len(checked)):
             async with contextlib.aclosing(self._tasks.window(flows, halt)) as outcomes:
                 async for batch, outcome in outcomes:
                     done = job.take(batch, outcome)
@@ -253,7 +263,7 @@ class EmbeddingClient(Calls):
         checked = planning.achecking(texts, self._limits, terms.long_text)
         job, halt = self._job(terms.ask.output), asyncio.Event()
         plan = self._plan(memory=self.settings.max_concurrency)
-        flows = self._aflows(planning.abatches(checked, plan), terms, arrived)
+        flows = self._aflows(planning.abatches(checked, plan), terms, job, arrived)
         with self._counted(job):
             async with contextlib.aclosing(self._tasks.window(flows, halt)) as outcomes:
                 async for batch, outcome in outcomes:

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+INTERRUPTIONS = (KeyboardInterrupt, asyncio.CancelledError)
+"""What ends a job from outside."""
+
 _NEVER = threading.Event()
 """Of a flow that nobody gives up."""
 

@@ -9,15 +9,16 @@ neighbours: the request is split until the text is found.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 import random
 from collections import deque
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from dashscope_embeddings import lengths, wire
+from dashscope_embeddings import lengths, metering, wire
 from dashscope_embeddings.errors import (
     AuthenticationError,
     BadReply,
@@ -29,6 +30,8 @@ from dashscope_embeddings.errors import (
     Verdict,
     from_reply,
 )
+from dashscope_embeddings.metering import RequestRecord
+from dashscope_embeddings.splitting import Piece, smaller
 from dashscope_embeddings.vectors import average, strongest
 from dashscope_embeddings.wire import Reply, Rows
 
@@ -38,6 +41,7 @@ if TYPE_CHECKING:
 
     from dashscope_embeddings.lengths import Limits, LongText
     from dashscope_embeddings.limiter import Limiter, Permit
+    from dashscope_embeddings.metering import OnRequest
     from dashscope_embeddings.vectors import SparseVector
     from dashscope_embeddings.wire import Ask
 
@@ -93,6 +97,14 @@ Step: TypeAlias = Send | Sleep
 Answer: TypeAlias = Reply | Failure | None
 
 
+@dataclass(slots=True)
+class Proof:
+    """What the requests on the same terms have shown so far."""
+
+    answered: bool = False
+    """Some request got its vectors: where another is refused, it is for its texts."""
+
+
 @dataclass(frozen=True)
 class Terms:
     """What all batches of one call share."""
@@ -107,6 +119,8 @@ class Terms:
     host: str = ""
     advice: str = ""
     """What to try when the key is refused: keys belong to one region."""
+    on_request: OnRequest | None = None
+    proof: Proof = field(default_factory=Proof)
 
     @cached_property
     def impatient(self) -> Terms:
@@ -130,14 +144,6 @@ class Outcome:
     request_ids: list[str] = field(default_factory=list)
 
 
-@dataclass(frozen=True, slots=True)
-class _Piece:
-    """A text to ask for, and the row of the batch that it stands for, alone or with others."""
-
-    row: int
-    text: str
-
-
 Flow: TypeAlias = "Generator[Step, Answer, Outcome]"
 
 
@@ -152,7 +158,7 @@ def exchange(texts: Sequence[str], terms: Terms, permit: Permit | None = None) -
     outcome = Outcome([None] * len(texts), [None] * len(texts))
     gathered: dict[int, list[tuple[str, Rows, int]]] = {}
     # A batch that only repeats the texts of earlier ones has nothing to ask.
-    waiting = deque([[_Piece(row, text) for row, text in enumerate(texts)]] if texts else [])
+    waiting = deque([[Piece(row, text) for row, text in enumerate(texts)]] if texts else [])
     while waiting:
         group = waiting.popleft()
         answer = yield from _request([piece.text for piece in group], terms, permit)
@@ -161,8 +167,8 @@ def exchange(texts: Sequence[str], terms: Terms, permit: Permit | None = None) -
             _count(outcome, answer, len(group))
             for at, piece in enumerate(group):
                 gathered.setdefault(piece.row, []).append((piece.text, answer, at))
-        elif smaller := _smaller(group, answer, terms):
-            waiting.extendleft(reversed(smaller))
+        elif groups := smaller(group, answer, terms.limits, terms.long_text):
+            waiting.extendleft(reversed(groups))
         else:
             if answer.verdict is Verdict.SHORTEN:
                 answer.advise('Shorten the text, or use long_text="truncate" or "average"')
@@ -177,7 +183,7 @@ def exchange(texts: Sequence[str], terms: Terms, permit: Permit | None = None) -
     for row, parts in gathered.items():
         if row not in outcome.errors and not any(piece.row == row for group in waiting for piece in group):
             _place(outcome, row, parts)
-    return _judged(outcome)
+    return outcome if terms.proof.answered else _judged(outcome)
 
 
 _ABOUT_A_TEXT = frozenset({Verdict.SPLIT, Verdict.SHORTEN})
@@ -189,19 +195,19 @@ def _request(texts: list[str], terms: Terms, permit: Permit | None) -> Generator
     tokens = max(1, round(sum(map(lengths.estimate, texts))))
     urgent = terms.ask.text_type == "query"
     failures, throttled_since = 0, math.inf
-    while True:
+    for attempt in itertools.count(1):
         permit = permit or terms.limiter.ask(tokens, urgent=urgent)
         try:
             # A grant is worth nothing after a throttle elsewhere: ask until the answer is "now".
             while wait := terms.limiter.reserve(permit):
                 if (given_up := (yield Sleep(wait))) is not None:
                     return _read(given_up, terms, len(texts))
-            error = _read((yield Send(body)), terms, len(texts))
+            error = yield from _sent(body, terms, len(texts), attempt)
             if isinstance(error, Rows):
                 terms.limiter.settle(permit, error.tokens)
                 return error
             if error.verdict is Verdict.THROTTLE:
-                terms.limiter.refuse(permit, _capped(error))
+                terms.limiter.refuse(permit, capped(error))
         finally:
             terms.limiter.release(permit)
         permit = None
@@ -213,34 +219,64 @@ def _request(texts: list[str], terms: Terms, permit: Permit | None) -> Generator
             _log.info("throttled, asking again when the limiter allows: %s", error)
         elif error.verdict is Verdict.RETRY and failures < terms.max_retries:
             failures += 1
-            pause = _backoff(failures, _capped(error))
+            pause = backoff(failures, capped(error))
             _log.info("try %d of %d failed, next in %.1f s: %s", failures, terms.max_retries + 1, pause, error)
             if (given_up := (yield Sleep(pause))) is not None:
                 return _read(given_up, terms, len(texts))
         else:
             return error
+    raise RuntimeError("unreachable: the tries are counted without an end")
+
+
+def _sent(body: bytes, terms: Terms, texts: int, attempt: int) -> Generator[Step, Answer, Rows | DashScopeError]:
+    begun = terms.limiter.clock()
+    came = _read((yield Send(body)), terms, texts)
+    terms.proof.answered |= isinstance(came, Rows)
+    if terms.on_request is not None:
+        metering.tell(terms.on_request, _record(terms, texts, attempt, begun, came))
+    return came
+
+
+def _record(terms: Terms, texts: int, attempt: int, begun: float, came: Rows | DashScopeError) -> RequestRecord:
+    seconds = terms.limiter.clock() - begun
+    about = (terms.ask.model, terms.ask.text_type, texts)
+    if isinstance(came, Rows):
+        return RequestRecord(*about, came.tokens, seconds, attempt, came.request_id, "answered")
+    outcome: Literal["throttled", "refused", "failed"] = "refused"
+    if came.verdict is Verdict.THROTTLE:
+        outcome = "throttled"
+    elif came.verdict is Verdict.RETRY or not isinstance(came, ServiceError):
+        outcome = "failed"
+    code = came.code if isinstance(came, ServiceError) else None
+    return RequestRecord(*about, 0, seconds, attempt, came.request_id, outcome, code or type(came).__name__)
 
 
 def _read(answer: Answer, terms: Terms, count: int) -> Rows | DashScopeError:
-    if answer is GIVEN_UP:
-        return GivenUp(GIVEN_UP.what)
     if isinstance(answer, Failure):
-        error = ConnectionFailed(f"no answer from {terms.host}: {answer.what}")
-        error.verdict = Verdict.RETRY if answer.retry else Verdict.STOP
-        return error
+        return unanswered(answer, terms.host)
     if not isinstance(answer, Reply):
         raise TypeError(f"a driver must answer Send with Reply or Failure, not {type(answer).__name__}")
     try:
         read = wire.read(terms.ask, answer, count)
     except BadReply as broken:
         return broken
-    return read if isinstance(read, Rows) else _explained(read, terms)
+    return read if isinstance(read, Rows) else explained(read, terms.advice)
 
 
-def _explained(refusal: Refusal, terms: Terms) -> ServiceError:
+def unanswered(failure: Failure, host: str) -> ConnectionFailed:
+    """The error that a missing reply stands for."""
+    if failure is GIVEN_UP:
+        return GivenUp(GIVEN_UP.what)
+    error = ConnectionFailed(f"no answer from {host}: {failure.what}")
+    error.verdict = Verdict.RETRY if failure.retry else Verdict.STOP
+    return error
+
+
+def explained(refusal: Refusal, advice: str) -> ServiceError:
+    """The error that a refusal stands for; with advice where the key may be another region's."""
     error = from_reply(refusal)
     if isinstance(error, AuthenticationError):
-        error.advise(terms.advice)
+        error.advise(advice)
     return error
 
 
@@ -251,61 +287,16 @@ _LONGEST_PAUSE = 20.0
 _LONGEST_RETRY_AFTER = 60.0
 
 
-def _backoff(failures: int, retry_after: float | None) -> float:
+def backoff(failures: int, retry_after: float | None) -> float:
     """Exponential with full jitter (https://aws.amazon.com/builders-library/timeouts-retries-and-backoff)."""
     ceiling = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2.0**failures)
     return max(retry_after or 0.0, random.uniform(0.0, ceiling))  # noqa: S311 - spreads load, guards nothing
 
 
-def _capped(error: DashScopeError) -> float | None:
+def capped(error: DashScopeError) -> float | None:
+    """Seconds that the service asked to wait, as far as we heed it."""
     asked = error.retry_after if isinstance(error, ServiceError) else None
     return None if asked is None else min(asked, _LONGEST_RETRY_AFTER)
-
-
-# --- smaller requests --------------------------------------------------------------------------------------
-
-
-def _smaller(group: list[_Piece], error: DashScopeError, terms: Terms) -> list[list[_Piece]]:
-    """The requests to send in place of a refused one; none: the refusal stands."""
-    limit = error.limit if isinstance(error, ServiceError) else None
-    if error.verdict is Verdict.CUT:
-        if limit is None or not 0 < limit < len(group):
-            return _halves(group)
-        terms.limits.fewer_rows(limit)
-        return [group[i : i + limit] for i in range(0, len(group), limit)]
-    if error.verdict is Verdict.SHORTEN and limit is not None:
-        terms.limits.shorter_rows(limit)
-        if len(group) == 1:
-            return _shortened(group[0], limit, terms)
-        long = [piece for piece in group if lengths.estimate(piece.text) > limit]
-        if 0 < len(long) < len(group):
-            return [[piece for piece in group if piece not in long], *([piece] for piece in long)]
-    if error.verdict in {Verdict.SPLIT, Verdict.SHORTEN}:
-        return _halves(group)
-    return []
-
-
-def _halves(group: list[_Piece]) -> list[list[_Piece]]:
-    middle = len(group) // 2
-    return [group[:middle], group[middle:]] if middle else []
-
-
-def _shortened(piece: _Piece, limit: int, terms: Terms) -> list[list[_Piece]]:
-    """The text that was too long, cut as the caller wants it; none: it is to be an error."""
-    if terms.long_text == "error" or len(piece.text) < _SHORTEST:
-        return []
-    # The service counted more than `limit` tokens: where we had estimated fewer, our estimate is not to be
-    # trusted for this text, and a share of its length is taken instead.
-    estimated = lengths.estimate(piece.text)
-    if terms.long_text == "truncate":
-        return [[_Piece(piece.row, lengths.beginning(piece.text, min(limit, estimated * _TRUNCATION)))]]
-    parts = lengths.pieces(piece.text, min(limit * _TRUNCATION, estimated * _HALF))
-    return [[_Piece(piece.row, part)] for part in parts]
-
-
-_SHORTEST = 2
-_TRUNCATION = 0.8
-_HALF = 0.55
 
 
 # --- what came back ----------------------------------------------------------------------------------------
@@ -328,7 +319,10 @@ def _place(outcome: Outcome, row: int, parts: list[tuple[str, Rows, int]]) -> No
 
 
 def _judged(outcome: Outcome) -> Outcome:
-    """A refusal that every row of several meets alike is about the request: the rest would meet it too."""
+    """A refusal that every row of several meets alike is about the request: the rest would meet it too.
+
+    Not to be asked where a request on the same terms was answered.
+    """
     refusals = list(outcome.errors.values())
     alike = {error.code for error in refusals if isinstance(error, ServiceError)}
     if (

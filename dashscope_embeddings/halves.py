@@ -7,8 +7,9 @@ request. The sync and the async methods mirror each other.
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from dashscope_embeddings.drivers import INTERRUPTIONS
 from dashscope_embeddings.errors import DashScopeError
 from dashscope_embeddings.vectors import Embedding, SparseVector
 
@@ -40,7 +41,7 @@ class Halves:
             return self.client.embed(texts, text_type=role, progress=progress).dense
         try:
             both = self.client.embed(texts, text_type=role, output="dense&sparse", progress=progress)
-        except DashScopeError as error:
+        except _ENDS as error:
             raise _only(error, "dense") from None
         memo.put("sparse", role, texts, both.sparse or [])
         return both.dense
@@ -54,7 +55,7 @@ class Halves:
             # Alone: in every store the dense half of documents was asked before.
             try:
                 fresh = self.client.embed([texts[i] for i in missed], text_type=role, output="sparse")
-            except DashScopeError as error:
+            except _ENDS as error:
                 raise _renumbered(error, found, missed) from None
             _fill(found, missed, fresh)
         return found
@@ -76,7 +77,7 @@ class Halves:
         both = None
         try:
             both = _first(self.client.embed(text, text_type="query", output="dense&sparse"))
-        except DashScopeError as error:
+        except _ENDS as error:
             raise _only(error, half) from None
         finally:
             memo.land(("query", text), flight, both)
@@ -103,7 +104,7 @@ class Halves:
             return (await self.client.aembed(texts, text_type=role, progress=progress)).dense
         try:
             both = await self.client.aembed(texts, text_type=role, output="dense&sparse", progress=progress)
-        except DashScopeError as error:
+        except _ENDS as error:
             raise _only(error, "dense") from None
         memo.put("sparse", role, texts, both.sparse or [])
         return both.dense
@@ -116,7 +117,7 @@ class Halves:
         if missed:
             try:
                 fresh = await self.client.aembed([texts[i] for i in missed], text_type=role, output="sparse")
-            except DashScopeError as error:
+            except _ENDS as error:
                 raise _renumbered(error, found, missed) from None
             _fill(found, missed, fresh)
         return found
@@ -136,7 +137,7 @@ class Halves:
         both = None
         try:
             both = _first(await self.client.aembed(text, text_type="query", output="dense&sparse"))
-        except DashScopeError as error:
+        except _ENDS as error:
             raise _only(error, half) from None
         finally:
             memo.land(("query", text), flight, both)
@@ -184,17 +185,24 @@ def _fill(found: list[Any], missed: list[int], fresh: Embeddings) -> None:
         found[i] = vector
 
 
-def _only(error: DashScopeError, half: Half) -> DashScopeError:
+_ENDS = (DashScopeError, *INTERRUPTIONS)
+_End = TypeVar("_End", bound=BaseException)
+
+
+def _only(end: _End, half: Half) -> _End:
     """Who asked for one half is told of that half: the other was our idea."""
-    error.partial = {index: getattr(both, half) for index, both in error.partial.items()}
-    return error
+    partial = getattr(end, "partial", {})
+    end.partial = {index: getattr(both, half) for index, both in partial.items()}  # type: ignore[attr-defined] # as Assembly.salvage
+    return end
 
 
-def _renumbered(error: DashScopeError, found: list[Any], missed: list[int]) -> DashScopeError:
-    """An error about some of a caller's texts, in terms of all of them; what the memo held is not lost."""
+def _renumbered(end: _End, found: list[Any], missed: list[int]) -> _End:
+    """The end of a job over some of a caller's texts, in terms of all of them; what the memo held is not lost."""
     kept = {index: vector for index, vector in enumerate(found) if vector is not None}
-    error.partial = kept | {missed[index]: vector for index, vector in error.partial.items()}
-    error.failed = [missed[index] for index in error.failed]
-    error.reasons = {missed[index]: reason for index, reason in error.reasons.items()}
-    error.about(sorted(error.reasons) or error.failed, len(found))
-    return error
+    arrived = {missed[index]: vector for index, vector in getattr(end, "partial", {}).items()}
+    end.partial = kept | arrived  # type: ignore[attr-defined] # same
+    end.failed = [missed[index] for index in getattr(end, "failed", ())]  # type: ignore[attr-defined] # same
+    if isinstance(end, DashScopeError):
+        end.reasons = {missed[index]: reason for index, reason in end.reasons.items()}
+        end.about(sorted(end.reasons) or end.failed, len(found))
+    return end

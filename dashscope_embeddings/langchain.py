@@ -13,13 +13,16 @@ except ImportError as missing:
 
 from dashscope_embeddings.adapter import ClientFields, listed, single
 from dashscope_embeddings.catalogue import DEFAULT_MODEL
+from dashscope_embeddings.errors import InvalidInput
 from dashscope_embeddings.progress import bar
 
 if TYPE_CHECKING:
     from langchain_core.rate_limiters import BaseRateLimiter
     from typing_extensions import Self
 
+    from dashscope_embeddings.catalogue import Price
     from dashscope_embeddings.lengths import LongText
+    from dashscope_embeddings.metering import OnRequest
     from dashscope_embeddings.wire import Protocol
 
 
@@ -42,7 +45,7 @@ class DashScopeEmbeddings(ClientFields, Embeddings):
     Key init args - client params:
         dashscope_api_key (or api_key), region, workspace, base_url, protocol, timeout, max_retries,
         max_concurrency, requests_per_minute, tokens_per_minute, batch_size (or chunk_size), default_headers,
-        rate_limiter, show_progress_bar, http_client, http_async_client: see `EmbeddingClient`.
+        rate_limiter, show_progress_bar, http_client, http_async_client, price, on_request: see `EmbeddingClient`.
 
     Instantiate:
         ```python
@@ -114,6 +117,8 @@ class DashScopeEmbeddings(ClientFields, Embeddings):
             show_progress_bar: bool = False,
             http_client: Any = None,
             http_async_client: Any = None,
+            price: Price | None = None,
+            on_request: OnRequest | None = None,
         ) -> None: ...
 
     @model_validator(mode="after")
@@ -126,6 +131,14 @@ class DashScopeEmbeddings(ClientFields, Embeddings):
     def _settings(self) -> dict[str, Any]:
         own = {"model": self.model, "api_key": self.dashscope_api_key, "batch_size": self.batch_size}
         return super()._settings() | own
+
+    def __getstate__(self) -> dict[Any, Any]:
+        if self.rate_limiter is not None:
+            raise InvalidInput(
+                "embeddings with a rate_limiter cannot be pickled: its lock and counts stay here. Make them in the "
+                "other process, or pass requests_per_minute"
+            )
+        return super().__getstate__()
 
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
         """Vectors of texts to be searched: shape (texts, dimensions), in the order of the texts.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
@@ -16,9 +17,13 @@ except ImportError as missing:
 from dashscope_embeddings.adapter import ClientFields, Sparse, listed, single
 from dashscope_embeddings.catalogue import DEFAULT_MODEL
 from dashscope_embeddings.errors import InvalidInput
+from dashscope_embeddings.llama_index_cache import PartedCache, namespace
+from dashscope_embeddings.llama_index_usage import billed
 from dashscope_embeddings.vectors import TextType  # noqa: TC001 - pydantic reads it at run time
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from typing_extensions import Self
 
     from dashscope_embeddings.vectors import SparseVector, Usage
@@ -144,6 +149,57 @@ class DashScopeEmbedding(ClientFields, BaseEmbedding):
         """The role of texts that are no queries."""
         return self.text_type
 
+    @contextlib.contextmanager
+    def _cached(self, role: TextType) -> Iterator[None]:
+        """LlamaIndex's cache, for one role of these settings alone, however the cache came here."""
+        if self.embeddings_cache is None:
+            yield
+            return
+        if not isinstance(self.embeddings_cache, PartedCache):
+            self.embeddings_cache = PartedCache(self.embeddings_cache)
+        with namespace(self.client.settings.namespace(role)):
+            yield
+
+    def get_query_embedding(self, query: str) -> list[float]:
+        """The vector of a text to search with: `dimensions` floats."""
+        with self._cached("query"):
+            return super().get_query_embedding(query)
+
+    async def aget_query_embedding(self, query: str) -> list[float]:
+        """`get_query_embedding` on the running event loop."""
+        with self._cached("query"):
+            return await super().aget_query_embedding(query)
+
+    def get_text_embedding(self, text: str) -> list[float]:
+        """The vector of a text to be searched: `dimensions` floats."""
+        with self._cached(self.text_type):
+            return super().get_text_embedding(text)
+
+    async def aget_text_embedding(self, text: str) -> list[float]:
+        """`get_text_embedding` on the running event loop."""
+        with self._cached(self.text_type):
+            return await super().aget_text_embedding(text)
+
+    def get_text_embedding_batch(
+        self,
+        texts: list[str],
+        show_progress: bool = False,  # noqa: FBT001, FBT002 - LlamaIndex's own signature
+        **kwargs: Any,
+    ) -> list[list[float]]:
+        """Vectors of texts to be searched: shape (texts, dimensions), in the order of the texts."""
+        with self._cached(self.text_type):
+            return super().get_text_embedding_batch(texts, show_progress, **kwargs)
+
+    async def aget_text_embedding_batch(
+        self,
+        texts: list[str],
+        show_progress: bool = False,  # noqa: FBT001, FBT002 - LlamaIndex's own signature
+        **kwargs: Any,
+    ) -> list[list[float]]:
+        """`get_text_embedding_batch` on the running event loop."""
+        with self._cached(self.text_type):
+            return await super().aget_text_embedding_batch(texts, show_progress, **kwargs)
+
     def to_payload(self) -> dict[str, Any]:
         """What events and callbacks may show: never the key."""
         return {
@@ -154,22 +210,26 @@ class DashScopeEmbedding(ClientFields, BaseEmbedding):
         }
 
     def _get_query_embedding(self, query: str) -> list[float]:
-        return self.halves.dense([single(query)], "query")[0]
+        with billed(self.halves, "query") as halves:
+            return halves.dense([single(query)], "query")[0]
 
     async def _aget_query_embedding(self, query: str) -> list[float]:
-        return (await self.halves.adense([single(query)], "query"))[0]
+        with billed(self.halves, "query") as halves:
+            return (await halves.adense([single(query)], "query"))[0]
 
     def _get_text_embedding(self, text: str) -> list[float]:
-        return self.halves.dense([single(text)], self.text_type)[0]
+        return self._get_text_embeddings([single(text)])[0]
 
     async def _aget_text_embedding(self, text: str) -> list[float]:
-        return (await self.halves.adense([single(text)], self.text_type))[0]
+        return (await self._aget_text_embeddings([single(text)]))[0]
 
     def _get_text_embeddings(self, texts: list[str]) -> list[list[float]]:
-        return self.halves.dense(listed(texts), self.text_type)
+        with billed(self.halves, self.text_type) as halves:
+            return halves.dense(listed(texts), self.text_type)
 
     async def _aget_text_embeddings(self, texts: list[str]) -> list[list[float]]:
-        return await self.halves.adense(listed(texts), self.text_type)
+        with billed(self.halves, self.text_type) as halves:
+            return await halves.adense(listed(texts), self.text_type)
 
 
 class DashScopeSparseEmbedding(BaseSparseEmbedding):
@@ -225,17 +285,25 @@ class DashScopeSparseEmbedding(BaseSparseEmbedding):
 
     def encode_documents(self, texts: list[str]) -> tuple[list[list[int]], list[list[float]]]:
         """What Qdrant's store takes as `sparse_doc_fn`: indices and values, one list for each text."""
-        return _columns(self._sparse.halves.sparse(listed(texts), self._sparse.document_role))
+        return _columns(self._rows(listed(texts), self._sparse.document_role))
 
     def encode_queries(self, texts: list[str]) -> tuple[list[list[int]], list[list[float]]]:
         """What Qdrant's store takes as `sparse_query_fn`."""
-        return _columns(self._sparse.halves.sparse(listed(texts), "query"))
+        return _columns(self._rows(listed(texts), "query"))
+
+    def _rows(self, texts: list[str], role: TextType) -> list[SparseVector]:
+        with billed(self._sparse.halves, role) as halves:
+            return halves.sparse(texts, role)
+
+    async def _arows(self, texts: list[str], role: TextType) -> list[SparseVector]:
+        with billed(self._sparse.halves, role) as halves:
+            return await halves.asparse(texts, role)
 
     def _get_query_embedding(self, query: str) -> dict[int, float]:
-        return self._sparse.halves.sparse([single(query)], "query")[0].as_dict()
+        return self._rows([single(query)], "query")[0].as_dict()
 
     async def _aget_query_embedding(self, query: str) -> dict[int, float]:
-        return (await self._sparse.halves.asparse([single(query)], "query"))[0].as_dict()
+        return (await self._arows([single(query)], "query"))[0].as_dict()
 
     def _get_text_embedding(self, text: str) -> dict[int, float]:
         return self._get_text_embeddings([single(text)])[0]
@@ -244,10 +312,10 @@ class DashScopeSparseEmbedding(BaseSparseEmbedding):
         return (await self._aget_text_embeddings([single(text)]))[0]
 
     def _get_text_embeddings(self, texts: list[str]) -> list[dict[int, float]]:
-        return [row.as_dict() for row in self._sparse.halves.sparse(listed(texts), self._sparse.document_role)]
+        return [row.as_dict() for row in self._rows(listed(texts), self._sparse.document_role)]
 
     async def _aget_text_embeddings(self, texts: list[str]) -> list[dict[int, float]]:
-        return [row.as_dict() for row in await self._sparse.halves.asparse(listed(texts), self._sparse.document_role)]
+        return [row.as_dict() for row in await self._arows(listed(texts), self._sparse.document_role)]
 
 
 def _columns(rows: list[SparseVector]) -> tuple[list[list[int]], list[list[float]]]:

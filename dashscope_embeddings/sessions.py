@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
 
     from dashscope_embeddings.exchange import Send
+    from dashscope_embeddings.metering import OnRequest
     from dashscope_embeddings.settings import Settings
 
 _IDLE = 30.0
@@ -61,6 +62,7 @@ class Given:
     async_client: Any = None
     rate_limiter: Any = None
     """LangChain's has `acquire` and `aacquire`, LlamaIndex's `acquire` and `async_acquire`."""
+    on_request: OnRequest | None = None
 
 
 @dataclass

@@ -19,10 +19,10 @@ EMULATOR = "emulator"
 ROAD = (
     {"vectors", "errors"},
     {"catalogue", "shapes", "memo"},
-    {"wire", "lengths", "throttles"},
-    {"pace"},
+    {"wire", "lengths", "throttles", "metering"},
+    {"pace", "addresses"},
     {"limiter"},
-    {"planning", "settings"},
+    {"planning", "settings", "splitting"},
     {"exchange"},
     {"assembly", "coalesce"},
     {"transfers"},

@@ -379,7 +379,6 @@ def test_an_ingestion_cache_is_not_believed_after_a_change_of_dimensions(emulato
     assert emulator.billed_texts == 28
 
 
-@pytest.mark.xfail(strict=True, reason="embeddings_cache is handed to LlamaIndex bare: its key is the text")
 @pytest.mark.parametrize("second", ["query", "model", "dimensions", "text_type"])
 def test_one_embeddings_cache_keeps_roles_models_and_dimensions_apart(
     emulator: Emulator, served: Server, second: str

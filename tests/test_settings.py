@@ -8,8 +8,9 @@ import pytest
 from pydantic import SecretStr
 
 from dashscope_embeddings import catalogue
+from dashscope_embeddings.addresses import EMULATOR, Address, address, find_key
 from dashscope_embeddings.errors import InvalidInput
-from dashscope_embeddings.settings import EMULATOR, Address, Settings, address, find_key
+from dashscope_embeddings.settings import Settings
 from dashscope_embeddings.wire import Ask
 
 if TYPE_CHECKING:

@@ -14,8 +14,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from dashscope_embeddings import demo
+from dashscope_embeddings.addresses import EMULATOR
 from dashscope_embeddings.client import EmbeddingClient
-from dashscope_embeddings.settings import EMULATOR
 from dashscope_embeddings.tables import titled
 from dashscope_embeddings.vectors import Usage
 
