@@ -22,7 +22,7 @@ try:
     from rich.console import Console
     from rich.text import Text
 
-    from dashscope_embeddings import cli_corpus, tables
+    from dashscope_embeddings import cli_check, cli_corpus, tables
     from dashscope_embeddings.demo import screen
 except ModuleNotFoundError as missing:
     if (missing.name or "").partition(".")[0] not in {"typer", "rich"}:
@@ -209,7 +209,7 @@ if _installed:
         pretty_exceptions_show_locals=False,
         help="Text embeddings of Alibaba Cloud Model Studio (DashScope): try them, look up models, emulate.",
     )
-    for command in (demo, cli_corpus.embed, models, emulator):
+    for command in (demo, cli_corpus.embed, models, cli_check.check, emulator):
         app.command()(_command(command))
 
 if __name__ == "__main__":
