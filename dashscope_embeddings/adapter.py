@@ -133,11 +133,11 @@ class ClientFields(BaseModel):
         """What a cache of these vectors has to be parted by: service, model, dimension, role, instruct.
 
         For LangChain's `CacheBackedEmbeddings`, whose two stores must be two: with one for both, a query gets
-        the vector of an equal document. Letters, digits, "." and "-" only.
+        the vector of an equal document. Letters, digits, ".", "-" and "_" only.
         """
         settings = self.client.settings
         spaces = [settings.namespace(self.document_role), settings.namespace("query")]
-        return spaces[0] if settings.instruct is None else f"{spaces[0]}-for-{spaces[1].rpartition('-')[2]}"
+        return spaces[0] if settings.instruct is None else f"{spaces[0]}_for_{spaces[1].rpartition('_')[2]}"
 
     def _warn_of_roles(self) -> None:
         if self.protocol == "openai":

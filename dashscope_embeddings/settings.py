@@ -100,7 +100,7 @@ class Settings:
     def namespace(self, text_type: TextType) -> str:
         """What two dense vectors must have in common to stand for one another: model, dimension, role and so on.
 
-        Letters, digits, "." and "-" only, as file names and keys of stores are made of. Of the address it holds
+        Letters, digits, ".", "-" and "_" only, as file names and keys of stores are made of. Of the address it holds
         the host only where that is none of the service's: all of those serve the same models.
         """
         ask = self.ask(text_type, "dense")
@@ -111,10 +111,10 @@ class Settings:
             parts.append(self.long_text)
         if ask.instruct is not None:
             parts.append(hashlib.sha256(ask.instruct.encode()).hexdigest()[:16])
-        return "-".join(_NOT_IN_NAMES.sub(".", part) for part in parts)
+        return "_".join(_NOT_IN_NAMES.sub(".", part) for part in parts)
 
 
-_NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9.]+")
+_NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9.-]+")
 
 
 # --- what fits together ------------------------------------------------------------------------------------

@@ -105,7 +105,7 @@ def test_without_a_framework_or_its_store_the_demo_names_the_extras(
 def test_help_lists_every_command_and_fits_80_columns() -> None:
     result = run("--help")
     assert result.exit_code == 0
-    for name in ("demo", "models", "emulator"):
+    for name in ("demo", "embed", "models", "check", "emulator"):
         assert re.search(rf"^│ {name} ", result.output, re.MULTILINE)
         told = run(name, "--help").output
         assert max(map(width, told.splitlines())) <= 80

@@ -17,6 +17,9 @@ from langchain_core.runnables import RunnableLambda, RunnableParallel
 from langchain_core.vectorstores import InMemoryVectorStore
 from llama_index.core import Document, VectorStoreIndex
 from llama_index.core.async_utils import asyncio_run
+from llama_index.core.instrumentation import get_dispatcher  # type: ignore[attr-defined] # by re-export
+from llama_index.core.instrumentation.event_handlers import BaseEventHandler
+from llama_index.core.instrumentation.events import BaseEvent  # noqa: TC002 - pydantic reads it at run time
 
 from dashscope_embeddings import (
     Cost,
@@ -30,10 +33,11 @@ from dashscope_embeddings import (
 )
 from dashscope_embeddings.emulator.faults import Status, Throttle
 from dashscope_embeddings.langchain import DashScopeEmbeddings
-from dashscope_embeddings.llama_index import DashScopeEmbedding
+from dashscope_embeddings.llama_index import DashScopeEmbedding, DashScopeSparseEmbedding
+from dashscope_embeddings.llama_index_usage import DashScopeUsageEvent
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from dashscope_embeddings.emulator import Emulator
     from dashscope_embeddings.emulator.server import Server
@@ -84,7 +88,8 @@ def test_tasks_belong_to_the_block_in_which_they_were_started(emulator: Emulator
         return usage.texts
 
     async def both() -> tuple[int, int]:
-        return await asyncio.gather(counted(TEXTS[:3]), counted(TEXTS[3:8]))
+        first, second = await asyncio.gather(counted(TEXTS[:3]), counted(TEXTS[3:8]))
+        return first, second
 
     assert asyncio.run(both()) == (3, 5)
 
@@ -139,9 +144,8 @@ def test_llama_indexs_own_code_is_counted(use_async: bool) -> None:  # noqa: FBT
     assert usage.texts == 26 == embed_model.usage.texts
 
 
-@pytest.mark.filterwarnings("ignore::ResourceWarning")  # LlamaIndex ends its loop without its generators' shutdown
-def test_llama_indexs_loop_in_a_thread_is_counted(served: Server) -> None:
-    embed_model = DashScopeEmbedding(api_key=KEY, base_url=served.url)
+def test_llama_indexs_loop_in_a_thread_is_counted() -> None:
+    embed_model = DashScopeEmbedding(base_url="emulator")
 
     async def notebook() -> int:
         with track_usage() as usage:
@@ -260,3 +264,54 @@ def test_a_price_that_is_not_known_says_so(emulator: Emulator) -> None:
     usage = client_of(emulator, base_url="http://127.0.0.1:1").embed("one").usage
     assert usage.cost is None
     assert "cost unknown" in str(usage)
+
+
+# --- LlamaIndex's events -----------------------------------------------------------------------------------
+
+
+class Listening(BaseEventHandler):
+    """Keeps what it hears of usage."""
+
+    heard: list[DashScopeUsageEvent]
+
+    @classmethod
+    def class_name(cls) -> str:
+        return "Listening"
+
+    def handle(self, event: BaseEvent, **_: Any) -> None:
+        if isinstance(event, DashScopeUsageEvent):
+            self.heard.append(event)
+
+
+@pytest.fixture
+def listening() -> Iterator[Listening]:
+    handler = Listening(heard=[])
+    root = get_dispatcher()
+    root.add_event_handler(handler)
+    yield handler
+    root.event_handlers.remove(handler)
+
+
+def test_llama_indexs_handlers_hear_what_each_call_was_billed(listening: Listening) -> None:
+    embed_model = DashScopeEmbedding(base_url="emulator")
+    documents = [Document(text=text) for text in TEXTS]
+    index = VectorStoreIndex.from_documents(documents, embed_model=embed_model)
+    index.as_retriever().retrieve("a question")
+    asyncio.run(embed_model.aget_text_embedding_batch(TEXTS[:12]))
+    said = [(event.model_name, event.text_type, event.requests, event.texts) for event in listening.heard]
+    assert said == [
+        ("text-embedding-v4", "document", 3, 25),
+        ("text-embedding-v4", "query", 1, 1),
+        ("text-embedding-v4", "document", 2, 12),
+    ]
+    assert sum(event.tokens for event in listening.heard) == embed_model.usage.tokens
+    assert {event.currency for event in listening.heard} == {"CNY"}
+    assert all(event.cost and event.span_id for event in listening.heard)
+
+
+def test_a_linked_pair_is_heard_of_once(listening: Listening) -> None:
+    embed_model = DashScopeEmbedding(base_url="emulator")
+    sparse = DashScopeSparseEmbedding(dense=embed_model)
+    embed_model.get_text_embedding_batch(TEXTS)
+    sparse.encode_documents(TEXTS)
+    assert [event.texts for event in listening.heard] == [25]
