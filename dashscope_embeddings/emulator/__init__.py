@@ -8,10 +8,11 @@ from __future__ import annotations
 from functools import lru_cache
 
 from dashscope_embeddings.emulator import faults
+from dashscope_embeddings.emulator.batches import BatchSettings
 from dashscope_embeddings.emulator.messages import Asked
 from dashscope_embeddings.emulator.service import Emulator
 
-__all__ = ["Asked", "Emulator", "faults", "in_process"]
+__all__ = ["Asked", "BatchSettings", "Emulator", "faults", "in_process"]
 
 
 @lru_cache(maxsize=1)

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
 def from_httpx(request: httpx.Request) -> Request:
     """The core's request; the body must have been read, as MockTransport does."""
-    return Request(request.method, request.url.path, dict(request.headers.items()), request.content)
+    headers = dict(request.headers.items())
+    return Request(request.method, request.url.path, headers, request.content, request.url.query.decode("ascii"))
 
 
 def to_httpx(request: httpx.Request, response: Response) -> httpx.Response:

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import math
 import random
+import re
 from dataclasses import KW_ONLY, dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from dashscope_embeddings.emulator.messages import Protocol, Response
 
+Target = Literal["requests", "batches", "lines"]
+"""What a fault strikes, and counts: requests of the network, batches, or the lines of batches."""
+
 
 @dataclass(frozen=True)
 class Fault:
     """When a fault strikes; subclasses say what it does. A bare one only lets requests pass."""
+
+    target: ClassVar[Target] = "requests"
 
     _: KW_ONLY
     after: int = 0
@@ -29,6 +35,13 @@ class Fault:
     probability: float | None = None
     """Only this share of requests, drawn from a generator that starts with `seed`."""
     seed: int = 0
+    route: str | None = None
+    """Only requests in whose method and path, as in `GET /compatible-mode/v1/batches`, this pattern is found;
+    others are not counted."""
+
+    def concerns(self, name: str) -> bool:
+        """Whether it counts what has this name: method and path of a request, `custom_id` of a line."""
+        return self.route is None or re.search(self.route, name) is not None
 
     def due(self, number: int, texts: tuple[str, ...], struck: int, chance: random.Random) -> bool:
         """Whether it strikes request `number`, counted from 1, having struck so often before."""
@@ -61,15 +74,18 @@ class Script:
 
     def __init__(self, faults: Sequence[Fault]) -> None:
         self.faults = tuple(faults)
-        self._seen = 0
+        self._seen = [0] * len(self.faults)
         self._struck = [0] * len(self.faults)
         self._chances = [random.Random(fault.seed) for fault in self.faults]  # noqa: S311  (repeatable accidents)
 
-    def strike(self, texts: tuple[str, ...]) -> Fault | None:
-        """The fault that strikes the next request, which holds these texts."""
-        self._seen += 1
-        for place, fault in enumerate(self.faults):
-            if fault.due(self._seen, texts, self._struck[place], self._chances[place]):
+    def strike(self, texts: tuple[str, ...], name: str, target: Target = "requests") -> Fault | None:
+        """The fault that strikes the next request, batch or line, which holds these texts."""
+        places = [place for place, fault in enumerate(self.faults) if fault.target == target and fault.concerns(name)]
+        for place in places:
+            self._seen[place] += 1
+        for place in places:
+            fault = self.faults[place]
+            if fault.due(self._seen[place], texts, self._struck[place], self._chances[place]):
                 self._struck[place] += 1
                 return fault
         return None

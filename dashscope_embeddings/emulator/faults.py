@@ -12,6 +12,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
+from dashscope_embeddings.emulator.batch_faults import BatchExpires, BatchFails, LineFails, LineLost
 from dashscope_embeddings.emulator.fault import Fault
 from dashscope_embeddings.emulator.messages import Response
 from dashscope_embeddings.emulator.misreplies import (
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Arrearage",
+    "BatchExpires",
+    "BatchFails",
     "Blocked",
     "Drop",
     "DuplicateIndex",
@@ -42,6 +45,8 @@ __all__ = [
     "Garbage",
     "Gzip",
     "IntegerComponents",
+    "LineFails",
+    "LineLost",
     "MissingUsage",
     "NoSparse",
     "NotFinite",
@@ -83,12 +88,16 @@ class Throttle(_Refusing):
     message: str | None = None
     """None: the service's words for the code."""
     empty_body: bool = False
+    retry_after_ms: float | None = None
+    """Milliseconds in a header of their own, which the vendor's newer client code reads."""
 
     def refuse(self, protocol: Protocol, request_id: str) -> Response:  # noqa: D102
         response = super().refuse(protocol, request_id)
         headers = dict(response.headers)
         if self.retry_after is not None:
             headers["retry-after"] = f"{self.retry_after:g}"
+        if self.retry_after_ms is not None:
+            headers["retry-after-ms"] = f"{self.retry_after_ms:g}"
         return replace(response, headers=headers, body=b"" if self.empty_body else response.body)
 
     def _refusal(self) -> Refusal:
@@ -160,8 +169,16 @@ class Status(Fault):
     """None: the service's code for this status, where one is known."""
     message: str | None = None
     body: Literal["json", "html", "empty"] = "json"
+    retry_after: float | None = None
+    """Seconds in a header, as proxies send it."""
 
     def refuse(self, protocol: Protocol, request_id: str) -> Response:  # noqa: D102
+        response = self._bare(protocol, request_id)
+        if self.retry_after is None:
+            return response
+        return replace(response, headers={**response.headers, "retry-after": f"{self.retry_after:g}"})
+
+    def _bare(self, protocol: Protocol, request_id: str) -> Response:
         if self.body == "html":
             page = f"<html><body><h1>{self.status}</h1></body></html>".encode()
             return Response(self.status, page, {"content-type": "text/html"})
@@ -268,8 +285,16 @@ class WrongContentType(Fault):
 
 @dataclass(frozen=True)
 class Gzip(Fault):
-    """The same reply, compressed."""
+    """The same reply, compressed; or in a compressed form that was damaged on its way."""
+
+    broken: Literal["cut", "corrupt"] | None = None
+    """`cut`: its second half is missing, but the length header fits; `corrupt`: a byte in it is another."""
 
     def spoil(self, response: Response) -> Response:  # noqa: D102
         body = gzip.compress(response.body, mtime=0)
+        if self.broken == "cut":
+            body = body[: len(body) // 2]
+        elif self.broken == "corrupt":
+            # In the checksum at the end: whatever was compressed, whoever checks must notice.
+            body = body[:-8] + bytes([body[-8] ^ 0xFF]) + body[-7:]
         return replace(response, body=body, headers={**response.headers, "content-encoding": "gzip"})

@@ -25,6 +25,8 @@ class Request:
     headers: Mapping[str, str]
     """Names in lower case."""
     body: bytes = field(repr=False)
+    query: str = ""
+    """What follows the question mark, as it was sent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,3 +74,5 @@ class Asked:
     request_id: str
     fault: str | None = None
     """Name of the fault that struck."""
+    query: str = ""
+    """What followed the question mark of the address."""

@@ -6,7 +6,7 @@ import json
 import math
 from abc import ABC, abstractmethod
 from base64 import b64decode, b64encode
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from struct import pack, unpack
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class _Editing(Fault, ABC):
     """A good reply with something in its JSON changed; refusals are left as they are."""
+
+    route: str | None = field(default=r"embeddings?$", kw_only=True)
+    """Other replies have no rows to change."""
 
     def spoil(self, response: Response) -> Response:
         if response.status != 200:  # noqa: PLR2004

@@ -158,9 +158,9 @@ def _handler_for(server: Server) -> type[BaseHTTPRequestHandler]:
         def do_POST(self) -> None:
             length = int(self.headers.get("content-length") or 0)
             headers = {name.lower(): value for name, value in self.headers.items()}
-            request = Request(
-                self.command, urlsplit(self.path).path, headers, self.rfile.read(length) if length else b""
-            )
+            address = urlsplit(self.path)
+            body = self.rfile.read(length) if length else b""
+            request = Request(self.command, address.path, headers, body, address.query)
             self._perform(server.answer(request))
 
         do_GET = do_PUT = do_DELETE = do_PATCH = do_POST  # noqa: N815

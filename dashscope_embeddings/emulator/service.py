@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import json
 import math
 import os
@@ -17,15 +15,20 @@ from typing import TYPE_CHECKING, Any
 
 from dashscope_embeddings import catalogue
 from dashscope_embeddings.emulator import embedding, faces, meaning, refusals
+from dashscope_embeddings.emulator.batches import Batches, BatchSettings
 from dashscope_embeddings.emulator.fault import Fault, Script
+from dashscope_embeddings.emulator.keys import Keys
 from dashscope_embeddings.emulator.messages import Asked, Protocol, Request, Response
 from dashscope_embeddings.emulator.quota import OverQuota, Quota
+from dashscope_embeddings.emulator.uploads import object_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     import httpx
 
+    from dashscope_embeddings.emulator.batch_job import BatchLine
+    from dashscope_embeddings.emulator.fault import Target
     from dashscope_embeddings.emulator.server import Server
 
 _PROTOCOLS: dict[str, Protocol] = {
@@ -54,7 +57,8 @@ class Emulator:
         retry_after: whether a refusal for a quota says in a header when to come again.
         faults: what shall go wrong.
         clock: gives seconds; for quotas and the log.
-        log: how many requests `asked` keeps, the latest; None: all.
+        log: how many requests `asked`, and lines `batch_lines`, keeps, the latest; None: all.
+        batches: how the Batch route runs.
     """
 
     def __init__(  # noqa: PLR0913  (each is an independent property of the service)
@@ -73,9 +77,9 @@ class Emulator:
         faults: Sequence[Fault] = (),
         clock: Callable[[], float] = time.monotonic,
         log: int | None = None,
+        batches: BatchSettings | None = None,
     ) -> None:
-        self._key = None if api_key is None else _fingerprint(api_key)
-        self._key_required = key_required
+        self._keys = Keys(api_key, required=key_required)
         self._models = {model.name: _limited(model, rows, tokens_per_row) for model in models}
         if requests_per_second is not None:
             requests_per_minute = min(requests_per_second * 60, requests_per_minute or float("inf"))
@@ -84,7 +88,9 @@ class Emulator:
         self._clock = clock
         self._lock = threading.Lock()
         self._asked: deque[Asked] = deque(maxlen=log)
+        self._batch_lines: deque[BatchLine] = deque(maxlen=log)
         self._script = Script(faults)
+        self.batches = Batches(batches or BatchSettings(), self._models, self._strike, self._book)
         self.clear()
         _emulators.add(self)
 
@@ -125,16 +131,23 @@ class Emulator:
             return list(self._asked)
 
     @property
+    def batch_lines(self) -> list[BatchLine]:
+        """Lines of batches that were worked on, in that order; as batches, it moves when somebody asks for them."""
+        with self._lock:
+            return list(self._batch_lines)
+
+    @property
     def keys_seen(self) -> frozenset[str]:
         """SHA-256 of every key that came along, in hex: never the key."""
-        with self._lock:
-            return frozenset(self._keys)
+        return self._keys.seen
 
     def clear(self) -> None:
-        """Forget all requests: the log, the counts, the quotas' windows, and what faults have done."""
+        """Forget all requests: the log, the counts, the quotas' windows, what faults have done; not files, batches."""
+        self.batches.clear()
         with self._lock:
             self._asked.clear()
-            self._keys: set[str] = set()
+            self._batch_lines.clear()
+            self._keys.forget()
             self._quotas: dict[str, Quota] = {}
             self._script = Script(self._script.faults)
             self.requests = 0
@@ -185,17 +198,22 @@ class Emulator:
     def answer(self, request: Request) -> Response:
         """Answer one request: check the path, faults, the key, the body, the quota, in this order."""
         request_id = str(uuid.uuid4())
-        protocol = _PROTOCOLS.get(request.path) if request.method == "POST" else None
-        body = _object(request.body)
+        of_batches = self.batches.serves(request)
+        protocol = "openai" if of_batches else _PROTOCOLS.get(request.path) if request.method == "POST" else None
+        # A file of a batch is large, and no JSON.
+        body = object_of(request.body) if request.body[:1] != b"-" else None
         sent = embedding.look(protocol, body or {}) if protocol is not None else embedding.Sent(None, None)
         now = self._clock()
-        fault = self._strike(sent.texts)
+        fault = self._strike(sent.texts, f"{request.method} {request.path}", "requests")
         response = fault.refuse(protocol or "native", request_id) if fault is not None else None
         tokens = 0
         if response is None:
             try:
-                asking = self._admit(request, protocol, body, now)
-                response, tokens = embedding.answer(asking, request_id), asking.tokens
+                if of_batches:
+                    response = self.batches.answer(request, self._keys.check(request), now, request_id)
+                else:
+                    asking = self._admit(request, protocol, body, now)
+                    response, tokens = embedding.answer(asking, request_id), asking.tokens
             except refusals.Refusal as refusal:
                 response = refusal.response(protocol or _protocol_of(request.path), request_id)
                 response = self._hint(response, refusal)
@@ -205,10 +223,21 @@ class Emulator:
         self._note(request, body, sent, _Outcome(now, protocol, _seen_status(response), tokens, request_id, name))
         return response
 
-    def _strike(self, texts: tuple[str, ...]) -> Fault | None:
+    def _strike(self, texts: tuple[str, ...], name: str, target: Target) -> Fault | None:
         with self._lock:
-            self.requests += 1
-            return self._script.strike(texts)
+            self.requests += target == "requests"
+            return self._script.strike(texts, name, target)
+
+    def _book(self, line: BatchLine) -> None:
+        with self._lock:
+            self._batch_lines.append(line)
+            self._bill(len(line.texts), line.tokens)
+
+    def _bill(self, texts: int, tokens: int) -> None:
+        if tokens:
+            self.billed_requests += 1
+            self.billed_texts += texts
+            self.billed_tokens += tokens
 
     def _admit(
         self, request: Request, protocol: Protocol | None, body: dict[str, Any] | None, now: float
@@ -216,7 +245,7 @@ class Emulator:
         """Raises Refusal."""
         if protocol is None:
             raise refusals.no_such_path()
-        self._check_key(request)
+        self._keys.check(request)
         if request.headers.get("x-dashscope-async") == "enable":
             raise refusals.Refusal(403, "AccessDenied", "Current user api does not support asynchronous calls.")
         if body is None:
@@ -226,19 +255,6 @@ class Emulator:
         # Whether requests refused for their content count is not documented: here they do not.
         self._check_quota(asking, now)
         return asking
-
-    def _check_key(self, request: Request) -> None:
-        scheme, _, key = request.headers.get("authorization", "").partition(" ")
-        key = key.strip() if scheme.lower() == "bearer" else ""
-        if not key:
-            if self._key_required:
-                raise refusals.wrong_key()
-            return
-        fingerprint = _fingerprint(key)
-        with self._lock:
-            self._keys.add(fingerprint)
-        if self._key is not None and not hmac.compare_digest(self._key, fingerprint):
-            raise refusals.wrong_key()
 
     def _check_quota(self, asking: embedding.Asking, now: float) -> None:
         with self._lock:
@@ -276,17 +292,17 @@ class Emulator:
             tokens=outcome.tokens,
             request_id=outcome.request_id,
             fault=outcome.fault,
+            query=request.query,
         )
         with self._lock:
             self._asked.append(asked)
-            if outcome.tokens:
-                self.billed_requests += 1
-                self.billed_texts += len(sent.texts)
-                self.billed_tokens += outcome.tokens
+            self._bill(len(sent.texts), outcome.tokens)
 
     def _after_fork(self) -> None:
         # Another thread of the parent may have held it at the moment of the fork.
         self._lock = threading.Lock()
+        self._keys.renew_lock()
+        self.batches.renew_lock()
 
 
 @dataclass(frozen=True, slots=True)
@@ -305,18 +321,6 @@ def _limited(model: catalogue.Model, rows: int | None, tokens: int | None) -> ca
     if tokens is not None:
         model = replace(model, tokens_per_row=tokens, tokens_per_row_seen=tokens)
     return model
-
-
-def _fingerprint(key: str) -> str:
-    return hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()
-
-
-def _object(body: bytes) -> dict[str, Any] | None:
-    try:
-        value = json.loads(body)
-    except ValueError:
-        return None
-    return value if isinstance(value, dict) else None
 
 
 def _protocol_of(path: str) -> Protocol:
