@@ -32,7 +32,7 @@ ROAD = (
     {"client"},
     {"halves"},
     {"adapter"},
-    {"langchain", "llama_index"},
+    {"langchain", "llama_index", "ray_data"},
     {"cli"},
 )
 STAGE = {module: stage for stage, modules in enumerate(ROAD) for module in modules}
@@ -139,7 +139,7 @@ def test_only_sessions_reaches_for_the_emulator_and_only_when_asked() -> None:
 
 def test_importing_the_package_loads_no_framework() -> None:
     unwanted = ["langchain", "langchain_core", "llama_index", "numpy", "typer", "dashscope", "openai", "tqdm"]
-    unwanted.append(f"{PACKAGE}.{EMULATOR}")
+    unwanted += ["ray", "pyarrow", f"{PACKAGE}.{EMULATOR}"]
     ask = f"import sys, {PACKAGE}; print([name for name in {unwanted} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, check=True)  # noqa: S603 - our own interpreter
     assert done.stdout.strip() == "[]"

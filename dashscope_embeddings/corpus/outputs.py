@@ -210,14 +210,22 @@ def _schema(pa: Any, about: About, *, numbers: bool) -> Any:
     fields = [pa.field("id", pa.int64() if numbers else pa.string(), nullable=False)]
     if about.with_text:
         fields.append(pa.field("text", pa.string()))
-    if "dense" in about.kind:
-        size = -1 if about.dimension is None else about.dimension
-        fields.append(pa.field("embedding", pa.list_(pa.field("element", pa.float32(), nullable=False), size)))
-    if "sparse" in about.kind:
-        fields.append(pa.field("sparse_indices", pa.list_(pa.uint32())))
-        fields.append(pa.field("sparse_values", pa.list_(pa.float32())))
+    fields += vector_fields(about.kind, about.dimension)
     fields += [pa.field("model", pa.string()), pa.field("dimension", pa.int32()), pa.field("role", pa.string())]
     return pa.schema(fields)
+
+
+def vector_fields(kind: Output, dimension: int | None) -> list[Any]:
+    """The Arrow fields of vectors: fixed-size lists of `dimension` float32, sparse ones as two lists."""
+    pa = pyarrow()
+    fields = []
+    if "dense" in kind:
+        size = -1 if dimension is None else dimension
+        fields.append(pa.field("embedding", pa.list_(pa.field("element", pa.float32(), nullable=False), size)))
+    if "sparse" in kind:
+        fields.append(pa.field("sparse_indices", pa.list_(pa.uint32())))
+        fields.append(pa.field("sparse_values", pa.list_(pa.float32())))
+    return fields
 
 
 def _arrays(pa: Any, group: list[Row], about: About, schema: Any) -> list[Any]:
