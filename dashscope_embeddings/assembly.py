@@ -5,7 +5,7 @@ from __future__ import annotations
 from array import array
 from typing import TYPE_CHECKING, Any, cast
 
-from dashscope_embeddings.errors import DashScopeError, GivenUp
+from dashscope_embeddings.errors import DashScopeError, GivenUp, remedy
 from dashscope_embeddings.vectors import Embedding, Embeddings, Usage, average, strongest
 
 if TYPE_CHECKING:
@@ -167,6 +167,8 @@ class Assembly:
         cause.partial = {index: shape(found, self._output) for index, found in sorted(self._arrived.items())}
         cause.failed = [index for index in range(self._given, ended) if index not in self._arrived]
         cause.reasons = {index: error.message for index, error in sorted(self._refused.items())}
+        if advice := remedy(cause):
+            cause.advise(advice)
         named = sorted(self._refused) if cause is first else cause.failed
         cause.about(named, ended)
         return cause

@@ -67,7 +67,8 @@ class DashScopeError(Exception):
 
     def advise(self, what: str) -> None:
         """Adds a sentence on what to do."""
-        self.message = f"{self.message.rstrip('. ')}. {what}"
+        said = self.message.rstrip(". ")
+        self.message = f"{said}{'' if said.endswith(('!', '?')) else '.'} {what}"
 
     def about(self, indices: Sequence[int], total: int) -> None:
         """Names the texts that this is about, in place of any that were named before."""
@@ -280,6 +281,24 @@ def _by_code(code: str | None) -> tuple[type[ServiceError], Verdict] | None:
             return CODES[code]
         code = code.rpartition(".")[0]
     return None
+
+
+def remedy(error: DashScopeError) -> str | None:
+    """What its reader can do; None: the message says so already, or nobody knows."""
+    if isinstance(error, BadRequestError):
+        return _LEAVE_OUT if error.verdict is Verdict.SPLIT else None
+    return next((words for kind, words in _REMEDIES.items() if isinstance(error, kind)), None)
+
+
+_LEAVE_OUT = "Leave the text out, or change it: vectors of the others are in error.partial"
+_AGAIN = "Ask again for the texts in error.failed; what arrived is in error.partial"
+_REMEDIES: Mapping[type[DashScopeError], str] = {
+    QuotaError: "Waiting does not help: look at the bill, the free quota and the models purchased in the console",
+    RateLimitError: "Ask for less at once (max_concurrency), state the quota (requests_per_minute) or have it raised",
+    ServerError: _AGAIN,
+    ConnectionFailed: f"Are the address, the network and HTTPS_PROXY right? {_AGAIN}",
+    BadReply: f"Something on the way may change replies. {_AGAIN}",
+}
 
 
 def describe(indices: Sequence[int]) -> str:
