@@ -155,7 +155,7 @@ def test_who_names_an_address_has_it_asked_alone_and_the_services_own_together(
     ("answer", "takes", "said"),
     [
         (saying(403, "Model.AccessDenied", "Model access denied."), True, "takes the key, but not the request: 403"),
-        (saying(429, "Throttling.RateQuota", "Too many."), True, "429 Throttling.RateQuota: Too many."),
+        (saying(429, "Throttling.RateQuota", "Too many."), True, "429 Throttling.RateQuota: Too many"),
         (saying(400, "Arrearage", "Access denied, good standing"), True, "400 Arrearage"),
         (saying(401, "NOT AUTHORIZED", "Access denied: workspace"), False, "401 NOT AUTHORIZED: Access denied"),
         (saying(500, "InternalError", "Internal server error!"), None, "500 InternalError"),
