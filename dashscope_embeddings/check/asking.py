@@ -98,7 +98,8 @@ class Account:
         """The reply's own words: which text it was, and which other regions there are, is said elsewhere."""
         words = error.message.removeprefix("text 0 of 1: ").removeprefix("the service answered ")
         words = words.replace(f"no answer from {place.host}: ", "no answer: ").partition(f". {place.advice}")[0]
-        words = words.partition(f" {remedy(error)}")[0].removesuffix(".")
+        words, remedied, _ = words.partition(f" {remedy(error)}")
+        words = words.removesuffix(".") if remedied else words
         key = self.key.get_secret_value()
         # Keys that begin with sk- are hidden already.
         return words.replace(key, "…") if len(key) >= _TELLING else words
