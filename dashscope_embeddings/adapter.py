@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import threading
 import weakref
 from typing import TYPE_CHECKING, Any
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, PrivateAttr, SecretStr
 
+from dashscope_embeddings.addresses import with_hidden_key
 from dashscope_embeddings.catalogue import DEFAULT_MODEL, warn_once
 from dashscope_embeddings.client import EmbeddingClient
 from dashscope_embeddings.errors import InvalidInput
@@ -15,6 +15,7 @@ from dashscope_embeddings.halves import Halves
 from dashscope_embeddings.lengths import LongText  # noqa: TC001 - pydantic reads it at run time
 from dashscope_embeddings.memo import CAPACITY, Memo
 from dashscope_embeddings.wire import Protocol  # noqa: TC001 - same
+from dashscope_embeddings.workers import Lock
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
     from dashscope_embeddings.vectors import TextType, Usage
 
-_building = threading.Lock()
+_building = Lock()
 
 
 class ClientFields(BaseModel):
@@ -194,8 +195,10 @@ _MAKE_A_CLIENT = frozenset(ClientFields.model_fields) | {
     "api_key",
     "batch_size",
     "dashscope_api_key",
+    "embed_batch_size",
     "model",
     "model_name",
+    "num_workers",
 }
 """Fields of adapters that a client depends on."""
 
@@ -227,6 +230,9 @@ class Sparse:
 
     def __init__(self, dense: ClientFields | None = None, *, memo_size: int | None = None, **settings: Any) -> None:
         """`dense`: the dense adapter to share requests with; without it, settings of `EmbeddingClient`."""
+        settings = with_hidden_key(settings)
+        if dense is None and memo_size is not None:
+            raise InvalidInput("memo_size is of a linked adapter: pass dense= as well")
         if dense is None:
             self._source: ClientFields = Standalone(**settings)
         elif settings:

@@ -12,7 +12,7 @@ import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from pydantic import SecretStr
@@ -66,6 +66,7 @@ class Address:
 _WORKSPACE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _REGION = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
 _ENDPOINT = re.compile(r"/(?:api/v1(?:/services(?:/[^/]+)*)?|compatible-mode/v1(?:/embeddings)?)$")
+_LONGEST_LABEL = 64
 _HOST = re.compile(r"[A-Za-z0-9.:_\[\]-]+")
 _VARIABLES: Mapping[Protocol, tuple[str, str]] = {
     # The other protocol's address names the same host: better than another region's.
@@ -108,6 +109,8 @@ def _from_url(base_url: str, region: str | None, workspace: str | None) -> Addre
         parts = urlsplit(base_url.strip())
         host = parts.hostname if parts.port != 0 and _HOST.fullmatch(parts.netloc.rpartition("@")[2]) else None
     except ValueError:
+        host = None
+    if host is not None and any(not 0 < len(label) < _LONGEST_LABEL for label in host.split(".")):
         host = None
     if host is None or parts.scheme not in {"http", "https"}:
         raise InvalidInput("base_url must start with https:// and name a host, or be 'emulator'")
@@ -167,33 +170,81 @@ def find_key(api_key: str | SecretStr | None, place: Address) -> SecretStr:
     Raises:
         InvalidInput: there is none, or it cannot be sent; the key itself is never in the message.
     """
+    # Hidden from the first line on: error reporters collect the variables of the frames that an error passed.
+    api_key = hidden(api_key)
     if place.is_emulator:
         return SecretStr(EMULATOR)
-    if given := api_key.get_secret_value() if isinstance(api_key, SecretStr) else api_key:
-        return _clean(given, "api_key")
-    if key := os.environ.get("DASHSCOPE_API_KEY"):
-        return _clean(key, "DASHSCOPE_API_KEY")
+    if api_key:
+        return _checked(api_key, "api_key")
+    if key := hidden(os.environ.get("DASHSCOPE_API_KEY")):
+        return _checked(key, "DASHSCOPE_API_KEY")
     file = os.environ.get("DASHSCOPE_API_KEY_FILE_PATH")
     path = Path(file or _DEFAULT_KEY_FILE)
     try:
-        key = path.expanduser().read_text("utf-8").strip()
+        key = SecretStr(path.expanduser().read_text("utf-8").strip())
     except (OSError, RuntimeError, UnicodeDecodeError):
         if file:
             raise InvalidInput(f"DASHSCOPE_API_KEY_FILE_PATH names {file!r}, which cannot be read") from None
-        key = ""
+        key = SecretStr("")
     if key:
-        return _clean(key, f"the key file {path}")
+        return _checked(key, f"the key file {path}")
     raise InvalidInput(
         "no API key: pass api_key=, or set the environment variable DASHSCOPE_API_KEY; to work without a key "
         'or network, pass base_url="emulator"'
     )
 
 
-def _clean(key: str, origin: str) -> SecretStr:
+def hidden(key: Any) -> SecretStr | None:
+    """The key where no traceback shows it.
+
+    Raises:
+        InvalidInput: it is neither a string nor a SecretStr.
+    """
+    if key is None:
+        return None
+    kind = type(key).__name__
+    found = SecretStr(key) if isinstance(key, str) else key
+    del key
+    if isinstance(found, SecretStr):
+        return found
+    del found  # bytes may be a key as well
+    raise InvalidInput(f"api_key must be a string or a pydantic SecretStr, not {kind}")
+
+
+def hidden_values(headers: Mapping[str, str] | None) -> tuple[tuple[str, SecretStr], ...]:
+    """Headers whose values no traceback shows: gateways take their keys in them.
+
+    Raises:
+        InvalidInput: one that is no string.
+    """
+    if any(not isinstance(part, str) for pair in (headers or {}).items() for part in pair):
+        headers = None
+        raise InvalidInput("default_headers must be strings, names and values")
+    return tuple((name, SecretStr(value)) for name, value in (headers or {}).items())
+
+
+def with_hidden_key(settings: dict[str, Any]) -> dict[str, Any]:
+    """The same arguments, with a key among them hidden."""
+    return {name: hidden(value) if name in _KEYS else value for name, value in settings.items()}
+
+
+_KEYS = ("api_key", "dashscope_api_key")
+
+
+def _checked(key: SecretStr, origin: str) -> SecretStr:
+    if (complaint := _complaint(key)) is not None:
+        raise InvalidInput(f"{origin} {complaint}")
+    return key
+
+
+def _complaint(hidden_key: SecretStr) -> str | None:
+    key = hidden_key.get_secret_value()
     if key != key.strip():
-        raise InvalidInput(f"{origin} has blanks or a line break around the key: remove them")
+        return "has blanks or a line break around the key: remove them"
     if key[0] in "\"'" or key[-1] in "\"'":
-        raise InvalidInput(f"{origin} has quotes around the key: remove them")
+        return "has quotes around the key: remove them"
+    if key.lower().startswith("bearer "):
+        return 'begins with "Bearer", which is no part of the key: remove it'
     if not key.isascii() or not key.isprintable() or " " in key:
-        raise InvalidInput(f"{origin} holds characters that no key has: copy it again")
-    return SecretStr(key)
+        return "holds characters that no key has: copy it again"
+    return None

@@ -29,6 +29,8 @@ class Assembly:
         self._matrix = array("f")
         self.landed: dict[int, tuple[Batch, Outcome]] = {}
         """Batches that are over and were not taken yet: what an interrupted job still has."""
+        self.over = False
+        """Whether the caller has left: what lands later is counted on its own."""
         self._outcomes: dict[int, Outcome] = {}
         self._arrived: dict[int, Embedding] = {}
         self._refused: dict[int, DashScopeError] = {}
@@ -42,8 +44,11 @@ class Assembly:
     @property
     def usage(self) -> Usage:
         """What the outcomes taken so far were billed."""
-        cost = None if self._price is None else self._price.of(self._tokens)
-        return Usage(self._requests, self._tokens, self._texts, cost)
+        return self.usage_of(self._requests, self._texts, self._tokens)
+
+    def usage_of(self, requests: int, texts: int, tokens: int) -> Usage:
+        """A bill, with its price."""
+        return Usage(requests, tokens, texts, None if self._price is None else self._price.of(tokens))
 
     @property
     def failing(self) -> bool:
@@ -62,7 +67,9 @@ class Assembly:
             self._stop = outcome.stop or self._stop
         for place in batch.places:
             self._taken += 1
-            if error := self._error(place):
+            if not place.parts:
+                self._dismissed.add(place.index)  # whoever asked was told when it was read
+            elif error := self._error(place):
                 self._refused[place.index] = error
             elif (found := self._embedding(place)) is not None:
                 self._arrived[place.index] = found
@@ -127,6 +134,14 @@ class Assembly:
         refused, self._refused = self._refused, {}
         self._dismissed.update(refused)
         return refused
+
+    def settle(self) -> None:
+        """Counts what has landed and nobody will take: a job that was left in the middle."""
+        for _, outcome in self.landed.values():
+            self._requests += outcome.requests
+            self._texts += outcome.texts
+            self._tokens += outcome.tokens
+        self.landed.clear()
 
     def salvage(self, interruption: BaseException, count: int | None = None) -> None:
         """Gives an interruption `partial` and `failed`, as an error has them; counts all that was billed.

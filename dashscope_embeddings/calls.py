@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
@@ -16,20 +15,20 @@ from dashscope_embeddings.exchange import Terms, exchange
 from dashscope_embeddings.lengths import limits_of
 from dashscope_embeddings.sessions import Given, Sessions
 from dashscope_embeddings.vectors import Output, TextType, Usage
+from dashscope_embeddings.workers import Lock
 
 if TYPE_CHECKING:
+    import threading
     from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
     from typing import TypeAlias
 
     from pydantic import SecretStr
     from typing_extensions import Self
 
-    from dashscope_embeddings.errors import DashScopeError
     from dashscope_embeddings.exchange import Answer, Flow, Outcome, Step
-    from dashscope_embeddings.planning import Batch
+    from dashscope_embeddings.planning import Batch, Refused
     from dashscope_embeddings.settings import Settings
 
-    Refused: TypeAlias = Callable[[int, DashScopeError], object]
     Arrived: TypeAlias = Callable[[Sequence[str], Outcome], object]
 
 T = TypeVar("T")
@@ -50,7 +49,7 @@ class Calls:
         self._limits = limits_of(settings.address.host, settings.model)
         self._waiting: dict[Output, Coalescer] = {}
         self._known_terms: dict[tuple[TextType, Output], Terms] = {}
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._usage = Usage()
 
     @property
@@ -79,6 +78,7 @@ class Calls:
             host=settings.address.host,
             advice=settings.address.advice,
             on_request=self._given.on_request,
+            key=self.key,
         )
         return terms
 
@@ -106,18 +106,22 @@ class Calls:
         """Performs another flow with this client's connections, on the caller's thread."""
         return self._threads.run(flow, halt)
 
+    def drain(self) -> None:
+        """Waits for requests of sync code that are under way although their caller has left."""
+        self._threads.drain()
+
     def _job(self, output: Output, *, packed: int | None = None) -> Assembly:
         return Assembly(output, self.settings.price, packed=packed)
 
     def _flows(
         self, batches: Iterator[Batch], terms: Terms, job: Assembly, arrived: Arrived | None = None
     ) -> Iterator[tuple[Batch, Flow]]:
-        return ((batch, _flow(batch, terms, job, arrived)) for batch in batches)
+        return ((batch, self._flow(batch, terms, job, arrived)) for batch in batches)
 
     def _aflows(
         self, batches: AsyncIterator[Batch], terms: Terms, job: Assembly, arrived: Arrived | None = None
     ) -> AsyncIterator[tuple[Batch, Flow]]:
-        return ((batch, _flow(batch, terms, job, arrived)) async for batch in batches)
+        return ((batch, self._flow(batch, terms, job, arrived)) async for batch in batches)
 
     @contextlib.contextmanager
     def _counted(self, job: Assembly, count: int | None = None) -> Iterator[None]:
@@ -128,13 +132,27 @@ class Calls:
             job.salvage(interruption, count)
             raise
         finally:
-            self._count(job)
+            with self._lock:
+                job.over = True
+            job.settle()
+            self._count(job.usage)
 
-    def _count(self, job: Assembly) -> None:
-        usage = job.usage
+    def _count(self, usage: Usage) -> None:
         with self._lock:
             self._usage += usage
         metering.count(usage)
+
+    def _flow(self, batch: Batch, terms: Terms, job: Assembly, arrived: Arrived | None) -> Flow:
+        outcome = yield from exchange(batch.texts, terms)
+        with self._lock:
+            if not job.over:
+                job.landed[batch.number] = batch, outcome
+        if job.over:
+            # Its caller has left, but it is billed.
+            self._count(job.usage_of(outcome.requests, outcome.texts, outcome.tokens))
+        if arrived is not None:
+            arrived(batch.texts, outcome)
+        return outcome
 
     # --- copies and processes -----------------------------------------------------------------------------
 
@@ -154,15 +172,9 @@ class Calls:
         self._start(settings, Given())
 
     def __repr__(self) -> str:
+        if not hasattr(self, "settings"):
+            return "EmbeddingClient()"  # it was refused while it was made
         return f"EmbeddingClient(model={self.settings.model.name!r}, host={self.settings.address.host!r})"
-
-
-def _flow(batch: Batch, terms: Terms, job: Assembly, arrived: Arrived | None) -> Flow:
-    outcome = yield from exchange(batch.texts, terms)
-    job.landed[batch.number] = batch, outcome
-    if arrived is not None:
-        arrived(batch.texts, outcome)
-    return outcome
 
 
 def dismiss(job: Assembly, outcome: Outcome, refused: Refused | None) -> None:

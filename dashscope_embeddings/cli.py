@@ -22,7 +22,7 @@ try:
     from rich.console import Console
     from rich.text import Text
 
-    from dashscope_embeddings import cli_check, cli_corpus, tables
+    from dashscope_embeddings import cli_batch, cli_check, cli_corpus, tables
     from dashscope_embeddings.demo import screen
 except ModuleNotFoundError as missing:
     if (missing.name or "").partition(".")[0] not in {"typer", "rich"}:
@@ -211,6 +211,7 @@ if _installed:
     )
     for command in (demo, cli_corpus.embed, models, cli_check.check, emulator):
         app.command()(_command(command))
+    app.add_typer(cli_batch.app, name="batch")
 
 if __name__ == "__main__":
     main()

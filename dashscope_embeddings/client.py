@@ -10,7 +10,7 @@ from collections.abc import AsyncIterable
 from typing import TYPE_CHECKING, Any
 
 from dashscope_embeddings import catalogue, planning
-from dashscope_embeddings.addresses import address, find_key
+from dashscope_embeddings.addresses import address, find_key, hidden, hidden_values
 from dashscope_embeddings.calls import Calls, dismiss
 from dashscope_embeddings.errors import InvalidInput
 from dashscope_embeddings.sessions import Given
@@ -22,11 +22,12 @@ if TYPE_CHECKING:
 
     from pydantic import SecretStr
 
-    from dashscope_embeddings.calls import Arrived, Refused
+    from dashscope_embeddings.calls import Arrived
     from dashscope_embeddings.catalogue import Price
     from dashscope_embeddings.exchange import Terms
     from dashscope_embeddings.lengths import LongText
     from dashscope_embeddings.metering import OnRequest
+    from dashscope_embeddings.planning import Refused
     from dashscope_embeddings.vectors import Embedding, Embeddings, Output, TextType
     from dashscope_embeddings.wire import Protocol
 
@@ -100,6 +101,9 @@ class EmbeddingClient(Calls):
         price: Price | None = None,
         on_request: OnRequest | None = None,
     ) -> None:
+        api_key = hidden(api_key)
+        headers = hidden_values(default_headers)
+        del default_headers
         if dimension is not None and dimensions not in {None, dimension}:
             raise InvalidInput(f"dimensions={dimensions} and dimension={dimension} are two names of one thing")
         place = address(protocol, region=region, workspace=workspace, base_url=base_url)
@@ -120,7 +124,7 @@ class EmbeddingClient(Calls):
                 batch_size=batch_size,
                 tokens_per_request=tokens_per_request,
                 own_price=price,
-                headers=tuple((default_headers or {}).items()),
+                headers=headers,
             ),
             Given(http_client, http_async_client, rate_limiter, on_request),
         )
@@ -148,7 +152,7 @@ class EmbeddingClient(Calls):
         Raises:
             InvalidInput: a text cannot be embedded; nothing was sent.
             ServiceError, ConnectionFailed, BadReply: with `partial` (index → vector) and `failed`.
-        KeyboardInterrupt, asyncio.CancelledError: no more is sent; with `partial` and `failed` as well.
+            KeyboardInterrupt, asyncio.CancelledError: no more is sent; with `partial` and `failed` as well.
         """
         terms = self._terms(text_type, output)
         checked = planning.checked(planning.texts_of(texts), self._limits, terms.long_text)
@@ -184,8 +188,8 @@ class EmbeddingClient(Calls):
             texts: As for `embed`.
             text_type: As for `embed`.
             output: As for `embed`.
-            refused: Called with a text's index and the reason where the service will not take that text;
-                the stream goes on without it. None: such a text ends the stream.
+            refused: Called with a text's index and the reason where that text cannot be embedded, by our own
+                check or by the service's; the stream goes on without it. None: such a text ends the stream.
             arrived: Called with the texts of a request and their outcome as soon as it is over, out of order
                 and in whichever thread asked: for who must not lose what is paid for.
         """
@@ -194,7 +198,7 @@ class EmbeddingClient(Calls):
     def _stream(
         self, texts: Iterator[str], terms: Terms, refused: Refused | None, arrived: Arrived | None
     ) -> Iterator[Embedding]:
-        checked = planning.checking(texts, self._limits, terms.long_text)
+        checked = planning.checking(texts, self._limits, terms.long_text, refused)
         job, halt = self._job(terms.ask.output), threading.Event()
         plan = self._plan(memory=self.settings.max_concurrency)
         flows = self._flows(planning.batches(checked, plan), terms, job, arrived)
@@ -260,7 +264,7 @@ class EmbeddingClient(Calls):
     async def _astream(
         self, texts: AsyncIterable[str], terms: Terms, refused: Refused | None, arrived: Arrived | None
     ) -> AsyncIterator[Embedding]:
-        checked = planning.achecking(texts, self._limits, terms.long_text)
+        checked = planning.achecking(texts, self._limits, terms.long_text, refused)
         job, halt = self._job(terms.ask.output), asyncio.Event()
         plan = self._plan(memory=self.settings.max_concurrency)
         flows = self._aflows(planning.abatches(checked, plan), terms, job, arrived)

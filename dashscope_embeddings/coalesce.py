@@ -51,6 +51,8 @@ class Query:
     throttled_since: float = math.inf
     outcome: Outcome | None = None
     """What became of it: one row."""
+    gone: bool = False
+    """Its caller waits no more."""
 
 
 @dataclass(slots=True, eq=False)
@@ -117,17 +119,13 @@ class Coalescer:
         """Tells what became of a flight; None: it was broken off, and its queries wait again."""
         with self._lock_here():
             self._flying.discard(flight)
-            throttled = outcome is not None and _throttled(outcome)
             now = terms.limiter.clock()
             for row, query in reversed(list(enumerate(flight.queries))):
                 if query.flight is not flight:
                     continue  # it was taken for lost, and another flight carries it
                 query.flight = None
-                if throttled:
-                    query.throttled_since = min(query.throttled_since, now)
-                patient = terms.max_retries > 0 and now - query.throttled_since <= terms.patience
-                if outcome is None or (throttled and patient):
-                    self._waiting.appendleft(query)
+                if outcome is None or self._again(query, row, outcome, terms, now):
+                    self._queue_again(query)
                 else:
                     query.outcome = _row(outcome, row, flight)
                     query.wake()
@@ -138,6 +136,7 @@ class Coalescer:
         with self._lock_here():
             if query.permit is not None:
                 terms.limiter.release(query.permit)
+            query.gone = True
             if query.outcome is None and query in self._waiting:
                 self._waiting.remove(query)
                 self._next(terms.limiter.clock())
@@ -150,6 +149,17 @@ class Coalescer:
             self._lock, self._pid = threading.Lock(), os.getpid()
             self._waiting, self._flying = deque(), set()
         return self._lock
+
+    def _again(self, query: Query, row: int, outcome: Outcome, terms: Terms, now: float) -> bool:
+        """Whether a query that was throttled is to be asked once more; what has its answer is not."""
+        if _settled(outcome, row) or outcome.stop is None or outcome.stop.verdict is not Verdict.THROTTLE:
+            return False
+        query.throttled_since = min(query.throttled_since, now)
+        return terms.max_retries > 0 and now - query.throttled_since <= terms.patience
+
+    def _queue_again(self, query: Query) -> None:
+        if not query.gone:
+            self._waiting.appendleft(query)
 
     def _take_off(self, query: Query, terms: Terms, loop: Loop | None, now: float) -> Flight:
         permit = query.permit
@@ -181,24 +191,34 @@ class Coalescer:
             terms.limiter.release(flight.permit)
             for query in reversed(flight.queries):
                 query.flight = None
-                self._waiting.appendleft(query)
+                self._queue_again(query)
 
 
-def _throttled(outcome: Outcome) -> bool:
-    return outcome.stop is not None and outcome.stop.verdict is Verdict.THROTTLE
+def _answered(outcome: Outcome, row: int) -> bool:
+    return outcome.dense[row] is not None or outcome.sparse[row] is not None
+
+
+def _settled(outcome: Outcome, row: int) -> bool:
+    """Whether this row has its vectors, or a refusal of its own."""
+    error = outcome.errors.get(row)
+    return _answered(outcome, row) or (error is not None and error is not outcome.stop)
 
 
 def _row(outcome: Outcome, row: int, flight: Flight) -> Outcome:
-    """One query's part of what came back. The first of a flight is billed the request, each its text."""
+    """One query's part of what came back. The first that was answered is billed the requests, each its text."""
     count = len(flight.queries)
-    share = outcome.tokens // count
+    answered = [i for i in range(count) if _answered(outcome, i)]
+    billed = answered or [0]  # a text of which pieces were answered before one was refused
     own = Outcome([outcome.dense[row]], [outcome.sparse[row]])
-    own.requests = outcome.requests if row == 0 else 0
-    own.tokens = share + (outcome.tokens - share * count if row == 0 else 0)
-    own.texts = 1 if outcome.requests else 0
     own.request_ids = list(outcome.request_ids)
+    if row in billed:
+        own.texts, own.tokens = min(1, len(answered)), outcome.tokens // len(billed)
+        if row == billed[0]:
+            own.requests = outcome.requests
+            own.texts += outcome.texts - len(answered)
+            own.tokens += outcome.tokens % len(billed)
     if (error := outcome.errors.get(row)) is not None:
         own.errors[0] = error.copy() if count > 1 else error
-    if outcome.stop is not None:
+    if outcome.stop is not None and not _settled(outcome, row):
         own.stop = own.errors.get(0) or outcome.stop.copy()
     return own

@@ -13,11 +13,12 @@ import functools
 import os
 import threading
 from collections import deque
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import wait
 from typing import TYPE_CHECKING, TypeVar
 
 from dashscope_embeddings.coalesce import Flight
 from dashscope_embeddings.exchange import GIVEN_UP, Outcome, Send, exchange
+from dashscope_embeddings.workers import Lock, Workers
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator
@@ -41,8 +42,9 @@ class Threads:
 
     def __init__(self, sessions: Sessions, most: int) -> None:
         self._sessions, self._most = sessions, most
-        self._lock = threading.Lock()
-        self._pool: tuple[int, ThreadPoolExecutor] | None = None
+        self._lock = Lock()
+        self._pool: tuple[int, Workers] | None = None
+        self._adrift: set[Future[Outcome]] = set()
 
     def window(
         self, flows: Iterator[tuple[T, Flow]], halt: threading.Event
@@ -76,9 +78,15 @@ class Threads:
         finally:
             halt.set()
             for _, future in window:
-                future.cancel()
+                if not future.cancel():
+                    self._adrift.add(future)
+                    future.add_done_callback(self._adrift.discard)
         if troubles:
             raise troubles[0]
+
+    def drain(self) -> None:
+        """Waits for what was under way when its caller left: none of it sends anything more."""
+        wait(tuple(self._adrift))
 
     def query(self, query: Query, waiting: Coalescer, terms: Terms) -> Outcome:
         """One query, alone or with others that wait: its own row."""
@@ -134,11 +142,11 @@ class Threads:
         finally:
             flow.close()
 
-    def _threads(self) -> ThreadPoolExecutor:
+    def _threads(self) -> Workers:
         """One pool a process: a forked child has none of its parent's threads."""
         with self._lock:
             if self._pool is None or self._pool[0] != os.getpid():
-                self._pool = os.getpid(), ThreadPoolExecutor(self._most, thread_name_prefix="dashscope")
+                self._pool = os.getpid(), Workers(self._most, "dashscope")
             return self._pool[1]
 
 

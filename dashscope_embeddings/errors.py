@@ -210,11 +210,11 @@ _WHOLE_REQUEST = (
     "output_type",
     "encoding_format",
 )
-_TOO_MANY_ROWS = re.compile(r"should not be larger than (\d+)")
-_TOO_LONG = re.compile(r"[Rr]ange of input length should be \[\d+, ?(\d+)\]")
+_TOO_MANY_ROWS = re.compile(r"should not be larger than (\d{1,9})(?!\d)")
+_TOO_LONG = re.compile(r"[Rr]ange of input length should be \[\d+, ?(\d{1,9})\]")
 
-_LONGEST_MESSAGE = 500
-_KEY = re.compile(r"(?<![\w-])sk-[\w-]+")
+_LONGEST_MESSAGE, _LONGEST_CODE = 500, 100
+_KEY = re.compile(r"(?<![A-Za-z0-9_-])sk-[A-Za-z0-9_-]+")
 """A service that is asked with a wrong key may repeat it."""
 _BY_STATUS: Mapping[int, tuple[type[ServiceError], Verdict]] = {
     400: (BadRequestError, Verdict.SPLIT),
@@ -248,16 +248,23 @@ def from_reply(refusal: Refusal) -> ServiceError:
             verdict, limit = Verdict.SHORTEN, int(found[1])
         elif refusal.code != "DataInspectionFailed" and any(p in refusal.message for p in _WHOLE_REQUEST):
             verdict = Verdict.STOP
-    words = _KEY.sub("sk-…", " ".join(refusal.message.split()))[:_LONGEST_MESSAGE] or "the reply says nothing more"
+    words = _shown(refusal.message, _LONGEST_MESSAGE) or "the reply says nothing more"
+    code = None if refusal.code is None else _KEY.sub("sk-…", refusal.code)
+    named = _shown(code or "", _LONGEST_CODE) or "(no code)"
     return kind(
-        f"the service answered {refusal.status} {refusal.code or '(no code)'}: {words}",
+        f"the service answered {refusal.status} {named}: {words}",
         status=refusal.status,
-        code=refusal.code,
+        code=code,
         request_id=refusal.request_id,
         retry_after=refusal.retry_after,
         verdict=verdict,
         limit=limit,
     )
+
+
+def _shown(words: str, most: int) -> str:
+    """In one line, not too long, and without what may be a key."""
+    return _KEY.sub("sk-…", " ".join(words.split()))[:most]
 
 
 def _classify(refusal: Refusal) -> tuple[type[ServiceError], Verdict]:

@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from collections.abc import Generator, Mapping, Sequence
     from pathlib import Path
 
+    from pydantic import SecretStr
+
     from dashscope_embeddings.lengths import Limits, LongText
     from dashscope_embeddings.limiter import Limiter, Permit
     from dashscope_embeddings.metering import OnRequest
@@ -88,6 +90,8 @@ class Failure:
     what: str
     retry: bool = True
     """False: trying again cannot help, as with a URL that no client can open."""
+    broken: bool = False
+    """A reply came, but cannot be read."""
 
 
 GIVEN_UP = Failure("not sent, because the job had failed elsewhere", retry=False)
@@ -120,6 +124,8 @@ class Terms:
     advice: str = ""
     """What to try when the key is refused: keys belong to one region."""
     on_request: OnRequest | None = None
+    key: SecretStr | None = None
+    """Hidden wherever the service repeats it."""
     proof: Proof = field(default_factory=Proof)
 
     @cached_property
@@ -260,11 +266,13 @@ def _read(answer: Answer, terms: Terms, count: int) -> Rows | DashScopeError:
         read = wire.read(terms.ask, answer, count)
     except BadReply as broken:
         return broken
-    return read if isinstance(read, Rows) else explained(read, terms.advice)
+    return read if isinstance(read, Rows) else explained(read, terms.advice, terms.key)
 
 
-def unanswered(failure: Failure, host: str) -> ConnectionFailed:
+def unanswered(failure: Failure, host: str) -> DashScopeError:
     """The error that a missing reply stands for."""
+    if failure.broken:
+        return BadReply(f"the reply cannot be read: {failure.what}")
     if failure is GIVEN_UP:
         return GivenUp(GIVEN_UP.what)
     error = ConnectionFailed(f"no answer from {host}: {failure.what}")
@@ -272,12 +280,18 @@ def unanswered(failure: Failure, host: str) -> ConnectionFailed:
     return error
 
 
-def explained(refusal: Refusal, advice: str) -> ServiceError:
-    """The error that a refusal stands for; with advice where the key may be another region's."""
+def explained(refusal: Refusal, advice: str, key: SecretStr | None) -> ServiceError:
+    """The error that a refusal stands for, without the key; with advice where that may be another region's."""
+    if key is not None and len(secret := key.get_secret_value()) >= _TELLING:
+        refusal = replace(refusal, message=refusal.message.replace(secret, "…"))
     error = from_reply(refusal)
     if isinstance(error, AuthenticationError):
         error.advise(advice)
     return error
+
+
+_TELLING = 8
+"""A shorter key may be part of any word."""
 
 
 # --- pauses ------------------------------------------------------------------------------------------------

@@ -41,8 +41,8 @@ class Halves:
             return self.client.embed(texts, text_type=role, progress=progress).dense
         try:
             both = self.client.embed(texts, text_type=role, output="dense&sparse", progress=progress)
-        except _ENDS as error:
-            raise _only(error, "dense") from None
+        except ENDS as error:
+            raise _only(_saved(error, memo, role, texts), "dense") from None
         memo.put("sparse", role, texts, both.sparse or [])
         return both.dense
 
@@ -55,8 +55,8 @@ class Halves:
             # Alone: in every store the dense half of documents was asked before.
             try:
                 fresh = self.client.embed([texts[i] for i in missed], text_type=role, output="sparse")
-            except _ENDS as error:
-                raise _renumbered(error, found, missed) from None
+            except ENDS as error:
+                raise _with_found(error, found, missed) from None
             _fill(found, missed, fresh)
         return found
 
@@ -77,7 +77,7 @@ class Halves:
         both = None
         try:
             both = _first(self.client.embed(text, text_type="query", output="dense&sparse"))
-        except _ENDS as error:
+        except ENDS as error:
             raise _only(error, half) from None
         finally:
             memo.land(("query", text), flight, both)
@@ -104,8 +104,8 @@ class Halves:
             return (await self.client.aembed(texts, text_type=role, progress=progress)).dense
         try:
             both = await self.client.aembed(texts, text_type=role, output="dense&sparse", progress=progress)
-        except _ENDS as error:
-            raise _only(error, "dense") from None
+        except ENDS as error:
+            raise _only(_saved(error, memo, role, texts), "dense") from None
         memo.put("sparse", role, texts, both.sparse or [])
         return both.dense
 
@@ -117,8 +117,8 @@ class Halves:
         if missed:
             try:
                 fresh = await self.client.aembed([texts[i] for i in missed], text_type=role, output="sparse")
-            except _ENDS as error:
-                raise _renumbered(error, found, missed) from None
+            except ENDS as error:
+                raise _with_found(error, found, missed) from None
             _fill(found, missed, fresh)
         return found
 
@@ -137,7 +137,7 @@ class Halves:
         both = None
         try:
             both = _first(await self.client.aembed(text, text_type="query", output="dense&sparse"))
-        except _ENDS as error:
+        except ENDS as error:
             raise _only(error, half) from None
         finally:
             memo.land(("query", text), flight, both)
@@ -185,7 +185,7 @@ def _fill(found: list[Any], missed: list[int], fresh: Embeddings) -> None:
         found[i] = vector
 
 
-_ENDS = (DashScopeError, *INTERRUPTIONS)
+ENDS = (DashScopeError, *INTERRUPTIONS)
 _End = TypeVar("_End", bound=BaseException)
 
 
@@ -196,13 +196,27 @@ def _only(end: _End, half: Half) -> _End:
     return end
 
 
-def _renumbered(end: _End, found: list[Any], missed: list[int]) -> _End:
-    """The end of a job over some of a caller's texts, in terms of all of them; what the memo held is not lost."""
+def _saved(end: _End, memo: Memo, role: TextType, texts: list[str]) -> _End:
+    """What is paid for of the other half is kept, as where all went well."""
+    for index, both in sorted(getattr(end, "partial", {}).items()):
+        memo.put("sparse", role, [texts[index]], [both.sparse])
+    return end
+
+
+def _with_found(end: _End, found: list[Any], missed: list[int]) -> _End:
+    """`renumbered`; what the memo held is not lost."""
+    renumbered(end, missed, len(found))
     kept = {index: vector for index, vector in enumerate(found) if vector is not None}
-    arrived = {missed[index]: vector for index, vector in getattr(end, "partial", {}).items()}
-    end.partial = kept | arrived  # type: ignore[attr-defined] # same
-    end.failed = [missed[index] for index in getattr(end, "failed", ())]  # type: ignore[attr-defined] # same
+    end.partial = kept | end.partial  # type: ignore[attr-defined] # as Assembly.salvage
+    return end
+
+
+def renumbered(end: _End, asked: list[int], total: int) -> _End:
+    """The end of a job over some of a caller's texts, `asked` by their positions, in terms of all of them."""
+    arrived = {asked[index]: vector for index, vector in getattr(end, "partial", {}).items()}
+    end.partial = arrived  # type: ignore[attr-defined] # as Assembly.salvage
+    end.failed = [asked[index] for index in getattr(end, "failed", ())]  # type: ignore[attr-defined] # same
     if isinstance(end, DashScopeError):
-        end.reasons = {missed[index]: reason for index, reason in end.reasons.items()}
-        end.about(sorted(end.reasons) or end.failed, len(found))
+        end.reasons = {asked[index]: reason for index, reason in end.reasons.items()}
+        end.about(sorted(end.reasons) or end.failed, total)
     return end

@@ -221,7 +221,8 @@ class Limiter:
             queue.leave(permit)
             self._tokens.take(permit, now)
             self._pace.send(permit, now, waited=permit.ticket != 0)
-            self._next = _resume(self._next, now) + permit.weight / rate
+            # A small request, where tokens are what is short, waits less: but never less than was given.
+            self._next = _resume(self._next, now) + max(permit.weight / rate, self._least_pause)
             return 0.0
 
     def settle(self, permit: Permit, tokens: int | None = None) -> None:
@@ -256,6 +257,10 @@ class Limiter:
         if permit.sent is None:
             (self._urgent if permit.urgent else self._patient).leave(permit)
         return over
+
+    @property
+    def _least_pause(self) -> float:
+        return 0.0 if self.requests_per_minute is None else 60.0 / (_MARGIN * self.requests_per_minute)
 
     def _rate(self, now: float) -> float:
         rate = self._pace.rate(now)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 from pydantic import AliasChoices, ConfigDict, Field, PrivateAttr, SecretStr, model_validator
@@ -15,10 +14,15 @@ except ImportError as missing:
     raise ImportError('LlamaIndex is not installed: pip install "dashscope-embeddings[llama-index]"') from missing
 
 from dashscope_embeddings.adapter import ClientFields, Sparse, listed, single
+from dashscope_embeddings.addresses import hidden, with_hidden_key
 from dashscope_embeddings.catalogue import DEFAULT_MODEL
 from dashscope_embeddings.errors import InvalidInput
+from dashscope_embeddings.halves import ENDS, renumbered
+from dashscope_embeddings.llama_index_ahead import ahead, drawn
 from dashscope_embeddings.llama_index_cache import PartedCache, namespace
-from dashscope_embeddings.llama_index_usage import billed
+from dashscope_embeddings.llama_index_names import DashScopeTextEmbeddingModels, DashScopeTextEmbeddingType
+from dashscope_embeddings.llama_index_usage import DashScopeUsageEvent, billed
+from dashscope_embeddings.progress import bar
 from dashscope_embeddings.vectors import TextType  # noqa: TC001 - pydantic reads it at run time
 
 if TYPE_CHECKING:
@@ -28,24 +32,16 @@ if TYPE_CHECKING:
 
     from dashscope_embeddings.vectors import SparseVector, Usage
 
+__all__ = [
+    "DashScopeEmbedding",
+    "DashScopeSparseEmbedding",
+    "DashScopeTextEmbeddingModels",
+    "DashScopeTextEmbeddingType",
+    "DashScopeUsageEvent",
+]
+
 _MOST_PER_CALL = 2048
 """The largest `embed_batch_size` that LlamaIndex allows: cutting is left to our own planner."""
-
-
-class DashScopeTextEmbeddingType(str, Enum):
-    """The roles, by the names of LlamaIndex's older integration."""
-
-    TEXT_TYPE_QUERY = "query"
-    TEXT_TYPE_DOCUMENT = "document"
-
-
-class DashScopeTextEmbeddingModels(str, Enum):
-    """Models, by the names of LlamaIndex's older integration."""
-
-    TEXT_EMBEDDING_V1 = "text-embedding-v1"
-    TEXT_EMBEDDING_V2 = "text-embedding-v2"
-    TEXT_EMBEDDING_V3 = "text-embedding-v3"
-    TEXT_EMBEDDING_V4 = "text-embedding-v4"
 
 
 class _AskedByUs:
@@ -77,8 +73,7 @@ class DashScopeEmbedding(ClientFields, BaseEmbedding):
         model_name: such as "text-embedding-v4"; `model` is the same.
         text_type: the role of texts, "document"; "query" for symmetric tasks. Queries are always queries.
         api_key: else `DASHSCOPE_API_KEY`, or a key file.
-        embed_batch_size: texts that LlamaIndex hands over at once. Best left alone: a small one makes it
-            hand them over one batch after the other.
+        embed_batch_size: at most so many texts a request, as `batch_size`; best left alone.
         **kwargs: settings of `EmbeddingClient` and fields of `BaseEmbedding`; anything else is an error.
     """
 
@@ -107,6 +102,7 @@ class DashScopeEmbedding(ClientFields, BaseEmbedding):
         embed_batch_size: int = _MOST_PER_CALL,
         **kwargs: Any,
     ) -> None:
+        api_key = hidden(api_key)
         kwargs.pop("class_name", None)
         if (model := kwargs.pop("model", None)) is not None:
             if model_name not in {None, model}:
@@ -140,7 +136,9 @@ class DashScopeEmbedding(ClientFields, BaseEmbedding):
         return settings | {
             "model": self.model_name,
             "api_key": self.api_key,
-            "batch_size": self.batch_size,
+            # Core would cut so, and ask one slice after the other. The largest, which is the default, means nothing.
+            "batch_size": self.batch_size or self.embed_batch_size % _MOST_PER_CALL or None,
+            "max_concurrency": min(self.max_concurrency, self.num_workers or self.max_concurrency),
             "rate_limiter": limiter.wrapped if isinstance(limiter, _AskedByUs) else limiter,
         }
 
@@ -188,7 +186,16 @@ class DashScopeEmbedding(ClientFields, BaseEmbedding):
     ) -> list[list[float]]:
         """Vectors of texts to be searched: shape (texts, dimensions), in the order of the texts."""
         with self._cached(self.text_type):
-            return super().get_text_embedding_batch(texts, show_progress, **kwargs)
+            if len(texts := listed(texts)) <= self.embed_batch_size:
+                return super().get_text_embedding_batch(texts, show_progress, **kwargs)
+            missing = self._not_cached(texts)
+            try:
+                with bar(len(missing), show=show_progress) as progress, billed(self.halves, self.text_type) as halves:
+                    vectors = halves.dense([texts[i] for i in missing], self.text_type, progress)
+            except ENDS as end:
+                raise renumbered(end, missing, len(texts)) from None
+            with ahead([texts[i] for i in missing], vectors):
+                return super().get_text_embedding_batch(texts, **kwargs)
 
     async def aget_text_embedding_batch(
         self,
@@ -198,7 +205,23 @@ class DashScopeEmbedding(ClientFields, BaseEmbedding):
     ) -> list[list[float]]:
         """`get_text_embedding_batch` on the running event loop."""
         with self._cached(self.text_type):
-            return await super().aget_text_embedding_batch(texts, show_progress, **kwargs)
+            if len(texts := listed(texts)) <= self.embed_batch_size:
+                return await super().aget_text_embedding_batch(texts, show_progress, **kwargs)
+            missing = self._not_cached(texts)
+            try:
+                with bar(len(missing), show=show_progress) as progress, billed(self.halves, self.text_type) as halves:
+                    vectors = await halves.adense([texts[i] for i in missing], self.text_type, progress)
+            except ENDS as end:
+                raise renumbered(end, missing, len(texts)) from None
+            with ahead([texts[i] for i in missing], vectors):
+                return await super().aget_text_embedding_batch(texts, **kwargs)
+
+    def _not_cached(self, texts: list[str]) -> list[int]:
+        """Positions of the texts that have to be asked for."""
+        cache = self.embeddings_cache
+        if cache is None:
+            return list(range(len(texts)))
+        return [i for i, text in enumerate(texts) if cache.get(key=text, collection="embeddings") is None]
 
     def to_payload(self) -> dict[str, Any]:
         """What events and callbacks may show: never the key."""
@@ -224,12 +247,16 @@ class DashScopeEmbedding(ClientFields, BaseEmbedding):
         return (await self._aget_text_embeddings([single(text)]))[0]
 
     def _get_text_embeddings(self, texts: list[str]) -> list[list[float]]:
+        if (found := drawn(texts := listed(texts))) is not None:
+            return found
         with billed(self.halves, self.text_type) as halves:
-            return halves.dense(listed(texts), self.text_type)
+            return halves.dense(texts, self.text_type)
 
     async def _aget_text_embeddings(self, texts: list[str]) -> list[list[float]]:
+        if (found := drawn(texts := listed(texts))) is not None:
+            return found
         with billed(self.halves, self.text_type) as halves:
-            return await halves.adense(listed(texts), self.text_type)
+            return await halves.adense(texts, self.text_type)
 
 
 class DashScopeSparseEmbedding(BaseSparseEmbedding):
@@ -265,6 +292,7 @@ class DashScopeSparseEmbedding(BaseSparseEmbedding):
         num_workers: int | None = None,
         **settings: Any,
     ) -> None:
+        settings = with_hidden_key(settings)
         sparse = Sparse(dense, **settings)
         super().__init__(
             model_name=sparse.halves.client.settings.model.name,

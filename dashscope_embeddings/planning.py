@@ -15,9 +15,13 @@ from dashscope_embeddings.errors import InvalidInput, describe
 from dashscope_embeddings.lengths import estimate, fitting
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
+    from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
+    from typing import TypeAlias
 
+    from dashscope_embeddings.errors import DashScopeError
     from dashscope_embeddings.lengths import Limits, LongText
+
+    Refused: TypeAlias = Callable[[int, DashScopeError], object]
 
 # --- refusing bad input ------------------------------------------------------------------------------------
 
@@ -82,26 +86,38 @@ def checked(texts: Iterable[str], limits: Limits, policy: LongText) -> list[str]
     return good
 
 
-def checking(texts: Iterable[str], limits: Limits, policy: LongText) -> Iterator[str]:
+def checking(
+    texts: Iterable[str], limits: Limits, policy: LongText, refused: Refused | None = None
+) -> Iterator[str | None]:
     """The texts one by one, for a source that may have no end.
 
+    `refused` is told of bad ones, in whose place comes None.
+
     Raises:
-        InvalidInput: at the first bad one.
+        InvalidInput: at the first bad one, where nobody wants to be told.
     """
     for index, text in enumerate(texts):
-        if said := complaint(text, limits, policy):
-            raise refusal({index: said})
-        yield text
+        yield _good(index, text, limits, policy, refused)
 
 
-async def achecking(texts: AsyncIterable[str], limits: Limits, policy: LongText) -> AsyncIterator[str]:
+async def achecking(
+    texts: AsyncIterable[str], limits: Limits, policy: LongText, refused: Refused | None = None
+) -> AsyncIterator[str | None]:
     """`checking` of an asynchronous source."""
     index = 0
     async for text in texts:
-        if said := complaint(text, limits, policy):
-            raise refusal({index: said})
-        yield text
+        yield _good(index, text, limits, policy, refused)
         index += 1
+
+
+def _good(index: int, text: str, limits: Limits, policy: LongText, refused: Refused | None) -> str | None:
+    said = complaint(text, limits, policy)
+    if said is None:
+        return text
+    if refused is None:
+        raise refusal({index: said})
+    refused(index, refusal({index: said}, "it was not sent"))
+    return None
 
 
 def refusal(complaints: dict[int, str], end: str = "the texts before it were sent") -> InvalidInput:
@@ -133,7 +149,7 @@ class Place:
     index: int
     """The text's position in the input."""
     parts: tuple[Part, ...]
-    """Rows of this batch or earlier ones; several where a long text was cut."""
+    """Rows of this batch or earlier ones; several where a long text was cut, none where it was refused."""
     repeated: bool = False
     """Whether another text holds the same rows already."""
 
@@ -179,9 +195,12 @@ class Plan:
         self._ready: list[Batch] = []
         self._count = 0
 
-    def add(self, text: str) -> list[Batch]:
-        """Takes the next text; gives the batches that are full with it."""
+    def add(self, text: str | None) -> list[Batch]:
+        """Takes the next text, or the gap where one was refused; gives the batches that are full with it."""
         index, self._count = self._count, self._count + 1
+        if text is None:
+            self._batch.places.append(Place(index, ()))
+            return self._given()
         known = self._seen.get(text)
         if known is not None and known[0].batch >= self._horizon():
             place = Place(index, known, repeated=True)
@@ -246,7 +265,7 @@ def _smallest(*values: int | None) -> int | None:
     return min((value for value in values if value is not None), default=None)
 
 
-def batches(texts: Iterable[str], plan: Plan) -> Iterator[Batch]:
+def batches(texts: Iterable[str | None], plan: Plan) -> Iterator[Batch]:
     """Reads no further ahead than the next batch.
 
     Raises:
@@ -261,7 +280,7 @@ def batches(texts: Iterable[str], plan: Plan) -> Iterator[Batch]:
     yield from plan.finish()
 
 
-async def abatches(texts: AsyncIterable[str], plan: Plan) -> AsyncIterator[Batch]:
+async def abatches(texts: AsyncIterable[str | None], plan: Plan) -> AsyncIterator[Batch]:
     """`batches` of an asynchronous source."""
     try:
         async for text in texts:

@@ -84,7 +84,7 @@ class Sessions:
         self.clock = Clock()
         self._root = "http://emulator" if settings.address.is_emulator else settings.address.root
         # Read once: httpx takes as long for it as for a tenth of a request.
-        self._url = httpx.URL(self._root + wire.path(settings.protocol))
+        self._url = _url(self._root + wire.path(settings.protocol))
         self._options = _options(settings)
         self._lock = threading.Lock()
         self._pid = os.getpid()
@@ -109,11 +109,11 @@ class Sessions:
     def send(self, step: Send) -> Reply | Failure:
         """One request on the caller's thread."""
         client = self._sync_client()
-        options = self._options if self._given.client is not None else {}
         try:
             if step.target is not None:
                 return transfer(client, self._root, step.target, step.body, self._options)
-            reply = client.post(self._url, content=step.body, **options)
+            # No variable holds the headers: an error that passes takes the frame's variables along.
+            reply = client.post(self._url, content=step.body, **self._to_a_given(client))
         except httpx.RequestError as error:
             return self._failure(error)
         return Reply(reply.status_code, reply.headers, reply.content)
@@ -140,9 +140,8 @@ class Sessions:
         if step.target is not None:
             return await asyncio.to_thread(self.send, step)
         client = (await self._of_loop()).client
-        options = self._options if self._given.async_client is not None else {}
         try:
-            reply = await client.post(self._url, content=step.body, **options)
+            reply = await client.post(self._url, content=step.body, **self._to_a_given(client))
         except httpx.RequestError as error:
             return self._failure(error)
         return Reply(reply.status_code, reply.headers, reply.content)
@@ -215,12 +214,27 @@ class Sessions:
             return {"transport": in_process().transport(), "limits": limits, **self._options}
         return {"limits": limits, **self._options}
 
+    def _to_a_given(self, client: Any) -> dict[str, Any]:
+        """What every request needs that our own clients have already."""
+        return self._options if client in (self._given.client, self._given.async_client) else {}
+
     def _failure(self, error: httpx.RequestError) -> Failure:
         if isinstance(error, httpx.TimeoutException):
             return Failure(f"nothing within {self._settings.timeout:g} s ({type(error).__name__})")
+        if isinstance(error, httpx.DecodingError):
+            return Failure(f"{type(error).__name__}: {error}", broken=True)
         hopeless = isinstance(error, (httpx.UnsupportedProtocol, httpx.LocalProtocolError))
         hopeless = hopeless or "CERTIFICATE_VERIFY_FAILED" in str(error)
         return Failure(f"{type(error).__name__}: {error}", retry=not hopeless)
+
+
+def _url(address: str) -> httpx.URL:
+    try:
+        url = httpx.URL(address)
+        url.host  # noqa: B018 - it is decoded when it is read, which may fail
+    except (httpx.InvalidURL, UnicodeError, ValueError) as error:
+        raise InvalidInput(f"base_url is no address that can be asked: {error}") from None
+    return url
 
 
 def _options(settings: Settings) -> dict[str, Any]:
@@ -233,9 +247,10 @@ def _options(settings: Settings) -> dict[str, Any]:
     if settings.address.workspace is not None:
         own["X-DashScope-WorkSpace"] = settings.address.workspace
     taken = {name.lower() for name in own}
-    users = {name: value for name, value in settings.headers if name.lower() not in taken}
+    users = {name: value.get_secret_value() for name, value in settings.headers if name.lower() not in taken}
     timeout = httpx.Timeout(settings.timeout, connect=min(settings.timeout, _CONNECT))
-    return {"headers": users | own, "timeout": timeout, "follow_redirects": False}
+    # Not a plain dict: its repr, in whatever frame an error passes, hides the key.
+    return {"headers": httpx.Headers(users | own), "timeout": timeout, "follow_redirects": False}
 
 
 _keepers: dict[httpx.AsyncClient, tuple[asyncio.AbstractEventLoop, AsyncGenerator[None, None]]] = {}

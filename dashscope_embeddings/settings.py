@@ -41,12 +41,13 @@ class Settings:
     tokens_per_request: int | None = None
     own_price: Price | None = None
     """In place of the list price."""
-    headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)
+    headers: tuple[tuple[str, SecretStr], ...] = field(default=(), repr=False)
 
     def __post_init__(self) -> None:
         _check_numbers(self)
         _check_protocol(self)
         _check_dimensions(self)
+        _check_headers(self)
 
     def ask(self, text_type: TextType, output: Output) -> Ask:
         """What every request of a call asks.
@@ -144,6 +145,20 @@ def _is_utf8(text: object) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+_HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
+_HEADER_VALUE = re.compile(r"(?:[\x21-\x7e](?:[\t\x20-\x7e]*[\x21-\x7e])?)?")
+
+
+def _check_headers(settings: Settings) -> None:
+    for name, value in settings.headers:
+        if not _HEADER_NAME.fullmatch(name):
+            raise InvalidInput(f"default_headers: {name!r} is no name of a header")
+        if not _HEADER_VALUE.fullmatch(value.get_secret_value()):
+            raise InvalidInput(
+                f"default_headers: the value of {name!r} must be printable ASCII without blanks around it"
+            )
 
 
 def _check_dimensions(settings: Settings) -> None:

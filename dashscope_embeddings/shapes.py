@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import ConfigDict, TypeAdapter, with_config
+from pydantic import ConfigDict, Field, TypeAdapter, with_config
 from typing_extensions import NotRequired, TypedDict
 
 if TYPE_CHECKING:
@@ -67,12 +67,15 @@ class _CompatibleReply(TypedDict):
 # Typed to the last number, strict and finite, which is quicker than looking at the numbers afterwards. Whatever
 # does not fit goes the slow way, which says what is wrong with it.
 _FINITE = ConfigDict(strict=True, allow_inf_nan=False)
+LARGEST = 3.4028234e38
+"""What float32 can hold, in which vectors are made and kept."""
+_Float = Annotated[float, Field(ge=-LARGEST, le=LARGEST)]
 
 
 @with_config(_FINITE)
 class _UsualNativeRow(TypedDict):
     text_index: int
-    embedding: list[float]
+    embedding: list[_Float]
 
 
 @with_config(_FINITE)
@@ -92,7 +95,7 @@ class _UsualNative(TypedDict):
 @with_config(_FINITE)
 class _UsualCompatibleRow(TypedDict):
     index: int
-    embedding: list[float]
+    embedding: list[_Float]
 
 
 @with_config(_FINITE)

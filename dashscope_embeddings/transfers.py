@@ -25,24 +25,31 @@ def transfer(client: Any, root: str, target: Target, body: bytes, options: dict[
         httpx.RequestError: no reply came, or not all of it.
         OSError: a file cannot be read or written.
     """
-    headers = dict(options["headers"])
-    how: dict[str, Any] = {**options, "headers": headers}
+    headers, patience = httpx.Headers(options["headers"]), options["timeout"]
     if target.upload is None:
-        return _asked(client, root, target, how, content=body or None)
+        return _asked(client, root, target, headers, patience, content=body or None)
     del headers["Content-Type"]  # a form has its own
-    before = options["timeout"]
+    patience = httpx.Timeout(max(_PATIENCE, patience.read or 0.0), connect=patience.connect)
     with target.upload.open("rb") as file:
-        how["timeout"] = httpx.Timeout(max(_PATIENCE, before.read or 0.0), connect=before.connect)
         files = {"file": (target.upload.name, file)}
-        return _asked(client, root, target, how, content=None, data=dict(target.fields), files=files)
+        return _asked(client, root, target, headers, patience, data=dict(target.fields), files=files)
 
 
-def _asked(client: Any, root: str, target: Target, how: dict[str, Any], **what: Any) -> Reply:
-    with client.stream(target.method, root + target.path, **how, **what) as reply:
+def _asked(
+    client: Any, root: str, target: Target, headers: httpx.Headers, patience: httpx.Timeout, **what: Any
+) -> Reply:
+    # Not built by the client, which would add its own headers: a form would go as JSON.
+    request = httpx.Request(
+        target.method, root + target.path, headers=headers, extensions={"timeout": patience.as_dict()}, **what
+    )
+    reply = client.send(request, stream=True, follow_redirects=False)
+    try:
         if target.into is None or not reply.is_success:
             return Reply(reply.status_code, reply.headers, reply.read())
         _write(reply, target.into)
         return Reply(reply.status_code, reply.headers, b"")
+    finally:
+        reply.close()
 
 
 def _write(reply: httpx.Response, into: Path) -> None:

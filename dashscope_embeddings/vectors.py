@@ -104,8 +104,11 @@ class Usage:
         )
 
     def __str__(self) -> str:
+        if not self.requests:
+            return "nothing billed"
         cost = "cost unknown" if self.cost is None else str(self.cost)
-        return f"{self.requests} requests, {self.texts} texts, {self.tokens} tokens, {cost}"
+        counts = {"request": self.requests, "text": self.texts, "token": self.tokens}
+        return ", ".join([*(f"{n:,} {name}{'' if n == 1 else 's'}" for name, n in counts.items()), cost])
 
 
 def _add_costs(one: Usage, other: Usage) -> Cost | None:

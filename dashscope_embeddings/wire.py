@@ -12,13 +12,14 @@ import math
 import sys
 from array import array
 from dataclasses import dataclass, replace
+from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import from_json, to_json
 
 from dashscope_embeddings.errors import BadReply, Refusal
-from dashscope_embeddings.shapes import COMPATIBLE, NATIVE, USUAL, Billed, Weight
+from dashscope_embeddings.shapes import COMPATIBLE, LARGEST, NATIVE, USUAL, Billed, Weight
 from dashscope_embeddings.vectors import Output, SparseVector, TextType
 
 if TYPE_CHECKING:
@@ -121,6 +122,7 @@ def read(ask: Ask, reply: Reply, count: int) -> Rows | Refusal:
 
 
 _OK = 200
+_NO_SUCCESS = 300
 
 
 def _usual(ask: Ask, reply: Reply, count: int) -> Rows | None:
@@ -206,8 +208,8 @@ def _floats(value: Any) -> list[float]:
         floats = list(map(float, value))
     except OverflowError:
         floats = [math.inf]
-    if not math.isfinite(math.hypot(*floats)):
-        raise BadReply("the reply has a vector with a number that is not finite")
+    if not math.hypot(*floats) <= LARGEST:
+        raise BadReply("the reply has a vector with a number that is not finite, or too large for float32")
     return floats
 
 
@@ -241,14 +243,30 @@ def _sparse(weights: list[Weight] | None) -> SparseVector:
     )
 
 
+_MOST_TOKENS = 2**53
+"""No bill is that long; JSON's whole numbers have no end."""
+
+
 def _tokens(usage: Billed | None) -> int | None:
     if usage is None:
         return None
     total = usage.get("total_tokens")
-    return total if total is not None else usage.get("prompt_tokens")
+    tokens = total if total is not None else usage.get("prompt_tokens")
+    return tokens if tokens is not None and 0 <= tokens < _MOST_TOKENS else None
 
 
 # --- refusals ---------------------------------------------------------------------------------------------
+
+
+def refusal(reply: Reply) -> Refusal | None:
+    """What a reply of any other endpoint refuses; None: it is a success, or no JSON."""
+    try:
+        content = from_json(reply.body)
+    except ValueError:
+        content = None
+    if _OK <= reply.status < _NO_SUCCESS and not _says_error(content):
+        return None
+    return _refusal(reply, content)
 
 
 def _refusal(reply: Reply, content: Any) -> Refusal:
@@ -284,4 +302,14 @@ def _retry_after(headers: Mapping[str, str]) -> float | None:
             continue
         if math.isfinite(seconds) and seconds >= 0:
             return seconds
-    return None
+    return _until(headers.get("retry-after"), headers.get("date"))
+
+
+def _until(moment: str | None, now: str | None) -> float | None:
+    """Seconds to a moment that a gateway names as a date, by the gateway's own clock."""
+    if not moment or not now:
+        return None
+    try:
+        return max(0.0, (parsedate_to_datetime(moment) - parsedate_to_datetime(now)).total_seconds())
+    except (ValueError, TypeError):  # no dates; with and without a time zone
+        return None

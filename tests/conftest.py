@@ -20,6 +20,19 @@ if TYPE_CHECKING:
     from dashscope_embeddings.emulator.server import Server
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Nothing asks the real service unless it is told to."""
+    parser.addoption("--live", action="store_true", help="ask the real service, which needs a key and bills")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Tests of the real service are left out where nobody asked for them."""
+    if not config.getoption("--live"):
+        live = [item for item in items if item.get_closest_marker("live") is not None]
+        config.hook.pytest_deselected(items=live)
+        items[:] = [item for item in items if item not in live]
+
+
 @pytest.fixture(autouse=True)
 def clean_environment(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """No `DASHSCOPE_*` variable, no key file, and nothing that the process learned in an earlier test."""

@@ -59,7 +59,7 @@ def test_0_all_embedded(tmp_path: Path) -> None:
     assert [row.text for row in read(tmp_path / "out.jsonl")] == TEXTS
     assert all(row.sparse is not None for row in read(tmp_path / "out.jsonl"))
     again = offline(str(source), "-o", "out.jsonl", "--kind", "dense&sparse")
-    assert "95 vectors, 0 texts embedded now (0 requests" in again.stdout
+    assert "95 vectors, 0 texts embedded now (nothing billed" in again.stdout
     assert "all runs together: 10 requests, 95 texts" in again.stdout
     assert in_process().billed_texts == 95
 

@@ -179,6 +179,22 @@ def test_throttles_may_come_with_a_header_or_without_a_body() -> None:
     assert (refused.status_code, refused.headers["retry-after"], refused.content) == (429, "2.5", b"")
 
 
+def test_throttles_may_name_milliseconds_and_failures_seconds() -> None:
+    refused = native(Emulator(faults=[faults.Throttle(retry_after_ms=1500)]), "x")
+    assert (refused.headers["retry-after-ms"], "retry-after" in refused.headers) == ("1500", False)
+    failed = native(Emulator(faults=[faults.Status(503, body="html", retry_after=30)]), "x")
+    assert (failed.status_code, failed.headers["retry-after"]) == (503, "30")
+
+
+def test_compressed_replies_may_be_cut_off_or_corrupt() -> None:
+    emulator = Emulator(faults=[faults.Gzip("cut"), faults.Gzip("corrupt")])
+    with pytest.raises(json.JSONDecodeError):
+        native(emulator, "x").json()
+    with pytest.raises(httpx.DecodingError):
+        native(emulator, "x")
+    assert emulator.billed_requests == 2
+
+
 def test_a_redirect_names_its_place() -> None:
     moved = native(Emulator(faults=[faults.Redirect("http://there.invalid/x")]), "x")
     assert (moved.status_code, moved.headers["location"]) == (307, "http://there.invalid/x")

@@ -18,7 +18,7 @@ EMULATOR = "emulator"
 # Each stage may lead only to stages before it; not through modules that are not named here either.
 ROAD = (
     {"vectors", "errors"},
-    {"catalogue", "shapes", "memo"},
+    {"catalogue", "shapes", "memo", "workers"},
     {"wire", "lengths", "throttles", "metering"},
     {"pace", "addresses"},
     {"limiter"},

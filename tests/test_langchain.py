@@ -255,8 +255,7 @@ def test_nothing_waits_for_the_rate_limiter_to_be_sent_after_the_key_was_refused
         embeddings = DashScopeEmbeddings(api_key=KEY, http_client=client, rate_limiter=Slow(), max_concurrency=2)
         with pytest.raises(AuthenticationError):
             embeddings.embed_documents(TEXTS_25)
-        _, pool = embeddings.client._threads._pool or pytest.fail("no thread was used")
-        pool.shutdown(wait=True)
+        embeddings.client.drain()
     assert service.requests == 1
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from langchain_core.embeddings import Embeddings
 from llama_index.core.base.embeddings.base import BaseEmbedding
+from pydantic import SecretStr
 
 from dashscope_embeddings import EmbeddingClient
 from dashscope_embeddings.langchain import DashScopeEmbeddings
@@ -24,6 +25,9 @@ TWINS = [
     (EmbeddingClient, "close", "aclose"),
     (DashScopeEmbeddings, "embed_documents", "aembed_documents"),
     (DashScopeEmbeddings, "embed_query", "aembed_query"),
+    (DashScopeEmbedding, "get_query_embedding", "aget_query_embedding"),
+    (DashScopeEmbedding, "get_text_embedding", "aget_text_embedding"),
+    (DashScopeEmbedding, "get_text_embedding_batch", "aget_text_embedding_batch"),
     (DashScopeEmbedding, "_get_query_embedding", "_aget_query_embedding"),
     (DashScopeEmbedding, "_get_text_embedding", "_aget_text_embedding"),
     (DashScopeEmbedding, "_get_text_embeddings", "_aget_text_embeddings"),
@@ -136,4 +140,4 @@ def test_region_and_workspace_reach_the_client(adapter: type[ClientFields]) -> N
     made = adapter.model_validate({"region": "ap-southeast-1", "workspace": "ws-1", "api_key": "sk-x"})
     assert made.client.settings.address.host == "ws-1.ap-southeast-1.maas.aliyuncs.com"
     headers = adapter.model_validate({"api_key": "sk-x", "default_headers": {"x-tenant": "42"}})
-    assert headers.client.settings.headers == (("x-tenant", "42"),)
+    assert headers.client.settings.headers == (("x-tenant", SecretStr("42")),)

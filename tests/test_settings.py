@@ -344,4 +344,4 @@ def test_neither_repr_nor_str_shows_the_key() -> None:
 
 
 def test_neither_repr_nor_str_shows_the_headers() -> None:
-    assert KEY not in repr(settings(headers=(("X-Gateway-Key", KEY),)))
+    assert KEY not in repr(settings(headers=(("X-Gateway-Key", SecretStr(KEY)),)))

@@ -10,10 +10,19 @@ for row in corpus.read("vectors.parquet"):
 from __future__ import annotations
 
 from dashscope_embeddings.corpus.asking import Progress
+from dashscope_embeddings.corpus.batch_files import (
+    batch_cancel,
+    batch_client,
+    batch_fetch,
+    batch_run,
+    batch_status,
+    batch_submit,
+)
+from dashscope_embeddings.corpus.batch_shapes import BatchEstimate, BatchFile, BatchProgress, BatchSummary
+from dashscope_embeddings.corpus.intake import OnBadInput
 from dashscope_embeddings.corpus.outputs import Vector, read
 from dashscope_embeddings.corpus.run import (
     Estimate,
-    OnBadInput,
     Summary,
     embed_corpus,
     estimate_corpus,
@@ -22,11 +31,21 @@ from dashscope_embeddings.corpus.run import (
 )
 
 __all__ = [
+    "BatchEstimate",
+    "BatchFile",
+    "BatchProgress",
+    "BatchSummary",
     "Estimate",
     "OnBadInput",
     "Progress",
     "Summary",
     "Vector",
+    "batch_cancel",
+    "batch_client",
+    "batch_fetch",
+    "batch_run",
+    "batch_status",
+    "batch_submit",
     "embed_corpus",
     "estimate_corpus",
     "ledger_beside",

@@ -106,9 +106,11 @@ class Asking:
             tell(0)
         except DashScopeError as error:
             for index, vectors in error.partial.items():
-                self._take(index, _embedding(index, vectors))
+                self._take(index, embedding_of(index, vectors))
             raise
         finally:
+            # What is under way is paid for: it belongs into the ledger, although the caller interrupts.
+            self._client.drain()
             if self._trouble:
                 raise self._trouble[0]
             self._ledger.settle()
@@ -135,7 +137,7 @@ class Asking:
         for row, text in enumerate(texts):
             dense, sparse = outcome.dense[row], outcome.sparse[row]
             if (dense is not None or sparse is not None) and (key := self._unkept.pop(text, None)) is not None:
-                paid[key] = _packed(dense, sparse)
+                paid[key] = packed(dense, sparse)
         with self._lock:
             self._requests += outcome.requests
             self._texts += outcome.texts
@@ -145,7 +147,7 @@ class Asking:
     def _take(self, index: int, embedding: Embedding) -> None:
         key, text = self._fed.pop(index)
         if self._unkept.pop(text, None) is not None:
-            self._keep({key: _packed(embedding.dense, embedding.sparse)})
+            self._keep({key: packed(embedding.dense, embedding.sparse)})
 
     def _keep(self, paid: dict[int, Vectors], requests: int = 0, texts: int = 0, tokens: int = 0) -> None:
         """A ledger that fails ends the run, but not before what is in flight has landed."""
@@ -180,7 +182,8 @@ def usage_of(client: EmbeddingClient, requests: int, texts: int, tokens: int) ->
     return Usage(requests, tokens, texts, None if price is None else price.of(tokens))
 
 
-def _packed(dense: list[float] | None, sparse: SparseVector | None) -> Vectors:
+def packed(dense: list[float] | None, sparse: SparseVector | None) -> Vectors:
+    """Vectors as the ledger keeps them."""
     return Vectors(
         # Three times as fast as the array module, and as a format of a fixed byte order.
         None if dense is None else struct.pack(f"{len(dense)}f", *dense),
@@ -189,7 +192,7 @@ def _packed(dense: list[float] | None, sparse: SparseVector | None) -> Vectors:
     )
 
 
-def _embedding(index: int, vectors: Any) -> Embedding:
+def embedding_of(index: int, vectors: Any) -> Embedding:
     """An error's partial result, which has the shape of the asked output."""
     if isinstance(vectors, Embedding):
         return vectors

@@ -22,7 +22,7 @@ from dashscope_embeddings.errors import BadReply, InvalidInput
 from dashscope_embeddings.lengths import estimate
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from typing_extensions import Self
@@ -62,7 +62,7 @@ class Ledger:
         self._name = name
         self._lock = threading.RLock()
         self._next = 1
-        self._numbers = True
+        self.numbers = True
         """Whether all ids of the input are whole numbers: then they come out as such."""
         self._width = 0
         """Bytes of a dense vector; 0: not known yet."""
@@ -114,8 +114,12 @@ class Ledger:
 
     @contextlib.contextmanager
     def transaction(self, *, keep: bool = True) -> Iterator[None]:
-        """All or nothing; `keep=False`: nothing, whatever happens."""
+        """All or nothing, with a transaction around it if there is one; `keep=False`: nothing, whatever happens."""
         with self._lock:
+            within = self._sql.in_transaction
+            if within:
+                yield
+                return
             self._sql.execute("BEGIN IMMEDIATE")
             try:
                 yield
@@ -124,6 +128,16 @@ class Ledger:
             finally:
                 if self._sql.in_transaction:
                     self._sql.execute("ROLLBACK")
+
+    def sql(self, statement: str, values: Sequence[Any] = ()) -> list[Any]:
+        """One statement on tables that others keep here: all rows of its result."""
+        with self._lock:
+            return self._sql.execute(statement, values).fetchall()
+
+    def sqls(self, statement: str, rows: Iterable[Sequence[Any]]) -> None:
+        """The same statement for many rows."""
+        with self._lock:
+            self._sql.executemany(statement, rows)
 
     def _commit(self) -> None:
         self._sql.execute("COMMIT")
@@ -136,21 +150,22 @@ class Ledger:
     # --- the input ----------------------------------------------------------------------------------------
 
     def begin(self, terms: Mapping[str, Any], *, again: bool) -> None:
-        """Forgets the input of the run before; `again`: refused texts are to be asked once more.
-
-        Raises:
-            InvalidInput: vectors on these terms do not mix with those that are here.
-        """
-        self._agree(terms)
+        """Forgets the input of the run before; `again`: refused texts are to be asked once more."""
+        self.agree(terms)
         for table in ("items", "bad", "pending"):
             self._sql.execute(f"DELETE FROM {table}")  # noqa: S608 - our own names
         if again:
             self._sql.execute("UPDATE texts SET reply = NULL WHERE reply = ?", (_REJECTED,))
             self._sql.execute("DELETE FROM rejects")
         (last,) = self._sql.execute("SELECT max(key) FROM texts").fetchone()
-        self._next, self._numbers = (last or 0) + 1, True
+        self._next, self.numbers = (last or 0) + 1, True
 
-    def _agree(self, terms: Mapping[str, Any]) -> None:
+    def agree(self, terms: Mapping[str, Any]) -> None:
+        """Notes what all vectors have in common.
+
+        Raises:
+            InvalidInput: vectors on these terms do not mix with those that are here.
+        """
         known = {name: json.loads(value) for name, value in self._sql.execute("SELECT name, value FROM terms")}
         if known.get("long_text") == "error":
             known["long_text"] = terms["long_text"]  # so far only whole texts were embedded
@@ -178,7 +193,7 @@ class Ledger:
                 new.append((self._next, digest))
                 self._next += 1
             key, is_open = known[digest]
-            self._numbers &= not isinstance(record_id, str)
+            self.numbers &= not isinstance(record_id, str)
             rows.append((seq, None if record_id is None else str(record_id), place, key, text if with_text else None))
             if is_open:
                 pending.append((key, text, estimate(text)))
@@ -338,4 +353,4 @@ class Ledger:
     def _named(self, seq: int, record_id: str | None) -> int | str:
         if record_id is None:
             return seq
-        return int(record_id) if self._numbers else record_id
+        return int(record_id) if self.numbers else record_id

@@ -47,9 +47,11 @@ class Fields:
 
     def __post_init__(self) -> None:
         try:
+            # What is no encoding of text, as base64 is, fails here as well.
+            "".encode(self.encoding)
             object.__setattr__(self, "encoding", codecs.lookup(self.encoding).name)
-        except LookupError:
-            raise InvalidInput(f"encoding={self.encoding!r}: Python knows no such encoding") from None
+        except (LookupError, ValueError):
+            raise InvalidInput(f"encoding={self.encoding!r}: Python knows no such encoding of text") from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,6 +285,9 @@ def _parquet(source: Source, fields: Fields) -> Iterator[Record]:
             if lacking := [name for name in wanted if name not in names]:
                 yield Record(f"{source}:1", None, None, _lacks(lacking[0], names))
                 return
+            if doubled := [name for name in wanted if names.count(name) > 1]:
+                yield Record(f"{source}:1", None, None, f"has more than one column {doubled[0]!r}")
+                return
             number = 0
             for rows in file.iter_batches(batch_size=_ROWS, columns=list(dict.fromkeys(wanted))):
                 texts, ids = rows[fields.text], rows[fields.id] if fields.id is not None else None
@@ -298,3 +303,5 @@ def _of_cells(place: str, text: Any, found_id: Any) -> Record:
         return Record(place, text.as_py(), None if found_id is None else found_id.as_py())
     except UnicodeDecodeError:
         return Record(place, None, None, "holds bytes that are not UTF-8")
+    except (OverflowError, ValueError):
+        return Record(place, None, None, "holds a value that Python has no type for")

@@ -5,32 +5,27 @@ Bad input is found before anything is spent. Each of the three steps can be cut 
 
 from __future__ import annotations
 
-import contextlib
 import itertools
-import sqlite3
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING
 
 from pydantic_core import to_json
 
-from dashscope_embeddings.corpus import outputs, readers
+from dashscope_embeddings.corpus import intake, outputs, readers
 from dashscope_embeddings.corpus.asking import Asking, usage_of
-from dashscope_embeddings.corpus.ledger import Ledger
-from dashscope_embeddings.corpus.rows import Item
 from dashscope_embeddings.errors import InvalidInput
-from dashscope_embeddings.vectors import Cost, Output
+from dashscope_embeddings.vectors import Cost
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable
 
     from dashscope_embeddings.client import EmbeddingClient
     from dashscope_embeddings.corpus.asking import Progress
-    from dashscope_embeddings.corpus.readers import Fields, Format, Record, Source
-    from dashscope_embeddings.vectors import TextType, Usage
-
-OnBadInput = Literal["fail", "skip"]
-"""What to do about a record that holds no usable text."""
+    from dashscope_embeddings.corpus.intake import OnBadInput
+    from dashscope_embeddings.corpus.ledger import Ledger
+    from dashscope_embeddings.corpus.readers import Format
+    from dashscope_embeddings.vectors import Output, TextType, Usage
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,24 +120,20 @@ def embed_corpus(  # noqa: PLR0913 - every one a thing that a corpus may need; k
         ImportError: Parquet without pyarrow.
     """
     output = Path(output)
-    fields, terms = readers.Fields(text_field, id_field, encoding), _terms(client, text_type, kind)
-    sources = _sources(inputs, format, output, on_bad_input)
+    fields, terms = readers.Fields(text_field, id_field, encoding), intake.terms(client, text_type, kind, "real-time")
+    sources = intake.sources(inputs, format, output, on_bad_input)
     outputs.check(output, kind)
     if output.exists() and not ledger_beside(output).exists():
         raise InvalidInput(f"{output} is there, but not its ledger: move it away, or write to another output")
-    with _opened(ledger_beside(output)) as ledger:
+    with intake.opened(ledger_beside(output)) as ledger:
         with ledger.transaction():
             ledger.begin(terms, again=retry_rejected)
-            _take_in(ledger, sources, fields, skip=on_bad_input == "skip", with_text=with_text)
+            intake.take_in(ledger, sources, fields, skip=on_bad_input == "skip", with_text=with_text)
         asking = Asking(ledger, client, text_type, kind, stop)
         asking.run(progress)
         counts = ledger.counts()
         if finished := not counts.pending:
-            width = ledger.width or client.settings.ask(text_type, kind).width
-            model, rows = client.settings.model.name, counts.items - counts.rejected
-            about = outputs.About(model, width if "dense" in kind else None, text_type, kind, with_text, rows)
-            outputs.write(output, ledger.rows(), about)
-            _write_rejects(ledger, rejects_beside(output))
+            write_output(ledger, output, client, text_type, kind, with_text=with_text)
         return Summary(
             texts=counts.items,
             embedded=asking.embedded,
@@ -176,12 +167,12 @@ def estimate_corpus(  # noqa: PLR0913 - as embed_corpus
     """
     beside = None if output is None else ledger_beside(Path(output))
     fields = readers.Fields(text_field, id_field, encoding)
-    sources = _sources(inputs, format, Path(output or "."), on_bad_input)
+    sources = intake.sources(inputs, format, Path(output or "."), on_bad_input)
     scratch = beside is None or not beside.exists()
-    terms = _terms(client, text_type, kind)
-    with _opened(None if scratch else beside) as ledger, ledger.transaction(keep=False):
+    terms = intake.terms(client, text_type, kind, "real-time")
+    with intake.opened(None if scratch else beside) as ledger, ledger.transaction(keep=False):
         ledger.begin(terms, again=retry_rejected)
-        _take_in(ledger, sources, fields, skip=on_bad_input == "skip", with_text=False)
+        intake.take_in(ledger, sources, fields, skip=on_bad_input == "skip", with_text=False)
         counts = ledger.counts()
     tokens = round(counts.tokens)
     price = client.settings.price
@@ -192,6 +183,21 @@ def estimate_corpus(  # noqa: PLR0913 - as embed_corpus
     return Estimate(counts.items, counts.pending, tokens, counts.bad, real_time, batch)
 
 
+# --- the output ---------------------------------------------------------------------------------------------
+
+
+def write_output(  # noqa: PLR0913 - what a file says of its vectors
+    ledger: Ledger, output: Path, client: EmbeddingClient, text_type: TextType, kind: Output, *, with_text: bool
+) -> None:
+    """Writes all vectors, and names all records that have none."""
+    counts = ledger.counts()
+    width = ledger.width or client.settings.ask(text_type, kind).width
+    model, rows = client.settings.model.name, counts.items - counts.rejected
+    about = outputs.About(model, width if "dense" in kind else None, text_type, kind, with_text, rows)
+    outputs.write(output, ledger.rows(), about)
+    _write_rejects(ledger, rejects_beside(output))
+
+
 def ledger_beside(output: Path) -> Path:
     """Where the ledger of an output is."""
     return output.with_name(f"{output.name}.ledger")
@@ -200,125 +206,6 @@ def ledger_beside(output: Path) -> Path:
 def rejects_beside(output: Path) -> Path:
     """Where records without vectors are named."""
     return output.with_name(f"{output.name}.rejects.jsonl")
-
-
-# --- what a run agrees on ----------------------------------------------------------------------------------
-
-
-def _terms(client: EmbeddingClient, text_type: TextType, kind: Output) -> dict[str, Any]:
-    """What two vectors must have in common to stand in one output."""
-    if kind not in get_args(Output):
-        raise InvalidInput(f'kind={kind!r}: expected "dense", "sparse" or "dense&sparse"')
-    settings = client.settings
-    ask = settings.ask(text_type, kind)
-    place = settings.address
-    return {
-        "model": ask.model,
-        "dimension": ask.width,
-        "role": text_type,
-        "kind": kind,
-        "instruct": ask.instruct,
-        "protocol": ask.protocol,
-        "long_text": settings.long_text,
-        # A region's hosts serve the same models; of another region, or an emulator, that is not known.
-        "service": place.region.id if place.region else place.host,
-    }
-
-
-def _sources(
-    inputs: str | Path | Iterable[str | Path], form: Format | None, output: Path, on_bad_input: str
-) -> list[Source]:
-    if on_bad_input not in get_args(OnBadInput):
-        raise InvalidInput(f'on_bad_input={on_bad_input!r}: expected "fail" or "skip"')
-    return readers.find([inputs] if isinstance(inputs, (str, Path)) else inputs, form, output=output)
-
-
-@contextlib.contextmanager
-def _opened(path: Path | None) -> Iterator[Ledger]:
-    try:
-        ledger = Ledger.open(path)
-        try:
-            yield ledger
-        finally:
-            ledger.close()
-    except sqlite3.Error as error:
-        raise OSError(f"the ledger {path or ''} cannot go on: {error}") from error
-
-
-# --- taking the input in -----------------------------------------------------------------------------------
-
-_CHUNK = 400
-"""Records that go to the ledger at once: SQLite's older versions take 999 values a statement."""
-_MOST_NAMED = 20
-_WIDEST = 2**63
-
-
-def _take_in(ledger: Ledger, sources: list[Source], fields: Fields, *, skip: bool, with_text: bool) -> None:
-    """Reads all input into the ledger.
-
-    Raises:
-        InvalidInput: names the bad records, up to some; not where they are to be skipped.
-    """
-    bad: dict[int, str] = {}
-
-    def refuse(seq: int, place: str, record_id: object, reason: str) -> None:
-        if skip:
-            ledger.note_bad(seq, place, None if record_id is None else str(record_id), reason)
-            return
-        bad[seq] = f"{place}: {reason}"
-        if len(bad) >= _MOST_NAMED:
-            raise _bad_input(bad, more=True)
-
-    found = itertools.chain.from_iterable(readers.records(source, fields) for source in sources)
-    numbered = enumerate(found)
-    while chunk := list(itertools.islice(numbered, _CHUNK)):
-        items = []
-        for seq, record in chunk:
-            if (reason := _problem(record, fields)) is None:
-                items.append(Item(seq, record.id, record.place, record.text))
-            else:
-                refuse(seq, record.place, record.id, reason)
-        for item, earlier in ledger.add(items, with_text=with_text):
-            refuse(item.seq, item.place, item.id, f"has the id {item.id!r}, which {earlier} has already")
-    if bad:
-        raise _bad_input(bad)
-
-
-def _problem(record: Record, fields: Fields) -> str | None:
-    """What is wrong with a record; how long its text may be is the service's matter."""
-    if record.problem is not None:
-        return record.problem
-    return _text_problem(record.text, fields) or (None if fields.id is None else _id_problem(record.id))
-
-
-def _text_problem(text: object, fields: Fields) -> str | None:
-    if text is None:
-        return f"has nothing in the field {fields.text!r}"
-    if not isinstance(text, str):
-        return f"its text is of type {type(text).__name__}, not a string"
-    if not text.strip():
-        return "its text is empty or blank, which the service refuses"
-    if readers.undecodable(text):
-        return "its text holds a lone surrogate, which UTF-8 cannot carry"
-    return None
-
-
-def _id_problem(found: object) -> str | None:
-    if isinstance(found, str):
-        return None if found.strip() and not readers.undecodable(found) else "its id is blank or cannot be written"
-    if isinstance(found, int) and not isinstance(found, bool) and -_WIDEST <= found < _WIDEST:
-        return None
-    kind = "nothing" if found is None else type(found).__name__
-    return f"its id must be a string or a whole number of 64 bits, not {kind}"
-
-
-def _bad_input(bad: dict[int, str], *, more: bool = False) -> InvalidInput:
-    said = [bad[seq] for seq in sorted(bad)]
-    also = f" (and {'at least ' if more else ''}{len(said) - 1} more)" if len(said) > 1 else ""
-    error = InvalidInput(f"{said[0]}{also}; nothing was sent. Mend it, or skip such records")
-    error.failed = sorted(bad)
-    error.reasons = {seq: bad[seq] for seq in sorted(bad)}
-    return error
 
 
 def _write_rejects(ledger: Ledger, path: Path) -> None:

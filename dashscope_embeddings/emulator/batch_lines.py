@@ -102,7 +102,7 @@ def _errors(lines: Lines, endpoint: str, settings: BatchSettings, models: Mappin
             continue
         try:
             line = lines[index]
-        except ValueError:
+        except (ValueError, RecursionError):
             line = None
         if not isinstance(line, dict):
             yield error_of("invalid_json_line", "This line is not parseable as valid JSON.", None, number)

@@ -152,6 +152,6 @@ def object_of(body: bytes) -> dict[str, Any] | None:
     """The JSON object in a body, None where there is no such."""
     try:
         value = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None

@@ -1,0 +1,295 @@
+"""The commands `batch …`: a corpus at half the price, submitted, watched, fetched and cancelled."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from dashscope_embeddings import corpus
+from dashscope_embeddings.catalogue import DEFAULT_MODEL
+from dashscope_embeddings.client import EmbeddingClient
+from dashscope_embeddings.errors import DashScopeError, InvalidInput
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from dashscope_embeddings.corpus import BatchEstimate, BatchProgress, BatchSummary
+
+FAILED, USAGE, REJECTED = 1, 2, 3
+"""Exit codes, as those of `embed`; 1 also while batches are under way."""
+
+_Inputs = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="INPUT...",
+        show_default=False,
+        help=".txt (a text a line), .jsonl, .csv, .tsv, .parquet, folders, globs, or - for standard input.",
+    ),
+]
+_Output = Annotated[
+    Path, typer.Option("--output", "-o", help="Where to: .parquet, .jsonl or .npy.", show_default=False)
+]
+_TextField = Annotated[str, typer.Option(help="Field or column that holds the text.")]
+_IdField = Annotated[
+    str | None, typer.Option(help="The one that holds a unique id.", show_default="position in the input")
+]
+_Format = Annotated[
+    str | None,
+    typer.Option("--format", help="txt, jsonl, csv, tsv or parquet.", show_default="by each file's ending"),
+]
+_Encoding = Annotated[str, typer.Option(help="Of text files, such as gb18030.")]
+_OnBadInput = Annotated[str, typer.Option(help="fail: before anything is spent; skip: name it in the rejects.")]
+_WithText = Annotated[bool, typer.Option("--with-text", help="Put the texts into the output as well.")]
+_Model = Annotated[str, typer.Option(help="See the command models.")]
+_Dimensions = Annotated[int | None, typer.Option(min=1, show_default="the model's", help="Floats in a vector.")]
+_LongText = Annotated[str, typer.Option(help="error (rejects it), truncate or average.")]
+_BatchSize = Annotated[int | None, typer.Option(min=1, show_default="the model's", help="Texts in a line.")]
+_Region = Annotated[str | None, typer.Option(help="Documented for cn-beijing alone.", show_default="cn-beijing")]
+_Workspace = Annotated[str | None, typer.Option(help="Its own host is asked.")]
+_BaseUrl = Annotated[str | None, typer.Option(help="Another address; emulator for none.")]
+_Retry = Annotated[bool, typer.Option("--retry-rejected", help="Ask again for what the service refused before.")]
+_Window = Annotated[str, typer.Option(help="How long it may take: 24h to 336h, or 1d to 14d.")]
+_Name = Annotated[str | None, typer.Option(help="For the service's console, at most 100 characters.")]
+_Description = Annotated[str | None, typer.Option(help="The same, at most 200.")]
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_show_locals=False,
+    help="Embed files at half the price, within a day or days, through the service's Batch files.",
+)
+
+
+@app.command()
+def submit(  # noqa: PLR0913 - one for each option
+    inputs: _Inputs,
+    *,
+    output: _Output,
+    text_field: _TextField = "text",
+    id_field: _IdField = None,
+    form: _Format = None,
+    encoding: _Encoding = "utf-8",
+    on_bad_input: _OnBadInput = "fail",
+    with_text: _WithText = False,
+    model: _Model = DEFAULT_MODEL,
+    dimensions: _Dimensions = None,
+    long_text: _LongText = "error",
+    batch_size: _BatchSize = None,
+    region: _Region = None,
+    workspace: _Workspace = None,
+    base_url: _BaseUrl = None,
+    retry_rejected: _Retry = False,
+    window: _Window = "24h",
+    name: _Name = None,
+    description: _Description = None,
+) -> None:
+    """Submit all texts of some files; `batch fetch` brings the vectors, on another machine too.
+
+    OUTPUT.ledger is all that is needed from then on. Texts that are paid for, or under way, are not sent again.
+
+    Exit codes: as those of `batch run`; 1 while anything is under way.
+    """
+    how = _given(text_field, id_field, form, encoding, on_bad_input, with_text, retry_rejected)
+    how |= {"window": window, "name": name, "description": description, "before": _say_estimate}
+    with _telling(output), _stop_signals() as stop:
+        client = _client(model, dimensions, long_text, batch_size, region, workspace, base_url)
+        found = corpus.batch_submit(inputs, output, client=client, progress=_say, stop=stop, **how)
+        _say_summary(found, output)
+
+
+@app.command()
+def run(  # noqa: PLR0913 - one for each option
+    inputs: _Inputs,
+    *,
+    output: _Output,
+    text_field: _TextField = "text",
+    id_field: _IdField = None,
+    form: _Format = None,
+    encoding: _Encoding = "utf-8",
+    on_bad_input: _OnBadInput = "fail",
+    with_text: _WithText = False,
+    model: _Model = DEFAULT_MODEL,
+    dimensions: _Dimensions = None,
+    long_text: _LongText = "error",
+    batch_size: _BatchSize = None,
+    region: _Region = None,
+    workspace: _Workspace = None,
+    base_url: _BaseUrl = None,
+    retry_rejected: _Retry = False,
+    window: _Window = "24h",
+    name: _Name = None,
+    description: _Description = None,
+    poll: Annotated[
+        float | None, typer.Option(min=0.1, metavar="SECONDS", show_default="30, growing to 120", help="Between looks.")
+    ] = None,
+) -> None:
+    """Submit, wait, fetch, and submit what failed once more, until all is embedded; it may take days.
+
+    Exit codes: 0 all embedded, 1 failed, stopped or still under way (run it again to go on), 2 wrong use or bad
+    input, 3 some texts were rejected or skipped (OUTPUT.rejects.jsonl).
+    """
+    how = _given(text_field, id_field, form, encoding, on_bad_input, with_text, retry_rejected)
+    how |= {"window": window, "name": name, "description": description, "before": _say_estimate, "poll": poll}
+    with _telling(output), _stop_signals() as stop:
+        client = _client(model, dimensions, long_text, batch_size, region, workspace, base_url)
+        _say_summary(corpus.batch_run(inputs, output, client=client, progress=_say, stop=stop, **how), output)
+
+
+@app.command()
+def status(*, output: _Output, region: _Region = None, workspace: _Workspace = None, base_url: _BaseUrl = None) -> None:
+    """Ask how far all batches are; fetch and change nothing."""
+    with _telling(output):
+        client = corpus.batch_client(output, region=region, workspace=workspace, base_url=base_url)
+        found = corpus.batch_status(output, client=client)
+        for file in found.files:
+            done = "" if file.completed is None else f", {file.completed:,} lines done, {file.failed or 0:,} failed"
+            told = f"{file.batch_id or 'not created yet'} {file.status or file.state}"
+            fetched = ", fetched" if file.state == "closed" else ""
+            typer.echo(f"file {file.number}: {told}, {file.texts:,} texts in {file.lines:,} lines{done}{fetched}")
+        if output.exists() and not found.pending and not found.under_way:
+            typer.echo(f"all is done: {output}")
+            return
+        _say_summary(found, output)
+
+
+@app.command()
+def fetch(
+    *,
+    output: _Output,
+    retry: Annotated[bool, typer.Option(help="Submit what failed once more.")] = True,
+    region: _Region = None,
+    workspace: _Workspace = None,
+    base_url: _BaseUrl = None,
+) -> None:
+    """Bring what is done; with the last of it, write the output. Needs the ledger, but not the input.
+
+    Exit codes: as those of `batch run`; 1 while anything is under way.
+    """
+    with _telling(output), _stop_signals() as stop:
+        client = corpus.batch_client(output, region=region, workspace=workspace, base_url=base_url)
+        _say_summary(corpus.batch_fetch(output, client=client, retry=retry, progress=_say, stop=stop), output)
+
+
+@app.command()
+def cancel(*, output: _Output, region: _Region = None, workspace: _Workspace = None, base_url: _BaseUrl = None) -> None:
+    """Stop all batches; what was done by then is billed, and `batch fetch` brings it."""
+    with _telling(output):
+        client = corpus.batch_client(output, region=region, workspace=workspace, base_url=base_url)
+        found = corpus.batch_cancel(output, client=client, progress=_say)
+        typer.echo(f"{found.under_way:,} texts were under way; what was done of them is billed: fetch it")
+
+
+# --- what they share ---------------------------------------------------------------------------------------
+
+
+def _given(*values: Any) -> dict[str, Any]:
+    names = ("text_field", "id_field", "format", "encoding", "on_bad_input", "with_text", "retry_rejected")
+    return dict(zip(names, values, strict=True))
+
+
+def _client(*values: Any) -> EmbeddingClient:
+    names = ("model", "dimensions", "long_text", "batch_size", "region", "workspace", "base_url")
+    return EmbeddingClient(**dict(zip(names, values, strict=True)), protocol="openai")
+
+
+@contextlib.contextmanager
+def _telling(output: Path) -> Iterator[None]:
+    """Errors in a line, with the exit code that they stand for."""
+    try:
+        yield
+    except InvalidInput as error:
+        for said in list(error.reasons.values())[1:]:
+            typer.echo(said, err=True)
+        _fail(str(error), USAGE)
+    except ImportError as missing:
+        _fail(str(missing), USAGE)
+    except (DashScopeError, OSError) as error:
+        _fail(
+            f"{error}\nWhat was submitted, and what was fetched, is in {corpus.ledger_beside(output)}; the same "
+            "command goes on. Batches under way go on being billed unless `batch cancel` stops them.",
+            FAILED,
+        )
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    Console(stderr=True, highlight=False).print(Text(message, "red"), soft_wrap=True)
+    raise typer.Exit(code)
+
+
+def _say(now: BatchProgress) -> None:
+    typer.echo(now.said, err=True)
+
+
+def _say_estimate(found: BatchEstimate) -> None:
+    typer.echo(f"{found.texts:,} texts, of which {found.pending:,} are to be submitted (equal ones once)")
+    if found.skipped:
+        typer.echo(f"{found.skipped:,} records are no usable texts and are skipped")
+    if not found.pending:
+        return
+    typer.echo(f"about {found.tokens:,} tokens, by a rule of thumb that may be a third off, in {found.files:,} files")
+    typer.echo(f"list price, Batch files: {found.cost or 'not known'}")
+    typer.echo(
+        "Batch lines carry no role. Which one the service gives them is not documented (an assumption says document, "
+        "one measurement query): `dashscope-embeddings check` measures it with your key."
+    )
+    if not found.documented:
+        typer.echo("Batch files for embeddings are documented for Beijing only: expect a refusal here.")
+
+
+def _say_summary(found: BatchSummary, output: Path) -> None:
+    if found.finished:
+        rows = found.texts - found.rejected
+        typer.echo(f"{output}: {rows:,} vectors, {found.embedded:,} texts fetched now ({found.usage})")
+        if found.spent != found.usage:
+            typer.echo(f"all calls together: {found.spent}")
+        if found.rejects is not None:
+            typer.echo(f"{found.rejected:,} rejected, {found.skipped:,} skipped: see {found.rejects}")
+            raise typer.Exit(REJECTED)
+        return
+    said = [f"{found.embedded:,} texts fetched now ({found.usage}), {found.pending:,} without vectors yet"]
+    if found.stopped:
+        said.append("stopped: what is submitted stays submitted; the same command goes on")
+    if found.under_way:
+        said.append(
+            f"{found.under_way:,} texts are under way: `batch fetch -o {output}` brings them. They go on being billed "
+            f"unless `batch cancel -o {output}` stops them"
+        )
+    if found.given_up:
+        said.append(
+            f"{found.given_up:,} texts failed too often, or were cancelled or refused with their file: `batch submit` "
+            "or `batch run` tries them again"
+        )
+    elif not found.under_way and found.pending and not found.stopped:
+        said.append("nothing is under way: `batch fetch`, or `batch submit` with the inputs, goes on")
+    _fail("\n".join(said), FAILED)
+
+
+@contextlib.contextmanager
+def _stop_signals() -> Iterator[threading.Event]:
+    """An event that the first Ctrl-C or SIGTERM sets; a second one ends it at once, which loses nothing either."""
+    stopped = threading.Event()
+    names = (signal.SIGINT, signal.SIGTERM)
+    before: dict[signal.Signals, Any] = {name: signal.getsignal(name) for name in names}
+
+    def restore() -> None:
+        for name, handler in before.items():
+            signal.signal(name, handler)
+
+    def stop(*_: object) -> None:
+        stopped.set()
+        restore()
+        typer.echo("stopping; what is submitted stays submitted", err=True)
+
+    handler: Callable[..., None] = stop
+    for name in names:
+        signal.signal(name, handler)
+    try:
+        yield stopped
+    finally:
+        restore()
