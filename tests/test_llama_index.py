@@ -207,7 +207,7 @@ def test_what_has_the_wrong_shape_is_refused_unsent(emulator: Emulator, served: 
     with pytest.raises(InvalidInput, match="expected a list of texts"):
         embedding._get_text_embeddings(wrong)  # type: ignore[arg-type] # that is the point
     with pytest.raises(InvalidInput, match="expected one text"):
-        embedding.get_query_embedding(["abc"])
+        embedding.get_query_embedding(["abc"])  # type: ignore[arg-type] # that is the point
     with pytest.raises(InvalidInput, match="text 1 is empty"):
         embedding.get_text_embedding_batch(["a", " "])
     assert emulator.requests == 0

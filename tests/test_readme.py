@@ -104,7 +104,8 @@ def test_an_errors_example_is_what_it_says(name: str) -> None:
 
 def test_links_inside_the_page_lead_somewhere() -> None:
     for name, page in PAGES.items():
-        heads = {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in re.findall(r"^#+ (.*)$", page, re.M)}
+        titles = re.findall(r"^#+ (.*)$", page, re.MULTILINE)
+        heads = {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
         assert {link for link in re.findall(r"\]\(#([^)]+)\)", page) if link not in heads} == set(), name
-        files = [link for link in re.findall(r"\]\((?!https?:|#)([^)#]+)\)", page)]
+        files = re.findall(r"\]\((?!https?:|#)([^)#]+)\)", page)
         assert [file for file in files if not (ROOT / file).exists()] == []
