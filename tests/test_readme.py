@@ -93,9 +93,10 @@ def test_every_error_that_is_raised_has_its_example() -> None:
     assert [row[0] for row in re.findall(r"^\| `([A-Z]\w+)` \| (.*?) \|", README, re.MULTILINE)] == list(PROVOKED)
 
 
+@pytest.mark.parametrize("page", PAGES)
 @pytest.mark.parametrize("name", PROVOKED)
-def test_an_errors_example_is_what_it_says(name: str) -> None:
-    examples = dict(re.findall(r"^\| `([A-Z]\w+)` \| (.*?) \|", README, re.MULTILINE))
+def test_an_errors_example_is_what_it_says(name: str, page: str) -> None:
+    examples = dict(re.findall(r"^\| `([A-Z]\w+)` \| (.*?) \|", PAGES[page], re.MULTILINE))
     with pytest.raises(getattr(dashscope_embeddings, name)) as caught:
         PROVOKED[name]()
     assert type(caught.value).__name__ == name
