@@ -78,7 +78,12 @@ def test_a_corpus_goes_out_and_comes_back_joined_by_name(
     created = next(one.body for one in service.asked if one.method == "POST" and one.path.endswith("/batches"))
     assert (created["endpoint"], created["metadata"]) == ("/v1/embeddings", {"ds_name": "a corpus"})
     assert all(30 <= wait <= 120 for wait in clock.waits)
-    assert sorted(path.name for path in output.parent.iterdir()) == ["in.txt", "out.jsonl", "out.jsonl.ledger"]
+    assert sorted(path.name for path in output.parent.iterdir()) == [
+        "in.txt",
+        "out.jsonl",
+        "out.jsonl.ledger",
+        "out.jsonl.ledger-vectors",
+    ]
 
 
 def test_submitted_fetched_on_another_machine_after_the_input_changed(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import array
 import contextlib
+import errno
 import itertools
 import os
 import sqlite3
@@ -28,6 +29,7 @@ from dashscope_embeddings import (
 )
 from dashscope_embeddings.corpus.ledger import Ledger
 from dashscope_embeddings.corpus.rows import Vectors
+from dashscope_embeddings.corpus.vector_file import VectorFile
 from dashscope_embeddings.emulator import Emulator, faults
 
 if TYPE_CHECKING:
@@ -323,7 +325,7 @@ def test_a_reply_is_in_the_ledger_before_a_slower_one_arrives(tmp_path: Path, mo
 
     def noted(self: Ledger, row: Any) -> None:
         append(self, row)
-        kept.append(list(array.array("q", row[0])))
+        kept.append(list(array.array("q", row[1])))
         if len(kept) == 2:
             later.set()
 
@@ -426,17 +428,32 @@ def test_while_an_output_is_replaced_it_is_the_old_or_the_new_one(ending: str, t
     assert emulator.billed_texts == len(TEXTS)
 
 
-def test_a_full_disk_is_an_error_that_can_be_gone_on_from(
-    source: Path, output: Path, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("owner", "name", "trouble"),
+    [
+        (Ledger, "_append", sqlite3.OperationalError("database or disk is full")),
+        (VectorFile, "append", OSError(errno.ENOSPC, "No space left on device")),
+    ],
+    ids=["rows", "vectors"],
+)
+def test_a_full_disk_is_an_error_that_can_be_gone_on_from(  # noqa: PLR0913, PLR0917 - what is full, and fixtures
+    owner: Any,
+    name: str,
+    trouble: Exception,
+    source: Path,
+    output: Path,
+    emulator: Emulator,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    append = Ledger._append
+    append, calls = getattr(owner, name), itertools.count(1)
 
-    def full(self: Ledger, row: Any) -> None:
-        self._sql.execute("PRAGMA max_page_count=30")
-        append(self, row)
+    def full(self: Any, row: Any) -> Any:
+        if next(calls) > 2:
+            raise trouble
+        return append(self, row)
 
-    monkeypatch.setattr(Ledger, "_append", full)
-    with pytest.raises(OSError, match=r"the ledger .*cannot go on: database or disk is full"):
+    monkeypatch.setattr(owner, name, full)
+    with pytest.raises(OSError, match=r"disk is full|No space left"):
         embed(emulator, source, output, settings={"max_concurrency": 2, "dimensions": 1024})
     monkeypatch.undo()
     lost = emulator.billed_texts
@@ -490,3 +507,36 @@ def test_progress_counts_up_to_all_texts_and_what_they_cost(source: Path, output
     assert (last.done, last.total, last.rejected) == (95, 95, 1)
     assert last.usage == summary.usage
     assert (last.usage.texts, last.usage.tokens) == (emulator.billed_texts, emulator.billed_tokens)
+
+
+# --- the file of vectors -----------------------------------------------------------------------------------
+
+
+def test_vectors_that_a_power_failure_took_are_asked_for_again(source: Path, output: Path, emulator: Emulator) -> None:
+    """Rows that were committed, and vectors that never reached the disk: the checksum tells."""
+    emulator.faults = [faults.Drop(match="number 70", every=1)]
+    with pytest.raises(ConnectionFailed):
+        embed(emulator, source, output, settings={"max_concurrency": 1, "max_retries": 0})
+    paid = emulator.billed_texts
+    with contextlib.closing(sqlite3.connect(corpus.ledger_beside(output))) as ledger, ledger:
+        # As a process leaves it that has no time to settle.
+        ledger.execute("UPDATE indexed SET reply = 0")
+        ledger.execute("UPDATE texts SET reply = NULL, slot = NULL")
+    vectors = output.with_name(f"{output.name}.ledger-vectors")
+    torn = vectors.read_bytes()
+    vectors.write_bytes(torn[: 10 * DIMENSIONS * 4] + bytes(100) + torn[10 * DIMENSIONS * 4 + 100 :])
+    emulator.faults = []
+    summary = embed(emulator, source, output)
+    assert summary.finished
+    assert emulator.billed_texts == len(TEXTS) + 10
+    assert paid < len(TEXTS)
+    assert summary.spent.texts == emulator.billed_texts
+    assert [row.dense for row in read(output)] == [expected(emulator, text) for text in TEXTS]
+
+
+def test_a_ledger_without_its_vectors_says_what_is_missing(source: Path, output: Path, emulator: Emulator) -> None:
+    embed(emulator, source, output)
+    output.with_name(f"{output.name}.ledger-vectors").unlink()
+    with pytest.raises(InvalidInput, match="put it back beside"):
+        embed(emulator, source, output)
+    assert emulator.billed_texts == len(TEXTS)

@@ -2,7 +2,8 @@
 
 The output is made from it, and can be made again. A process may be killed at any instruction: a transaction is
 there as a whole or not at all, and each reply is committed before the next request of its thread is sent. The
-write-ahead log is not synced at each commit: a power failure may take the last replies, never the rest.
+write-ahead log is not synced at each commit: a power failure may take the last replies, never the rest. Dense vectors
+are in a file of their own, `{ledger}-vectors`.
 """
 
 from __future__ import annotations
@@ -15,9 +16,12 @@ import itertools
 import json
 import sqlite3
 import threading
+import zlib
 from typing import TYPE_CHECKING, Any
 
-from dashscope_embeddings.corpus.rows import Counts, Row, Vectors
+from dashscope_embeddings.corpus.rows import Counts, Row, Vectors, parted
+from dashscope_embeddings.corpus.schema import configure, prepare
+from dashscope_embeddings.corpus.vector_file import VectorFile, vectors_beside
 from dashscope_embeddings.errors import BadReply, InvalidInput
 from dashscope_embeddings.lengths import estimate
 
@@ -29,37 +33,19 @@ if TYPE_CHECKING:
 
     from dashscope_embeddings.corpus.rows import Item
 
-_VERSION = 1
 _REJECTED = -1
 """In place of the number of a reply."""
 _LOADED = 64
 """Replies that are held while the output is written: neighbours in the input came in the same one."""
-_PAGES = 16384
-"""Of 4 KB: how long the write-ahead log grows before it is synced and moved into the file."""
-
-_SCHEMA = """
-CREATE TABLE terms (name TEXT PRIMARY KEY, value TEXT NOT NULL);
-CREATE TABLE texts (key INTEGER PRIMARY KEY, hash BLOB NOT NULL UNIQUE, reply INTEGER, slot INTEGER);
-CREATE TABLE replies (
-    reply INTEGER PRIMARY KEY, keys BLOB NOT NULL, requests INTEGER NOT NULL, texts INTEGER NOT NULL,
-    tokens INTEGER NOT NULL, dense BLOB, sparse_counts BLOB, sparse_indices BLOB, sparse_values BLOB
-);
-CREATE TABLE indexed (reply INTEGER NOT NULL);
-CREATE TABLE rejects (key INTEGER PRIMARY KEY, reason TEXT NOT NULL, code TEXT, request_id TEXT);
-CREATE TABLE items (seq INTEGER PRIMARY KEY, id TEXT UNIQUE, place TEXT NOT NULL, key INTEGER NOT NULL, text TEXT);
-CREATE TABLE bad (seq INTEGER PRIMARY KEY, place TEXT NOT NULL, id TEXT, reason TEXT NOT NULL);
-CREATE TABLE pending (key INTEGER PRIMARY KEY, text TEXT NOT NULL, tokens REAL NOT NULL);
-"""
-# texts, replies and rejects stay from run to run; items, bad and pending are the input of one. Paying appends
-# one row to replies and does nothing else; where each text's vectors are is written to texts later, by `_index`.
 
 
 class Ledger:
     """The ledger of one output. Methods may be called from any thread; one process holds it at a time."""
 
-    def __init__(self, connection: sqlite3.Connection, name: str) -> None:
+    def __init__(self, connection: sqlite3.Connection, path: Path | None) -> None:
         self._sql = connection
-        self._name = name
+        self._path, self._name = path, str(path or "")
+        self._dense = VectorFile(None)
         self._lock = threading.RLock()
         self._next = 1
         self.numbers = True
@@ -75,40 +61,51 @@ class Ledger:
             InvalidInput: it belongs to another run that is at work, or is none.
         """
         name = str(path or "")
-        connection = sqlite3.connect(name, timeout=1.0, isolation_level=None, check_same_thread=False)
-        found = cls(connection, name)
+        found = cls(sqlite3.connect(name, timeout=1.0, isolation_level=None, check_same_thread=False), path)
         try:
-            for pragma in ("cache_size=-16000", "locking_mode=EXCLUSIVE", "synchronous=NORMAL"):
-                connection.execute(f"PRAGMA {pragma}")
-            connection.execute("PRAGMA journal_mode=WAL")
-            connection.execute(f"PRAGMA wal_autocheckpoint={_PAGES}")
             found._begin()
         except sqlite3.DatabaseError as error:
-            connection.close()
+            found.close()
             if "locked" in str(error):
                 raise InvalidInput(f"another run is at work on this output: it holds {name}") from error
             if "not a database" in str(error):
                 raise InvalidInput(f"{name} is no ledger of this package: move it away") from error
             raise
         except BaseException:
-            connection.close()
+            found.close()
             raise
         return found
 
     def _begin(self) -> None:
+        configure(self._sql)
         with self.transaction():
-            (version,) = self._sql.execute("PRAGMA user_version").fetchone()
-            if version not in {0, _VERSION}:
-                raise InvalidInput(f"{self._name} was written by another version of this package ({version})")
-            if version == 0:
-                for statement in _SCHEMA.split(";"):
-                    self._sql.execute(statement)
-                self._sql.execute(f"PRAGMA user_version={_VERSION}")
+            prepare(self._sql, self._name)
+            self._open_vectors()
             self._index()
             first = self._sql.execute(
-                "SELECT length(dense) * 8 / length(keys) FROM replies WHERE length(keys) AND dense NOT NULL LIMIT 1"
+                "SELECT dense_size * 8 / length(keys) FROM replies WHERE length(keys) AND dense_size NOT NULL LIMIT 1"
             ).fetchone()
             self._width = first[0] if first else 0
+
+    def _open_vectors(self) -> None:
+        """What came after the ledger was last settled is compared with its checksum."""
+        self._dense = VectorFile(None if self._path is None else vectors_beside(self._path))
+        one = self._sql.execute
+        (end,) = one("SELECT max(dense_at + dense_size) FROM replies WHERE reply <= ?", (self._indexed(),)).fetchone()
+        if end is not None and end > self._dense.size:
+            raise InvalidInput(f"{self._name}-vectors is not as it was left: put it back beside {self._name}")
+        new = one(
+            "SELECT reply, dense_at, dense_size, dense_sum FROM replies WHERE reply > ? AND dense_at NOT NULL",
+            (self._indexed(),),
+        )
+        lost = [(reply,) for reply, *where in new if not self._dense.holds(*where)]
+        # Billed, but to be asked for again.
+        clear = "UPDATE replies SET keys = x'', dense_at = NULL, dense_size = NULL WHERE reply = ?"
+        self._sql.executemany(clear, lost)
+
+    def _indexed(self) -> int:
+        (last,) = self._sql.execute("SELECT coalesce(max(reply), 0) FROM indexed").fetchone()
+        return int(last)
 
     # --- transactions -------------------------------------------------------------------------------------
 
@@ -146,6 +143,7 @@ class Ledger:
         """Lets other runs have it."""
         with self._lock:
             self._sql.close()
+            self._dense.close()
 
     # --- the input ----------------------------------------------------------------------------------------
 
@@ -206,14 +204,7 @@ class Ledger:
         ids = [str(item.id) for item in items if item.id is not None]
         marks = ",".join("?" * len(ids))
         found = self._sql.execute(f"SELECT id, place FROM items WHERE id IN ({marks})", ids)  # noqa: S608 - only question marks
-        places: dict[str, str] = dict(found.fetchall())
-        good, doubled = [], []
-        for item in items:
-            if item.id is None or (place := places.setdefault(str(item.id), item.place)) is item.place:
-                good.append(item)
-            else:
-                doubled.append((item, place))
-        return good, doubled
+        return parted(items, dict(found.fetchall()))
 
     def note_bad(self, seq: int, place: str, record_id: str | None, reason: str) -> None:
         """A record that was left out."""
@@ -254,12 +245,14 @@ class Ledger:
         """
         dense = [found.dense for found in paid.values() if found.dense is not None]
         sparse = [found for found in paid.values() if found.sparse_indices is not None]
+        floats = b"".join(dense)
         row = (
             array.array("q", paid).tobytes(),
             requests,
             texts,
             tokens,
-            b"".join(dense) if dense else None,
+            len(floats) or None,
+            zlib.crc32(floats),
             array.array("q", (len(found.sparse_indices or b"") for found in sparse)).tobytes() if sparse else None,
             b"".join(found.sparse_indices or b"" for found in sparse) if sparse else None,
             b"".join(found.sparse_values or b"" for found in sparse) if sparse else None,
@@ -269,13 +262,13 @@ class Ledger:
             if len(widths | ({self._width} - {0})) > 1:
                 raise BadReply(f"dense vectors of different widths: {sorted(widths)} bytes, before {self._width}")
             self._width = max(widths, default=self._width)
-            self._append(row)
+            self._append((self._dense.append(floats) if floats else None, *row))
 
     def _append(self, row: tuple[bytes | int | None, ...]) -> None:
         """A transaction of one statement."""
         self._sql.execute(
-            "INSERT INTO replies (keys, requests, texts, tokens, dense, sparse_counts, sparse_indices, "
-            "sparse_values) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            "INSERT INTO replies (dense_at, keys, requests, texts, tokens, dense_size, dense_sum, sparse_counts, "
+            "sparse_indices, sparse_values) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             row,
         )
 
@@ -293,12 +286,15 @@ class Ledger:
 
     def _index(self) -> None:
         """Notes where the vectors of each text are, for the replies that came since this was last done."""
-        (last,) = self._sql.execute("SELECT coalesce(max(reply), 0) FROM indexed").fetchone()
+        last, (newest,) = self._indexed(), self._sql.execute("SELECT coalesce(max(reply), 0) FROM replies").fetchone()
+        if newest == last:
+            return
+        self._dense.sync()
         for reply, keys in self._sql.execute("SELECT reply, keys FROM replies WHERE reply > ?", (last,)):
             slots = [(reply, slot, key) for slot, key in enumerate(array.array("q", keys))]
             self._sql.executemany("UPDATE texts SET reply = ?, slot = ? WHERE key = ?", slots)
         self._sql.execute("DELETE FROM indexed")
-        self._sql.execute("INSERT INTO indexed SELECT coalesce(max(reply), 0) FROM replies")
+        self._sql.execute("INSERT INTO indexed VALUES (?)", (newest,))
 
     def spent(self) -> tuple[int, int, int]:
         """Requests, texts and tokens billed in all runs."""
@@ -325,11 +321,13 @@ class Ledger:
             yield Row(self._named(seq, record_id), text, loaded(reply)[slot])
 
     def _vectors(self, reply: int) -> list[Vectors]:
-        dense, counts, indices, values = self._sql.execute(
-            "SELECT dense, sparse_counts, sparse_indices, sparse_values FROM replies WHERE reply = ?", (reply,)
+        at_file, size, counts, indices, values = self._sql.execute(
+            "SELECT dense_at, dense_size, sparse_counts, sparse_indices, sparse_values FROM replies WHERE reply = ?",
+            (reply,),
         ).fetchone()
         floats = None
-        if dense is not None:
+        if size is not None:
+            dense = self._dense.read(at_file, size)
             floats = [dense[at : at + self._width] for at in range(0, len(dense), self._width)]
         if counts is None:
             return [Vectors(found, None, None) for found in floats or ()]

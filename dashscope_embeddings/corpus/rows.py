@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 class Item(NamedTuple):
@@ -47,3 +50,14 @@ class Counts:
     """Texts of the input that the service refused."""
     bad: int
     """Records that were no usable texts."""
+
+
+def parted(items: Sequence[Item], places: dict[str, str]) -> tuple[list[Item], list[tuple[Item, str]]]:
+    """Items whose id is new, and those whose id was at an earlier place; `places` are those of known ids."""
+    good, doubled = [], []
+    for item in items:
+        if item.id is None or (place := places.setdefault(str(item.id), item.place)) is item.place:
+            good.append(item)
+        else:
+            doubled.append((item, place))
+    return good, doubled

@@ -1,0 +1,52 @@
+"""The tables of a ledger."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from dashscope_embeddings.errors import InvalidInput
+
+if TYPE_CHECKING:
+    import sqlite3
+
+_VERSION = 1
+_SCHEMA = """
+CREATE TABLE terms (name TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE texts (key INTEGER PRIMARY KEY, hash BLOB NOT NULL UNIQUE, reply INTEGER, slot INTEGER);
+CREATE TABLE replies (
+    reply INTEGER PRIMARY KEY, keys BLOB NOT NULL, requests INTEGER NOT NULL, texts INTEGER NOT NULL,
+    tokens INTEGER NOT NULL, dense_at INTEGER, dense_size INTEGER, dense_sum INTEGER,
+    sparse_counts BLOB, sparse_indices BLOB, sparse_values BLOB
+);
+CREATE TABLE indexed (reply INTEGER NOT NULL);
+CREATE TABLE rejects (key INTEGER PRIMARY KEY, reason TEXT NOT NULL, code TEXT, request_id TEXT);
+CREATE TABLE items (seq INTEGER PRIMARY KEY, id TEXT UNIQUE, place TEXT NOT NULL, key INTEGER NOT NULL, text TEXT);
+CREATE TABLE bad (seq INTEGER PRIMARY KEY, place TEXT NOT NULL, id TEXT, reason TEXT NOT NULL);
+CREATE TABLE pending (key INTEGER PRIMARY KEY, text TEXT NOT NULL, tokens REAL NOT NULL);
+"""
+# texts, replies and rejects stay from run to run; items, bad and pending are the input of one. Paying appends
+# one row to replies and does nothing else; where each text's vectors are is written to texts later, and up to which
+# reply that was done to indexed. Dense vectors are in a file of their own.
+
+
+def configure(connection: sqlite3.Connection) -> None:
+    """For one process at a time, which commits often and may be killed."""
+    for pragma in ("cache_size=-16000", "locking_mode=EXCLUSIVE", "synchronous=NORMAL", "journal_mode=WAL"):
+        connection.execute(f"PRAGMA {pragma}")
+    # Of 4 KB: how long the write-ahead log grows before it is synced and moved into the file.
+    connection.execute("PRAGMA wal_autocheckpoint=16384")
+
+
+def prepare(connection: sqlite3.Connection, name: str) -> None:
+    """Makes the tables where there are none.
+
+    Raises:
+        InvalidInput: the ledger is of another version.
+    """
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if version not in {0, _VERSION}:
+        raise InvalidInput(f"{name} was written by another version of this package ({version})")
+    if version == 0:
+        for statement in _SCHEMA.split(";"):
+            connection.execute(statement)
+        connection.execute(f"PRAGMA user_version={_VERSION}")
