@@ -65,10 +65,12 @@ def test_it_opens_with_two_commands() -> None:
 
 
 def asked(*wrong: faults.Fault, texts: tuple[str, ...] = ("one", "two"), **service: Any) -> Callable[[], object]:
-    emulator = Emulator(faults=wrong, **service)
-    http = httpx.Client(transport=emulator.transport())
-    client = EmbeddingClient(api_key="sk-made-up", max_retries=0, http_client=http)
-    return lambda: client.embed(list(texts))
+    def ask() -> object:
+        emulator = Emulator(faults=wrong, **service)
+        with httpx.Client(transport=emulator.transport()) as http:
+            return EmbeddingClient(api_key="sk-made-up", max_retries=0, http_client=http).embed(list(texts))
+
+    return ask
 
 
 PROVOKED = {
