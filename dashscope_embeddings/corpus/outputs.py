@@ -13,6 +13,7 @@ import json
 import os
 import struct
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -25,6 +26,7 @@ from dashscope_embeddings.vectors import SparseVector
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
+    from concurrent.futures import Future
 
     from dashscope_embeddings.corpus.rows import Row
     from dashscope_embeddings.vectors import Output, TextType
@@ -189,17 +191,27 @@ def _write_parquet(file: IO[bytes], rows: Iterable[Row], about: About) -> None:
     schema = _schema(pa, about, numbers=not group or isinstance(group[0].id, int))
     names = [field.name for field in schema]
     packed = [name for name in names if name in {"text", "model", "dimension", "role", "id"}]
-    with pa.parquet.ParquetWriter(
-        file,
-        schema,
-        # Floats of vectors hardly shrink; packing them would only take time.
-        compression={_leaf(name): "zstd" if name in packed else "none" for name in names},
-        use_dictionary=["model", "dimension", "role"],
-        write_statistics=["id"],
-    ) as writer:
+    with (
+        pa.parquet.ParquetWriter(
+            file,
+            schema,
+            # Floats of vectors hardly shrink; packing them would only take time.
+            compression={_leaf(name): "zstd" if name in packed else "none" for name in names},
+            use_dictionary=["model", "dimension", "role"],
+            write_statistics=["id"],
+        ) as writer,
+        ThreadPoolExecutor(1) as thread,
+    ):
+        # pyarrow writes one group while the next is read.
+        writing: Future[None] | None = None
         while group:
-            writer.write_table(pa.Table.from_arrays(_arrays(pa, group, about, schema), schema=schema))
+            table = pa.Table.from_arrays(_arrays(pa, group, about, schema), schema=schema)
+            if writing is not None:
+                writing.result()
+            writing = thread.submit(writer.write_table, table)
             group = list(itertools.islice(rows, most))
+        if writing is not None:
+            writing.result()
 
 
 def _leaf(name: str) -> str:
