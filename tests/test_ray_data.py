@@ -272,6 +272,17 @@ def _observed() -> type[EmbedBatch]:
     return Observed
 
 
+def _adapted(ds: Any, url: str, emulator: Emulator) -> dict[int, list[float]]:
+    """Vectors by id, where no quota is stated and each actor finds its part by itself."""
+    from dashscope_embeddings import ray_data  # noqa: PLC0415
+
+    emulator.faults, billed = [], emulator.billed_texts
+    out = ray_data.embed_dataset(ds, workers=2, batch_size=20, api_key=KEY, base_url=url, dimensions=DIMENSIONS)
+    found = {row["id"]: list(row["embedding"]) for row in out.take_all()}
+    assert emulator.billed_texts - billed == ROWS
+    return found
+
+
 @ITS_OWN
 def test_two_actors_embed_what_one_machine_does_and_a_block_costs_only_itself(
     started: tuple[Any, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -309,6 +320,9 @@ def test_two_actors_embed_what_one_machine_does_and_a_block_costs_only_itself(
         assert {row["part"] for row in found} == {600.0}
 
         monkeypatch.undo()
+        vectors = _adapted(ds, server.url, emulator)
+        assert all(vectors[row["id"]] == row["embedding"] for row in found)
+
         with pytest.raises(TypeError, match="modle"):
             ray_data.embed_dataset(ds, workers=2, api_key=KEY, modle="text-embedding-v4")
         with pytest.raises(InvalidInput, match="no API key"):
