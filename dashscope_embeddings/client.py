@@ -152,7 +152,8 @@ class EmbeddingClient(Calls):
         Raises:
             InvalidInput: a text cannot be embedded; nothing was sent.
             ServiceError, ConnectionFailed, BadReply: with `partial` (index → vector) and `failed`.
-            KeyboardInterrupt, asyncio.CancelledError: no more is sent; with `partial` and `failed` as well.
+            KeyboardInterrupt, asyncio.CancelledError: no more is sent; with `partial` and `failed` as well (Python
+                3.10 loses them where the cancelled task is awaited).
         """
         terms = self._terms(text_type, output)
         checked = planning.checked(planning.texts_of(texts), self._limits, terms.long_text)

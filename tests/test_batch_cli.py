@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 TEXTS = [f"text number {number}" for number in range(25)]
 KEY = "sk-secret-and-made-up"
+
+
 @pytest.fixture(autouse=True)
 def terminal(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, served: Server) -> None:
     monkeypatch.setenv("COLUMNS", "80")

@@ -3,10 +3,13 @@
 `mypy --strict` and `pyright` must find nothing here.
 """
 
+# pyright: strict
+
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
-from typing import TYPE_CHECKING
+from decimal import Decimal
+from typing import TYPE_CHECKING, Literal
 
 from langchain_core.rate_limiters import InMemoryRateLimiter
 from langchain_core.vectorstores import InMemoryVectorStore
@@ -23,10 +26,14 @@ from dashscope_embeddings import (
     EmbeddingClient,
     Embeddings,
     InvalidInput,
+    Price,
     RateLimitError,
+    RequestRecord,
     ServiceError,
     SparseVector,
+    TrackedUsage,
     Usage,
+    track_usage,
 )
 from dashscope_embeddings.emulator import Asked, Emulator, faults
 from dashscope_embeddings.emulator.server import Server
@@ -70,6 +77,25 @@ async def client_async(source: AsyncIterator[str]) -> None:
     async for found in client.astream(["one"]):
         assert_type(found, Embedding)
     await client.aclose()
+
+
+def metering(log: list[RequestRecord]) -> None:
+    price = Price("CNY", Decimal("0.5"), batch=Decimal("0.25"))
+    client = EmbeddingClient(base_url="emulator", price=price, on_request=log.append)
+    client = EmbeddingClient(base_url="emulator", on_request=lambda record: print(record.seconds))  # noqa: T201 - as users do
+    with track_usage() as tracked, track_usage(everywhere=True):
+        client.embed("one text")
+    assert_type(tracked, TrackedUsage)
+    assert_type(tracked.usage, Usage)
+    assert_type((tracked.requests, tracked.texts, tracked.tokens), tuple[int, int, int])
+    assert_type(tracked.cost, Cost | None)
+    assert_type(price.of(1_000), Cost)
+    for record in log:
+        assert_type(record.outcome, Literal["answered", "throttled", "refused", "failed"])
+        assert_type((record.model, record.tokens, record.attempt), tuple[str, int | None, int])
+        assert_type((record.request_id, record.error), tuple[str | None, str | None])
+    assert_type(DashScopeEmbeddings(on_request=log.append, price=price).cache_namespace, str)
+    assert_type(DashScopeEmbedding(on_request=log.append, price=price).cache_namespace, str)
 
 
 def langchain() -> None:
@@ -150,6 +176,7 @@ def emulator() -> None:
     with service.serve(latency=0.01) as server:
         assert_type(server, Server)
         EmbeddingClient(base_url=server.url, api_key="sk-x")
+    service.faults = [faults.Throttle(times=2)]
     assert_type(service.asked, list[Asked])
     assert_type(service.dense("a"), list[float])
     assert_type(package.__all__, list[str])
