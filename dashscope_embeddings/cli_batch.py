@@ -2,28 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
-import signal
-import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.text import Text
 
 from dashscope_embeddings import corpus
 from dashscope_embeddings.catalogue import DEFAULT_MODEL
+from dashscope_embeddings.cli_common import FAILED, REJECTED, fail, stop_signals, telling
 from dashscope_embeddings.client import EmbeddingClient
-from dashscope_embeddings.errors import DashScopeError, InvalidInput
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
     from dashscope_embeddings.corpus import BatchEstimate, BatchProgress, BatchSummary
-
-FAILED, USAGE, REJECTED = 1, 2, 3
-"""Exit codes, as those of `embed`; 1 also while batches are under way."""
 
 _Inputs = Annotated[
     list[str],
@@ -91,13 +81,14 @@ def submit(  # noqa: PLR0913 - one for each option
 ) -> None:
     """Submit all texts of some files; `batch fetch` brings the vectors, on another machine too.
 
-    OUTPUT.ledger is all that is needed from then on. Texts that are paid for, or under way, are not sent again.
+    OUTPUT.ledger and OUTPUT.ledger-vectors are all that is needed from then on. Texts that are paid for, or under
+    way, are not sent again.
 
     Exit codes: as those of `batch run`; 1 while anything is under way.
     """
     how = _given(text_field, id_field, form, encoding, on_bad_input, with_text, retry_rejected)
     how |= {"window": window, "name": name, "description": description, "before": _say_estimate}
-    with _telling(output), _stop_signals() as stop:
+    with telling(_kept(output)), stop_signals(_STOPPING) as stop:
         client = _client(model, dimensions, long_text, batch_size, region, workspace, base_url)
         found = corpus.batch_submit(inputs, output, client=client, progress=_say, stop=stop, **how)
         _say_summary(found, output)
@@ -136,7 +127,7 @@ def run(  # noqa: PLR0913 - one for each option
     """
     how = _given(text_field, id_field, form, encoding, on_bad_input, with_text, retry_rejected)
     how |= {"window": window, "name": name, "description": description, "before": _say_estimate, "poll": poll}
-    with _telling(output), _stop_signals() as stop:
+    with telling(_kept(output)), stop_signals(_STOPPING) as stop:
         client = _client(model, dimensions, long_text, batch_size, region, workspace, base_url)
         _say_summary(corpus.batch_run(inputs, output, client=client, progress=_say, stop=stop, **how), output)
 
@@ -144,7 +135,7 @@ def run(  # noqa: PLR0913 - one for each option
 @app.command()
 def status(*, output: _Output, region: _Region = None, workspace: _Workspace = None, base_url: _BaseUrl = None) -> None:
     """Ask how far all batches are; fetch and change nothing."""
-    with _telling(output):
+    with telling(_kept(output)):
         client = corpus.batch_client(output, region=region, workspace=workspace, base_url=base_url)
         found = corpus.batch_status(output, client=client)
         for file in found.files:
@@ -171,7 +162,7 @@ def fetch(
 
     Exit codes: as those of `batch run`; 1 while anything is under way.
     """
-    with _telling(output), _stop_signals() as stop:
+    with telling(_kept(output)), stop_signals(_STOPPING) as stop:
         client = corpus.batch_client(output, region=region, workspace=workspace, base_url=base_url)
         _say_summary(corpus.batch_fetch(output, client=client, retry=retry, progress=_say, stop=stop), output)
 
@@ -179,13 +170,23 @@ def fetch(
 @app.command()
 def cancel(*, output: _Output, region: _Region = None, workspace: _Workspace = None, base_url: _BaseUrl = None) -> None:
     """Stop all batches; what was done by then is billed, and `batch fetch` brings it."""
-    with _telling(output):
+    with telling(_kept(output)):
         client = corpus.batch_client(output, region=region, workspace=workspace, base_url=base_url)
         found = corpus.batch_cancel(output, client=client, progress=_say)
         typer.echo(f"{found.under_way:,} texts were under way; what was done of them is billed: fetch it")
 
 
 # --- what they share ---------------------------------------------------------------------------------------
+
+
+_STOPPING = "stopping; what is submitted stays submitted"
+
+
+def _kept(output: Path) -> str:
+    return (
+        f"What was submitted, and what was fetched, is in {corpus.ledger_beside(output)}; the same command goes on. "
+        "Batches under way go on being billed unless `batch cancel` stops them."
+    )
 
 
 def _given(*values: Any) -> dict[str, Any]:
@@ -196,30 +197,6 @@ def _given(*values: Any) -> dict[str, Any]:
 def _client(*values: Any) -> EmbeddingClient:
     names = ("model", "dimensions", "long_text", "batch_size", "region", "workspace", "base_url")
     return EmbeddingClient(**dict(zip(names, values, strict=True)), protocol="openai")
-
-
-@contextlib.contextmanager
-def _telling(output: Path) -> Iterator[None]:
-    """Errors in a line, with the exit code that they stand for."""
-    try:
-        yield
-    except InvalidInput as error:
-        for said in list(error.reasons.values())[1:]:
-            typer.echo(said, err=True)
-        _fail(str(error), USAGE)
-    except ImportError as missing:
-        _fail(str(missing), USAGE)
-    except (DashScopeError, OSError) as error:
-        _fail(
-            f"{error}\nWhat was submitted, and what was fetched, is in {corpus.ledger_beside(output)}; the same "
-            "command goes on. Batches under way go on being billed unless `batch cancel` stops them.",
-            FAILED,
-        )
-
-
-def _fail(message: str, code: int) -> NoReturn:
-    Console(stderr=True, highlight=False).print(Text(message, "red"), soft_wrap=True)
-    raise typer.Exit(code)
 
 
 def _say(now: BatchProgress) -> None:
@@ -267,29 +244,4 @@ def _say_summary(found: BatchSummary, output: Path) -> None:
         )
     elif not found.under_way and found.pending and not found.stopped:
         said.append("nothing is under way: `batch fetch`, or `batch submit` with the inputs, goes on")
-    _fail("\n".join(said), FAILED)
-
-
-@contextlib.contextmanager
-def _stop_signals() -> Iterator[threading.Event]:
-    """An event that the first Ctrl-C or SIGTERM sets; a second one ends it at once, which loses nothing either."""
-    stopped = threading.Event()
-    names = (signal.SIGINT, signal.SIGTERM)
-    before: dict[signal.Signals, Any] = {name: signal.getsignal(name) for name in names}
-
-    def restore() -> None:
-        for name, handler in before.items():
-            signal.signal(name, handler)
-
-    def stop(*_: object) -> None:
-        stopped.set()
-        restore()
-        typer.echo("stopping; what is submitted stays submitted", err=True)
-
-    handler: Callable[..., None] = stop
-    for name in names:
-        signal.signal(name, handler)
-    try:
-        yield stopped
-    finally:
-        restore()
+    fail("\n".join(said), FAILED)

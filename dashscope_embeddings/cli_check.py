@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -13,6 +13,7 @@ from rich.text import Text
 
 from dashscope_embeddings import check as checking
 from dashscope_embeddings.catalogue import DEFAULT_MODEL, REGIONS
+from dashscope_embeddings.cli_common import USAGE, fail
 from dashscope_embeddings.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -20,8 +21,8 @@ if TYPE_CHECKING:
 
     from dashscope_embeddings.check import Check, ModelCheck, Plan, RegionCheck, RoleCheck
 
-NO_HOST, USAGE = 1, 2
-"""Exit codes: no host takes the key; wrong use."""
+NO_HOST = 1
+"""Exit code: no host takes the key."""
 
 _CITIES = {region.id: region.city for region in REGIONS}
 
@@ -53,7 +54,7 @@ def check(
             announce=lambda plan: typer.echo(_announced(plan), err=as_json),
         )
     except InvalidInput as error:
-        _fail(str(error), USAGE)
+        fail(str(error), USAGE)
     if as_json:
         typer.echo(json.dumps(_plain(found), ensure_ascii=False, indent=2))
     elif (console := Console(highlight=False)).is_terminal:
@@ -63,11 +64,6 @@ def check(
             typer.echo(line)
     if not found.takes_key:
         raise typer.Exit(NO_HOST)
-
-
-def _fail(message: str, code: int) -> NoReturn:
-    Console(stderr=True, highlight=False).print(Text(message, "red"), soft_wrap=True)
-    raise typer.Exit(code)
 
 
 # --- what is said ------------------------------------------------------------------------------------------

@@ -3,30 +3,24 @@
 from __future__ import annotations
 
 import contextlib
-import signal
-import threading
 import time
 from pathlib import Path  # noqa: TC003 - typer reads annotations at run time
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
-from rich.text import Text
 
 from dashscope_embeddings import corpus
 from dashscope_embeddings.catalogue import DEFAULT_MODEL
+from dashscope_embeddings.cli_common import FAILED, REJECTED, fail, stop_signals, telling
 from dashscope_embeddings.client import EmbeddingClient
-from dashscope_embeddings.errors import DashScopeError, InvalidInput
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from dashscope_embeddings.corpus import Estimate, Progress, Summary
-
-FAILED, USAGE, REJECTED = 1, 2, 3
-"""Exit codes: failed or stopped, and the same command goes on; wrong use or bad input; some were rejected."""
 
 
 def embed(  # noqa: PLR0913 - one for each option
@@ -99,7 +93,7 @@ def embed(  # noqa: PLR0913 - one for each option
         "on_bad_input": on_bad_input,
         "retry_rejected": retry_rejected,
     }
-    with _telling(output):
+    with telling(f"What was paid for is in {corpus.ledger_beside(output)}; the same command goes on."):
         client = EmbeddingClient(
             model,
             # Nothing is asked: a key need not be there.
@@ -118,7 +112,7 @@ def embed(  # noqa: PLR0913 - one for each option
         if dry_run:
             _say_estimate(corpus.estimate_corpus(inputs, output, client=client, **how))
             return
-        with _stop_signals() as stopped, _shown() as progress:
+        with stop_signals(_STOPPING) as stopped, _shown() as progress:
             summary = corpus.embed_corpus(
                 inputs,
                 output,
@@ -131,27 +125,9 @@ def embed(  # noqa: PLR0913 - one for each option
         _say_summary(summary, output)
 
 
+_STOPPING = "stopping when what is in flight has arrived; again to end at once"
+
 # --- what is said ------------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def _telling(output: Path) -> Iterator[None]:
-    """Errors in a line, with the exit code that they stand for."""
-    try:
-        yield
-    except InvalidInput as error:
-        for said in list(error.reasons.values())[1:]:
-            typer.echo(said, err=True)
-        _fail(str(error), USAGE)
-    except ImportError as missing:
-        _fail(str(missing), USAGE)
-    except (DashScopeError, OSError) as error:
-        _fail(f"{error}\nWhat was paid for is in {corpus.ledger_beside(output)}; the same command goes on.", FAILED)
-
-
-def _fail(message: str, code: int) -> NoReturn:
-    Console(stderr=True, highlight=False).print(Text(message, "red"), soft_wrap=True)
-    raise typer.Exit(code)
 
 
 def _say_estimate(found: Estimate) -> None:
@@ -166,7 +142,7 @@ def _say_estimate(found: Estimate) -> None:
 
 def _say_summary(found: Summary, output: Path) -> None:
     if not found.finished:
-        _fail(f"stopped after {found.embedded:,} texts ({found.usage}); the same command goes on", FAILED)
+        fail(f"stopped after {found.embedded:,} texts ({found.usage}); the same command goes on", FAILED)
     rows = found.texts - found.rejected
     typer.echo(f"{output}: {rows:,} vectors, {found.embedded:,} texts embedded now ({found.usage})")
     if found.spent != found.usage:
@@ -237,27 +213,3 @@ class _Pace:
     def _rate(self, now: Progress) -> float:
         begun, done = self._begun or (time.monotonic(), now.done)
         return (now.done - done) / max(time.monotonic() - begun, 1e-3)
-
-
-@contextlib.contextmanager
-def _stop_signals() -> Iterator[threading.Event]:
-    """An event that the first Ctrl-C or SIGTERM sets; what is in flight is then waited for. A second one ends it."""
-    stopped = threading.Event()
-    names = (signal.SIGINT, signal.SIGTERM)
-    before = {name: signal.getsignal(name) for name in names}
-
-    def restore() -> None:
-        for name, handler in before.items():
-            signal.signal(name, handler)
-
-    def stop(*_: object) -> None:
-        stopped.set()
-        restore()
-        typer.echo("stopping when what is in flight has arrived; again to end at once", err=True)
-
-    for name in names:
-        signal.signal(name, stop)
-    try:
-        yield stopped
-    finally:
-        restore()
