@@ -84,13 +84,16 @@ def submit(  # noqa: PLR0913 - one for each option
     OUTPUT.ledger and OUTPUT.ledger-vectors are all that is needed from then on. Texts that are paid for, or under
     way, are not sent again.
 
-    Exit codes: as those of `batch run`; 1 while anything is under way.
+    Exit codes: 0 submitted (or nothing left to submit), else as those of `batch run`.
     """
     how = _given(text_field, id_field, form, encoding, on_bad_input, with_text, retry_rejected)
     how |= {"window": window, "name": name, "description": description, "before": _say_estimate}
     with telling(_kept(output)), stop_signals(_STOPPING) as stop:
         client = _client(model, dimensions, long_text, batch_size, region, workspace, base_url)
         found = corpus.batch_submit(inputs, output, client=client, progress=_say, stop=stop, **how)
+        if found.under_way and not found.stopped:
+            typer.echo(f"{found.under_way:,} texts are under way: `batch fetch -o {output}` brings their vectors")
+            return
         _say_summary(found, output)
 
 
@@ -140,13 +143,22 @@ def status(*, output: _Output, region: _Region = None, workspace: _Workspace = N
         found = corpus.batch_status(output, client=client)
         for file in found.files:
             done = "" if file.completed is None else f", {file.completed:,} lines done, {file.failed or 0:,} failed"
-            told = f"{file.batch_id or 'not created yet'} {file.status or file.state}"
-            fetched = ", fetched" if file.state == "closed" else ""
+            told = f"{file.batch_id} {file.status or file.state}" if file.batch_id else "no batch was made of it"
+            fetched = ", fetched" if file.batch_id and file.state == "closed" else ""
             typer.echo(f"file {file.number}: {told}, {file.texts:,} texts in {file.lines:,} lines{done}{fetched}")
-        if output.exists() and not found.pending and not found.under_way:
-            typer.echo(f"all is done: {output}")
-            return
-        _say_summary(found, output)
+        left = [file for file in found.files if file.batch_id and file.state != "closed"]
+        ended = sum(file.texts for file in left if file.status in _ENDED)
+        if ended:
+            typer.echo(f"{ended:,} texts of ended batches are to be fetched: `batch fetch -o {output}`")
+        if running := sum(file.texts for file in left) - ended:
+            typer.echo(
+                f"{running:,} texts are under way, and billed as they are done, unless `batch cancel` stops them"
+            )
+        if not left:
+            typer.echo(f"all is done: {output}" if output.exists() else "nothing is under way")
+
+
+_ENDED = frozenset({"completed", "failed", "expired", "cancelled"})
 
 
 @app.command()
@@ -173,7 +185,11 @@ def cancel(*, output: _Output, region: _Region = None, workspace: _Workspace = N
     with telling(_kept(output)):
         client = corpus.batch_client(output, region=region, workspace=workspace, base_url=base_url)
         found = corpus.batch_cancel(output, client=client, progress=_say)
-        typer.echo(f"{found.under_way:,} texts were under way; what was done of them is billed: fetch it")
+        typer.echo(
+            f"of {found.under_way:,} texts, what was done of them is billed: `batch fetch -o {output}` brings it"
+            if found.under_way
+            else "nothing is under way"
+        )
 
 
 # --- what they share ---------------------------------------------------------------------------------------

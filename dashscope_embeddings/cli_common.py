@@ -32,9 +32,10 @@ def telling(goes_on: str) -> Iterator[None]:
     try:
         yield
     except InvalidInput as error:
+        Console(stderr=True, highlight=False).print(Text(str(error), "red"), soft_wrap=True)
         for said in list(error.reasons.values())[1:]:
             typer.echo(said, err=True)
-        fail(str(error), USAGE)
+        raise typer.Exit(USAGE) from error
     except ImportError as missing:
         fail(str(missing), USAGE)
     except (DashScopeError, OSError) as error:

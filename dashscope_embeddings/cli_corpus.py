@@ -14,7 +14,7 @@ from rich.progress import Progress as Bar
 
 from dashscope_embeddings import corpus
 from dashscope_embeddings.catalogue import DEFAULT_MODEL
-from dashscope_embeddings.cli_common import FAILED, REJECTED, fail, stop_signals, telling
+from dashscope_embeddings.cli_common import FAILED, REJECTED, USAGE, fail, stop_signals, telling
 from dashscope_embeddings.client import EmbeddingClient
 
 if TYPE_CHECKING:
@@ -93,6 +93,8 @@ def embed(  # noqa: PLR0913 - one for each option
         "on_bad_input": on_bad_input,
         "retry_rejected": retry_rejected,
     }
+    if instruct and text_type != "query":
+        fail("--instruct is for queries: add --text-type query, or leave it out", USAGE)
     with telling(f"What was paid for is in {corpus.ledger_beside(output)}; the same command goes on."):
         client = EmbeddingClient(
             model,
@@ -149,6 +151,7 @@ def _say_summary(found: Summary, output: Path) -> None:
         typer.echo(f"all runs together: {found.spent}")
     if found.rejects is not None:
         typer.echo(f"{found.rejected:,} rejected, {found.skipped:,} skipped: see {found.rejects}")
+        typer.echo("rejected texts are asked again with --retry-rejected, or with another --long-text")
         raise typer.Exit(REJECTED)
 
 

@@ -14,11 +14,11 @@ from corpora import DIMENSIONS, MODEL, expected, float32, lines, objects, read, 
 
 from dashscope_embeddings import InvalidInput, corpus
 from dashscope_embeddings.corpus import outputs, readers
+from dashscope_embeddings.emulator import Emulator
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from dashscope_embeddings.emulator import Emulator
 
 TEXTS = ["风急天高猿啸哀", "one, two", 'say "hello"', "tab\tand more", "渚清沙白鸟飞回 🐦"]
 ROWS = [{"name": f"n{number}", "body": text, "more": 1} for number, text in enumerate(TEXTS)]
@@ -158,7 +158,6 @@ BAD = [
     ("in.jsonl", b'{"text": "a", "id": 1}\n{"text": "b", "id": null}\n', 2, "not nothing", {"id_field": "id"}),
     ("in.jsonl", b'{"text": "a", "id": 1}\n{"text": "b"}\n', 2, "no field 'id'", {"id_field": "id"}),
     ("in.csv", b'text,n\n"two\nlines",1\nshort\n', 4, "has 1 fields, and the header 2", {}),
-    ("in.csv", b'text,n\ngood,1\n"never ends,2\nx,3\n', 3, "is no CSV: unexpected end of data", {}),
     ("in.csv", b"text,n\ngood,1\n,2\n", 3, "empty or blank", {}),
     ("in.csv", b"text,n\ngood,1\nb\xffd,2\n", 3, "not in the file's encoding", {}),
 ]
@@ -356,3 +355,18 @@ def test_an_array_without_its_ids_is_not_believed(tmp_path: Path, emulator: Emul
 def test_reading_another_ending_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match="must be one of"):
         read(tmp_path / "out.csv")
+
+
+@pytest.mark.parametrize("on_bad_input", ["fail", "skip"])
+def test_a_quote_that_never_ends_is_not_one_bad_record(tmp_path: Path, on_bad_input: str) -> None:
+    """Skipping it would lose the rest of the file without a word."""
+    (tmp_path / "in.csv").write_text('text,n\ngood,1\n"never ends,2\nx,3\n', "utf-8")
+    emulator = Emulator()
+    with pytest.raises(InvalidInput, match=r"in\.csv:3: a quote that is opened here is never closed"):
+        corpus.embed_corpus(
+            tmp_path / "in.csv",
+            tmp_path / "out.jsonl",
+            client=client_of(emulator),
+            on_bad_input=on_bad_input,  # type: ignore[arg-type] # one of the two
+        )
+    assert emulator.requests == 0

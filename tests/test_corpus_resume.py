@@ -120,7 +120,7 @@ def test_long_texts_in_pieces_are_kept_whole(kind: Any, tmp_path: Path, output: 
         ({}, {"text_type": "document"}, "role was 'query' and is now 'document'"),
         ({"instruct": "Find it"}, {}, "instruct was None and is now 'Find it'"),
         ({}, {"kind": "sparse"}, "kind was 'dense' and is now 'sparse'"),
-        ({"base_url": "http://127.0.0.1:9"}, {}, "service was 'cn-beijing' and is now '127.0.0.1:9'"),
+        ({"base_url": "http://127.0.0.1:9"}, {}, "is of cn-beijing, and this asks 127.0.0.1:9"),
     ],
 )
 def test_vectors_of_another_kind_are_refused_and_the_difference_named(
@@ -540,3 +540,20 @@ def test_a_ledger_without_its_vectors_says_what_is_missing(source: Path, output:
     with pytest.raises(InvalidInput, match="put it back beside"):
         embed(emulator, source, output)
     assert emulator.billed_texts == len(TEXTS)
+
+
+def test_a_ledger_in_which_nothing_was_paid_takes_other_settings(source: Path, output: Path) -> None:
+    """After a wrong region or a mistyped model, the advice that was given can be followed."""
+    stranger = Emulator(api_key="sk-of-another-region")
+    with pytest.raises(AuthenticationError):
+        embed(stranger, source, output, settings={"dimensions": 128})
+    emulator = Emulator()
+    assert embed(emulator, source, output).finished
+    assert emulator.billed_texts == len(TEXTS)
+
+
+def test_texts_that_were_too_long_are_asked_again_when_that_is_allowed(tmp_path: Path, emulator: Emulator) -> None:
+    source, output = lines(tmp_path / "in.txt", ["short", "word " * 60_000]), tmp_path / "out.jsonl"
+    assert embed(emulator, source, output).rejected == 1
+    assert embed(emulator, source, output, settings={"long_text": "truncate"}).rejected == 0
+    assert len(read(output)) == 2

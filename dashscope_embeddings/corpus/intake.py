@@ -144,7 +144,9 @@ def _id_problem(found: object) -> str | None:
 def _bad_input(bad: dict[int, str], *, more: bool = False) -> InvalidInput:
     said = [bad[seq] for seq in sorted(bad)]
     also = f" (and {'at least ' if more else ''}{len(said) - 1} more)" if len(said) > 1 else ""
-    error = InvalidInput(f"{said[0]}{also}; nothing was sent. Mend it, or skip such records")
+    error = InvalidInput(
+        f"{said[0]}{also}; nothing was sent. Mend it, or have such records skipped (on_bad_input, --on-bad-input)"
+    )
     error.failed = sorted(bad)
     error.reasons = {seq: bad[seq] for seq in sorted(bad)}
     return error

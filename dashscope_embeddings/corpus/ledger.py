@@ -13,14 +13,13 @@ import contextlib
 import functools
 import hashlib
 import itertools
-import json
 import sqlite3
 import threading
 import zlib
 from typing import TYPE_CHECKING, Any
 
 from dashscope_embeddings.corpus.rows import Counts, Row, Vectors, parted
-from dashscope_embeddings.corpus.schema import configure, prepare
+from dashscope_embeddings.corpus.schema import agree, configure, prepare
 from dashscope_embeddings.corpus.vector_file import VectorFile, vectors_beside
 from dashscope_embeddings.errors import BadReply, InvalidInput
 from dashscope_embeddings.lengths import estimate
@@ -149,7 +148,7 @@ class Ledger:
 
     def begin(self, terms: Mapping[str, Any], *, again: bool) -> None:
         """Forgets the input of the run before; `again`: refused texts are to be asked once more."""
-        self.agree(terms)
+        again |= self.agree(terms)
         for table in ("items", "bad", "pending"):
             self._sql.execute(f"DELETE FROM {table}")  # noqa: S608 - our own names
         if again:
@@ -158,24 +157,13 @@ class Ledger:
         (last,) = self._sql.execute("SELECT max(key) FROM texts").fetchone()
         self._next, self.numbers = (last or 0) + 1, True
 
-    def agree(self, terms: Mapping[str, Any]) -> None:
-        """Notes what all vectors have in common.
+    def agree(self, terms: Mapping[str, Any]) -> bool:
+        """Notes what all vectors have in common; whether refusals of before are to be forgotten for it.
 
         Raises:
             InvalidInput: vectors on these terms do not mix with those that are here.
         """
-        known = {name: json.loads(value) for name, value in self._sql.execute("SELECT name, value FROM terms")}
-        if known.get("long_text") == "error":
-            known["long_text"] = terms["long_text"]  # so far only whole texts were embedded
-        differing = [name for name in terms if known and known.get(name) != terms[name]]
-        if differing:
-            said = "; ".join(f"{name} was {known.get(name)!r} and is now {terms[name]!r}" for name in differing)
-            raise InvalidInput(
-                f"these vectors would not mix with those in {self._name}: {said}. Write to another output, or "
-                "delete this one and its ledger to pay for all texts again"
-            )
-        rows = [(name, json.dumps(value)) for name, value in terms.items()]
-        self._sql.executemany("INSERT OR REPLACE INTO terms VALUES (?, ?)", rows)
+        return agree(self._sql, self._name, terms)
 
     def add(self, items: Sequence[Item], *, with_text: bool) -> list[tuple[Item, str]]:
         """Takes some hundred texts in; those whose id was used before come back, with the earlier place."""

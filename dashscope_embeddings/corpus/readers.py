@@ -34,6 +34,7 @@ _ENDINGS: dict[str, Format] = {
     ".parquet": "parquet",
 }
 STDIN = "-"
+_NAMED = "(format, --format)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,17 +94,10 @@ def find(inputs: Iterable[str | Path], form: Format | None, *, output: Path) -> 
     for given in map(str, inputs):
         if given == STDIN:
             if form in {None, "parquet"}:
-                raise InvalidInput("standard input needs a format: txt, jsonl, csv or tsv")
+                raise InvalidInput(f"standard input needs a format {_NAMED}: txt, jsonl, csv or tsv")
             paths = [STDIN]
-        elif Path(given).is_dir():
-            paths = _within(Path(given), form, output)
-            if not paths:
-                raise InvalidInput(f"no file in {given} ends in {', '.join(_ENDINGS)}: name its format")
         else:
-            paths = [given] if Path(given).exists() else sorted(glob.glob(given, recursive=True))  # noqa: PTH207 - keeps names as typed
-            paths = [path for path in paths if not Path(path).is_dir() and not _ours(Path(path), output)]
-            if not paths:
-                raise InvalidInput(f"no such file to read: {given}")
+            paths = _within(Path(given), form, output) if Path(given).is_dir() else _matching(given, output)
         found += [Source(path, form or _format_of(path)) for path in paths]
     if not found:
         raise InvalidInput("no input given")
@@ -112,9 +106,22 @@ def find(inputs: Iterable[str | Path], form: Format | None, *, output: Path) -> 
     return found
 
 
+def _matching(given: str, output: Path) -> list[str]:
+    there = Path(given).exists()
+    paths = [given] if there else sorted(glob.glob(given, recursive=True))  # noqa: PTH207 - keeps names as typed
+    paths = [path for path in paths if not Path(path).is_dir() and not _ours(Path(path), output)]
+    if not paths:
+        what = f"{given} is the output, or belongs to it" if there else f"no such file to read: {given}"
+        raise InvalidInput(what)
+    return paths
+
+
 def _within(folder: Path, form: Format | None, output: Path) -> list[str]:
     files = sorted(path for path in folder.rglob("*") if path.is_file() and not _ours(path, output))
-    return [str(path) for path in files if form is not None or path.suffix.lower() in _ENDINGS]
+    paths = [str(path) for path in files if form is not None or path.suffix.lower() in _ENDINGS]
+    if not paths:
+        raise InvalidInput(f"no file in {folder} ends in {', '.join(_ENDINGS)}: name its format {_NAMED}")
+    return paths
 
 
 def _ours(path: Path, output: Path) -> bool:
@@ -126,7 +133,9 @@ def _ours(path: Path, output: Path) -> bool:
 def _format_of(path: str) -> Format:
     ending = Path(path).suffix.lower()
     if ending not in _ENDINGS:
-        raise InvalidInput(f"{path}: {ending or 'no ending'} says nothing about the format: name it")
+        raise InvalidInput(
+            f"{path}: {ending or 'a name without an ending'} says nothing about the format: name it (format, --format)"
+        )
     return _ENDINGS[ending]
 
 
@@ -243,6 +252,9 @@ def _table(source: Source, file: TextIO, fields: Fields) -> Iterator[Record]:
         except StopIteration:
             return
         except csv.Error as error:
+            if "end of data" in str(error):
+                # Not one bad record: all that follows the quote would be lost with it.
+                raise InvalidInput(f"{place}: a quote that is opened here is never closed") from None
             yield Record(place, None, None, f"is no {source.format.upper()}: {error}")
             continue
         if header is None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import json
+from typing import TYPE_CHECKING, Any
 
 from dashscope_embeddings.errors import InvalidInput
 
 if TYPE_CHECKING:
     import sqlite3
+    from collections.abc import Mapping
 
 _VERSION = 1
 _SCHEMA = """
@@ -50,3 +52,42 @@ def prepare(connection: sqlite3.Connection, name: str) -> None:
         for statement in _SCHEMA.split(";"):
             connection.execute(statement)
         connection.execute(f"PRAGMA user_version={_VERSION}")
+
+
+def agree(connection: sqlite3.Connection, name: str, terms: Mapping[str, Any]) -> bool:
+    """Notes what all vectors have in common; whether refusals of before are to be forgotten for it.
+
+    Raises:
+        InvalidInput: vectors on these terms do not mix with those that are here.
+    """
+    known = {term: json.loads(value) for term, value in connection.execute("SELECT name, value FROM terms")}
+    again = bool(known.get("long_text") != terms["long_text"])
+    if known.get("long_text") == "error":
+        known["long_text"] = terms["long_text"]  # so far only whole texts were embedded
+    differing = [term for term in terms if known and known.get(term) != terms[term]]
+    if differing and not _holds_anything(connection):
+        again = True
+    elif differing == ["service"]:
+        raise InvalidInput(
+            f"{name} is of {known['service']}, and this asks {terms['service']}: name the same region or "
+            "address, or write to another output"
+        )
+    elif differing:
+        said = "; ".join(f"{term} was {known.get(term)!r} and is now {terms[term]!r}" for term in differing)
+        raise InvalidInput(
+            f"these vectors would not mix with those in {name}: {said}. Write to another output, or "
+            "delete this one and its ledger to pay for all texts again"
+        )
+    rows = [(term, json.dumps(value)) for term, value in terms.items()]
+    connection.executemany("INSERT OR REPLACE INTO terms VALUES (?, ?)", rows)
+    return again
+
+
+def _holds_anything(connection: sqlite3.Connection) -> bool:
+    """Whether anything was paid for or submitted."""
+    tables = {table for (table,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    return any(
+        connection.execute(f"SELECT 1 FROM {table} LIMIT 1").fetchone()  # noqa: S608 - our own names
+        for table in ("replies", "batches")
+        if table in tables
+    )
