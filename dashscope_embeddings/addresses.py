@@ -87,6 +87,8 @@ def address(
     Raises:
         InvalidInput: an address that would leave the service, or send the key over plain http.
     """
+    if protocol not in _VARIABLES:
+        raise InvalidInput(f'protocol={protocol!r}: expected "native" or "openai"')
     region = region or None
     if workspace is not None and not _WORKSPACE.fullmatch(workspace):
         raise InvalidInput(f"workspace={workspace!r} cannot be part of a host name: expected letters, digits, _ and -")
@@ -155,7 +157,11 @@ def _from_region(region: str | None, workspace: str | None) -> Address:
         found = known or Region(region_id, region_id, None)
         return Address(f"https://{workspace}.{region_id}.{WORKSPACE_DOMAIN}", found)
     if known is None or known.shared_host is None:
-        raise InvalidInput(f"region {asked!r} has no shared host that is known: pass workspace= as well")
+        regions = ", ".join(f"{r.id} ({r.city})" for r in REGIONS)
+        raise InvalidInput(
+            f"region {asked!r} has no shared host that is known: pass workspace= as well, or a region that has one. "
+            f"Known: {regions}"
+        )
     return Address(f"https://{known.shared_host}", known)
 
 

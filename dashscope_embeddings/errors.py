@@ -224,6 +224,7 @@ _BY_STATUS: Mapping[int, tuple[type[ServiceError], Verdict]] = {
     429: (RateLimitError, Verdict.THROTTLE),
 }
 _SERVER_STATUS = 500
+_SILENT = {3: "a redirect, which is not followed: it would take the key elsewhere"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,7 +249,9 @@ def from_reply(refusal: Refusal) -> ServiceError:
             verdict, limit = Verdict.SHORTEN, int(found[1])
         elif refusal.code != "DataInspectionFailed" and any(p in refusal.message for p in _WHOLE_REQUEST):
             verdict = Verdict.STOP
-    words = _shown(refusal.message, _LONGEST_MESSAGE) or "the reply says nothing more"
+    words = _shown(refusal.message, _LONGEST_MESSAGE) or _SILENT.get(
+        refusal.status // 100, "the reply says nothing more"
+    )
     code = None if refusal.code is None else _KEY.sub("sk-…", refusal.code)
     named = _shown(code or "", _LONGEST_CODE) or "(no code)"
     return kind(

@@ -213,6 +213,8 @@ def _with_found(end: _End, found: list[Any], missed: list[int]) -> _End:
 
 def renumbered(end: _End, asked: list[int], total: int) -> _End:
     """The end of a job over some of a caller's texts, `asked` by their positions, in terms of all of them."""
+    if asked == list(range(total)):
+        return end
     arrived = {asked[index]: vector for index, vector in getattr(end, "partial", {}).items()}
     end.partial = arrived  # type: ignore[attr-defined] # as Assembly.salvage
     end.failed = [asked[index] for index in getattr(end, "failed", ())]  # type: ignore[attr-defined] # same

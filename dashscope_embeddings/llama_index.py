@@ -19,7 +19,7 @@ from dashscope_embeddings.catalogue import DEFAULT_MODEL
 from dashscope_embeddings.errors import InvalidInput
 from dashscope_embeddings.halves import ENDS, renumbered
 from dashscope_embeddings.llama_index_ahead import ahead, drawn
-from dashscope_embeddings.llama_index_cache import PartedCache, namespace
+from dashscope_embeddings.llama_index_cache import PartedCache, namespace, saved
 from dashscope_embeddings.llama_index_names import DashScopeTextEmbeddingModels, DashScopeTextEmbeddingType
 from dashscope_embeddings.llama_index_usage import DashScopeUsageEvent, billed
 from dashscope_embeddings.progress import bar
@@ -186,14 +186,14 @@ class DashScopeEmbedding(ClientFields, BaseEmbedding):
     ) -> list[list[float]]:
         """Vectors of texts to be searched: shape (texts, dimensions), in the order of the texts."""
         with self._cached(self.text_type):
-            if len(texts := listed(texts)) <= self.embed_batch_size:
+            if len(texts := listed(texts)) <= self.embed_batch_size and self.embeddings_cache is None:
                 return super().get_text_embedding_batch(texts, show_progress, **kwargs)
             missing = self._not_cached(texts)
             try:
                 with bar(len(missing), show=show_progress) as progress, billed(self.halves, self.text_type) as halves:
                     vectors = halves.dense([texts[i] for i in missing], self.text_type, progress)
             except ENDS as end:
-                raise renumbered(end, missing, len(texts)) from None
+                raise saved(renumbered(end, missing, len(texts)), self.embeddings_cache, texts) from None
             with ahead([texts[i] for i in missing], vectors):
                 return super().get_text_embedding_batch(texts, **kwargs)
 
@@ -205,14 +205,14 @@ class DashScopeEmbedding(ClientFields, BaseEmbedding):
     ) -> list[list[float]]:
         """`get_text_embedding_batch` on the running event loop."""
         with self._cached(self.text_type):
-            if len(texts := listed(texts)) <= self.embed_batch_size:
+            if len(texts := listed(texts)) <= self.embed_batch_size and self.embeddings_cache is None:
                 return await super().aget_text_embedding_batch(texts, show_progress, **kwargs)
             missing = self._not_cached(texts)
             try:
                 with bar(len(missing), show=show_progress) as progress, billed(self.halves, self.text_type) as halves:
                     vectors = await halves.adense([texts[i] for i in missing], self.text_type, progress)
             except ENDS as end:
-                raise renumbered(end, missing, len(texts)) from None
+                raise saved(renumbered(end, missing, len(texts)), self.embeddings_cache, texts) from None
             with ahead([texts[i] for i in missing], vectors):
                 return await super().aget_text_embedding_batch(texts, **kwargs)
 

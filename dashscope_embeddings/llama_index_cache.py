@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
-from typing import TYPE_CHECKING, Any
+import uuid
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from llama_index.core.storage.kvstore.types import DEFAULT_COLLECTION, BaseKVStore
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+_End = TypeVar("_End", bound=BaseException)
 _namespace: contextvars.ContextVar[str | None] = contextvars.ContextVar("dashscope_cache_namespace", default=None)
 
 
@@ -70,3 +72,12 @@ class PartedCache(BaseKVStore):
 def _parted(collection: str) -> str:
     name = _namespace.get()
     return collection if name is None else f"{collection}-{name}"
+
+
+def saved(end: _End, cache: BaseKVStore | None, texts: list[str]) -> _End:
+    """What a job had arrived at its end goes into the cache, as LlamaIndex puts it there after a whole one."""
+    if cache is None:
+        return end
+    for index, vector in getattr(end, "partial", {}).items():
+        cache.put(key=texts[index], val={str(uuid.uuid4()): list(vector)}, collection="embeddings")
+    return end

@@ -12,6 +12,8 @@ from langchain_classic.storage import LocalFileStore
 from langchain_core.rate_limiters import InMemoryRateLimiter
 from llama_index.core.storage.kvstore import SimpleKVStore
 
+from dashscope_embeddings import BadRequestError
+from dashscope_embeddings.emulator.faults import Blocked
 from dashscope_embeddings.langchain import DashScopeEmbeddings
 from dashscope_embeddings.llama_index import DashScopeEmbedding
 
@@ -182,3 +184,23 @@ def test_langchains_rate_limiter_is_asked_for_every_request(served: Server, emul
     asyncio.run(embeddings.aembed_documents([f"text {i}" for i in range(25)]))
     embeddings.embed_query("a")
     assert limiter.asked == emulator.requests == 7
+
+
+@pytest.mark.parametrize("way", ["sync", "async"])
+def test_after_an_error_what_had_arrived_is_in_the_cache(served: Server, emulator: Emulator, way: str) -> None:
+    emulator.faults = [Blocked(match="number 33")]
+    listed = [f"text number {i}" for i in range(40)]
+    embedding = DashScopeEmbedding(api_key=KEY, base_url=served.url, embeddings_cache=SimpleKVStore())
+
+    def embed() -> list[list[float]]:
+        if way == "sync":
+            return embedding.get_text_embedding_batch(listed)
+        return asyncio.run(embedding.aget_text_embedding_batch(listed))
+
+    with pytest.raises(BadRequestError) as caught:
+        embed()
+    assert caught.value.failed == [33]
+    assert emulator.billed_texts == 39
+    listed[33] = "mended"
+    assert embed() == [emulator.dense(text) for text in listed]
+    assert emulator.billed_texts == 40
