@@ -9,7 +9,7 @@ from dashscope_embeddings.errors import DashScopeError, GivenUp, remedy
 from dashscope_embeddings.vectors import Embedding, Embeddings, Usage, average, strongest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from dashscope_embeddings.catalogue import Price
     from dashscope_embeddings.exchange import Outcome
@@ -156,13 +156,15 @@ class Assembly:
         interruption.partial = found  # type: ignore[attr-defined] # Python's own classes have no place for it
         interruption.failed = missing  # type: ignore[attr-defined]
 
-    def result(self, count: int) -> Embeddings:
-        """All vectors of a job of `count` texts.
+    def result(self, texts: Sequence[str]) -> Embeddings:
+        """All vectors of a job over these texts.
 
         Raises:
             DashScopeError: not all arrived.
         """
+        count = len(texts)
         if self.failing:
+            self._repeat(texts)
             raise self.error(count)
         found = [self._arrived[index].sparse for index in range(count)]
         sparse = [weights for weights in found if weights is not None] if "sparse" in self._output else None
@@ -170,6 +172,14 @@ class Assembly:
             dense = [vector for i in range(count) if (vector := self._arrived[i].dense) is not None]
             return Embeddings(dense, sparse, self.usage, tuple(self._request_ids))
         return Embeddings([], sparse, self.usage, tuple(self._request_ids), self._matrix, count)
+
+    def _repeat(self, texts: Sequence[str]) -> None:
+        """A text that arrived has arrived wherever it stands, also in batches that were never sent."""
+        found = {texts[index]: embedding for index, embedding in self._arrived.items()}
+        for index, text in enumerate(texts):
+            if index not in self._arrived and (known := found.get(text)) is not None:
+                weights = known.sparse and known.sparse.copy()
+                self._arrived[index] = Embedding(index, known.dense and list(known.dense), weights)
 
     def error(self, count: int | None = None) -> DashScopeError:
         """The one error of a job: with what arrived and was not given out, naming what did not arrive."""

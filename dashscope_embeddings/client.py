@@ -161,7 +161,7 @@ class EmbeddingClient(Calls):
         if (query := self._query(checked, terms)) is not None and _no_loop_here():
             with self._counted(job, 1):
                 job.take(query[0], self._threads.query(query[1], query[2], terms))
-            return job.result(1)
+            return job.result(checked)
         halt = threading.Event()
         flows = self._flows(planning.batches(checked, self._plan(memory=None)), terms, job)
         with self._counted(job, len(checked)), contextlib.closing(self._threads.window(flows, halt)) as outcomes:
@@ -169,7 +169,7 @@ class EmbeddingClient(Calls):
                 done = job.take(batch, outcome)
                 if progress is not None:
                     progress(done)
-        return job.result(len(checked))
+        return job.result(checked)
 
     def stream(
         self,
@@ -238,7 +238,7 @@ class EmbeddingClient(Calls):
         if (query := self._query(checked, terms)) is not None:
             with self._counted(job, 1):
                 job.take(query[0], await self._tasks.query(query[1], query[2], terms))
-            return job.result(1)
+            return job.result(checked)
         halt = asyncio.Event()
         flows = self._aflows(planning.abatches(_each(checked), self._plan(memory=None)), terms, job)
         with self._counted(job, len(checked)):
@@ -247,7 +247,7 @@ class EmbeddingClient(Calls):
                     done = job.take(batch, outcome)
                     if progress is not None:
                         progress(done)
-        return job.result(len(checked))
+        return job.result(checked)
 
     def astream(
         self,

@@ -78,7 +78,7 @@ def stopped(batch: Batch, error: DashScopeError) -> Outcome:
 @pytest.mark.parametrize("output", ["dense", "sparse", "dense&sparse"])
 def test_each_text_gets_its_vectors_in_the_order_of_the_texts(output: Output) -> None:
     texts = ["a", "bb", "a", "ccc", "dddd", "bb"]
-    result = job(planned(texts), output).result(6)
+    result = job(planned(texts), output).result(texts)
     assert result.dense == ([dense(t) for t in texts] if "dense" in output else [])
     assert result.sparse == ([sparse(t) for t in texts] if "sparse" in output else None)
     assert (result.usage, result.request_ids) == (Usage(2, 40, 4), ("r0", "r1"))
@@ -86,19 +86,19 @@ def test_each_text_gets_its_vectors_in_the_order_of_the_texts(output: Output) ->
 
 
 def test_no_text_at_all_gives_no_vector_at_all() -> None:
-    assert job([], "dense").result(0).dense == []
-    assert job([]).result(0).sparse == []
+    assert job([], "dense").result([]).dense == []
+    assert job([]).result([]).sparse == []
 
 
 def test_equal_texts_get_lists_of_their_own() -> None:
-    result = job(planned(["a", "b", "a", "a"])).result(4)
+    result = job(planned(["a", "b", "a", "a"])).result(["a", "b", "a", "a"])
     assert len({id(vector) for vector in result.dense}) == 4
     result.dense[0][0] = 7.0
     assert result.dense[2] == result.dense[3] == dense("a")
 
 
 def test_equal_texts_get_sparse_vectors_of_their_own() -> None:
-    result = job(planned(["a", "b", "a"])).result(3)
+    result = job(planned(["a", "b", "a"])).result(["a", "b", "a"])
     assert result.sparse is not None
     result.sparse[0].values[0] = 7.0
     assert result.sparse[2] == sparse("a")
@@ -110,7 +110,7 @@ def test_pieces_are_averaged_by_their_length_to_unit_length_and_sparse_takes_the
     rows = [t for batch in batched for t in batch.texts][1:]
     assert "".join(rows) == text
     assert len(rows) == 3
-    result = job(batched).result(2)
+    result = job(batched).result(["z", text])
     mean = [sum(len(t) * dense(t)[axis] for t in rows) for axis in (0, 1)]
     assert result.dense[0] == dense("z")
     assert result.dense[1] == pytest.approx([x / math.hypot(*mean) for x in mean])
@@ -186,7 +186,7 @@ def test_an_error_carries_what_arrived_in_the_shape_that_was_asked(output: Outpu
     found = Assembly(output, None)
     found.take(batch, broken)
     with pytest.raises(BadRequestError, match=r"^text 1 of 2: .*improper") as caught:
-        found.result(2)
+        found.result(["a", "b"])
     error = caught.value
     assert (error.partial, error.failed) == ({0: arrived}, [1])
     assert error.reasons.keys() == {1}

@@ -214,7 +214,6 @@ def test_of_a_pair_that_failed_both_halves_of_what_arrived_are_kept(prefix: str)
     assert service.emulator.requests == requests
 
 
-@pytest.mark.xfail(reason="a text's place in a batch that was never sent counts as failed, whoever paid for its vector")
 def test_a_text_that_arrived_is_in_none_of_its_places_named_as_failed() -> None:
     service = Service({"max_retries": RETRIES, "max_concurrency": 1})
     service.emulator.faults = [faults.Drop(match=STRUCK)]

@@ -620,10 +620,10 @@ def test_an_assembly_gives_each_text_what_became_of_its_rows(
         if streamed:
             assert given_out == expected
         elif packed:
-            rows_of = job.result(len(asked)).dense_array
+            rows_of = job.result(asked).dense_array
             assert [list(row) for row in rows_of] == [list(array("f", expected[i])) for i in range(len(asked))]
         else:
-            assert dict(enumerate(job.result(len(asked)).dense)) == expected
+            assert dict(enumerate(job.result(asked).dense)) == expected
         return
     error = job.error(len(asked))
     assert error.failed == [i for i in range(len(asked)) if i not in expected]
