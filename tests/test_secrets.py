@@ -284,7 +284,9 @@ def test_no_error_of_a_call_shows_the_key_anywhere(
 ) -> None:
     emulator = Emulator(api_key="sk-another" if trouble == "a wrong key" else None, faults=TROUBLES[trouble])
     with caplog.at_level(logging.DEBUG), emulator.serve() as server:
-        made = KINDS[kind](api_key=CANARY, base_url=server.url, max_retries=0, timeout=0.2)
+        made = KINDS[kind](
+            api_key=CANARY, base_url=server.url, max_retries=0, timeout=0.2 if trouble == "a timeout" else 30
+        )
         error = raised(lambda: use(made, way=way))
     assert isinstance(error, DashScopeError)
     assert emulator.requests >= 1
