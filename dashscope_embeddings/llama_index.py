@@ -194,7 +194,7 @@ class DashScopeEmbedding(ClientFields, BaseEmbedding):
                     vectors = halves.dense([texts[i] for i in missing], self.text_type, progress)
             except ENDS as end:
                 raise saved(renumbered(end, missing, len(texts)), self.embeddings_cache, texts) from None
-            with ahead([texts[i] for i in missing], vectors):
+            with ahead([texts[i] for i in missing], vectors, self.embeddings_cache):
                 return super().get_text_embedding_batch(texts, **kwargs)
 
     async def aget_text_embedding_batch(
@@ -213,7 +213,7 @@ class DashScopeEmbedding(ClientFields, BaseEmbedding):
                     vectors = await halves.adense([texts[i] for i in missing], self.text_type, progress)
             except ENDS as end:
                 raise saved(renumbered(end, missing, len(texts)), self.embeddings_cache, texts) from None
-            with ahead([texts[i] for i in missing], vectors):
+            with ahead([texts[i] for i in missing], vectors, self.embeddings_cache):
                 return await super().aget_text_embedding_batch(texts, **kwargs)
 
     def _not_cached(self, texts: list[str]) -> list[int]:

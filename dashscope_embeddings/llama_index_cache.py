@@ -79,5 +79,10 @@ def saved(end: _End, cache: BaseKVStore | None, texts: list[str]) -> _End:
     if cache is None:
         return end
     for index, vector in getattr(end, "partial", {}).items():
-        cache.put(key=texts[index], val={str(uuid.uuid4()): list(vector)}, collection="embeddings")
+        keep(cache, texts[index], vector)
     return end
+
+
+def keep(cache: BaseKVStore, text: str, vector: list[float]) -> None:
+    """Puts a vector where LlamaIndex looks for it."""
+    cache.put(key=text, val={str(uuid.uuid4()): list(vector)}, collection="embeddings")
