@@ -185,11 +185,12 @@ def cancel(*, output: _Output, region: _Region = None, workspace: _Workspace = N
     with telling(_kept(output)):
         client = corpus.batch_client(output, region=region, workspace=workspace, base_url=base_url)
         found = corpus.batch_cancel(output, client=client, progress=_say)
-        typer.echo(
-            f"of {found.under_way:,} texts, what was done of them is billed: `batch fetch -o {output}` brings it"
-            if found.under_way
-            else "nothing is under way"
-        )
+        said = "nothing is under way"
+        if found.under_way:
+            said = f"of {found.under_way:,} texts, what was done of them is billed: `batch fetch -o {output}` brings it"
+        elif found.embedded:
+            said += f"; {found.embedded:,} texts of ended batches were fetched: `batch fetch -o {output}` writes them"
+        typer.echo(said)
 
 
 # --- what they share ---------------------------------------------------------------------------------------

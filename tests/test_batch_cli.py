@@ -81,13 +81,12 @@ def test_submit_status_fetch_need_the_output_alone(tmp_path: Path, emulator: Emu
     assert (done.exit_code, "all is done" in done.stdout) == (0, True)
 
 
-def test_cancel_stops_and_fetch_says_how_to_go_on(emulator: Emulator) -> None:
+def test_cancel_of_batches_that_have_ended_takes_their_results_in(tmp_path: Path, emulator: Emulator) -> None:
     batch("submit", "in.txt", "-o", "out.jsonl", "--dimensions", "64")
-    assert "what was done of them is billed" in batch("cancel", "-o", "out.jsonl").stdout
-    fetched = batch("fetch", "-o", "out.jsonl")
-    assert fetched.exit_code in {0, 1}
-    assert run().exit_code == 0
-    assert emulator.billed_texts == 25
+    assert "25 texts of ended batches were fetched: `batch fetch" in batch("cancel", "-o", "out.jsonl").stdout
+    assert batch("fetch", "-o", "out.jsonl").exit_code == 0
+    assert len(read(tmp_path / "out.jsonl")) == emulator.billed_texts == 25
+    assert "nothing is under way\n" in batch("cancel", "-o", "out.jsonl").stdout
 
 
 def test_3_some_rejected(emulator: Emulator) -> None:

@@ -156,6 +156,9 @@ def batch_status(output: str | Path, *, client: EmbeddingClient, progress: Tell 
 def batch_cancel(output: str | Path, *, client: EmbeddingClient, progress: Tell | None = None) -> BatchSummary:
     """Stops all batches. What was done by then is billed: `batch_fetch` brings it.
 
+    Of a batch that has ended already, the results are taken in at once; lines whose results the service counts but
+    does not give are then free to be submitted, and paid, again.
+
     Arguments and errors are those of `batch_fetch`.
     """
     with at_work(output, client) as desk:

@@ -6,12 +6,11 @@ off between any two steps, and another one goes on from there, on another machin
 
 from __future__ import annotations
 
-import logging
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypeAlias
 
-from dashscope_embeddings import wire
 from dashscope_embeddings.corpus import batch_wire
 from dashscope_embeddings.corpus.batch_cut import Cut, name_of
+from dashscope_embeddings.corpus.batch_requests import PASSES, Requests, sleep
 from dashscope_embeddings.corpus.batch_results import Taking
 from dashscope_embeddings.errors import (
     BadReply,
@@ -20,26 +19,19 @@ from dashscope_embeddings.errors import (
     DashScopeError,
     GivenUp,
     ServiceError,
-    Verdict,
 )
-from dashscope_embeddings.exchange import Failure, Sleep, backoff, capped, explained, unanswered
-from dashscope_embeddings.wire import Reply
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator
+    from collections.abc import Callable
     from pathlib import Path
-    from typing import TypeAlias
 
+    from dashscope_embeddings.corpus.batch_requests import Flow
     from dashscope_embeddings.corpus.batch_state import Job, Which
     from dashscope_embeddings.corpus.batch_wire import Told
     from dashscope_embeddings.corpus.batch_work import Work
-    from dashscope_embeddings.exchange import Answer, Send, Step
+    from dashscope_embeddings.wire import Reply
 
-T = TypeVar("T")
-Flow: TypeAlias = "Generator[Step, Answer, T]"
 Tell: TypeAlias = "Callable[[str, Job | None], object]"
-
-_log = logging.getLogger("dashscope_embeddings")
 
 FIRST_POLL, LONGEST_POLL = 30.0, 120.0
 """Seconds; the vendor's page says to ask every one or two minutes."""
@@ -47,7 +39,6 @@ _SLOWER = 1.5
 _LOST_POLLS = 20
 """Looks in a row that may fail, each tried as often as any request, before the wait is given up."""
 _PAGES = 20
-_PASSES = frozenset({Verdict.RETRY, Verdict.THROTTLE})
 _GONE = 404
 
 # Codes of failed validations that another file would meet as well; source: the vendor's page on error codes, seen
@@ -70,42 +61,11 @@ class BatchFlow:
         """`order`: completion window, name and description of new batches."""
         self._work, self._output, self._order = work, output, order
         self._book, self._troubles = work.book, work.brought.troubles
-        self._tell, self._advice = tell, advice
-        self._lost: set[int] = set()
-        """Batches that the service does not know any more."""
+        self._tell = tell
+        self._requests = Requests(work.settings, advice)
+        self._not_asked_again: set[int] = set()
+        """Batches that bring nothing more in this command: not known any more, or with incomplete results."""
         self._hopeless = False
-
-    # --- requests -------------------------------------------------------------------------------------------
-
-    def _ask(self, send: Send, read: Callable[[Reply], T]) -> Flow[T]:
-        """One request, as often as it takes."""
-        failures = 0
-        while True:
-            found = self._answered((yield send), read)
-            if not isinstance(found, DashScopeError):
-                return found
-            failures += 1
-            yield from self._pause(found, failures)
-
-    def _answered(self, answer: Answer, read: Callable[[Reply], T]) -> T | DashScopeError:
-        if isinstance(answer, Failure):
-            return unanswered(answer, self._work.settings.address.host)
-        if not isinstance(answer, Reply):
-            raise TypeError(f"a driver must answer Send with Reply or Failure, not {type(answer).__name__}")
-        if (refusal := wire.refusal(answer)) is not None:
-            return explained(refusal, self._advice, self._work.settings.api_key)
-        try:
-            return read(answer)
-        except BadReply as broken:
-            return broken
-
-    def _pause(self, error: DashScopeError, failures: int) -> Flow[None]:
-        """Before the next try; raises the error where none would help."""
-        if error.verdict not in _PASSES or failures > self._work.settings.max_retries:
-            raise error
-        pause = backoff(failures, capped(error))
-        _log.info("try %d of a batch's request failed, next in %.1f s: %s", failures, pause, error)
-        yield from _sleep(pause)
 
     # --- submitting -----------------------------------------------------------------------------------------
 
@@ -130,7 +90,7 @@ class BatchFlow:
             try:
                 size = path.stat().st_size / 1e6
                 self._say(f"sending {job.lines:,} lines with {job.texts:,} texts ({size:,.1f} MB)", job)
-                file_id = yield from self._ask(batch_wire.upload(path), batch_wire.file_id)
+                file_id = yield from self._requests.ask(batch_wire.upload(path), batch_wire.file_id)
                 self._book.uploaded(job, file_id)
             except DashScopeError:
                 self._dissolve(job)
@@ -147,23 +107,25 @@ class BatchFlow:
             found: Told | DashScopeError | None = (yield from self._find(job)) if unsure else None
             if found is None:
                 self._book.creating(job)
-                found = self._answered((yield send), batch_wire.told)
+                found = self._requests.answered((yield send), batch_wire.told)
             if not isinstance(found, DashScopeError):
                 self._book.saw(job, found)
                 self._say(f"{found.batch_id} was created", self._book.job(job.number))
                 return
-            if isinstance(found, ServiceError) and found.verdict not in _PASSES:
+            if isinstance(found, ServiceError) and found.verdict not in PASSES:
                 # Its file stays behind, which costs nothing.
                 self._dissolve(job)
                 raise found
             failures, unsure = failures + 1, True
-            yield from self._pause(found, failures)
+            yield from self._requests.pause(found, failures)
 
     def _find(self, job: Job) -> Flow[Told | None]:
         """The batch of a file, among those that the service has."""
         after: str | None = None
         for _ in range(_PAGES):
-            batches, after = yield from self._ask(batch_wire.batches_of(job.file_id or "", after), batch_wire.listed)
+            batches, after = yield from self._requests.ask(
+                batch_wire.batches_of(job.file_id or "", after), batch_wire.listed
+            )
             for told in batches:
                 if told.file_id == job.file_id:
                     return told
@@ -179,18 +141,18 @@ class BatchFlow:
 
     def running(self) -> list[Job]:
         """The batches that still may bring something."""
-        return [job for job in self._book.jobs("running") if job.number not in self._lost]
+        return [job for job in self._book.jobs("running") if job.number not in self._not_asked_again]
 
     def look(self, *, bring: bool) -> Flow[None]:
         """Asks for each batch once; `bring`: takes in the results of those that have ended."""
         for job in self.running():
             try:
-                told = yield from self._ask(batch_wire.look(job.batch_id or ""), batch_wire.told)
+                told = yield from self._requests.ask(batch_wire.look(job.batch_id or ""), batch_wire.told)
             except ServiceError as error:
                 if error.status != _GONE:
                     raise
                 error.advise(f"{job.batch_id} is gone: `cancel` forgets it, and its texts can be submitted again")
-                self._lost.add(job.number)
+                self._not_asked_again.add(job.number)
                 self._troubles.append(error)
                 continue
             self._book.saw(job, told)
@@ -199,18 +161,33 @@ class BatchFlow:
             elif (told.status, told.completed, told.failed) != (job.status, job.completed, job.failed):
                 self._say(f"{told.batch_id} is {told.status}{_share(told)}", self._book.job(job.number))
 
-    def _bring(self, job: Job, told: Told) -> Flow[None]:
+    def _bring(self, job: Job, told: Told, *, abandon: bool = False) -> Flow[None]:
+        """Takes in the results of a batch that has ended; one whose results stay incomplete is kept.
+
+        Args:
+            job: The batch.
+            told: What the service says of it.
+            abandon: Lines without the results that they should have are free to be submitted, and paid, again.
+        """
         brought = self._work.brought
-        before, strangers = brought.texts, brought.strangers
-        taking = Taking(self._work, job)
-        for file_id, kind in ((told.output_file, "output"), (told.error_file, "errors")):
-            if file_id is not None:
-                path = self._beside(job.number, kind)
-                try:
-                    yield from self._ask(batch_wire.download(file_id, path), _nothing)
-                    taking.read(path)
-                finally:
-                    path.unlink(missing_ok=True)
+        before, strangers, failures = brought.texts, brought.strangers, 0
+        while True:
+            brought.strangers = strangers
+            taking = Taking(self._work, job)
+            found = yield from self._download(job, told, taking)
+            if found and (lacking := told.results(job.lines) - taking.seen) <= 0:
+                break
+            # A file may be cut short on the way, or be there a moment after its batch has ended.
+            failures += 1
+            incomplete = _incomplete(told, lacking if found else job.lines)
+            if not self._requests.may_pass(incomplete, failures):
+                if abandon:
+                    break
+                self._not_asked_again.add(job.number)
+                self._troubles.append(incomplete)
+                return
+            yield from self._requests.pause(incomplete, failures)
+            told = yield from self._requests.ask(batch_wire.look(job.batch_id or ""), batch_wire.told)
         invalid = told.status == "failed"
         error = self._explained(job, told) if invalid else None
         final = error is not None and (job.again or self._hopeless)
@@ -225,6 +202,23 @@ class BatchFlow:
             self._troubles.append(error)
         elif error is not None:
             self._say(f"{error.message}. Its texts are sent once more, in another file", None)
+
+    def _download(self, job: Job, told: Told, taking: Taking) -> Flow[bool]:
+        """Reads the result files of a batch; False: the service does not have one that it names."""
+        for file_id, kind in ((told.output_file, "output"), (told.error_file, "errors")):
+            if file_id is None:
+                continue
+            path = self._beside(job.number, kind)
+            try:
+                yield from self._requests.ask(batch_wire.download(file_id, path), _nothing)
+                taking.read(path)
+            except ServiceError as error:
+                if error.status != _GONE:
+                    raise
+                return False
+            finally:
+                path.unlink(missing_ok=True)
+        return True
 
     def _explained(self, job: Job, told: Told) -> DashScopeError:
         """Why a batch failed as a whole."""
@@ -279,7 +273,7 @@ class BatchFlow:
         yield from self.start()
         wait, lost = poll or FIRST_POLL, 0
         while self.running():
-            yield from _sleep(wait)
+            yield from sleep(wait)
             wait = poll or min(wait * _SLOWER, LONGEST_POLL)
             try:
                 yield from self.look(bring=True)
@@ -288,7 +282,7 @@ class BatchFlow:
             except GivenUp:
                 raise
             except (ConnectionFailed, ServiceError, BadReply) as error:
-                if error.verdict not in _PASSES or (lost := lost + 1) >= _LOST_POLLS:
+                if error.verdict not in PASSES or (lost := lost + 1) >= _LOST_POLLS:
                     raise
                 self._say(f"the service cannot be asked now, and will be again: {error}", None)
 
@@ -299,18 +293,26 @@ class BatchFlow:
             self._dissolve(job)
         for job in self._book.jobs("running"):
             try:
-                told = yield from self._ask(batch_wire.cancel(job.batch_id or ""), batch_wire.told)
+                told = yield from self._requests.ask(batch_wire.cancel(job.batch_id or ""), batch_wire.told)
             except ServiceError as error:
                 if error.status == _GONE:
                     self._dissolve(job)
                     self._say(f"{job.batch_id} is not known to the service, and was forgotten", None)
-                elif error.verdict in _PASSES or not isinstance(error, BadRequestError):
+                elif error.verdict in PASSES or not isinstance(error, BadRequestError):
                     raise
-                else:  # it has ended
-                    self._say(f"{job.batch_id} could not be cancelled: {error.message}", job)
+                else:
+                    yield from self._cancel_ended(job, error)
                 continue
             self._book.saw(job, told)
             self._say(f"{told.batch_id} is {told.status}{_share(told)}", self._book.job(job.number))
+
+    def _cancel_ended(self, job: Job, error: DashScopeError) -> Flow[None]:
+        """Of a batch that cannot be cancelled, because it has ended: takes its results in, and frees the rest."""
+        told = yield from self._requests.ask(batch_wire.look(job.batch_id or ""), batch_wire.told)
+        if told.ended:
+            yield from self._bring(job, told, abandon=True)
+        else:
+            self._say(f"{job.batch_id} could not be cancelled: {error.message}", job)
 
     # --- small things ---------------------------------------------------------------------------------------
 
@@ -321,9 +323,15 @@ class BatchFlow:
         self._tell(said if job is None else f"file {job.number}: {said}", job)
 
 
-def _sleep(seconds: float) -> Flow[None]:
-    if isinstance(given_up := (yield Sleep(seconds)), Failure):
-        raise unanswered(given_up, "")
+def _incomplete(told: Told, lacking: int) -> BadReply:
+    error = BadReply(
+        f"the results of {told.batch_id} lack {lacking:,} lines that the service counts as done and billed"
+    )
+    error.advise(
+        "The batch is kept, and what arrived of it: `batch fetch` asks again. `batch cancel` gives these lines up, "
+        "which may then be submitted, and paid, a second time"
+    )
+    return error
 
 
 def _nothing(_: Reply) -> None:

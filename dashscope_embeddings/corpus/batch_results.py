@@ -49,6 +49,12 @@ class Taking:
         self._done: dict[int, Sequence[int]] = {}
         """Lines of the present transaction whose vectors are in the ledger, and their members."""
         self._kept = 0
+        self._seen: set[int] = set()
+
+    @property
+    def seen(self) -> int:
+        """Lines of the batch of which some result was read."""
+        return len(self._seen)
 
     def read(self, path: Path) -> None:
         """Takes the lines of an output or error file in."""
@@ -66,6 +72,7 @@ class Taking:
         if result is None or (found := self._book.members(self._job, line)) is None:
             self._brought.strangers += 1
             return
+        self._seen.add(line)
         members, done = found
         if done or line in self._done:  # of a file that was read before, or a line that came twice
             return

@@ -112,6 +112,16 @@ class Told:
         """Whether nothing more will happen to it."""
         return self.status in ENDED
 
+    def results(self, lines: int) -> int:
+        """Lines, of those in its file, that must have a result in one of its two result files.
+
+        Whether `completed` counts failed lines too is not documented: the sum is bounded by the file's lines. Where
+        the service counts nothing, a completed batch has a result for every line.
+        """
+        if self.completed is None and self.failed is None:
+            return lines if self.status == "completed" else 0
+        return min((self.completed or 0) + (self.failed or 0), lines)
+
 
 def file_id(reply: Reply) -> str:
     """The name that the service gave to a file.

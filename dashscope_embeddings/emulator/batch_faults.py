@@ -73,6 +73,7 @@ class LineFails(_LineFault):
 
 @dataclass(frozen=True)
 class LineLost(_LineFault):
-    """A line comes back in neither file; it counts as completed all the same."""
+    """A line comes back in neither file."""
 
     billed: bool = False
+    """Whether it was done: then it is billed, and `request_counts` has it among the completed lines."""

@@ -210,7 +210,7 @@ class Job:
             else:
                 tokens = embedding.check("openai", body, self._account.models).tokens
                 if isinstance(fault, LineLost):
-                    self._lost += 1
+                    self._lost += fault.billed
                     tokens *= fault.billed
                 else:
                     self._answered.append(index)

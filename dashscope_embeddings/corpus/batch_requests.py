@@ -1,0 +1,82 @@
+"""The requests of the Batch route: each is asked as often as may help, as those for embeddings are."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
+
+from dashscope_embeddings import wire
+from dashscope_embeddings.errors import BadReply, DashScopeError, Verdict
+from dashscope_embeddings.exchange import Failure, Sleep, backoff, capped, explained, unanswered
+from dashscope_embeddings.wire import Reply
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator
+
+    from dashscope_embeddings.exchange import Answer, Send, Step
+    from dashscope_embeddings.settings import Settings
+
+T = TypeVar("T")
+Flow: TypeAlias = "Generator[Step, Answer, T]"
+
+PASSES = frozenset({Verdict.RETRY, Verdict.THROTTLE})
+"""What a further try may change."""
+_log = logging.getLogger("dashscope_embeddings")
+
+
+@dataclass(frozen=True, slots=True)
+class Requests:
+    """How one command asks; `advice` is given where the key is refused."""
+
+    settings: Settings
+    advice: str
+
+    def ask(self, send: Send, read: Callable[[Reply], T]) -> Flow[T]:
+        """One request, as often as it takes.
+
+        Raises:
+            DashScopeError: further tries cannot help, or there were too many.
+        """
+        failures = 0
+        while True:
+            found = self.answered((yield send), read)
+            if not isinstance(found, DashScopeError):
+                return found
+            failures += 1
+            yield from self.pause(found, failures)
+
+    def answered(self, answer: Answer, read: Callable[[Reply], T]) -> T | DashScopeError:
+        """What a reply says, or the error that it stands for."""
+        if isinstance(answer, Failure):
+            return unanswered(answer, self.settings.address.host)
+        if not isinstance(answer, Reply):
+            raise TypeError(f"a driver must answer Send with Reply or Failure, not {type(answer).__name__}")
+        if (refusal := wire.refusal(answer)) is not None:
+            return explained(refusal, self.advice, self.settings.api_key)
+        try:
+            return read(answer)
+        except BadReply as broken:
+            return broken
+
+    def may_pass(self, error: DashScopeError, failures: int) -> bool:
+        """Whether there is to be another try."""
+        return error.verdict in PASSES and failures <= self.settings.max_retries
+
+    def pause(self, error: DashScopeError, failures: int) -> Flow[None]:
+        """Before the next try; raises the error where none would help."""
+        if not self.may_pass(error, failures):
+            raise error
+        seconds = backoff(failures, capped(error))
+        _log.info("try %d of a batch's request failed, next in %.1f s: %s", failures, seconds, error)
+        yield from sleep(seconds)
+
+
+def sleep(seconds: float) -> Flow[None]:
+    """Lets time pass.
+
+    Raises:
+        GivenUp: the command is to stop.
+    """
+    if isinstance(given_up := (yield Sleep(seconds)), Failure):
+        raise unanswered(given_up, "")
