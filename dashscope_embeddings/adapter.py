@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, PrivateAttr, SecretStr
 
-from dashscope_embeddings.addresses import with_hidden_key
 from dashscope_embeddings.catalogue import DEFAULT_MODEL, warn_once
 from dashscope_embeddings.client import EmbeddingClient
 from dashscope_embeddings.errors import InvalidInput
 from dashscope_embeddings.halves import Halves
 from dashscope_embeddings.lengths import LongText  # noqa: TC001 - pydantic reads it at run time
 from dashscope_embeddings.memo import CAPACITY, Memo
+from dashscope_embeddings.secret_settings import hide
 from dashscope_embeddings.wire import Protocol  # noqa: TC001 - same
 from dashscope_embeddings.workers import Lock
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from typing_extensions import Self
 
     from dashscope_embeddings.vectors import TextType, Usage
@@ -50,7 +49,7 @@ class ClientFields(BaseModel):
     requests_per_minute: float | None = Field(default=None, exclude=True)
     tokens_per_minute: float | None = Field(default=None, exclude=True)
     tokens_per_request: int | None = Field(default=None, exclude=True)
-    default_headers: dict[str, str] | None = Field(default=None, exclude=True, repr=False)
+    default_headers: dict[str, SecretStr] | None = Field(default=None, exclude=True, repr=False)
     rate_limiter: Any = Field(default=None, exclude=True, repr=False)
     http_client: Any = Field(default=None, exclude=True, repr=False)
     http_async_client: Any = Field(default=None, exclude=True, repr=False)
@@ -61,6 +60,41 @@ class ClientFields(BaseModel):
     _memo: tuple[EmbeddingClient, Memo] | None = PrivateAttr(default=None)
     _memo_size: int = PrivateAttr(default=CAPACITY)
     _siblings: int = PrivateAttr(default=0)
+
+    def __init__(self, /, **settings: Any) -> None:
+        hide(settings, self._names())
+        super().__init__(**settings)
+
+    @classmethod
+    def _names(cls) -> frozenset[str]:
+        """Names that an argument may have."""
+        aliases = (field.validation_alias for field in cls.model_fields.values())
+        choices = [str(name) for alias in aliases if isinstance(alias, AliasChoices) for name in alias.choices]
+        return frozenset(cls.model_fields).union(choices)
+
+    if not TYPE_CHECKING:
+        # As pydantic's, but its frames show no key, and none is kept in the open. Its mypy plugin types these.
+
+        @classmethod
+        def model_validate(cls, obj: Any, **how: Any) -> Self:
+            """`obj`: field → value."""
+            if isinstance(obj, Mapping):
+                obj = dict(obj)
+                hide(obj, cls._names())
+            return super().model_validate(obj, **how)
+
+        @classmethod
+        def model_validate_json(cls, json_data: str | bytes, **how: Any) -> Self:
+            """`json_data`: an object, field → value."""
+            given = [json_data]
+            del json_data
+            return cls.__pydantic_validator__.validate_json(given.pop(), **how)
+
+        @classmethod
+        def model_construct(cls, _fields_set: set[str] | None = None, **values: Any) -> Self:
+            """Checks nothing."""
+            hide(values, cls._names())
+            return super().model_construct(_fields_set, **values)
 
     def _settings(self) -> dict[str, Any]:
         """Arguments of `EmbeddingClient`; adapters add those that are named otherwise in their framework."""
@@ -85,7 +119,10 @@ class ClientFields(BaseModel):
             return self._client
 
     def __setattr__(self, name: str, value: Any) -> None:
-        super().__setattr__(name, value)
+        given = {name: value}
+        del value
+        hide(given)
+        super().__setattr__(name, given[name])
         if name in _MAKE_A_CLIENT:
             self._client = None
 
@@ -167,6 +204,8 @@ class ClientFields(BaseModel):
         unknown = [name for name in update or {} if name not in type(self).model_fields]
         if unknown:
             raise InvalidInput(f"model_copy(update=…) takes names of fields, and {', '.join(unknown)} is none")
+        if update:
+            hide(update := dict(update))
         copy = super().model_copy(update=update, deep=deep)
         if not _MAKE_A_CLIENT.isdisjoint(update or ()):
             copy._client = None  # noqa: SLF001 - it is to be made of what was changed
@@ -230,7 +269,10 @@ class Sparse:
 
     def __init__(self, dense: ClientFields | None = None, *, memo_size: int | None = None, **settings: Any) -> None:
         """`dense`: the dense adapter to share requests with; without it, settings of `EmbeddingClient`."""
-        settings = with_hidden_key(settings)
+        settings["dense"] = dense
+        del dense  # a string may be a key
+        hide(settings, Standalone._names())  # noqa: SLF001 - the class above
+        dense = settings.pop("dense")
         if dense is None and memo_size is not None:
             raise InvalidInput("memo_size is of a linked adapter: pass dense= as well")
         if dense is None:

@@ -12,7 +12,7 @@ import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from pydantic import SecretStr
@@ -20,6 +20,7 @@ from pydantic import SecretStr
 from dashscope_embeddings import catalogue
 from dashscope_embeddings.catalogue import REGIONS, WORKSPACE_DOMAIN, Region, region_of_host
 from dashscope_embeddings.errors import InvalidInput
+from dashscope_embeddings.secret_settings import hidden
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -117,6 +118,7 @@ def _from_url(base_url: str, region: str | None, workspace: str | None) -> Addre
     if host is None or parts.scheme not in {"http", "https"}:
         raise InvalidInput("base_url must start with https:// and name a host, or be 'emulator'")
     if parts.username is not None or parts.password is not None or parts.query or parts.fragment:
+        del base_url, parts
         raise InvalidInput("base_url must hold no user, password, query or fragment")
     if parts.scheme == "http" and not _is_loopback(host):
         raise InvalidInput(
@@ -198,43 +200,6 @@ def find_key(api_key: str | SecretStr | None, place: Address) -> SecretStr:
         "no API key: pass api_key=, or set the environment variable DASHSCOPE_API_KEY; to work without a key "
         'or network, pass base_url="emulator"'
     )
-
-
-def hidden(key: Any) -> SecretStr | None:
-    """The key where no traceback shows it.
-
-    Raises:
-        InvalidInput: it is neither a string nor a SecretStr.
-    """
-    if key is None:
-        return None
-    kind = type(key).__name__
-    found = SecretStr(key) if isinstance(key, str) else key
-    del key
-    if isinstance(found, SecretStr):
-        return found
-    del found  # bytes may be a key as well
-    raise InvalidInput(f"api_key must be a string or a pydantic SecretStr, not {kind}")
-
-
-def hidden_values(headers: Mapping[str, str] | None) -> tuple[tuple[str, SecretStr], ...]:
-    """Headers whose values no traceback shows: gateways take their keys in them.
-
-    Raises:
-        InvalidInput: one that is no string.
-    """
-    if any(not isinstance(part, str) for pair in (headers or {}).items() for part in pair):
-        headers = None
-        raise InvalidInput("default_headers must be strings, names and values")
-    return tuple((name, SecretStr(value)) for name, value in (headers or {}).items())
-
-
-def with_hidden_key(settings: dict[str, Any]) -> dict[str, Any]:
-    """The same arguments, with a key among them hidden."""
-    return {name: hidden(value) if name in _KEYS else value for name, value in settings.items()}
-
-
-_KEYS = ("api_key", "dashscope_api_key")
 
 
 def _checked(key: SecretStr, origin: str) -> SecretStr:

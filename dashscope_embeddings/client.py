@@ -10,14 +10,15 @@ from collections.abc import AsyncIterable
 from typing import TYPE_CHECKING, Any
 
 from dashscope_embeddings import catalogue, planning
-from dashscope_embeddings.addresses import address, find_key, hidden, hidden_values
+from dashscope_embeddings.addresses import address, find_key
 from dashscope_embeddings.calls import Calls, dismiss
 from dashscope_embeddings.errors import InvalidInput
+from dashscope_embeddings.secret_settings import hide
 from dashscope_embeddings.sessions import Given
 from dashscope_embeddings.settings import Settings
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
     from typing import TypeAlias
 
     from pydantic import SecretStr
@@ -94,27 +95,28 @@ class EmbeddingClient(Calls):
         long_text: LongText = "error",
         batch_size: int | None = None,
         tokens_per_request: int | None = None,
-        default_headers: dict[str, str] | None = None,
+        default_headers: Mapping[str, str | SecretStr] | None = None,
         rate_limiter: Any = None,
         http_client: Any = None,
         http_async_client: Any = None,
         price: Price | None = None,
         on_request: OnRequest | None = None,
     ) -> None:
-        api_key = hidden(api_key)
-        headers = hidden_values(default_headers)
-        del default_headers
+        given: dict[str, Any] = {"model": model, "api_key": api_key, "instruct": instruct, "region": region}
+        given |= {"workspace": workspace, "base_url": base_url, "default_headers": default_headers}
+        del model, api_key, instruct, region, workspace, base_url, default_headers
+        hide(given)
         if dimension is not None and dimensions not in {None, dimension}:
             raise InvalidInput(f"dimensions={dimensions} and dimension={dimension} are two names of one thing")
-        place = address(protocol, region=region, workspace=workspace, base_url=base_url)
+        place = address(protocol, region=given["region"], workspace=given["workspace"], base_url=given["base_url"])
         self._start(
             Settings(
-                model=catalogue.model(model),
-                api_key=find_key(api_key, place),
+                model=catalogue.model(given["model"]),
+                api_key=find_key(given["api_key"], place),
                 address=place,
                 protocol=protocol,
                 dimensions=dimensions if dimensions is not None else dimension,
-                instruct=instruct or None,
+                instruct=given["instruct"] or None,
                 timeout=timeout,
                 max_retries=max_retries,
                 max_concurrency=max_concurrency,
@@ -124,7 +126,7 @@ class EmbeddingClient(Calls):
                 batch_size=batch_size,
                 tokens_per_request=tokens_per_request,
                 own_price=price,
-                headers=headers,
+                headers=tuple((given["default_headers"] or {}).items()),
             ),
             Given(http_client, http_async_client, rate_limiter, on_request),
         )

@@ -13,8 +13,7 @@ try:
 except ImportError as missing:
     raise ImportError('LlamaIndex is not installed: pip install "dashscope-embeddings[llama-index]"') from missing
 
-from dashscope_embeddings.adapter import ClientFields, Sparse, listed, single
-from dashscope_embeddings.addresses import hidden, with_hidden_key
+from dashscope_embeddings.adapter import ClientFields, Sparse, Standalone, listed, single
 from dashscope_embeddings.catalogue import DEFAULT_MODEL
 from dashscope_embeddings.errors import InvalidInput
 from dashscope_embeddings.halves import ENDS, renumbered
@@ -23,6 +22,7 @@ from dashscope_embeddings.llama_index_cache import PartedCache, namespace, saved
 from dashscope_embeddings.llama_index_names import DashScopeTextEmbeddingModels, DashScopeTextEmbeddingType
 from dashscope_embeddings.llama_index_usage import DashScopeUsageEvent, billed
 from dashscope_embeddings.progress import bar
+from dashscope_embeddings.secret_settings import hide
 from dashscope_embeddings.vectors import TextType  # noqa: TC001 - pydantic reads it at run time
 
 if TYPE_CHECKING:
@@ -102,21 +102,20 @@ class DashScopeEmbedding(ClientFields, BaseEmbedding):
         embed_batch_size: int = _MOST_PER_CALL,
         **kwargs: Any,
     ) -> None:
-        api_key = hidden(api_key)
-        kwargs.pop("class_name", None)
-        if (model := kwargs.pop("model", None)) is not None:
-            if model_name not in {None, model}:
-                raise InvalidInput(f"model={model!r} and model_name={model_name!r}: which of the two?")
-            model_name = model
-        if (limiter := kwargs.get("rate_limiter")) is not None and not isinstance(limiter, _AskedByUs):
-            kwargs["rate_limiter"] = _AskedByUs(limiter)
-        super().__init__(
-            model_name=getattr(model_name, "value", model_name) or DEFAULT_MODEL,
-            text_type=getattr(text_type, "value", text_type),
-            api_key=api_key,
-            embed_batch_size=embed_batch_size,
-            **kwargs,
-        )
+        settings = {"model_name": model_name, "text_type": text_type, "api_key": api_key, **kwargs}
+        del model_name, text_type, api_key, kwargs
+        hide(settings, self._names() | {"model"})
+        settings.pop("class_name", None)
+        if (model := settings.pop("model", None)) is not None:
+            if settings["model_name"] not in {None, model}:
+                raise InvalidInput(f"model={model!r} and model_name={settings['model_name']!r}: which of the two?")
+            settings["model_name"] = model
+        if (limiter := settings.get("rate_limiter")) is not None and not isinstance(limiter, _AskedByUs):
+            settings["rate_limiter"] = _AskedByUs(limiter)
+        for name in ("model_name", "text_type"):
+            settings[name] = getattr(settings[name], "value", settings[name])
+        settings["model_name"] = settings["model_name"] or DEFAULT_MODEL
+        super().__init__(embed_batch_size=embed_batch_size, **settings)
 
     @model_validator(mode="after")
     def _connect(self) -> Self:
@@ -292,8 +291,10 @@ class DashScopeSparseEmbedding(BaseSparseEmbedding):
         num_workers: int | None = None,
         **settings: Any,
     ) -> None:
-        settings = with_hidden_key(settings)
-        sparse = Sparse(dense, **settings)
+        settings["dense"] = dense
+        del dense  # a string may be a key
+        hide(settings, Standalone._names())  # noqa: SLF001 - of this package
+        sparse = Sparse(**settings)
         super().__init__(
             model_name=sparse.halves.client.settings.model.name,
             embed_batch_size=embed_batch_size,

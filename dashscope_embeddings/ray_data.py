@@ -22,6 +22,7 @@ from dashscope_embeddings.corpus.readers import pyarrow
 from dashscope_embeddings.errors import DashScopeError, InvalidInput
 from dashscope_embeddings.lengths import limits_of
 from dashscope_embeddings.planning import complaint
+from dashscope_embeddings.secret_settings import hide
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -61,6 +62,7 @@ def embed_dataset(
         TypeError: an argument that there is not.
         ImportError: Ray is not installed.
     """
+    hide(how, {*(EmbeddingClient.__init__.__kwdefaults__ or ()), *(EmbedBatch.__init__.__kwdefaults__ or ()), "model"})
     try:
         from ray.data import ActorPoolStrategy  # noqa: PLC0415 - `EmbedBatch` alone needs no Ray
     except ImportError as missing:
@@ -132,6 +134,7 @@ class EmbedBatch:
         workers: int | None = None,
         **settings: Any,
     ) -> None:
+        hide(settings, {*(EmbeddingClient.__init__.__kwdefaults__ or ()), "model"})
         if on_error not in get_args(OnError):
             raise InvalidInput(f'on_error={on_error!r}: expected "raise" or "null"')
         self.client = EmbeddingClient(**{**settings, **_part(settings, workers)})
