@@ -186,9 +186,10 @@ class ClientFields(BaseModel):
             )
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
-        # The user's clients and limiters are shared, as a plain copy does: their locks cannot be copied.
+        # The user's clients, limiters and stores are shared, as a plain copy does: their locks cannot be copied.
         memo = {} if memo is None else memo
-        for shared in (self.http_client, self.http_async_client, self.rate_limiter, self.on_request):
+        cache = getattr(self, "embeddings_cache", None)
+        for shared in (self.http_client, self.http_async_client, self.rate_limiter, self.on_request, cache):
             memo[id(shared)] = shared
         copy = super().__deepcopy__(memo)
         copy._siblings, copy._memo = 0, None  # noqa: SLF001 - a copy has no sibling until one is linked to it

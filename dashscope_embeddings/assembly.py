@@ -77,6 +77,11 @@ class Assembly:
             del self._outcomes[number]
         return len(batch.places)
 
+    def completed(self, batch: Batch) -> dict[int, Any]:
+        """Index → vectors, in the shape that was asked, of the texts that this batch completed."""
+        arrived = ((place.index, self._arrived.get(place.index)) for place in batch.places)
+        return {index: shape(found, self._output) for index, found in arrived if found is not None}
+
     def _error(self, place: Place) -> DashScopeError | None:
         """The service's refusal of this text; None also where the whole job failed."""
         for part in place.parts:

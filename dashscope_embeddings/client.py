@@ -18,7 +18,7 @@ from dashscope_embeddings.sessions import Given
 from dashscope_embeddings.settings import Settings
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
     from typing import TypeAlias
 
     from pydantic import SecretStr
@@ -133,7 +133,7 @@ class EmbeddingClient(Calls):
 
     # --- sync ---------------------------------------------------------------------------------------------
 
-    def embed(
+    def embed(  # noqa: PLR0913 - each a choice of this call alone; keywords but for the texts
         self,
         texts: Texts,
         *,
@@ -141,6 +141,7 @@ class EmbeddingClient(Calls):
         output: Output = "dense",
         array: bool = False,
         progress: Progress | None = None,
+        on_vectors: Callable[[dict[int, Any]], object] | None = None,
     ) -> Embeddings:
         """All vectors at once: shape (texts, dimensions), in the order of the texts.
 
@@ -150,6 +151,8 @@ class EmbeddingClient(Calls):
             output: "dense", "sparse" or "dense&sparse" (one request, billed once).
             array: Keep the dense vectors as float32 in `dense_array`, 4 KB for 1,024 numbers; `dense` stays empty.
             progress: Called with the number of texts that are done, whenever some are.
+            on_vectors: Called with index → vectors (shaped as in `partial`) of texts that are done, whenever
+                some are, for a cache; `aembed` awaits it. A lone query's are in the result alone.
 
         Raises:
             InvalidInput: a text cannot be embedded; nothing was sent.
@@ -171,6 +174,8 @@ class EmbeddingClient(Calls):
                 done = job.take(batch, outcome)
                 if progress is not None:
                     progress(done)
+                if on_vectors is not None:
+                    on_vectors(job.completed(batch))
         return job.result(checked)
 
     def stream(
@@ -221,7 +226,7 @@ class EmbeddingClient(Calls):
 
     # --- async --------------------------------------------------------------------------------------------
 
-    async def aembed(
+    async def aembed(  # noqa: PLR0913 - those of `embed`
         self,
         texts: Texts | AsyncIterable[str],
         *,
@@ -229,6 +234,7 @@ class EmbeddingClient(Calls):
         output: Output = "dense",
         array: bool = False,
         progress: Progress | None = None,
+        on_vectors: Callable[[dict[int, Any]], Awaitable[object]] | None = None,
     ) -> Embeddings:
         """`embed` for a running event loop; also takes an asynchronous iterable."""
         terms = self._terms(text_type, output)
@@ -249,6 +255,8 @@ class EmbeddingClient(Calls):
                     done = job.take(batch, outcome)
                     if progress is not None:
                         progress(done)
+                    if on_vectors is not None:
+                        await on_vectors(job.completed(batch))
         return job.result(checked)
 
     def astream(

@@ -14,11 +14,14 @@ from dashscope_embeddings.errors import DashScopeError
 from dashscope_embeddings.vectors import Embedding, SparseVector
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
+    from typing import TypeAlias
 
     from dashscope_embeddings.client import EmbeddingClient
     from dashscope_embeddings.memo import Flight, Half, Memo
     from dashscope_embeddings.vectors import Embeddings, TextType
+
+    Vectors: TypeAlias = dict[int, list[float]]
 
 
 class Halves:
@@ -31,16 +34,21 @@ class Halves:
     # --- sync ---------------------------------------------------------------------------------------------
 
     def dense(
-        self, texts: list[str], role: TextType, progress: Callable[[int], object] | None = None
+        self,
+        texts: list[str],
+        role: TextType,
+        progress: Callable[[int], object] | None = None,
+        on_vectors: Callable[[Vectors], object] | None = None,
     ) -> list[list[float]]:
-        """Shape (texts, dimensions)."""
+        """Shape (texts, dimensions). `on_vectors` hears of them as they arrive, as in `EmbeddingClient.embed`."""
         memo = self.memo
         if memo is not None and _is_query(texts, role):
             return [self._query(memo, "dense", texts[0])]
         if memo is None or memo.room <= 0:
-            return self.client.embed(texts, text_type=role, progress=progress).dense
+            return self.client.embed(texts, text_type=role, progress=progress, on_vectors=on_vectors).dense
+        hook = None if on_vectors is None else lambda both: on_vectors(_each_half(both, "dense"))
         try:
-            both = self.client.embed(texts, text_type=role, output="dense&sparse", progress=progress)
+            both = self.client.embed(texts, text_type=role, output="dense&sparse", progress=progress, on_vectors=hook)
         except ENDS as error:
             raise _only(_saved(error, memo, role, texts), "dense") from None
         memo.put("sparse", role, texts, both.sparse or [])
@@ -56,7 +64,7 @@ class Halves:
             try:
                 fresh = self.client.embed([texts[i] for i in missed], text_type=role, output="sparse")
             except ENDS as error:
-                raise _with_found(error, found, missed) from None
+                raise with_found(error, found, missed) from None
             _fill(found, missed, fresh)
         return found
 
@@ -94,16 +102,23 @@ class Halves:
     # --- async --------------------------------------------------------------------------------------------
 
     async def adense(
-        self, texts: list[str], role: TextType, progress: Callable[[int], object] | None = None
+        self,
+        texts: list[str],
+        role: TextType,
+        progress: Callable[[int], object] | None = None,
+        on_vectors: Callable[[Vectors], Awaitable[object]] | None = None,
     ) -> list[list[float]]:
         """`dense` on the running loop."""
         memo = self.memo
         if memo is not None and _is_query(texts, role):
             return [await self._aquery(memo, "dense", texts[0])]
         if memo is None or memo.room <= 0:
-            return (await self.client.aembed(texts, text_type=role, progress=progress)).dense
+            return (await self.client.aembed(texts, text_type=role, progress=progress, on_vectors=on_vectors)).dense
+        hook = None if on_vectors is None else lambda both: on_vectors(_each_half(both, "dense"))
         try:
-            both = await self.client.aembed(texts, text_type=role, output="dense&sparse", progress=progress)
+            both = await self.client.aembed(
+                texts, text_type=role, output="dense&sparse", progress=progress, on_vectors=hook
+            )
         except ENDS as error:
             raise _only(_saved(error, memo, role, texts), "dense") from None
         memo.put("sparse", role, texts, both.sparse or [])
@@ -118,7 +133,7 @@ class Halves:
             try:
                 fresh = await self.client.aembed([texts[i] for i in missed], text_type=role, output="sparse")
             except ENDS as error:
-                raise _with_found(error, found, missed) from None
+                raise with_found(error, found, missed) from None
             _fill(found, missed, fresh)
         return found
 
@@ -189,10 +204,13 @@ ENDS = (DashScopeError, *INTERRUPTIONS)
 _End = TypeVar("_End", bound=BaseException)
 
 
+def _each_half(both: Mapping[int, Embedding], half: Half) -> dict[int, Any]:
+    return {index: getattr(embedding, half) for index, embedding in both.items()}
+
+
 def _only(end: _End, half: Half) -> _End:
     """Who asked for one half is told of that half: the other was our idea."""
-    partial = getattr(end, "partial", {})
-    end.partial = {index: getattr(both, half) for index, both in partial.items()}  # type: ignore[attr-defined] # as Assembly.salvage
+    end.partial = _each_half(getattr(end, "partial", {}), half)  # type: ignore[attr-defined] # as Assembly.salvage
     return end
 
 
@@ -203,7 +221,7 @@ def _saved(end: _End, memo: Memo, role: TextType, texts: list[str]) -> _End:
     return end
 
 
-def _with_found(end: _End, found: list[Any], missed: list[int]) -> _End:
+def with_found(end: _End, found: list[Any], missed: list[int]) -> _End:
     """`renumbered`; what the memo held is not lost."""
     renumbered(end, missed, len(found))
     kept = {index: vector for index, vector in enumerate(found) if vector is not None}

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import pickle
 from typing import TYPE_CHECKING, Any
 
-from pydantic import AliasChoices, ConfigDict, Field, SecretStr, model_validator
+from pydantic import AliasChoices, ConfigDict, Field, SecretStr, field_validator, model_validator
 
 try:
     from langchain_core.embeddings import Embeddings
 except ImportError as missing:
     raise ImportError('LangChain is not installed: pip install "dashscope-embeddings[langchain]"') from missing
 
+from dashscope_embeddings import langchain_cache
 from dashscope_embeddings.adapter import ClientFields, listed, single
 from dashscope_embeddings.catalogue import DEFAULT_MODEL
 from dashscope_embeddings.errors import InvalidInput
 from dashscope_embeddings.progress import bar
+from dashscope_embeddings.vectors import TextType  # noqa: TC001 - pydantic reads it at run time
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from langchain_core.rate_limiters import BaseRateLimiter
+    from langchain_core.stores import BaseStore
     from typing_extensions import Self
 
     from dashscope_embeddings.catalogue import Price
@@ -40,12 +46,18 @@ class DashScopeEmbeddings(ClientFields, Embeddings):
         model: such as "text-embedding-v4" (default) or "qwen3.7-text-embedding".
         dimensions: floats in a vector; None: the model's default.
         instruct: what queries are for; sent with queries only.
+        text_type: the role of documents, "document"; "query" for symmetric tasks. Queries are always queries.
         long_text: "error", "truncate" or "average", for texts longer than the model takes.
 
     Key init args - client params:
         dashscope_api_key (or api_key), region, workspace, base_url, protocol, timeout, max_retries,
         max_concurrency, requests_per_minute, tokens_per_minute, batch_size (or chunk_size), default_headers,
         rate_limiter, show_progress_bar, http_client, http_async_client, price, on_request: see `EmbeddingClient`.
+
+    Key init args - cache:
+        embeddings_cache: a `BaseStore[str, bytes]`, such as `LocalFileStore`. Vectors of documents and queries go into
+            it as replies arrive, also of a call that fails or is interrupted, and are not asked for again. One store
+            may serve any number of models, dimensions, roles and so on: its keys tell them apart.
 
     Instantiate:
         ```python
@@ -79,6 +91,7 @@ class DashScopeEmbeddings(ClientFields, Embeddings):
     )
 
     model: str = DEFAULT_MODEL
+    text_type: TextType = "document"
     dashscope_api_key: SecretStr | None = Field(
         default=None, exclude=True, repr=False, validation_alias=AliasChoices("dashscope_api_key", "api_key")
     )
@@ -86,6 +99,7 @@ class DashScopeEmbeddings(ClientFields, Embeddings):
         default=None, exclude=True, validation_alias=AliasChoices("batch_size", "chunk_size")
     )
     show_progress_bar: bool = Field(default=False, exclude=True)
+    embeddings_cache: Any = Field(default=None, exclude=True, repr=False)
 
     if TYPE_CHECKING:
         # For editors and type checkers, which do not know that a field may have several names.
@@ -93,6 +107,7 @@ class DashScopeEmbeddings(ClientFields, Embeddings):
             self,
             *,
             model: str = DEFAULT_MODEL,
+            text_type: TextType = "document",
             dashscope_api_key: SecretStr | str | None = None,
             api_key: SecretStr | str | None = None,
             dimensions: int | None = None,
@@ -115,11 +130,17 @@ class DashScopeEmbeddings(ClientFields, Embeddings):
             default_headers: dict[str, str] | None = None,
             rate_limiter: BaseRateLimiter | None = None,
             show_progress_bar: bool = False,
+            embeddings_cache: BaseStore[str, bytes] | None = None,
             http_client: Any = None,
             http_async_client: Any = None,
             price: Price | None = None,
             on_request: OnRequest | None = None,
         ) -> None: ...
+
+    @field_validator("embeddings_cache")
+    @classmethod
+    def _check_cache(cls, store: Any) -> Any:
+        return None if store is None else langchain_cache.checked_store(store)
 
     @model_validator(mode="after")
     def _connect(self) -> Self:
@@ -138,7 +159,20 @@ class DashScopeEmbeddings(ClientFields, Embeddings):
                 "embeddings with a rate_limiter cannot be pickled: its lock and counts stay here. Make them in the "
                 "other process, or pass requests_per_minute"
             )
+        if self.embeddings_cache is not None:
+            try:
+                pickle.dumps(self.embeddings_cache)
+            except Exception:  # noqa: BLE001 - whatever a user's store raises
+                raise InvalidInput(
+                    f"embeddings_cache cannot be pickled: a {type(self.embeddings_cache).__name__} stays here. Open "
+                    "the store in the other process, or pass one that can be, as LocalFileStore can"
+                ) from None
         return super().__getstate__()
+
+    @property
+    def document_role(self) -> TextType:
+        """The role of texts that are no queries."""
+        return self.text_type
 
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
         """Vectors of texts to be searched: shape (texts, dimensions), in the order of the texts.
@@ -149,7 +183,7 @@ class DashScopeEmbeddings(ClientFields, Embeddings):
         """
         texts = listed(texts)
         with bar(len(texts), show=self.show_progress_bar) as progress:
-            return self.halves.dense(texts, "document", progress)
+            return self._dense(texts, self.text_type, progress)
 
     def embed_query(self, text: str) -> list[float]:
         """The vector of a text to search with: `dimensions` floats.
@@ -157,14 +191,28 @@ class DashScopeEmbeddings(ClientFields, Embeddings):
         Raises:
             DashScopeError: as for `embed_documents`.
         """
-        return self.halves.dense([single(text)], "query")[0]
+        return self._dense([single(text)], "query")[0]
 
     async def aembed_documents(self, texts: list[str]) -> list[list[float]]:
         """`embed_documents` on the running event loop."""
         texts = listed(texts)
         with bar(len(texts), show=self.show_progress_bar) as progress:
-            return await self.halves.adense(texts, "document", progress)
+            return await self._adense(texts, self.text_type, progress)
 
     async def aembed_query(self, text: str) -> list[float]:
         """`embed_query` on the running event loop."""
-        return (await self.halves.adense([single(text)], "query"))[0]
+        return (await self._adense([single(text)], "query"))[0]
+
+    def _dense(
+        self, texts: list[str], role: TextType, progress: Callable[[int], object] | None = None
+    ) -> list[list[float]]:
+        if self.embeddings_cache is None:
+            return self.halves.dense(texts, role, progress)
+        return langchain_cache.dense(self.embeddings_cache, self.halves, texts, role, progress)
+
+    async def _adense(
+        self, texts: list[str], role: TextType, progress: Callable[[int], object] | None = None
+    ) -> list[list[float]]:
+        if self.embeddings_cache is None:
+            return await self.halves.adense(texts, role, progress)
+        return await langchain_cache.adense(self.embeddings_cache, self.halves, texts, role, progress)

@@ -324,7 +324,7 @@ def test_without_a_key_the_error_names_the_variable_and_the_emulator(
         DashScopeEmbeddings()
 
 
-@pytest.mark.parametrize("name", ["dimenson", "text_type", "model_kwargs", "client"])
+@pytest.mark.parametrize("name", ["dimenson", "input_type", "model_kwargs", "client"])
 def test_an_unknown_argument_is_refused(name: str) -> None:
     unknown: dict[str, Any] = {name: "document"}
     with pytest.raises(ValidationError, match=f"{name}\n.*not permitted"):
