@@ -120,7 +120,7 @@ def _from_url(base_url: str, region: str | None, workspace: str | None) -> Addre
     if parts.username is not None or parts.password is not None or parts.query or parts.fragment:
         del base_url, parts
         raise InvalidInput("base_url must hold no user, password, query or fragment")
-    if parts.scheme == "http" and not _is_loopback(host):
+    if parts.scheme == "http" and not is_loopback(host):
         raise InvalidInput(
             f"base_url asks {host} over plain http, which would show your key to everybody on the "
             "way: use https (http is for 127.0.0.1 alone)"
@@ -136,11 +136,14 @@ def _known(region: str | None) -> Region | None:
     return next((r for r in REGIONS if region is not None and region.lower() in {r.id, r.city.lower()}), None)
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether a host is this machine: what is sent there never leaves it."""
     try:
-        return ipaddress.ip_address(host).is_loopback
+        found = ipaddress.ip_address(host)
     except ValueError:
-        return host == "localhost"
+        return host.lower() == "localhost"
+    mapped = found.ipv4_mapped if isinstance(found, ipaddress.IPv6Address) else None
+    return (mapped or found).is_loopback
 
 
 def _from_region(region: str | None, workspace: str | None) -> Address:

@@ -297,6 +297,8 @@ def remedy(error: DashScopeError) -> str | None:
     """What its reader can do; None: the message says so already, or nobody knows."""
     if isinstance(error, BadRequestError):
         return _LEAVE_OUT if error.verdict is Verdict.SPLIT else None
+    if isinstance(error, ConnectionFailed) and error.verdict is Verdict.STOP:
+        return _AGAIN  # the message says what to mend
     return next((words for kind, words in _REMEDIES.items() if isinstance(error, kind)), None)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 import threading
 import time
@@ -16,16 +17,16 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 
-from dashscope_embeddings import wire
+from dashscope_embeddings import connect_errors, environment, wire
+from dashscope_embeddings.connections import Attempt, Connections
 from dashscope_embeddings.errors import InvalidInput
-from dashscope_embeddings.exchange import Failure
 from dashscope_embeddings.transfers import transfer
 from dashscope_embeddings.wire import Reply
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
 
-    from dashscope_embeddings.exchange import Send
+    from dashscope_embeddings.exchange import Failure, Send
     from dashscope_embeddings.metering import OnRequest
     from dashscope_embeddings.settings import Settings
 
@@ -89,6 +90,8 @@ class Sessions:
         self._lock = threading.Lock()
         self._pid = os.getpid()
         self._client: httpx.Client | None = None
+        self._proxy: environment.Proxy | None = None
+        """Of the environment, for our own clients."""
         self._slots = threading.BoundedSemaphore(settings.max_concurrency)
         self._loops: dict[asyncio.AbstractEventLoop, _OfLoop] = {}
         self._inherited: list[object] = []
@@ -113,7 +116,7 @@ class Sessions:
             if step.target is not None:
                 return transfer(client, self._root, step.target, step.body, self._options)
             # No variable holds the headers: an error that passes takes the frame's variables along.
-            reply = client.post(self._url, content=step.body, **self._to_a_given(client))
+            reply = client.post(self._url, content=step.body, **(self._options if self._given.client else {}))
         except httpx.RequestError as error:
             return self._failure(error)
         return Reply(reply.status_code, reply.headers, reply.content)
@@ -129,7 +132,7 @@ class Sessions:
             return self._given.client
         with self._lock:
             if self._client is None:
-                self._client = httpx.Client(**self._construction())
+                self._client = httpx.Client(**self._construction(httpx.HTTPTransport))
                 weakref.finalize(self, _close_unless_forked, self._client, os.getpid())
             return self._client
 
@@ -141,7 +144,12 @@ class Sessions:
             return await asyncio.to_thread(self.send, step)
         client = (await self._of_loop()).client
         try:
-            reply = await client.post(self._url, content=step.body, **self._to_a_given(client))
+            if client is self._given.async_client:
+                attempt = Attempt(own=False)
+                how = {**self._options, "extensions": {"trace": attempt.trace}}
+                reply = await attempt.run(client.post(self._url, content=step.body, **how))
+            else:
+                reply = await client.post(self._url, content=step.body)
         except httpx.RequestError as error:
             return self._failure(error)
         return Reply(reply.status_code, reply.headers, reply.content)
@@ -165,7 +173,7 @@ class Sessions:
         if self._given.async_client is not None:
             made = _OfLoop(self._given.async_client, slots)
         else:
-            client = httpx.AsyncClient(**self._construction())
+            client = httpx.AsyncClient(**self._construction(httpx.AsyncHTTPTransport))
             made = _OfLoop(client, slots, await _keeper(client))
             made.forget = weakref.finalize(self, _close_soon, loop, client, os.getpid())
             made.forget.atexit = False
@@ -205,27 +213,26 @@ class Sessions:
         self._slots = threading.BoundedSemaphore(self._settings.max_concurrency)
         self._client, self._loops, self._pid = None, {}, os.getpid()
 
-    def _construction(self) -> dict[str, Any]:
-        most = 2 * self._settings.max_concurrency  # documents in their slots, and queries beside them
-        limits = httpx.Limits(max_connections=most, max_keepalive_connections=most, keepalive_expiry=_IDLE)
+    def _construction(self, kind: Callable[..., Any]) -> dict[str, Any]:
+        """What one of our own clients is made of; `kind` is one of httpx's transports."""
         if self._settings.address.is_emulator:
             from dashscope_embeddings.emulator import in_process  # noqa: PLC0415 - for this one address alone
 
-            return {"transport": in_process().transport(), "limits": limits, **self._options}
-        return {"limits": limits, **self._options}
-
-    def _to_a_given(self, client: Any) -> dict[str, Any]:
-        """What every request needs that our own clients have already."""
-        return self._options if client in (self._given.client, self._given.async_client) else {}
+            return {"transport": in_process().transport(), **self._options}
+        self._proxy = environment.proxy_for(self._url)
+        verify = environment.certificates(self._url)
+        make = functools.partial(kind, verify=verify, trust_env=False, proxy=self._proxy and self._proxy.given)
+        if kind is httpx.AsyncHTTPTransport:
+            one = httpx.Limits(max_connections=1, max_keepalive_connections=1, keepalive_expiry=None)
+            transport: Any = Connections(functools.partial(make, limits=one), _IDLE)
+        else:
+            most = 2 * self._settings.max_concurrency  # documents in their slots, and queries beside them
+            limits = httpx.Limits(max_connections=most, max_keepalive_connections=most, keepalive_expiry=_IDLE)
+            transport = make(limits=limits)
+        return {"transport": transport, "trust_env": False, **self._options}
 
     def _failure(self, error: httpx.RequestError) -> Failure:
-        if isinstance(error, httpx.TimeoutException):
-            return Failure(f"nothing within {self._settings.timeout:g} s ({type(error).__name__})")
-        if isinstance(error, httpx.DecodingError):
-            return Failure(f"{type(error).__name__}: {error}", broken=True)
-        hopeless = isinstance(error, (httpx.UnsupportedProtocol, httpx.LocalProtocolError))
-        hopeless = hopeless or "CERTIFICATE_VERIFY_FAILED" in str(error)
-        return Failure(f"{type(error).__name__}: {error}", retry=not hopeless)
+        return connect_errors.failure(error, self._url.host, self._options["timeout"], self._proxy)
 
 
 def _url(address: str) -> httpx.URL:

@@ -1,0 +1,215 @@
+"""Connections of one event loop, and requests that may be cancelled at any time.
+
+A cancelled task can leave httpx's pool with a connection that counts as in use for good: between two steps
+of a request its clean-up is itself interrupted. So every connection here is a transport of its own, and whoever
+is cancelled closes the one that it used. A user's own client cannot be taken apart: there a request is broken off
+only at the steps where httpx cleans up after itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import httpx
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Coroutine
+
+T = TypeVar("T")
+
+_GRACE = 0.05
+"""Seconds that a cancelled caller waits at most for a TCP connection or a TLS handshake that is under way."""
+_left_behind: set[asyncio.Task[Any]] = set()
+
+
+class Attempt:
+    """One request in a task of its own, which its caller's cancellation ends at a safe step.
+
+    What it is doing is told by httpx's request extension `trace`, for which `self.trace` has to be passed.
+    """
+
+    def __init__(self, *, own: bool) -> None:
+        self._own = own
+        """Whether the whole transport is closed afterwards: then any step will do once the grace is over."""
+        self._step = ""
+        self._unwanted = False
+        self.streams: list[Any] = []
+        """Sockets that were opened: httpcore forgets one whose TLS handshake is cancelled."""
+
+    async def trace(self, event: str, info: dict[str, Any]) -> None:
+        """Notes which step the request is at; ends one that nobody wants any more."""
+        step, _, state = event.rpartition(".")
+        self._step = step if state == "started" else ""
+        if state == "complete" and step.endswith("connect_tcp"):
+            self.streams.append(info["return_value"])
+        if self._unwanted and self._safe:
+            raise asyncio.CancelledError
+
+    @property
+    def _safe(self) -> bool:
+        """Whether httpcore closes the connection of a request that is cancelled at this step."""
+        return self._step.startswith("http") and not self._step.endswith("response_closed")
+
+    async def run(self, request: Coroutine[Any, Any, T]) -> T:
+        """The result of the request; a cancelled caller gets away at once, or after the grace."""
+        task = asyncio.create_task(request)
+        try:
+            await asyncio.wait((task,))
+        except asyncio.CancelledError:
+            self._unwanted = True
+            await self._end(task)
+            raise
+        return task.result()
+
+    async def _end(self, task: asyncio.Task[Any]) -> None:
+        task.add_done_callback(_retrieve)
+        if not self._safe:
+            await _outlast(task, _GRACE)
+        if self._safe or self._own:
+            task.cancel()
+            await _outlast(task)
+        elif not task.done():
+            # It ends by itself, at its next safe step or by its timeouts.
+            _left_behind.add(task)
+            task.add_done_callback(_left_behind.discard)
+
+
+def _retrieve(task: asyncio.Task[Any]) -> None:
+    """Else asyncio would complain of an error that nobody looked at."""
+    if not task.cancelled():
+        task.exception()
+
+
+async def _outlast(task: asyncio.Task[Any], seconds: float = math.inf) -> bool:
+    """Waits for a task, however often the waiting is cancelled; returns whether it was."""
+    cancelled = False
+    end = time.monotonic() + seconds
+    while not task.done() and (left := end - time.monotonic()) > 0:
+        try:
+            await asyncio.wait((task,), timeout=None if left == math.inf else left)
+        except asyncio.CancelledError:  # noqa: PERF203 - it may come again, and the waiting goes on
+            cancelled = True
+    return cancelled
+
+
+@dataclass(slots=True, eq=False)
+class _Connection:
+    """One transport, with one connection."""
+
+    transport: httpx.AsyncBaseTransport
+    streams: list[Any] = field(default_factory=list)
+    """What is closed beside it; the last is the one that replies come from."""
+    idle_since: float = 0.0
+
+    @property
+    def usable(self) -> bool:
+        """Whether the server is silent: what comes between two requests is its farewell, or no answer to the next."""
+        return bool(self.streams) and not self.streams[-1].get_extra_info("is_readable")
+
+    async def close(self) -> None:
+        for closing in (self.transport, *self.streams):
+            with contextlib.suppress(Exception):
+                await closing.aclose()
+
+
+class Connections(httpx.AsyncBaseTransport):
+    """A transport that keeps as many others as requests are in flight, each with one connection.
+
+    `make` gives a transport that keeps its connection for ever; here it is kept for `idle` seconds.
+    """
+
+    def __init__(self, make: Callable[[], httpx.AsyncBaseTransport], idle: float) -> None:
+        self._make, self._seconds = make, idle
+        self._idle: deque[_Connection] = deque()
+        self._all: set[_Connection] = set()
+        self._closed = False
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """Sends a request on an idle connection, or on a new one."""
+        connection = await self._kept()
+        try:
+            if connection is not None:
+                response = await connection.transport.handle_async_request(request)
+            else:
+                connection = _Connection(self._make())
+                self._all.add(connection)
+                response = await self._first(connection, request)
+        # Nothing can be awaited while the loop ends in any other way; `aclose` still knows the connection.
+        except (Exception, asyncio.CancelledError):
+            if connection is not None:
+                await self._drop(connection)
+            raise
+        if not isinstance(response.stream, httpx.AsyncByteStream):
+            raise TypeError("a transport for event loops must give an asynchronous stream")
+        response.stream = _Body(response.stream, self, connection)
+        return response
+
+    async def _first(self, connection: _Connection, request: httpx.Request) -> httpx.Response:
+        attempt = Attempt(own=True)
+        connection.streams = attempt.streams
+        request.extensions = {**request.extensions, "trace": attempt.trace}
+        response = await attempt.run(connection.transport.handle_async_request(request))
+        connection.streams.append(response.extensions["network_stream"])
+        return response
+
+    async def _kept(self) -> _Connection | None:
+        """The connection that was used last: the others may grow old and be closed."""
+        oldest = time.monotonic() - self._seconds
+        while self._idle and self._idle[0].idle_since < oldest:
+            await self._drop(self._idle.popleft())
+        while self._idle:
+            if (connection := self._idle.pop()).usable:
+                return connection
+            await self._drop(connection)
+        return None
+
+    async def release(self, connection: _Connection, body: httpx.AsyncByteStream | None) -> None:
+        """Takes a connection back with the `body` that was read to its end; None: it was not."""
+        if body is not None and not self._closed:
+            try:
+                await body.aclose()
+            except (Exception, asyncio.CancelledError):
+                await self._drop(connection)
+                raise
+            connection.idle_since = time.monotonic()
+            self._idle.append(connection)
+        else:
+            await self._drop(connection)
+
+    async def _drop(self, connection: _Connection) -> None:
+        """Closes a connection, even where its user is cancelled meanwhile."""
+        if await _outlast(asyncio.create_task(connection.close())):
+            self._all.discard(connection)
+            raise asyncio.CancelledError
+        self._all.discard(connection)
+
+    async def aclose(self) -> None:
+        """Closes all connections, those in use too."""
+        self._closed = True
+        self._idle.clear()
+        for connection in list(self._all):
+            await self._drop(connection)
+
+
+class _Body(httpx.AsyncByteStream):
+    """The body of a reply, which gives its connection back when it was read."""
+
+    def __init__(self, body: httpx.AsyncByteStream, home: Connections, connection: _Connection) -> None:
+        self._body, self._home, self._connection = body, home, connection
+        self._whole = self._done = False
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        async for part in self._body:
+            yield part
+        self._whole = True
+
+    async def aclose(self) -> None:
+        if not self._done:
+            self._done = True
+            await self._home.release(self._connection, self._body if self._whole else None)
