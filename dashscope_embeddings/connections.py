@@ -34,10 +34,10 @@ class Attempt:
     What it is doing is told by httpx's request extension `trace`, for which `self.trace` has to be passed.
     """
 
-    def __init__(self, *, own: bool) -> None:
-        self._own = own
-        """Whether the whole transport is closed afterwards: then any step will do once the grace is over."""
-        self._step = ""
+    def __init__(self, *, anywhere: bool) -> None:
+        self._anywhere = anywhere
+        """Whether any step will do once the grace is over: the transport has no pool, or is closed afterwards."""
+        self._step: str | None = None
         self._unwanted = False
         self.streams: list[Any] = []
         """Sockets that were opened: httpcore forgets one whose TLS handshake is cancelled."""
@@ -52,8 +52,15 @@ class Attempt:
             raise asyncio.CancelledError
 
     @property
+    def told(self) -> bool:
+        """Whether it is a transport that tells its steps; one that is made for tests has neither these nor a pool."""
+        return self._step is not None
+
+    @property
     def _safe(self) -> bool:
         """Whether httpcore closes the connection of a request that is cancelled at this step."""
+        if self._step is None:
+            return self._anywhere
         return self._step.startswith("http") and not self._step.endswith("response_closed")
 
     async def run(self, request: Coroutine[Any, Any, T]) -> T:
@@ -71,7 +78,7 @@ class Attempt:
         task.add_done_callback(_retrieve)
         if not self._safe:
             await _outlast(task, _GRACE)
-        if self._safe or self._own:
+        if self._safe or self._anywhere:
             task.cancel()
             await _outlast(task)
         elif not task.done():
@@ -151,7 +158,7 @@ class Connections(httpx.AsyncBaseTransport):
         return response
 
     async def _first(self, connection: _Connection, request: httpx.Request) -> httpx.Response:
-        attempt = Attempt(own=True)
+        attempt = Attempt(anywhere=True)
         connection.streams = attempt.streams
         request.extensions = {**request.extensions, "trace": attempt.trace}
         response = await attempt.run(connection.transport.handle_async_request(request))

@@ -92,6 +92,8 @@ class Sessions:
         self._client: httpx.Client | None = None
         self._proxy: environment.Proxy | None = None
         """Of the environment, for our own clients."""
+        self._has_pool = False
+        """Whether the user's asynchronous client was seen to open or use connections."""
         self._slots = threading.BoundedSemaphore(settings.max_concurrency)
         self._loops: dict[asyncio.AbstractEventLoop, _OfLoop] = {}
         self._inherited: list[object] = []
@@ -145,14 +147,21 @@ class Sessions:
         client = (await self._of_loop()).client
         try:
             if client is self._given.async_client:
-                attempt = Attempt(own=False)
-                how = {**self._options, "extensions": {"trace": attempt.trace}}
-                reply = await attempt.run(client.post(self._url, content=step.body, **how))
+                reply = await self._attended(client, step.body)
             else:
                 reply = await client.post(self._url, content=step.body)
         except httpx.RequestError as error:
             return self._failure(error)
         return Reply(reply.status_code, reply.headers, reply.content)
+
+    async def _attended(self, client: Any, body: bytes) -> Any:
+        """A request of the user's client, broken off where its pool can bear it."""
+        attempt = Attempt(anywhere=not self._has_pool)
+        extensions = {"trace": attempt.trace}
+        try:
+            return await attempt.run(client.post(self._url, content=body, extensions=extensions, **self._options))
+        finally:
+            self._has_pool |= attempt.told
 
     async def aslots(self) -> asyncio.Semaphore:
         """As `slots`, for the running loop."""
