@@ -12,8 +12,9 @@ from dashscope_embeddings.coalesce import Coalescer, Query
 from dashscope_embeddings.drivers import INTERRUPTIONS, Tasks, Threads
 from dashscope_embeddings.errors import InvalidInput
 from dashscope_embeddings.exchange import Terms, exchange
+from dashscope_embeddings.given import Given
 from dashscope_embeddings.lengths import limits_of
-from dashscope_embeddings.sessions import Given, Sessions
+from dashscope_embeddings.sessions import Sessions
 from dashscope_embeddings.vectors import Output, TextType, Usage
 from dashscope_embeddings.workers import Lock
 

@@ -13,8 +13,8 @@ from dashscope_embeddings import catalogue, planning
 from dashscope_embeddings.addresses import address, find_key
 from dashscope_embeddings.calls import Calls, dismiss
 from dashscope_embeddings.errors import InvalidInput
+from dashscope_embeddings.given import Given, check_loop
 from dashscope_embeddings.secret_settings import hide
-from dashscope_embeddings.sessions import Given
 from dashscope_embeddings.settings import Settings
 
 if TYPE_CHECKING:
@@ -237,6 +237,7 @@ class EmbeddingClient(Calls):
         on_vectors: Callable[[dict[int, Any]], Awaitable[object]] | None = None,
     ) -> Embeddings:
         """`embed` for a running event loop; also takes an asynchronous iterable."""
+        check_loop()
         terms = self._terms(text_type, output)
         listed = [text async for text in texts] if isinstance(texts, AsyncIterable) else texts
         check = functools.partial(planning.checked, planning.texts_of(listed), self._limits, terms.long_text)
@@ -275,6 +276,7 @@ class EmbeddingClient(Calls):
     async def _astream(
         self, texts: AsyncIterable[str], terms: Terms, refused: Refused | None, arrived: Arrived | None
     ) -> AsyncIterator[Embedding]:
+        check_loop()
         checked = planning.achecking(texts, self._limits, terms.long_text, refused)
         job, halt = self._job(terms.ask.output), asyncio.Event()
         plan = self._plan(memory=self.settings.max_concurrency)
@@ -293,6 +295,7 @@ class EmbeddingClient(Calls):
 
     async def aclose(self) -> None:
         """Closes the connections of the running loop, and those of sync code."""
+        check_loop()
         await self._sessions.aclose()
 
 

@@ -55,7 +55,7 @@ def _of_a_proxy(said: str, host: str, proxy: Proxy | None) -> Failure:
 
 def _unconnected(error: httpx.RequestError, said: str, host: str, proxy: Proxy | None) -> Failure:
     if found := _UNTRUSTED.search(said):
-        return Failure(_untrusted(found[1], host), retry=False)
+        return Failure(_untrusted(f"CERTIFICATE_VERIFY_FAILED: {found[1]}", host), retry=False)
     if any(sign in said for sign in _NO_TLS):
         if proxy is not None and proxy.scheme == "https":
             return Failure(f"the proxy {proxy} speaks no TLS. Write http:// in {proxy.variable}")

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
+import os
 import time
 from collections import deque
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import httpx
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Coroutine
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
 
 T = TypeVar("T")
 
@@ -220,3 +221,49 @@ class _Body(httpx.AsyncByteStream):
         if not self._done:
             self._done = True
             await self._home.release(self._connection, self._body if self._whole else None)
+
+
+# --- the end of a loop --------------------------------------------------------------------------------------
+
+_keepers: dict[httpx.AsyncClient, tuple[asyncio.AbstractEventLoop, AsyncGenerator[None, None]]] = {}
+_LINGER = 1.0
+_closings: set[asyncio.Task[None]] = set()
+
+
+async def keeper(client: httpx.AsyncClient) -> AsyncGenerator[None, None]:
+    """A started generator whose end closes the client: a loop that shuts down runs it by itself.
+
+    Nothing else is asked at that moment; `weakref.finalize` and `__del__` cannot await, and the loop may be
+    gone when they come.
+    """
+
+    async def closing() -> AsyncGenerator[None, None]:
+        try:
+            yield
+        finally:
+            _keepers.pop(client, None)
+            await client.aclose()
+
+    for dead in [known for known, (loop, _) in list(_keepers.items()) if loop.is_closed()]:
+        _keepers.pop(dead, None)
+    keeper = closing()
+    await anext(keeper)
+    _keepers[client] = asyncio.get_running_loop(), keeper
+    return keeper
+
+
+def close_soon(loop: asyncio.AbstractEventLoop, client: httpx.AsyncClient, pid: int) -> None:
+    """Nobody holds the sessions any more: the loop, if it still runs, is to close their client."""
+    if os.getpid() != pid or loop.is_closed():
+        return
+    with contextlib.suppress(RuntimeError):  # closed by another thread meanwhile
+        # Not at once: at the end of `asyncio.run` a task of ours would be cancelled in the middle of closing,
+        # where a moment later the loop's own shutdown closes everything.
+        loop.call_soon_threadsafe(loop.call_later, _LINGER, _close_now, client)
+
+
+def _close_now(client: httpx.AsyncClient) -> None:
+    if (kept := _keepers.get(client)) is not None:
+        task = asyncio.ensure_future(kept[1].aclose())
+        _closings.add(task)
+        task.add_done_callback(_closings.discard)

@@ -223,6 +223,8 @@ _BY_STATUS: Mapping[int, tuple[type[ServiceError], Verdict]] = {
     408: (ServerError, Verdict.RETRY),
     429: (RateLimitError, Verdict.THROTTLE),
 }
+_OF_A_NETWORK = frozenset({401, 403, 407, 511})
+"""Refusals of firewalls, proxies and login pages, where a page comes with them."""
 _SERVER_STATUS = 500
 _SILENT = {3: "a redirect, which is not followed: it would take the key elsewhere"}
 
@@ -236,6 +238,8 @@ class Refusal:
     message: str = ""
     request_id: str | None = None
     retry_after: float | None = None
+    page: bool = False
+    """Whether it is a page for people: not the service's words, but of something before it."""
 
 
 def from_reply(refusal: Refusal) -> ServiceError:
@@ -273,6 +277,8 @@ def _shown(words: str, most: int) -> str:
 def _classify(refusal: Refusal) -> tuple[type[ServiceError], Verdict]:
     if any(part in refusal.message for part in _MONEY):
         return QuotaError, Verdict.STOP
+    if refusal.page and refusal.status in _OF_A_NETWORK:
+        return ServiceError, Verdict.STOP  # says nothing about the key
     by_code = _by_code(refusal.code)
     by_status = _BY_STATUS.get(refusal.status)
     if by_code is not None and by_code[0] is ServerError and by_status is not None:

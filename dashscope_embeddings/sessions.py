@@ -6,7 +6,6 @@ With `client.py` the only place that touches httpx or a clock.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
 import os
 import threading
@@ -18,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 import httpx
 
 from dashscope_embeddings import connect_errors, environment, wire
-from dashscope_embeddings.connections import Attempt, Connections
+from dashscope_embeddings.connections import Attempt, Connections, close_soon, keeper
 from dashscope_embeddings.errors import InvalidInput
+from dashscope_embeddings.given import Given, check_open
 from dashscope_embeddings.transfers import transfer
 from dashscope_embeddings.wire import Reply
 
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
 
     from dashscope_embeddings.exchange import Failure, Send
-    from dashscope_embeddings.metering import OnRequest
     from dashscope_embeddings.settings import Settings
 
 _IDLE = 30.0
@@ -53,17 +52,6 @@ class Clock:
         except asyncio.TimeoutError:
             return False
         return True
-
-
-@dataclass(frozen=True)
-class Given:
-    """What the user brought: used as it is, never closed, rebuilt or copied."""
-
-    client: Any = None
-    async_client: Any = None
-    rate_limiter: Any = None
-    """LangChain's has `acquire` and `aacquire`, LlamaIndex's `acquire` and `async_acquire`."""
-    on_request: OnRequest | None = None
 
 
 @dataclass
@@ -131,6 +119,7 @@ class Sessions:
     def _sync_client(self) -> Any:
         self._guard()
         if self._given.client is not None:
+            check_open("http_client", self._given.client)
             return self._given.client
         with self._lock:
             if self._client is None:
@@ -156,6 +145,7 @@ class Sessions:
 
     async def _attended(self, client: Any, body: bytes) -> Any:
         """A request of the user's client, broken off where its pool can bear it."""
+        check_open("http_async_client", client)
         attempt = Attempt(anywhere=not self._has_pool)
         extensions = {"trace": attempt.trace}
         try:
@@ -183,8 +173,8 @@ class Sessions:
             made = _OfLoop(self._given.async_client, slots)
         else:
             client = httpx.AsyncClient(**self._construction(httpx.AsyncHTTPTransport))
-            made = _OfLoop(client, slots, await _keeper(client))
-            made.forget = weakref.finalize(self, _close_soon, loop, client, os.getpid())
+            made = _OfLoop(client, slots, await keeper(client))
+            made.forget = weakref.finalize(self, close_soon, loop, client, os.getpid())
             made.forget.atexit = False
         with self._lock:
             return self._loops.setdefault(loop, made)
@@ -267,50 +257,6 @@ def _options(settings: Settings) -> dict[str, Any]:
     timeout = httpx.Timeout(settings.timeout, connect=min(settings.timeout, _CONNECT))
     # Not a plain dict: its repr, in whatever frame an error passes, hides the key.
     return {"headers": httpx.Headers(users | own), "timeout": timeout, "follow_redirects": False}
-
-
-_keepers: dict[httpx.AsyncClient, tuple[asyncio.AbstractEventLoop, AsyncGenerator[None, None]]] = {}
-_LINGER = 1.0
-_closings: set[asyncio.Task[None]] = set()
-
-
-async def _keeper(client: httpx.AsyncClient) -> AsyncGenerator[None, None]:
-    """A started generator whose end closes the client: a loop that shuts down runs it by itself.
-
-    Nothing else is asked at that moment; `weakref.finalize` and `__del__` cannot await, and the loop may be
-    gone when they come.
-    """
-
-    async def closing() -> AsyncGenerator[None, None]:
-        try:
-            yield
-        finally:
-            _keepers.pop(client, None)
-            await client.aclose()
-
-    for dead in [known for known, (loop, _) in list(_keepers.items()) if loop.is_closed()]:
-        _keepers.pop(dead, None)
-    keeper = closing()
-    await anext(keeper)
-    _keepers[client] = asyncio.get_running_loop(), keeper
-    return keeper
-
-
-def _close_soon(loop: asyncio.AbstractEventLoop, client: httpx.AsyncClient, pid: int) -> None:
-    """Nobody holds the sessions any more: the loop, if it still runs, is to close their client."""
-    if os.getpid() != pid or loop.is_closed():
-        return
-    with contextlib.suppress(RuntimeError):  # closed by another thread meanwhile
-        # Not at once: at the end of `asyncio.run` a task of ours would be cancelled in the middle of closing,
-        # where a moment later the loop's own shutdown closes everything.
-        loop.call_soon_threadsafe(loop.call_later, _LINGER, _close_now, client)
-
-
-def _close_now(client: httpx.AsyncClient) -> None:
-    if (kept := _keepers.get(client)) is not None:
-        task = asyncio.ensure_future(kept[1].aclose())
-        _closings.add(task)
-        task.add_done_callback(_closings.discard)
 
 
 def _close_unless_forked(client: httpx.Client, pid: int, getpid: Callable[[], int] = os.getpid) -> None:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import from_json, to_json
 
+from dashscope_embeddings import html_pages
 from dashscope_embeddings.errors import BadReply, Refusal
 from dashscope_embeddings.shapes import COMPATIBLE, LARGEST, NATIVE, USUAL, Billed, Weight
 from dashscope_embeddings.vectors import Output, SparseVector, TextType
@@ -108,8 +109,10 @@ def read(ask: Ask, reply: Reply, count: int) -> Rows | Refusal:
         content = from_json(reply.body)
     except ValueError:
         if reply.status == _OK:
-            raise BadReply("the reply is not JSON", request_id=_header_id(reply)) from None
-        return Refusal(reply.status, request_id=_header_id(reply), retry_after=_retry_after(reply.headers))
+            page = html_pages.told(reply.headers, reply.body)
+            said = f"the reply is not JSON: {page}" if page else "the reply is not JSON"
+            raise BadReply(said, request_id=_header_id(reply)) from None
+        return _refusal(reply, None)
     if reply.status != _OK or _says_error(content):
         return _refusal(reply, content)
     request_id = _first_text(content, ("request_id", "id")) or _header_id(reply)
@@ -274,10 +277,12 @@ def _refusal(reply: Reply, content: Any) -> Refusal:
     inner = content.get("error") if isinstance(content, dict) else None
     source = inner if isinstance(inner, dict) else content
     code = _first_text(source, ("code", "type"))
+    page = None if isinstance(content, dict) else html_pages.told(reply.headers, reply.body)
     return Refusal(
         status=reply.status,
         code=code,
-        message=_first_text(source, ("message",)) or "",
+        message=_first_text(source, ("message",)) or page or "",
+        page=page is not None,
         request_id=_first_text(content, ("request_id", "id")) or _header_id(reply),
         retry_after=_retry_after(reply.headers),
     )

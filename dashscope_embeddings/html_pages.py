@@ -1,0 +1,29 @@
+"""Pages for people that come in place of the service's JSON: firewalls, proxies and login pages of a network."""
+
+from __future__ import annotations
+
+import html
+import re
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_LOOKED_AT = 65_536
+_BEGINS = re.compile(rb"\s*(?:<!doctype html|<html|<head|<title|<body|<h1|<script|<meta)", re.IGNORECASE)
+_TITLE = re.compile(rb"<title[^>]*>(.*?)</title>", re.IGNORECASE | re.DOTALL)
+_LONGEST_TITLE = 80
+
+
+def told(headers: Mapping[str, str], body: bytes) -> str | None:
+    """What to say of a reply that is a page; None: it is none."""
+    start = body[:_LOOKED_AT].removeprefix(b"\xef\xbb\xbf")
+    if not start or not (_BEGINS.match(start) or "text/html" in headers.get("content-type", "").lower()):
+        return None
+    title = _TITLE.search(start)
+    words = " ".join(html.unescape(title[1].decode("utf-8", "replace")).split())[:_LONGEST_TITLE] if title else ""
+    named = f' ("{words}")' if words else ""
+    return (
+        f"an HTML page{named} came in place of the service's JSON. It is of a firewall, a proxy, a gateway or a login "
+        "page on the way: is base_url right, and does this network let requests to this host through?"
+    )
