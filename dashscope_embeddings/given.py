@@ -35,7 +35,7 @@ def _check_client(name: str, client: Any, closes: str) -> None:
     kind, wanted = type(client).__name__, "httpx.Client" if closes == "close" else "httpx.AsyncClient"
     other = "aclose" if closes == "close" else "close"
     if isinstance(client, type):
-        raise InvalidInput(f"{name} must be an {wanted}, not its class: write {name}={kind}()")
+        raise InvalidInput(f"{name} must be an {wanted}, not its class: write {name}={client.__name__}()")
     shaped = all(hasattr(client, part) for part in ("post", "send", "is_closed", closes))
     if not shaped or hasattr(client, other):
         where = "http_async_client" if closes == "close" else "http_client"
