@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 from dashscope_embeddings import catalogue, planning
 from dashscope_embeddings.addresses import address, find_key
 from dashscope_embeddings.calls import Calls, dismiss
+from dashscope_embeddings.connections import check_loop
 from dashscope_embeddings.errors import InvalidInput
-from dashscope_embeddings.given import Given, check_loop
+from dashscope_embeddings.given import Given
 from dashscope_embeddings.secret_settings import hide
 from dashscope_embeddings.settings import Settings
 

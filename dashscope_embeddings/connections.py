@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import httpx
 
+from dashscope_embeddings.errors import InvalidInput
+
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
 
@@ -223,7 +225,7 @@ class _Body(httpx.AsyncByteStream):
             await self._home.release(self._connection, self._body if self._whole else None)
 
 
-# --- the end of a loop --------------------------------------------------------------------------------------
+# --- loops --------------------------------------------------------------------------------------------------
 
 _keepers: dict[httpx.AsyncClient, tuple[asyncio.AbstractEventLoop, AsyncGenerator[None, None]]] = {}
 _LINGER = 1.0
@@ -267,3 +269,14 @@ def _close_now(client: httpx.AsyncClient) -> None:
         task = asyncio.ensure_future(kept[1].aclose())
         _closings.add(task)
         task.add_done_callback(_closings.discard)
+
+
+def check_loop() -> None:
+    """Raises: InvalidInput: no event loop of asyncio runs here."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        raise InvalidInput(
+            "asynchronous calls need an event loop of asyncio, and none runs here. Trio is not supported: call "
+            "await trio.to_thread.run_sync(client.embed, texts) there, or run anyio with its asyncio backend"
+        ) from None

@@ -1,8 +1,7 @@
-"""What the user brought, and where the calls run: looked at before it is used, so that a wrong kind is told as such."""
+"""What the user brought: looked at before it is used, so that a wrong kind is told as such."""
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -49,14 +48,3 @@ def check_open(name: str, client: Any) -> None:
     """Raises: InvalidInput: the user's client is closed."""
     if client.is_closed is True:
         raise InvalidInput(f"the {name} that was given is closed: open a new one, and make this object with it")
-
-
-def check_loop() -> None:
-    """Raises: InvalidInput: no event loop of asyncio runs here."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        raise InvalidInput(
-            "asynchronous calls need an event loop of asyncio, and none runs here. Trio is not supported: call "
-            "await trio.to_thread.run_sync(client.embed, texts) there, or run anyio with its asyncio backend"
-        ) from None

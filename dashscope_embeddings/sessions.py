@@ -1,6 +1,6 @@
 """Owned httpx clients: one for sync code, one for each event loop, rebuilt in a forked child.
 
-With `client.py` the only place that touches httpx or a clock.
+What they are made of is in `connections.py` and `environment.py`; nothing before these touches httpx or a clock.
 """
 
 from __future__ import annotations

@@ -98,15 +98,18 @@ def test_every_stage_up_to_the_frameworks_exists() -> None:
     assert STAGE.keys() <= MODULES
 
 
-def test_httpx_is_met_in_sessions_and_transfers_alone() -> None:
-    assert {module for module in MODULES if "httpx" in imported(module)} == {"sessions", "transfers"}
+NETWORK = {"connect_errors", "connections", "environment", "sessions", "transfers"}
+
+
+def test_httpx_is_met_in_the_modules_of_the_network_alone() -> None:
+    assert {module for module in MODULES if "httpx" in imported(module)} == NETWORK
 
 
 def test_on_the_road_clocks_and_event_loops_are_met_at_its_end_alone() -> None:
     road = {"client"} | reached("client")
     assert road >= {"exchange", "planning", "limiter", "wire"}
     met = {module for module in road if {"time", "asyncio"} & needed(module)}
-    assert met == {"sessions", "drivers", "client"}
+    assert met == {"connections", "sessions", "drivers", "client"}
 
 
 def test_only_wire_knows_the_names_in_the_services_json() -> None:
