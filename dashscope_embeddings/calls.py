@@ -76,10 +76,8 @@ class Calls:
             pace,
             long_text=settings.long_text,
             max_retries=settings.max_retries,
-            host=settings.address.host,
-            advice=settings.address.advice,
             on_request=self._given.on_request,
-            key=self.key,
+            asked=settings.asked,
         )
         return terms
 

@@ -22,8 +22,10 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from dashscope_embeddings.redaction import printable
+
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from typing_extensions import Self
 
@@ -186,6 +188,7 @@ CODES: Mapping[str, tuple[type[ServiceError], Verdict]] = {
     "limit_burst_rate": (RateLimitError, Verdict.THROTTLE),
     "limit_requests": (RateLimitError, Verdict.THROTTLE),
     "BadRequest": (BadRequestError, Verdict.STOP),
+    "BadRequest.TooLarge": (BadRequestError, Verdict.SPLIT),
     "DataInspectionFailed": (BadRequestError, Verdict.SPLIT),
     "data_inspection_failed": (BadRequestError, Verdict.SPLIT),
     "InvalidParameter": (BadRequestError, Verdict.SPLIT),
@@ -213,13 +216,12 @@ _WHOLE_REQUEST = (
 _TOO_MANY_ROWS = re.compile(r"should not be larger than (\d{1,9})(?!\d)")
 _TOO_LONG = re.compile(r"[Rr]ange of input length should be \[\d+, ?(\d{1,9})\]")
 
-_LONGEST_MESSAGE, _LONGEST_CODE = 500, 100
-_KEY = re.compile(r"(?<![A-Za-z0-9_-])sk-[A-Za-z0-9_-]+")
-"""A service that is asked with a wrong key may repeat it."""
+_LONGEST_CODE = 100
 _BY_STATUS: Mapping[int, tuple[type[ServiceError], Verdict]] = {
     400: (BadRequestError, Verdict.SPLIT),
     401: (AuthenticationError, Verdict.STOP),
     403: (AuthenticationError, Verdict.STOP),
+    413: (BadRequestError, Verdict.SPLIT),
     408: (ServerError, Verdict.RETRY),
     429: (RateLimitError, Verdict.THROTTLE),
 }
@@ -242,8 +244,11 @@ class Refusal:
     """Whether it is a page for people: not the service's words, but of something before it."""
 
 
-def from_reply(refusal: Refusal) -> ServiceError:
-    """The error that a refusing reply stands for, with the verdict on what to do about it."""
+def from_reply(refusal: Refusal, hide: Callable[[str], str] = str) -> ServiceError:
+    """The error that a refusing reply stands for, with the verdict on what to do about it.
+
+    `hide` takes out of the service's words what must not be shown.
+    """
     kind, verdict = _classify(refusal)
     limit = None
     if verdict is Verdict.SPLIT:
@@ -253,25 +258,17 @@ def from_reply(refusal: Refusal) -> ServiceError:
             verdict, limit = Verdict.SHORTEN, int(found[1])
         elif refusal.code != "DataInspectionFailed" and any(p in refusal.message for p in _WHOLE_REQUEST):
             verdict = Verdict.STOP
-    words = _shown(refusal.message, _LONGEST_MESSAGE) or _SILENT.get(
-        refusal.status // 100, "the reply says nothing more"
-    )
-    code = None if refusal.code is None else _KEY.sub("sk-…", refusal.code)
-    named = _shown(code or "", _LONGEST_CODE) or "(no code)"
+    words = printable(hide(refusal.message)) or _SILENT.get(refusal.status // 100, "the reply says nothing more")
+    code = refusal.code and printable(hide(refusal.code), _LONGEST_CODE)
     return kind(
-        f"the service answered {refusal.status} {named}: {words}",
+        f"the service answered {refusal.status} {code or '(no code)'}: {words}",
         status=refusal.status,
         code=code,
-        request_id=refusal.request_id,
+        request_id=refusal.request_id and printable(hide(refusal.request_id), _LONGEST_CODE),
         retry_after=refusal.retry_after,
         verdict=verdict,
         limit=limit,
     )
-
-
-def _shown(words: str, most: int) -> str:
-    """In one line, not too long, and without what may be a key."""
-    return _KEY.sub("sk-…", " ".join(words.split()))[:most]
 
 
 def _classify(refusal: Refusal) -> tuple[type[ServiceError], Verdict]:

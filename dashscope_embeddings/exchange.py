@@ -19,17 +19,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from dashscope_embeddings import lengths, metering, wire
-from dashscope_embeddings.errors import (
-    AuthenticationError,
-    BadReply,
-    ConnectionFailed,
-    DashScopeError,
-    GivenUp,
-    Refusal,
-    ServiceError,
-    Verdict,
-    from_reply,
-)
+from dashscope_embeddings.errors import BadReply, DashScopeError, ServiceError, Verdict
+from dashscope_embeddings.failures import GIVEN_UP, Asked, Failure, explained, unanswered, unbelieved
 from dashscope_embeddings.metering import RequestRecord
 from dashscope_embeddings.splitting import Piece, smaller
 from dashscope_embeddings.vectors import average, strongest
@@ -39,13 +30,13 @@ if TYPE_CHECKING:
     from collections.abc import Generator, Mapping, Sequence
     from pathlib import Path
 
-    from pydantic import SecretStr
-
     from dashscope_embeddings.lengths import Limits, LongText
     from dashscope_embeddings.limiter import Limiter, Permit
     from dashscope_embeddings.metering import OnRequest
     from dashscope_embeddings.vectors import SparseVector
     from dashscope_embeddings.wire import Ask
+
+__all__ = ["GIVEN_UP", "Failure", "Outcome", "Send", "Sleep", "Target", "Terms", "backoff", "capped", "exchange"]
 
 _log = logging.getLogger("dashscope_embeddings")
 
@@ -83,20 +74,6 @@ class Sleep:
     seconds: float
 
 
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """No reply came; `what` says why, without texts or keys."""
-
-    what: str
-    retry: bool = True
-    """False: trying again cannot help, as with a URL that no client can open."""
-    broken: bool = False
-    """A reply came, but cannot be read."""
-
-
-GIVEN_UP = Failure("not sent, because the job had failed elsewhere", retry=False)
-"""A driver's answer to any step of a job that is over."""
-
 Step: TypeAlias = Send | Sleep
 Answer: TypeAlias = Reply | Failure | None
 
@@ -120,12 +97,8 @@ class Terms:
     max_retries: int = 6
     patience: float = 300.0
     """Seconds a request may spend being throttled before it gives up; nothing if `max_retries` is 0."""
-    host: str = ""
-    advice: str = ""
-    """What to try when the key is refused: keys belong to one region."""
     on_request: OnRequest | None = None
-    key: SecretStr | None = None
-    """Hidden wherever the service repeats it."""
+    asked: Asked = field(default_factory=Asked)
     proof: Proof = field(default_factory=Proof)
 
     @cached_property
@@ -207,8 +180,8 @@ def _request(texts: list[str], terms: Terms, permit: Permit | None) -> Generator
             # A grant is worth nothing after a throttle elsewhere: ask until the answer is "now".
             while wait := terms.limiter.reserve(permit):
                 if (given_up := (yield Sleep(wait))) is not None:
-                    return _read(given_up, terms, len(texts))
-            error = yield from _sent(body, terms, len(texts), attempt)
+                    return _read(given_up, terms, texts)
+            error = yield from _sent(body, terms, texts, attempt)
             if isinstance(error, Rows):
                 terms.limiter.settle(permit, error.tokens)
                 return error
@@ -228,18 +201,20 @@ def _request(texts: list[str], terms: Terms, permit: Permit | None) -> Generator
             pause = backoff(failures, capped(error))
             _log.info("try %d of %d failed, next in %.1f s: %s", failures, terms.max_retries + 1, pause, error)
             if (given_up := (yield Sleep(pause))) is not None:
-                return _read(given_up, terms, len(texts))
+                return _read(given_up, terms, texts)
         else:
             return error
     raise RuntimeError("unreachable: the tries are counted without an end")
 
 
-def _sent(body: bytes, terms: Terms, texts: int, attempt: int) -> Generator[Step, Answer, Rows | DashScopeError]:
+def _sent(
+    body: bytes, terms: Terms, texts: Sequence[str], attempt: int
+) -> Generator[Step, Answer, Rows | DashScopeError]:
     begun = terms.limiter.clock()
     came = _read((yield Send(body)), terms, texts)
     terms.proof.answered |= isinstance(came, Rows)
     if terms.on_request is not None:
-        metering.tell(terms.on_request, _record(terms, texts, attempt, begun, came))
+        metering.tell(terms.on_request, _record(terms, len(texts), attempt, begun, came))
     return came
 
 
@@ -257,41 +232,19 @@ def _record(terms: Terms, texts: int, attempt: int, begun: float, came: Rows | D
     return RequestRecord(*about, 0, seconds, attempt, came.request_id, outcome, code or type(came).__name__)
 
 
-def _read(answer: Answer, terms: Terms, count: int) -> Rows | DashScopeError:
+def _read(answer: Answer, terms: Terms, texts: Sequence[str]) -> Rows | DashScopeError:
     if isinstance(answer, Failure):
-        return unanswered(answer, terms.host)
+        return unanswered(answer, terms.asked)
     if not isinstance(answer, Reply):
         raise TypeError(f"a driver must answer Send with Reply or Failure, not {type(answer).__name__}")
     try:
-        read = wire.read(terms.ask, answer, count)
+        read = wire.read(terms.ask, answer, len(texts))
     except BadReply as broken:
-        return broken
-    return read if isinstance(read, Rows) else explained(read, terms.advice, terms.key)
-
-
-def unanswered(failure: Failure, host: str) -> DashScopeError:
-    """The error that a missing reply stands for."""
-    if failure.broken:
-        return BadReply(f"the reply cannot be read: {failure.what}")
-    if failure is GIVEN_UP:
-        return GivenUp(GIVEN_UP.what)
-    error = ConnectionFailed(f"no answer from {host}: {failure.what}")
-    error.verdict = Verdict.RETRY if failure.retry else Verdict.STOP
-    return error
-
-
-def explained(refusal: Refusal, advice: str, key: SecretStr | None) -> ServiceError:
-    """The error that a refusal stands for, without the key; with advice where that may be another region's."""
-    if key is not None and len(secret := key.get_secret_value()) >= _TELLING:
-        refusal = replace(refusal, message=refusal.message.replace(secret, "…"))
-    error = from_reply(refusal)
-    if isinstance(error, AuthenticationError):
-        error.advise(advice)
-    return error
-
-
-_TELLING = 8
-"""A shorter key may be part of any word."""
+        return unbelieved(broken, terms.asked, texts)
+    if not isinstance(read, Rows):
+        return explained(read, terms.asked, texts)
+    request_id = terms.asked.redaction.request_id(read.request_id, texts)
+    return read if request_id is read.request_id else replace(read, request_id=request_id)
 
 
 # --- pauses ------------------------------------------------------------------------------------------------

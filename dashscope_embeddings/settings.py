@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, get_args
 
 from dashscope_embeddings import catalogue
 from dashscope_embeddings.errors import InvalidInput
+from dashscope_embeddings.failures import Asked
 from dashscope_embeddings.lengths import LongText
+from dashscope_embeddings.redaction import Redaction
 from dashscope_embeddings.vectors import Output, TextType
-from dashscope_embeddings.wire import Ask, Protocol
+from dashscope_embeddings.wire import Ask, Protocol, path
 
 if TYPE_CHECKING:
     from pydantic import SecretStr
@@ -88,6 +90,15 @@ class Settings:
         """What a quota belongs to: the key (hashed), the host, the model."""
         key = hashlib.sha256(self.api_key.get_secret_value().encode()).digest()
         return key, self.address.host, self.model.name
+
+    @cached_property
+    def asked(self) -> Asked:
+        """Who is asked for vectors, and what must not be shown of it."""
+        secrets = [value for _, value in self.headers]
+        if not self.address.is_emulator:
+            secrets.append(self.api_key)
+        place = self.address
+        return Asked(place.root, path(self.protocol), self.model.name, place.advice, Redaction(tuple(secrets)))
 
     @property
     def price(self) -> Price | None:

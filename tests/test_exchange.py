@@ -12,6 +12,7 @@ import pytest
 
 from dashscope_embeddings import errors, planning
 from dashscope_embeddings.exchange import GIVEN_UP, Failure, Outcome, Send, Sleep, Terms, exchange
+from dashscope_embeddings.failures import Asked
 from dashscope_embeddings.lengths import Limits
 from dashscope_embeddings.limiter import Permit
 from dashscope_embeddings.vectors import SparseVector
@@ -202,7 +203,7 @@ def test_passing_trouble_is_retried_after_growing_pauses(
     ],
 )
 def test_what_no_retry_can_change_stops_the_job_at_once(answer: Answer, kind: type[Exception]) -> None:
-    talk = Talk(advice="Try another region")
+    talk = Talk(asked=Asked(advice="Try another region"))
     outcome = talk.to(says(answer))
     assert type(outcome.stop) is kind
     assert (outcome.errors, outcome.dense) == (dict.fromkeys(range(10), outcome.stop), [None] * 10)

@@ -31,8 +31,6 @@ DOCUMENT: Ask = ("document", "dense")
 LATE = "no answer in time"
 _MARGIN = 2.0
 """Seconds beyond the timeout, for who has to look a name up first."""
-_TELLING = 8
-"""Characters from which on a key is no part of common words."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,12 +95,10 @@ class Account:
     def _words(self, error: DashScopeError, place: Address) -> str:
         """The reply's own words: which text it was, and which other regions there are, is said elsewhere."""
         words = error.message.removeprefix("text 0 of 1: ").removeprefix("the service answered ")
-        words = words.replace(f"no answer from {place.host}: ", "no answer: ").partition(f". {place.advice}")[0]
+        words = words.replace(f"no answer from {place.host}: ", "no answer: ")
+        words = words.partition(f". {place.advice}")[0].partition(" Asked ")[0]
         words, remedied, _ = words.partition(f" {remedy(error)}")
-        words = words.removesuffix(".") if remedied else words
-        key = self.key.get_secret_value()
-        # Keys that begin with sk- are hidden already.
-        return words.replace(key, "…") if len(key) >= _TELLING else words
+        return words.removesuffix(".") if remedied else words
 
 
 def at_once(jobs: Sequence[Callable[[], T]], seconds: float) -> list[T | None]:

@@ -87,7 +87,7 @@ class Desk:
                 progress(BatchProgress(said, None if job is None else _file(job)))
 
         order = (self._order.window, self._order.name, self._order.description)
-        return BatchFlow(self._work, self._output, order, tell, self._client.settings.address.advice)
+        return BatchFlow(self._work, self._output, order, tell)
 
     def perform(
         self, flow: Generator[Step, Answer, None], stop: threading.Event | None, *, write: bool = True

@@ -6,6 +6,7 @@ off between any two steps, and another one goes on from there, on another machin
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, TypeAlias
 
 from dashscope_embeddings.corpus import batch_wire
@@ -55,14 +56,12 @@ _HOPELESS = {
 class BatchFlow:
     """The flows of one command."""
 
-    def __init__(
-        self, work: Work, output: Path, order: tuple[str, str | None, str | None], tell: Tell, advice: str
-    ) -> None:
+    def __init__(self, work: Work, output: Path, order: tuple[str, str | None, str | None], tell: Tell) -> None:
         """`order`: completion window, name and description of new batches."""
         self._work, self._output, self._order = work, output, order
         self._book, self._troubles = work.book, work.brought.troubles
         self._tell = tell
-        self._requests = Requests(work.settings, advice)
+        self._requests = Requests(work.settings)
         self._not_asked_again: set[int] = set()
         """Batches that bring nothing more in this command: not known any more, or with incomplete results."""
         self._hopeless = False
@@ -223,16 +222,18 @@ class BatchFlow:
     def _explained(self, job: Job, told: Told) -> DashScopeError:
         """Why a batch failed as a whole."""
         first = told.complaints[0] if told.complaints else None
-        said = "no reason was given" if first is None else f"{first.code or '(no code)'}: {first.message}"
+        where, texts = "", []
         if first is not None and first.line is not None and (found := self._book.nth_line(job, first.line)):
             place = self._book.place(found[1])
-            said += f" (line {first.line} of its file, {name_of(found[0])}{f', of {place}' if place else ''})"
+            texts = [text for text in [self._book.text(found[1])] if text is not None]
+            where = f" (line {first.line} of its file, {name_of(found[0])}{f', of {place}' if place else ''})"
+        code, said = None, "no reason was given"
+        if first is not None:
+            redacted = functools.partial(self._work.settings.asked.redaction, texts=texts)
+            code = first.code and redacted(first.code)
+            said = f"{code or '(no code)'}: {redacted(first.message)}{where}"
         more = f" and {len(told.complaints) - 1} more" if len(told.complaints) > 1 else ""
-        error = BadRequestError(
-            f"the service refused {told.batch_id} as a whole: {said}{more}",
-            status=200,
-            code=None if first is None else first.code,
-        )
+        error = BadRequestError(f"the service refused {told.batch_id} as a whole: {said}{more}", status=200, code=code)
         advice = next((_HOPELESS[known.code] for known in told.complaints if known.code in _HOPELESS), None)
         if advice is not None:
             self._hopeless = True

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 from dashscope_embeddings import wire
 from dashscope_embeddings.errors import BadReply, DashScopeError, Verdict
-from dashscope_embeddings.exchange import Failure, Sleep, backoff, capped, explained, unanswered
+from dashscope_embeddings.exchange import Sleep, backoff, capped
+from dashscope_embeddings.failures import Asked, Failure, explained, unanswered, unbelieved
 from dashscope_embeddings.wire import Reply
 
 if TYPE_CHECKING:
@@ -27,10 +28,14 @@ _log = logging.getLogger("dashscope_embeddings")
 
 @dataclass(frozen=True, slots=True)
 class Requests:
-    """How one command asks; `advice` is given where the key is refused."""
+    """How one command asks."""
 
     settings: Settings
-    advice: str
+
+    @property
+    def _asked(self) -> Asked:
+        """Of any endpoint but that for embeddings."""
+        return replace(self.settings.asked, path="")
 
     def ask(self, send: Send, read: Callable[[Reply], T]) -> Flow[T]:
         """One request, as often as it takes.
@@ -49,15 +54,15 @@ class Requests:
     def answered(self, answer: Answer, read: Callable[[Reply], T]) -> T | DashScopeError:
         """What a reply says, or the error that it stands for."""
         if isinstance(answer, Failure):
-            return unanswered(answer, self.settings.address.host)
+            return unanswered(answer, self._asked)
         if not isinstance(answer, Reply):
             raise TypeError(f"a driver must answer Send with Reply or Failure, not {type(answer).__name__}")
         if (refusal := wire.refusal(answer)) is not None:
-            return explained(refusal, self.advice, self.settings.api_key)
+            return explained(refusal, self._asked)
         try:
             return read(answer)
         except BadReply as broken:
-            return broken
+            return unbelieved(broken, self._asked)
 
     def may_pass(self, error: DashScopeError, failures: int) -> bool:
         """Whether there is to be another try."""
@@ -79,4 +84,4 @@ def sleep(seconds: float) -> Flow[None]:
         GivenUp: the command is to stop.
     """
     if isinstance(given_up := (yield Sleep(seconds)), Failure):
-        raise unanswered(given_up, "")
+        raise unanswered(given_up, Asked())

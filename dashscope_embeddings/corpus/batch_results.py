@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from dashscope_embeddings import wire
 from dashscope_embeddings.corpus import batch_wire
 from dashscope_embeddings.corpus.asking import packed
 from dashscope_embeddings.corpus.batch_cut import line_of
-from dashscope_embeddings.errors import BadReply, ServiceError, Verdict, from_reply
+from dashscope_embeddings.errors import BadReply, ServiceError, Verdict
+from dashscope_embeddings.failures import explained, unbelieved
 from dashscope_embeddings.splitting import Piece, smaller
 from dashscope_embeddings.wire import Rows
 
@@ -43,6 +44,7 @@ class Taking:
     def __init__(self, work: Work, job: Job) -> None:
         self._ledger, self._book, self._job = work.ledger, work.book, job
         self._ask, self._limits, self._long_text = work.ask, work.limits, work.settings.long_text
+        self._asked = replace(work.settings.asked, path="")
         self._brought = work.brought
         self._failed: dict[int, _Failed] = {}
         """Line → why; only of one file at a time, which has an end."""
@@ -76,7 +78,7 @@ class Taking:
         members, done = found
         if done or line in self._done:  # of a file that was read before, or a line that came twice
             return
-        read = self._read(result, len(members))
+        read = self._read(result, members)
         if isinstance(read, Rows):
             try:
                 self._keep(line, members, read, result.tokens)
@@ -87,22 +89,25 @@ class Taking:
                 return
         self._failed.setdefault(line, _Failed(read, result.reply is not None, result.tokens))
 
-    def _read(self, result: Result, count: int) -> Rows | DashScopeError:
+    def _read(self, result: Result, members: Sequence[int]) -> Rows | DashScopeError:
         refusal = result.refusal
         if result.reply is not None:
             try:
-                read = wire.read(self._ask, result.reply, count)
+                read = wire.read(self._ask, result.reply, len(members))
             except BadReply as broken:
-                return broken
+                return unbelieved(broken, self._asked, self._texts(members))
             if isinstance(read, Rows):
                 return read
             refusal = read
         if refusal is None:
             return BadReply("the result of a line says nothing")
-        error = from_reply(refusal)
+        error = explained(refusal, self._asked, self._texts(members))
         if refusal.status == batch_wire.UNKNOWN:
             error.message = error.message.replace(f"answered {refusal.status} ", "answered ", 1)
         return error
+
+    def _texts(self, members: Sequence[int]) -> list[str]:
+        return [text for text in map(self._book.text, members) if text is not None]
 
     def _keep(self, line: int, members: Sequence[int], rows: Rows, tokens: int) -> None:
         paid: dict[int, Vectors] = {}

@@ -130,7 +130,7 @@ def file_id(reply: Reply) -> str:
         BadReply: it gave none.
     """
     content = _content(reply)
-    if isinstance(found := content.get("id"), str) and found:
+    if (found := _name(content.get("id"))) is not None:
         return found
     raise BadReply("the reply to an upload names no file")
 
@@ -158,7 +158,7 @@ def listed(reply: Reply) -> tuple[list[Told], str | None]:
 
 
 def _told(content: Mapping[str, Any]) -> Told:
-    batch_id, status = _text(content.get("id")), _text(content.get("status"))
+    batch_id, status = _name(content.get("id")), _name(content.get("status"))
     if batch_id is None or status is None:
         raise BadReply("the reply about a batch lacks its id or status")
     counts = content.get("request_counts")
@@ -168,9 +168,9 @@ def _told(content: Mapping[str, Any]) -> Told:
     return Told(
         batch_id,
         status,
-        _text(content.get("input_file_id")),
-        _text(content.get("output_file_id")),
-        _text(content.get("error_file_id")),
+        _name(content.get("input_file_id")),
+        _name(content.get("output_file_id")),
+        _name(content.get("error_file_id")),
         _number(counts.get("total")),
         _number(counts.get("completed")),
         _number(counts.get("failed")),
@@ -197,6 +197,11 @@ def _dicts(found: Any) -> list[dict[str, Any]]:
 
 def _text(found: Any) -> str | None:
     return found if isinstance(found, str) and found else None
+
+
+def _name(found: Any) -> str | None:
+    """An id or a status, which are shown as they are: none has characters that a terminal obeys."""
+    return found if isinstance(found, str) and found and found.isprintable() else None
 
 
 def _number(found: Any) -> int | None:
