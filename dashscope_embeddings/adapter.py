@@ -113,7 +113,7 @@ class ClientFields(BaseModel):
         """
         if (made := self._client) is not None:
             return made
-        with _building:
+        with _building.here:
             if self._client is None:
                 self._client = EmbeddingClient(**self._settings())
             return self._client
@@ -144,7 +144,7 @@ class ClientFields(BaseModel):
         if not self._siblings:
             return Halves(client)
         if self._memo is None or self._memo[0] is not client:
-            with _building:
+            with _building.here:
                 if self._memo is None or self._memo[0] is not client:
                     self._memo = client, Memo(self._memo_size)
         return Halves(client, self._memo[1])

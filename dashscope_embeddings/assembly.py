@@ -5,7 +5,7 @@ from __future__ import annotations
 from array import array
 from typing import TYPE_CHECKING, Any, cast
 
-from dashscope_embeddings.errors import DashScopeError, GivenUp, remedy
+from dashscope_embeddings.errors import DashScopeError, GivenUp, note, remedy
 from dashscope_embeddings.vectors import Embedding, Embeddings, Usage, average, strongest
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ class Assembly:
         self._refused: dict[int, DashScopeError] = {}
         self._dismissed: set[int] = set()
         self._stop: DashScopeError | None = None
+        self._raised: DashScopeError | None = None
         self._taken = 0
         self._given = 0
         self._requests = self._texts = self._tokens = 0
@@ -57,7 +58,6 @@ class Assembly:
 
     def take(self, batch: Batch, outcome: Outcome) -> int:
         """Notes the texts that are complete with this batch, and those that will never be; says how many."""
-        self.landed.pop(batch.number, None)
         self._outcomes[batch.number] = outcome
         self._requests += outcome.requests
         self._texts += outcome.texts
@@ -75,6 +75,7 @@ class Assembly:
                 self._arrived[place.index] = found
         for number in [number for number in self._outcomes if number < batch.oldest]:
             del self._outcomes[number]
+        self.landed.pop(batch.number, None)  # last: `salvage` takes again what an interruption broke off
         return len(batch.places)
 
     def completed(self, batch: Batch) -> dict[int, Any]:
@@ -148,18 +149,22 @@ class Assembly:
             self._tokens += outcome.tokens
         self.landed.clear()
 
-    def salvage(self, interruption: BaseException, count: int | None = None) -> None:
-        """Gives an interruption `partial` and `failed`, as an error has them; counts all that was billed.
+    def salvage(self, end: BaseException, texts: Sequence[str] | None = None) -> None:
+        """Gives whatever ends the job `partial` and `failed`, as an error has them; counts all that was billed.
 
-        Of a stream, whose `count` is not known, `failed` names the texts up to the last one that arrived.
+        Of a stream, whose `texts` are not known, `failed` names them up to the last one that arrived.
         """
+        if end is self._raised:
+            return  # it has them
         for number in sorted(self.landed.copy()):
             self.take(*self.landed[number])
+        if texts is not None:
+            self._repeat(texts)
         found = {index: shape(embedding, self._output) for index, embedding in sorted(self._arrived.items())}
-        ended = max([self._taken, self._given, *(i + 1 for i in found)]) if count is None else count
-        missing = [index for index in range(self._given, ended) if index not in found]
-        interruption.partial = found  # type: ignore[attr-defined] # Python's own classes have no place for it
-        interruption.failed = missing  # type: ignore[attr-defined]
+        ended = max([self._taken, self._given, *(i + 1 for i in found)]) if texts is None else len(texts)
+        note(end, partial=found)
+        if not (isinstance(end, DashScopeError) and end.failed):  # else they are the bad texts
+            note(end, failed=[index for index in range(self._given, ended) if index not in found])
 
     def result(self, texts: Sequence[str]) -> Embeddings:
         """All vectors of a job over these texts.
@@ -201,6 +206,7 @@ class Assembly:
             cause.advise(advice)
         named = sorted(self._refused) if cause is first else cause.failed
         cause.about(named, ended)
+        self._raised = cause
         return cause
 
 

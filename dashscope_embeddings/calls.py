@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
 from dashscope_embeddings import limiter, metering, planning
 from dashscope_embeddings.assembly import Assembly
+from dashscope_embeddings.async_drivers import Tasks
 from dashscope_embeddings.coalesce import Coalescer, Query
-from dashscope_embeddings.drivers import INTERRUPTIONS, Tasks, Threads
+from dashscope_embeddings.drivers import Threads
 from dashscope_embeddings.errors import InvalidInput
 from dashscope_embeddings.exchange import Terms, exchange
 from dashscope_embeddings.given import Given
@@ -19,7 +19,6 @@ from dashscope_embeddings.vectors import Output, TextType, Usage
 from dashscope_embeddings.workers import Lock
 
 if TYPE_CHECKING:
-    import threading
     from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
     from typing import TypeAlias
 
@@ -29,6 +28,7 @@ if TYPE_CHECKING:
     from dashscope_embeddings.exchange import Answer, Flow, Outcome, Step
     from dashscope_embeddings.planning import Batch, Refused
     from dashscope_embeddings.settings import Settings
+    from dashscope_embeddings.workers import Halt
 
     Arrived: TypeAlias = Callable[[Sequence[str], Outcome], object]
 
@@ -101,9 +101,13 @@ class Calls:
             memory=memory,
         )
 
-    def run(self, flow: Generator[Step, Answer, T], halt: threading.Event) -> T:
+    def run(self, flow: Generator[Step, Answer, T], halt: Halt) -> T:
         """Performs another flow with this client's connections, on the caller's thread."""
         return self._threads.run(flow, halt)
+
+    def apart(self, run: Callable[[], T]) -> T:
+        """Does it where no exception of a signal handler can fall, as others wait for how it ends."""
+        return self._threads.apart(run)
 
     def drain(self) -> None:
         """Waits for requests of sync code that are under way although their caller has left."""
@@ -122,33 +126,32 @@ class Calls:
     ) -> AsyncIterator[tuple[Batch, Flow]]:
         return ((batch, self._flow(batch, terms, job, arrived)) async for batch in batches)
 
-    @contextlib.contextmanager
-    def _counted(self, job: Assembly, count: int | None = None) -> Iterator[None]:
-        """Adds what the job was billed, however it ends; one that is interrupted takes along what had arrived."""
-        try:
-            yield
-        except INTERRUPTIONS as interruption:
-            job.salvage(interruption, count)
-            raise
-        finally:
-            with self._lock:
-                job.over = True
-            job.settle()
-            self._count(job.usage)
+    def _counted(self, job: Assembly, texts: Sequence[str] | None = None) -> _Counted:
+        return _Counted(self, job, texts)
+
+    def _left(self, job: Assembly) -> None:
+        """Its caller is here no more."""
+        with self._lock.here:
+            job.over = True
+        job.settle()
+        self._count(job.usage)
+
+    def _late(self, job: Assembly, outcome: Outcome) -> None:
+        """What came when the caller had left is billed all the same."""
+        self._count(job.usage_of(outcome.requests, outcome.texts, outcome.tokens))
 
     def _count(self, usage: Usage) -> None:
-        with self._lock:
+        with self._lock.here:
             self._usage += usage
         metering.count(usage)
 
     def _flow(self, batch: Batch, terms: Terms, job: Assembly, arrived: Arrived | None) -> Flow:
         outcome = yield from exchange(batch.texts, terms)
-        with self._lock:
+        with self._lock.here:
             if not job.over:
                 job.landed[batch.number] = batch, outcome
         if job.over:
-            # Its caller has left, but it is billed.
-            self._count(job.usage_of(outcome.requests, outcome.texts, outcome.tokens))
+            self._late(job, outcome)
         if arrived is not None:
             arrived(batch.texts, outcome)
         return outcome
@@ -174,6 +177,47 @@ class Calls:
         if not hasattr(self, "settings"):
             return "EmbeddingClient()"  # it was refused while it was made
         return f"EmbeddingClient(model={self.settings.model.name!r}, host={self.settings.address.host!r})"
+
+
+class _Counted:
+    """Adds what a job was billed, however it ends; whatever ends it takes along what had arrived.
+
+    Not a generator: `contextlib` writes to what passes, which some exceptions do not allow.
+    """
+
+    def __init__(self, calls: Calls, job: Assembly, texts: Sequence[str] | None) -> None:
+        self._calls, self._job, self._texts = calls, job, texts
+
+    def __enter__(self) -> None:
+        """Nothing yet."""
+
+    def __exit__(self, _: object, end: BaseException | None, __: object) -> None:
+        if end is not None and not isinstance(end, GeneratorExit):
+            self._job.salvage(end, self._texts)
+        self._calls._left(self._job)  # noqa: SLF001 - a part of it
+
+
+class Callbacks:
+    """Around calls of a caller's functions: the first failure ends the job, once what is in flight has come back."""
+
+    def __init__(self, stop: Callable[[], object]) -> None:
+        self._stop = stop
+        self._failure: Exception | None = None
+
+    def __enter__(self) -> None:
+        """Nothing yet."""
+
+    def __exit__(self, _: object, failure: BaseException | None, __: object) -> bool:
+        if not isinstance(failure, Exception):
+            return False  # an interruption ends the call at once
+        self._failure = self._failure or failure
+        self._stop()
+        return True
+
+    def end(self) -> None:
+        """Raises what was kept."""
+        if self._failure is not None:
+            raise self._failure
 
 
 def dismiss(job: Assembly, outcome: Outcome, refused: Refused | None) -> None:

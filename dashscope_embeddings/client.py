@@ -5,18 +5,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import threading
 from collections.abc import AsyncIterable
 from typing import TYPE_CHECKING, Any
 
 from dashscope_embeddings import catalogue, planning
 from dashscope_embeddings.addresses import address, find_key
-from dashscope_embeddings.calls import Calls, dismiss
+from dashscope_embeddings.calls import Callbacks, Calls, dismiss
 from dashscope_embeddings.connections import check_loop
 from dashscope_embeddings.errors import InvalidInput
 from dashscope_embeddings.given import Given
 from dashscope_embeddings.secret_settings import hide
 from dashscope_embeddings.settings import Settings
+from dashscope_embeddings.workers import Flag
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
@@ -165,19 +165,25 @@ class EmbeddingClient(Calls):
         checked = planning.checked(planning.texts_of(texts), self._limits, terms.long_text)
         job = self._job(output, packed=len(checked) if array else None)
         if (query := self._query(checked, terms)) is not None and _no_loop_here():
-            with self._counted(job, 1):
-                job.take(query[0], self._threads.query(query[1], query[2], terms))
-            return job.result(checked)
-        halt = threading.Event()
+            late = functools.partial(self._late, job)
+            with self._counted(job, checked):
+                job.take(query[0], self._threads.query(query[1], query[2], terms, late))
+                return job.result(checked)
+        halt = Flag()
+        callbacks = Callbacks(halt.set)
         flows = self._flows(planning.batches(checked, self._plan(memory=None)), terms, job)
-        with self._counted(job, len(checked)), contextlib.closing(self._threads.window(flows, halt)) as outcomes:
-            for batch, outcome in outcomes:
-                done = job.take(batch, outcome)
-                if progress is not None:
-                    progress(done)
-                if on_vectors is not None:
-                    on_vectors(job.completed(batch))
-        return job.result(checked)
+        with self._counted(job, checked):
+            with contextlib.closing(self._threads.window(flows, halt)) as outcomes:
+                for batch, outcome in outcomes:
+                    done = job.take(batch, outcome)
+                    with callbacks:
+                        if progress is not None:
+                            progress(done)
+                    with callbacks:
+                        if on_vectors is not None:
+                            on_vectors(job.completed(batch))
+            callbacks.end()
+            return job.result(checked)
 
     def stream(
         self,
@@ -208,16 +214,19 @@ class EmbeddingClient(Calls):
         self, texts: Iterator[str], terms: Terms, refused: Refused | None, arrived: Arrived | None
     ) -> Iterator[Embedding]:
         checked = planning.checking(texts, self._limits, terms.long_text, refused)
-        job, halt = self._job(terms.ask.output), threading.Event()
+        job, halt = self._job(terms.ask.output), Flag()
         plan = self._plan(memory=self.settings.max_concurrency)
         flows = self._flows(planning.batches(checked, plan), terms, job, arrived)
+        callbacks = Callbacks(halt.set)
         with self._counted(job), contextlib.closing(self._threads.window(flows, halt)) as outcomes:
             for batch, outcome in outcomes:
                 job.take(batch, outcome)
-                dismiss(job, outcome, refused)
+                with callbacks:
+                    dismiss(job, outcome, refused)
                 if job.failing:
                     halt.set()
                 yield from job.ready()
+            callbacks.end()
         if job.failing:
             raise job.error()
 
@@ -246,20 +255,24 @@ class EmbeddingClient(Calls):
         checked = await asyncio.to_thread(check) if big else check()
         job = self._job(output, packed=len(checked) if array else None)
         if (query := self._query(checked, terms)) is not None:
-            with self._counted(job, 1):
+            with self._counted(job, checked):
                 job.take(query[0], await self._tasks.query(query[1], query[2], terms))
-            return job.result(checked)
+                return job.result(checked)
         halt = asyncio.Event()
+        callbacks = Callbacks(halt.set)
         flows = self._aflows(planning.abatches(_each(checked), self._plan(memory=None)), terms, job)
-        with self._counted(job, len(checked)):
+        with self._counted(job, checked):
             async with contextlib.aclosing(self._tasks.window(flows, halt)) as outcomes:
                 async for batch, outcome in outcomes:
                     done = job.take(batch, outcome)
-                    if progress is not None:
-                        progress(done)
-                    if on_vectors is not None:
-                        await on_vectors(job.completed(batch))
-        return job.result(checked)
+                    with callbacks:
+                        if progress is not None:
+                            progress(done)
+                    with callbacks:
+                        if on_vectors is not None:
+                            await on_vectors(job.completed(batch))
+            callbacks.end()
+            return job.result(checked)
 
     def astream(
         self,
@@ -282,15 +295,18 @@ class EmbeddingClient(Calls):
         job, halt = self._job(terms.ask.output), asyncio.Event()
         plan = self._plan(memory=self.settings.max_concurrency)
         flows = self._aflows(planning.abatches(checked, plan), terms, job, arrived)
+        callbacks = Callbacks(halt.set)
         with self._counted(job):
             async with contextlib.aclosing(self._tasks.window(flows, halt)) as outcomes:
                 async for batch, outcome in outcomes:
                     job.take(batch, outcome)
-                    dismiss(job, outcome, refused)
+                    with callbacks:
+                        dismiss(job, outcome, refused)
                     if job.failing:
                         halt.set()
                     for found in job.ready():
                         yield found
+            callbacks.end()
         if job.failing:
             raise job.error()
 

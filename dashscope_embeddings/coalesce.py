@@ -6,7 +6,8 @@ limiter, whoever is first takes along those behind it, as late as possible: when
 There is no leader that could die with the others waiting for it. Every caller asks `step` what to do, and
 does it: wait, send what it is handed, or take its vectors. The first in the queue is woken when it is its turn;
 if it does not act, because its task was cancelled or its loop stopped, the next ones do after a moment. Nothing
-here waits or sends; threads, tasks and event loops may mix.
+here waits or sends; threads, tasks and event loops may mix. Ctrl-C may tear a task out of any line of this module:
+whatever it leaves half done, the others get on after that moment.
 """
 
 from __future__ import annotations
@@ -31,11 +32,11 @@ _LOOK = 0.25
 """Seconds after which a waiting caller looks again by itself; nobody depends on being woken."""
 
 
-class Loop(Protocol):
-    """Of an event loop, what matters here."""
+class Carrier(Protocol):
+    """A task that sends a request."""
 
     def is_running(self) -> bool:
-        """Whether its tasks can go on."""
+        """Whether it can go on: its loop runs, and it has not ended."""
 
 
 @dataclass(slots=True, eq=False)
@@ -45,6 +46,8 @@ class Query:
     text: str
     tokens: int
     wake: Callable[[], object]
+    left: Callable[[], bool] = lambda: False
+    """Whether its caller was interrupted: the thread that acts for it may be busy for long."""
     permit: Permit | None = None
     flight: Flight | None = None
     """The request that carries it now."""
@@ -61,8 +64,8 @@ class Flight:
 
     queries: list[Query]
     permit: Permit
-    loop: Loop | None
-    """Whose task sends it; None: a thread does."""
+    carrier: Carrier | None
+    """What sends it; None: a thread, which always comes back."""
 
     @property
     def texts(self) -> list[str]:
@@ -71,8 +74,10 @@ class Flight:
 
     @property
     def lost(self) -> bool:
-        """Whether it can no longer land: its loop has stopped without ending its task."""
-        return self.loop is not None and not self.loop.is_running()
+        """Whether it can no longer land, as its loop has stopped or its task was torn down; or nobody wants it."""
+        if self.carrier is not None and not self.carrier.is_running():
+            return True
+        return len(self.queries) == 1 and self.queries[0].left()
 
 
 Turn: TypeAlias = float | Flight | Outcome
@@ -97,8 +102,8 @@ class Coalescer:
         with self._lock_here():
             self._waiting.append(query)
 
-    def step(self, query: Query, terms: Terms, loop: Loop | None) -> Turn:
-        """What the caller of `query` has to do next; `loop` is its running loop, if it is a task."""
+    def step(self, query: Query, terms: Terms, carrier: Carrier | None) -> Turn:
+        """What the caller of `query` has to do next; `carrier` is its task, if it is one."""
         with self._lock_here():
             self._recover(terms)
             if query.outcome is not None:
@@ -108,17 +113,18 @@ class Coalescer:
             if query.flight is not None or len(self._flying) >= self.lanes:
                 return _LOOK
             if not first and now - self._moved < _LOOK:
+                if query not in self._waiting:
+                    self._waiting.appendleft(query)
                 return _LOOK
             if query.permit is None:
                 query.permit = terms.limiter.ask(query.tokens, urgent=True)
             if wait := terms.limiter.reserve(query.permit):
                 return min(wait, _LOOK)
-            return self._take_off(query, terms, loop, now)
+            return self._take_off(query, terms, carrier, now)
 
     def land(self, flight: Flight, outcome: Outcome | None, terms: Terms) -> None:
         """Tells what became of a flight; None: it was broken off, and its queries wait again."""
         with self._lock_here():
-            self._flying.discard(flight)
             now = terms.limiter.clock()
             for row, query in reversed(list(enumerate(flight.queries))):
                 if query.flight is not flight:
@@ -129,14 +135,16 @@ class Coalescer:
                 else:
                     query.outcome = _row(outcome, row, flight)
                     query.wake()
+            # Last: a landing that an interruption breaks off is found among the lost.
+            self._flying.discard(flight)
             self._next(now)
 
     def leave(self, query: Query, terms: Terms) -> None:
         """The caller has its outcome, or does not want it any more."""
         with self._lock_here():
+            query.gone = True
             if query.permit is not None:
                 terms.limiter.release(query.permit)
-            query.gone = True
             if query.outcome is None and query in self._waiting:
                 self._waiting.remove(query)
                 self._next(terms.limiter.clock())
@@ -158,25 +166,29 @@ class Coalescer:
         return terms.max_retries > 0 and now - query.throttled_since <= terms.patience
 
     def _queue_again(self, query: Query) -> None:
-        if not query.gone:
+        if not query.gone and not query.left():
             self._waiting.appendleft(query)
 
-    def _take_off(self, query: Query, terms: Terms, loop: Loop | None, now: float) -> Flight:
+    def _take_off(self, query: Query, terms: Terms, carrier: Carrier | None, now: float) -> Flight:
         permit = query.permit
         if permit is None:
             raise RuntimeError("a query without a permit cannot take off")
         query.permit = None
-        self._waiting.remove(query)
-        most = terms.limits.rows - 1
-        others = [self._waiting.popleft() for _ in range(min(most, len(self._waiting)))]
-        for other in others:
+        # Where an interruption tore a task out of this very code, its query may stand nowhere, or others' for ever.
+        if query in self._waiting:
+            self._waiting.remove(query)
+        others: list[Query] = []
+        while self._waiting and len(others) < terms.limits.rows - 1:
+            other = self._waiting.popleft()
             if other.permit is not None:
                 terms.limiter.release(other.permit)
                 other.permit = None
-        flight = Flight([query, *others], permit, loop)
+            if not other.gone and not other.left():
+                others.append(other)
+        flight = Flight([query, *others], permit, carrier)
+        self._flying.add(flight)
         for carried in flight.queries:
             carried.flight = flight
-        self._flying.add(flight)
         self._next(now)
         return flight
 
@@ -187,11 +199,12 @@ class Coalescer:
 
     def _recover(self, terms: Terms) -> None:
         for flight in [flight for flight in self._flying if flight.lost]:
-            self._flying.discard(flight)
             terms.limiter.release(flight.permit)
             for query in reversed(flight.queries):
-                query.flight = None
-                self._queue_again(query)
+                if query.flight is flight:
+                    query.flight = None
+                    self._queue_again(query)
+            self._flying.discard(flight)
 
 
 def _answered(outcome: Outcome, row: int) -> bool:

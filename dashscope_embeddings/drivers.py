@@ -1,65 +1,67 @@
-"""Two drivers, for threads and for tasks: they perform the steps of flows and decide nothing.
+"""The driver for threads: it performs the steps of flows and decides nothing. `async_drivers` has that for tasks.
 
-Each has a window, which keeps some flows under way and gives back their outcomes in order. The halves mirror
-each other on purpose; whatever could differ between them belongs into the flow.
+Each has a window, which keeps some flows under way and gives back their outcomes in order. The two mirror each other
+on purpose; whatever could differ between them belongs into the flow.
 """
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import contextvars
 import functools
 import os
-import threading
 from collections import deque
-from concurrent.futures import wait
 from typing import TYPE_CHECKING, TypeVar
 
 from dashscope_embeddings.coalesce import Flight
+from dashscope_embeddings.errors import GivenUp
 from dashscope_embeddings.exchange import GIVEN_UP, Outcome, Send, exchange
-from dashscope_embeddings.workers import Lock, Workers
+from dashscope_embeddings.workers import Call, Flag, Lock, Workers, may_be_interrupted
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator
-    from concurrent.futures import Future
+    from collections.abc import Callable, Generator, Iterator
 
     from dashscope_embeddings.coalesce import Coalescer, Query
     from dashscope_embeddings.exchange import Answer, Flow, Step, Terms
     from dashscope_embeddings.sessions import Sessions
+    from dashscope_embeddings.workers import Halt
 
 T = TypeVar("T")
 
-INTERRUPTIONS = (KeyboardInterrupt, asyncio.CancelledError)
-"""What ends a job from outside."""
-
-_NEVER = threading.Event()
+_NEVER = Flag()
 """Of a flow that nobody gives up."""
+
+_left: contextvars.ContextVar[Flag] = contextvars.ContextVar("dashscope_left", default=_NEVER)
+"""Set once the caller for whom this thread works, in its place, has been interrupted."""
+
+_MANY = 1_000_000
+"""More threads than there will ever be: as many as callers who left while their requests were under way."""
 
 
 class Threads:
-    """Sync code: a lone flow on its caller's thread, several on a pool of the client's."""
+    """Sync code: a lone flow on its caller's thread, several on a pool of the client's.
+
+    Nothing that others wait for is done on the main thread, where an interruption may fall between any two calls:
+    inside httpx, between a place taken and noted. Other threads of ours do it, and the main thread waits for them.
+    """
 
     def __init__(self, sessions: Sessions, most: int) -> None:
         self._sessions, self._most = sessions, most
         self._lock = Lock()
-        self._pool: tuple[int, Workers] | None = None
-        self._adrift: set[Future[Outcome]] = set()
+        self._pools: tuple[int, Workers, Workers] | None = None
+        self._adrift: list[Call[Outcome]] = []
 
-    def window(
-        self, flows: Iterator[tuple[T, Flow]], halt: threading.Event
-    ) -> Generator[tuple[T, Outcome], None, None]:
+    def window(self, flows: Iterator[tuple[T, Flow]], halt: Flag) -> Generator[tuple[T, Outcome], None, None]:
         """The outcomes in order, with at most so many flows under way.
 
-        Once `halt` is set (an outcome that stops the job sets it), nothing more is started or sent; what was
-        in flight still comes back. An error of `flows` itself is raised after the outcomes before it.
+        Once `halt` is set (an outcome or an error that stops the job sets it), nothing more is started or sent; what
+        was in flight still comes back. The first error of `flows` or of a flow is raised after the outcomes.
         """
-        troubles: list[Exception] = []
+        troubles: list[BaseException] = []
         head = deque(pair for _ in range(2) if (pair := _next(flows, troubles)) is not None)
-        if len(head) == 1:
+        if len(head) == 1 and not may_be_interrupted():
             label, flow = head.popleft()
             yield label, self.perform(flow, halt)
-        window: deque[tuple[T, Future[Outcome]]] = deque()
+        window: deque[tuple[T, Call[Outcome]]] = deque()
         try:
             while True:
                 while len(window) < self._most and not halt.is_set():
@@ -68,205 +70,144 @@ class Threads:
                         break
                     # In a copy of the caller's context, so that tracing and usage counters reach the thread.
                     run = contextvars.copy_context().run
-                    window.append((pair[0], self._threads().submit(run, self.perform, pair[1], halt)))
+                    call = Call(functools.partial(run, self.perform, pair[1], halt))
+                    window.append((pair[0], call))
+                    self._workers()[0].submit(call)
                 if not window:
                     break
-                label, future = window[0]
-                outcome = future.result()
+                label, call = window[0]
+                call.wait()
                 window.popleft()
-                yield label, outcome
+                if call.error is None:
+                    yield label, call.result()
+                else:
+                    halt.set()
+                    troubles.append(call.error)
         finally:
             halt.set()
-            for _, future in window:
-                if not future.cancel():
-                    self._adrift.add(future)
-                    future.add_done_callback(self._adrift.discard)
+            left = [call for _, call in window if not call.cancel()]
+            with self._lock.here:
+                self._adrift = [call for call in (*self._adrift, *left) if not call.over]
         if troubles:
             raise troubles[0]
 
     def drain(self) -> None:
         """Waits for what was under way when its caller left: none of it sends anything more."""
-        wait(tuple(self._adrift))
+        for call in tuple(self._adrift):
+            call.wait()
 
-    def query(self, query: Query, waiting: Coalescer, terms: Terms) -> Outcome:
-        """One query, alone or with others that wait: its own row."""
-        woken: threading.Event | None = None
-        waiting.join(query)
+    def apart(self, run: Callable[[], T]) -> T:
+        """Does it where no exception of a signal handler can fall: on this thread, unless it is the main one."""
+        if not may_be_interrupted():
+            return run()
+        context, left = contextvars.copy_context(), Flag()
+        context.run(_left.set, left)
+        call = Call(functools.partial(context.run, run))
         try:
+            return self._workers()[1].submit(call).result()
+        except BaseException:
+            left.set()
+            call.cancel()
+            raise
+
+    def query(self, query: Query, waiting: Coalescer, terms: Terms, late: Callable[[Outcome], object]) -> Outcome:
+        """One query, alone or with others that wait: its own row; `late` is told where its caller has left."""
+        return self.apart(functools.partial(self._query, query, waiting, terms, late))
+
+    def _query(self, query: Query, waiting: Coalescer, terms: Terms, late: Callable[[Outcome], object]) -> Outcome:
+        left = _left.get()
+        query.left = left.is_set
+        woken: Flag | None = None
+        try:
+            waiting.join(query)
             while not isinstance(turn := waiting.step(query, terms, None), Outcome):
+                if left.is_set():
+                    raise GivenUp(GIVEN_UP.what)
                 if isinstance(turn, Flight):
-                    self._fly(turn, waiting, terms)
+                    self._fly(turn, waiting, terms, left)
                 elif woken is None:
                     # Made only by who has to wait, and looks once more: nothing could wake it until now.
-                    woken = threading.Event()
+                    woken = Flag()
                     query.wake = woken.set
                 else:
                     self._sessions.clock.wait(woken, turn)
                     woken.clear()
-            return turn
         finally:
             waiting.leave(query, terms)
+        if left.is_set():
+            late(turn)
+        return turn
 
-    def _fly(self, flight: Flight, waiting: Coalescer, terms: Terms) -> None:
+    def _fly(self, flight: Flight, waiting: Coalescer, terms: Terms, left: Flag) -> None:
         outcome = None
         try:
             flow = exchange(flight.texts, terms.impatient, flight.permit)
-            outcome = self.run(flow, _NEVER)
+            # Who carries others goes on for their sake.
+            outcome = self.run(flow, left if len(flight.queries) == 1 else _NEVER)
         finally:
             waiting.land(flight, outcome, terms)
 
-    def perform(self, flow: Flow, halt: threading.Event) -> Outcome:
-        """One flow from its first step to its outcome, on this thread, in one of the client's slots."""
+    def perform(self, flow: Flow, halt: Flag) -> Outcome:
+        """One flow from its first step to its outcome, on this thread, in one of the client's slots.
+
+        Where something raises, the flow ends with what it has, and the error passes.
+        """
+        answer: Answer = None
+        trouble: BaseException | None = None
         with self._sessions.slots():
-            outcome = self.run(flow, halt)
+            while True:
+                try:
+                    step = flow.send(answer)
+                except StopIteration as done:
+                    outcome: Outcome = done.value
+                    break
+                try:
+                    answer = GIVEN_UP if trouble else self._answer(step, halt)
+                except BaseException as error:  # noqa: BLE001 - raised again when the flow has ended
+                    answer, trouble = GIVEN_UP, error
+                    halt.set()
         if outcome.stop is not None:
             halt.set()
+        if trouble is not None:
+            raise trouble
         return outcome
 
-    def run(self, flow: Generator[Step, Answer, T], halt: threading.Event) -> T:
+    def run(self, flow: Generator[Step, Answer, T], halt: Halt) -> T:
         """Any flow, on this thread and in no slot: what it returns."""
         answer: Answer = None
         try:
             while True:
-                step = flow.send(answer)
-                if halt.is_set():
-                    answer = GIVEN_UP
-                elif isinstance(step, Send):
-                    self._sessions.ask_rate_limiter()
-                    answer = GIVEN_UP if halt.is_set() else self._sessions.send(step)
-                else:
-                    answer = GIVEN_UP if self._sessions.clock.wait(halt, step.seconds) else None
+                answer = self._answer(flow.send(answer), halt)
         except StopIteration as done:
             result: T = done.value
             return result
         finally:
             flow.close()
 
-    def _threads(self) -> Workers:
-        """One pool a process: a forked child has none of its parent's threads."""
-        with self._lock:
-            if self._pool is None or self._pool[0] != os.getpid():
-                self._pool = os.getpid(), Workers(self._most, "dashscope")
-            return self._pool[1]
+    def _answer(self, step: Step, halt: Halt) -> Answer:
+        if halt.is_set():
+            return GIVEN_UP
+        if isinstance(step, Send):
+            self._sessions.ask_rate_limiter()
+            return GIVEN_UP if halt.is_set() else self._sessions.send(step)
+        return GIVEN_UP if self._sessions.clock.wait(halt, step.seconds) else None
+
+    def _workers(self) -> tuple[Workers, Workers]:
+        """Threads for the flows of jobs, and in place of interruptible callers. A forked child has none of them."""
+        pools = self._pools
+        if pools is None or pools[0] != os.getpid():
+            with self._lock.here:
+                pools = self._pools
+                if pools is None or pools[0] != os.getpid():
+                    made = Workers(self._most, "dashscope"), Workers(_MANY, "dashscope_caller")
+                    pools = self._pools = os.getpid(), *made
+        return pools[1:]
 
 
-class Tasks:
-    """Async code: a lone flow in its caller's task, several in tasks of their own."""
-
-    def __init__(self, sessions: Sessions, most: int) -> None:
-        self._sessions, self._most = sessions, most
-        self._flights: set[asyncio.Task[None]] = set()
-
-    async def window(
-        self, flows: AsyncIterator[tuple[T, Flow]], halt: asyncio.Event
-    ) -> AsyncGenerator[tuple[T, Outcome], None]:
-        """As `Threads.window`; when the caller is cancelled, so is every request in flight."""
-        troubles: list[Exception] = []
-        head: deque[tuple[T, Flow]] = deque()
-        while len(head) < 2 and (pair := await _anext(flows, troubles)) is not None:  # noqa: PLR2004 - a lone one
-            head.append(pair)
-        if len(head) == 1:
-            label, flow = head.popleft()
-            yield label, await self.perform(flow, halt)
-        window: deque[tuple[T, asyncio.Task[Outcome]]] = deque()
-        try:
-            while True:
-                while len(window) < self._most and not halt.is_set():
-                    pair = head.popleft() if head else await _anext(flows, troubles)
-                    if pair is None:
-                        break
-                    window.append((pair[0], asyncio.create_task(self.perform(pair[1], halt))))
-                if not window:
-                    break
-                label, task = window[0]
-                outcome = await task
-                window.popleft()
-                yield label, outcome
-        finally:
-            halt.set()
-            for _, task in window:
-                task.cancel()
-            await asyncio.gather(*(task for _, task in window), return_exceptions=True)
-        if troubles:
-            raise troubles[0]
-
-    async def query(self, query: Query, waiting: Coalescer, terms: Terms) -> Outcome:
-        """One query, alone or with others that wait: its own row."""
-        loop = asyncio.get_running_loop()
-        woken: asyncio.Event | None = None
-        waiting.join(query)
-        try:
-            while not isinstance(turn := waiting.step(query, terms, loop), Outcome):
-                if isinstance(turn, Flight):
-                    if len(turn.queries) == 1:
-                        await self._fly(turn, waiting, terms)
-                        continue
-                    # In a task of its own: who is cancelled takes nobody along.
-                    task = asyncio.create_task(self._fly(turn, waiting, terms))
-                    self._flights.add(task)
-                    task.add_done_callback(self._flights.discard)
-                elif woken is None:
-                    woken = asyncio.Event()
-                    query.wake = functools.partial(_wake, loop, woken)
-                else:
-                    await self._sessions.clock.await_(woken, turn)
-                    woken.clear()
-            return turn
-        finally:
-            waiting.leave(query, terms)
-
-    async def _fly(self, flight: Flight, waiting: Coalescer, terms: Terms) -> None:
-        outcome = None
-        try:
-            flow = exchange(flight.texts, terms.impatient, flight.permit)
-            outcome = await self._run(flow, asyncio.Event())
-        finally:
-            waiting.land(flight, outcome, terms)
-
-    async def perform(self, flow: Flow, halt: asyncio.Event) -> Outcome:
-        """One flow from its first step to its outcome, in this task, in one of the loop's slots."""
-        async with await self._sessions.aslots():
-            outcome = await self._run(flow, halt)
-        if outcome.stop is not None:
-            halt.set()
-        return outcome
-
-    async def _run(self, flow: Generator[Step, Answer, T], halt: asyncio.Event) -> T:
-        answer: Answer = None
-        try:
-            while True:
-                step = flow.send(answer)
-                if halt.is_set():
-                    answer = GIVEN_UP
-                elif isinstance(step, Send):
-                    await self._sessions.aask_rate_limiter()
-                    answer = GIVEN_UP if halt.is_set() else await self._sessions.asend(step)
-                else:
-                    answer = GIVEN_UP if await self._sessions.clock.await_(halt, step.seconds) else None
-        except StopIteration as done:
-            result: T = done.value
-            return result
-        finally:
-            flow.close()
-
-
-def _wake(loop: asyncio.AbstractEventLoop, woken: asyncio.Event) -> None:
-    with contextlib.suppress(RuntimeError):  # its loop is closed: it waits no more
-        loop.call_soon_threadsafe(woken.set)
-
-
-def _next(items: Iterator[T], troubles: list[Exception]) -> T | None:
+def _next(items: Iterator[T], troubles: list[BaseException]) -> T | None:
     """The next item; None at the end, and where the source fails, whose error is kept for later."""
     try:
         return next(items, None)
     except Exception as error:  # noqa: BLE001 - raised again once the outcomes before it are given out
-        troubles.append(error)
-        return None
-
-
-async def _anext(items: AsyncIterator[T], troubles: list[Exception]) -> T | None:
-    try:
-        return await anext(items, None)
-    except Exception as error:  # noqa: BLE001 - as in `_next`
         troubles.append(error)
         return None

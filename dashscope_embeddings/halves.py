@@ -9,8 +9,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from dashscope_embeddings.drivers import INTERRUPTIONS
-from dashscope_embeddings.errors import DashScopeError
+from dashscope_embeddings.errors import DashScopeError, arrived_with, note
 from dashscope_embeddings.vectors import Embedding, SparseVector
 
 if TYPE_CHECKING:
@@ -49,8 +48,9 @@ class Halves:
         hook = None if on_vectors is None else lambda both: on_vectors(_each_half(both, "dense"))
         try:
             both = self.client.embed(texts, text_type=role, output="dense&sparse", progress=progress, on_vectors=hook)
-        except ENDS as error:
-            raise _only(_saved(error, memo, role, texts), "dense") from None
+        except ENDS as end:
+            _only(_saved(end, memo, role, texts), "dense")
+            raise
         memo.put("sparse", role, texts, both.sparse or [])
         return both.dense
 
@@ -63,20 +63,27 @@ class Halves:
             # Alone: in every store the dense half of documents was asked before.
             try:
                 fresh = self.client.embed([texts[i] for i in missed], text_type=role, output="sparse")
-            except ENDS as error:
-                raise with_found(error, found, missed) from None
+            except ENDS as end:
+                with_found(end, found, missed)
+                raise
             _fill(found, missed, fresh)
         return found
 
     def _query(self, memo: Memo, half: Half, text: str) -> Any:
+        if (loop := _running_loop()) is not None:
+            return self._shared(memo, half, text, loop)
+        # An interruption in the middle would leave others waiting for a request that nobody sends.
+        return self.client.apart(lambda: self._shared(memo, half, text, None))
+
+    def _shared(self, memo: Memo, half: Half, text: str, loop: asyncio.AbstractEventLoop | None) -> Any:
         while True:
-            boarded = memo.board(half, ("query", text), _running_loop())
+            boarded = memo.board(half, ("query", text), loop)
             if not isinstance(boarded, tuple):
                 return boarded
             flight, lead = boarded
             if lead:
                 return self._lead(memo, half, text, flight)
-            if flight.blocks(_running_loop()):
+            if flight.blocks(loop):
                 return getattr(self.client.embed(text, text_type="query", output=half), half)[0]
             if (both := flight.landed.result()) is not None:
                 return _half(both, half)
@@ -85,8 +92,9 @@ class Halves:
         both = None
         try:
             both = _first(self.client.embed(text, text_type="query", output="dense&sparse"))
-        except ENDS as error:
-            raise _only(error, half) from None
+        except ENDS as end:
+            _only(end, half)
+            raise
         finally:
             memo.land(("query", text), flight, both)
         return _half(both, half)
@@ -119,8 +127,9 @@ class Halves:
             both = await self.client.aembed(
                 texts, text_type=role, output="dense&sparse", progress=progress, on_vectors=hook
             )
-        except ENDS as error:
-            raise _only(_saved(error, memo, role, texts), "dense") from None
+        except ENDS as end:
+            _only(_saved(end, memo, role, texts), "dense")
+            raise
         memo.put("sparse", role, texts, both.sparse or [])
         return both.dense
 
@@ -132,8 +141,9 @@ class Halves:
         if missed:
             try:
                 fresh = await self.client.aembed([texts[i] for i in missed], text_type=role, output="sparse")
-            except ENDS as error:
-                raise with_found(error, found, missed) from None
+            except ENDS as end:
+                with_found(end, found, missed)
+                raise
             _fill(found, missed, fresh)
         return found
 
@@ -152,8 +162,9 @@ class Halves:
         both = None
         try:
             both = _first(await self.client.aembed(text, text_type="query", output="dense&sparse"))
-        except ENDS as error:
-            raise _only(error, half) from None
+        except ENDS as end:
+            _only(end, half)
+            raise
         finally:
             memo.land(("query", text), flight, both)
         return _half(both, half)
@@ -200,7 +211,8 @@ def _fill(found: list[Any], missed: list[int], fresh: Embeddings) -> None:
         found[i] = vector
 
 
-ENDS = (DashScopeError, *INTERRUPTIONS)
+ENDS = BaseException
+"""Whatever ends a call has `partial`: it is adapted to what the adapter's caller asked, and passes as it is."""
 _End = TypeVar("_End", bound=BaseException)
 
 
@@ -210,13 +222,13 @@ def _each_half(both: Mapping[int, Embedding], half: Half) -> dict[int, Any]:
 
 def _only(end: _End, half: Half) -> _End:
     """Who asked for one half is told of that half: the other was our idea."""
-    end.partial = _each_half(getattr(end, "partial", {}), half)  # type: ignore[attr-defined] # as Assembly.salvage
+    note(end, partial=_each_half(arrived_with(end), half))
     return end
 
 
 def _saved(end: _End, memo: Memo, role: TextType, texts: list[str]) -> _End:
     """What is paid for of the other half is kept, as where all went well."""
-    for index, both in sorted(getattr(end, "partial", {}).items()):
+    for index, both in sorted(arrived_with(end).items()):
         memo.put("sparse", role, [texts[index]], [both.sparse])
     return end
 
@@ -225,7 +237,7 @@ def with_found(end: _End, found: list[Any], missed: list[int]) -> _End:
     """`renumbered`; what the memo held is not lost."""
     renumbered(end, missed, len(found))
     kept = {index: vector for index, vector in enumerate(found) if vector is not None}
-    end.partial = kept | end.partial  # type: ignore[attr-defined] # as Assembly.salvage
+    note(end, partial=kept | arrived_with(end))
     return end
 
 
@@ -233,9 +245,11 @@ def renumbered(end: _End, asked: list[int], total: int) -> _End:
     """The end of a job over some of a caller's texts, `asked` by their positions, in terms of all of them."""
     if asked == list(range(total)):
         return end
-    arrived = {asked[index]: vector for index, vector in getattr(end, "partial", {}).items()}
-    end.partial = arrived  # type: ignore[attr-defined] # as Assembly.salvage
-    end.failed = [asked[index] for index in getattr(end, "failed", ())]  # type: ignore[attr-defined] # same
+    note(
+        end,
+        partial={asked[index]: vector for index, vector in arrived_with(end).items()},
+        failed=[asked[index] for index in getattr(end, "failed", ())],
+    )
     if isinstance(end, DashScopeError):
         end.reasons = {asked[index]: reason for index, reason in end.reasons.items()}
         end.about(sorted(end.reasons) or end.failed, total)

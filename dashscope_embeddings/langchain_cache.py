@@ -14,7 +14,7 @@ from array import array
 from typing import TYPE_CHECKING, Any
 
 from dashscope_embeddings.catalogue import warn_once
-from dashscope_embeddings.errors import InvalidInput
+from dashscope_embeddings.errors import InvalidInput, arrived_with
 from dashscope_embeddings.halves import ENDS, with_found
 
 if TYPE_CHECKING:
@@ -76,8 +76,9 @@ def dense(
         try:
             fresh = halves.dense([texts[i] for i in missing], role, progress, save)
         except ENDS as end:
-            save(getattr(end, "partial", {}), last=True)
-            raise with_found(end, call.found, missing) from None
+            save(arrived_with(end), last=True)
+            with_found(end, call.found, missing)
+            raise
         save(dict(enumerate(fresh)), last=True)
         call.fill(missing, fresh)
     return call.found
@@ -112,8 +113,9 @@ async def adense(
         try:
             fresh = await halves.adense([texts[i] for i in missing], role, progress, save)
         except ENDS as end:
-            await save(getattr(end, "partial", {}), last=True)
-            raise with_found(end, call.found, missing) from None
+            await save(arrived_with(end), last=True)
+            with_found(end, call.found, missing)
+            raise
         await save(dict(enumerate(fresh)), last=True)
         call.fill(missing, fresh)
     return call.found

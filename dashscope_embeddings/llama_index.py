@@ -192,7 +192,8 @@ class DashScopeEmbedding(ClientFields, BaseEmbedding):
                 with bar(len(missing), show=show_progress) as progress, billed(self.halves, self.text_type) as halves:
                     vectors = halves.dense([texts[i] for i in missing], self.text_type, progress)
             except ENDS as end:
-                raise saved(renumbered(end, missing, len(texts)), self.embeddings_cache, texts) from None
+                saved(renumbered(end, missing, len(texts)), self.embeddings_cache, texts)
+                raise
             with ahead([texts[i] for i in missing], vectors, self.embeddings_cache):
                 return super().get_text_embedding_batch(texts, **kwargs)
 
@@ -211,7 +212,8 @@ class DashScopeEmbedding(ClientFields, BaseEmbedding):
                 with bar(len(missing), show=show_progress) as progress, billed(self.halves, self.text_type) as halves:
                     vectors = await halves.adense([texts[i] for i in missing], self.text_type, progress)
             except ENDS as end:
-                raise saved(renumbered(end, missing, len(texts)), self.embeddings_cache, texts) from None
+                saved(renumbered(end, missing, len(texts)), self.embeddings_cache, texts)
+                raise
             with ahead([texts[i] for i in missing], vectors, self.embeddings_cache):
                 return await super().aget_text_embedding_batch(texts, **kwargs)
 

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from llama_index.core.storage.kvstore.types import DEFAULT_COLLECTION, BaseKVStore
 
+from dashscope_embeddings.errors import arrived_with
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -78,7 +80,7 @@ def saved(end: _End, cache: BaseKVStore | None, texts: list[str]) -> _End:
     """What a job had arrived at its end goes into the cache, as LlamaIndex puts it there after a whole one."""
     if cache is None:
         return end
-    for index, vector in getattr(end, "partial", {}).items():
+    for index, vector in arrived_with(end).items():
         keep(cache, texts[index], vector)
     return end
 

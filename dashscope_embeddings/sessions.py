@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from dashscope_embeddings.exchange import Failure, Send
     from dashscope_embeddings.settings import Settings
+    from dashscope_embeddings.workers import Halt
 
 _IDLE = 30.0
 """Seconds that an idle connection is kept: gateways drop them without a word after a minute or so."""
@@ -41,7 +42,7 @@ class Clock:
         """Seconds on a clock that never goes back."""
         return time.monotonic()
 
-    def wait(self, halt: threading.Event, seconds: float) -> bool:
+    def wait(self, halt: Halt, seconds: float) -> bool:
         """Lets time pass; True at once when the job is given up."""
         return halt.wait(seconds)
 

@@ -1,23 +1,146 @@
-"""Threads that outlive a call but never the program, and locks that a fork leaves free."""
+"""Threads that outlive a call but never the program, and what to wait with where a signal may come at any moment.
+
+Python runs signal handlers on the main thread, between any two of its calls, and what a handler raises (Ctrl-C, a soft
+time limit) appears there. `Event`, `Condition`, `Semaphore` and `Future` take their locks in Python code: an exception
+that falls right after leaves them taken for good. Here, locks are taken by single C calls only, or on other threads.
+"""
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import os
 import threading
 import weakref
-from concurrent.futures import Future
 from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from typing_extensions import Self
-
-    _Item: TypeAlias = "tuple[Future[Any], Callable[..., Any], tuple[Any, ...]] | None"
-
 T = TypeVar("T")
+
+_LOOK = 0.25
+"""Seconds after which who waits looks again: where a wait cannot be interrupted, an interruption is heard by then."""
+
+
+def may_be_interrupted() -> bool:
+    """Whether this is the thread that signal handlers run on."""
+    return threading.get_ident() == threading.main_thread().ident
+
+
+class Halt(Protocol):
+    """A `Flag`, or the `threading.Event` of a caller of ours."""
+
+    def is_set(self) -> bool:
+        """Whether the job is given up."""
+
+    def wait(self, seconds: float, /) -> bool:
+        """Until it is, or so long; whether it is."""
+
+
+class Flag:
+    """`threading.Event` that no exception of a signal handler can leave locked, and that a handler may set."""
+
+    __slots__ = ("_set", "_waiters")
+
+    def __init__(self) -> None:
+        self._set = False
+        self._waiters: list[threading.Lock] = []
+
+    def is_set(self) -> bool:
+        """Whether it is."""
+        return self._set
+
+    def set(self) -> None:
+        """Wakes whoever waits."""
+        self._set = True
+        for waiter in tuple(self._waiters):
+            with contextlib.suppress(RuntimeError):  # woken already
+                waiter.release()
+
+    def clear(self) -> None:
+        """From now on it has to be set again."""
+        self._set = False
+
+    def wait(self, seconds: float) -> bool:
+        """Until it is set, or so long; whether it is."""
+        if self._set:
+            return True
+        mine = threading.Lock()
+        mine.acquire()
+        self._waiters.append(mine)
+        try:
+            if not self._set:  # it may have been, before there was anyone to wake
+                mine.acquire(timeout=seconds)
+        finally:
+            self._waiters.remove(mine)
+        return self._set
+
+
+class Call(Generic[T]):
+    """Something for another thread to do, and what came of it."""
+
+    __slots__ = ("_claim", "_over", "_result", "_run", "error")
+
+    def __init__(self, run: Callable[[], T]) -> None:
+        self._run: Callable[[], T] | None = run
+        self._claim = threading.Lock()
+        self._over = Flag()
+        self._result: list[T] = []
+        self.error: BaseException | None = None
+        """What it raised, once it is over."""
+
+    @property
+    def over(self) -> bool:
+        """Whether it has ended."""
+        return self._over.is_set()
+
+    def perform(self) -> None:
+        """Does it here, unless it was cancelled."""
+        run, self._run = self._run, None
+        if run is None or not self._claim.acquire(blocking=False):
+            return
+        try:
+            self._result.append(run())
+        except BaseException as error:  # noqa: BLE001 - whoever waits for it is told
+            self.error = error
+        finally:
+            self._over.set()
+
+    def cancel(self) -> bool:
+        """True: it has not begun, and never will."""
+        if not self._claim.acquire(blocking=False):
+            return False
+        self._over.set()
+        return True
+
+    def wait(self) -> None:
+        """Until it has ended."""
+        while not self._over.wait(_LOOK):
+            pass
+
+    def result(self) -> T:
+        """What it returned, or raises what it raised."""
+        self.wait()
+        if self.error is None:
+            return self._result[0]
+        try:
+            raise self.error
+        finally:
+            del self  # the error holds this frame
+
+
+class _Pool:
+    """What the threads of `Workers` know. They hold no reference to it."""
+
+    def __init__(self, most: int, name: str) -> None:
+        self.most, self.name = most, name
+        self.calls: SimpleQueue[Call[Any] | None] = SimpleQueue()
+        self.begun = False
+        """Whether a first thread has been started."""
+        self.lock = threading.Lock()
+        self.threads = self.idle = 0
 
 
 class Workers:
@@ -28,71 +151,85 @@ class Workers:
     """
 
     def __init__(self, most: int, name: str) -> None:
-        self._most, self._name = most, name
-        self._queue: SimpleQueue[_Item] = SimpleQueue()
-        self._idle = threading.Semaphore(0)
-        self._started = 0
-        self._lock = threading.Lock()
-        weakref.finalize(self, self._queue.put, None).atexit = False
+        self._pool = _Pool(most, name)
+        weakref.finalize(self, self._pool.calls.put, None).atexit = False
 
-    def submit(self, run: Callable[..., T], *args: Any) -> Future[T]:
-        """Has it done, now or when a thread is free."""
-        future: Future[T] = Future()
-        self._queue.put((future, run, args))
-        if not self._idle.acquire(timeout=0):
-            with self._lock:
-                if self._started < self._most:
-                    self._started += 1
-                    name = f"{self._name}_{self._started}"
-                    threading.Thread(target=_work, args=(self._queue, self._idle), name=name, daemon=True).start()
-        return future
+    def submit(self, call: Call[T]) -> Call[T]:
+        """Has it done, now or when a thread is free; here, where no thread can be started."""
+        pool = self._pool
+        pool.calls.put(call)
+        if pool.begun:
+            return call
+        try:
+            if may_be_interrupted():
+                # `Thread.start` takes locks in Python code: another thread calls it.
+                _thread.start_new_thread(_begin, (pool,))
+            else:
+                _thread_of(pool).start()
+        except (RuntimeError, MemoryError):
+            _work_off(pool)
+        else:
+            pool.begun = True
+        return call
 
 
-def _work(queue: SimpleQueue[_Item], idle: threading.Semaphore) -> None:
-    """Holds no reference to its pool, nor, while it waits, to anything that was done."""
+def _thread_of(pool: _Pool) -> threading.Thread:
+    return threading.Thread(target=_work, args=(pool,), name=f"{pool.name}_{pool.threads + 1}", daemon=True)
+
+
+def _begin(pool: _Pool) -> None:
+    try:
+        _thread_of(pool).start()
+    except (RuntimeError, MemoryError):
+        _work(pool)  # there will be no second thread: this one does
+
+
+def _work(pool: _Pool) -> None:
+    """Takes calls as long as there are any. Whoever takes one makes sure that another thread waits for the next.
+
+    So callers, who may be interrupted anywhere, only ever put a call into a queue. Holds no reference to what was done.
+    """
+    with pool.lock:
+        if pool.threads >= pool.most:
+            return
+        pool.threads += 1
+        pool.idle += 1
+    while (call := pool.calls.get()) is not None:
+        with pool.lock:
+            pool.idle -= 1
+            more = not pool.idle and pool.threads < pool.most
+        if more:
+            # At the limit of this machine or container it takes longer, with fewer threads.
+            with contextlib.suppress(RuntimeError, MemoryError):
+                _thread_of(pool).start()
+        call.perform()
+        del call
+        with pool.lock:
+            pool.idle += 1
+    pool.calls.put(None)  # for the next
+
+
+def _work_off(pool: _Pool) -> None:
     while True:
         try:
-            item = queue.get_nowait()
+            call = pool.calls.get_nowait()
         except Empty:
-            idle.release()
-            item = queue.get()
-        if item is None:
-            queue.put(None)  # for the next
             return
-        _do(*item)
-        del item
-
-
-def _do(future: Future[T], run: Callable[..., T], args: tuple[Any, ...]) -> None:
-    if not future.set_running_or_notify_cancel():
-        return
-    try:
-        result = run(*args)
-    except BaseException as error:  # noqa: BLE001 - whoever waits for it is told
-        future.set_exception(error)
-    else:
-        future.set_result(result)
+        if call is not None:
+            call.perform()
 
 
 class Lock:
-    """A lock that is free in a forked child, whoever held it in the parent."""
+    """A lock that is free in a forked child, whoever held it in the parent: `with lock.here:`."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self.here = threading.Lock()
+        """To be taken by `with`: one C call, so that an interruption falls before or after it."""
         _locks.add(self)
-
-    def __enter__(self) -> Self:
-        self._lock.acquire()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        # One that was taken before a fork is let go after it, in the child too.
-        with contextlib.suppress(RuntimeError):
-            self._lock.release()
 
     def renew(self) -> None:
         """Forgets who held it."""
-        self._lock = threading.Lock()
+        self.here = threading.Lock()
 
 
 _locks: weakref.WeakSet[Lock] = weakref.WeakSet()

@@ -27,7 +27,7 @@ ROAD = (
     {"assembly", "coalesce"},
     {"transfers"},
     {"sessions"},
-    {"drivers"},
+    {"drivers", "async_drivers"},
     {"calls"},
     {"client"},
     {"halves"},
@@ -109,7 +109,7 @@ def test_on_the_road_clocks_and_event_loops_are_met_at_its_end_alone() -> None:
     road = {"client"} | reached("client")
     assert road >= {"exchange", "planning", "limiter", "wire"}
     met = {module for module in road if {"time", "asyncio"} & needed(module)}
-    assert met == {"connections", "sessions", "drivers", "client"}
+    assert met == {"connections", "sessions", "async_drivers", "client"}
 
 
 def test_only_wire_knows_the_names_in_the_services_json() -> None:

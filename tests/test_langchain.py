@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from dashscope_embeddings.emulator.server import Server
     from dashscope_embeddings.exchange import Flow, Outcome
+    from dashscope_embeddings.workers import Flag
 
     Leaks = Callable[[Callable[[], object]], list[str]]
     Arrival = Callable[[int], Awaitable[None]]
@@ -238,7 +239,7 @@ def test_nothing_waits_for_the_rate_limiter_to_be_sent_after_the_key_was_refused
 ) -> None:
     perform, over, both = Threads.perform, threading.Event(), threading.Barrier(2)
 
-    def performed(self: Threads, flow: Flow, halt: threading.Event) -> Outcome:
+    def performed(self: Threads, flow: Flow, halt: Flag) -> Outcome:
         outcome = perform(self, flow, halt)
         over.set()
         return outcome
