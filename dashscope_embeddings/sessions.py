@@ -110,6 +110,9 @@ class Sessions:
             reply = client.post(self._url, content=step.body, **(self._options if self._given.client else {}))
         except httpx.RequestError as error:
             return self._failure(error)
+        except RuntimeError:
+            self._guard()  # closed by another thread meanwhile
+            raise
         return Reply(reply.status_code, reply.headers, reply.content)
 
     def slots(self) -> threading.BoundedSemaphore:
@@ -142,6 +145,9 @@ class Sessions:
                 reply = await client.post(self._url, content=step.body)
         except httpx.RequestError as error:
             return self._failure(error)
+        except RuntimeError:
+            self._guard()  # closed by another thread meanwhile
+            raise
         return Reply(reply.status_code, reply.headers, reply.content)
 
     async def _attended(self, client: Any, body: bytes) -> Any:
