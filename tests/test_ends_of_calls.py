@@ -13,6 +13,10 @@ import httpx
 import pytest
 from both import KEY, Async, Sync
 
+pytest.importorskip("langchain_core")
+
+from langchain_core.rate_limiters import BaseRateLimiter
+
 from dashscope_embeddings import EmbeddingClient, InvalidInput
 from dashscope_embeddings.emulator import Emulator, faults
 from dashscope_embeddings.langchain import DashScopeEmbeddings
@@ -38,7 +42,7 @@ class FrozenError(Exception):
     what: str
 
 
-class Failing:
+class Failing(BaseRateLimiter):
     """A rate limiter that raises at its call number `at`."""
 
     def __init__(self, error: BaseException, at: int = 12) -> None:
@@ -68,9 +72,11 @@ def raising(error: BaseException, at: int = 3) -> Callable[[object], None]:
     return call
 
 
-def ended(run: Callable[[], object]) -> Any:
-    with pytest.raises(BaseException) as caught:  # noqa: PT011 - whatever ends it
+def ended(run: Callable[[], object], by: BaseException | type[BaseException]) -> Any:
+    """What ended a call: this exception itself, or one of this class."""
+    with pytest.raises(by if isinstance(by, type) else type(by)) as caught:
         run()
+    assert isinstance(by, type) or caught.value is by
     return caught.value
 
 
@@ -89,8 +95,7 @@ def test_a_rate_limiter_that_fails_costs_nothing_that_was_paid(way: Way, emulato
         client = EmbeddingClient(
             api_key=KEY, base_url=server.url, dimensions=64, max_concurrency=4, rate_limiter=Failing(error)
         )
-        end = ended(lambda: way.embed(client, TEXTS))
-    assert end is error
+        end = ended(lambda: way.embed(client, TEXTS), error)
     assert end.__cause__ is cause
     check_carried(end, client, emulator)
 
@@ -102,8 +107,7 @@ def test_a_rate_limiter_that_fails_between_the_halves_of_a_request_costs_neither
         client = EmbeddingClient(
             api_key=KEY, base_url=server.url, dimensions=64, rate_limiter=Failing(RuntimeError("down"), at=3)
         )
-        end = ended(lambda: way.embed(client, [*TEXTS[:9], "FORBIDDEN"]))
-    assert isinstance(end, RuntimeError)
+        end = ended(lambda: way.embed(client, [*TEXTS[:9], "FORBIDDEN"]), RuntimeError)
     assert len(end.partial) == client.usage.texts == emulator.billed_texts > 0
 
 
@@ -112,8 +116,7 @@ def test_a_progress_callback_that_fails_costs_nothing_that_was_paid(way: Way, em
     with emulator.serve(latency=0.01) as server:
         client = EmbeddingClient(api_key=KEY, base_url=server.url, dimensions=64, max_concurrency=4)
         error = BrokenPipeError("stderr is gone")
-        end = ended(lambda: way.embed(client, TEXTS, progress=raising(error)))
-    assert end is error
+        end = ended(lambda: way.embed(client, TEXTS, progress=raising(error)), error)
     check_carried(end, client, emulator)
     assert len(end.partial) < len(TEXTS)
 
@@ -122,8 +125,7 @@ def test_a_hook_that_exits_the_program_costs_its_own_request_at_most(emulator: E
     with emulator.serve(latency=0.01) as server:
         hook = raising(SystemExit(1))
         client = EmbeddingClient(api_key=KEY, base_url=server.url, dimensions=64, max_concurrency=4, on_request=hook)
-        end = ended(lambda: client.embed(TEXTS))
-    assert isinstance(end, SystemExit)
+        end = ended(lambda: client.embed(TEXTS), SystemExit)
     assert len(end.partial) == client.usage.texts >= emulator.billed_texts - 10
     assert emulator.requests < len(TEXTS) / 10
 
@@ -131,15 +133,18 @@ def test_a_hook_that_exits_the_program_costs_its_own_request_at_most(emulator: E
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit, TimeoutError, SoftTimeLimitError])
 @pytest.mark.skipif(not hasattr(signal, "SIGALRM"), reason="this system has no alarms")
 def test_what_a_signal_handler_raises_carries_what_arrived(kind: type[BaseException], emulator: Emulator) -> None:
-    reached, emulator.faults = threading.Event(), [faults.Stall(match="never")]
+    emulator.faults = [faults.Stall(match="never")]
+    done: list[int] = []
+    taken, pause = threading.Event(), threading.Event()
     texts = [*TEXTS[:50], *(f"never {i}" for i in range(20))]
-
-    def answered(_: object) -> None:
-        if emulator.requests >= 7 and client.usage.texts == 0:
-            reached.set()
 
     def handler(*_: object) -> None:
         raise kind("too long")
+
+    def told(more: int) -> None:
+        done.append(more)
+        if len(done) == 5:
+            taken.set()
 
     with emulator.serve() as server:
         client = EmbeddingClient(api_key=KEY, base_url=server.url, dimensions=64, max_concurrency=4, timeout=60)
@@ -147,16 +152,15 @@ def test_what_a_signal_handler_raises_carries_what_arrived(kind: type[BaseExcept
         main = threading.get_ident()
 
         def interrupt() -> None:
-            while emulator.requests < 7:
-                reached.wait(0.005)
+            assert taken.wait(30)
+            pause.wait(0.05)  # until the callback is left: its own failures end a call in another way
             signal.pthread_kill(main, signal.SIGALRM)
 
         threading.Thread(target=interrupt, daemon=True).start()
         try:
-            end = ended(lambda: client.embed(texts, progress=answered))
+            end = ended(lambda: client.embed(texts, progress=told), kind)
         finally:
             signal.signal(signal.SIGALRM, before)
-    assert type(end) is kind
     assert end.partial == {i: emulator.dense(texts[i], dimension=64) for i in range(50)}
     assert end.failed == list(range(50, 70))
 
@@ -190,8 +194,7 @@ def test_a_source_of_texts_that_breaks_off_carries_what_it_did_not_give_out(way:
 
     with emulator.serve() as server:
         client = EmbeddingClient(api_key=KEY, base_url=server.url, dimensions=64)
-        end = ended(lambda: take(client))
-    assert isinstance(end, OSError)
+        end = ended(lambda: take(client), OSError)
     assert end.partial == {}  # they were given out before it was raised
     assert client.usage.texts == emulator.billed_texts == 45
 
@@ -209,7 +212,7 @@ def test_whoever_is_told_of_arrivals_and_fails_loses_nothing(emulator: Emulator)
             for found in client.stream(TEXTS, arrived=arrived):
                 got[found.index] = found.dense
 
-        end = ended(take)
+        end = ended(take, RuntimeError)
     assert sorted([*got, *end.partial]) == list(range(emulator.billed_texts))
     assert 50 in end.partial
     assert client.usage.texts == emulator.billed_texts
@@ -226,8 +229,7 @@ def test_a_client_that_is_closed_beside_a_call_ends_it_with_what_arrived(way: Wa
                 client.close()
             closed.append(done)
 
-        end = ended(lambda: way.embed(client, TEXTS, progress=close))
-    assert isinstance(end, InvalidInput)
+        end = ended(lambda: way.embed(client, TEXTS, progress=close), InvalidInput)
     assert "closed" in str(end)
     assert len(end.partial) == client.usage.texts >= 10
     assert all(end.partial[i] == emulator.dense(TEXTS[i], dimension=64) for i in end.partial)
@@ -241,7 +243,7 @@ def test_adapters_and_pairs_carry_it_in_the_shape_that_was_asked(linked: bool, e
             api_key=KEY, base_url=server.url, dimensions=64, rate_limiter=Failing(RuntimeError("down"))
         )
         sparse = DashScopeSparseEmbeddings(dense) if linked else None
-        end = ended(lambda: dense.embed_documents(TEXTS))
+        end = ended(lambda: dense.embed_documents(TEXTS), RuntimeError)
         assert len(end.partial) == emulator.billed_texts > 0
         assert all(end.partial[i] == emulator.dense(TEXTS[i], dimension=64) for i in end.partial)
         assert (sparse is not None) == linked
@@ -279,5 +281,5 @@ def test_what_ends_a_call_while_the_result_is_put_together_carries_all(
         raise KeyboardInterrupt
 
     monkeypatch.setattr("dashscope_embeddings.assembly.Embeddings", interrupted)
-    end = ended(functools.partial(client.embed, TEXTS))
+    end = ended(functools.partial(client.embed, TEXTS), KeyboardInterrupt)
     assert len(end.partial) == len(TEXTS) == emulator.billed_texts
