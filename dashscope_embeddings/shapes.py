@@ -19,7 +19,8 @@ class Weight(TypedDict):
 
     index: int
     value: float
-    token: NotRequired[str | None]
+    # Any: it decides nothing, and whatever is no text is left out.
+    token: NotRequired[Any]
 
 
 @with_config(_STRICT)
@@ -36,18 +37,8 @@ class _NativeOutput(TypedDict):
 
 
 @with_config(_STRICT)
-class Billed(TypedDict):
-    """What the service says of tokens."""
-
-    total_tokens: NotRequired[int | None]
-    prompt_tokens: NotRequired[int | None]
-
-
-@with_config(_STRICT)
 class _NativeReply(TypedDict):
     output: _NativeOutput
-    usage: NotRequired[Billed | None]
-    request_id: NotRequired[str | None]
 
 
 @with_config(_STRICT)
@@ -59,9 +50,6 @@ class _CompatibleRow(TypedDict):
 @with_config(_STRICT)
 class _CompatibleReply(TypedDict):
     data: list[_CompatibleRow]
-    usage: NotRequired[Billed | None]
-    id: NotRequired[str | None]
-    request_id: NotRequired[str | None]
 
 
 # Typed to the last number, strict and finite, which is quicker than looking at the numbers afterwards. Whatever
@@ -86,8 +74,9 @@ class _UsualNativeOutput(TypedDict):
 @with_config(_FINITE)
 class _UsualNative(TypedDict):
     output: _UsualNativeOutput
-    usage: NotRequired[Billed | None]
-    request_id: NotRequired[str | None]
+    # Any: vectors are worth the same whatever stands beside them; `wire` reads what can be read.
+    usage: NotRequired[Any]
+    request_id: NotRequired[Any]
     code: NotRequired[Any]
     error: NotRequired[Any]
 
@@ -101,9 +90,9 @@ class _UsualCompatibleRow(TypedDict):
 @with_config(_FINITE)
 class _UsualCompatible(TypedDict):
     data: list[_UsualCompatibleRow]
-    usage: NotRequired[Billed | None]
-    id: NotRequired[str | None]
-    request_id: NotRequired[str | None]
+    usage: NotRequired[Any]
+    id: NotRequired[Any]
+    request_id: NotRequired[Any]
     code: NotRequired[Any]
     error: NotRequired[Any]
 

@@ -6,25 +6,25 @@ OpenAI-compatible: the same page's first half. Where pages and recorded replies 
 
 from __future__ import annotations
 
-import base64
-import binascii
+import contextlib
+import json
 import math
-import sys
-from array import array
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import from_json, to_json
 
 from dashscope_embeddings import html_pages
 from dashscope_embeddings.errors import BadReply, Refusal
-from dashscope_embeddings.shapes import COMPATIBLE, LARGEST, NATIVE, USUAL, Billed, Weight
-from dashscope_embeddings.vectors import Output, SparseVector, TextType
+from dashscope_embeddings.reply_fields import first_text, floats, reply_id, sparse_vector, tokens
+from dashscope_embeddings.shapes import COMPATIBLE, NATIVE, USUAL
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+    from dashscope_embeddings.vectors import Output, SparseVector, TextType
 
 Protocol = Literal["native", "openai"]
 
@@ -51,6 +51,8 @@ class Reply:
     status: int
     headers: Mapping[str, str]
     body: bytes
+    connection: object = field(default=None, compare=False, repr=False)
+    """Identifies the connection that it was read from; None: it cannot hold another request's reply."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +96,25 @@ def body(ask: Ask, texts: Sequence[str]) -> bytes:
     return to_json({"model": ask.model, "input": {"texts": list(texts)}, "parameters": parameters})
 
 
+_WIDEST = 16_384
+_SURE_WIDTH = 4_096
+"""A reply of vectors that are wider than asked is read whole, so that its error tells their width."""
+_BYTES_PER_FLOAT = 64
+_WEIGHTS_PER_BYTE = 64
+_BYTES_BESIDE = 1 << 20
+
+
+def most_bytes(ask: Ask, count: int, request: int) -> int:
+    """Bytes that no sound reply to a request of `count` texts exceeds, decompressed; `request`: bytes of its body.
+
+    A float in text form takes about 22 bytes. A sparse vector has at most an entry for each token, of about 100
+    bytes, and a token is not shorter than a byte or two of the request.
+    """
+    width = max(ask.width or _WIDEST, _SURE_WIDTH)
+    weights = 0 if ask.output == "dense" else request * _WEIGHTS_PER_BYTE
+    return _BYTES_BESIDE + count * width * _BYTES_PER_FLOAT + weights
+
+
 # --- replies ----------------------------------------------------------------------------------------------
 
 
@@ -103,29 +124,51 @@ def read(ask: Ask, reply: Reply, count: int) -> Rows | Refusal:
     Raises:
         BadReply: the reply breaks the contract. It names what, never what the texts were.
     """
-    if reply.status == _OK and (rows := _usual(ask, reply, count)) is not None:
+    success = _OK <= reply.status < _NO_SUCCESS
+    if success and (rows := _usual(ask, reply, count)) is not None:
         return rows
     try:
-        content = from_json(reply.body)
+        content = _json(reply.body)
     except ValueError:
-        if reply.status == _OK:
+        if success:
             page = html_pages.told(reply.headers, reply.body)
             said = f"the reply is not JSON: {page}" if page else "the reply is not JSON"
             raise BadReply(said, request_id=_header_id(reply)) from None
         return _refusal(reply, None)
-    if reply.status != _OK or _says_error(content):
+    if not success or _says_error(content):
         return _refusal(reply, content)
-    request_id = _first_text(content, ("request_id", "id")) or _header_id(reply)
+    request_id = reply_id(content) or _header_id(reply)
     try:
-        rows = _native_rows(ask, content, count) if ask.protocol == "native" else _compatible_rows(ask, content, count)
+        dense, sparse = _vectors(ask, reply, content, count)
     except BadReply as error:
         error.request_id = request_id
         raise
-    return rows if rows.request_id else replace(rows, request_id=request_id)
+    return Rows(dense, sparse, tokens(content.get("usage")), request_id)
 
 
 _OK = 200
 _NO_SUCCESS = 300
+
+
+def _json(body: bytes, *, whole: bool = False) -> Any:
+    """What a body says, also behind a byte order mark, or with a side field that is no UTF-8.
+
+    `whole`: numbers such as 3.0 are read as 3.
+
+    Raises:
+        ValueError: it is not JSON.
+    """
+    with contextlib.suppress(ValueError):
+        if not whole:
+            return from_json(body)
+    try:
+        return json.loads(body.decode("utf-8-sig", "replace"), parse_float=_whole if whole else None)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def _whole(number: str) -> float:
+    return int(value) if (value := float(number)).is_integer() else value
 
 
 def _usual(ask: Ask, reply: Reply, count: int) -> Rows | None:
@@ -140,33 +183,55 @@ def _usual(ask: Ask, reply: Reply, count: int) -> Rows | None:
     if ask.output != "dense" or not whole or content.get("code") or content.get("error"):
         return None
     dense = [row["embedding"] for row in rows]
-    request_id = content.get("request_id") or content.get("id") or _header_id(reply)
     if any(len(vector) != (ask.width or len(dense[0])) or not vector for vector in dense):
         return None
-    return Rows(dense, None, _tokens(content.get("usage")), request_id)
+    return Rows(dense, None, tokens(content.get("usage")), reply_id(content) or _header_id(reply))
+
+
+_FINE = frozenset({"0", "200", "ok", "success"})
 
 
 def _says_error(content: Any) -> bool:
     """A 200 may still carry an error: the pages show `code` and `message` in it, empty when all is well."""
-    return isinstance(content, dict) and bool(content.get("code") or content.get("error"))
+    if not isinstance(content, dict):
+        return False
+    code = content.get("code")
+    return bool(content.get("error") or (code and str(code).lower() not in _FINE))
 
 
-def _native_rows(ask: Ask, content: Any, count: int) -> Rows:
+_Vectors: TypeAlias = "tuple[list[list[float]] | None, list[SparseVector] | None]"
+
+
+def _vectors(ask: Ask, reply: Reply, content: Any, count: int) -> _Vectors:
+    read = _native_rows if ask.protocol == "native" else _compatible_rows
+    try:
+        return read(ask, content, count)
+    except BadReply:
+        # Some gateways write every number as a float, the places of the rows too.
+        if b".0" not in reply.body:
+            raise
+        try:
+            return read(ask, _json(reply.body, whole=True), count)
+        except (BadReply, ValueError):
+            pass
+        raise
+
+
+def _native_rows(ask: Ask, content: Any, count: int) -> _Vectors:
     reply = _validated(NATIVE, content)
     rows = _in_order([(row["text_index"], row) for row in reply["output"]["embeddings"]], count)
     dense = sparse = None
     if ask.output != "sparse":
-        dense = _same_width([_floats(row.get("embedding")) for row in rows], ask.width)
+        dense = _same_width([floats(row.get("embedding")) for row in rows], ask.width)
     if ask.output != "dense":
-        sparse = [_sparse(row.get("sparse_embedding")) for row in rows]
-    return Rows(dense, sparse, _tokens(reply.get("usage")), reply.get("request_id"))
+        sparse = [sparse_vector(row.get("sparse_embedding")) for row in rows]
+    return dense, sparse
 
 
-def _compatible_rows(ask: Ask, content: Any, count: int) -> Rows:
+def _compatible_rows(ask: Ask, content: Any, count: int) -> _Vectors:
     reply = _validated(COMPATIBLE, content)
     rows = _in_order([(row["index"], row) for row in reply["data"]], count)
-    dense = _same_width([_floats(row["embedding"]) for row in rows], ask.width)
-    return Rows(dense, None, _tokens(reply.get("usage")), reply.get("id") or reply.get("request_id"))
+    return _same_width([floats(row["embedding"]) for row in rows], ask.width), None
 
 
 def _validated(adapter: TypeAdapter[Any], content: Any) -> Any:
@@ -199,72 +264,13 @@ def _same_width(vectors: list[list[float]], width: int | None) -> list[list[floa
     return vectors
 
 
-def _floats(value: Any) -> list[float]:
-    """A list of finite Python floats, from a JSON list or from base64 of little-endian float32."""
-    if isinstance(value, str):
-        return _from_base64(value)
-    if not isinstance(value, list) or not value:
-        raise BadReply("the reply has a text without its vector")
-    if not {int, float}.issuperset(map(type, value)):
-        raise BadReply("the reply has a vector that holds something else than numbers")
-    try:
-        floats = list(map(float, value))
-    except OverflowError:
-        floats = [math.inf]
-    if not math.hypot(*floats) <= LARGEST:
-        raise BadReply("the reply has a vector with a number that is not finite, or too large for float32")
-    return floats
-
-
-def _from_base64(value: str) -> list[float]:
-    try:
-        floats = array("f", base64.b64decode(value, validate=True))
-    except (binascii.Error, ValueError):
-        raise BadReply("the reply has a vector that is not base64 of float32") from None
-    if sys.byteorder == "big":
-        floats.byteswap()
-    if not floats or not math.isfinite(math.hypot(*floats)):
-        raise BadReply("the reply has a vector that is empty or not finite")
-    return floats.tolist()
-
-
-_LARGEST_INDEX = 2**32 - 1
-
-
-def _sparse(weights: list[Weight] | None) -> SparseVector:
-    """By ascending index, for the service gives text order; rounded to float32, which is what stores keep."""
-    if weights is None:
-        raise BadReply("the reply has a text without its sparse vector")
-    values = array("f", [weight["value"] for weight in weights])
-    for weight, value in zip(weights, values, strict=True):
-        if not 0 <= weight["index"] <= _LARGEST_INDEX:
-            raise BadReply(f"the reply has a sparse index of {weight['index']}")
-        if not math.isfinite(value):
-            raise BadReply("the reply has a sparse weight that is not a finite float32")
-    return SparseVector.merged(
-        (weight["index"], value, weight.get("token")) for weight, value in zip(weights, values, strict=True)
-    )
-
-
-_MOST_TOKENS = 2**53
-"""No bill is that long; JSON's whole numbers have no end."""
-
-
-def _tokens(usage: Billed | None) -> int | None:
-    if usage is None:
-        return None
-    total = usage.get("total_tokens")
-    tokens = total if total is not None else usage.get("prompt_tokens")
-    return tokens if tokens is not None and 0 <= tokens < _MOST_TOKENS else None
-
-
 # --- refusals ---------------------------------------------------------------------------------------------
 
 
 def refusal(reply: Reply) -> Refusal | None:
     """What a reply of any other endpoint refuses; None: it is a success, or no JSON."""
     try:
-        content = from_json(reply.body)
+        content = _json(reply.body)
     except ValueError:
         content = None
     if _OK <= reply.status < _NO_SUCCESS and not _says_error(content):
@@ -276,22 +282,16 @@ def _refusal(reply: Reply, content: Any) -> Refusal:
     """Reads either envelope whatever the protocol: gateways answer in the other one's at times."""
     inner = content.get("error") if isinstance(content, dict) else None
     source = inner if isinstance(inner, dict) else content
-    code = _first_text(source, ("code", "type"))
+    code = first_text(source, ("code", "type"))
     page = None if isinstance(content, dict) else html_pages.told(reply.headers, reply.body)
     return Refusal(
         status=reply.status,
         code=code,
-        message=_first_text(source, ("message",)) or page or "",
+        message=first_text(source, ("message",)) or page or "",
         page=page is not None,
-        request_id=_first_text(content, ("request_id", "id")) or _header_id(reply),
+        request_id=reply_id(content) or _header_id(reply),
         retry_after=_retry_after(reply.headers),
     )
-
-
-def _first_text(source: Any, names: Sequence[str]) -> str | None:
-    if not isinstance(source, dict):
-        return None
-    return next((source[name] for name in names if isinstance(source.get(name), str) and source[name]), None)
 
 
 def _header_id(reply: Reply) -> str | None:

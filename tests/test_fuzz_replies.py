@@ -243,10 +243,10 @@ def test_any_reply_gives_checked_rows_or_a_refusal_or_a_bad_reply(data: st.DataO
     try:
         read = wire.read(ask, reply, count)
     except BadReply:
-        assert reply.status == 200
+        assert 200 <= reply.status < 300
         return
     if isinstance(read, Rows):
-        assert reply.status == 200
+        assert 200 <= reply.status < 300
         check_rows(read, ask, count)
         check_against_the_standard_library(read, ask, reply.body)
         return

@@ -15,6 +15,7 @@ from pydantic_core import from_json, to_json
 from dashscope_embeddings import wire
 from dashscope_embeddings.errors import BadReply, Refusal
 from dashscope_embeddings.exchange import Send, Target
+from dashscope_embeddings.reply_fields import tokens
 from dashscope_embeddings.wire import Reply
 
 if TYPE_CHECKING:
@@ -222,7 +223,7 @@ class Result:
     """What a line that succeeded was billed, whatever is wrong with its vectors."""
 
 
-_OK = 200
+_OK, _NO_SUCCESS = 200, 300
 UNKNOWN = 500
 """Stands for a status that a line does not tell: its code decides, and one that nobody knows is tried again."""
 
@@ -238,14 +239,14 @@ def result(content: bytes) -> Result | None:
     response = found.get("response")
     response = response if isinstance(response, dict) else {}
     error, status, body = _error(found.get("error")), _number(response.get("status_code")), response.get("body")
-    if status == _OK and not error:
-        usage = body.get("usage") if isinstance(body, dict) else None
-        tokens = _number(usage.get("total_tokens")) if isinstance(usage, dict) else None
+    success = status is not None and _OK <= status < _NO_SUCCESS
+    if success and not error:
+        billed = tokens(body.get("usage")) if isinstance(body, dict) else None
         request_id = _text(response.get("request_id")) or _text(found.get("id"))
         headers = {"x-request-id": request_id} if request_id else {}
-        return Result(name, Reply(_OK, headers, to_json(body)), None, tokens or 0)
+        return Result(name, Reply(_OK, headers, to_json(body)), None, billed or 0)
     request_id = _text(response.get("request_id")) or _text(found.get("id"))
-    status = status if status is not None and status != _OK else UNKNOWN
+    status = UNKNOWN if status is None or success else status
     inner = wire.refusal(Reply(status, {}, to_json(body)))
     inner = inner or Refusal(status)
     code, message = error or (None, None)
