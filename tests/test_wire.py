@@ -228,7 +228,9 @@ def test_a_200_that_is_not_json_is_a_bad_reply_and_another_status_a_refusal(body
     with pytest.raises(BadReply, match="not JSON") as caught:
         read(DENSE, body, x_request_id="h-1")
     assert caught.value.request_id == "h-1"
-    assert refused(DENSE, body, 502, x_request_id="h-1") == Refusal(502, None, "", "h-1")
+    refusal = refused(DENSE, body, 502, x_request_id="h-1")
+    assert (refusal.status, refusal.code, refusal.request_id) == (502, None, "h-1")
+    assert refusal.page == body.startswith(b"<html>")
 
 
 @pytest.mark.parametrize("content", [None, 7, [], "text", {}, {"output": None}, {"output": {}}])
