@@ -281,7 +281,8 @@ class Sparse:
         elif settings:
             raise InvalidInput(f"{', '.join(settings)}: a linked adapter has the settings of the dense one")
         elif not isinstance(dense, ClientFields):
-            raise InvalidInput(f"expected a dense adapter of this package, not {type(dense).__name__}")
+            kind = "str" if isinstance(dense, SecretStr) else type(dense).__name__
+            raise InvalidInput(f"expected a dense adapter of this package, not {kind}")
         else:
             self._source = dense
         self._linked = dense is not None

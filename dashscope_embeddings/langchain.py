@@ -12,10 +12,11 @@ try:
 except ImportError as missing:
     raise ImportError('LangChain is not installed: pip install "dashscope-embeddings[langchain]"') from missing
 
-from dashscope_embeddings import langchain_cache
+from dashscope_embeddings import vector_cache
 from dashscope_embeddings.adapter import ClientFields, listed, single
 from dashscope_embeddings.catalogue import DEFAULT_MODEL
 from dashscope_embeddings.errors import InvalidInput
+from dashscope_embeddings.langchain_cache import ByteStoreCache, checked_store
 from dashscope_embeddings.progress import bar
 from dashscope_embeddings.vectors import TextType  # noqa: TC001 - pydantic reads it at run time
 
@@ -140,7 +141,7 @@ class DashScopeEmbeddings(ClientFields, Embeddings):
     @field_validator("embeddings_cache")
     @classmethod
     def _check_cache(cls, store: Any) -> Any:
-        return None if store is None else langchain_cache.checked_store(store)
+        return None if store is None else checked_store(store)
 
     @model_validator(mode="after")
     def _connect(self) -> Self:
@@ -208,11 +209,13 @@ class DashScopeEmbeddings(ClientFields, Embeddings):
     ) -> list[list[float]]:
         if self.embeddings_cache is None:
             return self.halves.dense(texts, role, progress)
-        return langchain_cache.dense(self.embeddings_cache, self.halves, texts, role, progress)
+        cache = ByteStoreCache(self.embeddings_cache, self.client.settings, role)
+        return vector_cache.dense(cache, self.halves, texts, role, progress)
 
     async def _adense(
         self, texts: list[str], role: TextType, progress: Callable[[int], object] | None = None
     ) -> list[list[float]]:
         if self.embeddings_cache is None:
             return await self.halves.adense(texts, role, progress)
-        return await langchain_cache.adense(self.embeddings_cache, self.halves, texts, role, progress)
+        cache = ByteStoreCache(self.embeddings_cache, self.client.settings, role)
+        return await vector_cache.adense(cache, self.halves, texts, role, progress)

@@ -10,26 +10,18 @@ import contextlib
 import contextvars
 from typing import TYPE_CHECKING
 
-from dashscope_embeddings.llama_index_cache import keep
-
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-
-    from llama_index.core.storage.kvstore.types import BaseKVStore
 
 _ahead: contextvars.ContextVar[dict[str, list[float]] | None] = contextvars.ContextVar("dashscope_ahead", default=None)
 
 
 @contextlib.contextmanager
-def ahead(texts: Sequence[str], vectors: Sequence[list[float]], cache: BaseKVStore | None) -> Iterator[None]:
+def ahead(texts: Sequence[str], vectors: Sequence[list[float]]) -> Iterator[None]:
     """Inside the block, and the tasks that are started there, these vectors need not be asked for.
 
-    With a cache they go into it at once: some versions of LlamaIndex put vectors on the wrong texts where a cache
-    holds a part of them.
+    A cache gives them out too: some versions of LlamaIndex put vectors on the wrong texts where a cache holds a part.
     """
-    if cache is not None:
-        for text, vector in zip(texts, vectors, strict=True):
-            keep(cache, text, vector)
     token = _ahead.set(dict(zip(texts, vectors, strict=True)))
     try:
         yield

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 from decimal import Decimal  # noqa: TC003 - pydantic reads it at run time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import llama_index.core.instrumentation as instrument
-from llama_index.core.instrumentation.events import BaseEvent
+from llama_index.core.instrumentation.events.embedding import EmbeddingStartEvent
 from pydantic import ConfigDict
 
 from dashscope_embeddings.metering import track_usage
@@ -20,14 +20,18 @@ if TYPE_CHECKING:
     from dashscope_embeddings.vectors import Usage
 
 
-class DashScopeUsageEvent(BaseEvent):
+class DashScopeUsageEvent(EmbeddingStartEvent):
     """What one call of an embedding of this package was billed, for handlers of LlamaIndex's instrumentation.
 
-    Comes once a call, also where it failed after something was paid; not where nothing was.
+    Comes once a call, also where it failed after something was paid; not where nothing was. It is an
+    `EmbeddingStartEvent`, as core's own `SparseEmbeddingStartEvent` is, because tracing integrations that choose by
+    class (OpenInference) log a warning for every event that is of none they know. Who counts calls leaves it out.
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True, protected_namespaces=())
 
+    model_dict: dict[str, Any]
+    """`model_name` alone."""
     model_name: str
     text_type: TextType
     """The role of the texts."""
@@ -61,6 +65,7 @@ def billed(halves: Halves, role: TextType) -> Iterator[Halves]:
 def _event(model: str, role: TextType, usage: Usage) -> DashScopeUsageEvent:
     amount, currency = (None, None) if usage.cost is None else (usage.cost.amount, usage.cost.currency)
     return DashScopeUsageEvent(
+        model_dict={"model_name": model},
         model_name=model,
         text_type=role,
         requests=usage.requests,
