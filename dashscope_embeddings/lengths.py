@@ -60,7 +60,8 @@ class Limits:
 
     def surely_too_long(self, text: str) -> bool:
         """Whether a text is too long even if our estimate is two and a half times too high."""
-        return estimate(text) * _SURELY > self.tokens_per_row
+        # No text has more than two and a half estimated tokens a character: most need no estimate.
+        return len(text) > self.tokens_per_row and estimate(text) * _SURELY > self.tokens_per_row
 
 
 _learned: dict[tuple[str, str], Limits] = {}

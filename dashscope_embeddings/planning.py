@@ -7,6 +7,7 @@ rows; its place then names all of them, with their weights.
 from __future__ import annotations
 
 import io
+import re
 from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -51,9 +52,20 @@ def texts_of(source: object) -> Iterator[str]:
         yield from items
 
 
+_PAIR = re.compile("[\ud800-\udbff][\udc00-\udfff]")
+
+
+def _is_missing(found: object) -> bool:
+    """None, or what stands for it in pandas and NumPy."""
+    nan = isinstance(found, float) and found != found  # noqa: PLR0124 - NaN alone differs from itself
+    return found is None or nan or type(found).__name__ in {"NAType", "NaTType"}
+
+
 def complaint(text: object, limits: Limits, policy: LongText) -> str | None:
     """What is wrong with a text and what to do about it; None: nothing."""
     if not isinstance(text, str):
+        if _is_missing(text):
+            return "is missing (None or NaN): leave it out, or fill it with a text"
         return f"is {type(text).__name__}, not a string: embed str(…) or the field that holds the text"
     if not text.strip():
         return "is empty or blank: the service refuses such a text and its whole request; leave it out"
@@ -61,9 +73,10 @@ def complaint(text: object, limits: Limits, policy: LongText) -> str | None:
         try:
             text.encode()
         except UnicodeEncodeError as error:
+            pair = _PAIR.match(text, error.start) is not None
             return (
-                f"holds a lone surrogate at character {error.start}, which UTF-8 cannot carry: decode its "
-                'source with errors="replace"'
+                f"holds {'a surrogate pair' if pair else 'a lone surrogate'} at character {error.start}, which UTF-8 "
+                'cannot carry: mend it with text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")'
             )
     if policy == "error" and limits.surely_too_long(text):
         return (

@@ -9,7 +9,7 @@ import unicodedata
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from corpora import lines, read, rejects
+from corpora import lines, objects, read, rejects
 
 from dashscope_embeddings import corpus
 from dashscope_embeddings.emulator import faults, in_process
@@ -93,7 +93,7 @@ def test_1_failed_says_that_the_same_command_goes_on(
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["in.txt", "-o", "out.jsonl"], r"in\.txt:2: its text is empty or blank.*nothing was sent"),
+        (["in.jsonl", "-o", "out.jsonl"], r"in\.jsonl:2: its text is empty or blank.*nothing was sent"),
         (["gone.txt", "-o", "out.jsonl"], "no such file to read: gone.txt"),
         (["in.txt", "-o", "out.csv"], "its ending must be one of"),
         (["in.txt", "-o", "out.jsonl", "--kind", "all"], "kind='all'"),
@@ -102,7 +102,8 @@ def test_1_failed_says_that_the_same_command_goes_on(
     ],
 )
 def test_2_wrong_use_or_bad_input(arguments: list[str], said: str, tmp_path: Path) -> None:
-    lines(tmp_path / "in.txt", ["good", "", " "])
+    objects(tmp_path / "in.jsonl", [{"text": "good"}, {"text": ""}])
+    lines(tmp_path / "in.txt", ["good"])
     result = offline(*arguments)
     assert result.exit_code == 2
     assert re.search(said, result.stderr)
@@ -110,9 +111,10 @@ def test_2_wrong_use_or_bad_input(arguments: list[str], said: str, tmp_path: Pat
 
 
 def test_2_names_every_bad_record(tmp_path: Path) -> None:
-    result = offline(str(lines(tmp_path / "in.txt", ["good", "", " "])), "-o", "out.jsonl")
-    assert re.search(r"in\.txt:2: ", result.stderr)
-    assert re.search(r"in\.txt:3: ", result.stderr)
+    source = objects(tmp_path / "in.jsonl", [{"text": "good"}, {"text": ""}, {"text": " "}])
+    result = offline(str(source), "-o", "out.jsonl")
+    assert re.search(r"in\.jsonl:2: ", result.stderr)
+    assert re.search(r"in\.jsonl:3: ", result.stderr)
 
 
 def test_2_without_a_key_or_into_vectors_of_another_kind(tmp_path: Path) -> None:
@@ -135,13 +137,13 @@ def test_2_without_pyarrow_names_the_extra(tmp_path: Path, monkeypatch: pytest.M
 
 def test_3_some_rejected_or_skipped(tmp_path: Path) -> None:
     in_process().faults = [faults.Blocked(match="number 17")]
-    source = str(lines(tmp_path / "in.txt", [*TEXTS, ""]))
+    source = str(objects(tmp_path / "in.jsonl", [{"text": text} for text in [*TEXTS, ""]]))
     result = offline(source, "-o", "out.jsonl", "--on-bad-input", "skip")
     assert result.exit_code == 3
     assert "1 rejected, 1 skipped: see out.jsonl.rejects.jsonl" in result.stdout
     assert [row["id"] for row in rejects(tmp_path / "out.jsonl")] == [17, 95]
     in_process().faults = []
-    lines(tmp_path / "in.txt", TEXTS)
+    objects(tmp_path / "in.jsonl", [{"text": text} for text in TEXTS])
     assert offline(source, "-o", "out.jsonl").exit_code == 3
     assert offline(source, "-o", "out.jsonl", "--retry-rejected").exit_code == 0
 

@@ -91,8 +91,8 @@ def test_folders_globs_and_files_are_read_in_order_without_our_own_outputs(tmp_p
     asked = [tmp_path / "z.txt", folder, str(folder / "**" / "[bc].txt")]
     for _ in range(2):
         embed(emulator, asked, output, with_text=True)
-        assert [row.text for row in read(output)] == ["z", "a", "b", "c", "b", "c"]
-        assert [row.id for row in read(output)] == list(range(6))
+        assert [row.text for row in read(output)] == ["z", "a", "b", "c"]
+        assert [row.id for row in read(output)] == list(range(4))
     assert emulator.billed_texts == 4
 
 
@@ -143,23 +143,23 @@ def test_reading_holds_no_more_than_a_few_records(tmp_path: Path) -> None:
 # --- bad input ---------------------------------------------------------------------------------------------
 
 BAD = [
-    ("in.txt", b"good\n\xff\xfe\n", 2, "not in the file's encoding", {}),
-    ("in.txt", b"good\n \t\ngood too\n", 2, "empty or blank", {}),
+    ("in.txt", b"good\n\xff\xfe\n", 2, "holds bytes that are not utf-8", {}),
     ("in.jsonl", b'{"text": "good"}\n{"text": \n', 2, "is no JSON: Expecting value", {}),
-    ("in.jsonl", b'{"text": "good"}\n\n', 2, "is blank", {}),
-    ("in.jsonl", b'{"text": "good"}\n["text"]\n', 2, "a JSON list, not an object", {}),
+    ("in.jsonl", b'{"text": "good"}\n{"text": " "}\n', 2, "empty or blank", {}),
+    ("in.jsonl", b'{"text": "good"}\n["text"]\n', 2, "is a JSON array: write one object a line", {}),
+    ("in.jsonl", b'{"text": "good"}\n"text"\n', 2, "a JSON str, not an object", {}),
     ("in.jsonl", b'{"text": "good"}\n{"body": "x"}\n', 2, "no field 'text'; it has 'body'", {}),
     ("in.jsonl", b'{"text": "good"}\n{"text": null}\n', 2, "nothing in the field 'text'", {}),
-    ("in.jsonl", b'{"text": "good"}\n{"text": 5}\n', 2, "of type int, not a string", {}),
+    ("in.jsonl", b'{"text": "good"}\n{"text": 5}\n', 2, "is int, not a string", {}),
     ("in.jsonl", b'{"text": "good"}\n{"text": "\\ud800"}\n', 2, "lone surrogate", {}),
-    ("in.jsonl", b'{"text": "good"}\n{"text": "b\xff"}\n', 2, "not in the file's encoding", {}),
+    ("in.jsonl", b'{"text": "good"}\n{"text": "b\xff"}\n', 2, "holds bytes that are not utf-8", {}),
     ("in.jsonl", b'{"text": "a", "id": 1}\n{"text": "b", "id": 1}\n', 2, "in.jsonl:1 has already", {"id_field": "id"}),
     ("in.jsonl", b'{"text": "a", "id": 1}\n{"text": "b", "id": 1.5}\n', 2, "not float", {"id_field": "id"}),
     ("in.jsonl", b'{"text": "a", "id": 1}\n{"text": "b", "id": null}\n', 2, "not nothing", {"id_field": "id"}),
     ("in.jsonl", b'{"text": "a", "id": 1}\n{"text": "b"}\n', 2, "no field 'id'", {"id_field": "id"}),
     ("in.csv", b'text,n\n"two\nlines",1\nshort\n', 4, "has 1 fields, and the header 2", {}),
     ("in.csv", b"text,n\ngood,1\n,2\n", 3, "empty or blank", {}),
-    ("in.csv", b"text,n\ngood,1\nb\xffd,2\n", 3, "not in the file's encoding", {}),
+    ("in.csv", b"text,n\ngood,1\nb\xffd,2\n", 3, "holds bytes that are not utf-8", {}),
 ]
 
 
@@ -186,23 +186,24 @@ def test_bad_input_is_named_by_file_and_line_before_anything_is_spent(
 
 def test_skipped_records_keep_their_positions(tmp_path: Path, emulator: Emulator) -> None:
     output = tmp_path / "out.jsonl"
-    embed(emulator, lines(tmp_path / "in.txt", ["a", "", "b"]), output, on_bad_input="skip")
+    source = objects(tmp_path / "in.jsonl", [{"text": "a"}, {"text": ""}, {"text": "b"}])
+    embed(emulator, source, output, on_bad_input="skip")
     assert [row.id for row in read(output)] == [0, 2]
     assert [row["id"] for row in rejects(output)] == [1]
 
 
-def test_a_file_without_the_column_is_one_bad_record(tmp_path: Path, emulator: Emulator) -> None:
+@pytest.mark.parametrize("on_bad_input", ["fail", "skip"])
+def test_a_file_without_the_column_is_not_one_bad_record(on_bad_input: str, tmp_path: Path, emulator: Emulator) -> None:
     (tmp_path / "in.csv").write_text("body\nx\ny\n", "utf-8")
     lines(tmp_path / "in.txt", ["good"])
-    with pytest.raises(InvalidInput, match=r"in\.csv:1: has no field 'text'; it has 'body'"):
-        embed(emulator, tmp_path, tmp_path / "out.jsonl")
-    summary = embed(emulator, tmp_path, tmp_path / "out.jsonl", on_bad_input="skip")
-    assert (summary.texts, summary.skipped) == (1, 1)
+    with pytest.raises(InvalidInput, match=r"in\.csv:1: has no field 'text'; it has 'body': .*--text-field"):
+        embed(emulator, tmp_path, tmp_path / "out.jsonl", on_bad_input=on_bad_input)
+    assert emulator.requests == 0
 
 
 def test_many_bad_records_are_named_up_to_some(tmp_path: Path, emulator: Emulator) -> None:
-    with pytest.raises(InvalidInput, match=r"in\.txt:1: .*\(and at least 19 more\); nothing was sent") as caught:
-        embed(emulator, lines(tmp_path / "in.txt", [""] * 50), tmp_path / "out.jsonl")
+    with pytest.raises(InvalidInput, match=r"in\.jsonl:1: .*\(and at least 19 more\); nothing was sent") as caught:
+        embed(emulator, objects(tmp_path / "in.jsonl", [{"text": ""}] * 50), tmp_path / "out.jsonl")
     assert caught.value.failed == list(range(20))
 
 

@@ -232,10 +232,14 @@ def test_refused_texts_are_asked_again_only_when_that_is_wanted(source: Path, ou
     assert emulator.billed_texts == len(TEXTS)
 
 
-def test_a_text_that_is_surely_too_long_is_rejected_without_being_sent(
+def test_a_text_that_is_surely_too_long_is_refused_before_the_others_are_paid(
     tmp_path: Path, output: Path, emulator: Emulator
 ) -> None:
-    embed(emulator, lines(tmp_path / "in.txt", ["a", "word " * 100_000, "b"]), output)
+    source = lines(tmp_path / "in.txt", ["a", "word " * 100_000, "b"])
+    with pytest.raises(InvalidInput, match=r"in\.txt:2: its text is far longer .*nothing was sent"):
+        embed(emulator, source, output)
+    assert emulator.requests == 0
+    embed(emulator, source, output, on_bad_input="skip")
     assert [row.id for row in read(output)] == [0, 2]
     (row,) = rejects(output)
     assert (row["id"], row["code"], row["request_id"]) == (1, None, None)
@@ -468,6 +472,7 @@ def test_a_full_disk_is_an_error_that_can_be_gone_on_from(  # noqa: PLR0913, PLR
 
 def test_an_estimate_asks_nothing_and_leaves_nothing(tmp_path: Path, source: Path, emulator: Emulator) -> None:
     client = client_of(emulator)
+    lines(source, [*TEXTS, *TEXTS])
     found = corpus.estimate_corpus([source, source], tmp_path / "out.jsonl", client=client)
     assert (found.texts, found.pending, found.skipped) == (190, 95, 0)
     assert found.tokens == round(sum(len(text) / 4 for text in TEXTS))

@@ -168,7 +168,7 @@ def at_work(
         book = Book(ledger)
         with ledger.transaction():
             if sources and given is not None:
-                _take_in(ledger, book, terms, given, sources)
+                _take_in(ledger, book, client, given, sources)
             if order is not None:
                 book.note("client", _portable(client))
                 book.note("order", [order.window, order.name, order.description])
@@ -200,11 +200,11 @@ def _checked(output: Path, client: EmbeddingClient, given: Given | None, order: 
     return intake.sources(given.inputs, given.form, output, given.on_bad_input)
 
 
-def _take_in(ledger: Ledger, book: Book, terms: dict[str, Any], given: Given, sources: list[readers.Source]) -> None:
+def _take_in(ledger: Ledger, book: Book, client: EmbeddingClient, given: Given, sources: list[readers.Source]) -> None:
     fields = readers.Fields(given.text_field, given.id_field, given.encoding)
-    ledger.begin(terms, again=given.retry_rejected)
+    ledger.begin(intake.terms(client, "document", "dense", "batch"), again=given.retry_rejected)
     skip = given.on_bad_input == "skip"
-    intake.take_in(ledger, sources, fields, skip=skip, with_text=given.with_text)
+    intake.take_in(ledger, sources, fields, client.settings, skip=skip, with_text=given.with_text)
     book.note("numbers", ledger.numbers)
     book.note("with_text", given.with_text)
 

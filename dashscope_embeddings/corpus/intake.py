@@ -11,7 +11,10 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from dashscope_embeddings.corpus import readers
 from dashscope_embeddings.corpus.ledger import Ledger
 from dashscope_embeddings.corpus.rows import Item
+from dashscope_embeddings.corpus.sources import find
 from dashscope_embeddings.errors import InvalidInput
+from dashscope_embeddings.lengths import limits_of
+from dashscope_embeddings.planning import complaint
 from dashscope_embeddings.vectors import Output
 
 if TYPE_CHECKING:
@@ -19,6 +22,7 @@ if TYPE_CHECKING:
 
     from dashscope_embeddings.client import EmbeddingClient
     from dashscope_embeddings.corpus.readers import Fields, Format, Record, Source
+    from dashscope_embeddings.settings import Settings
     from dashscope_embeddings.vectors import TextType
 
 OnBadInput = Literal["fail", "skip"]
@@ -53,12 +57,12 @@ def terms(client: EmbeddingClient, text_type: TextType, kind: Output, route: Rou
 
 
 def sources(
-    inputs: str | Path | Iterable[str | Path], form: Format | None, output: Path, on_bad_input: str
+    inputs: str | Path | Iterable[str | Path], form: Format | None, output: Path | None, on_bad_input: str
 ) -> list[Source]:
     """The files to read."""
     if on_bad_input not in get_args(OnBadInput):
         raise InvalidInput(f'on_bad_input={on_bad_input!r}: expected "fail" or "skip"')
-    return readers.find([inputs] if isinstance(inputs, (str, Path)) else inputs, form, output=output)
+    return find([inputs] if isinstance(inputs, (str, Path)) else inputs, form, output=output)
 
 
 @contextlib.contextmanager
@@ -82,71 +86,103 @@ _MOST_NAMED = 20
 _WIDEST = 2**63
 
 
-def take_in(ledger: Ledger, files: list[Source], fields: Fields, *, skip: bool, with_text: bool) -> None:
+class _Taking:
+    """All input on its way into the ledger."""
+
+    def __init__(self, ledger: Ledger, fields: Fields, settings: Settings, *, skip: bool, with_text: bool) -> None:
+        self._ledger, self._fields, self._skip, self._with_text = ledger, fields, skip, with_text
+        self._limits = limits_of(settings.address.host, settings.model)
+        self._long_text = settings.long_text
+        self._seq = 0
+        self.bad: dict[int, str] = {}
+        """Position → place and reason, of what ends the run."""
+        self.skippable = not skip
+        """Whether all of that could be skipped."""
+
+    def take(self, source: Source) -> None:
+        """One file.
+
+        Raises:
+            InvalidInput: many bad records.
+        """
+        begin, first, usable = self._seq, "", False
+        found = readers.records(source, self._fields)
+        while chunk := list(itertools.islice(found, _CHUNK)):
+            items = []
+            for record in chunk:
+                reason = self._problem(record)
+                if reason is None:
+                    items.append(Item(self._seq, record.id, record.place, record.text))
+                else:
+                    first = first or f"{record.place}: {reason}"
+                    self._refuse(self._seq, record.place, record.id, reason, whole=record.whole)
+                self._seq += 1
+            usable = usable or bool(items)
+            for item, earlier in self._ledger.add(items, with_text=self._with_text):
+                said = f"has the id {item.id!r}, which {earlier} has already"
+                self._refuse(item.seq, item.place, item.id, said)
+        if first and not usable and self._skip and begin not in self.bad:
+            self._stop(begin, f"{first}; the file gives no text at all ({self._seq - begin:,} such records)")
+
+    def _refuse(self, seq: int, place: str, record_id: object, reason: str, *, whole: bool = False) -> None:
+        if self._skip and not whole:
+            # An id may be what is bad about a record.
+            named = None if record_id is None else str(record_id).encode(errors="backslashreplace").decode()
+            self._ledger.note_bad(seq, place, named, reason)
+            return
+        self.skippable = self.skippable and not whole
+        self._stop(seq, f"{place}: {reason}")
+
+    def _stop(self, seq: int, said: str) -> None:
+        self.bad[seq] = said
+        if len(self.bad) >= _MOST_NAMED:
+            raise _bad_input(self.bad, skippable=self.skippable, more=True)
+
+    def _problem(self, record: Record) -> str | None:
+        """What is wrong with a record."""
+        if record.problem is not None:
+            return record.problem
+        if record.text is None:
+            return f"has nothing in the field {self._fields.text!r}: leave the record out, or fill it"
+        if (said := complaint(record.text, self._limits, self._long_text)) is not None:
+            return f"its text {said}"
+        return None if self._fields.id is None else _id_problem(record.id)
+
+
+def take_in(  # noqa: PLR0913 - what a run is told of its input
+    ledger: Ledger, files: list[Source], fields: Fields, settings: Settings, *, skip: bool, with_text: bool
+) -> None:
     """Reads all input into the ledger.
 
     Raises:
-        InvalidInput: names the bad records, up to some; not where they are to be skipped.
+        InvalidInput: names the bad records, up to some; where they are to be skipped, only what would lose more than
+            a record: a file that gives no text at all, that lacks a field, or whose quotes do not match.
     """
-    bad: dict[int, str] = {}
-
-    def refuse(seq: int, place: str, record_id: object, reason: str) -> None:
-        if skip:
-            ledger.note_bad(seq, place, None if record_id is None else str(record_id), reason)
-            return
-        bad[seq] = f"{place}: {reason}"
-        if len(bad) >= _MOST_NAMED:
-            raise _bad_input(bad, more=True)
-
-    found = itertools.chain.from_iterable(readers.records(source, fields) for source in files)
-    numbered = enumerate(found)
-    while chunk := list(itertools.islice(numbered, _CHUNK)):
-        items = []
-        for seq, record in chunk:
-            if (reason := _problem(record, fields)) is None:
-                items.append(Item(seq, record.id, record.place, record.text))
-            else:
-                refuse(seq, record.place, record.id, reason)
-        for item, earlier in ledger.add(items, with_text=with_text):
-            refuse(item.seq, item.place, item.id, f"has the id {item.id!r}, which {earlier} has already")
-    if bad:
-        raise _bad_input(bad)
-
-
-def _problem(record: Record, fields: Fields) -> str | None:
-    """What is wrong with a record; how long its text may be is the service's matter."""
-    if record.problem is not None:
-        return record.problem
-    return _text_problem(record.text, fields) or (None if fields.id is None else _id_problem(record.id))
-
-
-def _text_problem(text: object, fields: Fields) -> str | None:
-    if text is None:
-        return f"has nothing in the field {fields.text!r}"
-    if not isinstance(text, str):
-        return f"its text is of type {type(text).__name__}, not a string"
-    if not text.strip():
-        return "its text is empty or blank, which the service refuses"
-    if readers.undecodable(text):
-        return "its text holds a lone surrogate, which UTF-8 cannot carry"
-    return None
+    taking = _Taking(ledger, fields, settings, skip=skip, with_text=with_text)
+    for source in files:
+        taking.take(source)
+    if taking.bad:
+        raise _bad_input(taking.bad, skippable=taking.skippable)
 
 
 def _id_problem(found: object) -> str | None:
     if isinstance(found, str):
         return None if found.strip() and not readers.undecodable(found) else "its id is blank or cannot be written"
-    if isinstance(found, int) and not isinstance(found, bool) and -_WIDEST <= found < _WIDEST:
-        return None
+    if isinstance(found, int) and not isinstance(found, bool):
+        return None if -_WIDEST <= found < _WIDEST else "its id is a number of more than 64 bits: write it as a string"
     kind = "nothing" if found is None else type(found).__name__
     return f"its id must be a string or a whole number of 64 bits, not {kind}"
 
 
-def _bad_input(bad: dict[int, str], *, more: bool = False) -> InvalidInput:
+def _bad_input(bad: dict[int, str], *, skippable: bool, more: bool = False) -> InvalidInput:
     said = [bad[seq] for seq in sorted(bad)]
     also = f" (and {'at least ' if more else ''}{len(said) - 1} more)" if len(said) > 1 else ""
-    error = InvalidInput(
-        f"{said[0]}{also}; nothing was sent. Mend it, or have such records skipped (on_bad_input, --on-bad-input)"
+    advice = (
+        "Mend it, or have such records skipped (on_bad_input, --on-bad-input skip)"
+        if skippable
+        else "Mend the file, or leave it out: only single records are skipped (on_bad_input, --on-bad-input skip)"
     )
+    error = InvalidInput(f"{said[0]}{also}; nothing was sent. {advice}")
     error.failed = sorted(bad)
     error.reasons = {seq: bad[seq] for seq in sorted(bad)}
     return error

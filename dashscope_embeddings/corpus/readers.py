@@ -1,40 +1,25 @@
-"""Files → records, read as a stream: text files, JSON lines, CSV, TSV, Parquet, folders, globs, standard input.
+"""Files → records, read as a stream: text files, JSON lines, CSV, TSV, Parquet, standard input.
 
-A record that cannot be used is given out like any other, with what is wrong with it: who reads decides.
+A record that cannot be used is given out like any other, with what is wrong with it: who reads decides. Blank lines of
+text files, JSON lines and tables are no records. A byte order mark goes before the encoding that was named.
 """
 
 from __future__ import annotations
 
 import codecs
 import csv
-import glob
-import importlib
-import io
 import json
-import sys
-from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TextIO, get_args
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from dashscope_embeddings.corpus.encodings import Text, opened, undecodable
+from dashscope_embeddings.corpus.sources import Format, Source, pyarrow
 from dashscope_embeddings.errors import InvalidInput
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
-Format = Literal["txt", "jsonl", "csv", "tsv", "parquet"]
-"""How a file is read: a text a line, a JSON object a line, a table with a header, or Parquet."""
-
-_ENDINGS: dict[str, Format] = {
-    ".txt": "txt",
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".csv": "csv",
-    ".tsv": "tsv",
-    ".parquet": "parquet",
-}
-STDIN = "-"
-_NAMED = "(format, --format)"
+__all__ = ["Fields", "Format", "Record", "Source", "pyarrow", "records", "undecodable"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +28,7 @@ class Fields:
 
     text: str = "text"
     id: str | None = None
-    """None: a record's position in the whole input, from 0."""
+    """None: a record's position among the records of the whole input, from 0."""
     encoding: str = "utf-8"
 
     def __post_init__(self) -> None:
@@ -55,17 +40,6 @@ class Fields:
             raise InvalidInput(f"encoding={self.encoding!r}: Python knows no such encoding of text") from None
 
 
-@dataclass(frozen=True, slots=True)
-class Source:
-    """One file, or standard input."""
-
-    path: str
-    format: Format
-
-    def __str__(self) -> str:
-        return "standard input" if self.path == STDIN else self.path
-
-
 class Record(NamedTuple):
     """One text as it was found."""
 
@@ -75,71 +49,8 @@ class Record(NamedTuple):
     id: Any = None
     problem: str | None = None
     """Why there is no text to be had."""
-
-
-# --- which files -------------------------------------------------------------------------------------------
-
-
-def find(inputs: Iterable[str | Path], form: Format | None, *, output: Path) -> list[Source]:
-    """The files that files, folders, globs and `-` name, in the order given; folders' and globs' by name.
-
-    The output and the files beside it (`{output}.…`) are no input, even where a folder or glob holds them.
-
-    Raises:
-        InvalidInput: nothing found, or a file whose format is not known.
-    """
-    if form is not None and form not in get_args(Format):
-        raise InvalidInput(f"format={form!r}: expected one of {', '.join(get_args(Format))}")
-    found = []
-    for given in map(str, inputs):
-        if given == STDIN:
-            if form in {None, "parquet"}:
-                raise InvalidInput(f"standard input needs a format {_NAMED}: txt, jsonl, csv or tsv")
-            paths = [STDIN]
-        else:
-            paths = _within(Path(given), form, output) if Path(given).is_dir() else _matching(given, output)
-        found += [Source(path, form or _format_of(path)) for path in paths]
-    if not found:
-        raise InvalidInput("no input given")
-    if sum(source.path == STDIN for source in found) > 1:
-        raise InvalidInput("standard input can be read once only")
-    return found
-
-
-def _matching(given: str, output: Path) -> list[str]:
-    there = Path(given).exists()
-    paths = [given] if there else sorted(glob.glob(given, recursive=True))  # noqa: PTH207 - keeps names as typed
-    paths = [path for path in paths if not Path(path).is_dir() and not _ours(Path(path), output)]
-    if not paths:
-        what = f"{given} is the output, or belongs to it" if there else f"no such file to read: {given}"
-        raise InvalidInput(what)
-    return paths
-
-
-def _within(folder: Path, form: Format | None, output: Path) -> list[str]:
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and not _ours(path, output))
-    paths = [str(path) for path in files if form is not None or path.suffix.lower() in _ENDINGS]
-    if not paths:
-        raise InvalidInput(f"no file in {folder} ends in {', '.join(_ENDINGS)}: name its format {_NAMED}")
-    return paths
-
-
-def _ours(path: Path, output: Path) -> bool:
-    return path.absolute().parent == output.absolute().parent and (
-        path.name == output.name or path.name.startswith(f"{output.name}.")
-    )
-
-
-def _format_of(path: str) -> Format:
-    ending = Path(path).suffix.lower()
-    if ending not in _ENDINGS:
-        raise InvalidInput(
-            f"{path}: {ending or 'a name without an ending'} says nothing about the format: name it (format, --format)"
-        )
-    return _ENDINGS[ending]
-
-
-# --- what is in them ---------------------------------------------------------------------------------------
+    whole: bool = False
+    """Whether the problem is that of the whole file: more than this record would be lost without it."""
 
 
 def records(source: Source, fields: Fields) -> Iterator[Record]:
@@ -153,139 +64,180 @@ def records(source: Source, fields: Fields) -> Iterator[Record]:
         if source.format == "parquet":
             yield from _parquet(source, fields)
             return
-        with _opened(source, fields.encoding) as file:
-            if source.format == "txt":
-                yield from _lines(source, file)
+        with opened(source, fields.encoding) as text:
+            if (wide := text.unnamed_wide) is not None:
+                said = f"looks like {wide} without a byte order mark: name it (encoding, --encoding {wide})"
+                yield Record(f"{source}:1", None, None, said, whole=True)
+            elif source.format == "txt":
+                yield from _lines(text)
             elif source.format == "jsonl":
-                yield from _json_lines(source, file, fields)
+                yield from _json_lines(text, fields)
             else:
-                yield from _table(source, file, fields)
-    except (OSError, UnicodeError) as error:
-        raise InvalidInput(f"{source} cannot be read: {error}") from error
+                yield from _table(text, fields)
+    except UnicodeError as error:
+        raise InvalidInput(
+            f"{source} cannot be read: {error}. Is it cut off, or in another encoding (encoding, --encoding)?"
+        ) from error
+    except OSError as error:
+        raise InvalidInput(f"{source} cannot be read: {error.strerror or error}") from error
 
 
-@contextmanager
-def _opened(source: Source, encoding: str) -> Iterator[TextIO]:
-    """Undecodable bytes come as surrogates, so that one bad line is one bad record and has its number."""
-    encoding = "utf-8-sig" if encoding == "utf-8" else encoding  # some programs begin a file with a mark
-    newline = "" if source.format in {"csv", "tsv"} else "\n"  # a carriage return may be part of a text
-    if source.path != STDIN:
-        with Path(source.path).open(encoding=encoding, errors="surrogateescape", newline=newline) as file:
-            yield file
-        return
-    wrapped = io.TextIOWrapper(sys.stdin.buffer, encoding=encoding, errors="surrogateescape", newline=newline)
-    try:
-        yield wrapped
-    finally:
-        wrapped.detach()  # standard input is not ours to close
+def _lines(text: Text) -> Iterator[Record]:
+    for place, line in text.lines():
+        yield Record(place, line, None, text.not_decoded(line) if undecodable(line) else None)
 
 
-def undecodable(text: str) -> bool:
-    """Whether a text cannot be written as UTF-8."""
-    if text.isascii():
-        return False
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return True
-    return False
+# --- JSON lines --------------------------------------------------------------------------------------------
 
 
-_NOT_DECODED = "holds bytes that are not in the file's encoding (UTF-8, unless another is named)"
+class _Doubled(dict[str, Any]):
+    """An object in which some key stands more than once."""
+
+    def __init__(self, pairs: list[tuple[str, Any]]) -> None:
+        super().__init__(pairs)
+        self.keys_given = [key for key, _ in pairs]
 
 
-def _split(file: TextIO) -> Iterator[tuple[int, str]]:
-    return enumerate((line.rstrip("\r\n") for line in file), start=1)
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    return found if len(found) == len(pairs) else _Doubled(pairs)
 
 
-def _lines(source: Source, file: TextIO) -> Iterator[Record]:
-    name = str(source)
-    for number, line in _split(file):
-        problem = _NOT_DECODED if not line.isascii() and undecodable(line) else None
-        yield Record(f"{name}:{number}", line, None, problem)
+_decode = json.JSONDecoder(object_pairs_hook=_object).decode
+_JQ = "write one object a line, as jq -c '.[]' FILE does"
 
 
-def _json_lines(source: Source, file: TextIO, fields: Fields) -> Iterator[Record]:
-    for number, line in _split(file):
-        place = f"{source}:{number}"
+def _json_lines(text: Text, fields: Fields) -> Iterator[Record]:
+    for place, line in text.lines():
         if undecodable(line):
-            yield Record(place, None, None, _NOT_DECODED)
+            yield Record(place, None, None, text.not_decoded(line))
             continue
         try:
-            found = json.loads(line)
+            found = _decode(line)
         except (ValueError, RecursionError) as error:
-            said = "is blank" if not line.strip() else f"is no JSON: {error}"
-            yield Record(place, None, None, said)
+            yield Record(place, None, None, _no_json(line, error))
             continue
-        if not isinstance(found, dict):
+        if isinstance(found, dict):
+            yield _of_fields(place, found, fields)
+        elif isinstance(found, list):
+            yield Record(place, None, None, f"is a JSON array: {_JQ}")
+        else:
             yield Record(place, None, None, f"is a JSON {type(found).__name__}, not an object with fields")
-            continue
-        yield _of_fields(place, found, fields)
+
+
+def _no_json(line: str, error: Exception) -> str:
+    if line.strip() in {"[", "{"}:
+        return f"begins JSON of several lines: {_JQ} for an array, and jq -c . FILE for objects"
+    if isinstance(error, ValueError) and not isinstance(error, json.JSONDecodeError):
+        return "holds a whole number of thousands of digits: write it as a string"
+    return f"is no JSON: {error}"
 
 
 def _of_fields(place: str, found: dict[str, Any], fields: Fields) -> Record:
     for wanted in (fields.text, fields.id):
         if wanted is not None and wanted not in found:
-            return Record(place, None, None, _lacks(wanted, list(found)))
+            within = [name for name, value in found.items() if isinstance(value, dict) and wanted in value]
+            inside = (
+                f". It is within {within[0]!r}: jq -c '. + .[{json.dumps(within[0])}]' FILE lifts it out"
+                if within
+                else ""
+            )
+            return Record(place, None, None, _lacks(wanted, list(found), fields) + inside)
+    if isinstance(found, _Doubled) and (said := _twice(found.keys_given, fields)):
+        return Record(place, None, None, said)
     return Record(place, found[fields.text], None if fields.id is None else found[fields.id])
 
 
-def _lacks(wanted: str, found: Sequence[str]) -> str:
+def _lacks(wanted: str, found: Sequence[str], fields: Fields) -> str:
     shown = 8
     names = ", ".join(map(repr, found[:shown])) + (", …" if len(found) > shown else "")
-    return f"has no field {wanted!r}; it has {names or 'none'}"
+    what = "the text (text_field, --text-field)" if wanted == fields.text else "the id (id_field, --id-field)"
+    return f"has no field {wanted!r}; it has {names or 'none'}: name the one that holds {what}"
 
+
+def _twice(names: Sequence[str], fields: Fields) -> str | None:
+    doubled = [wanted for wanted in (fields.text, fields.id) if wanted is not None and names.count(wanted) > 1]
+    return f"has more than one field {doubled[0]!r}: rename or remove all but one" if doubled else None
+
+
+# --- tables ------------------------------------------------------------------------------------------------
 
 _LONGEST_FIELD = 1 << 30
 
 
-def _table(source: Source, file: TextIO, fields: Fields) -> Iterator[Record]:
-    # The module's limit of 131,072 characters a field is the process's: it is raised, never lowered.
-    csv.field_size_limit(max(csv.field_size_limit(), _LONGEST_FIELD))
-    # Strict: a quote that never ends would otherwise swallow the rest of the file into one text.
-    rows = csv.reader(file, delimiter="\t" if source.format == "tsv" else ",", strict=True)
-    header: list[str] | None = None
-    while True:
-        place = f"{source}:{rows.line_num + 1}"
-        try:
-            row = next(rows)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            if "end of data" in str(error):
-                # Not one bad record: all that follows the quote would be lost with it.
-                raise InvalidInput(f"{place}: a quote that is opened here is never closed") from None
-            yield Record(place, None, None, f"is no {source.format.upper()}: {error}")
-            continue
-        if header is None:
+def _table(text: Text, fields: Fields) -> Iterator[Record]:
+    header: list[str] = []
+    for place, row in _rows(text):
+        if isinstance(row, Record):
+            yield row
+        elif not header:
             header = row
-            missing = [wanted for wanted in (fields.text, fields.id) if wanted is not None and wanted not in row]
-            if missing:
-                yield Record(place, None, None, _lacks(missing[0], row))
+            if (said := _header_problem(header, text, fields)) is not None:
+                yield Record(place, None, None, said, whole=True)
                 return
-        elif len(row) != len(header):
-            said = "is blank" if not row else f"has {len(row)} fields, and the header {len(header)}"
-            yield Record(place, None, None, said)
+        elif len(row) == 1 < len(header) and not row[0].strip():
+            continue  # a line of blanks
         elif any(map(undecodable, row)):
-            yield Record(place, None, None, _NOT_DECODED)
+            yield Record(place, None, None, text.not_decoded("".join(row)))
+        elif len(row) != len(header):
+            said = (
+                f"has {len(row)} fields, and the header {len(header)}: does a text with the separator lack its quotes?"
+            )
+            yield Record(place, None, None, said)
         else:
             yield _of_fields(place, dict(zip(header, row, strict=True)), fields)
 
 
+def _rows(text: Text) -> Iterator[tuple[str, list[str] | Record]]:
+    """Place and cells of all lines that are not blank, or what is wrong with one."""
+    # The module's limit of 131,072 characters a field is the process's: it is raised, never lowered.
+    csv.field_size_limit(max(csv.field_size_limit(), _LONGEST_FIELD))
+    kind = text.source.format
+    # Strict: a quote that never ends would otherwise swallow the rest of the file into one text.
+    rows = csv.reader(text.file, delimiter="\t" if kind == "tsv" else ",", strict=True)
+    while True:
+        line = rows.line_num + 1
+        place = f"{text.source}:{line}"
+        try:
+            if row := next(rows):
+                yield place, row
+        except StopIteration:
+            return
+        except csv.Error as error:
+            if "end of data" in str(error):
+                said = f"a quote that is opened here is never closed: {_QUOTES}"
+                yield place, Record(place, None, None, said, whole=True)
+                return
+            several = rows.line_num > line
+            said = f"{error}, and lines up to {rows.line_num} were taken for the same text" if several else str(error)
+            # Lines that a stray quote swallowed were records of their own: this is not one bad record.
+            yield place, Record(place, None, None, f"is no {kind.upper()}: {said}: {_QUOTES}", whole=several)
+
+
+_QUOTES = 'a field that begins with a quote has to end with one, and each quote inside is written twice ("")'
+_SEPARATORS = {";": "semicolons", "\t": "tabs", ",": "commas", "|": "bars"}
+
+
+def _header_problem(header: list[str], text: Text, fields: Fields) -> str | None:
+    if any(map(undecodable, header)):
+        return text.not_decoded("".join(header))
+    for wanted in (fields.text, fields.id):
+        if wanted is None or wanted in header:
+            continue
+        for separator, name in _SEPARATORS.items():
+            if len(header) == 1 and wanted in [cell.strip(' "') for cell in header[0].split(separator)]:
+                formats = {
+                    "\t": ": name the format tsv (format, --format)",
+                    ",": ": name the format csv (format, --format)",
+                }
+                return f"has {name} between its fields{formats.get(separator, ': write it with commas instead')}"
+        return _lacks(wanted, header, fields)
+    return _twice(header, fields)
+
+
+# --- Parquet -----------------------------------------------------------------------------------------------
+
 _ROWS = 1024
-
-
-def pyarrow() -> Any:
-    """The package, which only Parquet needs.
-
-    Raises:
-        ImportError: it is not installed.
-    """
-    try:
-        importlib.import_module("pyarrow.parquet")
-        return importlib.import_module("pyarrow")
-    except ImportError as missing:
-        raise ImportError('Parquet needs pyarrow: pip install "dashscope-embeddings[corpus]"') from missing
 
 
 def _parquet(source: Source, fields: Fields) -> Iterator[Record]:
@@ -294,11 +246,10 @@ def _parquet(source: Source, fields: Fields) -> Iterator[Record]:
         with pa.parquet.ParquetFile(source.path) as file:
             wanted = [name for name in (fields.text, fields.id) if name is not None]
             names = file.schema_arrow.names
-            if lacking := [name for name in wanted if name not in names]:
-                yield Record(f"{source}:1", None, None, _lacks(lacking[0], names))
-                return
-            if doubled := [name for name in wanted if names.count(name) > 1]:
-                yield Record(f"{source}:1", None, None, f"has more than one column {doubled[0]!r}")
+            lacking = [name for name in wanted if name not in names]
+            problem = _lacks(lacking[0], names, fields) if lacking else _twice(names, fields)
+            if problem is not None:
+                yield Record(f"{source}:1", None, None, problem, whole=True)
                 return
             number = 0
             for rows in file.iter_batches(batch_size=_ROWS, columns=list(dict.fromkeys(wanted))):

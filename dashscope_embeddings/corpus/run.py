@@ -128,7 +128,7 @@ def embed_corpus(  # noqa: PLR0913 - every one a thing that a corpus may need; k
     with intake.opened(ledger_beside(output)) as ledger:
         with ledger.transaction():
             ledger.begin(terms, again=retry_rejected)
-            intake.take_in(ledger, sources, fields, skip=on_bad_input == "skip", with_text=with_text)
+            intake.take_in(ledger, sources, fields, client.settings, skip=on_bad_input == "skip", with_text=with_text)
         asking = Asking(ledger, client, text_type, kind, stop)
         asking.run(progress)
         counts = ledger.counts()
@@ -165,14 +165,15 @@ def estimate_corpus(  # noqa: PLR0913 - as embed_corpus
     Arguments and errors are those of `embed_corpus`. With an `output` whose ledger is there, texts that are
     paid for already do not count.
     """
-    beside = None if output is None else ledger_beside(Path(output))
+    output = None if output is None else Path(output)
+    beside = None if output is None else ledger_beside(output)
     fields = readers.Fields(text_field, id_field, encoding)
-    sources = intake.sources(inputs, format, Path(output or "."), on_bad_input)
+    sources = intake.sources(inputs, format, output, on_bad_input)
     scratch = beside is None or not beside.exists()
     terms = intake.terms(client, text_type, kind, "real-time")
     with intake.opened(None if scratch else beside) as ledger, ledger.transaction(keep=False):
         ledger.begin(terms, again=retry_rejected)
-        intake.take_in(ledger, sources, fields, skip=on_bad_input == "skip", with_text=False)
+        intake.take_in(ledger, sources, fields, client.settings, skip=on_bad_input == "skip", with_text=False)
         counts = ledger.counts()
     tokens = round(counts.tokens)
     price = client.settings.price

@@ -1,0 +1,215 @@
+"""Text files in any encoding: what a byte order mark says, and what bytes that cannot be read may be."""
+
+from __future__ import annotations
+
+import codecs
+import io
+import re
+import sys
+import unicodedata
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, TextIO, cast
+
+from dashscope_embeddings.corpus.sources import STDIN
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from io import FileIO
+
+    from dashscope_embeddings.corpus.sources import Source
+
+# --- byte order marks --------------------------------------------------------------------------------------
+
+# UTF-32 before UTF-16, whose little-endian mark begins its own.
+_MARKS = (
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+_WIDE = ("utf-32-le", "utf-32-be", "utf-16-le", "utf-16-be")
+
+
+def marked(head: bytes) -> str | None:
+    """The encoding that a byte order mark names, by a codec that removes the mark; None: there is no mark."""
+    return next((name for mark, name in _MARKS if head.startswith(mark)), None)
+
+
+def unmarked_wide(head: bytes) -> str | None:
+    """The UTF-16 or UTF-32 that a file without a byte order mark seems to be in; None: it seems to be in neither.
+
+    Such bytes are valid UTF-8 where the text is ASCII, and often where it is Chinese.
+    """
+    return next((name for name in _WIDE if _reads_as(head, name)), None) if b"\0" in head else None
+
+
+def _reads_as(head: bytes, name: str) -> bool:
+    try:
+        # Not final: the head may end within a character.
+        text = codecs.getincrementaldecoder(name)().decode(head)
+    except UnicodeError:
+        return False
+    if any(unicodedata.category(c) in {"Cc", "Cn", "Co"} and c not in "\t\n\r\f" for c in text):
+        return False
+    if lines := head.count(b"\n"):
+        return text.count("\n") * 2 >= lines
+    return sum(c.isascii() for c in text) * 2 >= len(text)
+
+
+# --- bytes that are not in the expected encoding -----------------------------------------------------------
+
+# For each encoding, its everyday characters as a group, then any other of its characters, so that a search stays in
+# step. Chinese, Japanese and Korean encodings accept nearly all bytes of one another: what tells them apart is how many
+# of the characters would be common ones.
+_EVERYDAY = {
+    "gb18030": rb"((?:[\xa1-\xa3\xb0-\xd7][\xa1-\xfe])+)|[\x81-\xfe][\x30-\xfe]",
+    "big5": rb"((?:[\xa1-\xc6][\x40-\x7e\xa1-\xfe])+)|[\x81-\xfe][\x40-\xfe]",
+    "euc_kr": rb"((?:[\xa1-\xa3\xb0-\xc8][\xa1-\xfe])+)|[\x81-\xfe][\x41-\xfe]",
+    "shift_jis": rb"((?:[\x81-\x83\x88-\x97][\x40-\x7e\x80-\xfc])+)|[\x84-\x9f\xe0-\xef][\x40-\xfc]|[\xa1-\xdf]",
+    "euc_jp": rb"((?:[\xa1\xa3-\xa5\xb0-\xcf][\xa1-\xfe])+)|[\x8e\xa1-\xfe][\xa1-\xfe]",
+    "cp1251": rb"([\xa8\xb8\xc0-\xff]{2,})|[\x80-\xff]",
+    "cp1252": rb"(?<![\x80-\xff])([\x80-\xff]{1,2})(?![\x80-\xff])|[\x80-\xff]",
+}
+_LIKELY = 0.7
+"""Share of the bytes above ASCII that must be everyday characters."""
+_DOUBT = 0.5
+"""Divided by the number of such bytes: what a short text counts less as Korean."""
+_HIGH = re.compile(rb"[\x80-\xff]")
+
+
+def likely(sample: bytes, tried: str) -> str | None:
+    """The encoding that a sample which is not in the encoding `tried` is most likely in; None: unclear."""
+    if tried != "utf-8" and _decodes(sample, "utf-8"):
+        return "utf-8"
+    if tried == "utf-8" and _mostly_utf8(sample):
+        return None
+    shares = {name: _share(sample, pattern) for name, pattern in _EVERYDAY.items() if _decodes(sample, name)}
+    # Common Korean and Japanese characters are common Chinese ones too, but a longer Chinese text has others as well.
+    doubts = {"gb18030": 0.02, "euc_jp": 0.03, "euc_kr": _DOUBT / max(len(_HIGH.findall(sample)), 1)}
+    shares = {name: share - doubts.get(name, 0.0) for name, share in shares.items()}
+    found = max(shares, key=lambda name: shares[name], default="")
+    return found if shares.get(found, 0.0) >= _LIKELY and found != tried else None
+
+
+def _decodes(sample: bytes, name: str) -> bool:
+    try:
+        codecs.getincrementaldecoder(name)().decode(sample)
+    except UnicodeError:
+        return False
+    return True
+
+
+def _mostly_utf8(sample: bytes) -> bool:
+    text = sample.decode(errors="replace")
+    damaged = text.count("\ufffd")
+    return sum(not c.isascii() for c in text) > 5 * damaged
+
+
+def _share(sample: bytes, pattern: bytes) -> float:
+    high = len(_HIGH.findall(sample))
+    common = sum(len(_HIGH.findall(group)) for group in re.findall(pattern, sample))
+    # A second byte may be ASCII: it counts neither here nor there.
+    return common / max(high, 1)
+
+
+_CESU = re.compile(rb"\xed[\xa0-\xaf][\x80-\xbf]\xed[\xb0-\xbf][\x80-\xbf]")
+
+
+def has_surrogate_pairs(raw: bytes) -> bool:
+    """Whether characters are written as pairs of surrogates in UTF-8 (CESU-8), as some database exports do."""
+    return _CESU.search(raw) is not None
+
+
+# --- open files --------------------------------------------------------------------------------------------
+
+_HEAD = 1 << 16
+"""Bytes from which a file's encoding is guessed; they are buffered in any case."""
+
+
+@dataclass
+class Text:
+    """A text file that is open. Undecodable bytes come as surrogates, so that one bad line is one bad record."""
+
+    source: Source
+    file: TextIO
+    encoding: str
+    head: bytes
+
+    @property
+    def unnamed_wide(self) -> str | None:
+        """The UTF-16 or UTF-32 that it seems to be in, although neither a mark nor a name says so."""
+        wide = self.encoding.startswith(("utf-16", "utf-32"))
+        return None if wide else unmarked_wide(self.head)
+
+    def lines(self) -> Iterator[tuple[str, str]]:
+        """Place and line of all that are not blank."""
+        name = str(self.source)
+        for number, line in enumerate(self.file, start=1):
+            if line.strip():
+                yield f"{name}:{number}", line.rstrip("\r\n")
+
+    def not_decoded(self, line: str) -> str:
+        """What is said of a line that is not in the file's encoding."""
+        raw = self._raw(line)
+        if self._tried == "utf-8" and has_surrogate_pairs(raw):
+            return (
+                "holds surrogate pairs in place of characters (CESU-8): mend the file's bytes with "
+                '.decode("utf-8", "surrogatepass").encode("utf-16", "surrogatepass").decode("utf-16")'
+            )
+        found = self._likely or likely(raw, self._tried)
+        advice = (
+            f"; they read as {found}: name it (encoding, --encoding {found})"
+            if found
+            else ": name the file's encoding (encoding, --encoding), such as gb18030, or mend the line"
+        )
+        return f"holds bytes that are not {self._tried}{advice}"
+
+    @property
+    def _tried(self) -> str:
+        return self.encoding.removesuffix("-sig")
+
+    @cached_property
+    def _likely(self) -> str | None:
+        head = self.head.decode(self.encoding, "surrogateescape") if self.head else ""
+        return likely(self.head, self._tried) if undecodable(head) else None
+
+    def _raw(self, line: str) -> bytes:
+        try:
+            return line.encode(self.encoding, "surrogateescape")
+        except UnicodeError:
+            return b""
+
+
+@contextmanager
+def opened(source: Source, encoding: str) -> Iterator[Text]:
+    """A file or standard input, in the encoding that its mark says, or else in the given one."""
+    stdin = source.path == STDIN
+    # Standard input is buffered once more: of a pipe, what was looked at could not be put back.
+    plain = cast("FileIO", sys.stdin.buffer) if stdin else Path(source.path).open("rb", buffering=0)  # noqa: SIM115 - closed below
+    raw = io.BufferedReader(plain, _HEAD)
+    head = raw.peek(_HEAD)
+    encoding = marked(head) or encoding
+    newline = "" if source.format in {"csv", "tsv"} else "\n"  # a carriage return may be part of a text
+    file = io.TextIOWrapper(raw, encoding=encoding, errors="surrogateescape", newline=newline)
+    try:
+        yield Text(source, file, encoding, head)
+    finally:
+        if stdin:
+            file.detach().detach()  # standard input is not ours to close
+        else:
+            file.close()
+
+
+def undecodable(text: str) -> bool:
+    """Whether a text cannot be written as UTF-8."""
+    if text.isascii():
+        return False
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
