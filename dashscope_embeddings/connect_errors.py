@@ -16,13 +16,12 @@ if TYPE_CHECKING:
 
 _UNTRUSTED = re.compile(r"certificate verify failed: (.*?)\.?(?: \(_ssl|$)")
 _NO_TLS = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "record layer failure", "[SSL: HTTP_REQUEST]")
-_TLS_ALERT = "\\x15\\x03"
-"""How a server begins that speaks TLS, and is spoken to without."""
+_NO_HTTP = ("illegal request line", "illegal status line")
 
 
-def failure(error: httpx.RequestError, host: str, timeout: httpx.Timeout, proxy: Proxy | None) -> Failure:
-    """Why no reply came from a host, and whether asking again can help. `proxy` is None where none is known of."""
-    said = f"{type(error).__name__}: {error}"
+def failure(error: httpx.RequestError, url: httpx.URL, timeout: httpx.Timeout, proxy: Proxy | None) -> Failure:
+    """Why no reply came from an address, and whether asking again can help. `proxy` is None where none is known of."""
+    said, host = f"{type(error).__name__}: {error}", url.host
     if isinstance(error, httpx.ProxyError):
         return _of_a_proxy(str(error), host, proxy)
     if isinstance(error, httpx.TimeoutException):
@@ -32,8 +31,9 @@ def failure(error: httpx.RequestError, host: str, timeout: httpx.Timeout, proxy:
         return Failure(said, broken=True)
     if isinstance(error, (httpx.ConnectError, httpx.ConnectTimeout)):
         return _unconnected(error, said, host, proxy)
-    if _TLS_ALERT in said:
-        return Failure(f"{host} speaks TLS, and was asked without. Write https:// in base_url", retry=False)
+    if any(sign in said for sign in _NO_HTTP):
+        tls = " If it speaks TLS, write https:// in base_url." if url.scheme == "http" else ""
+        return Failure(f"what answers there speaks no HTTP ({said}).{tls} Is it the right host and port?")
     return Failure(said, retry=not isinstance(error, (httpx.UnsupportedProtocol, httpx.LocalProtocolError)))
 
 

@@ -238,7 +238,7 @@ class Sessions:
         return {"transport": transport, "trust_env": False, **self._options}
 
     def _failure(self, error: httpx.RequestError) -> Failure:
-        return connect_errors.failure(error, self._url.host, self._options["timeout"], self._proxy)
+        return connect_errors.failure(error, self._url, self._options["timeout"], self._proxy)
 
 
 def _url(address: str) -> httpx.URL:
