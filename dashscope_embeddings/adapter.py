@@ -6,9 +6,10 @@ import weakref
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, PrivateAttr, SecretStr
+from pydantic import AliasChoices, BaseModel, Field, PrivateAttr, SecretStr
 
-from dashscope_embeddings.catalogue import DEFAULT_MODEL, warn_once
+from dashscope_embeddings.argument_names import check_names, hint
+from dashscope_embeddings.catalogue import warn_once
 from dashscope_embeddings.client import EmbeddingClient
 from dashscope_embeddings.errors import InvalidInput
 from dashscope_embeddings.halves import Halves
@@ -63,7 +64,25 @@ class ClientFields(BaseModel):
 
     def __init__(self, /, **settings: Any) -> None:
         hide(settings, self._names())
+        check_names(type(self), settings, self._names())
         super().__init__(**settings)
+
+    def _compared(self) -> dict[str, Any]:
+        """What two objects must have in common to be equal: all settings, and not what was made of them."""
+        values = {name: getattr(self, name) for name in type(self).model_fields}
+        # LlamaIndex's: a new one for every object, equal where they tell the same handlers.
+        values["callback_manager"] = getattr(values.get("callback_manager"), "handlers", None)
+        values["embeddings_cache"] = getattr(cache := values.get("embeddings_cache"), "wrapped", cache)
+        return values
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, ClientFields):
+            return NotImplemented
+        return type(self) is type(other) and self._compared() == other._compared()
+
+    def __hash__(self) -> int:
+        plain = (str, int, float, SecretStr, type(None))
+        return hash((type(self), *(value for value in self._compared().values() if isinstance(value, plain))))
 
     @classmethod
     def _names(cls) -> frozenset[str]:
@@ -204,7 +223,8 @@ class ClientFields(BaseModel):
         """A copy with some fields changed; a name that is no field is an error here, as everywhere."""
         unknown = [name for name in update or {} if name not in type(self).model_fields]
         if unknown:
-            raise InvalidInput(f"model_copy(update=…) takes names of fields, and {', '.join(unknown)} is none")
+            said = ", ".join(f"{name} is none{hint(name, type(self).model_fields)}" for name in unknown)
+            raise InvalidInput(f"model_copy(update=…) takes names of fields, and {said}")
         if update:
             hide(update := dict(update))
         copy = super().model_copy(update=update, deep=deep)
@@ -241,76 +261,6 @@ _MAKE_A_CLIENT = frozenset(ClientFields.model_fields) | {
     "num_workers",
 }
 """Fields of adapters that a client depends on."""
-
-
-class Standalone(ClientFields):
-    """The settings of a sparse adapter that is linked to no dense one."""
-
-    model_config = ConfigDict(extra="forbid", populate_by_name=True, protected_namespaces=(), hide_input_in_errors=True)
-
-    model: str = Field(default=DEFAULT_MODEL, validation_alias=AliasChoices("model", "model_name"))
-    api_key: SecretStr | None = Field(
-        default=None, exclude=True, validation_alias=AliasChoices("api_key", "dashscope_api_key")
-    )
-    batch_size: int | None = Field(default=None, validation_alias=AliasChoices("batch_size", "chunk_size"))
-
-    def model_post_init(self, context: Any, /) -> None:
-        """Checks at construction that this can work."""
-        super().model_post_init(context)
-        self.client.settings.check_sparse()
-        self._keep("api_key", self.client)
-
-    def _settings(self) -> dict[str, Any]:
-        own = {"model": self.model, "api_key": self.api_key, "batch_size": self.batch_size}
-        return super()._settings() | own
-
-
-class Sparse:
-    """What the sparse adapters have in common: whom they ask. Pickles as settings only."""
-
-    def __init__(self, dense: ClientFields | None = None, *, memo_size: int | None = None, **settings: Any) -> None:
-        """`dense`: the dense adapter to share requests with; without it, settings of `EmbeddingClient`."""
-        settings["dense"] = dense
-        del dense  # a string may be a key
-        hide(settings, Standalone._names())  # noqa: SLF001 - the class above
-        dense = settings.pop("dense")
-        if dense is None and memo_size is not None:
-            raise InvalidInput("memo_size is of a linked adapter: pass dense= as well")
-        if dense is None:
-            self._source: ClientFields = Standalone(**settings)
-        elif settings:
-            raise InvalidInput(f"{', '.join(settings)}: a linked adapter has the settings of the dense one")
-        elif not isinstance(dense, ClientFields):
-            kind = "str" if isinstance(dense, SecretStr) else type(dense).__name__
-            raise InvalidInput(f"expected a dense adapter of this package, not {kind}")
-        else:
-            self._source = dense
-        self._linked = dense is not None
-        self._memo_size = memo_size
-        self._link()
-
-    def _link(self) -> None:
-        if self._linked:
-            self._source.link(self, self._memo_size)
-
-    @property
-    def document_role(self) -> TextType:
-        """The role that the dense side gives to documents: a text's halves come from one request."""
-        return self._source.document_role
-
-    @property
-    def halves(self) -> Halves:
-        """The client, and the memo if there is one."""
-        return self._source.halves
-
-    @property
-    def usage(self) -> Usage:
-        """What was billed so far; of a linked pair, to both together."""
-        return self._source.usage
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._link()
 
 
 def _unlink(dense: weakref.ref[ClientFields]) -> None:

@@ -9,7 +9,8 @@ except ImportError as missing:
         'langchain-milvus is not installed: pip install "dashscope-embeddings[langchain,milvus]"'
     ) from missing
 
-from dashscope_embeddings.adapter import Sparse, listed, single
+from dashscope_embeddings.adapter import listed, single
+from dashscope_embeddings.sparse_adapter import Sparse
 
 
 class DashScopeSparseEmbeddings(Sparse, BaseSparseEmbedding):

@@ -11,7 +11,8 @@ except ImportError as missing:
         'langchain-qdrant is not installed: pip install "dashscope-embeddings[langchain,qdrant]"'
     ) from missing
 
-from dashscope_embeddings.adapter import Sparse, listed, single
+from dashscope_embeddings.adapter import listed, single
+from dashscope_embeddings.sparse_adapter import Sparse
 
 if TYPE_CHECKING:
     from dashscope_embeddings import vectors

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar, cast, get_args
 
 from pydantic import AliasChoices, ConfigDict, Field, SecretStr, model_validator
 
@@ -25,7 +26,7 @@ from dashscope_embeddings.llama_index_sparse import MOST_PER_CALL, DashScopeSpar
 from dashscope_embeddings.llama_index_usage import DashScopeUsageEvent, billed
 from dashscope_embeddings.progress import bar
 from dashscope_embeddings.secret_settings import hide
-from dashscope_embeddings.vectors import TextType  # noqa: TC001 - pydantic reads it at run time
+from dashscope_embeddings.vectors import TextType
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -53,11 +54,11 @@ def _span(method: _Method) -> _Method:
     return cast("_Method", _dispatcher.span(cast("Callable[..., Any]", method)))
 
 
+@dataclass(frozen=True)
 class _AskedByUs:
     """A rate limiter that LlamaIndex asks once a call: in vain, for we ask the one inside for every request."""
 
-    def __init__(self, wrapped: Any) -> None:
-        self.wrapped = wrapped
+    wrapped: Any
 
     def acquire(self, num_tokens: int = 0) -> None:
         """Says yes."""
@@ -124,6 +125,9 @@ class DashScopeEmbedding(ClientFields, BaseEmbedding):
         for name in ("model_name", "text_type"):
             settings[name] = getattr(settings[name], "value", settings[name])
         settings["model_name"] = settings["model_name"] or DEFAULT_MODEL
+        if settings["text_type"] not in get_args(TextType):
+            settings.clear()  # it may be a key
+            raise InvalidInput('text_type, the second argument, is "document" or "query"; a key goes to api_key=')
         super().__init__(embed_batch_size=embed_batch_size, **settings)
 
     @model_validator(mode="after")

@@ -13,7 +13,8 @@ except ImportError as missing:
         'pip install "dashscope-embeddings[llama-index,llama-index-milvus]"'
     ) from missing
 
-from dashscope_embeddings.adapter import Sparse, listed
+from dashscope_embeddings.adapter import listed
+from dashscope_embeddings.sparse_adapter import Sparse
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

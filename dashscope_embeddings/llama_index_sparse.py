@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 from llama_index.core.base.embeddings.base_sparse import BaseSparseEmbedding
 from pydantic import ConfigDict, Field, PrivateAttr
 
-from dashscope_embeddings.adapter import ClientFields, Sparse, Standalone, listed, single
+from dashscope_embeddings.adapter import ClientFields, listed, single
 from dashscope_embeddings.llama_index_usage import billed
 from dashscope_embeddings.secret_settings import hide
+from dashscope_embeddings.sparse_adapter import Sparse, Standalone
 
 if TYPE_CHECKING:
     from dashscope_embeddings.vectors import SparseVector, TextType, Usage
@@ -61,6 +62,9 @@ class DashScopeSparseEmbedding(BaseSparseEmbedding):
             num_workers=num_workers,
         )
         self._sparse = sparse
+
+    def __hash__(self) -> int:
+        return hash((type(self), self._sparse))
 
     @classmethod
     def class_name(cls) -> str:

@@ -32,6 +32,7 @@ ROAD = (
     {"client"},
     {"halves"},
     {"adapter"},
+    {"sparse_adapter"},
     {"langchain", "llama_index", "ray_data"},
     {"cli"},
 )

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from dashscope_embeddings.adapter import Sparse
+from dashscope_embeddings.sparse_adapter import Sparse
 from dashscope_embeddings.vectors import SparseVector
 
 if TYPE_CHECKING:
