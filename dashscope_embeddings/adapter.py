@@ -119,6 +119,8 @@ class ClientFields(BaseModel):
         """Arguments of `EmbeddingClient`; adapters add those that are named otherwise in their framework."""
         settings = {name: getattr(self, name) for name in ClientFields.model_fields}
         found = settings.pop("found_address")
+        if "protocol" not in self.model_fields_set:
+            settings["protocol"] = None
         if self.base_url is None and self.region is None and self.workspace is None:
             settings["base_url"] = found
         return settings

@@ -76,6 +76,27 @@ _VARIABLES: Mapping[Protocol, tuple[str, str]] = {
 }
 
 
+def chosen_protocol(protocol: Protocol | None, *, region: str | None, base_url: str | None) -> Protocol:
+    """The protocol that was asked for; native where none was, with a warning if the address is of the other one."""
+    if protocol is not None:
+        return protocol
+    origin = "base_url"
+    if base_url is None and not region:
+        origin = "DASHSCOPE_HTTP_BASE_URL"
+        base_url = os.environ.get(origin)
+    if _COMPATIBLE.search(base_url or ""):
+        catalogue.warn_once(
+            "protocol",
+            f"{origin} is an OpenAI-compatible address, but the native protocol of its host is asked, because no "
+            'protocol was chosen. Vectors of the two differ: protocol="openai" gives those of an index that was made '
+            'over this address; protocol="native" tells queries from documents and silences this warning',
+        )
+    return "native"
+
+
+_COMPATIBLE = re.compile(r"/compatible-mode(?:/|$)")
+
+
 def address(
     protocol: Protocol = "native",
     *,

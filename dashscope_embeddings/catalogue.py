@@ -5,6 +5,7 @@ Nothing here was measured by this project. Prices are list prices without free q
 
 from __future__ import annotations
 
+import sys
 import warnings
 from dataclasses import dataclass, replace
 from decimal import Decimal
@@ -186,7 +187,18 @@ def warn_once(key: str, message: str) -> None:
     if key in _warned:
         return
     _warned.add(key)
-    warnings.warn(message, UserWarning, stacklevel=3)
+    warnings.warn(message, UserWarning, stacklevel=_users_level())
+
+
+def _users_level() -> int:
+    """How far from `warn_once` the code stands that called this package, perhaps through pydantic."""
+    level, frame = 2, sys._getframe(2)  # noqa: SLF001 - `warnings` learned it in Python 3.12 only
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in _NOT_THE_USERS:
+        level, frame = level + 1, frame.f_back
+    return level
+
+
+_NOT_THE_USERS = frozenset({"dashscope_embeddings", "pydantic"})
 
 
 def model(name: str) -> Model:

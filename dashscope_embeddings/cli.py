@@ -20,9 +20,8 @@ from dashscope_embeddings.errors import DashScopeError
 try:
     import typer
     from rich.console import Console
-    from rich.text import Text
 
-    from dashscope_embeddings import cli_batch, cli_check, cli_corpus, tables
+    from dashscope_embeddings import cli_batch, cli_check, cli_common, cli_corpus, tables
     from dashscope_embeddings.demo import screen
 except ModuleNotFoundError as missing:
     if (missing.name or "").partition(".")[0] not in {"typer", "rich"}:
@@ -171,7 +170,7 @@ def _console(*, stderr: bool = False) -> Console:
 
 
 def _fail(message: str, *, code: int = 1) -> NoReturn:
-    _console(stderr=True).print(Text(message, "red"), soft_wrap=True)
+    cli_common.say(message, "red")
     raise typer.Exit(code)
 
 
@@ -191,7 +190,7 @@ def _command(function: Callable[..., None]) -> Callable[..., None]:
 
 
 def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
-    _console(stderr=True).print(Text(str(message), "yellow"), soft_wrap=True)
+    cli_common.say(str(message), "yellow")
 
 
 def main() -> None:

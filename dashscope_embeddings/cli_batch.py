@@ -88,7 +88,7 @@ def submit(  # noqa: PLR0913 - one for each option
     """
     how = _given(text_field, id_field, form, encoding, on_bad_input, with_text, retry_rejected)
     how |= {"window": window, "name": name, "description": description, "before": _say_estimate}
-    with telling(_kept(output)), stop_signals(_STOPPING) as stop:
+    with telling(*_kept(output)), stop_signals(_STOPPING) as stop:
         client = _client(model, dimensions, long_text, batch_size, region, workspace, base_url)
         found = corpus.batch_submit(inputs, output, client=client, progress=_say, stop=stop, **how)
         if found.under_way and not found.stopped:
@@ -130,7 +130,7 @@ def run(  # noqa: PLR0913 - one for each option
     """
     how = _given(text_field, id_field, form, encoding, on_bad_input, with_text, retry_rejected)
     how |= {"window": window, "name": name, "description": description, "before": _say_estimate, "poll": poll}
-    with telling(_kept(output)), stop_signals(_STOPPING) as stop:
+    with telling(*_kept(output)), stop_signals(_STOPPING) as stop:
         client = _client(model, dimensions, long_text, batch_size, region, workspace, base_url)
         _say_summary(corpus.batch_run(inputs, output, client=client, progress=_say, stop=stop, **how), output)
 
@@ -138,7 +138,7 @@ def run(  # noqa: PLR0913 - one for each option
 @app.command()
 def status(*, output: _Output, region: _Region = None, workspace: _Workspace = None, base_url: _BaseUrl = None) -> None:
     """Ask how far all batches are; fetch and change nothing."""
-    with telling(_kept(output)):
+    with telling(*_kept(output)):
         client = corpus.batch_client(output, region=region, workspace=workspace, base_url=base_url)
         found = corpus.batch_status(output, client=client)
         for file in found.files:
@@ -174,7 +174,7 @@ def fetch(
 
     Exit codes: as those of `batch run`; 1 while anything is under way.
     """
-    with telling(_kept(output)), stop_signals(_STOPPING) as stop:
+    with telling(*_kept(output)), stop_signals(_STOPPING) as stop:
         client = corpus.batch_client(output, region=region, workspace=workspace, base_url=base_url)
         _say_summary(corpus.batch_fetch(output, client=client, retry=retry, progress=_say, stop=stop), output)
 
@@ -182,7 +182,7 @@ def fetch(
 @app.command()
 def cancel(*, output: _Output, region: _Region = None, workspace: _Workspace = None, base_url: _BaseUrl = None) -> None:
     """Stop all batches; what was done by then is billed, and `batch fetch` brings it."""
-    with telling(_kept(output)):
+    with telling(*_kept(output)):
         client = corpus.batch_client(output, region=region, workspace=workspace, base_url=base_url)
         found = corpus.batch_cancel(output, client=client, progress=_say)
         said = "nothing is under way"
@@ -199,10 +199,10 @@ def cancel(*, output: _Output, region: _Region = None, workspace: _Workspace = N
 _STOPPING = "stopping; what is submitted stays submitted"
 
 
-def _kept(output: Path) -> str:
+def _kept(output: Path) -> tuple[str, str]:
     return (
-        f"What was submitted, and what was fetched, is in {corpus.ledger_beside(output)}; the same command goes on. "
-        "Batches under way go on being billed unless `batch cancel` stops them."
+        f"What was submitted, and what was fetched, is in {corpus.ledger_beside(output)}",
+        "Batches under way go on being billed unless `batch cancel` stops them.",
     )
 
 

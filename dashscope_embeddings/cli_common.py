@@ -11,7 +11,15 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from dashscope_embeddings.errors import DashScopeError, InvalidInput
+from dashscope_embeddings.errors import (
+    AuthenticationError,
+    ConnectionFailed,
+    DashScopeError,
+    InvalidInput,
+    QuotaError,
+    Verdict,
+)
+from dashscope_embeddings.redaction import escaped
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -22,24 +30,39 @@ FAILED, USAGE, REJECTED = 1, 2, 3
 
 def fail(message: str, code: int = FAILED) -> NoReturn:
     """Says it in red, and ends the command."""
-    Console(stderr=True, highlight=False).print(Text(message, "red"), soft_wrap=True)
+    say(message, "red")
     raise typer.Exit(code)
 
 
+def say(message: str, colour: str) -> None:
+    """Lines on standard error, in which nothing is an order to the terminal."""
+    lines = "\n".join(map(escaped, message.splitlines()))
+    Console(stderr=True, highlight=False).print(Text(lines, colour), soft_wrap=True)
+
+
 @contextlib.contextmanager
-def telling(goes_on: str) -> Iterator[None]:
-    """Errors in a line, with the exit code that they stand for; `goes_on`: what is not lost, and how to go on."""
+def telling(kept: str, more: str = "") -> Iterator[None]:
+    """Errors in a line, with the exit code that they stand for; `kept`: what is not lost, `more`: what else matters."""
     try:
         yield
     except InvalidInput as error:
-        Console(stderr=True, highlight=False).print(Text(str(error), "red"), soft_wrap=True)
-        for said in list(error.reasons.values())[1:]:
-            typer.echo(said, err=True)
+        say("\n".join([str(error), *list(error.reasons.values())[1:]]), "red")
         raise typer.Exit(USAGE) from error
     except ImportError as missing:
         fail(str(missing), USAGE)
     except (DashScopeError, OSError) as error:
-        fail(f"{error}\n{goes_on}")
+        fail(f"{error}\n{kept}{_how_to_go_on(error)} {more}".rstrip())
+
+
+def _how_to_go_on(error: DashScopeError | OSError) -> str:
+    """Whether the same command goes on: not where the command itself is what is refused."""
+    if isinstance(error, OSError):
+        mendable = error.errno is not None  # else it is a file that is damaged, and not its disk
+    elif error.verdict in {Verdict.RETRY, Verdict.THROTTLE}:
+        return "; the same command goes on."
+    else:
+        mendable = isinstance(error, (AuthenticationError, QuotaError, ConnectionFailed))
+    return "; once that is mended, the same command goes on." if mendable else "."
 
 
 @contextlib.contextmanager

@@ -57,7 +57,7 @@ def embed(  # noqa: PLR0913 - one for each option
     text_type: Annotated[str, typer.Option(help="document or query.")] = "document",
     instruct: Annotated[str | None, typer.Option(help="What queries are for, in a sentence.")] = None,
     long_text: Annotated[str, typer.Option(help="error (rejects it), truncate or average.")] = "error",
-    protocol: Annotated[str, typer.Option(help="native or openai.")] = "native",
+    protocol: Annotated[str | None, typer.Option(help="native or openai.", show_default="native")] = None,
     region: Annotated[str | None, typer.Option(help="Such as ap-southeast-1.", show_default="cn-beijing")] = None,
     workspace: Annotated[str | None, typer.Option(help="Its own host is asked.")] = None,
     base_url: Annotated[str | None, typer.Option(help="Another address; emulator for none.")] = None,
@@ -95,7 +95,7 @@ def embed(  # noqa: PLR0913 - one for each option
     }
     if instruct and text_type != "query":
         fail("--instruct is for queries: add --text-type query, or leave it out", USAGE)
-    with telling(f"What was paid for is in {corpus.ledger_beside(output)}; the same command goes on."):
+    with telling(f"What was paid for is in {corpus.ledger_beside(output)}"):
         client = EmbeddingClient(
             model,
             # Nothing is asked: a key need not be there.

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterable
 from typing import TYPE_CHECKING, Any
 
 from dashscope_embeddings import catalogue, planning
-from dashscope_embeddings.addresses import address, find_key
+from dashscope_embeddings.addresses import address, chosen_protocol, find_key
 from dashscope_embeddings.calls import Callbacks, Calls, dismiss
 from dashscope_embeddings.connections import check_loop
 from dashscope_embeddings.errors import InvalidInput
@@ -49,7 +49,8 @@ class EmbeddingClient(Calls):
             `~/.dashscope/api_key`.
         dimensions: Floats in a dense vector; None: the model's default. `dimension` is the same.
         instruct: What queries are for, in a sentence; sent with queries only.
-        protocol: "native", or "openai" for the OpenAI-compatible endpoint, without roles and sparse vectors.
+        protocol: "native" (default), or "openai" for the OpenAI-compatible endpoint, without roles and sparse
+            vectors.
         region: Such as "cn-beijing" (default) or "ap-southeast-1"; a key belongs to one.
         workspace: Its own host, `{workspace}.{region}.maas.aliyuncs.com`, is asked.
         base_url: Another address: a root or anything pasted from the vendor's pages; "emulator" for none.
@@ -84,7 +85,7 @@ class EmbeddingClient(Calls):
         dimensions: int | None = None,
         dimension: int | None = None,
         instruct: str | None = None,
-        protocol: Protocol = "native",
+        protocol: Protocol | None = None,
         region: str | None = None,
         workspace: str | None = None,
         base_url: str | None = None,
@@ -109,6 +110,7 @@ class EmbeddingClient(Calls):
         hide(given)
         if dimension is not None and dimensions not in {None, dimension}:
             raise InvalidInput(f"dimensions={dimensions} and dimension={dimension} are two names of one thing")
+        protocol = chosen_protocol(protocol, region=given["region"], base_url=given["base_url"])
         place = address(protocol, region=given["region"], workspace=given["workspace"], base_url=given["base_url"])
         self._start(
             Settings(

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from dashscope_embeddings.errors import Verdict
-from dashscope_embeddings.exchange import Outcome
+from dashscope_embeddings.exchange import Outcome, warn_of_throttling
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -163,7 +163,10 @@ class Coalescer:
         if _settled(outcome, row) or outcome.stop is None or outcome.stop.verdict is not Verdict.THROTTLE:
             return False
         query.throttled_since = min(query.throttled_since, now)
-        return terms.max_retries > 0 and now - query.throttled_since <= terms.patience
+        again = terms.max_retries > 0 and now - query.throttled_since <= terms.patience
+        if again:
+            warn_of_throttling(terms, outcome.stop, now, query.throttled_since)
+        return again
 
     def _queue_again(self, query: Query) -> None:
         if not query.gone and not query.left():

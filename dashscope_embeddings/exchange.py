@@ -36,7 +36,19 @@ if TYPE_CHECKING:
     from dashscope_embeddings.vectors import SparseVector
     from dashscope_embeddings.wire import Ask
 
-__all__ = ["GIVEN_UP", "Failure", "Outcome", "Send", "Sleep", "Target", "Terms", "backoff", "capped", "exchange"]
+__all__ = [
+    "GIVEN_UP",
+    "Failure",
+    "Outcome",
+    "Send",
+    "Sleep",
+    "Target",
+    "Terms",
+    "backoff",
+    "capped",
+    "exchange",
+    "warn_of_throttling",
+]
 
 _log = logging.getLogger("dashscope_embeddings")
 
@@ -84,6 +96,8 @@ class Proof:
 
     answered: bool = False
     """Some request got its vectors: where another is refused, it is for its texts."""
+    warned: float = -math.inf
+    """When it was last said that the service throttles."""
 
 
 @dataclass(frozen=True)
@@ -196,6 +210,7 @@ def _request(texts: list[str], terms: Terms, permit: Permit | None) -> Generator
             if terms.max_retries == 0 or now - throttled_since > terms.patience:
                 return error
             _log.info("throttled, asking again when the limiter allows: %s", error)
+            warn_of_throttling(terms, error, now, throttled_since)
         elif error.verdict is Verdict.RETRY and failures < terms.max_retries:
             failures += 1
             pause = backoff(failures, capped(error))
@@ -205,6 +220,27 @@ def _request(texts: list[str], terms: Terms, permit: Permit | None) -> Generator
         else:
             return error
     raise RuntimeError("unreachable: the tries are counted without an end")
+
+
+def warn_of_throttling(terms: Terms, error: DashScopeError, now: float, since: float) -> None:
+    """Says in the log, once a minute at most, that a program waits although nothing is wrong with it."""
+    until = now + (capped(error) or 0.0)
+    if until - since < _UNSEEN or now - terms.proof.warned < _SAID_AGAIN:
+        return
+    terms.proof.warned = now
+    _log.warning(
+        "throttled by %s for %.0f s; asking again when it allows, for %.0f s at most. If this lasts, state the quota "
+        "(requests_per_minute, tokens_per_minute) or have it raised: %s",
+        terms.asked.host,
+        now - since,
+        terms.patience,
+        error,
+    )
+
+
+_UNSEEN = 5.0
+"""Seconds of waiting that nobody wonders about."""
+_SAID_AGAIN = 60.0
 
 
 def _sent(

@@ -162,10 +162,32 @@ _HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 _HEADER_VALUE = re.compile(r"(?:[\x21-\x7e](?:[\t\x20-\x7e]*[\x21-\x7e])?)?")
 
 
+_FRAMING = frozenset(
+    {
+        "connection",
+        "content-encoding",
+        "content-length",
+        "expect",
+        "host",
+        "keep-alive",
+        "proxy-connection",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+    }
+)
+"""Headers that say how a message travels: another value than the right one breaks it, or the connection."""
+
+
 def _check_headers(settings: Settings) -> None:
     for name, value in settings.headers:
         if not _HEADER_NAME.fullmatch(name):
             raise InvalidInput(f"default_headers: {name!r} is no name of a header")
+        if name.lower() in _FRAMING:
+            raise InvalidInput(
+                f"default_headers: {name} belongs to a single message or connection, and is set for each"
+            )
         if not _HEADER_VALUE.fullmatch(value.get_secret_value()):
             raise InvalidInput(
                 f"default_headers: the value of {name!r} must be printable ASCII without blanks around it"

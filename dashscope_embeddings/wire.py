@@ -316,5 +316,5 @@ def _until(moment: str | None, now: str | None) -> float | None:
         return None
     try:
         return max(0.0, (parsedate_to_datetime(moment) - parsedate_to_datetime(now)).total_seconds())
-    except (ValueError, TypeError):  # no dates; with and without a time zone
+    except (ValueError, TypeError, OverflowError):  # no dates; with and without a time zone; beyond all years
         return None

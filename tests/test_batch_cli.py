@@ -96,12 +96,13 @@ def test_3_some_rejected(emulator: Emulator) -> None:
     assert "1 rejected, 0 skipped: see out.jsonl.rejects.jsonl" in result.stdout
 
 
-def test_1_failed_says_how_to_go_on(emulator: Emulator) -> None:
+def test_1_failed_does_not_promise_that_a_refused_command_goes_on(emulator: Emulator) -> None:
     emulator.faults = [faults.BatchFails(code="model_not_found", message="no such model", every=1)]
     result = run()
     assert result.exit_code == 1
     assert "model_not_found: no such model" in result.stderr
-    assert "the same command goes on" in result.stderr
+    assert "is in out.jsonl.ledger. Batches under way" in result.stderr
+    assert "the same command goes on" not in result.stderr
     emulator.faults = []
     assert run().exit_code == 0
     assert emulator.billed_texts == 25
