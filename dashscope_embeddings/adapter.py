@@ -13,6 +13,7 @@ from dashscope_embeddings.catalogue import warn_once
 from dashscope_embeddings.client import EmbeddingClient
 from dashscope_embeddings.errors import InvalidInput
 from dashscope_embeddings.halves import Halves
+from dashscope_embeddings.inputs import texts_of
 from dashscope_embeddings.lengths import LongText  # noqa: TC001 - pydantic reads it at run time
 from dashscope_embeddings.memo import CAPACITY, Memo
 from dashscope_embeddings.secret_settings import hide
@@ -274,11 +275,11 @@ def listed(texts: Any) -> list[str]:
     """The texts of an interface that takes a list of them.
 
     Raises:
-        InvalidInput: one string, whose letters would be embedded one by one; or nothing of the kind.
+        InvalidInput: one string, whose letters would be embedded one by one; or nothing that `embed` takes.
     """
-    if isinstance(texts, (str, bytes)) or not hasattr(texts, "__iter__"):
+    if isinstance(texts, (str, bytes)):
         raise InvalidInput(f"expected a list of texts, not {type(texts).__name__}")
-    return list(texts)
+    return [*texts_of(texts)]
 
 
 def single(text: Any) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from array import array
-from typing import TYPE_CHECKING, Any, cast
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from dashscope_embeddings.errors import DashScopeError, GivenUp, note, remedy
 from dashscope_embeddings.vectors import Embedding, Embeddings, Usage, average, strongest
@@ -32,8 +33,10 @@ class Assembly:
         self.over = False
         """Whether the caller has left: what lands later is counted on its own."""
         self._outcomes: dict[int, Outcome] = {}
+        self._oldest = 0
+        """Outcomes of batches before this number were let go."""
         self._arrived: dict[int, Embedding] = {}
-        self._refused: dict[int, DashScopeError] = {}
+        self._refused: dict[int, tuple[str, DashScopeError]] = {}
         self._dismissed: set[int] = set()
         self._stop: DashScopeError | None = None
         self._raised: DashScopeError | None = None
@@ -70,18 +73,21 @@ class Assembly:
             if not place.parts:
                 self._dismissed.add(place.index)  # whoever asked was told when it was read
             elif error := self._error(place):
-                self._refused[place.index] = error
+                self._refused[place.index] = place.text, error
             elif (found := self._embedding(place)) is not None:
                 self._arrived[place.index] = found
-        for number in [number for number in self._outcomes if number < batch.oldest]:
-            del self._outcomes[number]
+                if self._packed is not None:
+                    self._let_go(place)
+        for number in range(self._oldest, batch.oldest):
+            self._outcomes.pop(number, None)  # an interrupted job lacks batches
+        self._oldest = max(self._oldest, batch.oldest)
         self.landed.pop(batch.number, None)  # last: `salvage` takes again what an interruption broke off
         return len(batch.places)
 
     def completed(self, batch: Batch) -> dict[int, Any]:
         """Index → vectors, in the shape that was asked, of the texts that this batch completed."""
         arrived = ((place.index, self._arrived.get(place.index)) for place in batch.places)
-        return {index: shape(found, self._output) for index, found in arrived if found is not None}
+        return {index: self._shaped(found) for index, found in arrived if found is not None}
 
     def _error(self, place: Place) -> DashScopeError | None:
         """The service's refusal of this text; None also where the whole job failed."""
@@ -93,6 +99,8 @@ class Assembly:
         return None
 
     def _embedding(self, place: Place) -> Embedding | None:
+        if place.repeated and (known := self._arrived.get(place.first)) is not None:
+            return self._again(known, place.index)
         if any(part.batch not in self._outcomes for part in place.parts):
             return None
         rows = [(self._outcomes[part.batch], part.row) for part in place.parts]
@@ -101,27 +109,30 @@ class Assembly:
         if len(rows) not in {len(dense), len(sparse)}:
             return None
         mean = average(dense, [part.weight for part in place.parts]) if dense else None
-        if mean is not None and self._packed is not None:
-            mean = self._pack(place, mean)
-        elif mean is not None and place.repeated:
-            # Nobody who changes one text's list may find another's changed.
-            mean = list(mean)
-        weights = strongest(sparse) if sparse else None
-        if weights is not None and place.repeated:
-            weights = weights.copy()
-        return Embedding(place.index, mean, weights)
+        found = Embedding(place.index, mean, strongest(sparse) if sparse else None)
+        if mean is None or self._packed is None:
+            return self._again(found, place.index) if place.repeated else found
+        self._row(place.index, len(mean))[:] = memoryview(array("f", mean))
+        return Embedding(place.index, None, found.sparse)
 
-    def _pack(self, place: Place, vector: list[float]) -> list[float]:
-        """Writes a vector to its row, which then stands for it everywhere."""
-        width = len(vector)
+    def _let_go(self, place: Place) -> None:
+        """The array has this text's numbers now, and equal texts copy them there."""
+        for part in place.parts:
+            if (outcome := self._outcomes.get(part.batch)) is not None:
+                outcome.dense[part.row] = None
+
+    def _again(self, known: Embedding, index: int) -> Embedding:
+        """The same vectors for an equal text: nobody who changes one text's list may find another's changed."""
+        if self._matrix:
+            self._row(index)[:] = self._row(known.index)
+        return Embedding(index, known.dense and list(known.dense), known.sparse and known.sparse.copy())
+
+    def _row(self, index: int, width: int = 0) -> memoryview:
+        """A text's row in the array; the first vector says how wide it is."""
         if not self._matrix:
             self._matrix = array("f", bytes(4 * width * (self._packed or 0)))
-        row = memoryview(self._matrix)[place.index * width : (place.index + 1) * width]
-        row[:] = memoryview(array("f", vector))
-        view = cast("list[float]", row)
-        if len(place.parts) == 1:
-            self._outcomes[place.parts[0].batch].dense[place.parts[0].row] = view
-        return view
+        width = len(self._matrix) // (self._packed or 1)
+        return memoryview(self._matrix)[index * width : (index + 1) * width]
 
     def ready(self) -> Iterator[Embedding]:
         """The next texts in order, up to the first that is missing; each is given out once."""
@@ -139,7 +150,11 @@ class Assembly:
         """The texts refused so far, in order: they no longer make the job fail, and are left out."""
         refused, self._refused = self._refused, {}
         self._dismissed.update(refused)
-        return refused
+        errors = {}
+        for index, (text, error) in refused.items():
+            errors[index] = error.copy()  # equal texts share one
+            errors[index].failed, errors[index].refused = [index], {index: text}
+        return errors
 
     def settle(self) -> None:
         """Counts what has landed and nobody will take: a job that was left in the middle."""
@@ -160,7 +175,7 @@ class Assembly:
             self.take(*self.landed[number])
         if texts is not None:
             self._repeat(texts)
-        found = {index: shape(embedding, self._output) for index, embedding in sorted(self._arrived.items())}
+        found = self._partial()
         ended = max([self._taken, self._given, *(i + 1 for i in found)]) if texts is None else len(texts)
         note(end, partial=found)
         if not (isinstance(end, DashScopeError) and end.failed):  # else they are the bad texts
@@ -188,30 +203,35 @@ class Assembly:
         found = {texts[index]: embedding for index, embedding in self._arrived.items()}
         for index, text in enumerate(texts):
             if index not in self._arrived and (known := found.get(text)) is not None:
-                weights = known.sparse and known.sparse.copy()
-                self._arrived[index] = Embedding(index, known.dense and list(known.dense), weights)
+                self._arrived[index] = self._again(known, index)
 
     def error(self, count: int | None = None) -> DashScopeError:
         """The one error of a job: with what arrived and was not given out, naming what did not arrive."""
         # A stream may stop inside a long text, of which no batch had been the last yet.
         ended = max(self._taken, self._given + 1) if count is None else count
-        first = self._refused[min(self._refused)] if self._refused else None
+        first = self._refused[min(self._refused)][1] if self._refused else None
         cause = first if self._stop is None or (first and isinstance(self._stop, GivenUp)) else self._stop
         if cause is None:
             raise RuntimeError("a job without a failure has no error")
-        cause.partial = {index: shape(found, self._output) for index, found in sorted(self._arrived.items())}
+        cause.partial = self._partial()
         cause.failed = [index for index in range(self._given, ended) if index not in self._arrived]
-        cause.reasons = {index: error.message for index, error in sorted(self._refused.items())}
+        refused = sorted(self._refused.items())
+        cause.reasons = {index: error.message for index, (_, error) in refused}
+        cause.refused = {index: text for index, (text, _) in refused}
         if advice := remedy(cause):
             cause.advise(advice)
-        named = sorted(self._refused) if cause is first else cause.failed
+        named = list(cause.reasons) if cause is first else cause.failed
         cause.about(named, ended)
         self._raised = cause
         return cause
 
+    def _partial(self) -> dict[int, Any]:
+        """What arrived and was not given out, by index."""
+        return {index: self._shaped(found) for index, found in sorted(self._arrived.items())}
 
-def shape(found: Embedding, output: Output) -> Any:
-    """A text's vectors in the shape of the asked output: floats, a SparseVector, or both in an Embedding."""
-    if output == "dense":
-        return list(found.dense or ())
-    return found.sparse if output == "sparse" else found
+    def _shaped(self, found: Embedding) -> Any:
+        """A text's vectors in the shape of the asked output: floats, a SparseVector, or both in an Embedding."""
+        if self._output == "sparse":
+            return found.sparse
+        dense: Any = self._row(found.index).tolist() if self._matrix else list(found.dense or ())
+        return dense if self._output == "dense" else replace(found, dense=dense)

@@ -13,7 +13,7 @@ from dashscope_embeddings.coalesce import Flight
 from dashscope_embeddings.exchange import GIVEN_UP, Outcome, Send, exchange
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Generator
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator
 
     from dashscope_embeddings.coalesce import Coalescer, Query
     from dashscope_embeddings.exchange import Answer, Flow, Step, Terms
@@ -158,6 +158,16 @@ class _Carrier:
 
     def is_running(self) -> bool:
         return self.loop.is_running() and (self.task is None or not self.task.done())
+
+
+async def in_thread(call: Callable[..., T], *args: Any) -> T:
+    """The result of a call that would stop the loop. Who is cancelled waits for it: what it changes is theirs."""
+    calling = asyncio.ensure_future(asyncio.to_thread(call, *args))
+    try:
+        return await asyncio.shield(calling)
+    except asyncio.CancelledError:
+        await asyncio.wait([calling])
+        raise
 
 
 def wake(loop: asyncio.AbstractEventLoop, woken: asyncio.Event) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from dashscope_embeddings import limiter, metering, planning
 from dashscope_embeddings.assembly import Assembly
-from dashscope_embeddings.async_drivers import Tasks
+from dashscope_embeddings.async_drivers import Tasks, in_thread
 from dashscope_embeddings.coalesce import Coalescer, Query
 from dashscope_embeddings.drivers import Threads
 from dashscope_embeddings.errors import InvalidInput
@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from dashscope_embeddings.exchange import Answer, Flow, Outcome, Step
-    from dashscope_embeddings.planning import Batch, Refused
+    from dashscope_embeddings.inputs import Refused
+    from dashscope_embeddings.planning import Batch
     from dashscope_embeddings.settings import Settings
     from dashscope_embeddings.workers import Halt
 
@@ -225,6 +226,16 @@ def dismiss(job: Assembly, outcome: Outcome, refused: Refused | None) -> None:
     if refused is not None and outcome.stop is None:
         for index, error in job.dismiss().items():
             refused(index, error)
+
+
+async def taken(job: Assembly, batch: Batch, outcome: Outcome) -> int:
+    """`Assembly.take`, in a thread where the mean of a huge text's vectors would stop the loop."""
+    if max((len(place.parts) for place in batch.places), default=0) < _MANY_PARTS:
+        return job.take(batch, outcome)
+    return await in_thread(job.take, batch, outcome)
+
+
+_MANY_PARTS = 50
 
 
 def _nobody() -> None:

@@ -8,9 +8,10 @@ import functools
 from collections.abc import AsyncIterable
 from typing import TYPE_CHECKING, Any
 
-from dashscope_embeddings import catalogue, planning
+from dashscope_embeddings import catalogue, inputs, planning
 from dashscope_embeddings.addresses import address, chosen_protocol, find_key
-from dashscope_embeddings.calls import Callbacks, Calls, dismiss
+from dashscope_embeddings.async_drivers import in_thread
+from dashscope_embeddings.calls import Callbacks, Calls, dismiss, taken
 from dashscope_embeddings.connections import check_loop
 from dashscope_embeddings.errors import InvalidInput
 from dashscope_embeddings.given import Given
@@ -27,17 +28,14 @@ if TYPE_CHECKING:
     from dashscope_embeddings.calls import Arrived
     from dashscope_embeddings.catalogue import Price
     from dashscope_embeddings.exchange import Terms
+    from dashscope_embeddings.inputs import Refused
     from dashscope_embeddings.lengths import LongText
     from dashscope_embeddings.metering import OnRequest
-    from dashscope_embeddings.planning import Refused
     from dashscope_embeddings.vectors import Embedding, Embeddings, Output, TextType
     from dashscope_embeddings.wire import Protocol
 
     Texts: TypeAlias = str | Iterable[str]
     Progress: TypeAlias = Callable[[int], object]
-
-_ON_THE_LOOP = 5_000
-"""More texts than this are checked in a thread, for the sake of the loop's other tasks."""
 
 
 class EmbeddingClient(Calls):
@@ -164,7 +162,7 @@ class EmbeddingClient(Calls):
                 3.10 loses them where the cancelled task is awaited).
         """
         terms = self._terms(text_type, output)
-        checked = planning.checked(planning.texts_of(texts), self._limits, terms.long_text)
+        checked = inputs.checked(inputs.texts_of(texts), self._limits, terms.long_text)
         job = self._job(output, packed=len(checked) if array else None)
         if (query := self._query(checked, terms)) is not None and _no_loop_here():
             late = functools.partial(self._late, job)
@@ -210,12 +208,12 @@ class EmbeddingClient(Calls):
             arrived: Called with the texts of a request and their outcome as soon as it is over, out of order
                 and in whichever thread asked: for who must not lose what is paid for.
         """
-        return self._stream(planning.texts_of(texts), self._terms(text_type, output), refused, arrived)
+        return self._stream(inputs.texts_of(texts), self._terms(text_type, output), refused, arrived)
 
     def _stream(
         self, texts: Iterator[str], terms: Terms, refused: Refused | None, arrived: Arrived | None
     ) -> Iterator[Embedding]:
-        checked = planning.checking(texts, self._limits, terms.long_text, refused)
+        checked = inputs.checking(texts, self._limits, terms.long_text, refused)
         job, halt = self._job(terms.ask.output), Flag()
         plan = self._plan(memory=self.settings.max_concurrency)
         flows = self._flows(planning.batches(checked, plan), terms, job, arrived)
@@ -251,10 +249,11 @@ class EmbeddingClient(Calls):
         """`embed` for a running event loop; also takes an asynchronous iterable."""
         check_loop()
         terms = self._terms(text_type, output)
-        listed = [text async for text in texts] if isinstance(texts, AsyncIterable) else texts
-        check = functools.partial(planning.checked, planning.texts_of(listed), self._limits, terms.long_text)
-        big = isinstance(listed, list) and len(listed) > _ON_THE_LOOP
-        checked = await asyncio.to_thread(check) if big else check()
+        listed = [text async for text in texts] if isinstance(texts, AsyncIterable) else [*inputs.texts_of(texts)]
+        if inputs.is_much(listed):
+            checked = await in_thread(inputs.checked, listed, self._limits, terms.long_text)
+        else:
+            checked = inputs.checked(listed, self._limits, terms.long_text)
         job = self._job(output, packed=len(checked) if array else None)
         if (query := self._query(checked, terms)) is not None:
             with self._counted(job, checked):
@@ -266,7 +265,7 @@ class EmbeddingClient(Calls):
         with self._counted(job, checked):
             async with contextlib.aclosing(self._tasks.window(flows, halt)) as outcomes:
                 async for batch, outcome in outcomes:
-                    done = job.take(batch, outcome)
+                    done = await taken(job, batch, outcome)
                     with callbacks:
                         if progress is not None:
                             progress(done)
@@ -286,14 +285,14 @@ class EmbeddingClient(Calls):
         arrived: Arrived | None = None,
     ) -> AsyncIterator[Embedding]:
         """`stream` for a running event loop; also takes an asynchronous iterable."""
-        source = texts if isinstance(texts, AsyncIterable) else _each(planning.texts_of(texts))
+        source = texts if isinstance(texts, AsyncIterable) else _each(inputs.texts_of(texts))
         return self._astream(source, self._terms(text_type, output), refused, arrived)
 
     async def _astream(
         self, texts: AsyncIterable[str], terms: Terms, refused: Refused | None, arrived: Arrived | None
     ) -> AsyncIterator[Embedding]:
         check_loop()
-        checked = planning.achecking(texts, self._limits, terms.long_text, refused)
+        checked = inputs.achecking(texts, self._limits, terms.long_text, refused, in_thread=in_thread)
         job, halt = self._job(terms.ask.output), asyncio.Event()
         plan = self._plan(memory=self.settings.max_concurrency)
         flows = self._aflows(planning.abatches(checked, plan), terms, job, arrived)
@@ -301,7 +300,7 @@ class EmbeddingClient(Calls):
         with self._counted(job):
             async with contextlib.aclosing(self._tasks.window(flows, halt)) as outcomes:
                 async for batch, outcome in outcomes:
-                    job.take(batch, outcome)
+                    await taken(job, batch, outcome)
                     with callbacks:
                         dismiss(job, outcome, refused)
                     if job.failing:

@@ -11,7 +11,8 @@
     ├── ConnectionFailed         no answer: refused, reset, timed out
     └── BadReply                 an answer that breaks the contract: wrong count, width, order, numbers
 
-Raised from a job over many texts, an error carries what did arrive (`partial`) and names the rest (`failed`).
+Raised from a job over many texts, an error carries what did arrive (`partial`), names the rest (`failed`), and holds
+the texts that were refused (`refused`).
 None of these derives from ValueError: pydantic would wrap them and print the input, key included.
 """
 
@@ -45,16 +46,21 @@ class Verdict(enum.Enum):
 class DashScopeError(Exception):
     """Base of all errors of this package.
 
-    Texts never appear in messages, keys never appear anywhere.
+    Texts never appear in messages, keys never appear anywhere. `args` and `repr` say what `str` says, so that what
+    rebuilds an exception as `type(error)(*error.args)`, as Celery's JSON results do, keeps its type and its words.
     """
 
+    __slots__ = ("refused",)  # beside `__dict__`, which is what gets pickled and logged
+
     verdict = Verdict.STOP
+    message: str = ""
+    request_id: str | None = None
+    """The service's id of the request, for its support; None where no reply came."""
 
     def __init__(self, message: str, *, request_id: str | None = None) -> None:
         super().__init__(message)
         self.message = message
         self.request_id = request_id
-        """The service's id of the request, for its support; None where no reply came."""
         self._detail: str | None = None
         self.partial: dict[int, Any] = {}
         """Index of the text → its vectors, in the shape that was asked: all that arrived and was paid for."""
@@ -62,6 +68,14 @@ class DashScopeError(Exception):
         """Indices, in the caller's input, of the texts without vectors."""
         self.reasons: dict[int, str] = {}
         """Index → why, for texts that were refused for a reason of their own."""
+        self.refused: dict[int, Any] = {}
+        """Index → text, as it was given, of the texts in `reasons`. Stays in this process: it is in no message, log or
+        pickle."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name != "args":
+            self.args = (str(self),)
 
     def __str__(self) -> str:
         if self.request_id is None:
@@ -105,8 +119,9 @@ _E = TypeVar("_E", bound="DashScopeError")
 
 def _rebuild(cls: type[_E], message: str, state: dict[str, Any]) -> _E:
     error = cls.__new__(cls, message)
-    Exception.__init__(error, message)
     error.__dict__.update(state)
+    error.message = message
+    error.refused = {}
     return error
 
 
@@ -121,7 +136,7 @@ class ServiceError(DashScopeError):
         self,
         message: str,
         *,
-        status: int,
+        status: int = 0,
         code: str | None = None,
         request_id: str | None = None,
         retry_after: float | None = None,
@@ -130,7 +145,7 @@ class ServiceError(DashScopeError):
     ) -> None:
         super().__init__(message, request_id=request_id)
         self.status = status
-        """HTTP status."""
+        """HTTP status; 0 where only the message of an error was carried here, as by Celery's JSON results."""
         self.code = code
         """The service's own code, such as `InvalidApiKey`; None where the reply had none."""
         self.retry_after = retry_after

@@ -252,5 +252,6 @@ def renumbered(end: _End, asked: list[int], total: int) -> _End:
     )
     if isinstance(end, DashScopeError):
         end.reasons = {asked[index]: reason for index, reason in end.reasons.items()}
+        end.refused = {asked[index]: text for index, text in end.refused.items()}
         end.about(sorted(end.reasons) or end.failed, total)
     return end

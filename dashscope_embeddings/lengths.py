@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from dashscope_embeddings.catalogue import Model
 
 LongText = Literal["error", "truncate", "average"]
@@ -31,6 +33,11 @@ def estimate(text: str) -> float:
         return size / _ASCII_PER_TOKEN
     extra = len(text.encode()) - size
     return max(size - extra, 0) / _ASCII_PER_TOKEN + extra * _TOKENS_PER_EXTRA_BYTE
+
+
+def _longer(text: str, tokens: float) -> bool:
+    """Whether a text is estimated above so many tokens: a huge one is told by its length, without encoding it."""
+    return len(text) / _ASCII_PER_TOKEN > tokens or estimate(text) > tokens
 
 
 @dataclass
@@ -61,7 +68,7 @@ class Limits:
     def surely_too_long(self, text: str) -> bool:
         """Whether a text is too long even if our estimate is two and a half times too high."""
         # No text has more than two and a half estimated tokens a character: most need no estimate.
-        return len(text) > self.tokens_per_row and estimate(text) * _SURELY > self.tokens_per_row
+        return len(text) > self.tokens_per_row and _longer(text, self.tokens_per_row / _SURELY)
 
 
 _learned: dict[tuple[str, str], Limits] = {}
@@ -99,21 +106,22 @@ def beginning(text: str, tokens: float) -> str:
     return shorten(text.lstrip(), tokens)
 
 
-def pieces(text: str, tokens: float) -> list[str]:
+def pieces(text: str, tokens: float) -> Iterator[str]:
     """The whole text in pieces of about so many tokens, none blank."""
-    found = []
-    while text:
-        piece = shorten(text, tokens)
-        text = text[len(piece) :]
-        if piece.strip():
-            found.append(piece)
-    return found
+    # Cut from a window, because a copy of the whole rest for every piece makes a huge text quadratic.
+    at, window = 0, int(tokens * _ASCII_PER_TOKEN) + 2
+    while at < len(text):
+        piece = shorten(text[at : at + window], tokens)
+        at += len(piece)
+        if not piece.isspace():
+            yield piece
 
 
-def fitting(text: str, policy: LongText, tokens: float) -> list[str]:
+def fitting(text: str, policy: LongText, tokens: float) -> Iterator[str]:
     """The rows that stand for a text: itself; or its beginning, or its pieces, where it is too long."""
-    if policy == "error" or estimate(text) <= tokens:
-        return [text]
-    if policy == "truncate":
-        return [beginning(text, tokens)]
-    return pieces(text, tokens * _PIECE)
+    if policy == "error" or not _longer(text, tokens):
+        yield text
+    elif policy == "truncate":
+        yield beginning(text, tokens)
+    else:
+        yield from pieces(text, tokens * _PIECE)

@@ -20,8 +20,8 @@ from dashscope_embeddings.corpus.asking import embedding_of
 from dashscope_embeddings.corpus.outputs import vector_fields
 from dashscope_embeddings.corpus.readers import pyarrow
 from dashscope_embeddings.errors import DashScopeError, InvalidInput
+from dashscope_embeddings.inputs import complaint
 from dashscope_embeddings.lengths import limits_of
-from dashscope_embeddings.planning import complaint
 from dashscope_embeddings.secret_settings import hide
 
 if TYPE_CHECKING:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from array import array
 from dataclasses import dataclass, field
 from itertools import chain
@@ -179,10 +180,7 @@ def average(vectors: Sequence[list[float]], weights: Sequence[float]) -> list[fl
     """The weighted mean of some vectors, at unit length; one vector stays as it is."""
     if len(vectors) == 1:
         return vectors[0]
-    mean = [
-        math.fsum(weight * x for weight, x in zip(weights, column, strict=True))
-        for column in zip(*vectors, strict=True)
-    ]
+    mean = [math.fsum(map(operator.mul, weights, column)) for column in zip(*vectors, strict=True)]
     norm = math.hypot(*mean)
     return [x / norm for x in mean] if norm else mean
 

@@ -456,7 +456,7 @@ def _packed(text: str) -> str:
 @given(LONG, TOKENS)
 @examples(150)
 def test_pieces_are_the_whole_text_in_order_but_for_blank_stretches(text: str, tokens: float) -> None:
-    found = lengths.pieces(text, tokens)
+    found = [*lengths.pieces(text, tokens)]
     at = 0
     for piece in found:
         assert piece.strip()
@@ -485,7 +485,7 @@ def test_a_beginning_is_one_and_is_not_blank(text: str, tokens: float) -> None:
 @examples(120)
 def test_what_stands_for_a_text_is_the_text_itself_where_it_fits(text: str, policy: LongText, tokens: int) -> None:
     assume(text.strip())
-    rows = lengths.fitting(text, policy, tokens)
+    rows = [*lengths.fitting(text, policy, tokens)]
     assert rows
     assert all(row.strip() for row in rows)
     if policy == "error" or lengths.estimate(text) <= tokens:

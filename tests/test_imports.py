@@ -22,7 +22,7 @@ ROAD = (
     {"wire", "lengths", "throttles", "metering"},
     {"pace", "addresses"},
     {"limiter"},
-    {"planning", "settings", "splitting"},
+    {"inputs", "planning", "settings", "splitting"},
     {"exchange"},
     {"assembly", "coalesce"},
     {"transfers"},

@@ -152,13 +152,13 @@ def test_no_texts_are_no_request(emulator: Emulator, served: Server, way: str) -
 def test_what_is_no_list_of_texts_is_refused_unsent(
     emulator: Emulator, served: Server, way: str, not_a_list: Any
 ) -> None:
-    with pytest.raises(InvalidInput, match="expected a list of texts"):
+    with pytest.raises(InvalidInput, match=r"expected a list of texts, not|texts must be .* not (NoneType|int)"):
         embed(made(served), not_a_list, way=way)
     assert emulator.requests == 0
 
 
 @both_ways
-@pytest.mark.parametrize("kind", [tuple, iter, dict.fromkeys])
+@pytest.mark.parametrize("kind", [tuple, iter, lambda texts: dict.fromkeys(texts).keys()])
 def test_any_other_iterable_of_texts_is_taken(
     emulator: Emulator, served: Server, kind: Callable[[list[str]], Any], way: str
 ) -> None:

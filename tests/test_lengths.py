@@ -82,7 +82,7 @@ def test_a_text_is_shortened_at_a_seam_where_one_is_near(text: str, tokens: floa
 
 @pytest.mark.parametrize("text", ["x" * 999, "word " * 200, "一句话。" * 300, "😀" * 100, "Mixed 文字。 " * 50])
 def test_pieces_are_about_as_long_as_asked_and_lose_nothing(text: str) -> None:
-    found = pieces(text, 20)
+    found = [*pieces(text, 20)]
     assert "".join(found) == text
     assert len(found) > 1
     assert all(estimate(piece) <= 21 for piece in found)
@@ -95,13 +95,13 @@ def test_the_beginning_of_a_text_in_two_scripts_is_about_as_long_as_asked() -> N
 
 
 def test_blank_pieces_alone_are_left_out() -> None:
-    assert pieces(" " * 400 + "word" + "\n" * 400, 20) == ["word" + "\n" * 76]
+    assert [*pieces(" " * 400 + "word" + "\n" * 400, 20)] == ["word" + "\n" * 76]
 
 
 @settings(deadline=None, derandomize=True, max_examples=60)
 @given(text=st.text(st.sampled_from("ab \n.。，中é😀"), max_size=300), tokens=st.floats(0, 50))
 def test_no_cut_loses_a_character_that_is_not_blank(text: str, tokens: float) -> None:
-    found = pieces(text, tokens)
+    found = [*pieces(text, tokens)]
     assert "".join("".join(found).split()) == "".join(text.split())
     assert all(piece.strip() and piece in text for piece in found)
     assert text.startswith(shorten(text, tokens))
@@ -109,12 +109,12 @@ def test_no_cut_loses_a_character_that_is_not_blank(text: str, tokens: float) ->
 
 def test_the_policy_decides_what_stands_for_a_long_text() -> None:
     text = "word " * 100  # 125 tokens
-    assert fitting(text, "error", 50) == [text]
-    assert fitting(text, "truncate", 50) == ["word " * 40]
+    assert [*fitting(text, "error", 50)] == [text]
+    assert [*fitting(text, "truncate", 50)] == ["word " * 40]
     assert "".join(fitting(text, "average", 50)) == text
     assert max(map(estimate, fitting(text, "average", 50))) <= 45  # a refusal costs a round trip
     for policy in ("error", "truncate", "average"):
-        assert fitting(text, policy, 125) == [text]
+        assert [*fitting(text, policy, 125)] == [text]
 
 
 def test_the_beginning_of_a_text_is_never_blank() -> None:

@@ -12,9 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dashscope_embeddings.async_drivers import in_thread
 from dashscope_embeddings.errors import InvalidInput
+from dashscope_embeddings.inputs import achecking, checked, checking, texts_of
 from dashscope_embeddings.lengths import Limits, estimate
-from dashscope_embeddings.planning import Batch, Part, Plan, abatches, achecking, batches, checked, checking, texts_of
+from dashscope_embeddings.planning import Batch, Part, Plan, abatches, batches
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Iterator
@@ -274,11 +276,11 @@ async def test_asynchronous_sources_are_cut_and_checked_alike() -> None:
             yield text
 
     texts = [*(f"t{i}" for i in range(12)), "t0", "t11"]
-    run = abatches(achecking(source(texts), limits(), "error"), Plan(limits(), memory=None))
+    run = abatches(achecking(source(texts), limits(), "error", in_thread=in_thread), Plan(limits(), memory=None))
     assert [batch async for batch in run] == planned(texts, memory=None)
     run = abatches(source(failing()), Plan(limits(rows=2)))
     assert [(await anext(run)).texts, (await anext(run)).texts] == [["a", "b"], ["c"]]
     with pytest.raises(OSError, match="disk"):
         await anext(run)
     with pytest.raises(InvalidInput, match="text 1 is empty"):
-        [text async for text in achecking(source(["a", ""]), limits(), "error")]
+        [text async for text in achecking(source(["a", ""]), limits(), "error", in_thread=in_thread)]

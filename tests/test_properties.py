@@ -301,7 +301,7 @@ def test_an_averaged_text_has_a_vector_of_all_of_it(
         if meaning.count(text) <= limit and lengths.estimate(text) <= min(limit, believed):
             assert vector == right(emulator, text)
             continue
-        cut = lengths.fitting(text, "average", believed)
+        cut = [*lengths.fitting(text, "average", believed)]
         if rows.issuperset(cut) and believed <= limit and all(meaning.count(piece) <= limit for piece in cut):
             mean = average([right(emulator, piece) for piece in cut], [float(len(piece)) for piece in cut])
             assert vector == mean
@@ -576,7 +576,7 @@ def test_a_plan_puts_every_text_into_its_place_and_keeps_to_the_limits(
     assert [place.index for _, place in places] == list(range(len(asked)))
     oldest = 0
     for batch, place in places:
-        expected = lengths.fitting(asked[place.index], how["policy"], tokens)
+        expected = [*lengths.fitting(asked[place.index], how["policy"], tokens)]
         assert [found[part.batch].texts[part.row] for part in place.parts] == expected
         assert [part.weight for part in place.parts] == [len(row) for row in expected]
         assert max(part.batch for part in place.parts) <= batch.number
@@ -584,7 +584,7 @@ def test_a_plan_puts_every_text_into_its_place_and_keeps_to_the_limits(
         assert all(part.batch >= oldest for place in batch.places for part in place.parts)
         oldest = max(oldest, batch.oldest)
     sent = sum(len(batch.texts) for batch in found)
-    once = sum(len(lengths.fitting(text, how["policy"], tokens)) for text in set(asked))
+    once = sum(len([*lengths.fitting(text, how["policy"], tokens)]) for text in set(asked))
     assert once <= sent
     if how.get("memory", 0) is None:
         assert sent == once
@@ -612,7 +612,7 @@ def test_an_assembly_gives_each_text_what_became_of_its_rows(
             given_out.update({found.index: found.dense for found in job.ready()})
     expected: dict[int, list[float]] = {}
     for index, text in enumerate(asked):
-        cut = lengths.fitting(text, how["policy"], 12)
+        cut = [*lengths.fitting(text, how["policy"], 12)]
         if not refused.intersection(cut):
             expected[index] = average([vectors[row] for row in cut], [float(len(row)) for row in cut])
     if len(expected) == len(asked):
@@ -639,7 +639,8 @@ def test_limits_that_shrink_while_a_plan_is_made_move_no_text(
     asked: list[str], policy: Any, shrinks: list[int]
 ) -> None:
     limits = Limits(10, 25, None)
-    plan, found = planning.Plan(limits, policy=policy, memory=None), []
+    plan = planning.Plan(limits, policy=policy, memory=None)
+    found: list[planning.Batch] = []
     for index, text in enumerate(asked):
         if index in shrinks:
             limits.fewer_rows(limits.rows // 2)

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 from dashscope_embeddings.corpus.rows import Vectors
 from dashscope_embeddings.errors import DashScopeError, ServiceError
+from dashscope_embeddings.inputs import complaint
 from dashscope_embeddings.lengths import limits_of
-from dashscope_embeddings.planning import complaint
 from dashscope_embeddings.vectors import Embedding, SparseVector, Usage
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from pydantic_core import to_json
 
 from dashscope_embeddings.corpus import batch_wire
+from dashscope_embeddings.inputs import complaint
 from dashscope_embeddings.lengths import estimate, fitting
-from dashscope_embeddings.planning import complaint
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -115,7 +115,9 @@ class Cut:
         for member in self._book.open(self._which):
             if policy == "error" and (said := complaint(member.text, limits, policy)):
                 self._reject(member, f"the text {said}; not sent")
-            elif member.number < 0 or (parts := fitting(member.text, policy, limits.tokens_per_row)) == [member.text]:
+            elif member.number < 0 or (parts := [*fitting(member.text, policy, limits.tokens_per_row)]) == [
+                member.text
+            ]:
                 yield member
             else:
                 self._book.cut(member.number, parts)  # they come later, with all pieces

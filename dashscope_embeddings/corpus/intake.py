@@ -13,8 +13,8 @@ from dashscope_embeddings.corpus.ledger import Ledger
 from dashscope_embeddings.corpus.rows import Item
 from dashscope_embeddings.corpus.sources import find
 from dashscope_embeddings.errors import InvalidInput
+from dashscope_embeddings.inputs import complaint
 from dashscope_embeddings.lengths import limits_of
-from dashscope_embeddings.planning import complaint
 from dashscope_embeddings.vectors import Output
 
 if TYPE_CHECKING:
