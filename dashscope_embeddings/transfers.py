@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 
+from dashscope_embeddings import files
 from dashscope_embeddings.wire import Reply
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def _asked(
 def _write(reply: httpx.Response, into: Path) -> None:
     part = into.with_name(f"{into.name}.part")
     try:
-        with part.open("wb") as file:
+        with files.create_anew(part) as file:
             for chunk in reply.iter_bytes():
                 file.write(chunk)
             file.flush()

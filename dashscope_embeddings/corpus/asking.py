@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sqlite3
 import struct
 import threading
 from dataclasses import dataclass
@@ -62,6 +63,8 @@ class Asking:
         self._unkept: dict[str, int] = {}
         """Text → key, until its vectors are in the ledger."""
         self._trouble: list[Exception] = []
+        self._unwritten: list[tuple[dict[int, Vectors], int, int, int]] = []
+        """What the ledger did not take: it is paid for, and tried again when the run ends."""
         self._lock = threading.Lock()
         self._requests = self._texts = self._tokens = 0
         self._rejected = 0
@@ -112,6 +115,7 @@ class Asking:
             # What is under way is paid for: it belongs into the ledger, although the caller interrupts.
             self._client.drain()
             if self._trouble:
+                self._keep_again()
                 raise self._trouble[0]
             self._ledger.settle()
 
@@ -157,9 +161,28 @@ class Asking:
             self._ledger.keep(paid, requests, texts, tokens)
         except Exception as error:  # noqa: BLE001 - raised again by `run`
             self._trouble.append(error)
+            if not isinstance(error, DashScopeError):
+                self._unwritten.append((paid, requests, texts, tokens))
         else:
             with self._lock:
                 self.embedded += len(paid)
+
+    def _keep_again(self) -> None:
+        """What was in flight when the disk was full is not paid for twice if there is room by now.
+
+        Raises:
+            OSError: there is none; says what is lost, for it is in no total.
+        """
+        again, self._unwritten = self._unwritten, []
+        for one in again:
+            self._keep(*one)
+        if self._unwritten and isinstance(self._trouble[0], (OSError, sqlite3.OperationalError)):
+            lost = [sum(column) for column in list(zip(*self._unwritten, strict=True))[1:]]
+            raise OSError(
+                f"the ledger takes no more: {self._trouble[0]}. {lost[0]:,} requests with {lost[1]:,} texts "
+                f"({lost[2]:,} tokens) are billed and could not be written: they are in no total, and will be paid "
+                "for again"
+            ) from self._trouble[0]
 
     def _refused(self, index: int, error: DashScopeError) -> None:
         key, text = self._fed.pop(index)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 from pydantic_core import to_json
 
+from dashscope_embeddings import files
 from dashscope_embeddings.corpus import batch_wire
 from dashscope_embeddings.inputs import complaint
 from dashscope_embeddings.lengths import estimate, fitting
@@ -67,29 +68,38 @@ class Cut:
         Raises:
             OSError: the disk is full, or the like; nothing was planned.
         """
-        with self._ledger.transaction():
-            number, line = self._book.next_numbers()
-            first, texts, size = line, 0, 0
-            chunk: list[tuple[int, list[int]]] = []
-            with path.open("wb") as file:
-                while line - first < MOST_LINES and (group := next(self._groups, None)) is not None:
-                    content = batch_wire.line(name_of(line), self._ask, [member.text for member in group.members])
-                    if size + len(content) > MOST_BYTES and size:
-                        self._groups = _before(group, self._groups)
-                        break
-                    file.write(content)
-                    size += len(content)
-                    texts += len(group.members)
-                    chunk.append((line, [member.number for member in group.members]))
-                    line += 1
-                    if len(chunk) >= _CHUNK:
-                        self._book.plan(number, chunk)
-                        chunk = []
-            self._book.plan(number, chunk)
-            if line > first:
-                return self._book.planned(number, line - first, texts, again=self._which == "invalid")
-        path.unlink()
-        return None
+        file = files.create_anew(path)
+        try:
+            with file, self._ledger.transaction():
+                job = self._written(file)
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
+        if job is None:
+            path.unlink()
+        return job
+
+    def _written(self, file: IO[bytes]) -> Job | None:
+        number, line = self._book.next_numbers()
+        first, texts, size = line, 0, 0
+        chunk: list[tuple[int, list[int]]] = []
+        while line - first < MOST_LINES and (group := next(self._groups, None)) is not None:
+            content = batch_wire.line(name_of(line), self._ask, [member.text for member in group.members])
+            if size + len(content) > MOST_BYTES and size:
+                self._groups = _before(group, self._groups)
+                break
+            file.write(content)
+            size += len(content)
+            texts += len(group.members)
+            chunk.append((line, [member.number for member in group.members]))
+            line += 1
+            if len(chunk) >= _CHUNK:
+                self._book.plan(number, chunk)
+                chunk = []
+        self._book.plan(number, chunk)
+        if line == first:
+            return None
+        return self._book.planned(number, line - first, texts, again=self._which == "invalid")
 
     def _all_groups(self) -> Iterator[_Group]:
         rows = min(self._settings.batch_size or self._limits.rows, self._limits.rows)

@@ -162,7 +162,7 @@ def at_work(
     path = ledger_beside(output)
     sources = _checked(output, client, given, order)
     terms = intake.terms(client, "document", "dense", "batch")
-    with intake.opened(path) as ledger:
+    with intake.opened(path, output) as ledger:
         with ledger.transaction(keep=False):
             ledger.agree(terms)
         book = Book(ledger)
@@ -195,8 +195,7 @@ def _checked(output: Path, client: EmbeddingClient, given: Given | None, order: 
             raise InvalidInput(f"there is no {path}: nothing was submitted for this output")
         return []
     outputs.check(output, "dense")
-    if output.exists() and not path.exists():
-        raise InvalidInput(f"{output} is there, but not its ledger: move it away, or write to another output")
+    intake.check_output(path, output)
     return intake.sources(given.inputs, given.form, output, given.on_bad_input)
 
 

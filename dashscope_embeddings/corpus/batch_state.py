@@ -86,7 +86,7 @@ class Book:
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
         # No log beside the ledger: whoever copies it while batches run, or after a crash, has all of it.
-        ledger.sql("PRAGMA journal_mode=DELETE")
+        ledger.end_log()
         ledger.sql(f"PRAGMA synchronous={_SYNCHRONOUS}")
         with ledger.transaction():
             for statement in _SCHEMA.split(";"):

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import logging
 import sqlite3
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from dashscope_embeddings.corpus import readers
 from dashscope_embeddings.corpus.ledger import Ledger
+from dashscope_embeddings.corpus.opening import explained
 from dashscope_embeddings.corpus.rows import Item
 from dashscope_embeddings.corpus.sources import find
 from dashscope_embeddings.errors import InvalidInput
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
     from dashscope_embeddings.corpus.readers import Fields, Format, Record, Source
     from dashscope_embeddings.settings import Settings
     from dashscope_embeddings.vectors import TextType
+
+_log = logging.getLogger("dashscope_embeddings")
 
 OnBadInput = Literal["fail", "skip"]
 """What to do about a record that holds no usable text."""
@@ -66,16 +70,40 @@ def sources(
 
 
 @contextlib.contextmanager
-def opened(path: Path | None) -> Iterator[Ledger]:
-    """The ledger at a path, for as long as it is needed; None: one for the moment."""
+def opened(path: Path | None, output: Path | None = None) -> Iterator[Ledger]:
+    """The ledger at a path, for as long as it is needed; None: one for the moment.
+
+    Raises:
+        InvalidInput: the ledger is none, is damaged, or knows nothing of the `output` that is there.
+        OSError: the disk is full, or the like.
+    """
+    check_output(path, output)
     try:
         ledger = Ledger.open(path)
         try:
+            if output is not None and output.exists() and ledger.is_new():
+                raise InvalidInput(_UNKNOWN.format(output=output, ledger=path))
             yield ledger
         finally:
             ledger.close()
     except sqlite3.Error as error:
-        raise OSError(f"the ledger {path or ''} cannot go on: {error}") from error
+        raise explained(error, path) from error
+
+
+def check_output(path: Path | None, output: Path | None) -> None:
+    """Raises InvalidInput for an output without its ledger, or with an empty file in its place."""
+    if path is None or output is None or not output.exists():
+        return
+    if not path.exists():
+        raise InvalidInput(f"{output} is there, but not its ledger: move it away, or write to another output")
+    if path.is_file() and not path.stat().st_size:
+        raise InvalidInput(_UNKNOWN.format(output=output, ledger=path))
+
+
+_UNKNOWN = (
+    "{output} is there, but its ledger {ledger} is empty or was replaced: put the ledger back, or move all of them "
+    "away, or write to another output"
+)
 
 
 # --- taking the input in -----------------------------------------------------------------------------------
@@ -163,6 +191,11 @@ def take_in(  # noqa: PLR0913 - what a run is told of its input
         taking.take(source)
     if taking.bad:
         raise _bad_input(taking.bad, skippable=taking.skippable)
+    if ledger.damaged:
+        _log.warning(
+            "the vectors of %d texts are damaged in the ledger or its file of vectors: these texts are asked for again",
+            ledger.damaged,
+        )
 
 
 def _id_problem(found: object) -> str | None:

@@ -8,20 +8,19 @@ are in a file of their own, `{ledger}-vectors`.
 
 from __future__ import annotations
 
-import array
 import contextlib
-import functools
-import hashlib
-import itertools
 import sqlite3
 import threading
-import zlib
 from typing import TYPE_CHECKING, Any
 
-from dashscope_embeddings.corpus.rows import Counts, Row, Vectors, parted
-from dashscope_embeddings.corpus.schema import agree, configure, prepare
-from dashscope_embeddings.corpus.vector_file import VectorFile, vectors_beside
-from dashscope_embeddings.errors import BadReply, InvalidInput
+from dashscope_embeddings import files
+from dashscope_embeddings.corpus import sums
+from dashscope_embeddings.corpus.opening import check_version, connect, log_beside, open_replies
+from dashscope_embeddings.corpus.replies import Replies
+from dashscope_embeddings.corpus.rows import Counts, Row, parted
+from dashscope_embeddings.corpus.schema import agree
+from dashscope_embeddings.corpus.vector_file import VectorFile
+from dashscope_embeddings.errors import InvalidInput
 from dashscope_embeddings.lengths import estimate
 
 if TYPE_CHECKING:
@@ -30,12 +29,10 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-    from dashscope_embeddings.corpus.rows import Item
+    from dashscope_embeddings.corpus.rows import Item, Vectors
 
 _REJECTED = -1
 """In place of the number of a reply."""
-_LOADED = 64
-"""Replies that are held while the output is written: neighbours in the input came in the same one."""
 
 
 class Ledger:
@@ -44,67 +41,42 @@ class Ledger:
     def __init__(self, connection: sqlite3.Connection, path: Path | None) -> None:
         self._sql = connection
         self._path, self._name = path, str(path or "")
-        self._dense = VectorFile(None)
+        self._replies = Replies(connection, VectorFile(None))
         self._lock = threading.RLock()
+        self._logging = False
+        """Whether what is paid for goes into the write-ahead log first."""
         self._next = 1
         self.numbers = True
         """Whether all ids of the input are whole numbers: then they come out as such."""
-        self._width = 0
-        """Bytes of a dense vector; 0: not known yet."""
+        self.damaged = 0
+        """Texts of the input whose vectors were found damaged, and are to be asked for again."""
 
     @classmethod
     def open(cls, path: Path | None) -> Self:
         """Opens or makes the ledger at `path`; None: one that is gone when it is closed.
 
         Raises:
-            InvalidInput: it belongs to another run that is at work, or is none.
+            InvalidInput: it is none, is damaged, or lacks one of its files.
+            sqlite3.Error: another run is at work on it, it cannot be read, or the disk is full.
         """
-        name = str(path or "")
-        found = cls(sqlite3.connect(name, timeout=1.0, isolation_level=None, check_same_thread=False), path)
+        logged = path is not None and log_beside(path).exists()
+        found = cls(connect(path), path)
         try:
-            found._begin()
-        except sqlite3.DatabaseError as error:
-            found.close()
-            if "locked" in str(error):
-                raise InvalidInput(f"another run is at work on this output: it holds {name}") from error
-            if "not a database" in str(error):
-                raise InvalidInput(f"{name} is no ledger of this package: move it away") from error
-            raise
+            found._begin(logged=logged)
         except BaseException:
             found.close()
             raise
         return found
 
-    def _begin(self) -> None:
-        configure(self._sql)
+    def _begin(self, *, logged: bool) -> None:
+        version = check_version(self._sql, self._path, logged=logged)
         with self.transaction():
-            prepare(self._sql, self._name)
-            self._open_vectors()
-            self._index()
-            first = self._sql.execute(
-                "SELECT dense_size * 8 / length(keys) FROM replies WHERE length(keys) AND dense_size NOT NULL LIMIT 1"
-            ).fetchone()
-            self._width = first[0] if first else 0
-
-    def _open_vectors(self) -> None:
-        """What came after the ledger was last settled is compared with its checksum."""
-        self._dense = VectorFile(None if self._path is None else vectors_beside(self._path))
-        one = self._sql.execute
-        (end,) = one("SELECT max(dense_at + dense_size) FROM replies WHERE reply <= ?", (self._indexed(),)).fetchone()
-        if end is not None and end > self._dense.size:
-            raise InvalidInput(f"{self._name}-vectors is not as it was left: put it back beside {self._name}")
-        new = one(
-            "SELECT reply, dense_at, dense_size, dense_sum FROM replies WHERE reply > ? AND dense_at NOT NULL",
-            (self._indexed(),),
-        )
-        lost = [(reply,) for reply, *where in new if not self._dense.holds(*where)]
-        # Billed, but to be asked for again.
-        clear = "UPDATE replies SET keys = x'', dense_at = NULL, dense_size = NULL WHERE reply = ?"
-        self._sql.executemany(clear, lost)
-
-    def _indexed(self) -> int:
-        (last,) = self._sql.execute("SELECT coalesce(max(reply), 0) FROM indexed").fetchone()
-        return int(last)
+            self._replies = open_replies(self._sql, self._path, version)
+            self._index(checked=True)
+        if self._path is not None:
+            self._logging = True  # before it is noted: whatever ends this, `close` takes the note back
+            self._sql.execute("UPDATE checkpoint SET log_in_use = 1")
+            self._sql.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     # --- transactions -------------------------------------------------------------------------------------
 
@@ -138,11 +110,25 @@ class Ledger:
     def _commit(self) -> None:
         self._sql.execute("COMMIT")
 
-    def close(self) -> None:
-        """Lets other runs have it."""
+    def end_log(self) -> None:
+        """From here on each transaction is in the ledger itself when it ends, without a log beside it."""
         with self._lock:
+            self._sql.execute("UPDATE checkpoint SET log_in_use = 0")
+            self._sql.execute("PRAGMA journal_mode=DELETE")
+            self._logging = False
+
+    def close(self) -> None:
+        """Lets other runs have it, as two files: what is in the log goes into the ledger."""
+        with self._lock:
+            with contextlib.suppress(sqlite3.Error):  # the disk may be full
+                if self._logging:
+                    self._sql.execute("UPDATE checkpoint SET log_in_use = 0")
+                    self._logging = False
             self._sql.close()
-            self._dense.close()
+            if self._logging and self._path is not None:
+                with contextlib.suppress(OSError):  # SQLite took the log away: nothing is missing
+                    files.create(log_beside(self._path)).close()
+            self._replies.close()
 
     # --- the input ----------------------------------------------------------------------------------------
 
@@ -154,8 +140,15 @@ class Ledger:
         if again:
             self._sql.execute("UPDATE texts SET reply = NULL WHERE reply = ?", (_REJECTED,))
             self._sql.execute("DELETE FROM rejects")
+        without_reason = "reply = ? AND key NOT IN (SELECT key FROM rejects)"
+        self._sql.execute(f"UPDATE texts SET reply = NULL WHERE {without_reason}", (_REJECTED,))  # noqa: S608 - our own words
+        self._sql.execute("UPDATE checkpoint SET records = 0")
         (last,) = self._sql.execute("SELECT max(key) FROM texts").fetchone()
-        self._next, self.numbers = (last or 0) + 1, True
+        self._next, self.numbers, self.damaged = (last or 0) + 1, True, 0
+
+    def is_new(self) -> bool:
+        """Whether no input was ever taken in."""
+        return not self.sql("SELECT 1 FROM terms LIMIT 1")
 
     def agree(self, terms: Mapping[str, Any]) -> bool:
         """Notes what all vectors have in common; whether refusals of before are to be forgotten for it.
@@ -168,10 +161,8 @@ class Ledger:
     def add(self, items: Sequence[Item], *, with_text: bool) -> list[tuple[Item, str]]:
         """Takes some hundred texts in; those whose id was used before come back, with the earlier place."""
         items, doubled = self._unique(items)
-        hashes = [hashlib.blake2b(item.text.encode(), digest_size=16).digest() for item in items]
-        marks = ",".join("?" * len(hashes))
-        found = self._sql.execute(f"SELECT hash, key, reply FROM texts WHERE hash IN ({marks})", hashes)  # noqa: S608 - only question marks
-        known: dict[bytes, tuple[int, bool]] = {digest: (key, reply is None) for digest, key, reply in found}
+        hashes = [sums.text_hash(item.text) for item in items]
+        known = self._known(hashes)
         new, rows, pending = [], [], []
         for (seq, record_id, place, text), digest in zip(items, hashes, strict=True):
             if digest not in known:
@@ -180,13 +171,29 @@ class Ledger:
                 self._next += 1
             key, is_open = known[digest]
             self.numbers &= not isinstance(record_id, str)
-            rows.append((seq, None if record_id is None else str(record_id), place, key, text if with_text else None))
+            named = None if record_id is None else str(record_id)
+            summed = sums.record_sum(seq, named, place, digest)
+            rows.append((seq, named, place, key, text if with_text else None, summed))
             if is_open:
                 pending.append((key, text, estimate(text)))
         self._sql.executemany("INSERT INTO texts (key, hash) VALUES (?, ?)", new)
-        self._sql.executemany("INSERT INTO items VALUES (?, ?, ?, ?, ?)", rows)
+        self._sql.executemany("INSERT INTO items VALUES (?, ?, ?, ?, ?, ?)", rows)
+        self._sql.execute("UPDATE checkpoint SET records = records + ?", (len(rows),))
         self._sql.executemany("INSERT OR IGNORE INTO pending VALUES (?, ?, ?)", pending)
         return doubled
+
+    def _known(self, hashes: Sequence[bytes]) -> dict[bytes, tuple[int, bool]]:
+        """Of texts that are here already: their key, and whether they are to be asked for, perhaps once more."""
+        marks = ",".join("?" * len(hashes))
+        found = self._sql.execute(f"SELECT hash, key, reply, slot FROM texts WHERE hash IN ({marks})", hashes)  # noqa: S608 - only question marks
+        known: dict[bytes, tuple[int, bool]] = {}
+        for digest, key, reply, slot in found.fetchall():
+            is_open = reply != _REJECTED and self._replies.vectors(reply, slot, digest) is None
+            known[digest] = key, is_open
+            if is_open and reply is not None:
+                self._sql.execute("UPDATE texts SET reply = NULL, slot = NULL WHERE key = ?", (key,))
+                self.damaged += 1
+        return known
 
     def _unique(self, items: Sequence[Item]) -> tuple[list[Item], list[tuple[Item, str]]]:
         ids = [str(item.id) for item in items if item.id is not None]
@@ -217,9 +224,7 @@ class Ledger:
         last = 0
         while True:
             with self._lock:
-                rows = self._sql.execute(
-                    "SELECT key, text FROM pending WHERE key > ? ORDER BY key LIMIT ?", (last, most)
-                ).fetchall()
+                rows = self.sql("SELECT key, text FROM pending WHERE key > ? ORDER BY key LIMIT ?", (last, most))
             if not rows:
                 return
             last = rows[-1][0]
@@ -231,34 +236,8 @@ class Ledger:
         Raises:
             BadReply: dense vectors of another width than those before.
         """
-        dense = [found.dense for found in paid.values() if found.dense is not None]
-        sparse = [found for found in paid.values() if found.sparse_indices is not None]
-        floats = b"".join(dense)
-        row = (
-            array.array("q", paid).tobytes(),
-            requests,
-            texts,
-            tokens,
-            len(floats) or None,
-            zlib.crc32(floats),
-            array.array("q", (len(found.sparse_indices or b"") for found in sparse)).tobytes() if sparse else None,
-            b"".join(found.sparse_indices or b"" for found in sparse) if sparse else None,
-            b"".join(found.sparse_values or b"" for found in sparse) if sparse else None,
-        )
-        widths = {len(floats) for floats in dense}
         with self._lock:
-            if len(widths | ({self._width} - {0})) > 1:
-                raise BadReply(f"dense vectors of different widths: {sorted(widths)} bytes, before {self._width}")
-            self._width = max(widths, default=self._width)
-            self._append((self._dense.append(floats) if floats else None, *row))
-
-    def _append(self, row: tuple[bytes | int | None, ...]) -> None:
-        """A transaction of one statement."""
-        self._sql.execute(
-            "INSERT INTO replies (dense_at, keys, requests, texts, tokens, dense_size, dense_sum, sparse_counts, "
-            "sparse_indices, sparse_values) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            row,
-        )
+            self._replies.keep(paid, requests, texts, tokens)
 
     def reject(self, key: int, reason: str, code: str | None, request_id: str | None) -> None:
         """Commits a refusal."""
@@ -272,14 +251,19 @@ class Ledger:
         with self.transaction():
             self._index()
 
-    def _index(self) -> None:
-        """Notes where the vectors of each text are, for the replies that came since this was last done."""
-        last, (newest,) = self._indexed(), self._sql.execute("SELECT coalesce(max(reply), 0) FROM replies").fetchone()
+    def _index(self, *, checked: bool = False) -> None:
+        """Notes where the vectors of each text are, for the replies that came since this was last done.
+
+        `checked`: only of vectors that are whole: after a power failure a row may be there without its vectors.
+        """
+        (last,) = self._sql.execute("SELECT coalesce(max(reply), 0) FROM indexed").fetchone()
+        (newest,) = self._sql.execute("SELECT coalesce(max(reply), 0) FROM replies").fetchone()
         if newest == last:
             return
-        self._dense.sync()
-        for reply, keys in self._sql.execute("SELECT reply, keys FROM replies WHERE reply > ?", (last,)):
-            slots = [(reply, slot, key) for slot, key in enumerate(array.array("q", keys))]
+        self._replies.sync()
+        for (reply,) in self._sql.execute("SELECT reply FROM replies WHERE reply > ?", (last,)).fetchall():
+            found = self._replies.whole(reply) if checked else enumerate(self._replies.keys(reply))
+            slots = [(reply, slot, key) for slot, key in found]
             self._sql.executemany("UPDATE texts SET reply = ?, slot = ? WHERE key = ?", slots)
         self._sql.execute("DELETE FROM indexed")
         self._sql.execute("INSERT INTO indexed VALUES (?)", (newest,))
@@ -294,36 +278,35 @@ class Ledger:
     @property
     def width(self) -> int | None:
         """Floats in a dense vector; None: there is none."""
-        return self._width // 4 or None
+        return self._replies.width // 4 or None
 
     # --- the output ---------------------------------------------------------------------------------------
 
     def rows(self) -> Iterator[Row]:
-        """All texts with vectors, in the order of the input."""
-        loaded = functools.lru_cache(maxsize=_LOADED)(self._vectors)
-        found = self._sql.execute(
-            "SELECT seq, id, items.text, reply, slot FROM items CROSS JOIN texts USING (key) "
-            "WHERE reply > 0 ORDER BY seq"
-        )
-        for seq, record_id, text, reply, slot in found:
-            yield Row(self._named(seq, record_id), text, loaded(reply)[slot])
+        """All texts with vectors, in the order of the input.
 
-    def _vectors(self, reply: int) -> list[Vectors]:
-        at_file, size, counts, indices, values = self._sql.execute(
-            "SELECT dense_at, dense_size, sparse_counts, sparse_indices, sparse_values FROM replies WHERE reply = ?",
-            (reply,),
-        ).fetchone()
-        floats = None
-        if size is not None:
-            dense = self._dense.read(at_file, size)
-            floats = [dense[at : at + self._width] for at in range(0, len(dense), self._width)]
-        if counts is None:
-            return [Vectors(found, None, None) for found in floats or ()]
-        ends = list(itertools.accumulate(array.array("q", counts), initial=0))
-        return [
-            Vectors(floats[slot] if floats else None, indices[start:end], values[start:end])
-            for slot, (start, end) in enumerate(itertools.pairwise(ends))
-        ]
+        Raises:
+            InvalidInput: after the last row: some are missing, because the ledger or the file of vectors is damaged.
+        """
+        (records,) = self._sql.execute("SELECT records FROM checkpoint").fetchone()
+        whole = 0
+        found = self._sql.execute(
+            "SELECT seq, id, place, sum, items.text, hash, reply, slot, rejects.key FROM items "
+            "LEFT JOIN texts USING (key) LEFT JOIN rejects USING (key) ORDER BY seq"
+        )
+        for seq, record_id, place, summed, text, hashed, reply, slot, rejected in found:
+            if summed != sums.record_sum(seq, record_id, place, hashed) or sums.text_differs(text, hashed):
+                continue
+            if reply == _REJECTED and rejected is not None:
+                whole += 1
+            elif (vectors := self._replies.vectors(reply, slot, hashed)) is not None:
+                whole += 1
+                yield Row(self._named(seq, record_id), text, vectors)
+        if whole != records:
+            raise InvalidInput(
+                f"{records - whole} of {records} records cannot be written: {self._name} or {self._name}-vectors is "
+                "damaged. Give the command its input again: it asks for those texts alone"
+            )
 
     def rejects(self) -> Iterator[dict[str, Any]]:
         """All records of the input without vectors, in its order, and why."""

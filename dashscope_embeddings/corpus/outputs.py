@@ -1,16 +1,14 @@
 """Vectors → a file, and back: Parquet, JSON lines, or a NumPy array with its ids beside it.
 
-A file appears under its name only when it is whole and on the disk.
+A file appears under its name only when it is whole and on the disk; an array and its ids appear together.
 """
 
 from __future__ import annotations
 
 import array
 import ast
-import contextlib
 import itertools
 import json
-import os
 import struct
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +18,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from pydantic_core import to_json
 
+from dashscope_embeddings import files
 from dashscope_embeddings.corpus.readers import pyarrow
 from dashscope_embeddings.errors import InvalidInput
 from dashscope_embeddings.vectors import SparseVector
@@ -83,52 +82,39 @@ def check(path: Path, kind: Output) -> None:
         pyarrow()
 
 
-def write(path: Path, rows: Iterable[Row], about: About) -> None:
-    """Writes all rows in the format that the path's ending names.
+def write(path: Path, rows: Iterable[Row], about: About, rejected: Path, rejects: Iterable[dict[str, Any]]) -> None:
+    """Writes all rows in the format that the path's ending names, and the records without vectors to `rejected`.
 
     Raises:
-        OSError: the disk is full, or the like; what was at `path` before is still there.
+        OSError: the disk is full, or the like; what was there before is still there.
     """
-    ending = path.suffix.lower()
+    ending, ids = path.suffix.lower(), ids_beside(path)
     if ending == ".npy":
-        _write_npy(path, rows, about)
-        return
-    with whole(path) as file:
-        if ending == ".parquet":
+        files.settle_pair(path, ids)
+    with files.partials(path, *([ids] if ending == ".npy" else []), rejected) as (file, *more):
+        if ending == ".npy":
+            _write_npy(file, more[0], rows, about)
+        elif ending == ".parquet":
             _write_parquet(file, rows, about)
         else:
             for row in rows:
                 file.write(to_json(_columns(row, about)) + b"\n")
+        for found in rejects:
+            more[-1].write(to_json(found) + b"\n")
+    if ending == ".npy":
+        files.publish_pair(path, ids)
+    else:
+        files.publish(path)
+    if files.partial_of(rejected).stat().st_size:
+        files.publish(rejected)
+    else:
+        files.partial_of(rejected).unlink()
+        rejected.unlink(missing_ok=True)
 
 
 def ids_beside(path: Path) -> Path:
     """Where the ids of a .npy array are: JSON lines, in the order of its rows."""
     return path.with_name(f"{path.name}.ids.jsonl")
-
-
-@contextlib.contextmanager
-def whole(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write, which takes its name when it is complete and on the disk."""
-    partial = path.with_name(f"{path.name}.partial")
-    try:
-        with partial.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    with contextlib.suppress(OSError):  # Windows opens no folders
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 def _columns(row: Row, about: About, *, vectors: bool = True) -> dict[str, Any]:
@@ -149,25 +135,22 @@ _MAGIC = b"\x93NUMPY\x01\x00"
 _ALIGNED = 64
 
 
-def _write_npy(path: Path, rows: Iterable[Row], about: About) -> None:
-    """Two files cannot appear at once: while the ids are missing, the array counts as unfinished."""
-    ids_beside(path).unlink(missing_ok=True)
-    _sync_folder(path.parent)
+def _write_npy(file: IO[bytes], ids: IO[bytes], rows: Iterable[Row], about: About) -> None:
     order = "<" if sys.byteorder == "little" else ">"
     shape = (about.count, about.dimension or 0)
     head = f"{{'descr': '{order}f4', 'fortran_order': False, 'shape': {shape}, }}"
     blanks = -(len(_MAGIC) + 2 + len(head) + 1) % _ALIGNED
-    with whole(ids_beside(path)) as ids, whole(path) as file:
-        file.write(_MAGIC + struct.pack("<H", len(head) + blanks + 1) + f"{head}{' ' * blanks}\n".encode())
-        for row in rows:
-            file.write(row.vectors.dense or b"")
-            ids.write(to_json(_columns(row, about, vectors=False)) + b"\n")
+    file.write(_MAGIC + struct.pack("<H", len(head) + blanks + 1) + f"{head}{' ' * blanks}\n".encode())
+    for row in rows:
+        file.write(row.vectors.dense or b"")
+        ids.write(to_json(_columns(row, about, vectors=False)) + b"\n")
 
 
 def _read_npy(path: Path) -> Iterator[Vector]:
-    if not ids_beside(path).exists():
+    beside = files.beside_now(path, ids_beside(path))
+    if not beside.exists():
         raise InvalidInput(f"{path} has no {ids_beside(path).name} beside it: run the command again that wrote it")
-    with path.open("rb") as file, ids_beside(path).open("rb") as ids:
+    with path.open("rb") as file, beside.open("rb") as ids:
         file.seek(len(_MAGIC))
         (size,) = struct.unpack("<H", file.read(2))
         count, dimension = ast.literal_eval(file.read(size).decode())["shape"]

@@ -5,16 +5,12 @@ Bad input is found before anything is spent. Each of the three steps can be cut 
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pydantic_core import to_json
-
 from dashscope_embeddings.corpus import intake, outputs, readers
 from dashscope_embeddings.corpus.asking import Asking, usage_of
-from dashscope_embeddings.errors import InvalidInput
 from dashscope_embeddings.vectors import Cost
 
 if TYPE_CHECKING:
@@ -123,9 +119,7 @@ def embed_corpus(  # noqa: PLR0913 - every one a thing that a corpus may need; k
     fields, terms = readers.Fields(text_field, id_field, encoding), intake.terms(client, text_type, kind, "real-time")
     sources = intake.sources(inputs, format, output, on_bad_input)
     outputs.check(output, kind)
-    if output.exists() and not ledger_beside(output).exists():
-        raise InvalidInput(f"{output} is there, but not its ledger: move it away, or write to another output")
-    with intake.opened(ledger_beside(output)) as ledger:
+    with intake.opened(ledger_beside(output), output) as ledger:
         with ledger.transaction():
             ledger.begin(terms, again=retry_rejected)
             intake.take_in(ledger, sources, fields, client.settings, skip=on_bad_input == "skip", with_text=with_text)
@@ -169,7 +163,7 @@ def estimate_corpus(  # noqa: PLR0913 - as embed_corpus
     beside = None if output is None else ledger_beside(output)
     fields = readers.Fields(text_field, id_field, encoding)
     sources = intake.sources(inputs, format, output, on_bad_input)
-    scratch = beside is None or not beside.exists()
+    scratch = beside is None or not beside.exists() or not beside.stat().st_size
     terms = intake.terms(client, text_type, kind, "real-time")
     with intake.opened(None if scratch else beside) as ledger, ledger.transaction(keep=False):
         ledger.begin(terms, again=retry_rejected)
@@ -195,8 +189,7 @@ def write_output(  # noqa: PLR0913 - what a file says of its vectors
     width = ledger.width or client.settings.ask(text_type, kind).width
     model, rows = client.settings.model.name, counts.items - counts.rejected
     about = outputs.About(model, width if "dense" in kind else None, text_type, kind, with_text, rows)
-    outputs.write(output, ledger.rows(), about)
-    _write_rejects(ledger, rejects_beside(output))
+    outputs.write(output, ledger.rows(), about, rejects_beside(output), ledger.rejects())
 
 
 def ledger_beside(output: Path) -> Path:
@@ -207,14 +200,3 @@ def ledger_beside(output: Path) -> Path:
 def rejects_beside(output: Path) -> Path:
     """Where records without vectors are named."""
     return output.with_name(f"{output.name}.rejects.jsonl")
-
-
-def _write_rejects(ledger: Ledger, path: Path) -> None:
-    rejects = ledger.rejects()
-    first = next(rejects, None)
-    if first is None:
-        path.unlink(missing_ok=True)
-        return
-    with outputs.whole(path) as file:
-        for found in itertools.chain([first], rejects):
-            file.write(to_json(found) + b"\n")

@@ -11,24 +11,33 @@ if TYPE_CHECKING:
     import sqlite3
     from collections.abc import Mapping
 
-_VERSION = 1
+VERSION = 2
 _SCHEMA = """
 CREATE TABLE terms (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE texts (key INTEGER PRIMARY KEY, hash BLOB NOT NULL UNIQUE, reply INTEGER, slot INTEGER);
 CREATE TABLE replies (
     reply INTEGER PRIMARY KEY, keys BLOB NOT NULL, requests INTEGER NOT NULL, texts INTEGER NOT NULL,
-    tokens INTEGER NOT NULL, dense_at INTEGER, dense_size INTEGER, dense_sum INTEGER,
+    tokens INTEGER NOT NULL, dense_at INTEGER, dense_size INTEGER,
     sparse_counts BLOB, sparse_indices BLOB, sparse_values BLOB
 );
 CREATE TABLE indexed (reply INTEGER NOT NULL);
 CREATE TABLE rejects (key INTEGER PRIMARY KEY, reason TEXT NOT NULL, code TEXT, request_id TEXT);
 CREATE TABLE items (seq INTEGER PRIMARY KEY, id TEXT UNIQUE, place TEXT NOT NULL, key INTEGER NOT NULL, text TEXT);
 CREATE TABLE bad (seq INTEGER PRIMARY KEY, place TEXT NOT NULL, id TEXT, reason TEXT NOT NULL);
-CREATE TABLE pending (key INTEGER PRIMARY KEY, text TEXT NOT NULL, tokens REAL NOT NULL);
+CREATE TABLE pending (key INTEGER PRIMARY KEY, text TEXT NOT NULL, tokens REAL NOT NULL)
 """
 # texts, replies and rejects stay from run to run; items, bad and pending are the input of one. Paying appends
 # one row to replies and does nothing else; where each text's vectors are is written to texts later, and up to which
 # reply that was done to indexed. Dense vectors are in a file of their own.
+_SUMS = """
+ALTER TABLE replies ADD COLUMN sums BLOB;
+ALTER TABLE items ADD COLUMN sum BLOB;
+CREATE TABLE checkpoint (
+    identity BLOB NOT NULL, mark_at INTEGER NOT NULL, log_in_use INTEGER NOT NULL, records INTEGER NOT NULL
+)
+"""
+# What version 2 added. sums: of the vectors of each key; mark_at: where the file of vectors says whose it is;
+# log_in_use: what was paid for may be in the write-ahead log alone; records: rows of items.
 
 
 def configure(connection: sqlite3.Connection) -> None:
@@ -36,22 +45,46 @@ def configure(connection: sqlite3.Connection) -> None:
     for pragma in ("cache_size=-16000", "locking_mode=EXCLUSIVE", "synchronous=NORMAL", "journal_mode=WAL"):
         connection.execute(f"PRAGMA {pragma}")
     # Of 4 KB: how long the write-ahead log grows before it is synced and moved into the file.
-    connection.execute("PRAGMA wal_autocheckpoint=16384")
+    connection.execute("PRAGMA wal_autocheckpoint=256")
 
 
-def prepare(connection: sqlite3.Connection, name: str) -> None:
-    """Makes the tables where there are none.
+def version_of(connection: sqlite3.Connection, name: str) -> int:
+    """Of the tables; 0: there are none.
 
     Raises:
-        InvalidInput: the ledger is of another version.
+        InvalidInput: it is another program's database, or of another version.
     """
     (version,) = connection.execute("PRAGMA user_version").fetchone()
-    if version not in {0, _VERSION}:
+    if version not in {0, 1, VERSION}:
         raise InvalidInput(f"{name} was written by another version of this package ({version})")
-    if version == 0:
-        for statement in _SCHEMA.split(";"):
-            connection.execute(statement)
-        connection.execute(f"PRAGMA user_version={_VERSION}")
+    if version == 0 and connection.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone():
+        raise InvalidInput(f"{name} is no ledger of this package: move it away")
+    return int(version)
+
+
+def prepare(connection: sqlite3.Connection, version: int) -> None:
+    """Makes the tables and columns that are not there yet."""
+    for made, statements in ((1, _SCHEMA), (VERSION, _SUMS)):
+        if version < made:
+            for statement in statements.split(";"):
+                connection.execute(statement)
+    connection.execute(f"PRAGMA user_version={VERSION}")
+
+
+def repair_indexes(connection: sqlite3.Connection) -> bool:
+    """Whether the tables can be read; indexes that do not fit them are made again."""
+    try:
+        if _sound(connection):
+            return True
+        connection.execute("REINDEX")
+        return _sound(connection)
+    except MemoryError:  # of a size that SQLite read from a damaged page
+        return False
+
+
+def _sound(connection: sqlite3.Connection) -> bool:
+    found: list[tuple[str]] = connection.execute("PRAGMA integrity_check(1)").fetchall()
+    return found == [("ok",)]
 
 
 def agree(connection: sqlite3.Connection, name: str, terms: Mapping[str, Any]) -> bool:
@@ -76,7 +109,7 @@ def agree(connection: sqlite3.Connection, name: str, terms: Mapping[str, Any]) -
         said = "; ".join(f"{term} was {known.get(term)!r} and is now {terms[term]!r}" for term in differing)
         raise InvalidInput(
             f"these vectors would not mix with those in {name}: {said}. Write to another output, or "
-            "delete this one and its ledger to pay for all texts again"
+            "delete this one, its ledger and the ledger's vectors to pay for all texts again"
         )
     rows = [(term, json.dumps(value)) for term, value in terms.items()]
     connection.executemany("INSERT OR REPLACE INTO terms VALUES (?, ?)", rows)

@@ -1,0 +1,124 @@
+"""Files that this package writes: created exclusively, private where they hold texts, and replaced as a whole."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from typing import IO, TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+PRIVATE = 0o600
+"""Mode of a file that holds texts and is nobody else's business."""
+_SHARED = 0o666
+"""Mode of an output, from which the umask takes away."""
+# O_NOFOLLOW is missing on Windows, O_BINARY everywhere else.
+_EXCLUSIVE = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+
+
+def create(path: Path, mode: int = PRIVATE) -> IO[bytes]:
+    """Makes a file that was not there, for reading and writing.
+
+    Raises:
+        FileExistsError: something is there, if only a symbolic link to nothing: it is never written through.
+    """
+    return os.fdopen(os.open(path, _EXCLUSIVE, mode), "w+b")
+
+
+def create_anew(path: Path, mode: int = PRIVATE) -> IO[bytes]:
+    """The same, in place of what an earlier run left behind: a link is removed, and not what it points to."""
+    path.unlink(missing_ok=True)
+    return create(path, mode)
+
+
+def make_private(path: Path) -> None:
+    """Takes others' rights on a file away, where it is ours and the system knows such rights."""
+    with contextlib.suppress(OSError):
+        if stat.S_IMODE(path.stat().st_mode) & ~PRIVATE:
+            path.chmod(PRIVATE)
+
+
+def partial_of(path: Path) -> Path:
+    """Where a file is while it is being written."""
+    return path.with_name(f"{path.name}.partial")
+
+
+@contextlib.contextmanager
+def partials(*paths: Path) -> Iterator[list[IO[bytes]]]:
+    """Files to write, which are on the disk as `partial_of` each path at the end; after an error none is there.
+
+    They are made in the given order and removed in the other one: see `settle_pair`.
+    """
+    try:
+        with contextlib.ExitStack() as opened:
+            files = [opened.enter_context(create_anew(partial_of(path), _SHARED)) for path in paths]
+            yield files
+            for file in files:
+                file.flush()
+                os.fsync(file.fileno())
+    except BaseException:
+        for path in reversed(paths):
+            partial_of(path).unlink(missing_ok=True)
+        raise
+
+
+def publish(path: Path) -> None:
+    """Gives a file that `partials` wrote its name."""
+    try:
+        partial_of(path).replace(path)
+    except OSError:
+        partial_of(path).unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
+
+
+# --- two files that are one ---------------------------------------------------------------------------------
+
+
+def publish_pair(path: Path, beside: Path) -> None:
+    """The same for a file and the one that belongs to it; after an error both are the old ones, or both are new."""
+    try:
+        if beside.exists():
+            beside.replace(_parked(beside))
+        partial_of(path).replace(path)
+        _sync_folder(path.parent)
+    finally:
+        settle_pair(path, beside)
+
+
+def settle_pair(path: Path, beside: Path) -> None:
+    """Ends a replacement that was cut off anywhere: goes on with it if `path` is new already, else undoes it.
+
+    `path` is new when its partial file is gone and that of `beside` is not: no other step leaves that state.
+    """
+    if beside_now(path, beside) == partial_of(beside):
+        publish(beside)
+    elif not beside.exists() and _parked(beside).exists():
+        _parked(beside).replace(beside)
+    for leftover in (partial_of(beside), partial_of(path), _parked(beside)):
+        leftover.unlink(missing_ok=True)
+
+
+def beside_now(path: Path, beside: Path) -> Path:
+    """Where the file is that belongs to `path`, although a replacement of both may have been cut off."""
+    if beside.exists():
+        return beside
+    new, old = partial_of(beside), _parked(beside)
+    return new if new.exists() and not partial_of(path).exists() else old
+
+
+def _parked(beside: Path) -> Path:
+    """Where the old file is until the new one has its name: a reader must not take it for that of the new `path`."""
+    return beside.with_name(f"{beside.name}.old")
+
+
+def _sync_folder(folder: Path) -> None:
+    with contextlib.suppress(OSError):  # Windows opens no folders
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
