@@ -113,6 +113,11 @@ class Sessions:
         except RuntimeError:
             self._guard()  # closed by another thread meanwhile
             raise
+        except Exception as error:
+            # Of no class that httpx promises. Below our own client, frames hold the head of the request with its key.
+            if self._given.client is None:
+                raise error.with_traceback(None) from error.__cause__
+            raise
         return Reply(reply.status_code, reply.headers, reply.content)
 
     def slots(self) -> threading.BoundedSemaphore:

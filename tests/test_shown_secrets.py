@@ -9,6 +9,7 @@ from __future__ import annotations
 import traceback
 from typing import TYPE_CHECKING, Any
 
+import httpx
 import pytest
 from pydantic import SecretStr
 from sightings import CANARY, sightings
@@ -25,6 +26,8 @@ from dashscope_embeddings.ray_data import EmbedBatch
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from dashscope_embeddings.emulator.server import Server
 
 KINDS: dict[str, Any] = {
     "client": EmbeddingClient,
@@ -152,3 +155,12 @@ def test_a_key_that_is_not_validated_is_hidden_all_the_same(kind: str) -> None:
     ):
         assert vars(made)[key] == SecretStr(CANARY)
         assert CANARY not in str(vars(made))
+
+
+def test_no_frame_of_the_http_library_shows_the_head_of_a_request(served: Server) -> None:
+    client = EmbeddingClient(api_key=CANARY, base_url=served.url, default_headers={"X-Gateway-Key": CANARY})
+    client.embed("a text")  # its connection is kept: the next thing to be done is to write a head
+    client._sessions._sync_client().timeout = httpx.Timeout(1e10)
+    error, shown = printed(lambda: client.embed("a text"))
+    assert isinstance(error, OverflowError)
+    assert CANARY not in shown
