@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import functools
+import io
 import signal
 import sys
 import threading
-import warnings
 from pathlib import Path  # noqa: TC003 - typer reads annotations at run time
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated
 
 from dashscope_embeddings.catalogue import DEFAULT_MODEL
 from dashscope_embeddings.demo import NoTextError, Store
 from dashscope_embeddings.emulator import Emulator
 from dashscope_embeddings.emulator.embedding import COMPATIBLE_PATH
-from dashscope_embeddings.errors import DashScopeError
 
 try:
     import typer
@@ -31,7 +29,7 @@ else:
     _installed = True
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
 _EXTRA = 'pip install "dashscope-embeddings[cli]"'
 _DEMO_EXTRAS = 'pip install "dashscope-embeddings[cli,langchain,llama-index,qdrant]"'
@@ -75,9 +73,9 @@ def demo(  # noqa: PLR0913 - one for each option
         wanted = screen.Wanted(folder, query or (), model, dimensions, k, live, store)
         screen.show(wanted, _console(), _console(stderr=True))
     except NoTextError as error:
-        _fail(str(error), code=2)
+        cli_common.fail(str(error), cli_common.USAGE)
     except ImportError as missing:
-        _fail(f"the demo lacks a package: {_DEMO_EXTRAS} ({missing})")
+        cli_common.fail(f"the demo lacks a package: {_DEMO_EXTRAS} ({missing})")
 
 
 # --- models ------------------------------------------------------------------------------------------------
@@ -121,7 +119,7 @@ def emulator(
     try:
         server = service.serve(port, latency=latency / 1000)
     except OSError as error:
-        _fail(f"cannot listen on port {port}: {error.strerror}. Try another one; --port 0 takes a free one")
+        cli_common.fail(f"cannot listen on port {port}: {error.strerror}. Try another one; --port 0 takes a free one")
     with _stop_signals() as stopped, server:
         native, compatible = f"{server.url}/api/v1", server.url + COMPATIBLE_PATH.removesuffix("/embeddings")
         for line in (
@@ -169,34 +167,13 @@ def _console(*, stderr: bool = False) -> Console:
     return Console(stderr=stderr, highlight=False)
 
 
-def _fail(message: str, *, code: int = 1) -> NoReturn:
-    cli_common.say(message, "red")
-    raise typer.Exit(code)
-
-
-def _command(function: Callable[..., None]) -> Callable[..., None]:
-    """Tells an error in a red line instead of a traceback, and a warning in a yellow one."""
-
-    @functools.wraps(function)
-    def run(*args: Any, **kwargs: Any) -> None:
-        with warnings.catch_warnings():
-            warnings.showwarning = _show_warning
-            try:
-                function(*args, **kwargs)
-            except DashScopeError as error:
-                _fail(str(error))
-
-    return run
-
-
-def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
-    cli_common.say(str(message), "yellow")
-
-
 def main() -> None:
     """What the command `dashscope-embeddings` runs."""
     if not _installed:
         sys.exit(f"the command line needs typer and rich: {_EXTRA}")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A terminal that lacks a character gets another one; standard error does so already.
+        sys.stdout.reconfigure(errors="replace")
     app()
 
 
@@ -208,8 +185,8 @@ if _installed:
         pretty_exceptions_show_locals=False,
         help="Text embeddings of Alibaba Cloud Model Studio (DashScope): try them, look up models, emulate.",
     )
-    for command in (demo, cli_corpus.embed, models, cli_check.check, emulator):
-        app.command()(_command(command))
+    for function in (demo, cli_corpus.embed, models, cli_check.check, emulator):
+        app.command()(cli_common.command(function))
     app.add_typer(cli_batch.app, name="batch")
 
 if __name__ == "__main__":

@@ -9,8 +9,9 @@ import typer
 
 from dashscope_embeddings import corpus
 from dashscope_embeddings.catalogue import DEFAULT_MODEL
-from dashscope_embeddings.cli_common import FAILED, REJECTED, fail, stop_signals, telling
+from dashscope_embeddings.cli_common import FAILED, REJECTED, command, fail, stop_signals, telling
 from dashscope_embeddings.client import EmbeddingClient
+from dashscope_embeddings.corpus.sources import shown
 
 if TYPE_CHECKING:
     from dashscope_embeddings.corpus import BatchEstimate, BatchProgress, BatchSummary
@@ -57,6 +58,7 @@ app = typer.Typer(
 
 
 @app.command()
+@command
 def submit(  # noqa: PLR0913 - one for each option
     inputs: _Inputs,
     *,
@@ -98,6 +100,7 @@ def submit(  # noqa: PLR0913 - one for each option
 
 
 @app.command()
+@command
 def run(  # noqa: PLR0913 - one for each option
     inputs: _Inputs,
     *,
@@ -136,6 +139,7 @@ def run(  # noqa: PLR0913 - one for each option
 
 
 @app.command()
+@command
 def status(*, output: _Output, region: _Region = None, workspace: _Workspace = None, base_url: _BaseUrl = None) -> None:
     """Ask how far all batches are; fetch and change nothing."""
     with telling(*_kept(output)):
@@ -162,6 +166,7 @@ _ENDED = frozenset({"completed", "failed", "expired", "cancelled"})
 
 
 @app.command()
+@command
 def fetch(
     *,
     output: _Output,
@@ -180,6 +185,7 @@ def fetch(
 
 
 @app.command()
+@command
 def cancel(*, output: _Output, region: _Region = None, workspace: _Workspace = None, base_url: _BaseUrl = None) -> None:
     """Stop all batches; what was done by then is billed, and `batch fetch` brings it."""
     with telling(*_kept(output)):
@@ -239,7 +245,7 @@ def _say_estimate(found: BatchEstimate) -> None:
 def _say_summary(found: BatchSummary, output: Path) -> None:
     if found.finished:
         rows = found.texts - found.rejected
-        typer.echo(f"{output}: {rows:,} vectors, {found.embedded:,} texts fetched now ({found.usage})")
+        typer.echo(f"{shown(output)}: {rows:,} vectors, {found.embedded:,} texts fetched now ({found.usage})")
         if found.spent != found.usage:
             typer.echo(f"all calls together: {found.spent}")
         if found.rejects is not None:

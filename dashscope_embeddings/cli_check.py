@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -56,7 +57,9 @@ def check(
     except InvalidInput as error:
         fail(str(error), USAGE)
     if as_json:
-        typer.echo(json.dumps(_plain(found), ensure_ascii=False, indent=2))
+        # A character that the terminal lacks is escaped there: it must not be replaced.
+        unicode = (sys.stdout.encoding or "").lower().startswith("utf")
+        typer.echo(json.dumps(_plain(found), ensure_ascii=not unicode, indent=2))
     elif (console := Console(highlight=False)).is_terminal:
         _draw(found, console)
     else:

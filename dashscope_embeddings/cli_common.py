@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import signal
 import threading
+import warnings
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
@@ -38,6 +40,25 @@ def say(message: str, colour: str) -> None:
     """Lines on standard error, in which nothing is an order to the terminal."""
     lines = "\n".join(map(escaped, message.splitlines()))
     Console(stderr=True, highlight=False).print(Text(lines, colour), soft_wrap=True)
+
+
+def command(function: Callable[..., None]) -> Callable[..., None]:
+    """Tells an error in a red line instead of a traceback, and a warning in a yellow one."""
+
+    @functools.wraps(function)
+    def run(*args: Any, **kwargs: Any) -> None:
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            try:
+                function(*args, **kwargs)
+            except DashScopeError as error:
+                fail(str(error))
+
+    return run
+
+
+def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
+    say(str(message), "yellow")
 
 
 @contextlib.contextmanager

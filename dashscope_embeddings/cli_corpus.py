@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 from pathlib import Path  # noqa: TC003 - typer reads annotations at run time
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
+from rich.text import Text
 
 from dashscope_embeddings import corpus
 from dashscope_embeddings.catalogue import DEFAULT_MODEL
 from dashscope_embeddings.cli_common import FAILED, REJECTED, USAGE, fail, stop_signals, telling
 from dashscope_embeddings.client import EmbeddingClient
+from dashscope_embeddings.corpus.sources import shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from rich.progress import Task
+
     from dashscope_embeddings.corpus import Estimate, Progress, Summary
+    from dashscope_embeddings.metering import RequestRecord
 
 
 def embed(  # noqa: PLR0913 - one for each option
@@ -96,6 +102,7 @@ def embed(  # noqa: PLR0913 - one for each option
     if instruct and text_type != "query":
         fail("--instruct is for queries: add --text-type query, or leave it out", USAGE)
     with telling(f"What was paid for is in {corpus.ledger_beside(output)}"):
+        trouble = _Trouble()
         client = EmbeddingClient(
             model,
             # Nothing is asked: a key need not be there.
@@ -110,11 +117,12 @@ def embed(  # noqa: PLR0913 - one for each option
             requests_per_minute=requests_per_minute,
             tokens_per_minute=tokens_per_minute,
             long_text=long_text,  # type: ignore[arg-type]
+            on_request=trouble.heard,
         )
         if dry_run:
             _say_estimate(corpus.estimate_corpus(inputs, output, client=client, **how))
             return
-        with stop_signals(_STOPPING) as stopped, _shown() as progress:
+        with stop_signals(_STOPPING) as stopped, _shown(trouble) as progress:
             summary = corpus.embed_corpus(
                 inputs,
                 output,
@@ -146,7 +154,7 @@ def _say_summary(found: Summary, output: Path) -> None:
     if not found.finished:
         fail(f"stopped after {found.embedded:,} texts ({found.usage}); the same command goes on", FAILED)
     rows = found.texts - found.rejected
-    typer.echo(f"{output}: {rows:,} vectors, {found.embedded:,} texts embedded now ({found.usage})")
+    typer.echo(f"{shown(output)}: {rows:,} vectors, {found.embedded:,} texts embedded now ({found.usage})")
     if found.spent != found.usage:
         typer.echo(f"all runs together: {found.spent}")
     if found.rejects is not None:
@@ -162,14 +170,15 @@ _DRAWN_EVERY = 0.2
 
 
 @contextlib.contextmanager
-def _shown() -> Iterator[Callable[[Progress], None]]:
-    """A bar on a terminal; elsewhere a line every ten seconds."""
+def _shown(trouble: _Trouble) -> Iterator[Callable[[Progress], None]]:
+    """A bar on a terminal; elsewhere a line every ten seconds. Both say when the service gives no vectors."""
     console = Console(stderr=True, highlight=False)
     pace = _Pace(_DRAWN_EVERY if console.is_terminal else _LINE_EVERY)
     if not console.is_terminal:
-        yield lambda now: typer.echo(pace.line(now), err=True) if pace.due(now) else None
+        with _lines_about(trouble):
+            yield lambda now: typer.echo(pace.line(now), err=True) if pace.due(now) else None
         return
-    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[said]}"), TimeRemainingColumn())
+    columns = (BarColumn(), MofNCompleteColumn(), _State(trouble), TimeRemainingColumn())
     with Bar(*columns, console=console) as bar:
         task = bar.add_task("", total=None, said="reading")
 
@@ -178,6 +187,66 @@ def _shown() -> Iterator[Callable[[Progress], None]]:
                 bar.update(task, completed=now.done, total=now.total, said=pace.speed(now))
 
         yield draw
+
+
+class _Trouble:
+    """Why no vectors come, for as long as none do. Heard from any thread."""
+
+    def __init__(self) -> None:
+        self._found: tuple[float, str] | None = None
+        """Since when, and what."""
+
+    def heard(self, record: RequestRecord) -> None:
+        """What came of a request."""
+        if record.outcome == "answered":
+            self._found = None
+        elif record.outcome != "refused":
+            since = self._found[0] if self._found is not None else time.monotonic()
+            self._found = since, f"{record.outcome} ({record.error})"
+
+    def said(self) -> str:
+        """In a few words; nothing while vectors come."""
+        found, now = self._found, time.monotonic()
+        if found is None or now - found[0] < _SOON:
+            return ""
+        return f"{found[1]} for {now - found[0]:.0f} s, asking again"
+
+
+_SOON = 0.5
+"""Seconds without an answer after which a throttled request is more than a part of finding the pace."""
+
+
+class _State(ProgressColumn):
+    """How fast it goes, or why it does not."""
+
+    def __init__(self, trouble: _Trouble) -> None:
+        super().__init__()
+        self._trouble = trouble
+
+    def render(self, task: Task) -> Text:
+        """The text of the column."""
+        said = self._trouble.said()
+        return Text(said, "yellow") if said else Text(task.fields["said"])
+
+
+@contextlib.contextmanager
+def _lines_about(trouble: _Trouble) -> Iterator[None]:
+    """Says it in a line, and once more every ten seconds, while the caller waits for vectors."""
+    done = threading.Event()
+
+    def watch() -> None:
+        while not done.wait(_SOON / 2):
+            if said := trouble.said():
+                typer.echo(said, err=True)
+                done.wait(_LINE_EVERY)
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        done.set()
+        watcher.join()
 
 
 class _Pace:

@@ -89,8 +89,12 @@ class DashScopeError(Exception):
 
     def about(self, indices: Sequence[int], total: int) -> None:
         """Names the texts that this is about, in place of any that were named before."""
+        self.begin_with(f"{describe(indices)} of {total}")
+
+    def begin_with(self, what: str) -> None:
+        """Says what this is about, in place of what was said before."""
         self._detail = self._detail or self.message
-        self.message = f"{describe(indices)} of {total}: {self._detail}"
+        self.message = f"{what}: {self._detail}"
 
     def copy(self) -> Self:
         """The same error once more, for another caller: tracebacks and partial results stay apart."""

@@ -110,6 +110,10 @@ class Asking:
         except DashScopeError as error:
             for index, vectors in error.partial.items():
                 self._take(index, embedding_of(index, vectors))
+            self._client.drain()
+            # The stream counts no further than it had read, and not from the beginning of the input.
+            left = counts.pending - self.embedded - self._rejected
+            error.begin_with(f"{left:,} of {counts.pending:,} texts have no vectors yet")
             raise
         finally:
             # What is under way is paid for: it belongs into the ledger, although the caller interrupts.

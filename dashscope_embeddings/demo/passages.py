@@ -7,6 +7,8 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from dashscope_embeddings.corpus import encodings
+from dashscope_embeddings.corpus.sources import shown
 from dashscope_embeddings.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -86,20 +88,22 @@ def folder(root: Path) -> tuple[list[Passage], list[str]]:
     found: list[Passage] = []
     skipped = []
     for path in sorted(root.rglob("*")):
-        name = path.relative_to(root)
-        hidden = any(part.startswith(".") for part in name.parts)
+        name = shown(path.relative_to(root))
+        hidden = any(part.startswith(".") for part in path.relative_to(root).parts)
         if hidden or path.suffix.lower() not in {".txt", ".md"} or not path.is_file():
             continue
         try:
-            text = path.read_text("utf-8-sig")
-        except UnicodeDecodeError:
+            with path.open("rb") as file:
+                mark = encodings.marked(file.read(4))
+            text = path.read_text(mark or "utf-8")
+        except UnicodeError:
             skipped.append(f"{name}: not UTF-8")
             continue
         except OSError as error:
             skipped.append(f"{name}: {error.strerror}")
             continue
         pieces = [
-            Passage(f"{name}: {heading}" if heading else str(name), body)
+            Passage(f"{name}: {heading}" if heading else name, body)
             for heading, blocks in _sections(text)
             for body in cut("\n\n".join(blocks))
         ]
