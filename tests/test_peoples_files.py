@@ -340,13 +340,13 @@ def test_a_file_name_that_is_not_utf8_is_shown_with_escapes(
     path = os.fsdecode(folder + b"/" + "名\x1b[1m".encode("gbk") + b".jsonl")
     objects(Path(path), [{"text": "one"}, {"text": ""}])
     if on_bad_input == "fail":
-        with pytest.raises(InvalidInput, match=r"docs/\\xc3\\xfb\\x1b\[1m\.jsonl:2: its text is empty"):
+        with pytest.raises(InvalidInput, match=r"docs/\\udcc3\\udcfb\\x1b\[1m\.jsonl:2: its text is empty"):
             embed(emulator, "docs", "out.jsonl")
         return
     output = os.fsdecode("出".encode("gbk") + b".jsonl")
     embed(emulator, "docs", output, on_bad_input="skip")
     assert texts(output) == ["one"]
-    assert rejects(Path(output))[0]["place"] == r"docs/\xc3\xfb\x1b[1m.jsonl:2"
+    assert rejects(Path(output))[0]["place"] == r"docs/\udcc3\udcfb\x1b[1m.jsonl:2"
 
 
 @pytest.mark.parametrize(

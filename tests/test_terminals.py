@@ -83,7 +83,7 @@ def test_a_character_that_the_terminal_lacks_is_replaced(
 @pytest.mark.skipif(sys.platform != "linux", reason="names of files are bytes on Linux alone")
 def test_the_demo_reads_files_with_odd_names_and_marks(tmp_path: Path) -> None:
     Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xb2\xe8.txt")).write_text("Green tea is steamed.", "utf-16")
-    assert demo.folder(tmp_path) == ([demo.Passage(r"\xb2\xe8.txt", "Green tea is steamed.")], [])
+    assert demo.folder(tmp_path) == ([demo.Passage(r"\udcb2\udce8.txt", "Green tea is steamed.")], [])
 
 
 # --- warnings, slips -----------------------------------------------------------------------------------------

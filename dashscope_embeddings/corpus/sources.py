@@ -6,13 +6,13 @@ import glob
 import importlib
 import json
 import os
-import re
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 from dashscope_embeddings.errors import InvalidInput
+from dashscope_embeddings.redaction import escaped
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -43,18 +43,9 @@ class Source:
         return "standard input" if self.path == STDIN else shown(self.path)
 
 
-_UNSHOWN = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
-
-
 def shown(name: object) -> str:
     """A file's name as it can be printed and stored: escapes for control characters and bytes that are not UTF-8."""
-    return _UNSHOWN.sub(_escape, str(name))
-
-
-def _escape(found: re.Match[str]) -> str:
-    code = ord(found[0])
-    # Python has bytes that it cannot decode as U+DC80 to U+DCFF.
-    return f"\\x{code & 0xFF:02x}" if code < 0x100 or 0xDC80 <= code <= 0xDCFF else f"\\u{code:04x}"  # noqa: PLR2004 - as said
+    return escaped(str(name))
 
 
 def pyarrow() -> Any:
