@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import inspect
 from collections.abc import AsyncIterable
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ from dashscope_embeddings.settings import Settings
 from dashscope_embeddings.workers import Flag
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
+    from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
     from typing import TypeAlias
 
     from pydantic import SecretStr
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
     Texts: TypeAlias = str | Iterable[str]
     Progress: TypeAlias = Callable[[int], object]
+    OnVectors: TypeAlias = Callable[[dict[int, Any]], Any]
 
 
 class EmbeddingClient(Calls):
@@ -142,7 +144,7 @@ class EmbeddingClient(Calls):
         output: Output = "dense",
         array: bool = False,
         progress: Progress | None = None,
-        on_vectors: Callable[[dict[int, Any]], object] | None = None,
+        on_vectors: OnVectors | None = None,
     ) -> Embeddings:
         """All vectors at once: shape (texts, dimensions), in the order of the texts.
 
@@ -153,7 +155,7 @@ class EmbeddingClient(Calls):
             array: Keep the dense vectors as float32 in `dense_array`, 4 KB for 1,024 numbers; `dense` stays empty.
             progress: Called with the number of texts that are done, whenever some are.
             on_vectors: Called with index → vectors (shaped as in `partial`) of texts that are done, whenever
-                some are, for a cache; `aembed` awaits it. A lone query's are in the result alone.
+                some are, for a cache; `aembed` awaits what it returns. A lone query's are in the result alone.
 
         Raises:
             InvalidInput: a text cannot be embedded; nothing was sent.
@@ -244,7 +246,7 @@ class EmbeddingClient(Calls):
         output: Output = "dense",
         array: bool = False,
         progress: Progress | None = None,
-        on_vectors: Callable[[dict[int, Any]], Awaitable[object]] | None = None,
+        on_vectors: OnVectors | None = None,
     ) -> Embeddings:
         """`embed` for a running event loop; also takes an asynchronous iterable."""
         check_loop()
@@ -271,7 +273,9 @@ class EmbeddingClient(Calls):
                             progress(done)
                     with callbacks:
                         if on_vectors is not None:
-                            await on_vectors(job.completed(batch))
+                            said = on_vectors(job.completed(batch))
+                            if inspect.isawaitable(said):
+                                await said
             callbacks.end()
             return job.result(checked)
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
-from both import KEY
+from both import KEY, client_of
 from langchain_classic.embeddings import CacheBackedEmbeddings
 from langchain_classic.storage import LocalFileStore
 from langchain_core.stores import BaseStore, InMemoryByteStore
@@ -407,3 +407,39 @@ def test_the_bar_counts_texts_of_the_store_too(served: Server, capsys: pytest.Ca
     capsys.readouterr()
     embeddings.embed_documents(TEXTS)
     assert "45/45" in capsys.readouterr().err
+
+
+@WAYS
+def test_the_refused_text_is_at_hand_under_its_place_in_the_whole_call(
+    served: Server, emulator: Emulator, way: str
+) -> None:
+    embeddings = made(served, Remote())
+    documents(embeddings, TEXTS[:20], way)
+    emulator.faults = [Blocked(match="number 33")]
+    with pytest.raises(BadRequestError) as caught:
+        documents(embeddings, TEXTS, way)
+    assert caught.value.refused == {33: TEXTS[33]}
+    assert TEXTS[33] not in f"{caught.value!r} {vars(caught.value)['reasons']}"
+
+
+# --- what it is built on: the client tells of vectors as they arrive --------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["plain function", "coroutine function"])
+def test_aembed_tells_of_vectors_as_they_arrive_and_awaits_what_it_told(emulator: Emulator, kind: str) -> None:
+    told: dict[int, list[float]] = {}
+
+    async def later(arrived: dict[int, list[float]]) -> None:
+        await asyncio.sleep(0)
+        told.update(arrived)
+
+    texts = [f"text {i}" for i in range(25)]
+    hook = told.update if kind == "plain function" else later
+    found = asyncio.run(client_of(emulator).aembed(texts, on_vectors=hook)).dense
+    assert [told[i] for i in range(25)] == found
+
+
+def test_embed_tells_of_vectors_as_they_arrive_in_the_shape_that_was_asked(emulator: Emulator) -> None:
+    told: dict[int, Any] = {}
+    found = client_of(emulator).embed(["a", "b", "a"], output="sparse", on_vectors=told.update).sparse
+    assert [told[i] for i in range(3)] == found
