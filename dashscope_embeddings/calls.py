@@ -159,6 +159,15 @@ class Calls:
 
     # --- copies and processes -----------------------------------------------------------------------------
 
+    def __eq__(self, other: object) -> bool:
+        """Whether both ask the same in the same way: what caches of functions compare."""
+        if not isinstance(other, Calls):
+            return NotImplemented
+        return type(self) is type(other) and (self.settings, self._given) == (other.settings, other._given)
+
+    def __hash__(self) -> int:
+        return hash(self.settings)
+
     def __deepcopy__(self, _: object) -> Self:
         """Itself: it may be shared."""
         return self

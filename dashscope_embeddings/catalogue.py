@@ -7,24 +7,57 @@ from __future__ import annotations
 
 import sys
 import warnings
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
+from typing import TYPE_CHECKING
 
+from dashscope_embeddings.errors import InvalidInput
 from dashscope_embeddings.vectors import Cost
 
 
 @dataclass(frozen=True, slots=True)
 class Price:
-    """List price of a million input tokens in one region."""
+    """Price of a million input tokens in one region. A number that is no Decimal becomes the one that it prints as.
+
+    Raises:
+        InvalidInput: no currency, or what is no price.
+    """
 
     currency: str
     real_time: Decimal
     batch: Decimal | None = None
     """Through Batch files; None where the region or model has no such route."""
 
+    if TYPE_CHECKING:
+
+        def __init__(
+            self, currency: str, real_time: Decimal | float | str, batch: Decimal | float | str | None = None
+        ) -> None: ...
+
+    def __post_init__(self) -> None:
+        currency: object = self.currency
+        if not isinstance(currency, str) or not currency.strip():
+            raise InvalidInput('a Price begins with its currency: write Price("CNY", 0.5)')
+        object.__setattr__(self, "real_time", _amount("real_time", self.real_time))
+        if self.batch is not None:
+            object.__setattr__(self, "batch", _amount("batch", self.batch))
+
     def of(self, tokens: int) -> Cost:
         """The real-time price of so many tokens."""
         return Cost(self.real_time * tokens / 1_000_000, self.currency)
+
+
+def _amount(name: str, value: object) -> Decimal:
+    try:
+        amount = Decimal("NaN") if isinstance(value, bool) else Decimal(str(value))
+    except ArithmeticError:
+        amount = Decimal("NaN")
+    if amount.is_finite() and 0 <= amount <= _HIGHEST:
+        return amount
+    raise InvalidInput(f"{name} of a Price must be money for a million tokens, such as 0.5, from 0 to {_HIGHEST:,}")
+
+
+_HIGHEST = 1_000_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +75,7 @@ class Model:
     """What the service gives unasked; None: not known."""
     sparse: bool
     instruct: bool
-    prices: dict[str, Price]
+    prices: dict[str, Price] = field(hash=False)
     """Region → price."""
     source: str
     seen: str

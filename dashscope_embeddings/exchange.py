@@ -287,12 +287,14 @@ def _read(answer: Answer, terms: Terms, texts: Sequence[str]) -> Rows | DashScop
 
 _FIRST_PAUSE = 0.5
 _LONGEST_PAUSE = 20.0
+_DOUBLINGS = 16
+"""More reach the longest pause as well, and 1,024 no float."""
 _LONGEST_RETRY_AFTER = 60.0
 
 
 def backoff(failures: int, retry_after: float | None) -> float:
     """Exponential with full jitter (https://aws.amazon.com/builders-library/timeouts-retries-and-backoff)."""
-    ceiling = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2.0**failures)
+    ceiling = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2.0 ** min(failures, _DOUBLINGS))
     return max(retry_after or 0.0, random.uniform(0.0, ceiling))  # noqa: S311 - spreads load, guards nothing
 
 

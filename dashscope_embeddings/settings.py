@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
 from dataclasses import dataclass, field
 from functools import cached_property
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, get_args
 
 from dashscope_embeddings import catalogue
+from dashscope_embeddings.catalogue import Price
 from dashscope_embeddings.errors import InvalidInput
 from dashscope_embeddings.failures import Asked
 from dashscope_embeddings.lengths import LongText
@@ -20,7 +23,7 @@ if TYPE_CHECKING:
     from pydantic import SecretStr
 
     from dashscope_embeddings.addresses import Address
-    from dashscope_embeddings.catalogue import Model, Price
+    from dashscope_embeddings.catalogue import Model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +53,7 @@ class Settings:
         _check_protocol(self)
         _check_dimensions(self)
         _check_headers(self)
+        _check_price(self)
 
     def ask(self, text_type: TextType, output: Output) -> Ask:
         """What every request of a call asks.
@@ -203,23 +207,46 @@ def _check_dimensions(settings: Settings) -> None:
         raise InvalidInput(f"{model.name} has no vectors of {asked} dimensions; it has {sizes}")
 
 
+_WHOLE = {
+    "max_retries": (0, 1_000_000),
+    "max_concurrency": (1, 10_000),
+    "batch_size": (1, 1_000_000),
+    "tokens_per_request": (1, 1_000_000_000),
+    "dimensions": (1, 1_000_000),
+}
+_REAL = {
+    # Sockets wait for 24 days at most, locks for 292 years: larger numbers fail deep inside them.
+    "timeout": (0.0, 86_400.0),
+    "requests_per_minute": (0.01, 1e12),
+    "tokens_per_minute": (0.01, 1e12),
+}
+_NEEDED = frozenset({"max_retries", "max_concurrency", "timeout"})
+
+
 def _check_numbers(settings: Settings) -> None:
-    least = {
-        "max_retries": 0,
-        "max_concurrency": 1,
-        "batch_size": 1,
-        "tokens_per_request": 1,
-        "dimensions": 1,
-    }
-    for name, lowest in least.items():
+    """Numbers of other libraries, as numpy's, are taken and become Python's."""
+    for name, (least, most) in (_WHOLE | _REAL).items():
         value = getattr(settings, name)
-        if value is None and name not in {"max_retries", "max_concurrency"}:
+        if value is None and name not in _NEEDED:
             continue
-        if isinstance(value, bool) or not isinstance(value, int) or value < lowest:
-            raise InvalidInput(f"{name}={value!r}: expected a whole number of at least {lowest}")
-    for name in ("timeout", "requests_per_minute", "tokens_per_minute"):
-        value = getattr(settings, name)
-        if value is None and name != "timeout":
-            continue
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
-            raise InvalidInput(f"{name}={value!r}: expected a number above 0")
+        whole = name in _WHOLE
+        number = isinstance(value, Integral if whole else Real) and not isinstance(value, bool)
+        if not number or not least <= value <= most or (not whole and value <= 0):
+            expected = "a whole number of at least" if whole else "a number above 0, from"
+            raise InvalidInput(f"{name}={_shown(value)}: expected {expected} {least:,} and at most {most:,}")
+        object.__setattr__(settings, name, int(value) if whole else float(value))
+
+
+def _shown(value: object) -> str:
+    """What is no number may be a key in the wrong place; a number of thousands of digits has no repr."""
+    with contextlib.suppress(ValueError):
+        if isinstance(value, Real):
+            return repr(value)[:40]
+    return f"({type(value).__name__})"
+
+
+def _check_price(settings: Settings) -> None:
+    price: object = settings.own_price
+    if price is not None and not isinstance(price, Price):
+        kind = type(price).__name__
+        raise InvalidInput(f'price must be a Price, not {kind}: write price=Price("CNY", 0.5) for a million tokens')
