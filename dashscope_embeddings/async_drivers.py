@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import functools
 from collections import deque
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from dashscope_embeddings.coalesce import Flight
 from dashscope_embeddings.exchange import GIVEN_UP, Outcome, Send, exchange
+from dashscope_embeddings.workers import Call
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator
@@ -162,12 +164,18 @@ class _Carrier:
 
 async def in_thread(call: Callable[..., T], *args: Any) -> T:
     """The result of a call that would stop the loop. Who is cancelled waits for it: what it changes is theirs."""
-    calling = asyncio.ensure_future(asyncio.to_thread(call, *args))
+    made = Call(functools.partial(contextvars.copy_context().run, call, *args))
     try:
-        return await asyncio.shield(calling)
+        calling = asyncio.get_running_loop().run_in_executor(None, made.perform)
+    except RuntimeError:
+        made.perform()  # no thread can be started: here, unless one that was there has got it
+        return made.result()
+    try:
+        await asyncio.shield(calling)
     except asyncio.CancelledError:
         await asyncio.wait([calling])
         raise
+    return made.result()
 
 
 def wake(loop: asyncio.AbstractEventLoop, woken: asyncio.Event) -> None:

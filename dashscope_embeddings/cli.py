@@ -6,7 +6,6 @@ import contextlib
 import io
 import signal
 import sys
-import threading
 from pathlib import Path  # noqa: TC003 - typer reads annotations at run time
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,6 +13,7 @@ from dashscope_embeddings.catalogue import DEFAULT_MODEL
 from dashscope_embeddings.demo import NoTextError, Store
 from dashscope_embeddings.emulator import Emulator
 from dashscope_embeddings.emulator.embedding import COMPATIBLE_PATH
+from dashscope_embeddings.workers import Flag
 
 try:
     import typer
@@ -147,9 +147,9 @@ def emulator(
 
 
 @contextlib.contextmanager
-def _stop_signals() -> Iterator[threading.Event]:
+def _stop_signals() -> Iterator[Flag]:
     """An event that Ctrl-C and SIGTERM set, in place of what they do otherwise."""
-    stopped = threading.Event()
+    stopped = Flag()
     names = (signal.SIGINT, signal.SIGTERM)
     before = [signal.signal(name, lambda *_: stopped.set()) for name in names]
     try:

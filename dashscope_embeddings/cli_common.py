@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import signal
-import threading
 import warnings
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -22,6 +21,7 @@ from dashscope_embeddings.errors import (
     Verdict,
 )
 from dashscope_embeddings.redaction import escaped
+from dashscope_embeddings.workers import Flag
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -87,9 +87,9 @@ def _how_to_go_on(error: DashScopeError | OSError) -> str:
 
 
 @contextlib.contextmanager
-def stop_signals(said: str) -> Iterator[threading.Event]:
-    """An event that the first Ctrl-C or SIGTERM sets, saying what happens then; a second one ends the program."""
-    stopped = threading.Event()
+def stop_signals(said: str) -> Iterator[Flag]:
+    """A flag that the first Ctrl-C or SIGTERM sets, saying what happens then; a second one ends the program."""
+    stopped = Flag()
     names = (signal.SIGINT, signal.SIGTERM)
     before: dict[signal.Signals, Any] = {name: signal.getsignal(name) for name in names}
 

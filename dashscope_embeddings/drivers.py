@@ -121,10 +121,10 @@ class Threads:
         try:
             waiting.join(query)
             while not isinstance(turn := waiting.step(query, terms, None), Outcome):
-                if left.is_set():
-                    raise GivenUp(GIVEN_UP.what)
                 if isinstance(turn, Flight):
                     self._fly(turn, waiting, terms, left)
+                elif left.is_set():
+                    raise GivenUp(GIVEN_UP.what)
                 elif woken is None:
                     # Made only by who has to wait, and looks once more: nothing could wake it until now.
                     woken = Flag()
@@ -189,7 +189,7 @@ class Threads:
             return GIVEN_UP
         if isinstance(step, Send):
             self._sessions.ask_rate_limiter()
-            return GIVEN_UP if halt.is_set() else self._sessions.send(step)
+            return GIVEN_UP if halt.is_set() else self.apart(functools.partial(self._sessions.send, step))
         return GIVEN_UP if self._sessions.clock.wait(halt, step.seconds) else None
 
     def _workers(self) -> tuple[Workers, Workers]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import os
 import threading
+import weakref
 from collections import OrderedDict, deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -299,21 +300,32 @@ def _tighter(one: float | None, other: float | None) -> float | None:
     return min((value for value in (one, other) if value is not None), default=None)
 
 
-_shared: dict[tuple[object, ...], Limiter] = {}
+_RECENT = 64
+"""Limiters that are kept although no client lives: the next client of that account knows what the last one learned."""
+_shared: weakref.WeakValueDictionary[tuple[object, ...], Limiter] = weakref.WeakValueDictionary()
+_recent: OrderedDict[Limiter, None] = OrderedDict()
 _shared_lock = threading.Lock()
 
 
 def shared(account: tuple[object, ...], clock: Callable[[], float]) -> Limiter:
-    """The process's limiter for an account, host and model; `account` must not hold the key itself."""
+    """The process's limiter for an account, host and model; `account` must not hold the key itself.
+
+    It lives as long as a client that holds it, and afterwards until 64 others were used.
+    """
     with _shared_lock:
-        return _shared.setdefault(account, Limiter(clock))
+        limiter = _shared.setdefault(account, Limiter(clock))
+        _recent[limiter] = None
+        _recent.move_to_end(limiter)
+        if len(_recent) > _RECENT:
+            _recent.popitem(last=False)
+        return limiter
 
 
 def _forget() -> None:
     """A forked child has its own requests under way, and may have inherited locked locks."""
     global _shared_lock  # noqa: PLW0603 - a lock held by another thread at the fork stays locked for good
     _shared_lock = threading.Lock()
-    for limiter in _shared.values():
+    for limiter in list(_shared.values()):
         limiter.reset()
 
 

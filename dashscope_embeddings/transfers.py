@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -54,7 +55,8 @@ def _asked(
 
 
 def _write(reply: httpx.Response, into: Path) -> None:
-    part = into.with_name(f"{into.name}.part")
+    # Of this thread alone: one that an interrupted caller left may still be at work on its own.
+    part = into.with_name(f"{into.name}.{threading.get_ident():x}.part")
     try:
         with files.create_anew(part) as file:
             for chunk in reply.iter_bytes():

@@ -37,6 +37,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def clean_environment(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """No `DASHSCOPE_*` variable, no key file, and nothing that the process learned in an earlier test."""
     limiter._shared.clear()
+    limiter._recent.clear()
     lengths._learned.clear()
     catalogue._warned.clear()
     in_process.cache_clear()

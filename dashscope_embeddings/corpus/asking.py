@@ -93,6 +93,7 @@ class Asking:
                 told = done
                 progress(Progress(done, counts.pending, counts.tokens, self._rejected, self.usage))
 
+        at_once = False
         found = self._client.stream(
             self._feed(),
             text_type=self._text_type,
@@ -115,9 +116,14 @@ class Asking:
             left = counts.pending - self.embedded - self._rejected
             error.begin_with(f"{left:,} of {counts.pending:,} texts have no vectors yet")
             raise
+        except KeyboardInterrupt:
+            # Who was told to stop lets what is under way arrive; who is interrupted then as well ends at once.
+            at_once = self._stop is not None and self._stop()
+            raise
         finally:
             # What is under way is paid for: it belongs into the ledger, although the caller interrupts.
-            self._client.drain()
+            if not at_once:
+                self._client.drain()
             if self._trouble:
                 self._keep_again()
                 raise self._trouble[0]

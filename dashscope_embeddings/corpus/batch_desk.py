@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import math
 import re
-import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +20,7 @@ from dashscope_embeddings.corpus.run import ledger_beside, rejects_beside, write
 from dashscope_embeddings.errors import GivenUp, InvalidInput
 from dashscope_embeddings.lengths import limits_of
 from dashscope_embeddings.vectors import Cost, Usage
+from dashscope_embeddings.workers import Flag
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Iterator
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from dashscope_embeddings.corpus.ledger import Ledger
     from dashscope_embeddings.corpus.readers import Format
     from dashscope_embeddings.exchange import Answer, Step
+    from dashscope_embeddings.workers import Halt
 
     Inputs: TypeAlias = str | Path | Iterable[str | Path]
     Tell: TypeAlias = Callable[[BatchProgress], object]
@@ -89,13 +90,11 @@ class Desk:
         order = (self._order.window, self._order.name, self._order.description)
         return BatchFlow(self._work, self._output, order, tell)
 
-    def perform(
-        self, flow: Generator[Step, Answer, None], stop: threading.Event | None, *, write: bool = True
-    ) -> BatchSummary:
+    def perform(self, flow: Generator[Step, Answer, None], stop: Halt | None, *, write: bool = True) -> BatchSummary:
         """From its first step to where the job then stands."""
         stopped = False
         try:
-            self._client.run(flow, stop or threading.Event())
+            self._client.run(flow, stop or Flag())
         except GivenUp:
             stopped = True
         finally:

@@ -17,13 +17,13 @@ from dashscope_embeddings.corpus.run import ledger_beside
 from dashscope_embeddings.errors import InvalidInput
 
 if TYPE_CHECKING:
-    import threading
     from collections.abc import Callable
 
     from dashscope_embeddings.corpus.batch_desk import Inputs, Tell
     from dashscope_embeddings.corpus.batch_shapes import BatchEstimate, BatchSummary
     from dashscope_embeddings.corpus.intake import OnBadInput
     from dashscope_embeddings.corpus.readers import Format
+    from dashscope_embeddings.workers import Halt
 
 
 def batch_submit(  # noqa: PLR0913 - every one a thing that a corpus may need; keywords but for two
@@ -43,7 +43,7 @@ def batch_submit(  # noqa: PLR0913 - every one a thing that a corpus may need; k
     description: str | None = None,
     before: Callable[[BatchEstimate], object] | None = None,
     progress: Tell | None = None,
-    stop: threading.Event | None = None,
+    stop: Halt | None = None,
 ) -> BatchSummary:
     """Submits all texts of some files for embedding at half the price; `batch_fetch` brings the vectors.
 
@@ -100,7 +100,7 @@ def batch_run(  # noqa: PLR0913 - as batch_submit
     poll: float | None = None,
     before: Callable[[BatchEstimate], object] | None = None,
     progress: Tell | None = None,
-    stop: threading.Event | None = None,
+    stop: Halt | None = None,
 ) -> BatchSummary:
     """Submits, waits, fetches, and submits what failed once more, until the output is written.
 
@@ -123,7 +123,7 @@ def batch_fetch(
     client: EmbeddingClient,
     retry: bool = True,
     progress: Tell | None = None,
-    stop: threading.Event | None = None,
+    stop: Halt | None = None,
 ) -> BatchSummary:
     """Brings the vectors of batches that have ended; with the last of them, writes the output.
 
