@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from array import array
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from dashscope_embeddings.errors import DashScopeError, GivenUp, note, remedy
+from dashscope_embeddings.errors import DashScopeError, GivenUp, remedy
 from dashscope_embeddings.vectors import Embedding, Embeddings, Usage, average, strongest
 
 if TYPE_CHECKING:
@@ -235,3 +236,16 @@ class Assembly:
             return found.sparse
         dense: Any = self._row(found.index).tolist() if self._matrix else list(found.dense or ())
         return dense if self._output == "dense" else replace(found, dense=dense)
+
+
+def note(end: BaseException, **facts: object) -> None:
+    """Sets `partial` or `failed` of any exception; one that takes no attributes passes without."""
+    with contextlib.suppress(Exception):
+        for name, fact in facts.items():
+            setattr(end, name, fact)
+
+
+def arrived_with(end: BaseException) -> dict[int, Any]:
+    """What an exception carries; some of Python's own have a `partial` that is something else."""
+    partial = getattr(end, "partial", None)
+    return partial if isinstance(partial, dict) else {}

@@ -18,7 +18,6 @@ None of these derives from ValueError: pydantic would wrap them and print the in
 
 from __future__ import annotations
 
-import contextlib
 import enum
 import re
 from dataclasses import dataclass
@@ -103,19 +102,6 @@ class DashScopeError(Exception):
     def __reduce__(self) -> tuple[Any, ...]:
         # The default calls the class with str(self) alone, which loses or rejects the keyword arguments.
         return _rebuild, (type(self), self.message, self.__dict__)
-
-
-def note(end: BaseException, **facts: object) -> None:
-    """Sets `partial` or `failed` of any exception; one that takes no attributes passes without."""
-    with contextlib.suppress(Exception):
-        for name, fact in facts.items():
-            setattr(end, name, fact)
-
-
-def arrived_with(end: BaseException) -> dict[int, Any]:
-    """What an exception carries; some of Python's own have a `partial` that is something else."""
-    partial = getattr(end, "partial", None)
-    return partial if isinstance(partial, dict) else {}
 
 
 _E = TypeVar("_E", bound="DashScopeError")

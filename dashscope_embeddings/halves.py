@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from dashscope_embeddings.errors import DashScopeError, arrived_with, note
+from dashscope_embeddings.assembly import arrived_with, note
+from dashscope_embeddings.errors import DashScopeError
 from dashscope_embeddings.vectors import Embedding, SparseVector
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Protocol
 
+from dashscope_embeddings.assembly import arrived_with
 from dashscope_embeddings.catalogue import warn_once
-from dashscope_embeddings.errors import arrived_with
 from dashscope_embeddings.halves import ENDS, with_found
 
 if TYPE_CHECKING:
