@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from both import client_of
+from both import FakeClock, client_of
 from corpora import DIMENSIONS, expected, lines, read
 
-from dashscope_embeddings import InvalidInput, corpus
+from dashscope_embeddings import EmbeddingClient, InvalidInput, corpus
 from dashscope_embeddings.corpus import intake
 from dashscope_embeddings.emulator import Emulator
+from dashscope_embeddings.emulator.batches import BatchSettings
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -243,6 +244,77 @@ def test_an_emptied_ledger_does_not_take_over_vectors_that_were_paid_for(folder:
         with pytest.raises(InvalidInput, match="is here, but not its ledger"):
             embed(emulator, folder)
     assert emulator.requests == 0
+
+
+# --- batches, of which the ledger knows for days ------------------------------------------------------------
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock()
+
+
+@pytest.fixture
+def service(clock: FakeClock) -> Emulator:
+    return Emulator(clock=clock.now, batches=BatchSettings(seconds=60))
+
+
+@pytest.fixture
+def asking(service: Emulator, clock: FakeClock) -> EmbeddingClient:
+    return client_of(service, clock, protocol="openai", dimensions=DIMENSIONS)
+
+
+@pytest.fixture
+def submitted(tmp_path: Path, asking: EmbeddingClient, clock: FakeClock) -> Path:
+    """An output whose batch has ended, and was not fetched."""
+    output = lines(tmp_path / "in.txt", TEXTS).with_name("out.jsonl")
+    corpus.batch_submit(tmp_path / "in.txt", output, client=asking, with_text=True)
+    clock.time += 300
+    return output
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "UPDATE batch_lines SET members = (SELECT members FROM batch_lines WHERE line = 4) WHERE line = 3",
+        "UPDATE batch_lines SET members = x'00ff' WHERE line = 3",
+        "UPDATE texts SET hash = x'00112233445566778899aabbccddeeff' WHERE key = 7",
+        "UPDATE items SET key = key + 1 WHERE seq % 9 = 1",
+        "UPDATE items SET id = 'x' || seq WHERE seq = 5",
+        "UPDATE items SET text = 'another' WHERE seq = 5",
+        "DELETE FROM items WHERE seq > 200",
+        "UPDATE batch_notes SET value = '{'",
+        "UPDATE terms SET value = x'ff00' WHERE name = 'model'",
+        "DELETE FROM terms",
+    ],
+)
+def test_a_ledger_of_batches_that_was_changed_is_refused_before_anything_is_written(
+    change: str, submitted: Path, asking: EmbeddingClient
+) -> None:
+    with sqlite3.connect(corpus.ledger_beside(submitted)) as ledger:
+        ledger.execute(change)
+    ledger.close()
+    with pytest.raises(InvalidInput, match="damaged"):
+        corpus.batch_fetch(submitted, client=asking)
+    assert not submitted.exists()
+
+
+def test_vectors_of_batches_that_were_damaged_are_named_and_submitted_again_with_the_input(
+    submitted: Path, asking: EmbeddingClient, service: Emulator, clock: FakeClock
+) -> None:
+    assert corpus.batch_fetch(submitted, client=asking).finished
+    before = submitted.read_bytes()
+    overwrite(submitted.with_name(NAMES[1]), 1000, bytes(512))
+    with pytest.raises(InvalidInput, match="3 of 300 records cannot be written") as caught:
+        corpus.batch_fetch(submitted, client=asking)
+    assert "Give the command its input again" in str(caught.value)
+    assert submitted.read_bytes() == before
+    sent = corpus.batch_submit(submitted.with_name("in.txt"), submitted, client=asking, with_text=True)
+    assert sent.under_way == 3
+    clock.time += 300
+    assert corpus.batch_fetch(submitted, client=asking).embedded == 3
+    found = [row.dense for row in read(submitted)]
+    assert found == [expected(service, text, text_type="query") for text in TEXTS]
 
 
 # --- a ledger of the released format -----------------------------------------------------------------------

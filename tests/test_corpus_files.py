@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from both import client_of
+from both import FakeClock, client_of
 from corpora import DIMENSIONS, expected, lines, read
 
 from dashscope_embeddings import EmbeddingClient, InvalidInput, corpus, files
@@ -22,6 +22,7 @@ from dashscope_embeddings.corpus import outputs
 from dashscope_embeddings.corpus.replies import Replies
 from dashscope_embeddings.corpus.vector_file import VectorFile
 from dashscope_embeddings.emulator import Emulator, faults
+from dashscope_embeddings.emulator.batches import BatchSettings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -108,6 +109,47 @@ def test_a_checkpoint_is_not_made_at_the_end_of_a_link_that_leads_nowhere(
         embed(emulator, output)
     assert not (output.parent / "elsewhere").exists()
     assert emulator.requests == 0
+
+
+@posix
+@pytest.mark.usefixtures("open_umask")
+def test_files_of_batches_hold_texts_for_their_owner_alone_and_are_never_written_through_a_link(
+    output: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = FakeClock()
+    service = Emulator(clock=clock.now, batches=BatchSettings(seconds=60))
+    asking = client_of(service, clock, protocol="openai", dimensions=DIMENSIONS)
+    precious = output.parent / "precious"
+    precious.write_text("mine", "utf-8")
+    for name in ("out.jsonl.batch-1.jsonl", "out.jsonl.batch-1.output.part"):
+        (output.parent / name).symlink_to(precious)
+    modes: dict[str, int] = {}
+    unlink = Path.unlink
+
+    def noted(self: Path, *, missing_ok: bool = False) -> None:
+        if self.exists() and not self.is_symlink():
+            modes[self.name] = mode(self)
+        unlink(self, missing_ok=missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", noted)
+    assert corpus.batch_run(output.parent / "in.txt", output, client=asking).finished
+    batch = {name: found for name, found in modes.items() if ".batch-1." in name}
+    assert batch == {"out.jsonl.batch-1.jsonl": 0o600, "out.jsonl.batch-1.output": 0o600}
+    assert precious.read_text("utf-8") == "mine"
+    assert not list(output.parent.glob("*.batch-*"))
+
+
+def test_a_request_file_that_a_full_disk_cut_off_is_not_left_behind(
+    output: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> bytes:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("dashscope_embeddings.corpus.batch_wire.line", full)
+    asking = client_of(Emulator(), protocol="openai", dimensions=DIMENSIONS)
+    with pytest.raises(OSError, match="No space left"):
+        corpus.batch_submit(output.parent / "in.txt", output, client=asking)
+    assert not list(output.parent.glob("*.batch-*"))
 
 
 # --- an array and its ids ----------------------------------------------------------------------------------

@@ -9,11 +9,12 @@ Lines are made of members: a text's key, or, below zero, the number of a piece o
 from __future__ import annotations
 
 import array
-import itertools
 import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from dashscope_embeddings.corpus import batch_tables
+from dashscope_embeddings.corpus.sums import record_sum, text_differs
 from dashscope_embeddings.vectors import average
 
 if TYPE_CHECKING:
@@ -27,27 +28,6 @@ MOST_ROUNDS = 5
 
 _SYNCHRONOUS = "FULL"
 """What was submitted is money: unlike a lost reply it must survive a power failure too."""
-
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS batch_notes (name TEXT PRIMARY KEY, value TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS batches (
-    number INTEGER PRIMARY KEY AUTOINCREMENT, state TEXT NOT NULL, again INTEGER NOT NULL, lines INTEGER NOT NULL,
-    texts INTEGER NOT NULL, file_id TEXT, batch_id TEXT, status TEXT, completed INTEGER, failed INTEGER
-);
-CREATE TABLE IF NOT EXISTS batch_lines (
-    line INTEGER PRIMARY KEY AUTOINCREMENT, batch INTEGER NOT NULL, members BLOB NOT NULL, done INTEGER NOT NULL
-);
-CREATE INDEX IF NOT EXISTS batch_lines_of ON batch_lines (batch, line);
-CREATE TABLE IF NOT EXISTS batch_out (member INTEGER PRIMARY KEY);
-CREATE TABLE IF NOT EXISTS batch_tries (
-    member INTEGER PRIMARY KEY, rounds INTEGER NOT NULL, invalid INTEGER NOT NULL, most INTEGER NOT NULL
-);
-CREATE TABLE IF NOT EXISTS batch_pieces (
-    piece INTEGER PRIMARY KEY AUTOINCREMENT, key INTEGER NOT NULL, text TEXT NOT NULL, dense BLOB
-);
-CREATE INDEX IF NOT EXISTS batch_pieces_of ON batch_pieces (key)
-"""
-# Numbers of lines and pieces are never given twice: a result that comes late must not meet a stranger.
 
 State = Literal["planned", "uploaded", "creating", "running", "closed"]
 Which = Literal["all", "failed", "invalid"]
@@ -89,10 +69,19 @@ class Book:
         ledger.end_log()
         ledger.sql(f"PRAGMA synchronous={_SYNCHRONOUS}")
         with ledger.transaction():
-            for statement in _SCHEMA.split(";"):
-                ledger.sql(statement)
+            batch_tables.prepare(ledger)
         if (numbers := self.noted("numbers")) is not None:
             ledger.numbers = numbers
+
+    def _members(self, line: int, batch: int, members: bytes, summed: bytes) -> array.array[int]:
+        """What a line stands for: with another text's vectors nobody would notice."""
+        try:
+            whole = summed == batch_tables.line_sum(self._ledger, line, batch, members)
+        except (TypeError, ValueError):
+            whole = False
+        if not whole:
+            raise self._ledger.damage(f"line {line} of its batches is not what was submitted")
+        return array.array("q", members)
 
     # --- what the next command must know --------------------------------------------------------------------
 
@@ -103,7 +92,7 @@ class Book:
     def noted(self, name: str) -> Any:
         """A fact that was kept; None: it was not."""
         found = self._ledger.sql("SELECT value FROM batch_notes WHERE name = ?", (name,))
-        return json.loads(found[0][0]) if found else None
+        return self._ledger.loads(found[0][0]) if found else None
 
     # --- batches --------------------------------------------------------------------------------------------
 
@@ -128,8 +117,9 @@ class Book:
 
     def plan(self, number: int, lines: Sequence[tuple[int, Sequence[int]]]) -> None:
         """Takes some lines into a batch."""
-        rows = ((line, number, array.array("q", members).tobytes()) for line, members in lines)
-        self._ledger.sqls("INSERT INTO batch_lines VALUES (?, ?, ?, 0)", rows)
+        packed = [(line, number, array.array("q", members).tobytes()) for line, members in lines]
+        rows = [(*row, batch_tables.line_sum(self._ledger, *row)) for row in packed]
+        self._ledger.sqls("INSERT INTO batch_lines (line, batch, members, done, sum) VALUES (?, ?, ?, 0, ?)", rows)
         self._ledger.sqls("INSERT INTO batch_out VALUES (?)", ((one,) for _, members in lines for one in members))
 
     def planned(self, number: int, lines: int, texts: int, *, again: bool) -> Job:
@@ -169,17 +159,17 @@ class Book:
     def members(self, job: Job, line: int) -> tuple[array.array[int], bool] | None:
         """What a line stands for, and whether its vectors are there; None: the batch has no such line."""
         found = self._ledger.sql(
-            "SELECT members, done FROM batch_lines WHERE line = ? AND batch = ?", (line, job.number)
+            "SELECT members, sum, done FROM batch_lines WHERE line = ? AND batch = ?", (line, job.number)
         )
-        return (array.array("q", found[0][0]), bool(found[0][1])) if found else None
+        return (self._members(line, job.number, *found[0][:2]), bool(found[0][2])) if found else None
 
     def nth_line(self, job: Job, nth: int) -> tuple[int, int] | None:
         """Number and first member of a line by its place in the file, from 1."""
         found = self._ledger.sql(
-            "SELECT line, members FROM batch_lines WHERE batch = ? ORDER BY line LIMIT 1 OFFSET ?",
+            "SELECT line, batch, members, sum FROM batch_lines WHERE batch = ? ORDER BY line LIMIT 1 OFFSET ?",
             (job.number, max(nth, 1) - 1),
         )
-        return (found[0][0], array.array("q", found[0][1])[0]) if found else None
+        return (found[0][0], self._members(*found[0])[0]) if found else None
 
     def place(self, member: int) -> str | None:
         """Where in the input a text stands first."""
@@ -191,12 +181,13 @@ class Book:
         """The lines without vectors."""
         last = 0
         while found := self._ledger.sql(
-            "SELECT line, members FROM batch_lines WHERE batch = ? AND line > ? AND NOT done ORDER BY line LIMIT 1000",
+            "SELECT line, batch, members, sum FROM batch_lines WHERE batch = ? AND line > ? AND NOT done "
+            "ORDER BY line LIMIT 1000",
             (job.number, last),
         ):
             last = found[-1][0]
-            for line, members in found:
-                yield line, array.array("q", members)
+            for row in found:
+                yield row[0], self._members(*row)
 
     def done(self, lines: Mapping[int, Sequence[int]]) -> None:
         """The vectors of some lines are in the ledger."""
@@ -221,36 +212,40 @@ class Book:
             texts = "batch_tries t CROSS JOIN pending p ON p.key = t.member"
             pieces = "batch_tries t CROSS JOIN batch_pieces q ON q.piece = -t.member"
         yield from self._paged(
-            f"SELECT p.key, p.text, coalesce(t.most, 0) FROM {texts} CROSS JOIN texts x ON x.key = p.key "  # noqa: S608 - our own words
+            f"SELECT p.key, p.text, coalesce(t.most, 0), x.hash FROM {texts} CROSS JOIN texts x ON x.key = p.key "  # noqa: S608 - our own words
             f"WHERE p.key > ? AND x.reply IS NULL AND {wanted} "
             "AND NOT EXISTS (SELECT 1 FROM batch_out WHERE member = p.key) "
             "AND NOT EXISTS (SELECT 1 FROM batch_pieces WHERE key = p.key) ORDER BY p.key LIMIT ?",
             most,
         )
         for piece in self._paged(
-            f"SELECT q.piece, q.text, coalesce(t.most, 0) FROM {pieces} "  # noqa: S608 - our own words
+            f"SELECT q.piece, q.text, coalesce(t.most, 0), NULL FROM {pieces} "  # noqa: S608 - our own words
             "CROSS JOIN pending p ON p.key = q.key CROSS JOIN texts x ON x.key = q.key "
             f"WHERE q.piece > ? AND q.dense IS NULL AND x.reply IS NULL AND {wanted} "
             "AND NOT EXISTS (SELECT 1 FROM batch_out WHERE member = -q.piece) ORDER BY q.piece LIMIT ?",
             most,
         ):
+            self._check_pieces("piece = ?", piece.number)
             yield piece._replace(number=-piece.number)
 
     def _paged(self, query: str, most: int) -> Iterator[Member]:
         last = 0
         while found := self._ledger.sql(query, (last, most)):
             last = found[-1][0]
-            yield from itertools.starmap(Member, found)
+            for *member, hashed in found:
+                if hashed is not None and text_differs(member[1], hashed):
+                    raise self._ledger.damage(f"text {member[0]} is not the one that was read")
+                yield Member(*member)
 
     def counts(self) -> tuple[int, int]:
         """Different texts that are under way, and those that were submitted too often in one go."""
-        (under_way,) = self._ledger.sql(_UNDER_WAY)[0]
-        (left,) = self._ledger.sql(_LEFT, (MOST_ROUNDS,))[0]
+        (under_way,) = self._ledger.sql(batch_tables.UNDER_WAY)[0]
+        (left,) = self._ledger.sql(batch_tables.LEFT, (MOST_ROUNDS,))[0]
         return under_way, left
 
     def waiting(self) -> tuple[int, int, int]:
         """Different texts that are neither embedded nor under way, their estimated tokens, and their bytes."""
-        texts, tokens, size = self._ledger.sql(_WAITING)[0]
+        texts, tokens, size = self._ledger.sql(batch_tables.WAITING)[0]
         return texts, round(tokens), size
 
     def forgive(self) -> None:
@@ -291,38 +286,33 @@ class Book:
             if member < 0:
                 self._ledger.sql("DELETE FROM batch_pieces WHERE piece = ?", (-member,))
             (last,) = self._ledger.sql("SELECT max(seq) FROM sqlite_sequence WHERE name = 'batch_pieces'")[0]
-            made = [(number, key, text) for number, text in enumerate(texts, (last or 0) + 1)]
-            self._ledger.sqls("INSERT INTO batch_pieces VALUES (?, ?, ?, NULL)", made)
-            self.again(-number for number, _, _ in made)
+            made = [(number, key, text, None) for number, text in enumerate(texts, (last or 0) + 1)]
+            rows = [(*row, record_sum(*row)) for row in made]
+            self._ledger.sqls("INSERT INTO batch_pieces (piece, key, text, dense, sum) VALUES (?, ?, ?, ?, ?)", rows)
+            self.again(-row[0] for row in made)
 
     def piece_done(self, member: int, dense: bytes) -> tuple[int, list[float]] | None:
         """Keeps a piece's vector; with the last of its text, gives the text's key and mean vector."""
-        sql = self._ledger.sql
-        sql("UPDATE batch_pieces SET dense = ? WHERE piece = ?", (dense, -member))
-        found = sql("SELECT text, dense FROM batch_pieces WHERE key = ?", (key := self.key(member),))
-        if not found or any(vector is None for _, vector in found):
+        sql, key = self._ledger.sql, self.key(member)
+        self._check_pieces("piece = ?", -member)
+        for piece, text in sql("SELECT piece, text FROM batch_pieces WHERE piece = ?", (-member,)):
+            summed = record_sum(piece, key, text, dense)
+            sql("UPDATE batch_pieces SET dense = ?, sum = ? WHERE piece = ?", (dense, summed, piece))
+        if sql("SELECT 1 FROM batch_pieces WHERE key = ? AND dense IS NULL LIMIT 1", (key,)):
+            return None
+        self._check_pieces("key = ?", key)
+        found = sql("SELECT text, dense FROM batch_pieces WHERE key = ? ORDER BY piece", (key,))
+        if not found:
             return None
         sql("DELETE FROM batch_pieces WHERE key = ?", (key,))
         vectors = [array.array("f", vector).tolist() for _, vector in found]
         return key, average(vectors, [float(len(text)) for text, _ in found])
 
+    def _check_pieces(self, which: str, number: int) -> None:
+        found = self._ledger.sql(f"SELECT piece, key, text, dense, sum FROM batch_pieces WHERE {which}", (number,))  # noqa: S608 - our own words
+        if any(record_sum(*row) != summed for *row, summed in found):
+            raise self._ledger.damage("a piece of a long text is not what was written")
+
     def drop_pieces(self, key: int) -> None:
         """Of a text that is refused: its other pieces are not wanted."""
         self._ledger.sql("DELETE FROM batch_pieces WHERE key = ?", (key,))
-
-
-_UNDER_WAY = (
-    "SELECT count(DISTINCT key) FROM (SELECT member AS key FROM batch_out WHERE member > 0 UNION ALL "
-    "SELECT key FROM batch_out CROSS JOIN batch_pieces ON piece = -member)"
-)
-_LEFT = (
-    "SELECT count(DISTINCT x.key) FROM batch_tries t LEFT JOIN batch_pieces q ON q.piece = -t.member "
-    "CROSS JOIN texts x ON x.key = coalesce(q.key, t.member) CROSS JOIN pending p ON p.key = x.key "
-    "WHERE t.rounds >= ? AND x.reply IS NULL AND NOT EXISTS (SELECT 1 FROM batch_out WHERE member = t.member)"
-)
-_WAITING = (
-    "SELECT count(*), total(tokens), coalesce(sum(length(CAST(text AS BLOB))), 0) FROM pending p "
-    "CROSS JOIN texts x ON x.key = p.key WHERE x.reply IS NULL "
-    "AND NOT EXISTS (SELECT 1 FROM batch_out WHERE member = p.key) "
-    "AND NOT EXISTS (SELECT 1 FROM batch_pieces JOIN batch_out ON member = -piece WHERE key = p.key)"
-)

@@ -107,6 +107,14 @@ class Ledger:
         with self._lock:
             self._sql.executemany(statement, rows)
 
+    def loads(self, value: str) -> Any:
+        """A fact that was kept as JSON."""
+        return sums.loads(self._name, value)
+
+    def damage(self, what: str) -> InvalidInput:
+        """What to say of a row that is not what was written."""
+        return sums.damaged(self._name, what)
+
     def _commit(self) -> None:
         self._sql.execute("COMMIT")
 

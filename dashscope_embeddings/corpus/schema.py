@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+from dashscope_embeddings.corpus.sums import damaged, loads
 from dashscope_embeddings.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -93,7 +94,9 @@ def agree(connection: sqlite3.Connection, name: str, terms: Mapping[str, Any]) -
     Raises:
         InvalidInput: vectors on these terms do not mix with those that are here.
     """
-    known = {term: json.loads(value) for term, value in connection.execute("SELECT name, value FROM terms")}
+    known = {term: loads(name, value) for term, value in connection.execute("SELECT name, value FROM terms")}
+    if not known and _holds_anything(connection):
+        raise damaged(name, "it no longer says of which settings its vectors are")
     again = bool(known.get("long_text") != terms["long_text"])
     if known.get("long_text") == "error":
         known["long_text"] = terms["long_text"]  # so far only whole texts were embedded

@@ -7,9 +7,10 @@ them shows only here. A link that leads to another text's vectors shows too.
 from __future__ import annotations
 
 import hashlib
+import json
 import struct
 import zlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dashscope_embeddings.errors import InvalidInput
 
@@ -45,6 +46,18 @@ def record_sum(seq: object, record_id: object, place: object, hashed: object) ->
 def text_differs(text: object, hashed: object) -> bool:
     """Whether a text that was kept is not the one that it was; None: none was."""
     return text is not None and not (isinstance(text, str) and text_hash(text) == hashed)
+
+
+def loads(name: str, value: str) -> Any:
+    """A fact that was kept as JSON.
+
+    Raises:
+        InvalidInput: it is none any more.
+    """
+    try:
+        return json.loads(value)
+    except (TypeError, ValueError) as error:
+        raise damaged(name, "a setting cannot be read") from error
 
 
 def damaged(name: str, what: str) -> InvalidInput:
