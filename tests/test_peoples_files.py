@@ -169,7 +169,7 @@ WHOLE = [
     ("in.csv", b"id,text,text\n1,a,b\n", r":1: has more than one field 'text': rename or remove"),
     ("in.csv", b'id,text\n1,"never closed\n2,b\n', r":2: a quote that is opened here is never closed: .*written twice"),
     ("in.tsv", b'id\ttext\n1\t"abc\n2\tdef\n3\tghi" x\n4\tok\n', r":2: is no TSV: .*lines up to 4 .*written twice"),
-    ("in.csv", GBK.encode("gbk"), r":1: holds bytes that are not utf-8; they read as gb18030: .*--encoding gb18030"),
+    ("in.csv", GBK.encode("gbk"), r":1: holds bytes that are not utf-8, likely gb18030: .*--encoding gb18030"),
     ("in.txt", "你好\n世界\n".encode("gbk"), r":1: holds bytes that are not utf-8.*gb18030"),
     ("in.txt", "hello\nworld\n".encode("utf-16-le"), r":1: looks like utf-16-le .*--encoding utf-16-le"),
     ("in.txt", "你好\n世界\n".encode("utf-16-be"), r":1: looks like utf-16-be .*--encoding utf-16-be"),
@@ -293,9 +293,18 @@ def test_a_damaged_file_is_not_taken_for_another_encoding() -> None:
     assert likely(b"\x81\xff\x00\xfe\xff", "utf-8") is None
 
 
+@pytest.mark.parametrize("more", [b"\xb1\xe0\xba\xc5\xc4\xda", b"\xe9t\xe9 d\xe9j\xe0", b"\xff"])
+def test_one_damaged_line_does_not_bring_all_others_into_doubt(more: bytes, tmp_path: Path, emulator: Emulator) -> None:
+    """To name another encoding would spoil every other line, without an error."""
+    good = "机器学习模型的训练与推理\n".encode() * 4_000
+    (tmp_path / "in.txt").write_bytes(good + more + b"\n")
+    with pytest.raises(InvalidInput, match=r"in\.txt:4001: holds bytes that are not utf-8: .*or mend the line"):
+        embed(emulator, "in.txt", "out.jsonl")
+
+
 def test_the_encoding_that_was_in_use_is_named(tmp_path: Path, emulator: Emulator) -> None:
     (tmp_path / "in.txt").write_bytes(f"ascii\n{CHINESE}".encode())
-    with pytest.raises(InvalidInput, match=r"in\.txt:2: holds bytes that are not big5; they read as utf-8: "):
+    with pytest.raises(InvalidInput, match=r"in\.txt:2: holds bytes that are not big5, likely utf-8: "):
         embed(emulator, "in.txt", "out.jsonl", encoding="big5")
     assert embed(emulator, "in.txt", "out.jsonl", encoding="utf8").texts == 3
 

@@ -76,6 +76,8 @@ _EVERYDAY = {
 }
 _LIKELY = 0.7
 """Share of the bytes above ASCII that must be everyday characters."""
+_FEWEST = 3
+"""Such bytes from which anything can be told."""
 _DOUBT = 0.5
 """Divided by the number of such bytes: what a short text counts less as Korean."""
 _HIGH = re.compile(rb"[\x80-\xff]")
@@ -85,11 +87,12 @@ def likely(sample: bytes, tried: str) -> str | None:
     """The encoding that a sample which is not in the encoding `tried` is most likely in; None: unclear."""
     if tried != "utf-8" and _decodes(sample, "utf-8"):
         return "utf-8"
-    if tried == "utf-8" and _mostly_utf8(sample):
+    high = len(_HIGH.findall(sample))
+    if high < _FEWEST or (_mostly_utf8(sample) if tried == "utf-8" else _decodes(sample, tried)):
         return None
     shares = {name: _share(sample, pattern) for name, pattern in _EVERYDAY.items() if _decodes(sample, name)}
     # Common Korean and Japanese characters are common Chinese ones too, but a longer Chinese text has others as well.
-    doubts = {"gb18030": 0.02, "euc_jp": 0.03, "euc_kr": _DOUBT / max(len(_HIGH.findall(sample)), 1)}
+    doubts = {"gb18030": 0.02, "euc_jp": 0.03, "euc_kr": _DOUBT / high}
     shares = {name: share - doubts.get(name, 0.0) for name, share in shares.items()}
     found = max(shares, key=lambda name: shares[name], default="")
     return found if shares.get(found, 0.0) >= _LIKELY and found != tried else None
@@ -98,7 +101,7 @@ def likely(sample: bytes, tried: str) -> str | None:
 def _decodes(sample: bytes, name: str) -> bool:
     try:
         codecs.getincrementaldecoder(name)().decode(sample)
-    except UnicodeError:
+    except (UnicodeError, LookupError):
         return False
     return True
 
@@ -149,7 +152,7 @@ class Text:
         """Place and line of all that are not blank."""
         name = str(self.source)
         for number, line in enumerate(self.file, start=1):
-            if line.strip():
+            if not line.isspace():
                 yield f"{name}:{number}", line.rstrip("\r\n")
 
     def not_decoded(self, line: str) -> str:
@@ -160,9 +163,10 @@ class Text:
                 "holds surrogate pairs in place of characters (CESU-8): mend the file's bytes with "
                 '.decode("utf-8", "surrogatepass").encode("utf-16", "surrogatepass").decode("utf-16")'
             )
-        found = self._likely or likely(raw, self._tried)
+        # A line says less than the file: one that is damaged in a file of UTF-8 may look like anything.
+        found = likely(raw, self._tried) if self.head.isascii() else self._likely
         advice = (
-            f"; they read as {found}: name it (encoding, --encoding {found})"
+            f", likely {found}: name it (encoding, --encoding {found})"
             if found
             else ": name the file's encoding (encoding, --encoding), such as gb18030, or mend the line"
         )
@@ -174,8 +178,7 @@ class Text:
 
     @cached_property
     def _likely(self) -> str | None:
-        head = self.head.decode(self.encoding, "surrogateescape") if self.head else ""
-        return likely(self.head, self._tried) if undecodable(head) else None
+        return likely(self.head, self._tried)
 
     def _raw(self, line: str) -> bytes:
         try:

@@ -89,17 +89,19 @@ def embed_corpus(  # noqa: PLR0913 - every one a thing that a corpus may need; k
     change; without it, everything is paid for again.
 
     Args:
-        inputs: Files (.txt, .jsonl, .csv, .tsv, .parquet), folders, globs, or "-" for standard input.
+        inputs: Files (.txt, .jsonl, .csv, .tsv, .parquet), folders, globs, or "-" for standard input. A file is
+            read once; hidden files, and outputs of this package among others, are left out of folders and globs.
         output: A file ending in .parquet, .jsonl or .npy (dense only; ids go to `{output}.ids.jsonl`).
         client: Whom to ask; its model, dimensions and `long_text` count.
         text_field: The field or column that holds the text.
-        id_field: The one that holds a unique id, a string or whole number; None: ids are positions in the
-            whole input, from 0.
+        id_field: The one that holds a unique id, a string or whole number; None: ids are positions among
+            the records of the whole input, from 0. Blank lines are no records.
         format: How to read files whatever their ending; needed for standard input.
-        encoding: Of text files.
+        encoding: Of text files without a byte order mark.
         text_type: "query" or "document".
         kind: "dense", "sparse" or "dense&sparse".
-        on_bad_input: "fail" ends before anything is spent; "skip" names such records in the rejects.
+        on_bad_input: "fail" ends before anything is spent; "skip" names such records in the rejects,
+            unless a file as a whole is bad: without the field, with unmatched quotes, or without any text.
         with_text: Whether the output holds the texts too.
         retry_rejected: Ask again for texts that the service refused in earlier runs.
         progress: Called in the caller's thread whenever texts are done.
