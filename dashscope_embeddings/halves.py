@@ -7,9 +7,12 @@ request. The sync and the async methods mirror each other.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import functools
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from dashscope_embeddings.assembly import arrived_with, note
+from dashscope_embeddings.async_drivers import wake
 from dashscope_embeddings.errors import DashScopeError
 from dashscope_embeddings.vectors import Embedding, SparseVector
 
@@ -22,6 +25,10 @@ if TYPE_CHECKING:
     from dashscope_embeddings.vectors import Embeddings, TextType
 
     Vectors: TypeAlias = dict[int, list[float]]
+
+
+_LOOK = 0.25
+"""Seconds after which who waits for a shared request looks whether anybody still sends it."""
 
 
 class Halves:
@@ -86,8 +93,10 @@ class Halves:
                 return self._lead(memo, half, text, flight)
             if flight.blocks(loop):
                 return getattr(self.client.embed(text, text_type="query", output=half), half)[0]
-            if (both := flight.landed.result()) is not None:
-                return _half(both, half)
+            while not flight.landed.wait(_LOOK) and not flight.lost:
+                pass
+            if flight.both is not None:
+                return _half(flight.both, half)
 
     def _lead(self, memo: Memo, half: Half, text: str, flight: Flight) -> Any:
         both = None
@@ -156,8 +165,9 @@ class Halves:
             flight, lead = boarded
             if lead:
                 return await self._alead(memo, half, text, flight)
-            if (both := await asyncio.shield(asyncio.wrap_future(flight.landed))) is not None:
-                return _half(both, half)
+            await _ended(flight)
+            if flight.both is not None:
+                return _half(flight.both, half)
 
     async def _alead(self, memo: Memo, half: Half, text: str, flight: Flight) -> Any:
         both = None
@@ -194,6 +204,19 @@ def _running_loop() -> asyncio.AbstractEventLoop | None:
         return asyncio.get_running_loop()
     except RuntimeError:
         return None
+
+
+async def _ended(flight: Flight) -> None:
+    """Until a shared request has landed, or cannot any more."""
+    woken = asyncio.Event()
+    waking = functools.partial(wake, asyncio.get_running_loop(), woken)
+    flight.landed.add(waking)
+    try:
+        while not flight.landed.is_set() and not flight.lost:
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(woken.wait(), _LOOK)
+    finally:
+        flight.landed.remove(waking)
 
 
 def _first(both: Embeddings) -> Embedding:

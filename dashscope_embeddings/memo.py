@@ -10,19 +10,19 @@ the lock is only ever held for a moment.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import threading
 import time
 from array import array
 from collections import Counter, OrderedDict
-from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from dashscope_embeddings.vectors import SparseVector
+from dashscope_embeddings.workers import Flag
 
 if TYPE_CHECKING:
-    import asyncio
     from collections.abc import Callable, Iterable, Sequence
 
     from dashscope_embeddings.vectors import Embedding, TextType
@@ -65,9 +65,17 @@ class Flight:
     """A request for both halves that is under way, and who waits for it."""
 
     loop: asyncio.AbstractEventLoop | None
-    landed: Future[Embedding | None] = field(default_factory=Future)
+    task: asyncio.Task[Any] | None = None
+    """Who leads it, if a task does."""
+    landed: Flag = field(default_factory=Flag)
+    both: Embedding | None = None
     """Both halves; None if the request failed, and whoever waits has to ask again."""
     asked: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def lost(self) -> bool:
+        """Whether it cannot land any more: Ctrl-C tore its task out of a loop, or its loop has stopped."""
+        return self.loop is not None and (not self.loop.is_running() or (self.task is not None and self.task.done()))
 
     def blocks(self, loop: asyncio.AbstractEventLoop | None) -> bool:
         """Whether a sync call on this loop's thread must not wait: its loop would stand still meanwhile.
@@ -149,25 +157,25 @@ class Memo:
             if (found := self._take(half, key)) is not None:
                 return found
             flight = self._flights.get(key)
-            lead = flight is None
-            if flight is None:
-                flight = self._flights[key] = Flight(loop)
-                # From now on nobody can cancel it: a waiter that is cancelled takes only itself away.
-                flight.landed.set_running_or_notify_cancel()
+            lead = flight is None or flight.lost
+            if flight is None or lead:
+                flight = self._flights[key] = Flight(loop, None if loop is None else asyncio.current_task(loop))
             flight.asked[half] += 1
             return flight, lead
 
     def land(self, key: Key, flight: Flight, both: Embedding | None) -> None:
         """Ends a flight: wakes who waits, and keeps the half that was asked less often for later."""
         with self._lock_here():
-            self._flights.pop(key, None)
+            if self._flights.get(key) is flight:
+                del self._flights[key]
             if both is not None:
                 more = flight.asked["dense"] - flight.asked["sparse"]
                 if more > 0 and both.sparse is not None:
                     self._put("sparse", key, both.sparse, more)
                 elif more < 0 and both.dense is not None:
                     self._put("dense", key, both.dense, -more)
-        flight.landed.set_result(both)
+        flight.both = both
+        flight.landed.set()
 
     # --- with the lock held -------------------------------------------------------------------------------
 

@@ -46,7 +46,7 @@ class Flag:
 
     def __init__(self) -> None:
         self._set = False
-        self._waiters: list[threading.Lock] = []
+        self._waiters: list[Callable[[], object]] = []
 
     def is_set(self) -> bool:
         """Whether it is."""
@@ -55,9 +55,9 @@ class Flag:
     def set(self) -> None:
         """Wakes whoever waits."""
         self._set = True
-        for waiter in tuple(self._waiters):
+        for wake in tuple(self._waiters):
             with contextlib.suppress(RuntimeError):  # woken already
-                waiter.release()
+                wake()
 
     def clear(self) -> None:
         """From now on it has to be set again."""
@@ -69,13 +69,21 @@ class Flag:
             return True
         mine = threading.Lock()
         mine.acquire()
-        self._waiters.append(mine)
+        self.add(mine.release)
         try:
             if not self._set:  # it may have been, before there was anyone to wake
                 mine.acquire(timeout=seconds)
         finally:
-            self._waiters.remove(mine)
+            self.remove(mine.release)
         return self._set
+
+    def add(self, wake: Callable[[], object]) -> None:
+        """Has it called when this is set; not if it is already."""
+        self._waiters.append(wake)
+
+    def remove(self, wake: Callable[[], object]) -> None:
+        """Has it called no more."""
+        self._waiters.remove(wake)
 
 
 class Call(Generic[T]):

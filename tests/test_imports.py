@@ -17,8 +17,8 @@ EMULATOR = "emulator"
 
 # Each stage may lead only to stages before it; not through modules that are not named here either.
 ROAD = (
-    {"vectors", "errors"},
-    {"catalogue", "shapes", "memo", "workers"},
+    {"vectors", "errors", "workers"},
+    {"catalogue", "shapes", "memo"},
     {"wire", "lengths", "throttles", "metering"},
     {"pace", "addresses"},
     {"limiter"},

@@ -207,9 +207,10 @@ def test_one_leads_and_the_others_wait_for_both_halves() -> None:
     flight = departed(memo, "sparse")
     assert first == (flight, True)
     assert memo.board("sparse", QUESTION, None) == (flight, False)
-    assert not flight.landed.done()
+    assert not flight.landed.is_set()
     land(memo, flight, BOTH)
-    assert flight.landed.result(0) is BOTH
+    assert flight.landed.is_set()
+    assert flight.both is BOTH
 
 
 def test_a_landed_flight_leaves_the_half_that_was_asked_less_often() -> None:
@@ -229,7 +230,8 @@ def test_a_failed_flight_wakes_its_waiters_leaves_nothing_and_lets_the_next_one_
     memo = Memo()
     flight = departed(memo, "dense")
     land(memo, flight, None)
-    assert flight.landed.result(0) is None
+    assert flight.landed.is_set()
+    assert flight.both is None
     assert memo.kept == 0
     again = memo.board("dense", QUESTION, None)
     assert isinstance(again, tuple)
@@ -237,12 +239,21 @@ def test_a_failed_flight_wakes_its_waiters_leaves_nothing_and_lets_the_next_one_
     assert again[1] is True
 
 
-def test_a_waiter_cannot_cancel_the_flight_of_the_others() -> None:
+async def test_a_flight_whose_task_was_torn_down_is_led_by_the_next_one() -> None:
     memo = Memo()
-    flight = departed(memo, "dense")
-    assert not flight.landed.cancel()
-    land(memo, flight, BOTH)
-    assert flight.landed.result(0) is BOTH
+    loop = asyncio.get_running_loop()
+
+    async def lead() -> Flight:
+        return departed(memo, "dense", loop)
+
+    lost = await asyncio.create_task(lead())
+    assert lost.lost
+    again = memo.board("sparse", QUESTION, loop)
+    assert isinstance(again, tuple)
+    assert again[0] is not lost
+    assert again[1] is True
+    land(memo, lost, None)  # too late: it ends nobody else's
+    assert memo.board("sparse", QUESTION, loop) == (again[0], False)
 
 
 def test_a_flight_blocks_the_thread_of_its_own_loop() -> None:
