@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from pydantic import AliasChoices, BaseModel, Field, PrivateAttr, SecretStr
+from typing_extensions import Self
 
 from dashscope_embeddings.argument_names import check_names, hint
 from dashscope_embeddings.catalogue import warn_once
@@ -14,16 +15,12 @@ from dashscope_embeddings.client import EmbeddingClient
 from dashscope_embeddings.errors import InvalidInput
 from dashscope_embeddings.halves import Halves
 from dashscope_embeddings.inputs import texts_of
-from dashscope_embeddings.lengths import LongText  # noqa: TC001 - pydantic reads it at run time
+from dashscope_embeddings.lengths import LongText
 from dashscope_embeddings.memo import CAPACITY, Memo
 from dashscope_embeddings.secret_settings import hide
-from dashscope_embeddings.wire import Protocol  # noqa: TC001 - same
+from dashscope_embeddings.vectors import TextType, Usage
+from dashscope_embeddings.wire import Protocol
 from dashscope_embeddings.workers import Lock
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
-
-    from dashscope_embeddings.vectors import TextType, Usage
 
 _building = Lock()
 

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import difflib
-from typing import TYPE_CHECKING
+import functools
+from typing import TYPE_CHECKING, Any, ParamSpec, cast
 
 from pydantic import AliasChoices, BaseModel, ValidationError
 from pydantic_core import PydanticCustomError
 
+from dashscope_embeddings.secret_settings import hide
+
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Callable, Collection, Mapping
+
+P = ParamSpec("P")
 
 # Ours first. Of two names the one that the class has is meant: LangChain says `model`, LlamaIndex `model_name`.
 _ELSEWHERE: Mapping[tuple[str, ...], tuple[str, ...]] = {
@@ -48,6 +53,37 @@ def hint(name: str, names: Collection[str]) -> str:
     """The same as the end of a sentence; nothing where nobody knows."""
     found = meant(name, names)
     return "" if found is None else f": is {found} meant?"
+
+
+def told_names(init: Callable[P, None]) -> Callable[P, None]:
+    """A constructor of `model` and keywords that answers a misspelt keyword with the one that was probably meant.
+
+    Raises:
+        TypeError: as Python's own, without values.
+    """
+    names = frozenset(init.__kwdefaults__ or ()) | {"model"}
+
+    @functools.wraps(init)
+    def checked(self: Any, *args: Any, **settings: Any) -> None:
+        problem = None
+        if len(args) > 1 or (args and "model" in settings):
+            problem = "takes the model by position, and all else by name: api_key=…, dimensions=…"
+        elif unknown := [name for name in settings if name not in names]:
+            of_calls = {name: ": its embed(…) takes text_type" for name in unknown if meant(name, {"text_type"})}
+            problem = "; ".join(f"has no argument {name}{of_calls.get(name) or hint(name, names)}" for name in unknown)
+        if problem is None:
+            settings |= dict(zip(("model",), args, strict=False))
+            del args
+            hide(settings)
+            init(self, **settings)
+            return
+        del args
+        settings.clear()  # a key may be among them, and frames are shown
+        raise TypeError(f"{type(self).__name__} {problem}")
+
+    found = cast("Callable[P, None]", checked)
+    found.__kwdefaults__ = init.__kwdefaults__  # its names are looked up there
+    return found
 
 
 def check_names(kind: type[BaseModel], settings: Collection[str], names: Collection[str]) -> None:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeAlias, TypeVar
+
+from pydantic import SecretStr
+from typing_extensions import Self
 
 from dashscope_embeddings import limiter, metering, planning
 from dashscope_embeddings.assembly import Assembly
@@ -11,27 +15,17 @@ from dashscope_embeddings.async_drivers import Tasks, in_thread
 from dashscope_embeddings.coalesce import Coalescer, Query
 from dashscope_embeddings.drivers import Threads
 from dashscope_embeddings.errors import InvalidInput
-from dashscope_embeddings.exchange import Terms, exchange
+from dashscope_embeddings.exchange import Answer, Flow, Outcome, Step, Terms, exchange
 from dashscope_embeddings.given import Given
+from dashscope_embeddings.inputs import Refused
 from dashscope_embeddings.lengths import limits_of
+from dashscope_embeddings.planning import Batch
 from dashscope_embeddings.sessions import Sessions
+from dashscope_embeddings.settings import Settings
 from dashscope_embeddings.vectors import Output, TextType, Usage
-from dashscope_embeddings.workers import Lock
+from dashscope_embeddings.workers import Halt, Lock
 
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
-    from typing import TypeAlias
-
-    from pydantic import SecretStr
-    from typing_extensions import Self
-
-    from dashscope_embeddings.exchange import Answer, Flow, Outcome, Step
-    from dashscope_embeddings.inputs import Refused
-    from dashscope_embeddings.planning import Batch
-    from dashscope_embeddings.settings import Settings
-    from dashscope_embeddings.workers import Halt
-
-    Arrived: TypeAlias = Callable[[Sequence[str], Outcome], object]
+Arrived: TypeAlias = Callable[[Sequence[str], Outcome], object]
 
 T = TypeVar("T")
 

@@ -6,7 +6,7 @@ import contextlib
 import io
 import signal
 import sys
-from pathlib import Path  # noqa: TC003 - typer reads annotations at run time
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from dashscope_embeddings.catalogue import DEFAULT_MODEL

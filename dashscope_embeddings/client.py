@@ -6,38 +6,33 @@ import asyncio
 import contextlib
 import functools
 import inspect
-from collections.abc import AsyncIterable
-from typing import TYPE_CHECKING, Any
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Mapping
+from typing import Any, TypeAlias
+
+from pydantic import SecretStr
 
 from dashscope_embeddings import catalogue, inputs, planning
 from dashscope_embeddings.addresses import address, chosen_protocol, find_key
+from dashscope_embeddings.argument_names import told_names
 from dashscope_embeddings.async_drivers import in_thread
-from dashscope_embeddings.calls import Callbacks, Calls, dismiss, taken
+from dashscope_embeddings.calls import Arrived, Callbacks, Calls, dismiss, taken
+from dashscope_embeddings.catalogue import Price
 from dashscope_embeddings.connections import check_loop
 from dashscope_embeddings.errors import InvalidInput
+from dashscope_embeddings.exchange import Terms
 from dashscope_embeddings.given import Given
+from dashscope_embeddings.inputs import Refused
+from dashscope_embeddings.lengths import LongText
+from dashscope_embeddings.metering import OnRequest
 from dashscope_embeddings.secret_settings import hide
 from dashscope_embeddings.settings import Settings
+from dashscope_embeddings.vectors import Embedding, Embeddings, Output, TextType
+from dashscope_embeddings.wire import Protocol
 from dashscope_embeddings.workers import Flag
 
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
-    from typing import TypeAlias
-
-    from pydantic import SecretStr
-
-    from dashscope_embeddings.calls import Arrived
-    from dashscope_embeddings.catalogue import Price
-    from dashscope_embeddings.exchange import Terms
-    from dashscope_embeddings.inputs import Refused
-    from dashscope_embeddings.lengths import LongText
-    from dashscope_embeddings.metering import OnRequest
-    from dashscope_embeddings.vectors import Embedding, Embeddings, Output, TextType
-    from dashscope_embeddings.wire import Protocol
-
-    Texts: TypeAlias = str | Iterable[str]
-    Progress: TypeAlias = Callable[[int], object]
-    OnVectors: TypeAlias = Callable[[dict[int, Any]], Any]
+Texts: TypeAlias = str | Iterable[str]
+Progress: TypeAlias = Callable[[int], object]
+OnVectors: TypeAlias = Callable[[dict[int, Any]], Any]
 
 
 class EmbeddingClient(Calls):
@@ -77,6 +72,7 @@ class EmbeddingClient(Calls):
         InvalidInput: a setting that cannot work, or no key.
     """
 
+    @told_names
     def __init__(  # noqa: PLR0913 - every one a setting that a user may need; keywords but for the first
         self,
         model: str = catalogue.DEFAULT_MODEL,

@@ -5,21 +5,25 @@ from __future__ import annotations
 import io
 import os
 import re
-from collections.abc import AsyncIterable, KeysView, Mapping
+from collections.abc import (
+    AsyncIterable,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterable,
+    Iterator,
+    KeysView,
+    Mapping,
+    Sequence,
+)
 from collections.abc import Set as AbstractSet
 from numbers import Number
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeAlias
 
-from dashscope_embeddings.errors import InvalidInput, describe
+from dashscope_embeddings.errors import DashScopeError, InvalidInput, describe
+from dashscope_embeddings.lengths import Limits, LongText
 
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
-    from typing import TypeAlias
-
-    from dashscope_embeddings.errors import DashScopeError
-    from dashscope_embeddings.lengths import Limits, LongText
-
-    Refused: TypeAlias = Callable[[int, DashScopeError], object]
+Refused: TypeAlias = Callable[[int, DashScopeError], object]
 
 
 def texts_of(source: object) -> Iterator[str]:

@@ -18,7 +18,7 @@ from dashscope_embeddings.catalogue import DEFAULT_MODEL
 from dashscope_embeddings.errors import InvalidInput
 from dashscope_embeddings.langchain_cache import ByteStoreCache, checked_store
 from dashscope_embeddings.progress import bar
-from dashscope_embeddings.vectors import TextType  # noqa: TC001 - pydantic reads it at run time
+from dashscope_embeddings.vectors import TextType
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
-from llama_index.core.schema import MetadataMode, TransformComponent
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from llama_index.core.schema import BaseNode
+from llama_index.core.schema import BaseNode, MetadataMode, TransformComponent
 
 _log = logging.getLogger("dashscope_embeddings")
 

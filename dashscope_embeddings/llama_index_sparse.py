@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from llama_index.core.base.embeddings.base_sparse import BaseSparseEmbedding
 from pydantic import ConfigDict, Field, PrivateAttr
@@ -11,9 +11,7 @@ from dashscope_embeddings.adapter import ClientFields, listed, single
 from dashscope_embeddings.llama_index_usage import billed
 from dashscope_embeddings.secret_settings import hide
 from dashscope_embeddings.sparse_adapter import Sparse, Standalone
-
-if TYPE_CHECKING:
-    from dashscope_embeddings.vectors import SparseVector, TextType, Usage
+from dashscope_embeddings.vectors import SparseVector, TextType, Usage
 
 MOST_PER_CALL = 2048
 """The largest `embed_batch_size` that LlamaIndex allows: cutting is left to our own planner."""

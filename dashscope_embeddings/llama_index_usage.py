@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from decimal import Decimal  # noqa: TC003 - pydantic reads it at run time
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 import llama_index.core.instrumentation as instrument
@@ -11,7 +11,7 @@ from llama_index.core.instrumentation.events.embedding import EmbeddingStartEven
 from pydantic import ConfigDict
 
 from dashscope_embeddings.metering import track_usage
-from dashscope_embeddings.vectors import TextType  # noqa: TC001 - same
+from dashscope_embeddings.vectors import TextType
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -6,15 +6,11 @@ import contextlib
 import contextvars
 import logging
 import threading
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
-from dashscope_embeddings.vectors import Usage
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from dashscope_embeddings.vectors import Cost, TextType
+from dashscope_embeddings.vectors import Cost, TextType, Usage
 
 _log = logging.getLogger("dashscope_embeddings")
 
@@ -41,7 +37,7 @@ class RequestRecord:
     """The service's code, or the name of our error; None: it was answered."""
 
 
-OnRequest: TypeAlias = "Callable[[RequestRecord], object]"
+OnRequest: TypeAlias = Callable[[RequestRecord], object]
 
 
 def tell(hook: OnRequest, record: RequestRecord) -> None:

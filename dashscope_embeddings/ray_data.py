@@ -11,7 +11,7 @@ read in Ray 2.60; the first two were tried with it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -23,13 +23,10 @@ from dashscope_embeddings.errors import DashScopeError, InvalidInput
 from dashscope_embeddings.inputs import complaint
 from dashscope_embeddings.lengths import limits_of
 from dashscope_embeddings.secret_settings import hide
+from dashscope_embeddings.vectors import Output, SparseVector, TextType
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from ray.data import Dataset
-
-    from dashscope_embeddings.vectors import Output, SparseVector, TextType
 
 OnError = Literal["raise", "null"]
 """What to do about a row whose text cannot be embedded."""

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import AliasChoices, ConfigDict, Field, SecretStr
 
 from dashscope_embeddings.adapter import ClientFields
 from dashscope_embeddings.catalogue import DEFAULT_MODEL
 from dashscope_embeddings.errors import InvalidInput
+from dashscope_embeddings.halves import Halves
 from dashscope_embeddings.secret_settings import hide
-
-if TYPE_CHECKING:
-    from dashscope_embeddings.halves import Halves
-    from dashscope_embeddings.vectors import TextType, Usage
+from dashscope_embeddings.vectors import TextType, Usage
 
 
 class Standalone(ClientFields):

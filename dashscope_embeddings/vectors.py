@@ -5,13 +5,17 @@ from __future__ import annotations
 import math
 import operator
 from array import array
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal
 from itertools import chain
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
+# `array` has no parameters at run time before Python 3.12, where `typing.get_type_hints` reads them.
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
-    from decimal import Decimal
+    _Floats: TypeAlias = array[float]
+else:
+    _Floats = array
 
 TextType = Literal["query", "document"]
 """The role of a text: what a user asks with, or what is searched."""
@@ -147,7 +151,7 @@ class Embeddings:
     """What this call was billed."""
     request_ids: tuple[str, ...] = ()
     """The service's ids of the answered requests: what its support asks for."""
-    _packed: array[float] | None = field(default=None, repr=False)
+    _packed: _Floats | None = field(default=None, repr=False)
     _rows: int = field(default=0, repr=False)
 
     def __repr__(self) -> str:

@@ -9,27 +9,22 @@ from __future__ import annotations
 import os
 import statistics
 import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TypeAlias, TypeGuard
+
+from pydantic import SecretStr
 
 from dashscope_embeddings import catalogue
 from dashscope_embeddings.addresses import Address, address, find_key
 from dashscope_embeddings.catalogue import REGIONS, WORKSPACE_DOMAIN
-from dashscope_embeddings.check.asking import DOCUMENT, LATE, TEXT, Account, at_once
+from dashscope_embeddings.check.asking import DOCUMENT, LATE, TEXT, Account, Try, at_once
 from dashscope_embeddings.check.role import Measured, RoleCheck, asks_of, measure
 from dashscope_embeddings.client import EmbeddingClient
 from dashscope_embeddings.errors import ConnectionFailed, DashScopeError, ServiceError
 from dashscope_embeddings.vectors import Usage
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-    from typing import TypeAlias, TypeGuard
-
-    from pydantic import SecretStr
-
-    from dashscope_embeddings.check.asking import Try
-
-    Tries: TypeAlias = Sequence[Try] | None
+Tries: TypeAlias = Sequence[Try] | None
 
 __all__ = ["TEXT", "Check", "ModelCheck", "Plan", "RegionCheck", "RoleCheck", "check"]
 

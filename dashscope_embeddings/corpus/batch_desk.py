@@ -5,37 +5,31 @@ from __future__ import annotations
 import contextlib
 import math
 import re
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeAlias
 
 from dashscope_embeddings.addresses import EMULATOR
 from dashscope_embeddings.catalogue import BEIJING
+from dashscope_embeddings.client import EmbeddingClient
 from dashscope_embeddings.corpus import batch_cut, intake, outputs, readers
 from dashscope_embeddings.corpus.batch_flow import BatchFlow
 from dashscope_embeddings.corpus.batch_shapes import BatchEstimate, BatchFile, BatchProgress, BatchSummary
-from dashscope_embeddings.corpus.batch_state import Book
+from dashscope_embeddings.corpus.batch_state import Book, Job
 from dashscope_embeddings.corpus.batch_work import Work
+from dashscope_embeddings.corpus.intake import OnBadInput
+from dashscope_embeddings.corpus.ledger import Ledger
+from dashscope_embeddings.corpus.readers import Format
 from dashscope_embeddings.corpus.run import ledger_beside, rejects_beside, write_output
 from dashscope_embeddings.errors import GivenUp, InvalidInput
+from dashscope_embeddings.exchange import Answer, Step
 from dashscope_embeddings.lengths import limits_of
 from dashscope_embeddings.vectors import Cost, Usage
-from dashscope_embeddings.workers import Flag
+from dashscope_embeddings.workers import Flag, Halt
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterable, Iterator
-    from typing import TypeAlias
-
-    from dashscope_embeddings.client import EmbeddingClient
-    from dashscope_embeddings.corpus.batch_state import Job
-    from dashscope_embeddings.corpus.intake import OnBadInput
-    from dashscope_embeddings.corpus.ledger import Ledger
-    from dashscope_embeddings.corpus.readers import Format
-    from dashscope_embeddings.exchange import Answer, Step
-    from dashscope_embeddings.workers import Halt
-
-    Inputs: TypeAlias = str | Path | Iterable[str | Path]
-    Tell: TypeAlias = Callable[[BatchProgress], object]
+Inputs: TypeAlias = str | Path | Iterable[str | Path]
+Tell: TypeAlias = Callable[[BatchProgress], object]
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,24 +6,20 @@ off anywhere, closed, and taken up days later on another machine with the ledger
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dashscope_embeddings.client import EmbeddingClient
 from dashscope_embeddings.corpus import intake
-from dashscope_embeddings.corpus.batch_desk import Given, Order, at_work
+from dashscope_embeddings.corpus.batch_desk import Given, Inputs, Order, Tell, at_work
+from dashscope_embeddings.corpus.batch_shapes import BatchEstimate, BatchSummary
 from dashscope_embeddings.corpus.batch_state import Book
+from dashscope_embeddings.corpus.intake import OnBadInput
+from dashscope_embeddings.corpus.readers import Format
 from dashscope_embeddings.corpus.run import ledger_beside
 from dashscope_embeddings.errors import InvalidInput
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from dashscope_embeddings.corpus.batch_desk import Inputs, Tell
-    from dashscope_embeddings.corpus.batch_shapes import BatchEstimate, BatchSummary
-    from dashscope_embeddings.corpus.intake import OnBadInput
-    from dashscope_embeddings.corpus.readers import Format
-    from dashscope_embeddings.workers import Halt
+from dashscope_embeddings.workers import Halt
 
 
 def batch_submit(  # noqa: PLR0913 - every one a thing that a corpus may need; keywords but for two

@@ -11,24 +11,19 @@ import itertools
 import json
 import struct
 import sys
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
 from pydantic_core import to_json
 
 from dashscope_embeddings import files
 from dashscope_embeddings.corpus.readers import pyarrow
+from dashscope_embeddings.corpus.rows import Row
 from dashscope_embeddings.errors import InvalidInput
-from dashscope_embeddings.vectors import SparseVector
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
-    from concurrent.futures import Future
-
-    from dashscope_embeddings.corpus.rows import Row
-    from dashscope_embeddings.vectors import Output, TextType
+from dashscope_embeddings.vectors import Output, SparseVector, TextType
 
 ENDINGS = (".parquet", ".jsonl", ".npy")
 _FLOAT = 4

@@ -5,23 +5,17 @@ Bad input is found before anything is spent. Each of the three steps can be cut 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from dashscope_embeddings.client import EmbeddingClient
 from dashscope_embeddings.corpus import intake, outputs, readers
-from dashscope_embeddings.corpus.asking import Asking, usage_of
-from dashscope_embeddings.vectors import Cost
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
-
-    from dashscope_embeddings.client import EmbeddingClient
-    from dashscope_embeddings.corpus.asking import Progress
-    from dashscope_embeddings.corpus.intake import OnBadInput
-    from dashscope_embeddings.corpus.ledger import Ledger
-    from dashscope_embeddings.corpus.readers import Format
-    from dashscope_embeddings.vectors import Output, TextType, Usage
+from dashscope_embeddings.corpus.asking import Asking, Progress, usage_of
+from dashscope_embeddings.corpus.intake import OnBadInput
+from dashscope_embeddings.corpus.ledger import Ledger
+from dashscope_embeddings.corpus.readers import Format
+from dashscope_embeddings.vectors import Cost, Output, TextType, Usage
 
 
 @dataclass(frozen=True, slots=True)

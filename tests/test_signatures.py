@@ -1,0 +1,102 @@
+"""What editors, agents and dependency injectors read of a signature, and what a slip in its arguments is answered."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import traceback
+import typing
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from dashscope_embeddings import EmbeddingClient
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+MODULES = ["", ".catalogue", ".check", ".corpus", ".langchain", ".langchain_qdrant", ".llama_index", ".ray_data"]
+
+
+def public() -> Iterator[Any]:
+    for module in (importlib.import_module(f"dashscope_embeddings{name}") for name in MODULES):
+        own = [name for name, found in vars(module).items() if getattr(found, "__module__", "") == module.__name__]
+        for name in getattr(module, "__all__", [name for name in own if not name.startswith("_")]):
+            found = getattr(module, name)
+            if inspect.isclass(found) or inspect.isfunction(found):
+                yield pytest.param(found, id=f"{module.__name__}.{name}")
+
+
+def methods(kind: type) -> Iterator[tuple[str, Any]]:
+    for name in dir(kind):
+        found = inspect.getattr_static(kind, name)
+        found = getattr(found, "fget", None) or getattr(found, "__func__", None) or found
+        ours = (getattr(found, "__module__", None) or "").startswith("dashscope_embeddings")
+        if inspect.isfunction(found) and ours and (not name.startswith("_") or name in {"__init__", "__call__"}):
+            yield name, found
+
+
+def trouble(found: Any) -> str | None:
+    try:
+        typing.get_type_hints(found)
+    except (NameError, TypeError) as error:
+        return str(error)
+    return None
+
+
+@pytest.mark.parametrize("found", list(public()))
+def test_type_hints_of_public_names_can_be_read_at_run_time(found: Any) -> None:
+    named = [("", found), *(methods(found) if inspect.isclass(found) else ())]
+    unread = {name: said for name, function in named if (said := trouble(function))}
+    if found.__name__ == "embed_dataset":  # Ray is loaded by those alone who call it
+        assert unread == {"": "name 'Dataset' is not defined"}
+    else:
+        assert unread == {}
+
+
+def test_the_signature_of_the_client_is_its_own() -> None:
+    parameters = inspect.signature(EmbeddingClient).parameters
+    assert [*parameters][:3] == ["model", "api_key", "dimensions"]
+    assert typing.get_type_hints(EmbeddingClient.embed)["array"] is bool
+
+
+@pytest.mark.parametrize(
+    ("slip", "meant"),
+    [
+        ("model_name", "model"),
+        ("modle", "model"),
+        ("input_type", "its embed(…) takes text_type"),
+        ("text_type", "its embed(…) takes text_type"),
+        ("colour", None),
+        ("api_base", "base_url"),
+        ("dimensoin", "dimension"),
+        ("output_dimensionality", "dimensions"),
+        ("embed_batch_size", "batch_size"),
+        ("request_timeout", "timeout"),
+        ("openai_api_key", "api_key"),
+    ],
+)
+def test_a_misspelt_argument_is_answered_with_the_one_that_was_meant(slip: str, meant: str | None) -> None:
+    answer = "" if meant is None else f": {meant}" if " " in meant else f": is {meant} meant?"
+    with pytest.raises(TypeError) as caught:
+        EmbeddingClient(**{slip: "made-up-0123", "base_url": "emulator"})  # type: ignore[arg-type] # the slip
+    assert str(caught.value) == f"EmbeddingClient has no argument {slip}{answer}"
+
+
+@pytest.mark.parametrize(
+    ("args", "settings"),
+    [
+        (("text-embedding-v4", "sk-made-up-0123"), {}),
+        (("text-embedding-v4",), {"model": "text-embedding-v3", "api_key": "sk-made-up-0123"}),
+        ((), {"apikey": "sk-made-up-0123"}),
+        (("sk-made-up-0123456789",), {}),
+    ],
+)
+def test_a_key_among_wrong_arguments_is_in_no_frame_of_ours(args: tuple[Any, ...], settings: dict[str, Any]) -> None:
+    with pytest.raises(Exception, match=r"by position|apikey: is api_key meant|looks like an API key") as caught:
+        EmbeddingClient(*args, **settings)
+    frames = [frame for frame, _ in traceback.walk_tb(caught.value.__traceback__)][1:]
+    assert frames
+    for frame in frames:
+        assert "made-up" not in repr({name: value for name, value in frame.f_locals.items() if name != "self"})
+    assert "made-up" not in str(caught.value)
