@@ -120,8 +120,10 @@ def test_only_wire_knows_the_names_in_the_services_json() -> None:
         for module in road
         if (found := JSON_NAMES & {n.value for n in ast.walk(tree(module)) if isinstance(n, ast.Constant)})
     }
-    assert knowing == {"wire": JSON_NAMES}
-    assert not {module for module in road if "json" in imported(module)}
+    assert knowing.pop("argument_names") == {"input"}  # of pydantic's own errors
+    assert knowing.keys() == {"wire", "reply_fields"}
+    assert set().union(*knowing.values()) == JSON_NAMES
+    assert {module for module in road if "json" in imported(module)} <= {"wire"}
 
 
 def test_the_emulator_is_written_from_the_documents_not_from_our_wire() -> None:
