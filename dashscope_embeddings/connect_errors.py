@@ -64,7 +64,11 @@ def _unconnected(error: httpx.RequestError, said: str, host: str, proxy: Proxy |
     if _nameless(error):
         name = f"the name of {first}" if proxy else "its name"
         return Failure(f"{name} cannot be found ({error}). Is it spelt right, and is there a network with DNS?")
-    return Failure(f"{first} cannot be reached: {said}" if proxy else said)
+    if proxy is None:
+        return Failure(said)
+    # Nearly all proxies for https are spoken to without TLS; one that waits for a request says nothing.
+    tls = f". If it speaks no TLS itself, write http:// in {proxy.variable}" if proxy.scheme == "https" else ""
+    return Failure(f"{first} cannot be reached: {said}{tls}")
 
 
 def _untrusted(why: str, host: str) -> str:

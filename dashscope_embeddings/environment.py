@@ -160,7 +160,8 @@ def certificates(url: httpx.URL) -> ssl.SSLContext:
         why = "there is no such file"
     except OSError as error:
         why = error.strerror or str(error)
+    wanted = "folder of certificates named by hash" if variable == "SSL_CERT_DIR" else "PEM file of authorities"
     raise InvalidInput(
-        f"{variable}={value} names the certificates to trust, and cannot be used: {why}. Point it at a PEM file of "
-        f"certificate authorities ({'a folder of such, in OpenSSL form' if 'DIR' in variable else 'CAs'}), or unset it"
+        f"{variable}={value} names the certificate authorities to trust, and cannot be used: {why}. Point it at a "
+        f"{wanted}, or unset it"
     )

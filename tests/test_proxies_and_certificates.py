@@ -286,6 +286,13 @@ def test_a_proxy_that_is_not_there_and_one_without_tls_are_named(
     )
 
 
+def test_a_proxy_that_waits_for_a_request_and_not_for_tls_is_told_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setenv("ALL_PROXY", f"https://127.0.0.1:{silent.getsockname()[1]}")
+        error = refused(Sync(), client_at(timeout=0.2, max_retries=0))
+    error_matches(error, r"cannot be reached: nothing within 0.2 s .* speaks no TLS itself, write http:// in ALL_PROXY")
+
+
 @WAYS
 @pytest.mark.parametrize("whose", ["host", "proxy"])
 def test_a_name_that_is_not_found_is_told_as_such(
