@@ -13,6 +13,7 @@ import contextlib
 import math
 import os
 import time
+import weakref
 from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -28,6 +29,8 @@ T = TypeVar("T")
 
 _GRACE = 0.05
 """Seconds that a cancelled caller waits at most for a TCP connection or a TLS handshake that is under way."""
+_with_pool: weakref.WeakSet[Any] = weakref.WeakSet()
+"""Users' clients that tell their steps: others, such as those made for tests, have no pool that could lose anything."""
 _left_behind: set[asyncio.Task[Any]] = set()
 
 
@@ -37,9 +40,9 @@ class Attempt:
     What it is doing is told by httpx's request extension `trace`, for which `self.trace` has to be passed.
     """
 
-    def __init__(self, *, anywhere: bool) -> None:
-        self._anywhere = anywhere
-        """Whether any step will do once the grace is over: the transport has no pool, or is closed afterwards."""
+    def __init__(self, client: Any = None) -> None:
+        self._client = client
+        """A user's, whose connections are not ours; None: the whole transport is closed after a cancellation."""
         self._step: str | None = None
         self._unwanted = False
         self.streams: list[Any] = []
@@ -47,6 +50,8 @@ class Attempt:
 
     async def trace(self, event: str, info: dict[str, Any]) -> None:
         """Notes which step the request is at; ends one that nobody wants any more."""
+        if self._step is None and self._client is not None:
+            _with_pool.add(self._client)
         step, _, state = event.rpartition(".")
         self._step = step if state == "started" else ""
         if state == "complete" and step.endswith("connect_tcp"):
@@ -55,9 +60,9 @@ class Attempt:
             raise asyncio.CancelledError
 
     @property
-    def told(self) -> bool:
-        """Whether it is a transport that tells its steps; one that is made for tests has neither these nor a pool."""
-        return self._step is not None
+    def _anywhere(self) -> bool:
+        """Whether any step will do once the grace is over."""
+        return self._client is None or self._client not in _with_pool
 
     @property
     def _safe(self) -> bool:
@@ -161,7 +166,7 @@ class Connections(httpx.AsyncBaseTransport):
         return response
 
     async def _first(self, connection: _Connection, request: httpx.Request) -> httpx.Response:
-        attempt = Attempt(anywhere=True)
+        attempt = Attempt()
         connection.streams = attempt.streams
         request.extensions = {**request.extensions, "trace": attempt.trace}
         response = await attempt.run(connection.transport.handle_async_request(request))

@@ -81,8 +81,6 @@ class Sessions:
         self._client: httpx.Client | None = None
         self._proxy: environment.Proxy | None = None
         """Of the environment, for our own clients."""
-        self._has_pool = False
-        """Whether the user's asynchronous client was seen to open or use connections."""
         self._slots = threading.BoundedSemaphore(settings.max_concurrency)
         self._loops: dict[asyncio.AbstractEventLoop, _OfLoop] = {}
         self._inherited: list[object] = []
@@ -158,12 +156,9 @@ class Sessions:
     async def _attended(self, client: Any, body: bytes) -> Any:
         """A request of the user's client, broken off where its pool can bear it."""
         check_open("http_async_client", client)
-        attempt = Attempt(anywhere=not self._has_pool)
+        attempt = Attempt(client)
         extensions = {"trace": attempt.trace}
-        try:
-            return await attempt.run(client.post(self._url, content=body, extensions=extensions, **self._options))
-        finally:
-            self._has_pool |= attempt.told
+        return await attempt.run(client.post(self._url, content=body, extensions=extensions, **self._options))
 
     async def aslots(self) -> asyncio.Semaphore:
         """As `slots`, for the running loop."""
