@@ -71,7 +71,7 @@ class DashScopeError(Exception):
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
-        if name != "args":
+        if name in {"message", "request_id"}:  # all that `str` is made of
             self.args = (str(self),)
 
     def __str__(self) -> str:

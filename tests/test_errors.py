@@ -240,3 +240,23 @@ def test_an_error_names_its_request_once_for_the_vendors_support() -> None:
 )
 def test_texts_are_named_by_index_and_not_all_of_a_thousand(indices: list[int], words: str) -> None:
     assert describe(indices) == words
+
+
+def test_an_error_can_be_one_of_a_framework_as_well() -> None:
+    """As Ray makes them: a class of both, whose `args` are a property that writes another attribute."""
+
+    class BothError(RuntimeError, AuthenticationError):
+        def __init__(self, cause: AuthenticationError) -> None:
+            self.cause = cause
+            self.kept: tuple[object, ...] = (cause,)
+
+        @property
+        def args(self) -> tuple[object, ...]:
+            return self.kept
+
+        @args.setter
+        def args(self, value: tuple[object, ...]) -> None:
+            self.kept = value
+
+    cause = AuthenticationError("no", status=401)
+    assert BothError(cause).args == (cause,)
