@@ -43,6 +43,7 @@ class ClientFields(BaseModel):
     # What the environment said when this object was made: its key must not follow a variable to another host.
     found_address: str | None = Field(default=None, exclude=True, repr=False)
     timeout: float = Field(default=60.0, exclude=True, validation_alias=AliasChoices("timeout", "request_timeout"))
+    request_deadline: float | None = Field(default=None, exclude=True)
     max_retries: int = Field(default=6, exclude=True)
     max_concurrency: int = Field(default=16, exclude=True)
     requests_per_minute: float | None = Field(default=None, exclude=True)

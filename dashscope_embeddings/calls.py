@@ -22,6 +22,7 @@ from dashscope_embeddings.lengths import limits_of
 from dashscope_embeddings.planning import Batch
 from dashscope_embeddings.sessions import Sessions
 from dashscope_embeddings.settings import Settings
+from dashscope_embeddings.stale_replies import SeenReplies
 from dashscope_embeddings.vectors import Output, TextType, Usage
 from dashscope_embeddings.workers import Halt, Lock
 
@@ -45,6 +46,7 @@ class Calls:
         self._limits = limits_of(settings.address.host, settings.model)
         self._waiting: dict[Output, Coalescer] = {}
         self._known_terms: dict[tuple[TextType, Output], Terms] = {}
+        self._seen = SeenReplies()
         self._lock = Lock()
         self._usage = Usage()
 
@@ -73,6 +75,7 @@ class Calls:
             max_retries=settings.max_retries,
             on_request=self._given.on_request,
             asked=settings.asked,
+            seen=self._seen,
         )
         return terms
 
@@ -114,11 +117,13 @@ class Calls:
     def _flows(
         self, batches: Iterator[Batch], terms: Terms, job: Assembly, arrived: Arrived | None = None
     ) -> Iterator[tuple[Batch, Flow]]:
+        terms = terms.of_one_call()
         return ((batch, self._flow(batch, terms, job, arrived)) for batch in batches)
 
     def _aflows(
         self, batches: AsyncIterator[Batch], terms: Terms, job: Assembly, arrived: Arrived | None = None
     ) -> AsyncIterator[tuple[Batch, Flow]]:
+        terms = terms.of_one_call()
         return ((batch, self._flow(batch, terms, job, arrived)) async for batch in batches)
 
     def _counted(self, job: Assembly, texts: Sequence[str] | None = None) -> _Counted:

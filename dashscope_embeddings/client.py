@@ -50,6 +50,9 @@ class EmbeddingClient(Calls):
         workspace: Its own host, `{workspace}.{region}.maas.aliyuncs.com`, is asked.
         base_url: Another address: a root or anything pasted from the vendor's pages; "emulator" for none.
         timeout: Seconds without an answer, or without more of it, before a request is tried again.
+        request_deadline: Seconds that one request may take as a whole, even if its answer never pauses for
+            `timeout`; then it is tried again. Files of the Batch route get more by their size. None: ten times
+            `timeout`.
         max_retries: Further tries of one request after network errors, 5xx and broken replies. Throttled
             requests are tried for five minutes (or not at all with 0).
         max_concurrency: Requests in flight at once in sync code, and as many in each event loop.
@@ -86,6 +89,7 @@ class EmbeddingClient(Calls):
         workspace: str | None = None,
         base_url: str | None = None,
         timeout: float = 60.0,
+        request_deadline: float | None = None,
         max_retries: int = 6,
         max_concurrency: int = 16,
         requests_per_minute: float | None = None,
@@ -117,6 +121,7 @@ class EmbeddingClient(Calls):
                 dimensions=dimensions if dimensions is not None else dimension,
                 instruct=given["instruct"] or None,
                 timeout=timeout,
+                request_deadline=request_deadline,
                 max_retries=max_retries,
                 max_concurrency=max_concurrency,
                 requests_per_minute=requests_per_minute,

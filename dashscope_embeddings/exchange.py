@@ -12,7 +12,6 @@ from __future__ import annotations
 import itertools
 import logging
 import math
-import random
 from collections import deque
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -22,13 +21,15 @@ from dashscope_embeddings import lengths, metering, wire
 from dashscope_embeddings.errors import BadReply, DashScopeError, ServiceError, Verdict
 from dashscope_embeddings.failures import GIVEN_UP, Asked, Failure, explained, unanswered, unbelieved
 from dashscope_embeddings.metering import RequestRecord
+from dashscope_embeddings.pauses import backoff, capped
 from dashscope_embeddings.splitting import Piece, smaller
+from dashscope_embeddings.stale_replies import SeenReplies
+from dashscope_embeddings.steps import Answer, Send, Sleep, Step, Target
 from dashscope_embeddings.vectors import average, strongest
 from dashscope_embeddings.wire import Reply, Rows
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Mapping, Sequence
-    from pathlib import Path
+    from collections.abc import Generator, Sequence
 
     from dashscope_embeddings.lengths import Limits, LongText
     from dashscope_embeddings.limiter import Limiter, Permit
@@ -38,10 +39,12 @@ if TYPE_CHECKING:
 
 __all__ = [
     "GIVEN_UP",
+    "Answer",
     "Failure",
     "Outcome",
     "Send",
     "Sleep",
+    "Step",
     "Target",
     "Terms",
     "backoff",
@@ -51,43 +54,6 @@ __all__ = [
 ]
 
 _log = logging.getLogger("dashscope_embeddings")
-
-
-# --- the steps ---------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """Another endpoint than that of embeddings, and files that are too large to be held as a body."""
-
-    method: str
-    path: str
-    """Below the host's root, with its query if it has one."""
-    upload: Path | None = None
-    """Sent as the file of a form, with `fields`."""
-    fields: Mapping[str, str] = field(default_factory=dict)
-    into: Path | None = None
-    """Where the body of a successful reply is written, whole or not at all; the reply then comes without it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Send:
-    """Post this body to the endpoint; send back a `Reply`, or a `Failure` if none came."""
-
-    body: bytes = b""
-    target: Target | None = None
-    """None: the endpoint of embeddings."""
-
-
-@dataclass(frozen=True, slots=True)
-class Sleep:
-    """Let so many seconds pass; send back None, or a `Failure` if the job was given up meanwhile."""
-
-    seconds: float
-
-
-Step: TypeAlias = Send | Sleep
-Answer: TypeAlias = Reply | Failure | None
 
 
 @dataclass(slots=True)
@@ -114,6 +80,14 @@ class Terms:
     on_request: OnRequest | None = None
     asked: Asked = field(default_factory=Asked)
     proof: Proof = field(default_factory=Proof)
+    seen: SeenReplies = field(default_factory=SeenReplies)
+    """Of all calls of a client."""
+    widths: dict[str, int] | None = None
+    """Of one call: the width of its first vector, where the model's is not known."""
+
+    def of_one_call(self) -> Terms:
+        """The same for a call whose vectors must be of one width."""
+        return self if self.ask.width is not None else replace(self, widths={})
 
     @cached_property
     def impatient(self) -> Terms:
@@ -187,15 +161,13 @@ def _request(texts: list[str], terms: Terms, permit: Permit | None) -> Generator
     body = wire.body(terms.ask, texts)
     tokens = max(1, round(sum(map(lengths.estimate, texts))))
     urgent = terms.ask.text_type == "query"
-    failures, throttled_since = 0, math.inf
+    failures, stale_replies, throttled_since = 0, 0, math.inf
     for attempt in itertools.count(1):
         permit = permit or terms.limiter.ask(tokens, urgent=urgent)
         try:
-            # A grant is worth nothing after a throttle elsewhere: ask until the answer is "now".
-            while wait := terms.limiter.reserve(permit):
-                if (given_up := (yield Sleep(wait))) is not None:
-                    return _read(given_up, terms, texts)
-            error = yield from _sent(body, terms, texts, attempt)
+            if (given_up := (yield from _granted(permit, terms))) is not None:
+                return _read(given_up, terms, texts)
+            error, stale = yield from _sent(body, terms, texts, attempt, again=stale_replies > 0)
             if isinstance(error, Rows):
                 terms.limiter.settle(permit, error.tokens)
                 return error
@@ -204,7 +176,10 @@ def _request(texts: list[str], terms: Terms, permit: Permit | None) -> Generator
         finally:
             terms.limiter.release(permit)
         permit = None
-        if error.verdict is Verdict.THROTTLE:
+        if stale and stale_replies < _MOST_STALE:
+            stale_replies += 1
+            _log.info("asking again on another connection: %s", error)
+        elif error.verdict is Verdict.THROTTLE:
             now = terms.limiter.clock()
             throttled_since = min(throttled_since, now)
             if terms.max_retries == 0 or now - throttled_since > terms.patience:
@@ -243,15 +218,56 @@ _UNSEEN = 5.0
 _SAID_AGAIN = 60.0
 
 
+def _granted(permit: Permit, terms: Terms) -> Generator[Step, Answer, Answer]:
+    """Waits until the limiter lets a request go; a `Failure` if the job was given up meanwhile."""
+    # A grant is worth nothing after a throttle elsewhere: ask until the answer is "now".
+    while wait := terms.limiter.reserve(permit):
+        if (given_up := (yield Sleep(wait))) is not None:
+            return given_up
+    return None
+
+
 def _sent(
-    body: bytes, terms: Terms, texts: Sequence[str], attempt: int
-) -> Generator[Step, Answer, Rows | DashScopeError]:
+    body: bytes, terms: Terms, texts: Sequence[str], attempt: int, *, again: bool
+) -> Generator[Step, Answer, tuple[Rows | DashScopeError, bool]]:
+    """What came, and whether it was stale: no reply to this request."""
     begun = terms.limiter.clock()
-    came = _read((yield Send(body)), terms, texts)
+    reading = _Reading(body, terms, texts, again=again)
+    answer = yield Send(body, most=wire.most_bytes(terms.ask, len(texts), len(body)), keep=reading)
+    if reading.came is None and isinstance(answer, Reply):
+        reading(answer)
+    came = reading.came if reading.came is not None else _read(answer, terms, texts)
     terms.proof.answered |= isinstance(came, Rows)
     if terms.on_request is not None:
         metering.tell(terms.on_request, _record(terms, len(texts), attempt, begun, came))
-    return came
+    return came, reading.stale
+
+
+class _Reading:
+    """Reads the reply to a request while its connection is held; whether the connection can be trusted further."""
+
+    __slots__ = ("_again", "_body", "_terms", "_texts", "came", "stale")
+
+    def __init__(self, body: bytes, terms: Terms, texts: Sequence[str], *, again: bool) -> None:
+        self._body, self._terms, self._texts, self._again = body, terms, texts, again
+        self.came: Rows | DashScopeError | None = None
+        self.stale = False
+
+    def __call__(self, reply: Reply) -> bool:
+        came = self.came = _read(reply, self._terms, self._texts)
+        if isinstance(came, BadReply):
+            return False
+        rows = isinstance(came, Rows)
+        finding = self._terms.seen.judge(self._body, reply, came.request_id, answered=rows, again=self._again)
+        if finding == "stale":
+            self.stale = True
+            self.came = BadReply(_STALE, request_id=came.request_id)
+        return finding == "keep"
+
+
+_STALE = "the reply repeats an earlier one, to other texts: a server or gateway on the way mixes up its replies"
+_MOST_STALE = 40
+"""Each closes a connection, of which a client has at most twice `max_concurrency`."""
 
 
 def _record(terms: Terms, texts: int, attempt: int, begun: float, came: Rows | DashScopeError) -> RequestRecord:
@@ -279,29 +295,15 @@ def _read(answer: Answer, terms: Terms, texts: Sequence[str]) -> Rows | DashScop
         return unbelieved(broken, terms.asked, texts)
     if not isinstance(read, Rows):
         return explained(read, terms.asked, texts)
+    if terms.widths is not None and read.dense is not None:
+        width = len(read.dense[0])
+        if (first := terms.widths.setdefault("dense", width)) != width:
+            return BadReply(
+                f"the reply has vectors of {width} floats where the first reply of this call had {first}",
+                request_id=read.request_id,
+            )
     request_id = terms.asked.redaction.request_id(read.request_id, texts)
     return read if request_id is read.request_id else replace(read, request_id=request_id)
-
-
-# --- pauses ------------------------------------------------------------------------------------------------
-
-_FIRST_PAUSE = 0.5
-_LONGEST_PAUSE = 20.0
-_DOUBLINGS = 16
-"""More reach the longest pause as well, and 1,024 no float."""
-_LONGEST_RETRY_AFTER = 60.0
-
-
-def backoff(failures: int, retry_after: float | None) -> float:
-    """Exponential with full jitter (https://aws.amazon.com/builders-library/timeouts-retries-and-backoff)."""
-    ceiling = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2.0 ** min(failures, _DOUBLINGS))
-    return max(retry_after or 0.0, random.uniform(0.0, ceiling))  # noqa: S311 - spreads load, guards nothing
-
-
-def capped(error: DashScopeError) -> float | None:
-    """Seconds that the service asked to wait, as far as we heed it."""
-    asked = error.retry_after if isinstance(error, ServiceError) else None
-    return None if asked is None else min(asked, _LONGEST_RETRY_AFTER)
 
 
 # --- what came back ----------------------------------------------------------------------------------------

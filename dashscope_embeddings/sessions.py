@@ -12,6 +12,7 @@ import threading
 import time
 import weakref
 from dataclasses import dataclass
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -19,15 +20,17 @@ import httpx
 from dashscope_embeddings import connect_errors, environment, wire
 from dashscope_embeddings.connections import Attempt, Connections, close_soon, keeper
 from dashscope_embeddings.errors import InvalidInput
+from dashscope_embeddings.exchange import Failure
 from dashscope_embeddings.given import Given, check_open
+from dashscope_embeddings.http_exchange import ENCODING, Deadline, Overdue, UnusableBody, aexchanged, exchanged
 from dashscope_embeddings.transfers import transfer
-from dashscope_embeddings.wire import Reply
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
 
-    from dashscope_embeddings.exchange import Failure, Send
+    from dashscope_embeddings.exchange import Send
     from dashscope_embeddings.settings import Settings
+    from dashscope_embeddings.wire import Reply
     from dashscope_embeddings.workers import Halt
 
 _IDLE = 30.0
@@ -76,6 +79,7 @@ class Sessions:
         # Read once: httpx takes as long for it as for a tenth of a request.
         self._url = _url(self._root + wire.path(settings.protocol))
         self._options = _options(settings)
+        self._seconds = settings.deadline
         self._lock = threading.Lock()
         self._pid = os.getpid()
         self._client: httpx.Client | None = None
@@ -103,10 +107,9 @@ class Sessions:
         client = self._sync_client()
         try:
             if step.target is not None:
-                return transfer(client, self._root, step.target, step.body, self._options)
-            # No variable holds the headers: an error that passes takes the frame's variables along.
-            reply = client.post(self._url, content=step.body, **(self._options if self._given.client else {}))
-        except httpx.RequestError as error:
+                return transfer(client, self._root, step, self._options, self._seconds)
+            return exchanged(client, self._request(client, step), step, Deadline(self._seconds))
+        except (httpx.RequestError, UnusableBody, Overdue) as error:
             return self._failure(error)
         except RuntimeError:
             self._guard()  # closed by another thread meanwhile
@@ -116,7 +119,6 @@ class Sessions:
             if self._given.client is None:
                 raise error.with_traceback(None) from error.__cause__
             raise
-        return Reply(reply.status_code, reply.headers, reply.content)
 
     def slots(self) -> threading.BoundedSemaphore:
         """Held by a batch from first try to end: never more than `max_concurrency` at once."""
@@ -143,22 +145,21 @@ class Sessions:
         client = (await self._of_loop()).client
         try:
             if client is self._given.async_client:
-                reply = await self._attended(client, step.body)
-            else:
-                reply = await client.post(self._url, content=step.body)
-        except httpx.RequestError as error:
+                return await self._attended(client, step)
+            return await aexchanged(client, self._request(client, step), step, self._seconds)
+        except (httpx.RequestError, UnusableBody, Overdue) as error:
             return self._failure(error)
         except RuntimeError:
             self._guard()  # closed by another thread meanwhile
             raise
-        return Reply(reply.status_code, reply.headers, reply.content)
 
-    async def _attended(self, client: Any, body: bytes) -> Any:
+    async def _attended(self, client: Any, step: Send) -> Reply:
         """A request of the user's client, broken off where its pool can bear it."""
         check_open("http_async_client", client)
         attempt = Attempt(client)
-        extensions = {"trace": attempt.trace}
-        return await attempt.run(client.post(self._url, content=body, extensions=extensions, **self._options))
+        request = self._request(client, step)
+        request.extensions = {**request.extensions, "trace": attempt.trace}
+        return await attempt.run(aexchanged(client, request, step, self._seconds))
 
     async def aslots(self) -> asyncio.Semaphore:
         """As `slots`, for the running loop."""
@@ -235,9 +236,22 @@ class Sessions:
             most = 2 * self._settings.max_concurrency  # documents in their slots, and queries beside them
             limits = httpx.Limits(max_connections=most, max_keepalive_connections=most, keepalive_expiry=_IDLE)
             transport = make(limits=limits)
-        return {"transport": transport, "trust_env": False, **self._options}
+        return {"transport": transport, "trust_env": False, "cookies": _no_cookies(), **self._options}
 
-    def _failure(self, error: httpx.RequestError) -> Failure:
+    def _request(self, client: Any, step: Send) -> httpx.Request:
+        """What is sent; our own clients have the headers already."""
+        given = client is self._given.client or client is self._given.async_client
+        # No variable holds the headers: an error that passes takes the frame's variables along.
+        request: httpx.Request = client.build_request(
+            "POST", self._url, content=step.body, **(self._options if given else {})
+        )
+        return request
+
+    def _failure(self, error: httpx.RequestError | UnusableBody | Overdue) -> Failure:
+        if isinstance(error, UnusableBody):
+            return Failure(str(error), broken=True)
+        if isinstance(error, Overdue):
+            return Failure(f"no whole reply within {self._seconds:g} s, the request_deadline")
         return connect_errors.failure(error, self._url, self._options["timeout"], self._proxy)
 
 
@@ -256,6 +270,7 @@ def _options(settings: Settings) -> dict[str, Any]:
         "Authorization": f"Bearer {settings.api_key.get_secret_value()}",
         "Content-Type": "application/json",
         "Accept": "application/json",
+        "Accept-Encoding": ENCODING,
     }
     if settings.address.workspace is not None:
         own["X-DashScope-WorkSpace"] = settings.address.workspace
@@ -263,7 +278,12 @@ def _options(settings: Settings) -> dict[str, Any]:
     users = {name: value.get_secret_value() for name, value in settings.headers if name.lower() not in taken}
     timeout = httpx.Timeout(settings.timeout, connect=min(settings.timeout, _CONNECT))
     # Not a plain dict: its repr, in whatever frame an error passes, hides the key.
-    return {"headers": httpx.Headers(users | own), "timeout": timeout, "follow_redirects": False}
+    return {"headers": httpx.Headers(users | own), "timeout": timeout}
+
+
+def _no_cookies() -> CookieJar:
+    """A jar that takes none: requests are alike, and heads must not grow with what a gateway sets."""
+    return CookieJar(DefaultCookiePolicy(allowed_domains=[]))
 
 
 def _close_unless_forked(client: httpx.Client, pid: int, getpid: Callable[[], int] = os.getpid) -> None:

@@ -37,6 +37,7 @@ class Settings:
     dimensions: int | None = None
     instruct: str | None = None
     timeout: float = 60.0
+    request_deadline: float | None = None
     max_retries: int = 6
     max_concurrency: int = 16
     requests_per_minute: float | None = None
@@ -89,6 +90,11 @@ class Settings:
             makers = ", ".join(m.name for m in catalogue.MODELS if m.sparse)
             raise InvalidInput(f"{self.model.name} has no sparse vectors; these have: {makers}")
 
+    @property
+    def deadline(self) -> float:
+        """Seconds that one request may take as a whole."""
+        return _TIMEOUTS * self.timeout if self.request_deadline is None else self.request_deadline
+
     @cached_property
     def account(self) -> tuple[bytes, str, str]:
         """What a quota belongs to: the key (hashed), the host, the model."""
@@ -130,6 +136,8 @@ class Settings:
         return "_".join(_NOT_IN_NAMES.sub(".", part) for part in parts)
 
 
+_TIMEOUTS = 10
+"""How many times `timeout` a request may take as a whole, where `request_deadline` is not given."""
 _NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9.-]+")
 
 
@@ -217,6 +225,7 @@ _WHOLE = {
 _REAL = {
     # Sockets wait for 24 days at most, locks for 292 years: larger numbers fail deep inside them.
     "timeout": (0.0, 86_400.0),
+    "request_deadline": (0.0, 864_000.0),
     "requests_per_minute": (0.01, 1e12),
     "tokens_per_minute": (0.01, 1e12),
 }

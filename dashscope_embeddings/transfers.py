@@ -9,58 +9,75 @@ from typing import TYPE_CHECKING, Any
 import httpx
 
 from dashscope_embeddings import files
-from dashscope_embeddings.wire import Reply
+from dashscope_embeddings.http_exchange import Body, Deadline, Sent, UnusableBody, exchanged, pieces, reply_of
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
-    from dashscope_embeddings.exchange import Target
+    from dashscope_embeddings.exchange import Send, Target
+    from dashscope_embeddings.wire import Reply
 
 _PATIENCE = 600.0
 """Seconds without a sign of life: a gateway that takes in 500 MB may be silent for long."""
+_LARGEST_FILE = 64 << 30
+"""Bytes. 50,000 lines of 25 texts, with vectors of 2,048 numbers, are about 56 GB of text."""
 
 
-def transfer(client: Any, root: str, target: Target, body: bytes, options: dict[str, Any]) -> Reply:
-    """One request to another endpoint of the same host, under the same headers.
+def transfer(client: Any, root: str, step: Send, options: dict[str, Any], seconds: float) -> Reply:
+    """One request to another endpoint of the same host, under the same headers; `step.target` is set.
 
     Raises:
         httpx.RequestError: no reply came, or not all of it.
+        UnusableBody: its body is broken or too large.
+        Overdue: it took longer than `seconds`, without moving a file at a fair pace.
         OSError: a file cannot be read or written.
     """
+    target: Any = step.target
     headers, patience = httpx.Headers(options["headers"]), options["timeout"]
     if target.upload is None:
-        return _asked(client, root, target, headers, patience, content=body or None)
+        request = _request(root, target, headers, patience, content=step.body or None)
+        return _asked(client, request, step, Deadline(seconds))
     del headers["Content-Type"]  # a form has its own
     patience = httpx.Timeout(max(_PATIENCE, patience.read or 0.0), connect=patience.connect)
     with target.upload.open("rb") as file:
         files = {"file": (target.upload.name, file)}
-        return _asked(client, root, target, headers, patience, data=dict(target.fields), files=files)
+        request = _request(root, target, headers, patience, data=dict(target.fields), files=files)
+        return _asked(client, request, step, Deadline(seconds + _PATIENCE, target.upload.stat().st_size))
 
 
-def _asked(
-    client: Any, root: str, target: Target, headers: httpx.Headers, patience: httpx.Timeout, **what: Any
-) -> Reply:
+def _request(root: str, target: Target, headers: httpx.Headers, patience: httpx.Timeout, **what: Any) -> httpx.Request:
     # Not built by the client, which would add its own headers: a form would go as JSON.
-    request = httpx.Request(
-        target.method, root + target.path, headers=headers, extensions={"timeout": patience.as_dict()}, **what
-    )
-    reply = client.send(request, stream=True, follow_redirects=False)
-    try:
-        if target.into is None or not reply.is_success:
-            return Reply(reply.status_code, reply.headers, reply.read())
-        _write(reply, target.into)
-        return Reply(reply.status_code, reply.headers, b"")
-    finally:
-        reply.close()
+    extensions = {"timeout": patience.as_dict()}
+    return httpx.Request(target.method, root + target.path, headers=headers, extensions=extensions, **what)
 
 
-def _write(reply: httpx.Response, into: Path) -> None:
+def _asked(client: Any, request: httpx.Request, step: Send, deadline: Deadline) -> Reply:
+    into = step.target.into if step.target is not None else None
+    if into is None:
+        return exchanged(client, request, step, deadline)
+    with Sent(client, request, deadline) as response:
+        if not response.is_success:
+            return reply_of(response, b"".join(pieces(response, Body(response, step.most), deadline)))
+        _write(_whole(response, deadline), into, deadline)
+        return reply_of(response, b"")
+
+
+def _whole(response: httpx.Response, deadline: Deadline) -> Iterator[bytes]:
+    body = Body(response, _LARGEST_FILE)
+    yield from pieces(response, body, deadline)
+    if not body.whole and not response.is_stream_consumed:
+        raise UnusableBody("its compressed body is cut off")
+
+
+def _write(body: Iterator[bytes], into: Path, deadline: Deadline) -> None:
     # Of this thread alone: one that an interrupted caller left may still be at work on its own.
     part = into.with_name(f"{into.name}.{threading.get_ident():x}.part")
     try:
         with files.create_anew(part) as file:
-            for chunk in reply.iter_bytes():
-                file.write(chunk)
+            for piece in body:
+                file.write(piece)
+                deadline.moved(len(piece))
             file.flush()
             os.fsync(file.fileno())
     except BaseException:

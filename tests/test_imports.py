@@ -19,12 +19,14 @@ EMULATOR = "emulator"
 ROAD = (
     {"vectors", "errors", "workers"},
     {"catalogue", "shapes", "memo"},
+    {"reply_fields"},
     {"wire", "lengths", "throttles", "metering"},
     {"pace", "addresses"},
-    {"limiter"},
+    {"limiter", "stale_replies"},
     {"inputs", "planning", "settings", "splitting"},
     {"exchange"},
     {"assembly", "coalesce"},
+    {"http_exchange"},
     {"transfers"},
     {"sessions"},
     {"drivers", "async_drivers"},
@@ -99,7 +101,7 @@ def test_every_stage_up_to_the_frameworks_exists() -> None:
     assert STAGE.keys() <= MODULES
 
 
-NETWORK = {"connect_errors", "connections", "environment", "sessions", "transfers"}
+NETWORK = {"connect_errors", "connections", "environment", "http_exchange", "sessions", "transfers"}
 
 
 def test_httpx_is_met_in_the_modules_of_the_network_alone() -> None:
@@ -110,7 +112,7 @@ def test_on_the_road_clocks_and_event_loops_are_met_at_its_end_alone() -> None:
     road = {"client"} | reached("client")
     assert road >= {"exchange", "planning", "limiter", "wire"}
     met = {module for module in road if {"time", "asyncio"} & needed(module)}
-    assert met == {"connections", "sessions", "async_drivers", "client"}
+    assert met == {"connections", "http_exchange", "sessions", "async_drivers", "client"}
 
 
 def test_only_wire_knows_the_names_in_the_services_json() -> None:

@@ -1,0 +1,91 @@
+"""Tells a reply to this request from the copy of an earlier one.
+
+A server or gateway that writes a reply twice leaves the second copy on the connection, where it would answer the
+next request. Two signs give a copy away: a request id, or where there is none a whole body, that was seen before
+in answer to another request. Servers that repeat themselves in good faith are told apart by asking once more on
+another connection: a copy waits on the connection of its original only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+if TYPE_CHECKING:
+    from dashscope_embeddings.wire import Reply
+
+Finding: TypeAlias = Literal["keep", "close", "stale"]
+"""Believe the reply and keep its connection; believe it and close the connection; ask again on another one."""
+
+_REMEMBERED = 5_000
+"""Replies in each of two generations: about a megabyte at most."""
+_DOUBTS = 3
+"""How often a repeated id is doubted although it came on another connection, before a server is known for it."""
+
+
+@dataclass
+class SeenReplies:
+    """What the latest replies to one client looked like. Threads and tasks may share it."""
+
+    _recent: dict[int, tuple[int, object]] = field(default_factory=dict)
+    """Hash of an id or body → hash of the request that it answered first, and its connection."""
+    _older: dict[int, tuple[int, object]] = field(default_factory=dict)
+    _told_nothing: set[str] = field(default_factory=set)
+    """Of "id" and "body", what this server repeats for different requests."""
+    _caches: bool = False
+    """Whether it repeats whole replies for equal requests."""
+    _doubts: int = 0
+
+    def judge(self, request: bytes, reply: Reply, request_id: str | None, *, answered: bool, again: bool) -> Finding:
+        """Whether `reply` belongs to `request`.
+
+        `answered`: it brings vectors. `again`: an earlier reply to this request was found to be stale.
+        """
+        if reply.connection is None:
+            return "keep"
+        if request_id is not None and "id" not in self._told_nothing:
+            finding = self._finding("id", hash(request_id), request, reply, again=again)
+            if "id" not in self._told_nothing:
+                return finding
+        if not answered:
+            # Nothing tells a copy of it: none must be read.
+            return "close"
+        return (
+            "keep"
+            if "body" in self._told_nothing
+            else self._finding("body", hash(reply.body), request, reply, again=again)
+        )
+
+    def _finding(self, kind: str, sign: int, request: bytes, reply: Reply, *, again: bool) -> Finding:
+        asked, connection = self._first(sign, hash(request), reply.connection)
+        same_connection = connection is reply.connection
+        if asked == hash(request):
+            if connection is not None and kind == "id":
+                return self._equal_request(same_connection=same_connection)
+            return "keep"
+        if same_connection:
+            return "stale"
+        if again:
+            self._told_nothing.add(kind)
+            return "keep"
+        if self._doubts >= _DOUBTS:
+            return "keep"
+        self._doubts += 1
+        return "stale"
+
+    def _first(self, sign: int, asked: int, connection: object) -> tuple[int, object]:
+        """The request and connection that this was seen with first; without a connection where that is now."""
+        found = self._recent.get(sign) or self._older.get(sign)
+        if found is not None:
+            return found
+        if len(self._recent) >= _REMEMBERED:
+            self._older, self._recent = self._recent, {}
+        self._recent[sign] = asked, connection
+        return asked, None
+
+    def _equal_request(self, *, same_connection: bool) -> Finding:
+        """A copy answers an equal request as well as its own reply would, which still waits on the connection."""
+        if self._caches:
+            return "keep"
+        self._caches = not same_connection
+        return "close" if same_connection else "keep"

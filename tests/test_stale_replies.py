@@ -1,0 +1,265 @@
+"""A reply that stands on a connection twice never becomes the vectors of another text."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import pytest
+from both import KEY
+from raw_server import answer, client_at, content, http, serving, vector
+
+from dashscope_embeddings import BadReply, BadRequestError, EmbeddingClient
+from dashscope_embeddings.stale_replies import _REMEMBERED, SeenReplies
+from dashscope_embeddings.wire import Reply
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable
+
+    from raw_server import Asked
+
+    Handle = Callable[[Asked, socket.socket], bytes | None]
+
+PROTOCOLS = pytest.mark.parametrize("protocol", ["native", "openai"])
+ROLES = pytest.mark.parametrize("role", ["document", "query"])
+HALVES = pytest.mark.parametrize("asynchronous", [False, True], ids=["sync", "async"])
+TEXTS = [f"text {n}" for n in range(6)]
+
+
+def one_by_one(client: EmbeddingClient, texts: list[str], role: str, *, asynchronous: bool) -> list[Any]:
+    """Each text in a call of its own, over connections that are kept."""
+    how: Any = {"text_type": role}
+    if not asynchronous:
+        return [client.embed([text], **how).dense[0] for text in texts]
+
+    async def ask() -> list[Any]:
+        found = [(await client.aembed([text], **how)).dense[0] for text in texts]
+        await client.aclose()
+        return found
+
+    return asyncio.run(ask())
+
+
+def doubled(
+    ids: Callable[[int], object], *, always: bool = True, headers: Callable[[int], dict[str, Any]] = lambda _: {}
+) -> Handle:
+    """Writes replies twice, with ids by the number of the request."""
+
+    def handle(asked: Asked, _: socket.socket) -> bytes:
+        body = json.dumps(content(asked, ids(asked.number))).encode()
+        return http(body, **headers(asked.number)) * (2 if always or asked.number == 1 else 1)
+
+    return handle
+
+
+@PROTOCOLS
+@ROLES
+@HALVES
+@pytest.mark.parametrize("always", [False, True], ids=["once", "always"])
+def test_a_reply_that_is_written_twice_answers_its_own_text_only(
+    *, protocol: str, role: str, asynchronous: bool, always: bool
+) -> None:
+    handle = doubled(lambda number: f"id-{number}", always=always)
+    with serving(handle) as server, client_at(server.url, protocol=protocol) as client:
+        assert one_by_one(client, TEXTS, role, asynchronous=asynchronous) == [vector(text) for text in TEXTS]
+        # Every second request met a copy, and was asked once more.
+        assert len(server.requests) <= (2 * len(TEXTS) if always else len(TEXTS) + 1)
+
+
+@PROTOCOLS
+@HALVES
+def test_a_copy_is_told_by_the_header_where_the_body_has_no_id(*, protocol: str, asynchronous: bool) -> None:
+    handle = doubled(lambda _: None, headers=lambda number: {"x_request_id": f"id-{number}"})
+    with serving(handle) as server, client_at(server.url, protocol=protocol) as client:
+        assert one_by_one(client, TEXTS, "query", asynchronous=asynchronous) == [vector(text) for text in TEXTS]
+
+
+@PROTOCOLS
+@HALVES
+@pytest.mark.parametrize("given", [None, "always the same"])
+def test_a_copy_is_told_by_its_vectors_where_ids_tell_nothing(
+    *, given: str | None, protocol: str, asynchronous: bool
+) -> None:
+    handle = doubled(lambda _: given)
+    with serving(handle) as server, client_at(server.url, protocol=protocol) as client:
+        assert one_by_one(client, TEXTS, "query", asynchronous=asynchronous) == [vector(text) for text in TEXTS]
+
+
+@HALVES
+def test_the_copy_of_an_answer_to_equal_texts_leaves_no_reply_behind(*, asynchronous: bool) -> None:
+    texts = ["a", "a", "b", "b", "c"]
+    handle = doubled(lambda number: f"id-{number}")
+    with serving(handle) as server, client_at(server.url) as client:
+        assert one_by_one(client, texts, "query", asynchronous=asynchronous) == [vector(text) for text in texts]
+
+
+@HALVES
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        http(b'{"code":"InvalidParameter","message":"no","request_id":"refused"}', 400),
+        http(b'{"code":"InvalidParameter","message":"no"}', 400),
+        http(b"<html>400</html>", 400),
+    ],
+    ids=["with an id", "without an id", "a page"],
+)
+def test_a_refusal_that_is_written_twice_refuses_its_own_text_only(*, refusal: bytes, asynchronous: bool) -> None:
+    def handle(asked: Asked, _: socket.socket) -> bytes:
+        return refusal * 2 if asked.texts == ["bad"] else answer(asked, f"id-{asked.number}")
+
+    with serving(handle) as server, client_at(server.url) as client:
+        with pytest.raises(BadRequestError):
+            client.embed(["bad"])
+        assert one_by_one(client, TEXTS, "query", asynchronous=asynchronous) == [vector(text) for text in TEXTS]
+
+
+@HALVES
+def test_a_broken_reply_closes_its_connection(*, asynchronous: bool) -> None:
+    def handle(asked: Asked, _: socket.socket) -> bytes:
+        good = answer(asked, f"id-{asked.number}")
+        return http(b"{}") + good if asked.number == 1 else good
+
+    with serving(handle) as server, client_at(server.url) as client:
+        with pytest.raises(BadReply):
+            client.embed(["first"])
+        assert one_by_one(client, TEXTS, "query", asynchronous=asynchronous) == [vector(text) for text in TEXTS]
+        assert server.requests[0].connection != server.requests[1].connection
+
+
+def test_many_threads_meet_no_copy() -> None:
+    handle = doubled(lambda number: f"id-{number}")
+    texts = [f"text {n}" for n in range(200)]
+    with serving(handle) as server, client_at(server.url, max_concurrency=8) as client:
+        with ThreadPoolExecutor(8) as pool:
+            found = list(pool.map(lambda text: client.embed([text]).dense[0], texts))
+        assert found == [vector(text) for text in texts]
+
+
+# --- servers that repeat themselves in good faith ------------------------------------------------------------
+
+
+def constant(asked: Asked, _: socket.socket) -> bytes:
+    return answer(asked, "always the same")
+
+
+def fake(asked: Asked, _: socket.socket) -> bytes:
+    rows = [{"text_index": at, "embedding": [0.125] * 64} for at in range(len(asked.texts))]
+    return http(json.dumps({"output": {"embeddings": rows}, "request_id": "r-1"}).encode())
+
+
+@HALVES
+@pytest.mark.parametrize(("handle", "extra"), [(constant, 1), (fake, 2)], ids=["one id", "one reply"])
+def test_a_server_that_repeats_itself_costs_a_request_or_two_in_all(
+    *, handle: Handle, extra: int, asynchronous: bool
+) -> None:
+    texts = [f"text {n}" for n in range(60)]
+    with serving(handle) as server, client_at(server.url) as client:
+        one_by_one(client, texts, "query", asynchronous=asynchronous)
+        assert len(server.requests) <= len(texts) + extra
+        assert server.connections <= 1 + extra
+
+
+@pytest.mark.parametrize("handle", [constant, fake], ids=["one id", "one reply"])
+def test_many_at_once_find_out_at_a_bounded_price(handle: Handle) -> None:
+    texts = [f"text {n}" for n in range(300)]
+    with serving(handle) as server, client_at(server.url, batch_size=1, max_concurrency=16) as client:
+        client.embed(texts)
+        extra = len(server.requests) - len(texts)
+        client.embed([f"more {n}" for n in range(300)])
+        assert extra <= 20
+        assert len(server.requests) == 600 + extra
+
+
+@HALVES
+def test_replies_without_ids_cost_nothing_more(*, asynchronous: bool) -> None:
+    with (
+        serving(lambda asked, _: answer(asked)) as server,
+        client_at(server.url) as client,
+    ):
+        found = one_by_one(client, [*TEXTS, *TEXTS], "query", asynchronous=asynchronous)
+        assert found == [vector(text) for text in [*TEXTS, *TEXTS]]
+        assert len(server.requests) == 12
+        assert server.connections == 1
+
+
+@HALVES
+def test_a_cache_on_the_way_costs_no_request(*, asynchronous: bool) -> None:
+    """It answers equal requests with the same reply, id and all."""
+    known: dict[bytes, bytes] = {}
+
+    def handle(asked: Asked, _: socket.socket) -> bytes:
+        return known.setdefault(asked.body, answer(asked, f"id-{asked.number}"))
+
+    texts = [text for text in TEXTS for _ in range(3)]
+    with serving(handle) as server, client_at(server.url) as client:
+        assert one_by_one(client, texts, "query", asynchronous=asynchronous) == [vector(text) for text in texts]
+        assert len(server.requests) == len(texts)
+        assert server.connections <= 2
+
+
+def test_a_transport_for_tests_may_repeat_itself() -> None:
+    count = 0
+
+    def handler(_: httpx.Request) -> httpx.Response:
+        nonlocal count
+        count += 1
+        return httpx.Response(
+            200, json={"output": {"embeddings": [{"text_index": 0, "embedding": [0.5] * 64}]}, "request_id": "r"}
+        )
+
+    with httpx.Client(transport=httpx.MockTransport(handler)) as http_client:
+        client = EmbeddingClient(api_key=KEY, dimensions=64, http_client=http_client)
+        assert [client.embed([text]).dense for text in TEXTS] == [[[0.5] * 64]] * len(TEXTS)
+    assert count == len(TEXTS)
+
+
+def test_a_users_own_client_meets_no_copy_either() -> None:
+    handle = doubled(lambda number: f"id-{number}")
+    with serving(handle) as server, httpx.Client() as mine, client_at(server.url, http_client=mine) as client:
+        assert one_by_one(client, TEXTS, "query", asynchronous=False) == [vector(text) for text in TEXTS]
+
+
+def test_a_users_own_asynchronous_client_meets_no_copy_either() -> None:
+    async def ask(url: str) -> list[Any]:
+        async with httpx.AsyncClient() as mine:
+            with client_at(url, http_async_client=mine) as client:
+                return [(await client.aembed([text])).dense[0] for text in TEXTS]
+
+    with serving(doubled(lambda number: f"id-{number}")) as server:
+        assert asyncio.run(ask(server.url)) == [vector(text) for text in TEXTS]
+
+
+def test_a_copy_that_always_comes_ends_in_an_error() -> None:
+    seen = SeenReplies()
+    stream = object()
+    reply = Reply(200, {}, b"x", stream)
+    assert seen.judge(b"one", reply, "id-1", answered=True, again=False) == "keep"
+    for _ in range(100):
+        assert seen.judge(b"two", reply, "id-1", answered=True, again=True) == "stale"
+
+
+def test_what_is_remembered_is_bounded() -> None:
+    seen = SeenReplies()
+    for number in range(5 * _REMEMBERED):
+        seen.judge(b"request %d" % number, Reply(200, {}, b"", object()), f"id-{number}", answered=True, again=False)
+    assert len(seen._recent) + len(seen._older) <= 2 * _REMEMBERED
+    late = Reply(200, {}, b"", object())
+    assert seen.judge(b"another", late, f"id-{5 * _REMEMBERED - _REMEMBERED}", answered=True, again=False) == "stale"
+
+
+def test_bytes_that_wait_when_the_next_request_is_sent_are_no_reply_to_it() -> None:
+    def handle(asked: Asked, connection: socket.socket) -> bytes | None:
+        connection.sendall(answer(asked, f"id-{asked.number}"))
+        time.sleep(0.05)
+        # With an id of its own: the connection alone gives it away.
+        return http(json.dumps(content(asked, f"unasked-{asked.number}")).encode())
+
+    with serving(handle) as server, client_at(server.url) as client:
+        for text in TEXTS[:3]:
+            assert client.embed([text]).dense == [vector(text)]
+            time.sleep(0.2)
