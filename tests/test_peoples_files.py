@@ -174,6 +174,8 @@ WHOLE = [
     ("in.txt", "hello\nworld\n".encode("utf-16-le"), r":1: looks like utf-16-le .*--encoding utf-16-le"),
     ("in.txt", "你好\n世界\n".encode("utf-16-be"), r":1: looks like utf-16-be .*--encoding utf-16-be"),
     ("in.jsonl", b'[{"text": "a"}, {"text": "b"}]', r":1: is a JSON array: write one object a line, as jq -c '\.\[\]'"),
+    ("in.jsonl", b'{"text": "a"}\n[{"text": "b"}, {"text": "c"}]\n', r":2: is a JSON array"),
+    ("in.jsonl", b'{"text": "a"}\n{"text": "b"}{"text": "c"}\n', r":2: holds several JSON values: .*jq -c \."),
     ("in.jsonl", b'[\n {"text": 1},\n {"text": 2}\n]\n', r":1: begins JSON of several lines: .*jq -c '\.\[\]'"),
     ("in.jsonl", b'{"id": 1, "data": {"text": "a"}}\n', r":1: has no field 'text'.*within 'data': jq -c '. \+ .\["),
     ("in.jsonl", b'{"text": "a", "text": "b"}\n', r":1: has more than one field 'text': rename or remove"),

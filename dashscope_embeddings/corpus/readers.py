@@ -115,12 +115,15 @@ def _json_lines(text: Text, fields: Fields) -> Iterator[Record]:
         try:
             found = _decode(line)
         except (ValueError, RecursionError) as error:
-            yield Record(place, None, None, _no_json(line, error))
+            several = line.startswith("{") and str(error).startswith("Extra data")
+            said = "holds several JSON values: write one object a line, as jq -c . FILE does"
+            yield Record(place, None, None, said if several else _no_json(line, error), whole=several)
             continue
         if isinstance(found, dict):
             yield _of_fields(place, found, fields)
         elif isinstance(found, list):
-            yield Record(place, None, None, f"is a JSON array: {_JQ}")
+            several = sum(isinstance(each, dict) for each in found) > 1
+            yield Record(place, None, None, f"is a JSON array: {_JQ}", whole=several)
         else:
             yield Record(place, None, None, f"is a JSON {type(found).__name__}, not an object with fields")
 
