@@ -71,7 +71,7 @@ class DashScopeError(Exception):
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
-        if name in {"message", "request_id"}:  # all that `str` is made of
+        if name in vars(DashScopeError):  # all that `str` is made of has a default there
             self.args = (str(self),)
 
     def __str__(self) -> str:
