@@ -134,6 +134,28 @@ async def test_a_users_client_answers_after_a_storm_too(slow: Server, emulator: 
         assert repr(http._transport._pool).count("0 active, 0 queued") == 1  # type: ignore[attr-defined] # httpx's own
 
 
+@pytest.mark.parametrize("whose", ["our client", "a user's client"])
+async def test_a_cancellation_at_any_turn_of_the_loop_costs_no_connection(whose: str, served: Server) -> None:
+    """A user's pool of one connection: once lost, no call is answered any more."""
+    http = httpx.AsyncClient(limits=httpx.Limits(max_connections=1)) if whose != "our client" else None
+    client = EmbeddingClient(
+        api_key=KEY, base_url=served.url, dimensions=64, timeout=5, max_retries=0, http_async_client=http
+    )
+    for turns in [*range(60), *range(60)]:
+        job = asyncio.create_task(client.aembed([f"text {turns}"]))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        job.cancel()
+        await asyncio.wait((job,))
+        if turns % 2:  # the next one opens a connection
+            await quiet()
+            assert len((await client.aembed([f"afterwards {turns}"])).dense) == 1
+    await quiet()
+    await client.aclose()
+    if http is not None:
+        await http.aclose()
+
+
 # --- one cancelled call -------------------------------------------------------------------------------------
 
 
