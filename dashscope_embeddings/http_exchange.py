@@ -14,7 +14,7 @@ import httpx
 from dashscope_embeddings.wire import Reply
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Coroutine, Iterator
 
     from dashscope_embeddings.exchange import Send
 
@@ -176,8 +176,12 @@ def _within(timeout: float | None, connection: Any) -> float | None:
 # --- async ------------------------------------------------------------------------------------------------
 
 
-async def aexchanged(client: Any, request: httpx.Request, step: Send, seconds: float) -> Reply:
-    """`exchanged` on the running loop."""
+async def within(seconds: float, request: Coroutine[Any, Any, Reply]) -> Reply:
+    """The reply to a request of the running loop, which is cancelled when its time is over.
+
+    Raises:
+        Overdue: it took too long.
+    """
     task, late = asyncio.current_task(), False
 
     def end() -> None:
@@ -188,7 +192,7 @@ async def aexchanged(client: Any, request: httpx.Request, step: Send, seconds: f
 
     timer = asyncio.get_running_loop().call_later(seconds, end)
     try:
-        return await _asked(client, request, step)
+        return await request
     except asyncio.CancelledError:
         # As `asyncio.timeout`, which Python 3.10 lacks: a cancellation from outside goes on.
         if not late or (hasattr(task, "uncancel") and task is not None and task.uncancel() > 0):
@@ -198,7 +202,8 @@ async def aexchanged(client: Any, request: httpx.Request, step: Send, seconds: f
         timer.cancel()
 
 
-async def _asked(client: Any, request: httpx.Request, step: Send) -> Reply:
+async def aexchanged(client: Any, request: httpx.Request, step: Send) -> Reply:
+    """`exchanged` on the running loop, without a deadline."""
     response = await client.send(request, stream=True, follow_redirects=False)
     try:
         if response.is_stream_consumed:

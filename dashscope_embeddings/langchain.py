@@ -121,6 +121,7 @@ class DashScopeEmbeddings(ClientFields, Embeddings):
             base_url: str | None = None,
             timeout: float = 60.0,
             request_timeout: float = 60.0,
+            request_deadline: float | None = None,
             max_retries: int = 6,
             max_concurrency: int = 16,
             requests_per_minute: float | None = None,

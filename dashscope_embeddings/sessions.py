@@ -22,7 +22,7 @@ from dashscope_embeddings.connections import Attempt, Connections, close_soon, k
 from dashscope_embeddings.errors import InvalidInput
 from dashscope_embeddings.exchange import Failure
 from dashscope_embeddings.given import Given, check_open
-from dashscope_embeddings.http_exchange import ENCODING, Deadline, Overdue, UnusableBody, aexchanged, exchanged
+from dashscope_embeddings.http_exchange import ENCODING, Deadline, Overdue, UnusableBody, aexchanged, exchanged, within
 from dashscope_embeddings.transfers import transfer
 
 if TYPE_CHECKING:
@@ -146,7 +146,7 @@ class Sessions:
         try:
             if client is self._given.async_client:
                 return await self._attended(client, step)
-            return await aexchanged(client, self._request(client, step), step, self._seconds)
+            return await within(self._seconds, aexchanged(client, self._request(client, step), step))
         except (httpx.RequestError, UnusableBody, Overdue) as error:
             return self._failure(error)
         except RuntimeError:
@@ -159,7 +159,7 @@ class Sessions:
         attempt = Attempt(client)
         request = self._request(client, step)
         request.extensions = {**request.extensions, "trace": attempt.trace}
-        return await attempt.run(aexchanged(client, request, step, self._seconds))
+        return await within(self._seconds, attempt.run(aexchanged(client, request, step)))
 
     async def aslots(self) -> asyncio.Semaphore:
         """As `slots`, for the running loop."""
