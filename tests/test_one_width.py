@@ -116,14 +116,14 @@ def test_a_corpus_has_one_width_over_all_its_runs(tmp_path: Path) -> None:
     source = tmp_path / "in.txt"
     source.write_text("".join(f"{text}\n" for text in TEXTS))
     output = tmp_path / "out.jsonl"
-    width: list[Callable[[int], int]] = [third]
-    with service(width[0]) as (client, _):
+    later = 0
+    with service(lambda number: later or third(number)) as (client, _):
         with pytest.raises(BadReply, match="floats where"):
             corpus.embed_corpus(source, output, client=client)
-        width[0] = lambda _: 48
+        later = 48
         with pytest.raises(BadReply, match="width"):
             corpus.embed_corpus(source, output, client=client)
-        width[0] = lambda _: 40
+        later = 40
         corpus.embed_corpus(source, output, client=client)
     rows = [json.loads(line)["embedding"] for line in output.read_text().splitlines()]
     assert rows == [pytest.approx(vector(text, 40)) for text in TEXTS]
