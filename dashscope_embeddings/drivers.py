@@ -33,9 +33,6 @@ _NEVER = Flag()
 _left: contextvars.ContextVar[Flag] = contextvars.ContextVar("dashscope_left", default=_NEVER)
 """Set once the caller for whom this thread works, in its place, has been interrupted."""
 
-_MANY = 1_000_000
-"""More threads than there will ever be: as many as callers who left while their requests were under way."""
-
 
 class Threads:
     """Sync code: a lone flow on its caller's thread, several on a pool of the client's.
@@ -47,7 +44,9 @@ class Threads:
     def __init__(self, sessions: Sessions, most: int) -> None:
         self._sessions, self._most = sessions, most
         self._lock = Lock()
-        self._pools: tuple[int, Workers, Workers] | None = None
+        self._pool: tuple[int, Workers] | None = None
+        self._stand_in: tuple[int, Workers] | None = None
+        """A thread in place of the main one."""
         self._adrift: list[Call[Outcome]] = []
 
     def window(self, flows: Iterator[tuple[T, Flow]], halt: Flag) -> Generator[tuple[T, Outcome], None, None]:
@@ -72,7 +71,7 @@ class Threads:
                     run = contextvars.copy_context().run
                     call = Call(functools.partial(run, self.perform, pair[1], halt))
                     window.append((pair[0], call))
-                    self._workers()[0].submit(call)
+                    self._workers().submit(call)
                 if not window:
                     break
                 label, call = window[0]
@@ -103,12 +102,16 @@ class Threads:
         context, left = contextvars.copy_context(), Flag()
         context.run(_left.set, left)
         call = Call(functools.partial(context.run, run))
+        if self._stand_in is None or self._stand_in[0] != os.getpid():
+            self._stand_in = os.getpid(), Workers(1, "dashscope_caller")
         try:
-            return self._workers()[1].submit(call).result()
-        except BaseException:
-            left.set()
-            call.cancel()
-            raise
+            return self._stand_in[1].submit(call).result()
+        finally:
+            if not call.over:
+                # It ends with what it does; the next call has another one.
+                self._stand_in = None
+                left.set()
+                call.cancel()
 
     def query(self, query: Query, waiting: Coalescer, terms: Terms, late: Callable[[Outcome], object]) -> Outcome:
         """One query, alone or with others that wait: its own row; `late` is told where its caller has left."""
@@ -192,16 +195,12 @@ class Threads:
             return GIVEN_UP if halt.is_set() else self.apart(functools.partial(self._sessions.send, step))
         return GIVEN_UP if self._sessions.clock.wait(halt, step.seconds) else None
 
-    def _workers(self) -> tuple[Workers, Workers]:
-        """Threads for the flows of jobs, and in place of interruptible callers. A forked child has none of them."""
-        pools = self._pools
-        if pools is None or pools[0] != os.getpid():
-            with self._lock.here:
-                pools = self._pools
-                if pools is None or pools[0] != os.getpid():
-                    made = Workers(self._most, "dashscope"), Workers(_MANY, "dashscope_caller")
-                    pools = self._pools = os.getpid(), *made
-        return pools[1:]
+    def _workers(self) -> Workers:
+        """One pool a process: a forked child has none of its parent's threads."""
+        with self._lock.here:
+            if self._pool is None or self._pool[0] != os.getpid():
+                self._pool = os.getpid(), Workers(self._most, "dashscope")
+            return self._pool[1]
 
 
 def _next(items: Iterator[T], troubles: list[BaseException]) -> T | None:

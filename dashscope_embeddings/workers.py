@@ -89,20 +89,18 @@ class Flag:
 class Call(Generic[T]):
     """Something for another thread to do, and what came of it."""
 
-    __slots__ = ("_claim", "_over", "_result", "_run", "error")
+    __slots__ = ("_claim", "_gate", "_result", "_run", "error", "over")
 
     def __init__(self, run: Callable[[], T]) -> None:
         self._run: Callable[[], T] | None = run
         self._claim = threading.Lock()
-        self._over = Flag()
+        self._gate = threading.Lock()
+        self._gate.acquire()
         self._result: list[T] = []
+        self.over = False
+        """Whether it has ended."""
         self.error: BaseException | None = None
         """What it raised, once it is over."""
-
-    @property
-    def over(self) -> bool:
-        """Whether it has ended."""
-        return self._over.is_set()
 
     def perform(self) -> None:
         """Does it here, unless it was cancelled."""
@@ -114,19 +112,24 @@ class Call(Generic[T]):
         except BaseException as error:  # noqa: BLE001 - whoever waits for it is told
             self.error = error
         finally:
-            self._over.set()
+            self._end()
 
     def cancel(self) -> bool:
         """True: it has not begun, and never will."""
         if not self._claim.acquire(blocking=False):
             return False
-        self._over.set()
+        self._end()
         return True
+
+    def _end(self) -> None:
+        self.over = True
+        self._gate.release()
 
     def wait(self) -> None:
         """Until it has ended."""
-        while not self._over.wait(_LOOK):
-            pass
+        while not self.over:
+            if self._gate.acquire(timeout=_LOOK):
+                self._gate.release()  # for the next who waits
 
     def result(self) -> T:
         """What it returned, or raises what it raised."""
