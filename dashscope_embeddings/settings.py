@@ -241,8 +241,9 @@ def _check_numbers(settings: Settings) -> None:
         whole = name in _WHOLE
         number = isinstance(value, Integral if whole else Real) and not isinstance(value, bool)
         if not number or not least <= value <= most or (not whole and value <= 0):
-            expected = "a whole number of at least" if whole else "a number above 0, from"
-            raise InvalidInput(f"{name}={_shown(value)}: expected {expected} {least:,} and at most {most:,}")
+            kind = "a whole number" if whole else "a number above 0"
+            bounds = f"at least {least:,.15g} and at most {most:,.15g}" if least or whole else f"at most {most:,.15g}"
+            raise InvalidInput(f"{name}={_shown(value)}: expected {kind}, {bounds}")
         object.__setattr__(settings, name, int(value) if whole else float(value))
 
 

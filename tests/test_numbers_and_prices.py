@@ -33,7 +33,7 @@ def client(**settings: Any) -> EmbeddingClient:
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"timeout": 1e10}, r"timeout=10000000000.0: expected a number above 0, from 0.0 and at most 86,400.0"),
+        ({"timeout": 1e10}, r"timeout=10000000000.0: expected a number above 0, at most 86,400$"),
         ({"timeout": float("inf")}, "timeout=inf: .* at most 86,400"),
         ({"timeout": np.float64("nan")}, "timeout=.*nan.*: .* at most 86,400"),
         ({"timeout": np.True_}, r"timeout=\(bool"),
@@ -42,7 +42,10 @@ def client(**settings: Any) -> EmbeddingClient:
         ({"max_retries": True}, "max_retries=True: expected a whole number"),
         ({"max_concurrency": 10**6}, "max_concurrency=1000000: .* at most 10,000"),
         ({"batch_size": np.float64(3)}, "batch_size=.*3.0.*: expected a whole number"),
-        ({"requests_per_minute": 1e-300}, "requests_per_minute=1e-300: .* from 0.01"),
+        (
+            {"requests_per_minute": 1e-300},
+            "requests_per_minute=1e-300: .* at least 0.01 and at most 1,000,000,",
+        ),
         ({"tokens_per_minute": 1e300}, "tokens_per_minute=1e[+]300: .* at most"),
     ],
 )

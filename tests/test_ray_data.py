@@ -191,7 +191,7 @@ def test_each_actor_takes_its_part_of_the_accounts_quota(emulator: Emulator) -> 
         ({"requests_per_minute": 60}, "requests_per_minute is the account's: say with workers="),
         ({"tokens_per_minute": 60}, "tokens_per_minute is the account's"),
         ({"workers": 0}, "workers=0"),
-        ({"workers": 2, "requests_per_minute": "many"}, "requests_per_minute='many'"),
+        ({"workers": 2, "requests_per_minute": "many"}, r"requests_per_minute=\(str\)"),
         ({"on_error": "skip"}, "on_error='skip'"),
         ({"output": "both"}, "output='both'"),
         ({"text_type": "passage"}, "text_type='passage'"),

@@ -266,7 +266,7 @@ def test_a_key_that_was_pasted_badly_is_named_but_not_shown(
     ("given", "complaint"),
     [
         *(({"dimensions": size}, "has no vectors of|whole number") for size in (0, -1, 100, 4096, True, 64.0, "64")),
-        *(({"max_retries": n}, "max_retries=.* at least 0") for n in (-1, 1.0, True, "6")),
+        *(({"max_retries": n}, "max_retries=.* at least 0 ") for n in (-1, 1.0, True, "6")),
         *(({name: n}, f"{name}=.* at least 1") for name in ("max_concurrency", "batch_size") for n in (0, 2.5)),
         ({"tokens_per_request": 0}, "tokens_per_request=0: .* at least 1"),
         *(({"timeout": n}, "timeout=.* above 0") for n in (0, -1, float("inf"), float("nan"), "60", True)),
