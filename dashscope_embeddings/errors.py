@@ -40,6 +40,9 @@ class Verdict(enum.Enum):
     STOP = "no request like this one will be taken: give up the job"
 
 
+_SAID = frozenset({"message", "request_id"})
+
+
 class DashScopeError(Exception):
     """Base of all errors of this package.
 
@@ -50,14 +53,12 @@ class DashScopeError(Exception):
     __slots__ = ("refused",)  # beside `__dict__`, which is what gets pickled and logged
 
     verdict = Verdict.STOP
-    message: str = ""
-    request_id: str | None = None
-    """The service's id of the request, for its support; None where no reply came."""
 
     def __init__(self, message: str, *, request_id: str | None = None) -> None:
         super().__init__(message)
         self.message = message
         self.request_id = request_id
+        """The service's id of the request, for its support; None where no reply came."""
         self._detail: str | None = None
         self.partial: dict[int, Any] = {}
         """Index of the text → its vectors, in the shape that was asked: all that arrived and was paid for."""
@@ -71,7 +72,8 @@ class DashScopeError(Exception):
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
-        if name in vars(DashScopeError):  # all that `str` is made of has a default there
+        # Of these alone: classes that wrap an error, as Ray's do, have args and attributes of their own.
+        if name in _SAID and self.__dict__.keys() >= _SAID:
             self.args = (str(self),)
 
     def __str__(self) -> str:

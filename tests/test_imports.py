@@ -123,6 +123,7 @@ def test_only_wire_knows_the_names_in_the_services_json() -> None:
         if (found := JSON_NAMES & {n.value for n in ast.walk(tree(module)) if isinstance(n, ast.Constant)})
     }
     assert knowing.pop("argument_names") == {"input"}  # of pydantic's own errors
+    assert knowing.pop("errors") == {"request_id"}  # an attribute of ours
     assert knowing.keys() == {"wire", "reply_fields"}
     assert set().union(*knowing.values()) == JSON_NAMES
     assert {module for module in road if "json" in imported(module)} <= {"wire"}

@@ -299,6 +299,33 @@ def test_an_error_that_is_rebuilt_from_its_args_keeps_its_type_and_its_words(kin
         assert repr(told) == f"{kind.__name__}({str(error)!r})"
 
 
+def test_an_error_that_another_class_wraps_keeps_what_it_carries(blocking: Emulator) -> None:
+    """As Ray's errors do: of both classes, with the attributes of the wrapped one."""
+    with pytest.raises(BadRequestError) as caught:
+        client_of(blocking).embed(["good", BAD])
+
+    class WrappingError(RuntimeError, BadRequestError):
+        def __init__(self, cause: Exception) -> None:
+            self.cause = cause
+            self.own_args = (cause,)
+
+        @property
+        def args(self) -> tuple[Any, ...]:
+            return self.own_args
+
+        @args.setter
+        def args(self, value: tuple[Any, ...]) -> None:
+            self.own_args = value
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.cause, name)
+
+    wrapped = WrappingError(caught.value)
+    assert wrapped.args == (caught.value,)
+    for name in ("message", "request_id", "partial", "failed", "reasons", "refused", "status", "code"):
+        assert getattr(wrapped, name) == getattr(caught.value, name)
+
+
 def test_what_a_job_raises_says_the_same_in_str_repr_and_args(blocking: Emulator) -> None:
     with pytest.raises(BadRequestError) as caught:
         client_of(blocking).embed(["good", BAD])
