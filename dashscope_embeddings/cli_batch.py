@@ -94,7 +94,9 @@ def submit(  # noqa: PLR0913 - one for each option
         client = _client(model, dimensions, long_text, batch_size, region, workspace, base_url)
         found = corpus.batch_submit(inputs, output, client=client, progress=_say, stop=stop, **how)
         if found.under_way and not found.stopped:
-            typer.echo(f"{found.under_way:,} texts are under way: `batch fetch -o {output}` brings their vectors")
+            typer.echo(
+                f"{found.under_way:,} texts are under way: `batch fetch -o {shown(output)}` brings their vectors"
+            )
             return
         _say_summary(found, output)
 
@@ -153,13 +155,13 @@ def status(*, output: _Output, region: _Region = None, workspace: _Workspace = N
         left = [file for file in found.files if file.batch_id and file.state != "closed"]
         ended = sum(file.texts for file in left if file.status in _ENDED)
         if ended:
-            typer.echo(f"{ended:,} texts of ended batches are to be fetched: `batch fetch -o {output}`")
+            typer.echo(f"{ended:,} texts of ended batches are to be fetched: `batch fetch -o {shown(output)}`")
         if running := sum(file.texts for file in left) - ended:
             typer.echo(
                 f"{running:,} texts are under way, and billed as they are done, unless `batch cancel` stops them"
             )
         if not left:
-            typer.echo(f"all is done: {output}" if output.exists() else "nothing is under way")
+            typer.echo(f"all is done: {shown(output)}" if output.exists() else "nothing is under way")
 
 
 _ENDED = frozenset({"completed", "failed", "expired", "cancelled"})
@@ -191,11 +193,11 @@ def cancel(*, output: _Output, region: _Region = None, workspace: _Workspace = N
     with telling(*_kept(output)):
         client = corpus.batch_client(output, region=region, workspace=workspace, base_url=base_url)
         found = corpus.batch_cancel(output, client=client, progress=_say)
-        said = "nothing is under way"
+        said, name = "nothing is under way", shown(output)
         if found.under_way:
-            said = f"of {found.under_way:,} texts, what was done of them is billed: `batch fetch -o {output}` brings it"
+            said = f"of {found.under_way:,} texts, what was done of them is billed: `batch fetch -o {name}` brings it"
         elif found.embedded:
-            said += f"; {found.embedded:,} texts of ended batches were fetched: `batch fetch -o {output}` writes them"
+            said += f"; {found.embedded:,} texts of ended batches were fetched: `batch fetch -o {name}` writes them"
         typer.echo(said)
 
 
@@ -249,16 +251,17 @@ def _say_summary(found: BatchSummary, output: Path) -> None:
         if found.spent != found.usage:
             typer.echo(f"all calls together: {found.spent}")
         if found.rejects is not None:
-            typer.echo(f"{found.rejected:,} rejected, {found.skipped:,} skipped: see {found.rejects}")
+            typer.echo(f"{found.rejected:,} rejected, {found.skipped:,} skipped: see {shown(found.rejects)}")
             raise typer.Exit(REJECTED)
         return
     said = [f"{found.embedded:,} texts fetched now ({found.usage}), {found.pending:,} without vectors yet"]
     if found.stopped:
         said.append("stopped: what is submitted stays submitted; the same command goes on")
+    name = shown(output)
     if found.under_way:
         said.append(
-            f"{found.under_way:,} texts are under way: `batch fetch -o {output}` brings them. They go on being billed "
-            f"unless `batch cancel -o {output}` stops them"
+            f"{found.under_way:,} texts are under way: `batch fetch -o {name}` brings them. They go on being billed "
+            f"unless `batch cancel -o {name}` stops them"
         )
     if found.given_up:
         said.append(

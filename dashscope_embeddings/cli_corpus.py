@@ -158,8 +158,11 @@ def _say_summary(found: Summary, output: Path) -> None:
     if found.spent != found.usage:
         typer.echo(f"all runs together: {found.spent}")
     if found.rejects is not None:
-        typer.echo(f"{found.rejected:,} rejected, {found.skipped:,} skipped: see {found.rejects}")
-        typer.echo("rejected texts are asked again with --retry-rejected, or with another --long-text")
+        typer.echo(f"{found.rejected:,} rejected, {found.skipped:,} skipped: see {shown(found.rejects)}")
+        if found.rejected:
+            typer.echo("rejected texts are asked again with --retry-rejected, or with another --long-text")
+        else:
+            typer.echo("mend them in the input and run the same command")
         raise typer.Exit(REJECTED)
 
 

@@ -7,6 +7,8 @@ import os
 import stat
 from typing import IO, TYPE_CHECKING
 
+from dashscope_embeddings.errors import InvalidInput
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
@@ -26,6 +28,20 @@ def create(path: Path, mode: int = PRIVATE) -> IO[bytes]:
         FileExistsError: something is there, if only a symbolic link to nothing: it is never written through.
     """
     return os.fdopen(os.open(path, _EXCLUSIVE, mode), "w+b")
+
+
+def ensure(path: Path) -> None:
+    """Makes a private file where there is none.
+
+    Raises:
+        InvalidInput: a symbolic link to nothing is there.
+        FileExistsError: something came to be there meanwhile.
+    """
+    if path.exists():
+        return
+    if path.is_symlink():
+        raise InvalidInput(f"{path} is a symbolic link to nothing: remove it")
+    create(path).close()
 
 
 def create_anew(path: Path, mode: int = PRIVATE) -> IO[bytes]:

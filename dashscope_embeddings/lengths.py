@@ -65,6 +65,11 @@ class Limits:
         """The service said: at most so many tokens a text."""
         self.tokens_per_row = max(1, min(self.tokens_per_row, most))
 
+    def perhaps_too_long(self, text: str) -> bool:
+        """Whether a text is too long if our estimate is right."""
+        # No text has more than two estimated tokens a character: most need no estimate.
+        return len(text) * 2 > self.tokens_per_row and _longer(text, self.tokens_per_row)
+
     def surely_too_long(self, text: str) -> bool:
         """Whether a text is too long even if our estimate is two and a half times too high."""
         # No text has more than two and a half estimated tokens a character: most need no estimate.

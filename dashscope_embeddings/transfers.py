@@ -41,7 +41,8 @@ def transfer(client: Any, root: str, step: Send, options: dict[str, Any], second
     del headers["Content-Type"]  # a form has its own
     patience = httpx.Timeout(max(_PATIENCE, patience.read or 0.0), connect=patience.connect)
     with target.upload.open("rb") as file:
-        files = {"file": (target.upload.name, file)}
+        # A name on disk may be bytes that are not UTF-8, which a form cannot carry.
+        files = {"file": (target.upload.name.encode(errors="replace").decode(), file)}
         request = _request(root, target, headers, patience, data=dict(target.fields), files=files)
         return _asked(client, request, step, Deadline(seconds + _PATIENCE, target.upload.stat().st_size))
 

@@ -278,6 +278,7 @@ SAMPLES = {
     "euc_jp": "番号,本文\n1,これは日本語の文章です。機械学習の検索に使います。\n",
     "euc_kr": "번호,내용\n1,안녕하세요 세계, 이것은 한국어 문장입니다.\n",
     "cp1251": "номер,текст\n1,Это русский текст про поиск.\n",
+    "koi8-r": "номер,текст\n1,Это русский текст про поиск.\n",
     "cp1252": "id,text\n1,Über die größere Straße, l\u2019été où l\u2019élève français étudie\n",
 }
 
@@ -412,3 +413,82 @@ def test_ordinary_files_bring_no_warning(tmp_path: Path, emulator: Emulator) -> 
         embed(emulator, tmp_path, "out.jsonl")
         embed(emulator, tmp_path, "out.jsonl")
     assert texts("out.jsonl") == ["a"]
+
+
+# --- what is told although a run goes on ---------------------------------------------------------------------
+
+
+def test_texts_that_may_be_too_long_are_counted_and_the_first_is_named(
+    tmp_path: Path, emulator: Emulator, caplog: pytest.LogCaptureFixture
+) -> None:
+    lines(tmp_path / "in.txt", ["short", "word " * 8_000, "茶" * 13_000, "word " * 6_000])
+    v3 = "text-embedding-v3"
+    corpus.estimate_corpus("in.txt", client=client_of(emulator, model=v3))
+    (said,) = caplog.messages
+    assert said.startswith("2 texts may be longer than the 8192 tokens that ")
+    assert "in.txt:2); the service decides" in said
+    caplog.clear()
+    corpus.estimate_corpus("in.txt", client=client_of(emulator, model=v3, long_text="truncate"))
+    assert not caplog.messages
+
+
+def _empty_parquet(path: Path) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    parquet.write_table(pytest.importorskip("pyarrow").table({"text": []}), path)
+
+
+EMPTY = [
+    ("in.txt", b""),
+    ("in.txt", b"\n \n"),
+    ("in.jsonl", b""),
+    ("in.csv", b""),
+    ("in.csv", b"text\n"),
+    ("in.parquet", b""),
+]
+
+
+@pytest.mark.parametrize(("name", "content"), EMPTY)
+def test_an_input_without_records_is_an_error_and_a_file_without_any_is_told(
+    name: str, content: bytes, tmp_path: Path, emulator: Emulator, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    if name == "in.parquet":
+        _empty_parquet(tmp_path / name)
+    lines(tmp_path / "good.txt", ["good"])
+    embed(emulator, [name, "good.txt"], "out.jsonl")
+    assert caplog.messages == [f"{name} holds no records"]
+    before = Path("out.jsonl").read_bytes()
+    with pytest.raises(InvalidInput, match=rf"^{name} holds no records: nothing was sent"):
+        embed(emulator, name, "out.jsonl")
+    assert Path("out.jsonl").read_bytes() == before
+    assert (embed(emulator, "good.txt", "out.jsonl").embedded, emulator.billed_texts) == (0, 1)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need rights there")
+def test_a_linked_folder_inside_a_folder_is_told_unless_it_is_read_through_its_own_name(
+    tmp_path: Path, emulator: Emulator
+) -> None:
+    for name in ("docs", "more"):
+        (tmp_path / name).mkdir()
+        lines(tmp_path / name / "in.txt", [name])
+    Path("docs/link").symlink_to(tmp_path / "more")
+    with pytest.warns(UserWarning, match=r"links to folders are not followed, name them .*: docs/link$"):
+        embed(emulator, "docs", "out.jsonl")
+    assert texts("out.jsonl") == ["docs"]
+    embed(emulator, ["docs", "docs/link"], "both.jsonl")  # a warning would be an error
+    assert texts("both.jsonl") == ["docs", "more"]
+
+
+CARRIAGE_RETURNS = {"a\rb\rc": 1, "a\r": 0, "a\rb\n": 0, "a不b": 0}
+"""Content → how often it is told."""
+
+
+@pytest.mark.parametrize("content", CARRIAGE_RETURNS)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16-le"])
+def test_lines_that_end_in_carriage_returns_alone_are_told(
+    content: str, encoding: str, tmp_path: Path, emulator: Emulator, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "in.txt").write_bytes(content.encode(encoding))
+    assert corpus.estimate_corpus("in.txt", client=client_of(emulator), encoding=encoding).texts == 1
+    told = [said.startswith("in.txt holds carriage returns and no line feeds") for said in caplog.messages]
+    assert told == [True] * CARRIAGE_RETURNS[content]

@@ -176,3 +176,35 @@ def test_a_text_that_is_far_too_long_stops_a_dry_run_with_its_place(tmp_path: Pa
     assert in_process().requests == 0
     result = run("embed", "in.txt", "-o", "out.jsonl", "--base-url", "emulator", "--on-bad-input", "skip")
     assert (result.exit_code, in_process().billed_texts) == (3, 1)
+
+
+def test_advice_about_rejected_texts_is_for_those_alone(tmp_path: Path) -> None:
+    lines(tmp_path / "in.jsonl", ['{"text": "a"}', '{"text": null}'])
+    result = run("embed", "in.jsonl", "-o", "out.jsonl", "--base-url", "emulator", "--on-bad-input", "skip")
+    assert result.exit_code == 3
+    assert "--retry-rejected" not in result.stdout
+    assert "mend them in the input and run the same command" in result.stdout
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of files are bytes on Linux alone")
+@pytest.mark.parametrize("command", [["embed"], ["batch", "submit"], ["batch", "run"]])
+def test_an_output_whose_name_is_not_utf8_is_written_and_shown_with_escapes(command: list[str], tmp_path: Path) -> None:
+    lines(tmp_path / "in.jsonl", ['{"text": "a"}', '{"text": null}'])
+    output = os.fsdecode(b"\xce\xc8.jsonl")
+    result = run(*command, "in.jsonl", "-o", output, "--base-url", "emulator", "--on-bad-input", "skip")
+    assert r"\udcce\udcc8.jsonl" in result.stdout
+    assert result.exit_code == (0 if "submit" in command else 3)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need rights there")
+@pytest.mark.parametrize("beside", ["ledger", "ledger-vectors"])
+@pytest.mark.parametrize("command", [["embed"], ["batch", "submit"]])
+def test_a_link_to_nothing_in_place_of_a_checkpoint_is_told_without_a_word_of_payment(
+    command: list[str], beside: str, tmp_path: Path
+) -> None:
+    lines(tmp_path / "in.txt", ["a"])
+    Path(f"out.jsonl.{beside}").symlink_to("nowhere")
+    result = run(*command, "in.txt", "-o", "out.jsonl", "--base-url", "emulator")
+    assert result.exit_code == 2
+    assert result.stderr.strip() == f"out.jsonl.{beside} is a symbolic link to nothing: remove it"
+    assert not Path("nowhere").exists()

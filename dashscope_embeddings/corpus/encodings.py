@@ -95,7 +95,24 @@ def likely(sample: bytes, tried: str) -> str | None:
     doubts = {"gb18030": 0.02, "euc_jp": 0.03, "euc_kr": _DOUBT / high}
     shares = {name: share - doubts.get(name, 0.0) for name, share in shares.items()}
     found = max(shares, key=lambda name: shares[name], default="")
-    return found if shares.get(found, 0.0) >= _LIKELY and found != tried else None
+    if shares.get(found, 0.0) < _LIKELY:
+        return None
+    if found == "cp1251":
+        found = max(("cp1251", "koi8-r"), key=lambda name: _russian(sample, name))
+    return found if found != tried else None
+
+
+_COMMON_LETTERS = frozenset("\u043e\u0435\u0430\u0438\u043d\u0442\u0441\u0440")
+_LOWER = 0.25
+
+
+def _russian(sample: bytes, name: str) -> float:
+    """How Russian a sample reads: most of its letters are a few common ones, and most are lower case.
+
+    What is lower case in one of the two encodings is upper case in the other.
+    """
+    text = sample.decode(name, "ignore")
+    return sum(c in _COMMON_LETTERS for c in text.lower()) + _LOWER * sum(map(str.islower, text))
 
 
 def _decodes(sample: bytes, name: str) -> bool:

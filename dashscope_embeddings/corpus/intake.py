@@ -112,6 +112,10 @@ _CHUNK = 400
 """Records that go to the ledger at once: SQLite's older versions take 999 values a statement."""
 _MOST_NAMED = 20
 _WIDEST = 2**63
+_LONG = (
+    "%d texts may be longer than the %d tokens that %s takes (the first: %s); the service decides. To have long texts "
+    "cut or averaged instead of rejected: long_text, --long-text truncate or average"
+)
 
 
 class _Taking:
@@ -120,8 +124,11 @@ class _Taking:
     def __init__(self, ledger: Ledger, fields: Fields, settings: Settings, *, skip: bool, with_text: bool) -> None:
         self._ledger, self._fields, self._skip, self._with_text = ledger, fields, skip, with_text
         self._limits = limits_of(settings.address.host, settings.model)
-        self._long_text = settings.long_text
+        self._settings = settings
         self._seq = 0
+        self._empty: list[Source] = []
+        self._long, self._first_long = 0, ""
+        """Texts that may be too long, and the place of the first."""
         self.bad: dict[int, str] = {}
         """Position → place and reason, of what ends the run."""
         self.skippable = not skip
@@ -151,6 +158,25 @@ class _Taking:
                 self._refuse(item.seq, item.place, item.id, said)
         if first and not usable and self._skip and begin not in self.bad:
             self._stop(begin, f"{first}; the file gives no text at all ({self._seq - begin:,} such records)")
+        if self._seq == begin:
+            self._empty.append(source)
+
+    def end(self) -> None:
+        """Says what is remarkable about the whole input.
+
+        Raises:
+            InvalidInput: bad records, or no records at all.
+        """
+        if self.bad:
+            raise _bad_input(self.bad, skippable=self.skippable)
+        if self._empty:
+            more = len(self._empty) - 1
+            said = f"{self._empty[0]} holds no records" + (f" (nor do {more:,} more files)" if more else "")
+            if not self._seq:
+                raise InvalidInput(f"{said}: nothing was sent, and nothing was written")
+            _log.warning(said)
+        if self._long:
+            _log.warning(_LONG, self._long, self._limits.tokens_per_row, self._settings.model.name, self._first_long)
 
     def _refuse(self, seq: int, place: str, record_id: object, reason: str, *, whole: bool = False) -> None:
         if self._skip and not whole:
@@ -172,8 +198,11 @@ class _Taking:
             return record.problem
         if record.text is None:
             return f"has nothing in the field {self._fields.text!r}: leave the record out, or fill it"
-        if (said := complaint(record.text, self._limits, self._long_text)) is not None:
+        if (said := complaint(record.text, self._limits, self._settings.long_text)) is not None:
             return f"its text {said}"
+        if self._settings.long_text == "error" and self._limits.perhaps_too_long(record.text):
+            self._first_long = self._first_long or record.place
+            self._long += 1
         return None if self._fields.id is None else _id_problem(record.id)
 
 
@@ -189,8 +218,7 @@ def take_in(  # noqa: PLR0913 - what a run is told of its input
     taking = _Taking(ledger, fields, settings, skip=skip, with_text=with_text)
     for source in files:
         taking.take(source)
-    if taking.bad:
-        raise _bad_input(taking.bad, skippable=taking.skippable)
+    taking.end()
     if ledger.damaged:
         _log.warning(
             "the vectors of %d texts are damaged in the ledger or its file of vectors: these texts are asked for again",

@@ -37,8 +37,8 @@ def connect(path: Path | None) -> sqlite3.Connection:
     """The database at a path, made for its owner alone if it is not there; None: one that is gone when it is closed."""
     if path is not None and path.is_dir():
         raise InvalidInput(f"{path} is a folder: move it away")
-    if path is not None and not path.exists():
-        files.create(path).close()
+    if path is not None:
+        files.ensure(path)
     return sqlite3.connect(str(path or ""), timeout=1.0, isolation_level=None, check_same_thread=False)
 
 

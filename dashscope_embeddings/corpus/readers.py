@@ -9,6 +9,7 @@ from __future__ import annotations
 import codecs
 import csv
 import json
+import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -18,6 +19,8 @@ from dashscope_embeddings.errors import InvalidInput
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+
+_log = logging.getLogger("dashscope_embeddings")
 
 __all__ = ["Fields", "Format", "Record", "Source", "pyarrow", "records", "undecodable"]
 
@@ -83,6 +86,12 @@ def records(source: Source, fields: Fields) -> Iterator[Record]:
 
 
 def _lines(text: Text) -> Iterator[Record]:
+    head = text.head.decode(text.encoding, "ignore")
+    if "\n" not in head and "\r" in head.rstrip():
+        said = (
+            "%s holds carriage returns and no line feeds, and is not divided at them: tr '\\r' '\\n' makes lines of it"
+        )
+        _log.warning(said, text.source)
     for place, line in text.lines():
         yield Record(place, line, None, text.not_decoded(line) if undecodable(line) else None)
 

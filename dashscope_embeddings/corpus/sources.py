@@ -82,7 +82,9 @@ def find(inputs: Iterable[str | Path], form: Format | None, *, output: Path | No
     """
     if form is not None and form not in get_args(Format):
         raise InvalidInput(f"format={form!r}: expected one of {', '.join(get_args(Format))}")
-    candidates = [found for given in map(str, inputs) for found in _candidates(given, form)]
+    given = list(map(str, inputs))
+    linked: list[Path] = []
+    candidates = [found for each in given for found in _candidates(each, form, linked)]
     if sum(found.path == STDIN for found in candidates) > 1:
         raise InvalidInput("standard input can be read once only")
     read: list[_Found] = []
@@ -101,22 +103,37 @@ def find(inputs: Iterable[str | Path], form: Format | None, *, output: Path | No
     if not read:
         raise _nothing(own, others)
     if left_out := [shown(found.path) for found in [*(found for found in own if found.named), *others]]:
-        names = ", ".join(left_out[:_MOST_NAMED]) + (", …" if len(left_out) > _MOST_NAMED else "")
-        warnings.warn(f"not read, because this package wrote it: {names}", UserWarning, stacklevel=4)
+        warnings.warn(f"not read, because this package wrote it: {_some(left_out)}", UserWarning, stacklevel=4)
+    if not_followed := [shown(folder) for folder in linked if not _covered(folder, given)]:
+        said = f"symbolic links to folders are not followed, name them to have them read: {_some(not_followed)}"
+        warnings.warn(said, UserWarning, stacklevel=4)
     return [Source(found.path, form or _format_of(found.path)) for found in read]
 
 
 _MOST_NAMED = 5
 
 
-def _candidates(given: str, form: Format | None) -> list[_Found]:
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:_MOST_NAMED]) + (", …" if len(names) > _MOST_NAMED else "")
+
+
+def _covered(folder: Path, given: list[str]) -> bool:
+    """Whether what a link leads to is read through another name."""
+    target = folder.resolve()
+    return any(Path(each).resolve() in (target, *target.parents) for each in given if each != STDIN)
+
+
+def _candidates(given: str, form: Format | None, linked: list[Path]) -> list[_Found]:
+    """Those of one name; links to folders, which are not followed, go to `linked`."""
     if given == STDIN:
         if form in {None, "parquet"}:
             raise InvalidInput(f"standard input needs a format {_NAMED}: txt, jsonl, csv or tsv")
         return [_Found(STDIN, named=True)]
     folder = Path(given)
     if folder.is_dir():
-        files = sorted(path for path in folder.rglob("*") if not _left_behind(path, folder) and path.is_file())
+        found = sorted(path for path in folder.rglob("*") if not _left_behind(path, folder))
+        linked += [path for path in found if path.is_symlink() and path.is_dir()]
+        files = [path for path in found if path.is_file()]
         paths = [str(path) for path in files if form is not None or path.suffix.lower() in _ENDINGS]
         if not paths:
             raise InvalidInput(f"no file in {shown(folder)} ends in {', '.join(_ENDINGS)}: name its format {_NAMED}")

@@ -38,8 +38,7 @@ class VectorFile:
         if path is None:
             self._file = io.BytesIO()
         else:
-            if not path.exists():
-                files.create(path).close()
+            files.ensure(path)
             files.make_private(path)
             self._file = io.FileIO(path, "r+")
         self._end = self._file.seek(0, os.SEEK_END)
