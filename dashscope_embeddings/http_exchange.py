@@ -14,7 +14,7 @@ import httpx
 from dashscope_embeddings.wire import Reply
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Iterator
+    from collections.abc import Coroutine, Iterable, Iterator
 
     from dashscope_embeddings.exchange import Send
 
@@ -258,19 +258,19 @@ class Body:
         """Whether its compressed form has come to its end."""
         return self._zip is None or self._zip.eof
 
-    def _decompressed(self, chunk: bytes) -> Iterator[bytes]:
-        if self._zip is None:
-            yield chunk
-            return
+    def _decompressed(self, chunk: bytes) -> Iterable[bytes]:
+        return (chunk,) if self._zip is None else self._unzipped(self._zip, chunk)
+
+    def _unzipped(self, unzip: Any, chunk: bytes) -> Iterator[bytes]:
         more = True
-        while more and not self._zip.eof:
+        while more and not unzip.eof:
             try:
-                piece = self._zip.decompress(chunk, _PIECE)
+                piece = unzip.decompress(chunk, _PIECE)
             except zlib.error as error:
                 self._fail(f"it cannot be decompressed ({error})")
                 return
             yield piece
-            chunk = self._zip.unconsumed_tail
+            chunk = unzip.unconsumed_tail
             more = bool(chunk) or len(piece) == _PIECE
 
     def _fail(self, why: str) -> None:

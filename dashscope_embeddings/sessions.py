@@ -12,7 +12,7 @@ import threading
 import time
 import weakref
 from dataclasses import dataclass
-from http.cookiejar import CookieJar, DefaultCookiePolicy
+from http.cookiejar import CookieJar
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -236,7 +236,7 @@ class Sessions:
             most = 2 * self._settings.max_concurrency  # documents in their slots, and queries beside them
             limits = httpx.Limits(max_connections=most, max_keepalive_connections=most, keepalive_expiry=_IDLE)
             transport = make(limits=limits)
-        return {"transport": transport, "trust_env": False, "cookies": _no_cookies(), **self._options}
+        return {"transport": transport, "trust_env": False, "cookies": _NoCookies(), **self._options}
 
     def _request(self, client: Any, step: Send) -> httpx.Request:
         """What is sent; our own clients have the headers already."""
@@ -281,9 +281,11 @@ def _options(settings: Settings) -> dict[str, Any]:
     return {"headers": httpx.Headers(users | own), "timeout": timeout}
 
 
-def _no_cookies() -> CookieJar:
-    """A jar that takes none: requests are alike, and heads must not grow with what a gateway sets."""
-    return CookieJar(DefaultCookiePolicy(allowed_domains=[]))
+class _NoCookies(CookieJar):
+    """Takes none: requests are alike, and heads must not grow with what a gateway sets."""
+
+    def extract_cookies(self, response: object, request: object) -> None:
+        """Looks at nothing."""
 
 
 def _close_unless_forked(client: httpx.Client, pid: int, getpid: Callable[[], int] = os.getpid) -> None:

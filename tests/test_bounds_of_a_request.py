@@ -7,7 +7,7 @@ import contextlib
 import gzip
 import json
 import re
-import resource
+import sys
 import threading
 import time
 import zlib
@@ -175,7 +175,9 @@ def bomb(size: int) -> bytes:
 
 def peak() -> int:
     """Most bytes of memory that this process ever took."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    resource = pytest.importorskip("resource")  # not on Windows
+    most: int = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most * (1 if sys.platform == "darwin" else 1024)
 
 
 @WAYS

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import itertools
 import math
 import random
 import sys
@@ -60,6 +61,8 @@ class Counters:
 # --- replies -----------------------------------------------------------------------------------------------
 
 _VARIANTS = 8
+_ids = itertools.count()
+"""Each reply has an id of its own: a client may doubt one that it saw before."""
 
 
 class Answers:
@@ -76,17 +79,17 @@ class Answers:
     def native(self, texts: list[str], role: str, tokens: int) -> bytes:
         """The body of the native protocol's reply."""
         rows = self._rows(texts, role, b',"text_index":%d}')
-        end = b']},"usage":{"total_tokens":%d},"request_id":"1773f7b2-2148-9f74-b335-b413e398a116"}'
-        return b"".join([b'{"output":{"embeddings":[', *rows, end % tokens])
+        end = b']},"usage":{"total_tokens":%d},"request_id":"1773f7b2-2148-9f74-b335-%012x"}'
+        return b"".join([b'{"output":{"embeddings":[', *rows, end % (tokens, next(_ids))])
 
     def compatible(self, texts: list[str], tokens: int) -> bytes:
         """The body of the compatible protocol's reply, which knows no roles; floats, as its page says."""
         rows = self._rows(texts, "document", b',"index":%d,"object":"embedding"}')
         end = (
             b'],"model":"text-embedding-v4","object":"list","usage":{"prompt_tokens":%d,"total_tokens":%d},'
-            b'"id":"73591b79-d194-9bca-8bb5-b413e398a116"}'
+            b'"id":"73591b79-d194-9bca-8bb5-%012x"}'
         )
-        return b"".join([b'{"data":[', *rows, end % (tokens, tokens)])
+        return b"".join([b'{"data":[', *rows, end % (tokens, tokens, next(_ids))])
 
     def _rows(self, texts: list[str], role: str, end: bytes) -> list[bytes]:
         parts = []
@@ -193,9 +196,9 @@ def _complaint(path: str, texts: Any, parameters: dict[str, Any], content: dict[
 
 def _refusal(*, native: bool, code: str, message: str) -> bytes:
     if native:
-        return to_json({"code": code, "message": message, "request_id": "a1c0561c"})
+        return to_json({"code": code, "message": message, "request_id": f"a1c0561c-{next(_ids):x}"})
     inner = {"message": message, "type": code, "param": None, "code": code}
-    return to_json({"error": inner, "request_id": "a1c0561c"})
+    return to_json({"error": inner, "request_id": f"a1c0561c-{next(_ids):x}"})
 
 
 def _throttled(reason: tuple[str, str], *, native: bool) -> bytes:
