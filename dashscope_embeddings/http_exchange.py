@@ -68,10 +68,16 @@ def exchanged(client: Any, request: httpx.Request, step: Send, deadline: Deadlin
     with Sent(client, request, deadline) as response:
         body = Body(response, step.most)
         reply = reply_of(response, b"".join(pieces(response, body, deadline)))
-        if step.keep is not None and not step.keep(reply) and (stream := _stream(response)) is not None:
-            stream.discarded = True
-            stream.close()
+        if step.keep is not None and not step.keep(reply):
+            discard(response)
         return reply
+
+
+def discard(response: httpx.Response) -> None:
+    """Closes the connection of a response: no other request is to read what may still come on it."""
+    if (stream := _stream(response)) is not None:
+        stream.discarded = True
+        stream.close()
 
 
 class Sent:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 
 from dashscope_embeddings import files
-from dashscope_embeddings.http_exchange import Body, Deadline, Sent, UnusableBody, exchanged, pieces, reply_of
+from dashscope_embeddings.http_exchange import Body, Deadline, Sent, UnusableBody, discard, pieces, reply_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -55,13 +55,15 @@ def _request(root: str, target: Target, headers: httpx.Headers, patience: httpx.
 
 def _asked(client: Any, request: httpx.Request, step: Send, deadline: Deadline) -> Reply:
     into = step.target.into if step.target is not None else None
-    if into is None:
-        return exchanged(client, request, step, deadline)
     with Sent(client, request, deadline) as response:
-        if not response.is_success:
-            return reply_of(response, b"".join(pieces(response, Body(response, step.most), deadline)))
-        _write(_whole(response, deadline), into, deadline)
-        return reply_of(response, b"")
+        if into is None or not response.is_success:
+            content = b"".join(pieces(response, Body(response, step.most), deadline))
+        else:
+            content = b""
+            _write(_whole(response, deadline), into, deadline)
+        # Nothing in these replies would tell the copy of another one.
+        discard(response)
+        return reply_of(response, content)
 
 
 def _whole(response: httpx.Response, deadline: Deadline) -> Iterator[bytes]:

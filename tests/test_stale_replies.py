@@ -14,12 +14,14 @@ from both import KEY
 from raw_server import answer, client_at, content, http, serving, vector
 
 from dashscope_embeddings import BadReply, BadRequestError, EmbeddingClient
+from dashscope_embeddings.exchange import Send, Target
 from dashscope_embeddings.stale_replies import _REMEMBERED, SeenReplies
 from dashscope_embeddings.wire import Reply
 
 if TYPE_CHECKING:
     import socket
     from collections.abc import Callable
+    from pathlib import Path
 
     from raw_server import Asked
 
@@ -263,3 +265,16 @@ def test_bytes_that_wait_when_the_next_request_is_sent_are_no_reply_to_it() -> N
         for text in TEXTS[:3]:
             assert client.embed([text]).dense == [vector(text)]
             time.sleep(0.2)
+
+
+def test_replies_about_files_and_batches_that_are_written_twice_answer_once(tmp_path: Path) -> None:
+    def handle(asked: Asked, _: socket.socket) -> bytes:
+        return http(b'{"id":"%d"}' % asked.number) * 2
+
+    with serving(handle) as server, client_at(server.url) as client:
+        for number in range(1, 7, 2):
+            status = client._sessions.send(Send(target=Target("GET", "/batches/b")))
+            assert isinstance(status, Reply)
+            assert json.loads(status.body) == {"id": f"{number}"}
+            client._sessions.send(Send(target=Target("GET", "/files/f/content", into=tmp_path / "file")))
+            assert json.loads((tmp_path / "file").read_bytes()) == {"id": f"{number + 1}"}
