@@ -14,7 +14,7 @@ from corpora import DIMENSIONS, MODEL, expected, float32, lines, objects, read, 
 
 from dashscope_embeddings import InvalidInput, corpus
 from dashscope_embeddings.corpus import outputs, readers
-from dashscope_embeddings.emulator import Emulator
+from dashscope_embeddings.emulator import Emulator, faults
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -284,13 +284,13 @@ def test_what_is_written_is_read_back(ending: str, kind: Any, tmp_path: Path, em
 
 
 @pytest.mark.parametrize("ending", [".parquet", ".jsonl", ".npy"])
-def test_an_empty_corpus_gives_an_empty_output(ending: str, tmp_path: Path, emulator: Emulator) -> None:
+def test_a_corpus_whose_texts_are_all_refused_gives_an_empty_output(ending: str, tmp_path: Path) -> None:
     if ending == ".parquet":
         pytest.importorskip("pyarrow")
     output = tmp_path / f"out{ending}"
-    assert embed(emulator, lines(tmp_path / "in.txt", []), output).finished
+    emulator = Emulator(faults=[faults.Blocked(match="refused")])
+    assert embed(emulator, lines(tmp_path / "in.txt", ["refused"]), output).finished
     assert read(output) == []
-    assert emulator.requests == 0
 
 
 @pytest.fixture
