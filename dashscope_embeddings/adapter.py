@@ -61,7 +61,11 @@ class ClientFields(BaseModel):
     _memo_size: int = PrivateAttr(default=CAPACITY)
     _siblings: int = PrivateAttr(default=0)
 
-    def __init__(self, /, **settings: Any) -> None:
+    def __init__(self, /, *misplaced: Any, **settings: Any) -> None:
+        if misplaced:
+            del misplaced
+            settings.clear()  # a key may be among them, and frames are shown
+            raise TypeError(f"{type(self).__name__} takes its arguments by name: model=…, api_key=…")
         hide(settings, self._names())
         check_names(type(self), settings, self._names())
         super().__init__(**settings)

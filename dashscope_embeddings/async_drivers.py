@@ -42,7 +42,7 @@ class Tasks:
         if len(head) == 1:
             label, flow = head.popleft()
             yield label, await self.perform(flow, halt)
-        window: deque[tuple[T, asyncio.Task[Outcome | Exception]]] = deque()
+        window: deque[tuple[T, asyncio.Task[Outcome | BaseException]]] = deque()
         try:
             while True:
                 while len(window) < self._most and not halt.is_set():
@@ -98,7 +98,7 @@ class Tasks:
     async def _fly(self, flight: Flight, waiting: Coalescer, terms: Terms) -> None:
         outcome = None
         try:
-            flow = exchange(flight.texts, terms.impatient, flight.permit)
+            flow = exchange(flight.texts, terms.impatient.of_one_call(), flight.permit)
             outcome = await self._run(flow, asyncio.Event())
         finally:
             waiting.land(flight, outcome, terms)
@@ -125,10 +125,11 @@ class Tasks:
             raise trouble
         return outcome
 
-    async def _attempt(self, flow: Flow, halt: asyncio.Event) -> Outcome | Exception:
+    async def _attempt(self, flow: Flow, halt: asyncio.Event) -> Outcome | BaseException:
         try:
             return await self.perform(flow, halt)
-        except Exception as error:  # noqa: BLE001 - raised again once what is in flight has come back
+        # asyncio lets the last two of a task end the loop, past whoever awaits the task.
+        except (Exception, SystemExit, KeyboardInterrupt) as error:  # noqa: BLE001 - raised again by `window`
             return error
 
     async def _run(self, flow: Generator[Step, Answer, T], halt: asyncio.Event) -> T:

@@ -22,7 +22,7 @@ from dashscope_embeddings.lengths import limits_of
 from dashscope_embeddings.planning import Batch
 from dashscope_embeddings.sessions import Sessions
 from dashscope_embeddings.settings import Settings
-from dashscope_embeddings.stale_replies import SeenReplies
+from dashscope_embeddings.stale_replies import seen_on
 from dashscope_embeddings.vectors import Output, TextType, Usage
 from dashscope_embeddings.workers import Halt, Lock
 
@@ -46,7 +46,7 @@ class Calls:
         self._limits = limits_of(settings.address.host, settings.model)
         self._waiting: dict[Output, Coalescer] = {}
         self._known_terms: dict[tuple[TextType, Output], Terms] = {}
-        self._seen = SeenReplies()
+        self._seen = seen_on(given.client, given.async_client)
         self._lock = Lock()
         self._usage = Usage()
 

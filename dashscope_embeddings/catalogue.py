@@ -235,10 +235,17 @@ _NOT_THE_USERS = frozenset({"dashscope_embeddings", "pydantic"})
 
 
 def model(name: str) -> Model:
-    """The row of a model; an unknown name gets a cautious row and one warning a process."""
+    """The row of a model; an unknown name gets a cautious row and one warning a process.
+
+    Raises:
+        InvalidInput: it looks like a key.
+    """
     row = _BY_NAME.get(name)
     if row is not None:
         return row
+    if name.startswith("sk-"):
+        del name
+        raise InvalidInput("model holds what looks like an API key: pass the key as api_key=")
     warn_once(
         f"model {name}",
         f"{name!r} is not in the catalogue of dashscope_embeddings: assuming {_CAUTIOUS.rows} texts a "

@@ -144,7 +144,7 @@ class Threads:
     def _fly(self, flight: Flight, waiting: Coalescer, terms: Terms, left: Flag) -> None:
         outcome = None
         try:
-            flow = exchange(flight.texts, terms.impatient, flight.permit)
+            flow = exchange(flight.texts, terms.impatient.of_one_call(), flight.permit)
             # Who carries others goes on for their sake.
             outcome = self.run(flow, left if len(flight.queries) == 1 else _NEVER)
         finally:

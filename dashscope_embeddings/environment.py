@@ -107,7 +107,7 @@ def _checked(variable: str, value: SecretStr, host: str) -> httpx.Proxy:
         trouble = "it is no address: expected one like http://127.0.0.1:7890 or http://user:password@host:port"
         try:
             proxy = httpx.Proxy(f"{'' if named else 'http://'}{value.get_secret_value()}")
-            if proxy.url.host and 0 < (1 if proxy.url.port is None else proxy.url.port) <= _HIGHEST_PORT:
+            if proxy.url.host.encode("idna") and 0 < (1 if proxy.url.port is None else proxy.url.port) <= _HIGHEST_PORT:
                 return proxy
         except (httpx.InvalidURL, UnicodeError, ValueError):
             pass
@@ -147,8 +147,8 @@ def certificates(url: httpx.URL) -> ssl.SSLContext:
         return httpx.create_ssl_context(trust_env=False)
     value = os.environ[variable]
     # OpenSSL takes a list of folders.
-    folders = [part for part in value.split(os.pathsep) if Path(part).is_dir()]
     try:
+        folders = [part for part in value.split(os.pathsep) if Path(part).is_dir()]
         if folders and variable != "SSL_CERT_FILE":
             return ssl.create_default_context(capath=value)
         if variable == "SSL_CERT_DIR":

@@ -65,7 +65,9 @@ def unanswered(failure: Failure, asked: Asked) -> DashScopeError:
         return GivenUp(GIVEN_UP.what)
     what = asked.redaction.of_heads(failure.what)
     if failure.broken:
-        return BadReply(f"the reply cannot be read: {what}")
+        broken = BadReply(f"the reply cannot be read: {what}")
+        broken.verdict = Verdict.RETRY if failure.retry else Verdict.STOP
+        return broken
     error = ConnectionFailed(f"no answer from {asked.host}: {what}")
     error.verdict = Verdict.RETRY if failure.retry else Verdict.STOP
     return error
@@ -97,7 +99,7 @@ def explained(refusal: Refusal, asked: Asked, texts: Sequence[str] = ()) -> Serv
 
 _NO_MODEL = ("ModelNotFound", "model_not_found", "model_not_supported")
 _NO_MODEL_WORDS = ("Model not exist", "Model can not be found")
-_NO_PATH = frozenset({404, 405})
+_NO_PATH = frozenset({301, 302, 303, 307, 308, 404, 405, 410, 414, 501})
 _OTHER_404 = frozenset({"WorkSpaceNotFound"})
 _TOO_LARGE = 413
 

@@ -1,4 +1,4 @@
-"""Pages for people that come in place of the service's JSON: firewalls, proxies and login pages of a network."""
+"""Pages and texts that come in place of the service's JSON: of firewalls, proxies and login pages of a network."""
 
 from __future__ import annotations
 
@@ -16,14 +16,17 @@ _LONGEST_TITLE = 80
 
 
 def told(headers: Mapping[str, str], body: bytes) -> str | None:
-    """What to say of a reply that is a page; None: it is none."""
-    start = body[:_LOOKED_AT].removeprefix(b"\xef\xbb\xbf")
-    if not start or not (_BEGINS.match(start) or "text/html" in headers.get("content-type", "").lower()):
+    """What to say of a reply that is no JSON; None: it is empty."""
+    start = body[:_LOOKED_AT].removeprefix(b"\xef\xbb\xbf").strip()
+    if not start:
         return None
-    title = _TITLE.search(start)
-    words = " ".join(html.unescape(title[1].decode("utf-8", "replace")).split())[:_LONGEST_TITLE] if title else ""
-    named = f' ("{words}")' if words else ""
+    kind, words = "text", start
+    if _BEGINS.match(start) or "text/html" in headers.get("content-type", "").lower():
+        title = _TITLE.search(start)
+        kind, words = "an HTML page", title[1] if title else b""
+    shown = " ".join(html.unescape(words.decode("utf-8", "replace")).split())[:_LONGEST_TITLE]
+    named = f' ("{shown}")' if shown else ""
     return (
-        f"an HTML page{named} came in place of the service's JSON. It is of a firewall, a proxy, a gateway or a login "
+        f"{kind}{named} came in place of the service's JSON. It is of a firewall, a proxy, a gateway or a login "
         "page on the way: is base_url right, and does this network let requests to this host through?"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import threading
 import time
 import weakref
@@ -24,6 +25,9 @@ ENCODING = "gzip"
 _SLOWEST = 32_000
 """Bytes in a second. A file that moves at least so fast is never cut off."""
 _PIECE = 1 << 20
+_GZIP, _GZIP_FORMAT = b"\x1f\x8b", zlib.MAX_WBITS | 16
+_UNREADABLE = frozenset({"br", "zstd", "compress"})
+_COMPRESSIONS = frozenset({"gzip", "x-gzip", "deflate"})
 _SUSPICIOUS = 64 << 20
 _MOST_COMPRESSED = 100
 """A body that is so many times as large as what came over the network, and larger than `_SUSPICIOUS`, is a trap."""
@@ -31,6 +35,11 @@ _MOST_COMPRESSED = 100
 
 class UnusableBody(Exception):  # noqa: N818 - named for what came
     """A reply came whose body cannot be read, or is larger than any answer."""
+
+    def __init__(self, why: str, *, retry: bool = True) -> None:
+        super().__init__(why)
+        self.retry = retry
+        """Whether another try may bring one that can be read."""
 
 
 class Overdue(Exception):  # noqa: N818 - the name is the event
@@ -239,15 +248,19 @@ class Body:
     def __init__(self, response: httpx.Response, most: int) -> None:
         self._most, self._success = most, response.is_success
         self._came = self._given = 0
-        encoding = response.headers.get("content-encoding", "").strip().lower()
-        self._zip = zlib.decompressobj(zlib.MAX_WBITS | 32) if encoding in {"gzip", "x-gzip", "deflate"} else None
+        self._encoding = response.headers.get("content-encoding", "").strip().lower()
+        self._zip: Any = None
         self.cut = False
         """Whether there is more that nobody wants: the connection is to be closed."""
-        if self._zip is None and encoding not in {"", "identity"}:
-            self._fail(f"it is compressed with {encoding[:40]!r}, where gzip was asked for")
+        named = self._encoding.replace(" ", "").split(",")
+        if len(set(named) & _COMPRESSIONS) > 1 or named.count("gzip") > 1 or not _UNREADABLE.isdisjoint(named):
+            why = f"something on the way compresses it with {self._encoding[:40]!r}, where gzip was asked for"
+            self._fail(why, retry=False)
 
     def pieces(self, chunk: bytes) -> Iterator[bytes]:
         """What a part of the raw body stands for."""
+        if self._came == 0 and chunk:
+            self._zip = self._decompressor(chunk[0])
         self._came += len(chunk)
         for piece in self._decompressed(chunk):
             self._given += len(piece)
@@ -264,25 +277,37 @@ class Body:
         """Whether its compressed form has come to its end."""
         return self._zip is None or self._zip.eof
 
-    def _decompressed(self, chunk: bytes) -> Iterable[bytes]:
-        return (chunk,) if self._zip is None else self._unzipped(self._zip, chunk)
+    def _decompressor(self, first: int) -> Any:
+        """By what the body is: some servers name a compression and send plain JSON, or name what is none."""
+        if "gzip" in self._encoding and first == _GZIP[0]:
+            return zlib.decompressobj(_GZIP_FORMAT)
+        if "deflate" in self._encoding and first not in b"{[ \t\r\n":
+            return zlib.decompressobj(zlib.MAX_WBITS if first & 0x0F == zlib.DEFLATED else -zlib.MAX_WBITS)
+        return None
 
-    def _unzipped(self, unzip: Any, chunk: bytes) -> Iterator[bytes]:
+    def _decompressed(self, chunk: bytes) -> Iterable[bytes]:
+        return (chunk,) if self._zip is None else self._unzipped(chunk)
+
+    def _unzipped(self, chunk: bytes) -> Iterator[bytes]:
         more = True
-        while more and not unzip.eof:
+        while more:
+            if self._zip.eof:  # the next of several members, which make one body
+                if not chunk.startswith(_GZIP):
+                    return
+                self._zip = zlib.decompressobj(_GZIP_FORMAT)
             try:
-                piece = unzip.decompress(chunk, _PIECE)
+                piece = self._zip.decompress(chunk, _PIECE)
             except zlib.error as error:
                 self._fail(f"it cannot be decompressed ({error})")
                 return
             yield piece
-            chunk = unzip.unconsumed_tail
+            chunk = self._zip.unconsumed_tail or self._zip.unused_data
             more = bool(chunk) or len(piece) == _PIECE
 
-    def _fail(self, why: str) -> None:
+    def _fail(self, why: str, *, retry: bool = True) -> None:
         self.cut = True
         if self._success:
-            raise UnusableBody(why)
+            raise UnusableBody(why, retry=retry)
 
 
 def reply_of(response: httpx.Response, content: bytes) -> Reply:
@@ -290,12 +315,17 @@ def reply_of(response: httpx.Response, content: bytes) -> Reply:
     return Reply(response.status_code, response.headers, content, _connection(response))
 
 
-def _connection(response: httpx.Response) -> object:
+def _connection(response: httpx.Response) -> int | None:
     """What tells a connection from others; None: HTTP/2, which numbers its replies, or no connection at all."""
     stream = _stream(response)
     if stream is None or response.extensions.get("http_version") == b"HTTP/2":
         return None
-    return weakref.ref(stream)
+    # A number, not the connection: what was seen on it is remembered by the thousand.
+    return _numbers.setdefault(stream, next(_next_number))
+
+
+_numbers: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
+_next_number = itertools.count(1)
 
 
 def _stream(response: httpx.Response) -> Any:

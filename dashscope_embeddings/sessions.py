@@ -111,9 +111,8 @@ class Sessions:
             return exchanged(client, self._request(client, step), step, Deadline(self._seconds))
         except (httpx.RequestError, UnusableBody, Overdue) as error:
             return self._failure(error)
-        except RuntimeError:
-            self._guard()  # closed by another thread meanwhile
-            raise
+        except RuntimeError as error:
+            return self._unsent(error)
         except Exception as error:
             # Of no class that httpx promises. Below our own client, frames hold the head of the request with its key.
             if self._given.client is None:
@@ -149,9 +148,8 @@ class Sessions:
             return await within(self._seconds, aexchanged(client, self._request(client, step), step))
         except (httpx.RequestError, UnusableBody, Overdue) as error:
             return self._failure(error)
-        except RuntimeError:
-            self._guard()  # closed by another thread meanwhile
-            raise
+        except RuntimeError as error:
+            return self._unsent(error)
 
     async def _attended(self, client: Any, step: Send) -> Reply:
         """A request of the user's client, broken off where its pool can bear it."""
@@ -247,9 +245,20 @@ class Sessions:
         )
         return request
 
+    def _unsent(self, error: RuntimeError) -> Failure:
+        """What a client means that was closed by another thread, or a loop that cannot look up a host's name."""
+        self._guard()
+        if "start new thread" not in str(error):
+            raise error
+        return Failure(
+            "this process may start no more threads, and a host's name is looked up in one: raise the limit of threads "
+            "(ulimit -u, the container's pids limit), or let fewer run"
+        )
+
     def _failure(self, error: httpx.RequestError | UnusableBody | Overdue) -> Failure:
+        self._guard()  # closed by another thread meanwhile
         if isinstance(error, UnusableBody):
-            return Failure(str(error), broken=True)
+            return Failure(str(error), broken=True, retry=error.retry)
         if isinstance(error, Overdue):
             return Failure(f"no whole reply within {self._seconds:g} s, the request_deadline")
         return connect_errors.failure(error, self._url, self._options["timeout"], self._proxy)

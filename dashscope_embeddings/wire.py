@@ -51,8 +51,8 @@ class Reply:
     status: int
     headers: Mapping[str, str]
     body: bytes
-    connection: object = field(default=None, compare=False, repr=False)
-    """Identifies the connection that it was read from; None: it cannot hold another request's reply."""
+    connection: int | None = field(default=None, compare=False, repr=False)
+    """Number of the connection that it was read from; None: it cannot hold another request's reply."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +188,7 @@ def _usual(ask: Ask, reply: Reply, count: int) -> Rows | None:
     return Rows(dense, None, tokens(content.get("usage")), reply_id(content) or _header_id(reply))
 
 
-_FINE = frozenset({"0", "200", "ok", "success"})
+_FINE = frozenset({"0", "200", "200 ok", "true", "ok", "success"})
 
 
 def _says_error(content: Any) -> bool:
@@ -196,7 +196,8 @@ def _says_error(content: Any) -> bool:
     if not isinstance(content, dict):
         return False
     code = content.get("code")
-    return bool(content.get("error") or (code and str(code).lower() not in _FINE))
+    error = content.get("error")
+    return any(said and str(said).lower() not in _FINE for said in (code, error))
 
 
 _Vectors: TypeAlias = "tuple[list[list[float]] | None, list[SparseVector] | None]"

@@ -11,7 +11,7 @@ import signal
 import sqlite3
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import pytest
 from both import FakeClock, client_of
@@ -121,8 +121,16 @@ def test_files_of_batches_hold_texts_for_their_owner_alone_and_are_never_written
     asking = client_of(service, clock, protocol="openai", dimensions=DIMENSIONS)
     precious = output.parent / "precious"
     precious.write_text("mine", "utf-8")
-    for name in ("out.jsonl.batch-1.jsonl", "out.jsonl.batch-1.output.part"):
-        (output.parent / name).symlink_to(precious)
+    made: list[str] = []
+    real = files.create_anew
+
+    def behind_a_link(path: Path, mode: int = files.PRIVATE) -> IO[bytes]:
+        path.unlink(missing_ok=True)
+        path.symlink_to(precious)
+        made.append(path.name)
+        return real(path, mode)
+
+    monkeypatch.setattr(files, "create_anew", behind_a_link)
     modes: dict[str, int] = {}
     unlink = Path.unlink
 
@@ -135,6 +143,7 @@ def test_files_of_batches_hold_texts_for_their_owner_alone_and_are_never_written
     assert corpus.batch_run(output.parent / "in.txt", output, client=asking).finished
     batch = {name: found for name, found in modes.items() if ".batch-1." in name}
     assert batch == {"out.jsonl.batch-1.jsonl": 0o600, "out.jsonl.batch-1.output": 0o600}
+    assert {name for name in made if ".batch-1." in name}
     assert precious.read_text("utf-8") == "mine"
     assert not list(output.parent.glob("*.batch-*"))
 

@@ -159,8 +159,12 @@ def test_a_key_that_is_not_validated_is_hidden_all_the_same(kind: str) -> None:
 
 def test_no_frame_of_the_http_library_shows_the_head_of_a_request(served: Server) -> None:
     client = EmbeddingClient(api_key=CANARY, base_url=served.url, default_headers={"X-Gateway-Key": CANARY})
-    client.embed("a text")  # its connection is kept: the next thing to be done is to write a head
-    client._sessions._sync_client().timeout = httpx.Timeout(1e10)
+    client.embed("a text")
+
+    def fail(_: httpx.Request) -> httpx.Response:
+        raise OverflowError("timeout is too large")
+
+    client._sessions._sync_client()._transport = httpx.MockTransport(fail)
     error, shown = printed(lambda: client.embed("a text"))
     assert isinstance(error, OverflowError)
     assert CANARY not in shown

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +16,7 @@ from raw_server import answer, client_at, content, http, serving, vector
 
 from dashscope_embeddings import BadReply, BadRequestError, EmbeddingClient
 from dashscope_embeddings.exchange import Send, Target
+from dashscope_embeddings.langchain import DashScopeEmbeddings
 from dashscope_embeddings.stale_replies import _REMEMBERED, SeenReplies
 from dashscope_embeddings.wire import Reply
 
@@ -236,21 +238,58 @@ def test_a_users_own_asynchronous_client_meets_no_copy_either() -> None:
         assert asyncio.run(ask(server.url)) == [vector(text) for text in TEXTS]
 
 
+def late_copy() -> Handle:
+    """The copy of the first reply comes when the second request is there, before the reply to that one."""
+    first: list[bytes] = []
+
+    def handle(asked: Asked, connection: socket.socket) -> bytes:
+        reply = answer(asked, f"id-{asked.number}")
+        first.append(reply)
+        if asked.number == 2:
+            connection.sendall(first[0])
+        return reply
+
+    return handle
+
+
+def test_clients_that_share_a_users_http_client_know_of_each_others_replies() -> None:
+    with (
+        serving(late_copy()) as server,
+        httpx.Client() as shared,
+        client_at(server.url, http_client=shared) as one,
+        client_at(server.url, http_client=shared) as other,
+    ):
+        found = [client.embed([text]).dense[0] for client, text in zip([one, other] * 3, TEXTS, strict=True)]
+        assert found == [vector(text) for text in TEXTS]
+
+
+def test_a_copied_adapter_knows_of_the_replies_to_the_original() -> None:
+    with serving(late_copy()) as server, httpx.Client() as shared:
+        how: Any = {"api_key": KEY, "base_url": server.url, "http_client": shared, "dimensions": 64}
+        first = DashScopeEmbeddings(**how)
+        second = first.model_copy(update={"timeout": 30.0})
+        found = [
+            embeddings.embed_documents([text])[0] for embeddings, text in zip([first, second] * 3, TEXTS, strict=True)
+        ]
+        assert found == [vector(text) for text in TEXTS]
+
+
 def test_a_copy_that_always_comes_ends_in_an_error() -> None:
     seen = SeenReplies()
-    stream = object()
-    reply = Reply(200, {}, b"x", stream)
+    reply = Reply(200, {}, b"x", 1)
     assert seen.judge(b"one", reply, "id-1", answered=True, again=False) == "keep"
     for _ in range(100):
         assert seen.judge(b"two", reply, "id-1", answered=True, again=True) == "stale"
 
 
 def test_what_is_remembered_is_bounded() -> None:
-    seen = SeenReplies()
+    seen, connections = SeenReplies(), itertools.count()
     for number in range(5 * _REMEMBERED):
-        seen.judge(b"request %d" % number, Reply(200, {}, b"", object()), f"id-{number}", answered=True, again=False)
+        seen.judge(
+            b"request %d" % number, Reply(200, {}, b"", next(connections)), f"id-{number}", answered=True, again=False
+        )
     assert len(seen._recent) + len(seen._older) <= 2 * _REMEMBERED
-    late = Reply(200, {}, b"", object())
+    late = Reply(200, {}, b"", next(connections))
     assert seen.judge(b"another", late, f"id-{5 * _REMEMBERED - _REMEMBERED}", answered=True, again=False) == "stale"
 
 
