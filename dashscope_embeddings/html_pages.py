@@ -11,19 +11,20 @@ if TYPE_CHECKING:
 
 _LOOKED_AT = 65_536
 _BEGINS = re.compile(rb"\s*(?:<!doctype html|<html|<head|<title|<body|<h1|<script|<meta)", re.IGNORECASE)
+_WORDS = re.compile(rb"(?!null|true|false)[A-Za-z<]")
 _TITLE = re.compile(rb"<title[^>]*>(.*?)</title>", re.IGNORECASE | re.DOTALL)
 _LONGEST_TITLE = 80
 
 
 def told(headers: Mapping[str, str], body: bytes) -> str | None:
-    """What to say of a reply that is no JSON; None: it is empty."""
+    """What to say of a reply in other words than the service's; None: it is empty, or JSON that is broken."""
     start = body[:_LOOKED_AT].removeprefix(b"\xef\xbb\xbf").strip()
-    if not start:
-        return None
     kind, words = "text", start
     if _BEGINS.match(start) or "text/html" in headers.get("content-type", "").lower():
         title = _TITLE.search(start)
         kind, words = "an HTML page", title[1] if title else b""
+    elif not _WORDS.match(start):
+        return None
     shown = " ".join(html.unescape(words.decode("utf-8", "replace")).split())[:_LONGEST_TITLE]
     named = f' ("{shown}")' if shown else ""
     return (
