@@ -164,7 +164,9 @@ def test_no_frame_of_the_http_library_shows_the_head_of_a_request(served: Server
     def fail(_: httpx.Request) -> httpx.Response:
         raise OverflowError("timeout is too large")
 
-    client._sessions._sync_client()._transport = httpx.MockTransport(fail)
+    own = client._sessions._sync_client()
+    own._transport.close()
+    own._transport = httpx.MockTransport(fail)
     error, shown = printed(lambda: client.embed("a text"))
     assert isinstance(error, OverflowError)
     assert CANARY not in shown
