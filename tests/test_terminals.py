@@ -47,8 +47,8 @@ COMMANDS = [
     ["embed", "表.csv", "-o", "出.jsonl", "--base-url", "emulator"],
     ["check", "--base-url", "emulator"],
     ["check", "--base-url", "emulator", "--json"],
-    ["batch", "run", "docs/茶.txt", "-o", "批.jsonl", "--base-url", "emulator"],
-    ["batch", "run", "表.csv", "-o", "批.jsonl", "--base-url", "emulator"],
+    ["batch", "run", "docs/茶.txt", "-o", "批.jsonl", "--base-url", "emulator", "--poll", "0.1"],
+    ["batch", "run", "表.csv", "-o", "批.jsonl", "--base-url", "emulator", "--poll", "0.1"],
 ]
 
 
@@ -91,7 +91,7 @@ def test_the_demo_reads_files_with_odd_names_and_marks(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("default")
-@pytest.mark.parametrize("command", [["embed"], ["batch", "run"]])
+@pytest.mark.parametrize("command", [["embed"], ["batch", "run", "--poll", "0.1"]])
 def test_what_is_left_out_is_told_in_one_line(command: list[str], tmp_path: Path) -> None:
     docs = tmp_path / "docs"
     docs.mkdir()
@@ -169,7 +169,7 @@ def test_money_that_ends_midway_is_told_with_counts_of_the_whole_corpus(tmp_path
 
 def test_a_text_that_is_far_too_long_stops_a_dry_run_with_its_place(tmp_path: Path) -> None:
     lines(tmp_path / "in.txt", ["a", "word " * 100_000])
-    for command in (["embed", "--dry-run"], ["embed"], ["batch", "run"]):
+    for command in (["embed", "--dry-run"], ["embed"], ["batch", "run", "--poll", "0.1"]):
         result = run(*command, "in.txt", "-o", "out.jsonl", "--base-url", "emulator")
         assert result.exit_code == 2
         assert re.search(r"in\.txt:2: its text is far longer", result.stderr)
@@ -187,7 +187,7 @@ def test_advice_about_rejected_texts_is_for_those_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="names of files are bytes on Linux alone")
-@pytest.mark.parametrize("command", [["embed"], ["batch", "submit"], ["batch", "run"]])
+@pytest.mark.parametrize("command", [["embed"], ["batch", "submit"], ["batch", "run", "--poll", "0.1"]])
 def test_an_output_whose_name_is_not_utf8_is_written_and_shown_with_escapes(command: list[str], tmp_path: Path) -> None:
     lines(tmp_path / "in.jsonl", ['{"text": "a"}', '{"text": null}'])
     output = os.fsdecode(b"\xce\xc8.jsonl")
