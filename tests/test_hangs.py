@@ -176,7 +176,7 @@ def test_a_second_ctrl_c_ends_embed_at_once_whatever_the_server_does(kind: str, 
             text=True,
         )
         assert embed.stderr is not None
-        assert server.stdout.readline() == "asked\n"
+        assert server.stdout.readline().startswith("asked")  # requests may tell it at the same time
         embed.send_signal(signal.SIGINT)
         assert "again to end at once" in embed.stderr.readline()
         embed.send_signal(signal.SIGINT)
