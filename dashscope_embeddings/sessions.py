@@ -256,7 +256,6 @@ class Sessions:
         )
 
     def _failure(self, error: httpx.RequestError | UnusableBody | Overdue) -> Failure:
-        self._guard()  # closed by another thread meanwhile
         if isinstance(error, UnusableBody):
             return Failure(str(error), broken=True, retry=error.retry)
         if isinstance(error, Overdue):
