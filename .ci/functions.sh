@@ -38,7 +38,7 @@ export -f tests
 
 everything() { # ENVIRONMENT ARGUMENTS: the suite, but for what takes long and asks little of Python or dependencies
   local left_out=(milvus packaging)
-  left_out+=(test_batch_incomplete_results.py test_checkpoint_damage.py test_hangs.py test_linear.py test_peoples_files.py)
+  left_out+=(test_batch_incomplete_results.py test_checkpoint_damage.py test_linear.py test_peoples_files.py)
   left_out+=(test_repeated_by_the_service.py test_terminals.py)
   left_out+=(test_batch_files.py test_cli.py test_corpus_kill.py test_emulator_meaning.py test_fault_matrix.py)
   left_out+=(test_fault_sockets.py test_fuzz_replies.py test_limiter.py test_loops_and_forks.py test_notebooks.py)
