@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import functools
-from typing import TYPE_CHECKING, Any, ParamSpec, cast
+import inspect
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
 from pydantic import AliasChoices, BaseModel, ValidationError
 from pydantic_core import PydanticCustomError
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
 
 P = ParamSpec("P")
+R = TypeVar("R")
 
 # Ours first. Of two names the one that the class has is meant: LangChain says `model`, LlamaIndex `model_name`.
 _ELSEWHERE: Mapping[tuple[str, ...], tuple[str, ...]] = {
@@ -84,6 +86,36 @@ def told_names(init: Callable[P, None]) -> Callable[P, None]:
     found = cast("Callable[P, None]", checked)
     found.__kwdefaults__ = init.__kwdefaults__  # its names are looked up there
     return found
+
+
+def told_keywords(call: Callable[P, R]) -> Callable[P, R]:
+    """A method that answers a misspelt keyword with the one that was probably meant.
+
+    Raises:
+        TypeError: as Python's own, without values.
+    """
+    names = frozenset(inspect.signature(call).parameters)
+
+    def check(keywords: Mapping[str, object]) -> None:
+        if unknown := [name for name in keywords if name not in names]:
+            said = "; ".join(f"has no argument {name}{hint(name, names)}" for name in unknown)
+            raise TypeError(f"{call.__name__}(…) {said}")
+
+    if inspect.iscoroutinefunction(call):
+
+        @functools.wraps(call)
+        async def checked_coroutine(*args: P.args, **keywords: P.kwargs) -> object:
+            check(keywords)
+            return await call(*args, **keywords)
+
+        return cast("Callable[P, R]", checked_coroutine)
+
+    @functools.wraps(call)
+    def checked(*args: P.args, **keywords: P.kwargs) -> R:
+        check(keywords)
+        return call(*args, **keywords)
+
+    return checked
 
 
 def check_names(kind: type[BaseModel], settings: Collection[str], names: Collection[str]) -> None:

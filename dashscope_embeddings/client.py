@@ -13,7 +13,7 @@ from pydantic import SecretStr
 
 from dashscope_embeddings import catalogue, inputs, planning
 from dashscope_embeddings.addresses import address, chosen_protocol, find_key
-from dashscope_embeddings.argument_names import told_names
+from dashscope_embeddings.argument_names import told_keywords, told_names
 from dashscope_embeddings.async_drivers import in_thread
 from dashscope_embeddings.calls import Arrived, Callbacks, Calls, dismiss, taken
 from dashscope_embeddings.catalogue import Price
@@ -137,6 +137,7 @@ class EmbeddingClient(Calls):
 
     # --- sync ---------------------------------------------------------------------------------------------
 
+    @told_keywords
     def embed(  # noqa: PLR0913 - each a choice of this call alone; keywords but for the texts
         self,
         texts: Texts,
@@ -188,6 +189,7 @@ class EmbeddingClient(Calls):
             callbacks.end()
             return job.result(checked)
 
+    @told_keywords
     def stream(
         self,
         texts: Texts,
@@ -239,6 +241,7 @@ class EmbeddingClient(Calls):
 
     # --- async --------------------------------------------------------------------------------------------
 
+    @told_keywords
     async def aembed(  # noqa: PLR0913 - those of `embed`
         self,
         texts: Texts | AsyncIterable[str],
@@ -280,6 +283,7 @@ class EmbeddingClient(Calls):
             callbacks.end()
             return job.result(checked)
 
+    @told_keywords
     def astream(
         self,
         texts: Texts | AsyncIterable[str],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import inspect
 import traceback
@@ -81,6 +82,24 @@ def test_a_misspelt_argument_is_answered_with_the_one_that_was_meant(slip: str, 
     with pytest.raises(TypeError) as caught:
         EmbeddingClient(**{slip: "made-up-0123", "base_url": "emulator"})  # type: ignore[arg-type] # the slip
     assert str(caught.value) == f"EmbeddingClient has no argument {slip}{answer}"
+
+
+@pytest.mark.parametrize("way", ["embed", "stream", "aembed", "astream"])
+@pytest.mark.parametrize(
+    ("slip", "answer"),
+    [("input_type", ": is text_type meant?"), ("outptu", ": is output meant?"), ("colour", "")],
+)
+def test_a_misspelt_argument_of_a_call_is_answered_too(way: str, slip: str, answer: str) -> None:
+    call = getattr(EmbeddingClient(base_url="emulator"), way)
+
+    async def awaited() -> None:
+        await call(["a text"], **{slip: "made-up-0123"})
+
+    with pytest.raises(TypeError) as caught:
+        asyncio.run(awaited()) if way == "aembed" else call(["a text"], **{slip: "made-up-0123"})
+    assert str(caught.value) == f"{way}(…) has no argument {slip}{answer}"
+    assert inspect.iscoroutinefunction(call) is (way == "aembed")
+    assert typing.get_type_hints(call)["text_type"] is not None
 
 
 @pytest.mark.parametrize(
