@@ -14,7 +14,7 @@ from dashscope_embeddings.errors import (
     ServerError,
     ServiceError,
 )
-from dashscope_embeddings.metering import RequestRecord, TrackedUsage, track_usage
+from dashscope_embeddings.usage import RequestRecord, TrackedUsage, track_usage
 from dashscope_embeddings.vectors import Cost, Embedding, Embeddings, SparseVector, Usage
 
 __all__ = [

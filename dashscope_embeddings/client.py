@@ -11,24 +11,25 @@ from typing import Any, TypeAlias
 
 from pydantic import SecretStr
 
-from dashscope_embeddings import catalogue, inputs, planning
-from dashscope_embeddings.addresses import address, chosen_protocol, find_key
-from dashscope_embeddings.argument_names import told_keywords, told_names
-from dashscope_embeddings.async_drivers import in_thread
-from dashscope_embeddings.calls import Arrived, Callbacks, Calls, dismiss, taken
+from dashscope_embeddings import catalogue
+from dashscope_embeddings._core import planning, text_inputs
+from dashscope_embeddings._core.address import address, chosen_protocol, find_key
+from dashscope_embeddings._core.argument_names import told_keywords, told_names
+from dashscope_embeddings._core.exchange import Terms
+from dashscope_embeddings._core.protocol import Protocol
+from dashscope_embeddings._core.secret_settings import hide
+from dashscope_embeddings._core.settings import Settings
+from dashscope_embeddings._core.text_inputs import Refused
+from dashscope_embeddings._core.text_length import LongText
+from dashscope_embeddings._runtime.async_drivers import in_thread
+from dashscope_embeddings._runtime.client_base import Arrived, Callbacks, Calls, dismiss, taken
+from dashscope_embeddings._runtime.connections import check_loop
+from dashscope_embeddings._runtime.thread_pool import Flag
+from dashscope_embeddings._runtime.user_resources import Given
 from dashscope_embeddings.catalogue import Price
-from dashscope_embeddings.connections import check_loop
 from dashscope_embeddings.errors import InvalidInput
-from dashscope_embeddings.exchange import Terms
-from dashscope_embeddings.given import Given
-from dashscope_embeddings.inputs import Refused
-from dashscope_embeddings.lengths import LongText
-from dashscope_embeddings.metering import OnRequest
-from dashscope_embeddings.secret_settings import hide
-from dashscope_embeddings.settings import Settings
+from dashscope_embeddings.usage import OnRequest
 from dashscope_embeddings.vectors import Embedding, Embeddings, Output, TextType
-from dashscope_embeddings.wire import Protocol
-from dashscope_embeddings.workers import Flag
 
 Texts: TypeAlias = str | Iterable[str]
 Progress: TypeAlias = Callable[[int], object]
@@ -166,7 +167,7 @@ class EmbeddingClient(Calls):
                 3.10 loses them where the cancelled task is awaited).
         """
         terms = self._terms(text_type, output)
-        checked = inputs.checked(inputs.texts_of(texts), self._limits, terms.long_text)
+        checked = text_inputs.checked(text_inputs.texts_of(texts), self._limits, terms.long_text)
         job = self._job(output, packed=len(checked) if array else None)
         if (query := self._query(checked, terms)) is not None and _no_loop_here():
             late = functools.partial(self._late, job)
@@ -213,12 +214,12 @@ class EmbeddingClient(Calls):
             arrived: Called with the texts of a request and their outcome as soon as it is over, out of order
                 and in whichever thread asked: for who must not lose what is paid for.
         """
-        return self._stream(inputs.texts_of(texts), self._terms(text_type, output), refused, arrived)
+        return self._stream(text_inputs.texts_of(texts), self._terms(text_type, output), refused, arrived)
 
     def _stream(
         self, texts: Iterator[str], terms: Terms, refused: Refused | None, arrived: Arrived | None
     ) -> Iterator[Embedding]:
-        checked = inputs.checking(texts, self._limits, terms.long_text, refused)
+        checked = text_inputs.checking(texts, self._limits, terms.long_text, refused)
         job, halt = self._job(terms.ask.output), Flag()
         plan = self._plan(memory=self.settings.max_concurrency)
         flows = self._flows(planning.batches(checked, plan), terms, job, arrived)
@@ -255,11 +256,11 @@ class EmbeddingClient(Calls):
         """`embed` for a running event loop; also takes an asynchronous iterable."""
         check_loop()
         terms = self._terms(text_type, output)
-        listed = [text async for text in texts] if isinstance(texts, AsyncIterable) else [*inputs.texts_of(texts)]
-        if inputs.is_much(listed):
-            checked = await in_thread(inputs.checked, listed, self._limits, terms.long_text)
+        listed = [text async for text in texts] if isinstance(texts, AsyncIterable) else [*text_inputs.texts_of(texts)]
+        if text_inputs.is_much(listed):
+            checked = await in_thread(text_inputs.checked, listed, self._limits, terms.long_text)
         else:
-            checked = inputs.checked(listed, self._limits, terms.long_text)
+            checked = text_inputs.checked(listed, self._limits, terms.long_text)
         job = self._job(output, packed=len(checked) if array else None)
         if (query := self._query(checked, terms)) is not None:
             with self._counted(job, checked):
@@ -294,14 +295,14 @@ class EmbeddingClient(Calls):
         arrived: Arrived | None = None,
     ) -> AsyncIterator[Embedding]:
         """`stream` for a running event loop; also takes an asynchronous iterable."""
-        source = texts if isinstance(texts, AsyncIterable) else _each(inputs.texts_of(texts))
+        source = texts if isinstance(texts, AsyncIterable) else _each(text_inputs.texts_of(texts))
         return self._astream(source, self._terms(text_type, output), refused, arrived)
 
     async def _astream(
         self, texts: AsyncIterable[str], terms: Terms, refused: Refused | None, arrived: Arrived | None
     ) -> AsyncIterator[Embedding]:
         check_loop()
-        checked = inputs.achecking(texts, self._limits, terms.long_text, refused, in_thread=in_thread)
+        checked = text_inputs.achecking(texts, self._limits, terms.long_text, refused, in_thread=in_thread)
         job, halt = self._job(terms.ask.output), asyncio.Event()
         plan = self._plan(memory=self.settings.max_concurrency)
         flows = self._aflows(planning.abatches(checked, plan), terms, job, arrived)

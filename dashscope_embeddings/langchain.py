@@ -12,12 +12,12 @@ try:
 except ImportError as missing:
     raise ImportError('LangChain is not installed: pip install "dashscope-embeddings[langchain]"') from missing
 
-from dashscope_embeddings import vector_cache
-from dashscope_embeddings.adapter import ClientFields, listed, single
+from dashscope_embeddings._adapters import vector_cache
+from dashscope_embeddings._adapters.base import ClientFields, listed, single
+from dashscope_embeddings._adapters.langchain_cache import ByteStoreCache, checked_store
+from dashscope_embeddings._adapters.progress import bar
 from dashscope_embeddings.catalogue import DEFAULT_MODEL
 from dashscope_embeddings.errors import InvalidInput
-from dashscope_embeddings.langchain_cache import ByteStoreCache, checked_store
-from dashscope_embeddings.progress import bar
 from dashscope_embeddings.vectors import TextType
 
 if TYPE_CHECKING:
@@ -27,10 +27,10 @@ if TYPE_CHECKING:
     from langchain_core.stores import BaseStore
     from typing_extensions import Self
 
+    from dashscope_embeddings._core.protocol import Protocol
+    from dashscope_embeddings._core.text_length import LongText
     from dashscope_embeddings.catalogue import Price
-    from dashscope_embeddings.lengths import LongText
-    from dashscope_embeddings.metering import OnRequest
-    from dashscope_embeddings.wire import Protocol
+    from dashscope_embeddings.usage import OnRequest
 
 
 class DashScopeEmbeddings(ClientFields, Embeddings):

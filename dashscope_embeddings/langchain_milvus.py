@@ -9,8 +9,8 @@ except ImportError as missing:
         'langchain-milvus is not installed: pip install "dashscope-embeddings[langchain,milvus]"'
     ) from missing
 
-from dashscope_embeddings.adapter import listed, single
-from dashscope_embeddings.sparse_adapter import Sparse
+from dashscope_embeddings._adapters.base import listed, single
+from dashscope_embeddings._adapters.sparse import Sparse
 
 
 class DashScopeSparseEmbeddings(Sparse, BaseSparseEmbedding):

@@ -11,8 +11,8 @@ except ImportError as missing:
         'langchain-qdrant is not installed: pip install "dashscope-embeddings[langchain,qdrant]"'
     ) from missing
 
-from dashscope_embeddings.adapter import listed, single
-from dashscope_embeddings.sparse_adapter import Sparse
+from dashscope_embeddings._adapters.base import listed, single
+from dashscope_embeddings._adapters.sparse import Sparse
 
 if TYPE_CHECKING:
     from dashscope_embeddings import vectors

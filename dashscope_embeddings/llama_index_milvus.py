@@ -13,8 +13,8 @@ except ImportError as missing:
         'pip install "dashscope-embeddings[llama-index,llama-index-milvus]"'
     ) from missing
 
-from dashscope_embeddings.adapter import listed
-from dashscope_embeddings.sparse_adapter import Sparse
+from dashscope_embeddings._adapters.base import listed
+from dashscope_embeddings._adapters.sparse import Sparse
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -6,8 +6,8 @@
         assert dashscope_emulator.billed_texts == 2
 
 pytest loads it in every run wherever this package is installed, so it costs next to nothing until a test asks for
-the fixture. It is installed as a module of its own, `pytest_dashscope_embeddings`, beside the package: inside it, its
-import would import the package, with httpx and pydantic, into every such run, before coverage is measured.
+the fixture. It is installed as a module of its own as well, `pytest_dashscope_embeddings`, beside the package, and
+pytest loads that one: an import of this one imports the package, with httpx and pydantic, before coverage is measured.
 Switched off by `-p no:dashscope_embeddings`.
 """
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from dashscope_embeddings.emulator import Emulator
-    from dashscope_embeddings.emulator.server import Server
+    from dashscope_embeddings.emulator.http import Server
 
 _KEY = "sk-made-up-for-the-emulator"
 _ELSEWHERE = ("DASHSCOPE_API_KEY_FILE_PATH", "DASHSCOPE_API_REGION", "DASHSCOPE_WORKSPACE_ID")
@@ -50,7 +50,7 @@ def dashscope_emulator(_dashscope_emulator_server: Server, monkeypatch: pytest.M
     are forgotten, and what clients learned of the pace; a client that outlives its test keeps its own. Files and
     batches of the Batch route stay, under ids of their own.
     """
-    from dashscope_embeddings import lengths, limiter  # noqa: PLC0415 - see the top of the file
+    from dashscope_embeddings._core import rate_limiter, text_length  # noqa: PLC0415 - see the top of the file
     from dashscope_embeddings.emulator import in_process  # noqa: PLC0415 - same
 
     emulator = in_process()
@@ -66,8 +66,8 @@ def dashscope_emulator(_dashscope_emulator_server: Server, monkeypatch: pytest.M
         emulator.faults = ()
         emulator.clear()
         # What clients learned of quotas and limits from one test's faults is not so in the next.
-        limiter._shared.clear()  # noqa: SLF001 - not for users: clients that live on keep what they learned
-        lengths._learned.clear()  # noqa: SLF001 - same
+        rate_limiter._shared.clear()  # noqa: SLF001 - not for users: clients that live on keep what they learned
+        text_length._learned.clear()  # noqa: SLF001 - same
 
     forget()
     yield emulator

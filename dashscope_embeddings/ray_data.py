@@ -15,14 +15,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from dashscope_embeddings._core.secret_settings import hide
+from dashscope_embeddings._core.text_inputs import complaint
+from dashscope_embeddings._core.text_length import limits_of
 from dashscope_embeddings.client import EmbeddingClient
-from dashscope_embeddings.corpus.asking import embedding_of
-from dashscope_embeddings.corpus.outputs import vector_fields
+from dashscope_embeddings.corpus.embedder import embedding_of
 from dashscope_embeddings.corpus.readers import pyarrow
+from dashscope_embeddings.corpus.writers import vector_fields
 from dashscope_embeddings.errors import DashScopeError, InvalidInput
-from dashscope_embeddings.inputs import complaint
-from dashscope_embeddings.lengths import limits_of
-from dashscope_embeddings.secret_settings import hide
 from dashscope_embeddings.vectors import Output, SparseVector, TextType
 
 if TYPE_CHECKING:

@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from dashscope_embeddings import catalogue, lengths, limiter
+from dashscope_embeddings import catalogue
+from dashscope_embeddings._core import rate_limiter, text_length
 from dashscope_embeddings.emulator import Emulator, in_process
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
     from pathlib import Path
 
-    from dashscope_embeddings.emulator.server import Server
+    from dashscope_embeddings.emulator.http import Server
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -36,9 +37,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.fixture(autouse=True)
 def clean_environment(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """No `DASHSCOPE_*` variable, no key file, and nothing that the process learned in an earlier test."""
-    limiter._shared.clear()
-    limiter._recent.clear()
-    lengths._learned.clear()
+    rate_limiter._shared.clear()
+    rate_limiter._recent.clear()
+    text_length._learned.clear()
     catalogue._warned.clear()
     in_process.cache_clear()
     if request.node.get_closest_marker("live") is not None:

@@ -54,10 +54,10 @@ def rejects(output: Path) -> list[dict[str, Any]]:
 
 def command(arguments: list[str], environment: dict[str, str], folder: str) -> None:
     """The command line, in a process of its own."""
-    from dashscope_embeddings import cli  # noqa: PLC0415 - not every test has its extra
+    from dashscope_embeddings.cli import app  # noqa: PLC0415 - not every test has its extra
 
     os.environ.update(environment)
     os.chdir(folder)
     with Path(os.devnull).open("w", encoding="utf-8") as nowhere:
         sys.stdout = sys.stderr = nowhere
-        cli.app(arguments)
+        app.app(arguments)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 
-from dashscope_embeddings import lengths, limiter
+from dashscope_embeddings._core import rate_limiter, text_length
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -44,8 +44,8 @@ def examples(count: int) -> Callable[[T], T]:
 
 def forget() -> None:
     """What the process learned in the example before: fixtures run only once a test."""
-    limiter._shared.clear()
-    lengths._learned.clear()
+    rate_limiter._shared.clear()
+    text_length._learned.clear()
 
 
 # --- texts -------------------------------------------------------------------------------------------------

@@ -14,12 +14,12 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
-from dashscope_embeddings.limiter import Limiter
+from dashscope_embeddings._core.rate_limiter import Limiter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from dashscope_embeddings.limiter import Permit
+    from dashscope_embeddings._core.rate_limiter import Permit
 
 _OVERSLEPT = 0.002
 """At most so many seconds a sleeper wakes up late: 1 ms on average."""

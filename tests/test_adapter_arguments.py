@@ -22,7 +22,7 @@ from dashscope_embeddings.llama_index import DashScopeEmbedding, DashScopeSparse
 
 if TYPE_CHECKING:
     from dashscope_embeddings.emulator import Emulator
-    from dashscope_embeddings.emulator.server import Server
+    from dashscope_embeddings.emulator.http import Server
 
 KINDS: dict[str, Any] = {
     "langchain": DashScopeEmbeddings,

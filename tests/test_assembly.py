@@ -10,20 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dashscope_embeddings.assembly import Assembly
+from dashscope_embeddings._core.error_codes import Refusal, from_reply
+from dashscope_embeddings._core.exchange import Outcome
+from dashscope_embeddings._core.planning import Batch, Plan, batches
+from dashscope_embeddings._core.results import Assembly
+from dashscope_embeddings._core.text_length import Limits
 from dashscope_embeddings.catalogue import Price
-from dashscope_embeddings.errors import (
-    AuthenticationError,
-    BadRequestError,
-    ConnectionFailed,
-    DashScopeError,
-    GivenUp,
-    Refusal,
-    from_reply,
-)
-from dashscope_embeddings.exchange import Outcome
-from dashscope_embeddings.lengths import Limits
-from dashscope_embeddings.planning import Batch, Plan, batches
+from dashscope_embeddings.errors import AuthenticationError, BadRequestError, ConnectionFailed, DashScopeError, GivenUp
 from dashscope_embeddings.vectors import Cost, Embedding, SparseVector, Usage
 
 if TYPE_CHECKING:

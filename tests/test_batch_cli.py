@@ -13,13 +13,13 @@ from dashscope_embeddings.emulator import faults
 
 typer_testing = pytest.importorskip("typer.testing")
 pytest.importorskip("rich")
-from dashscope_embeddings import cli  # noqa: E402 - it needs what was just looked for
+from dashscope_embeddings.cli import app  # noqa: E402 - it needs what was just looked for
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from dashscope_embeddings.emulator import Emulator
-    from dashscope_embeddings.emulator.server import Server
+    from dashscope_embeddings.emulator.http import Server
 
 TEXTS = [f"text number {number}" for number in range(25)]
 KEY = "sk-secret-and-made-up"
@@ -36,7 +36,7 @@ def terminal(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, served: Server) ->
 
 
 def batch(*arguments: str) -> Any:
-    found = typer_testing.CliRunner().invoke(cli.app, ["batch", *arguments])
+    found = typer_testing.CliRunner().invoke(app.app, ["batch", *arguments])
     assert KEY not in found.output
     assert "Traceback" not in found.output
     return found

@@ -14,11 +14,12 @@ from both import FakeClock, client_of
 from corpora import DIMENSIONS, expected, lines, read, rejects
 
 from dashscope_embeddings import BadRequestError, ConnectionFailed, EmbeddingClient, InvalidInput, corpus
-from dashscope_embeddings.corpus import batch_cut, batch_state, batch_wire
+from dashscope_embeddings._core.exchange import Send
+from dashscope_embeddings._core.protocol import Reply
+from dashscope_embeddings.corpus.batch import messages as batch_protocol
+from dashscope_embeddings.corpus.batch import request_file, store
 from dashscope_embeddings.emulator import Emulator, faults
-from dashscope_embeddings.emulator.batches import BatchSettings
-from dashscope_embeddings.exchange import Send
-from dashscope_embeddings.wire import Reply
+from dashscope_embeddings.emulator.batch.service import BatchSettings
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -209,7 +210,7 @@ def test_a_validation_that_cannot_pass_stops_and_says_what_to_do(
 def test_a_second_failed_validation_is_an_error_and_other_files_are_kept(
     source: Path, output: Path, service: Emulator, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(batch_cut, "MOST_LINES", 4)
+    monkeypatch.setattr(request_file, "MOST_LINES", 4)
     # Of three files the second fails, and so does the one that is made of it.
     service.faults = [faults.BatchFails(code="odd", after=number, times=1) for number in (1, 3)]
     with pytest.raises(BadRequestError, match="odd"):
@@ -308,7 +309,7 @@ def test_odd_results_are_joined_or_asked_again(  # noqa: PLR0913, PLR0917 - the 
 
 
 def test_a_result_is_read_in_any_shape_that_was_seen_or_documented() -> None:
-    read_line = batch_wire.result
+    read_line = batch_protocol.result
     refused = read_line(b'{"id":"r","custom_id":"line-1","response":{},"error":{"code":"X","message":"m"}}')
     assert refused is not None
     assert refused.refusal is not None
@@ -317,7 +318,7 @@ def test_a_result_is_read_in_any_shape_that_was_seen_or_documented() -> None:
     assert silent is not None
     assert silent.refusal is not None
     assert read_line(b'{"custom_id":null}') is None
-    assert batch_wire.listed(Reply(200, {}, b'{"object":"list","data":null,"has_more":false}')) == ([], None)
+    assert batch_protocol.listed(Reply(200, {}, b'{"object":"list","data":null,"has_more":false}')) == ([], None)
 
 
 # --- killed ------------------------------------------------------------------------------------------------
@@ -361,8 +362,8 @@ def test_killed_at_any_step_nothing_is_lost_and_nothing_paid_twice(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(batch_cut, "MOST_LINES", 2)
-    monkeypatch.setattr(batch_state, "_SYNCHRONOUS", "OFF")  # what is killed here is no disk
+    monkeypatch.setattr(request_file, "MOST_LINES", 2)
+    monkeypatch.setattr(store, "_SYNCHRONOUS", "OFF")  # what is killed here is no disk
     texts = TEXTS[:25]
     source, steps = lines(tmp_path / "in.txt", texts), 0
     for step in range(1, 200):

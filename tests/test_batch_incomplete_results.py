@@ -11,7 +11,7 @@ from corpora import DIMENSIONS, expected, lines, read, rejects
 
 from dashscope_embeddings import BadReply, EmbeddingClient, ServiceError, corpus
 from dashscope_embeddings.emulator import Emulator, faults
-from dashscope_embeddings.emulator.batches import BatchSettings
+from dashscope_embeddings.emulator.batch.service import BatchSettings
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -19,7 +19,7 @@ from both import Async, Sync
 from raw_server import answer, client_at, content, http, serving, vector
 
 from dashscope_embeddings import BadReply, ConnectionFailed, EmbeddingClient, InvalidInput, RateLimitError
-from dashscope_embeddings.exchange import Failure, Send, Target
+from dashscope_embeddings._core.exchange import Failure, Send, Target
 from dashscope_embeddings.langchain import DashScopeEmbeddings
 
 if TYPE_CHECKING:

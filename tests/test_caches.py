@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from dashscope_embeddings.emulator import Emulator
-    from dashscope_embeddings.emulator.server import Server
+    from dashscope_embeddings.emulator.http import Server
 
 V3 = "text-embedding-v3"
 

@@ -15,13 +15,13 @@ import pytest
 from both import KEY
 
 from dashscope_embeddings import EmbeddingClient, InvalidInput
-from dashscope_embeddings.connections import Connections
+from dashscope_embeddings._runtime.connections import Connections
 from dashscope_embeddings.emulator import Emulator, faults
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
 
-    from dashscope_embeddings.emulator.server import Server
+    from dashscope_embeddings.emulator.http import Server
 
 REPLY = 0.004
 """Seconds that the server takes for a reply."""

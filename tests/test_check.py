@@ -12,9 +12,9 @@ import httpx
 import pytest
 
 from dashscope_embeddings import EmbeddingClient, InvalidInput, catalogue, check
-from dashscope_embeddings.check import asking, role
+from dashscope_embeddings.check import probes, role
 from dashscope_embeddings.emulator import Emulator, in_process
-from dashscope_embeddings.emulator.embedding import COMPATIBLE_PATH, NATIVE_PATH
+from dashscope_embeddings.emulator.embeddings import COMPATIBLE_PATH, NATIVE_PATH
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -180,7 +180,7 @@ def test_only_the_services_own_words_say_whether_it_takes_the_key(
 
 
 def test_a_host_that_does_not_answer_in_time_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(asking, "_MARGIN", 0.05)
+    monkeypatch.setattr(probes, "_MARGIN", 0.05)
     over = threading.Event()
 
     def hangs(_: httpx.Request) -> httpx.Response:
@@ -296,7 +296,7 @@ def test_a_model_that_breaks_off_is_neither_answering_nor_refused() -> None:
 
 
 def test_a_model_that_does_not_answer_in_time_keeps_nobody_from_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(asking, "_MARGIN", 1.5)
+    monkeypatch.setattr(probes, "_MARGIN", 1.5)
     service, over = Emulator(), threading.Event()
 
     def hangs(request: httpx.Request) -> httpx.Response:
@@ -452,7 +452,7 @@ def test_the_emulator_needs_no_key_and_says_that_it_is_none_of_the_service() -> 
 
 typer_testing = pytest.importorskip("typer.testing")
 pytest.importorskip("rich")
-from dashscope_embeddings import cli  # noqa: E402 - it needs what was just looked for
+from dashscope_embeddings.cli import app  # noqa: E402 - it needs what was just looked for
 
 
 @pytest.fixture
@@ -466,7 +466,7 @@ def command(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
         if key is not None:
             monkeypatch.setenv("DASHSCOPE_API_KEY", key)
         monkeypatch.setenv("FORCE_COLOR" if terminal else "DASHSCOPE_UNUSED", "1")
-        result = typer_testing.CliRunner().invoke(cli.app, ["check", *arguments])
+        result = typer_testing.CliRunner().invoke(app.app, ["check", *arguments])
         assert "Traceback" not in result.output
         assert key is None or key not in result.output
         return result

@@ -16,9 +16,9 @@ from both import FakeClock, client_of
 from corpora import DIMENSIONS, expected, lines, read
 
 from dashscope_embeddings import EmbeddingClient, InvalidInput, corpus
-from dashscope_embeddings.corpus import intake
+from dashscope_embeddings.corpus import inputs
 from dashscope_embeddings.emulator import Emulator
-from dashscope_embeddings.emulator.batches import BatchSettings
+from dashscope_embeddings.emulator.batch.service import BatchSettings
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -375,7 +375,7 @@ def test_vectors_of_the_release_before_that_were_exchanged_are_refused(folder: P
 def test_an_upgrade_that_is_cut_off_is_done_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     released(folder)
     with monkeypatch.context() as patch:
-        patch.setattr("dashscope_embeddings.corpus.ledger.Ledger._commit", lambda _: 1 / 0)
-        with pytest.raises(ZeroDivisionError), intake.opened(folder / NAMES[0]):
+        patch.setattr("dashscope_embeddings.corpus.checkpoint.store.Ledger._commit", lambda _: 1 / 0)
+        with pytest.raises(ZeroDivisionError), inputs.opened(folder / NAMES[0]):
             pass
     assert embed(Emulator(), folder).embedded == 0

@@ -16,15 +16,17 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
-from dashscope_embeddings import EmbeddingClient, catalogue, demo
+from dashscope_embeddings import EmbeddingClient, catalogue
+from dashscope_embeddings.cli import demo
 from dashscope_embeddings.emulator import Emulator, in_process
-from dashscope_embeddings.emulator.embedding import COMPATIBLE_PATH, NATIVE_PATH
+from dashscope_embeddings.emulator.embeddings import COMPATIBLE_PATH, NATIVE_PATH
 from dashscope_embeddings.errors import ConnectionFailed
 
 typer_testing = pytest.importorskip("typer.testing")
 pytest.importorskip("rich")
-from dashscope_embeddings import cli, tables  # noqa: E402 - they need what was just looked for
-from dashscope_embeddings.demo import screen  # noqa: E402 - same
+from dashscope_embeddings.cli import app  # noqa: E402 - they need what was just looked for
+from dashscope_embeddings.cli import models as cli_models  # noqa: E402 - same
+from dashscope_embeddings.cli.demo import screen  # noqa: E402 - same
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -59,7 +61,7 @@ def stores(frameworks: None) -> None:  # noqa: ARG001 - these are needed too
 
 
 def run(*arguments: str) -> Any:
-    return typer_testing.CliRunner().invoke(cli.app, list(arguments))
+    return typer_testing.CliRunner().invoke(app.app, list(arguments))
 
 
 def width(line: str) -> int:
@@ -71,7 +73,7 @@ def width(line: str) -> int:
 
 @pytest.mark.parametrize("absent", ["typer", "rich"])
 def test_without_its_extra_the_command_names_it(absent: str) -> None:
-    script = f"import sys; sys.modules['{absent}'] = None; from dashscope_embeddings import cli; cli.main()"
+    script = f"import sys; sys.modules['{absent}'] = None; from dashscope_embeddings.cli import app; app.main()"
     done = subprocess.run(  # noqa: S603 - our own script
         [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
     )
@@ -113,7 +115,7 @@ def test_help_lists_every_command_and_fits_80_columns() -> None:
 
 def test_it_also_runs_as_a_module() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "dashscope_embeddings.cli", "models", "--markdown"],
+        [sys.executable, "-m", "dashscope_embeddings", "models", "--markdown"],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -123,7 +125,7 @@ def test_it_also_runs_as_a_module() -> None:
         check=False,
     )
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.rstrip("\n") == tables.models_markdown()
+    assert done.stdout.rstrip("\n") == cli_models.models_markdown()
 
 
 # --- models ------------------------------------------------------------------------------------------------
@@ -170,7 +172,7 @@ def test_models_markdown_is_a_table_with_a_row_for_each_model() -> None:
 def emulating(*options: str) -> Iterator[tuple[subprocess.Popen[str], list[str]]]:
     """The process, and what it printed up to the line that says how to stop it."""
     process = subprocess.Popen(  # noqa: S603 - our own module
-        [sys.executable, "-m", "dashscope_embeddings.cli", "emulator", *options],
+        [sys.executable, "-m", "dashscope_embeddings", "emulator", *options],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -249,7 +251,7 @@ def test_the_emulators_options_reach_it(monkeypatch: pytest.MonkeyPatch) -> None
             made.update(port=port, latency=latency)
             raise OSError(98, "Address already in use")
 
-    monkeypatch.setattr(cli, "Emulator", Refusing)
+    monkeypatch.setattr(app, "Emulator", Refusing)
     options = {"--port": "8123", "--latency": "250", "--rpm": "60", "--tpm": "1000", "--rps": "0.5"}
     result = run("emulator", *(word for pair in options.items() for word in pair))
     assert made == {

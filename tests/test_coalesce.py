@@ -13,14 +13,14 @@ import pytest
 from both import KEY, FakeClock
 
 from dashscope_embeddings import AuthenticationError, BadRequestError, EmbeddingClient
+from dashscope_embeddings._core.error_codes import Refusal, from_reply
+from dashscope_embeddings._core.exchange import Outcome, Terms
+from dashscope_embeddings._core.protocol import Ask
+from dashscope_embeddings._core.query_batcher import Coalescer, Flight, Query
+from dashscope_embeddings._core.rate_limiter import Limiter
+from dashscope_embeddings._core.text_length import Limits
 from dashscope_embeddings.catalogue import model
-from dashscope_embeddings.coalesce import Coalescer, Flight, Query
 from dashscope_embeddings.emulator import Emulator, faults
-from dashscope_embeddings.errors import Refusal, from_reply
-from dashscope_embeddings.exchange import Outcome, Terms
-from dashscope_embeddings.lengths import Limits
-from dashscope_embeddings.limiter import Limiter
-from dashscope_embeddings.wire import Ask
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -16,13 +16,14 @@ from dashscope_embeddings.emulator import faults, in_process
 
 typer_testing = pytest.importorskip("typer.testing")
 pytest.importorskip("rich")
-from dashscope_embeddings import cli, cli_corpus  # noqa: E402 - they need what was just looked for
+from dashscope_embeddings.cli import app  # noqa: E402 - they need what was just looked for
+from dashscope_embeddings.cli import embed as cli_embed  # noqa: E402 - same
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from dashscope_embeddings.emulator import Emulator
-    from dashscope_embeddings.emulator.server import Server
+    from dashscope_embeddings.emulator.http import Server
 
 TEXTS = [f"text number {number}" for number in range(95)]
 
@@ -35,7 +36,7 @@ def terminal(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def embed(*arguments: str) -> Any:
-    return typer_testing.CliRunner().invoke(cli.app, ["embed", *arguments])
+    return typer_testing.CliRunner().invoke(app.app, ["embed", *arguments])
 
 
 def offline(*arguments: str) -> Any:
@@ -66,7 +67,7 @@ def test_0_all_embedded(tmp_path: Path) -> None:
 
 def test_standard_input_needs_its_format_and_no_more() -> None:
     result = typer_testing.CliRunner().invoke(
-        cli.app, ["embed", "-", "--format", "txt", "-o", "out.jsonl", "--base-url", "emulator"], input="一\n二\n"
+        app.app, ["embed", "-", "--format", "txt", "-o", "out.jsonl", "--base-url", "emulator"], input="一\n二\n"
     )
     assert result.exit_code == 0
     assert in_process().billed_texts == 2
@@ -175,7 +176,7 @@ def test_a_signal_lets_what_is_in_flight_arrive_and_the_same_command_goes_on(
 
     with monkeypatch.context() as patch:
         patch.setattr(corpus, "embed_corpus", interrupted)
-        patch.setattr("dashscope_embeddings.corpus.asking._EVERY", 1)
+        patch.setattr("dashscope_embeddings.corpus.embedder._EVERY", 1)
         result = offline(source, "-o", "out.jsonl", "--max-concurrency", "1")
     assert result.exit_code == 1
     assert "stopping when what is in flight has arrived" in result.stderr
@@ -188,7 +189,7 @@ def test_a_signal_lets_what_is_in_flight_arrive_and_the_same_command_goes_on(
 
 def test_elsewhere_than_on_a_terminal_progress_is_plain_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ticks = iter(range(10_000))
-    monkeypatch.setattr("dashscope_embeddings.cli_corpus.time.monotonic", lambda: float(next(ticks)))
+    monkeypatch.setattr("dashscope_embeddings.cli.embed.time.monotonic", lambda: float(next(ticks)))
     result = offline(str(lines(tmp_path / "in.txt", [f"t {n}" for n in range(2_000)])), "-o", "out.jsonl")
     told = [line for line in result.stderr.splitlines() if " of 2,000 texts, " in line]
     assert len(told) > 2
@@ -200,7 +201,7 @@ def test_elsewhere_than_on_a_terminal_progress_is_plain_lines(tmp_path: Path, mo
 def test_on_a_terminal_a_bar_says_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("TTY_COMPATIBLE", "1")
-    monkeypatch.setattr(cli_corpus, "_DRAWN_EVERY", 0.0)
+    monkeypatch.setattr(cli_embed, "_DRAWN_EVERY", 0.0)
     result = offline(str(lines(tmp_path / "in.txt", TEXTS)), "-o", "out.jsonl")
     assert result.exit_code == 0
     assert "95/95" in result.stderr

@@ -17,12 +17,13 @@ import pytest
 from both import FakeClock, client_of
 from corpora import DIMENSIONS, expected, lines, read
 
-from dashscope_embeddings import EmbeddingClient, InvalidInput, corpus, files
-from dashscope_embeddings.corpus import outputs
-from dashscope_embeddings.corpus.replies import Replies
-from dashscope_embeddings.corpus.vector_file import VectorFile
+from dashscope_embeddings import EmbeddingClient, InvalidInput, corpus
+from dashscope_embeddings._runtime import files
+from dashscope_embeddings.corpus import writers
+from dashscope_embeddings.corpus.checkpoint.replies import Replies
+from dashscope_embeddings.corpus.checkpoint.vector_file import VectorFile
 from dashscope_embeddings.emulator import Emulator, faults
-from dashscope_embeddings.emulator.batches import BatchSettings
+from dashscope_embeddings.emulator.batch.service import BatchSettings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -154,7 +155,7 @@ def test_a_request_file_that_a_full_disk_cut_off_is_not_left_behind(
     def full(*_: Any) -> bytes:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("dashscope_embeddings.corpus.batch_wire.line", full)
+    monkeypatch.setattr("dashscope_embeddings.corpus.batch.messages.line", full)
     asking = client_of(Emulator(), protocol="openai", dimensions=DIMENSIONS)
     with pytest.raises(OSError, match="No space left"):
         corpus.batch_submit(output.parent / "in.txt", output, client=asking)
@@ -181,9 +182,9 @@ def test_a_rewrite_that_fails_leaves_the_old_output(
 
     with monkeypatch.context() as patch:
         if part == "rows":
-            patch.setattr(outputs, "_columns" if ending != ".parquet" else "_arrays", full)
+            patch.setattr(writers, "_columns" if ending != ".parquet" else "_arrays", full)
         elif part == "rejects":
-            patch.setattr("dashscope_embeddings.corpus.ledger.Ledger.rejects", lambda _: map(full, [1]))
+            patch.setattr("dashscope_embeddings.corpus.checkpoint.store.Ledger.rejects", lambda _: map(full, [1]))
         elif part == "fsync":
             patch.setattr(os, "fsync", full)
         else:
@@ -354,7 +355,7 @@ def test_a_disk_that_is_full_when_a_run_ends_makes_no_false_alarm(
     output: Path, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The note that the log is in use cannot be taken back, and SQLite puts the log away all the same."""
-    from dashscope_embeddings.corpus.ledger import Ledger  # noqa: PLC0415 - patched here alone
+    from dashscope_embeddings.corpus.checkpoint.store import Ledger  # noqa: PLC0415 - patched here alone
 
     close = Ledger.close
 

@@ -13,7 +13,7 @@ from both import client_of
 from corpora import DIMENSIONS, MODEL, expected, float32, lines, objects, read, rejects
 
 from dashscope_embeddings import InvalidInput, corpus
-from dashscope_embeddings.corpus import outputs, readers
+from dashscope_embeddings.corpus import readers, writers
 from dashscope_embeddings.emulator import Emulator, faults
 
 if TYPE_CHECKING:
@@ -345,7 +345,7 @@ def test_numpy_loads_the_array_without_us(tmp_path: Path, emulator: Emulator) ->
 def test_an_array_without_its_ids_is_not_believed(tmp_path: Path, emulator: Emulator) -> None:
     output = tmp_path / "out.npy"
     embed(emulator, lines(tmp_path / "in.txt", TEXTS), output)
-    outputs.ids_beside(output).unlink()
+    writers.ids_beside(output).unlink()
     with pytest.raises(InvalidInput, match="run the command again"):
         read(output)
     embed(emulator, tmp_path / "in.txt", output)

@@ -58,7 +58,7 @@ def source(tmp_path: Path) -> Path:
 @pytest.mark.skipif(sys.platform == "win32", reason="no fork server")
 def test_killed_at_any_moment_the_same_command_goes_on(source: Path, tmp_path: Path) -> None:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["dashscope_embeddings.cli_corpus", "corpora"])
+    context.set_forkserver_preload(["dashscope_embeddings.cli.embed", "corpora"])
     chance = random.Random(7)  # noqa: S311 - the same moments in every run, as far as that goes
     watch = Watch()
     emulator = Emulator(faults=[watch, faults.Blocked(match="number 777")], log=0)

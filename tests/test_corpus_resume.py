@@ -27,10 +27,10 @@ from dashscope_embeddings import (
     InvalidInput,
     corpus,
 )
-from dashscope_embeddings.corpus.ledger import Ledger
-from dashscope_embeddings.corpus.replies import Replies
-from dashscope_embeddings.corpus.rows import Item, Vectors
-from dashscope_embeddings.corpus.vector_file import VectorFile
+from dashscope_embeddings.corpus.checkpoint.replies import Replies
+from dashscope_embeddings.corpus.checkpoint.rows import Item, Vectors
+from dashscope_embeddings.corpus.checkpoint.store import Ledger
+from dashscope_embeddings.corpus.checkpoint.vector_file import VectorFile
 from dashscope_embeddings.emulator import Emulator, faults
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from dashscope_embeddings import DashScopeError, Embedding, EmbeddingClient
-    from dashscope_embeddings.exchange import Outcome
+    from dashscope_embeddings._core.exchange import Outcome
 
 TEXTS = [f"text number {number}" for number in range(45)]
 

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from dashscope_embeddings import EmbeddingClient, SparseVector, demo
+from dashscope_embeddings import EmbeddingClient, SparseVector
+from dashscope_embeddings.cli import demo
 from dashscope_embeddings.emulator import in_process
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def test_fusion_adds_reciprocal_ranks_whatever_the_scores() -> None:
 
 
 def test_where_the_frameworks_disagree_both_are_shown() -> None:
-    demo_screen = pytest.importorskip("dashscope_embeddings.demo.screen", exc_type=ImportError)
+    demo_screen = pytest.importorskip("dashscope_embeddings.cli.demo.screen", exc_type=ImportError)
     found = demo.Answer(
         dense={"LangChain": [(0, 0.9), (1, 0.8)], "LlamaIndex": [(1, 0.9), (0, 0.8)]},
         sparse={"LangChain": [], "LlamaIndex": []},
@@ -86,7 +87,7 @@ def test_where_the_frameworks_disagree_both_are_shown() -> None:
 
 
 def test_where_the_frameworks_fuse_differently_both_are_shown_though_they_agree() -> None:
-    demo_screen = pytest.importorskip("dashscope_embeddings.demo.screen", exc_type=ImportError)
+    demo_screen = pytest.importorskip("dashscope_embeddings.cli.demo.screen", exc_type=ImportError)
     same = {"LangChain": [(0, 0.5)], "LlamaIndex": [(0, 0.5)]}
     found = demo.Answer(same, same, same, {"LangChain": "ranks", "LlamaIndex": "scores"})
     lines = [

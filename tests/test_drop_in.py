@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import ModuleType
 
-    from dashscope_embeddings.emulator.server import Server
+    from dashscope_embeddings.emulator.http import Server
 
 V1, V2, V3, V4 = "text-embedding-v1", "text-embedding-v2", "text-embedding-v3", "text-embedding-v4"
 TEXTS = [f"text number {n}" for n in range(30)]

@@ -16,8 +16,8 @@ import httpx
 import pytest
 
 from dashscope_embeddings import catalogue
-from dashscope_embeddings.emulator import Emulator, faults, in_process, meaning, service
-from dashscope_embeddings.emulator.embedding import COMPATIBLE_PATH, NATIVE_PATH
+from dashscope_embeddings.emulator import Emulator, faults, in_process, service, synthetic_vectors
+from dashscope_embeddings.emulator.embeddings import COMPATIBLE_PATH, NATIVE_PATH
 
 SAMPLES = Path(__file__).parent / "samples"
 KEY = "sk-made-up"
@@ -120,7 +120,7 @@ def test_usage_is_counted_per_request_and_qwen37_adds_tokens_to_each_row() -> No
     assert native(emulator, ["a", "two words"]).json()["usage"] == {"total_tokens": 3}
     assert compatible(emulator, ["a", "two words"]).json()["usage"] == {"prompt_tokens": 3, "total_tokens": 3}
     assert native(emulator, ["a"], QWEN).json()["usage"] == {"total_tokens": 17}
-    assert meaning.count("無邊落木蕭蕭下") == 5
+    assert synthetic_vectors.count("無邊落木蕭蕭下") == 5
     assert (emulator.billed_requests, emulator.billed_texts, emulator.billed_tokens) == (3, 5, 23)
 
 
@@ -136,7 +136,7 @@ def test_sparse_entries_follow_the_text_each_token_once() -> None:
     indices = [entry["index"] for entry in found]
     assert len(set(indices)) == len(indices)
     assert indices != sorted(indices)
-    assert all(0 <= index < meaning.VOCABULARY for index in indices)
+    assert all(0 <= index < synthetic_vectors.VOCABULARY for index in indices)
     assert all(entry["value"] > 0 for entry in found)
 
 

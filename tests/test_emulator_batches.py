@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
-from dashscope_embeddings.emulator import Emulator, faults, in_process, meaning
-from dashscope_embeddings.emulator.batches import BatchSettings
+from dashscope_embeddings.emulator import Emulator, faults, in_process, synthetic_vectors
+from dashscope_embeddings.emulator.batch.service import BatchSettings
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -267,13 +267,13 @@ def test_a_file_reads_the_same_twice_and_its_size_is_told_before() -> None:
 def test_no_vector_is_computed_before_somebody_reads_it(monkeypatch: pytest.MonkeyPatch) -> None:
     caller = Caller(Emulator())
     computed = []
-    real = meaning.dense
+    real = synthetic_vectors.dense
 
     def dense(text: str, **how: Any) -> list[float]:
         computed.append(text)
         return real(text, **how)
 
-    monkeypatch.setattr(meaning, "dense", dense)
+    monkeypatch.setattr(synthetic_vectors, "dense", dense)
     batch = caller.run(file_of(TEXTS))
     assert (batch["status"], computed) == ("completed", [])
     assert len(caller.content(batch["output_file_id"])) == len(computed) == len(TEXTS)

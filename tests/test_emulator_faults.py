@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from dashscope_embeddings.emulator import Emulator, faults
-from dashscope_embeddings.emulator.embedding import COMPATIBLE_PATH, NATIVE_PATH
+from dashscope_embeddings.emulator.embeddings import COMPATIBLE_PATH, NATIVE_PATH
 
 if TYPE_CHECKING:
     from dashscope_embeddings.emulator.faults import Fault

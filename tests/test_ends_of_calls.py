@@ -280,6 +280,6 @@ def test_what_ends_a_call_while_the_result_is_put_together_carries_all(
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("dashscope_embeddings.assembly.Embeddings", interrupted)
+    monkeypatch.setattr("dashscope_embeddings._core.results.Embeddings", interrupted)
     end = ended(functools.partial(client.embed, TEXTS), KeyboardInterrupt)
     assert len(end.partial) == len(TEXTS) == emulator.billed_texts

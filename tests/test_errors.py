@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from dashscope_embeddings import errors
+from dashscope_embeddings._core.error_codes import CODES, Refusal, from_reply
 from dashscope_embeddings.errors import (
-    CODES,
     AuthenticationError,
     BadReply,
     BadRequestError,
@@ -22,12 +22,10 @@ from dashscope_embeddings.errors import (
     InvalidInput,
     QuotaError,
     RateLimitError,
-    Refusal,
     ServerError,
     ServiceError,
     Verdict,
     describe,
-    from_reply,
 )
 from dashscope_embeddings.vectors import Embedding, SparseVector
 

@@ -10,18 +10,19 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from dashscope_embeddings import errors, planning
-from dashscope_embeddings.exchange import GIVEN_UP, Failure, Outcome, Send, Sleep, Terms, exchange
-from dashscope_embeddings.failures import Asked
-from dashscope_embeddings.lengths import Limits
-from dashscope_embeddings.limiter import Permit
+from dashscope_embeddings import errors
+from dashscope_embeddings._core import planning
+from dashscope_embeddings._core.exchange import GIVEN_UP, Failure, Outcome, Send, Sleep, Terms, exchange
+from dashscope_embeddings._core.failures import Asked
+from dashscope_embeddings._core.protocol import Ask, Reply
+from dashscope_embeddings._core.rate_limiter import Permit
+from dashscope_embeddings._core.text_length import Limits
 from dashscope_embeddings.vectors import SparseVector
-from dashscope_embeddings.wire import Ask, Reply
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from dashscope_embeddings.exchange import Answer, Flow
+    from dashscope_embeddings._core.exchange import Answer, Flow
 
     Service = Callable[[list[str]], Answer]
 

@@ -14,10 +14,10 @@ import pytest
 from faulttable import FAULTS, RETRIES, Case, Often, Raises, Recovers
 from waysin import CORPUS, DOCUMENTS, QUERIES, Got, Service, Way, right
 
+from dashscope_embeddings._adapters.hybrid import Halves
+from dashscope_embeddings._adapters.hybrid_cache import Memo
 from dashscope_embeddings.emulator import faults
 from dashscope_embeddings.errors import BadReply, DashScopeError, RateLimitError, ServiceError
-from dashscope_embeddings.halves import Halves
-from dashscope_embeddings.memo import Memo
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -19,25 +19,28 @@ from hypotheses import any_texts, examples, texts
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from dashscope_embeddings import EmbeddingClient, lengths, wire
-from dashscope_embeddings.addresses import address
+from dashscope_embeddings import EmbeddingClient
+from dashscope_embeddings._core import protocol as core_protocol
+from dashscope_embeddings._core import text_length
+from dashscope_embeddings._core.address import address
+from dashscope_embeddings._core.error_codes import CODES as KNOWN_CODES
+from dashscope_embeddings._core.error_codes import Refusal, from_reply
+from dashscope_embeddings._core.exchange import Failure, Send, Terms, exchange
+from dashscope_embeddings._core.failures import Asked
+from dashscope_embeddings._core.protocol import Ask, Reply, Rows
+from dashscope_embeddings._core.rate_limiter import Limiter
+from dashscope_embeddings._core.text_length import Limits
 from dashscope_embeddings.corpus import readers
 from dashscope_embeddings.emulator import Emulator
-from dashscope_embeddings.emulator.embedding import COMPATIBLE_PATH, NATIVE_PATH
+from dashscope_embeddings.emulator.embeddings import COMPATIBLE_PATH, NATIVE_PATH
 from dashscope_embeddings.emulator.messages import Request, Response
-from dashscope_embeddings.errors import CODES as KNOWN_CODES
-from dashscope_embeddings.errors import BadReply, DashScopeError, InvalidInput, Refusal, ServiceError, from_reply
-from dashscope_embeddings.exchange import Failure, Send, Terms, exchange
-from dashscope_embeddings.failures import Asked
-from dashscope_embeddings.lengths import Limits
-from dashscope_embeddings.limiter import Limiter
+from dashscope_embeddings.errors import BadReply, DashScopeError, InvalidInput, ServiceError
 from dashscope_embeddings.vectors import SparseVector, strongest
-from dashscope_embeddings.wire import Ask, Reply, Rows
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from dashscope_embeddings.lengths import LongText
+    from dashscope_embeddings._core.text_length import LongText
 
 SAMPLES = [path.read_bytes() for path in sorted((Path(__file__).parent / "samples").glob("*.json"))]
 LARGEST = 2.0**128 * (1 - 2**-25)
@@ -241,7 +244,7 @@ def test_any_reply_gives_checked_rows_or_a_refusal_or_a_bad_reply(data: st.DataO
     ask, count = data.draw(ASKS), data.draw(st.integers(1, 4))
     reply = data.draw(replies(ask, count))
     try:
-        read = wire.read(ask, reply, count)
+        read = core_protocol.read(ask, reply, count)
     except BadReply:
         assert 200 <= reply.status < 300
         return
@@ -261,7 +264,7 @@ def test_any_reply_gives_checked_rows_or_a_refusal_or_a_bad_reply(data: st.DataO
 def test_a_good_reply_is_taken_whatever_the_order_of_its_rows(data: st.DataObject) -> None:
     ask, count = data.draw(ASKS), data.draw(st.integers(1, 4))
     body = written(data.draw(good_contents(ask, count)))
-    rows = wire.read(ask, Reply(200, {}, body), count)
+    rows = core_protocol.read(ask, Reply(200, {}, body), count)
     assert isinstance(rows, Rows)
     check_rows(rows, ask, count)
     check_against_the_standard_library(rows, ask, body)
@@ -287,12 +290,12 @@ def test_rows_that_are_missing_doubled_or_misnumbered_are_a_bad_reply(data: st.D
         rows[at][index], rows[other][index] = rows[other][index], rows[at][index]
     reply = Reply(200, {}, written(content))
     if deed == "swap numbers":
-        found = wire.read(ask, reply, count)
+        found = core_protocol.read(ask, reply, count)
         assert isinstance(found, Rows)
         check_against_the_standard_library(found, ask, reply.body)
         return
     with pytest.raises(BadReply):
-        wire.read(ask, reply, count)
+        core_protocol.read(ask, reply, count)
 
 
 PHRASES = st.sampled_from(
@@ -438,7 +441,7 @@ def test_an_absurd_bill_is_no_bill(tokens: int) -> None:
 def test_a_number_that_no_float32_can_hold_is_a_bad_reply() -> None:
     body = written({"output": {"embeddings": [{"text_index": 0, "embedding": [1e39]}]}})
     with pytest.raises(BadReply):
-        wire.read(Ask("native", "m"), Reply(200, {}, body), 1)
+        core_protocol.read(Ask("native", "m"), Reply(200, {}, body), 1)
 
 
 # --- lengths -----------------------------------------------------------------------------------------------
@@ -456,7 +459,7 @@ def _packed(text: str) -> str:
 @given(LONG, TOKENS)
 @examples(150)
 def test_pieces_are_the_whole_text_in_order_but_for_blank_stretches(text: str, tokens: float) -> None:
-    found = [*lengths.pieces(text, tokens)]
+    found = [*text_length.pieces(text, tokens)]
     at = 0
     for piece in found:
         assert piece.strip()
@@ -466,18 +469,18 @@ def test_pieces_are_the_whole_text_in_order_but_for_blank_stretches(text: str, t
     assert not text[at:].strip()
     assert _packed("".join(found)) == _packed(text)
     # "About": where a stretch is denser than what follows it, up to about twice as many.
-    assert all(len(piece) == 1 or lengths.estimate(piece) <= 2.2 * tokens for piece in found)
+    assert all(len(piece) == 1 or text_length.estimate(piece) <= 2.2 * tokens for piece in found)
 
 
 @given(LONG, TOKENS)
 @examples(150)
 def test_a_beginning_is_one_and_is_not_blank(text: str, tokens: float) -> None:
     assume(text.strip())
-    found = lengths.beginning(text, tokens)
+    found = text_length.beginning(text, tokens)
     assert text.lstrip().startswith(found)
     assert found.strip()
-    assert len(found) == 1 or lengths.estimate(found) <= 2.2 * tokens
-    if lengths.estimate(text) <= tokens and tokens >= 1:
+    assert len(found) == 1 or text_length.estimate(found) <= 2.2 * tokens
+    if text_length.estimate(text) <= tokens and tokens >= 1:
         assert found == text.lstrip()
 
 
@@ -485,20 +488,20 @@ def test_a_beginning_is_one_and_is_not_blank(text: str, tokens: float) -> None:
 @examples(120)
 def test_what_stands_for_a_text_is_the_text_itself_where_it_fits(text: str, policy: LongText, tokens: int) -> None:
     assume(text.strip())
-    rows = [*lengths.fitting(text, policy, tokens)]
+    rows = [*text_length.fitting(text, policy, tokens)]
     assert rows
     assert all(row.strip() for row in rows)
-    if policy == "error" or lengths.estimate(text) <= tokens:
+    if policy == "error" or text_length.estimate(text) <= tokens:
         assert rows == [text]
 
 
 @given(LONG, LONG)
 @examples(100)
 def test_an_estimate_grows_with_the_text(one: str, other: str) -> None:
-    assert 0 <= lengths.estimate(one) < math.inf
-    assert lengths.estimate(one) >= len(one) / 4.0 - 1e-9
-    assert lengths.estimate(one + one) == pytest.approx(2 * lengths.estimate(one))
-    assert lengths.estimate(one + other) <= lengths.estimate(one) + lengths.estimate(other) + 1e-9
+    assert 0 <= text_length.estimate(one) < math.inf
+    assert text_length.estimate(one) >= len(one) / 4.0 - 1e-9
+    assert text_length.estimate(one + one) == pytest.approx(2 * text_length.estimate(one))
+    assert text_length.estimate(one + other) <= text_length.estimate(one) + text_length.estimate(other) + 1e-9
 
 
 # --- sparse vectors ----------------------------------------------------------------------------------------
@@ -584,7 +587,7 @@ URLS = st.one_of(
 @given(URLS, st.sampled_from(["native", "openai"]), st.sampled_from([None, "cn-beijing", "x"]))
 @examples(350)
 def test_any_base_url_is_refused_or_asks_the_host_that_it_names(
-    base_url: str, protocol: wire.Protocol, region: str | None
+    base_url: str, protocol: core_protocol.Protocol, region: str | None
 ) -> None:
     try:
         found = address(protocol, base_url=base_url, region=region)
@@ -594,14 +597,14 @@ def test_any_base_url_is_refused_or_asks_the_host_that_it_names(
         assert base_url == "emulator"
         return
     try:
-        asked = httpx.URL(found.root + wire.path(protocol))
+        asked = httpx.URL(found.root + core_protocol.path(protocol))
     except (httpx.InvalidURL, UnicodeError):
         return  # the tests below expect better
     named = urlsplit(base_url.strip())
     assert asked.host == (named.hostname or "").strip("[]")
-    assert asked.path.endswith(wire.path(protocol))
+    assert asked.path.endswith(core_protocol.path(protocol))
     assert not asked.userinfo
-    assert asked.scheme == "https" or asked.host in {"127.0.0.1", "127.0.0.2", "localhost", "::1"}
+    assert asked.scheme == "https" or asked.host in {"127.0.0.1", "127.0.0.2", "localhost", "::1", "::ffff:127.0.0.1"}
     assert httpx.URL(f"{asked.scheme}://{found.host}").host == asked.host
 
 

@@ -9,12 +9,12 @@ import pytest
 from both import KEY, client_of
 
 from dashscope_embeddings import DashScopeError
+from dashscope_embeddings._adapters.hybrid import Halves
+from dashscope_embeddings._adapters.hybrid_cache import Memo
 from dashscope_embeddings.emulator import Emulator, faults
-from dashscope_embeddings.halves import Halves
-from dashscope_embeddings.memo import Memo
 
 if TYPE_CHECKING:
-    from dashscope_embeddings.memo import Half
+    from dashscope_embeddings._adapters.hybrid_cache import Half
 
 QUESTION = "which words are rare?"
 

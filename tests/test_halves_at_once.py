@@ -15,14 +15,14 @@ import pytest
 from both import KEY, client_of
 
 from dashscope_embeddings import ConnectionFailed, DashScopeError, EmbeddingClient
+from dashscope_embeddings._adapters.hybrid import Halves
+from dashscope_embeddings._adapters.hybrid_cache import Memo
 from dashscope_embeddings.emulator import Emulator, faults
-from dashscope_embeddings.halves import Halves
-from dashscope_embeddings.memo import Memo
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
 
-    from dashscope_embeddings.memo import Flight, Half, Key, Vector
+    from dashscope_embeddings._adapters.hybrid_cache import Flight, Half, Key, Vector
 
 QUESTION = "which words are rare?"
 
@@ -234,8 +234,8 @@ FORK = f"""
 import itertools, os, signal, sys, threading
 from dashscope_embeddings import EmbeddingClient
 from dashscope_embeddings.emulator import Emulator
-from dashscope_embeddings.halves import Halves
-from dashscope_embeddings.memo import Memo
+from dashscope_embeddings._adapters.hybrid import Halves
+from dashscope_embeddings._adapters.hybrid_cache import Memo
 
 under_way, go, count = threading.Event(), threading.Event(), itertools.count()
 

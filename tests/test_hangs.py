@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from both import KEY, FakeClock
 
-from dashscope_embeddings import EmbeddingClient, limiter
+from dashscope_embeddings import EmbeddingClient
+from dashscope_embeddings._core import rate_limiter
 from dashscope_embeddings.emulator import Emulator, faults
 
 if TYPE_CHECKING:
@@ -168,7 +169,7 @@ def test_a_second_ctrl_c_ends_embed_at_once_whatever_the_server_does(kind: str, 
     try:
         assert server.stdout is not None
         address = f"http://127.0.0.1:{server.stdout.readline().strip()}"
-        command = [sys.executable, "-m", "dashscope_embeddings.cli", "embed", str(tmp_path / "in.txt")]
+        command = [sys.executable, "-m", "dashscope_embeddings", "embed", str(tmp_path / "in.txt")]
         embed = subprocess.Popen(  # noqa: S603 - same
             [*command, "-o", str(tmp_path / "out.jsonl"), "--base-url", address],
             env={**os.environ, "DASHSCOPE_API_KEY": KEY},
@@ -244,17 +245,17 @@ async def test_a_long_list_is_checked_on_the_loop_where_no_thread_can_be_started
 
 def test_limiters_of_keys_that_nobody_uses_any_more_are_freed() -> None:
     clock = FakeClock()
-    living = limiter.shared(("key", "host", "model"), clock.now)
+    living = rate_limiter.shared(("key", "host", "model"), clock.now)
     living.tighten(60, None)
     for i in range(1_000):
-        limiter.shared((f"key {i}", "host", "model"), clock.now)
+        rate_limiter.shared((f"key {i}", "host", "model"), clock.now)
     gc.collect()
-    assert len(limiter._shared) < 100
-    assert limiter.shared(("key", "host", "model"), clock.now) is living
+    assert len(rate_limiter._shared) < 100
+    assert rate_limiter.shared(("key", "host", "model"), clock.now) is living
 
 
 def test_what_was_learned_outlives_a_client_for_the_next_one_of_its_key() -> None:
     clock = FakeClock()
-    limiter.shared(("key", "host", "model"), clock.now).tighten(60, None)
+    rate_limiter.shared(("key", "host", "model"), clock.now).tighten(60, None)
     gc.collect()
-    assert limiter.shared(("key", "host", "model"), clock.now).requests_per_minute == 60
+    assert rate_limiter.shared(("key", "host", "model"), clock.now).requests_per_minute == 60

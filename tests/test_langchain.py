@@ -22,7 +22,7 @@ from langchain_tests.integration_tests import EmbeddingsIntegrationTests
 from langchain_tests.unit_tests import EmbeddingsUnitTests
 from pydantic import ValidationError
 
-from dashscope_embeddings.drivers import Threads
+from dashscope_embeddings._runtime.drivers import Threads
 from dashscope_embeddings.emulator import Emulator, faults
 from dashscope_embeddings.errors import AuthenticationError, InvalidInput
 from dashscope_embeddings.langchain import DashScopeEmbeddings
@@ -31,9 +31,9 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from pathlib import Path
 
-    from dashscope_embeddings.emulator.server import Server
-    from dashscope_embeddings.exchange import Flow, Outcome
-    from dashscope_embeddings.workers import Flag
+    from dashscope_embeddings._core.exchange import Flow, Outcome
+    from dashscope_embeddings._runtime.thread_pool import Flag
+    from dashscope_embeddings.emulator.http import Server
 
     Leaks = Callable[[Callable[[], object]], list[str]]
     Arrival = Callable[[int], Awaitable[None]]

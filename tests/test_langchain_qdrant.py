@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from dashscope_embeddings.emulator import Emulator
-    from dashscope_embeddings.emulator.server import Server
+    from dashscope_embeddings.emulator.http import Server
 
 KEY = "sk-made-up-2b90"
 TEXTS = [f"paragraph {n} about topic{n % 7} and word{n}" for n in range(100)]

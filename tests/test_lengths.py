@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dashscope_embeddings import catalogue
-from dashscope_embeddings.lengths import Limits, estimate, fitting, limits_of, pieces, shorten
+from dashscope_embeddings._core.text_length import Limits, estimate, fitting, limits_of, pieces, shorten
 
 V2, V4 = catalogue.model("text-embedding-v2"), catalogue.model("text-embedding-v4")
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from dashscope_embeddings import limiter as module
-from dashscope_embeddings.limiter import Limiter, Permit, shared
+from dashscope_embeddings._core import rate_limiter as module
+from dashscope_embeddings._core.rate_limiter import Limiter, Permit, shared
 
 sys.path.insert(0, os.fspath(Path(__file__).parent))
 

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from both import client_of
 
-from dashscope_embeddings import assembly, inputs, lengths
-from dashscope_embeddings.assembly import Assembly
-from dashscope_embeddings.async_drivers import in_thread
+from dashscope_embeddings._core import results, text_inputs, text_length
+from dashscope_embeddings._core.exchange import Outcome
+from dashscope_embeddings._core.planning import Plan, batches
+from dashscope_embeddings._core.results import Assembly
+from dashscope_embeddings._core.text_length import Limits
+from dashscope_embeddings._runtime.async_drivers import in_thread
 from dashscope_embeddings.emulator import Emulator
-from dashscope_embeddings.exchange import Outcome
-from dashscope_embeddings.lengths import Limits
-from dashscope_embeddings.planning import Plan, batches
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable
@@ -81,7 +81,7 @@ class Counted(str):
 def test_a_huge_text_is_not_copied_for_each_of_its_pieces(sentence: str) -> None:
     text = Counted(sentence * (600_000 // len(sentence)))
     Counted.copied = 0
-    assert "".join(lengths.pieces(text, 250)) == text
+    assert "".join(text_length.pieces(text, 250)) == text
     assert Counted.copied < 10 * len(text)
 
 
@@ -91,13 +91,13 @@ HUGE = "word and text. " * 200_000
 @pytest.fixture
 def cut(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many pieces were cut so far."""
-    count, shorten = [0], lengths.shorten
+    count, shorten = [0], text_length.shorten
 
     def counting(text: str, tokens: float) -> str:
         count[0] += 1
         return shorten(text, tokens)
 
-    monkeypatch.setattr(lengths, "shorten", counting)
+    monkeypatch.setattr(text_length, "shorten", counting)
     return count
 
 
@@ -124,8 +124,8 @@ async def test_a_huge_text_is_checked_averaged_and_cut_without_stopping_the_loop
 ) -> None:
     emulator = Emulator()
     client = client_of(emulator, model="text-embedding-v2", long_text="average", max_concurrency=2, dimensions=1536)
-    checks = _in_thread_only(monkeypatch, inputs, "complaint")
-    means = _in_thread_only(monkeypatch, assembly, "average")
+    checks = _in_thread_only(monkeypatch, text_inputs, "complaint")
+    means = _in_thread_only(monkeypatch, results, "average")
     cut_before: list[int] = []
     asend = client._sessions.asend
 

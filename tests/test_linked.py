@@ -19,7 +19,7 @@ from dashscope_embeddings.llama_index import DashScopeEmbedding, DashScopeSparse
 
 if TYPE_CHECKING:
     from dashscope_embeddings.emulator import Emulator
-    from dashscope_embeddings.emulator.server import Server
+    from dashscope_embeddings.emulator.http import Server
 
 KEY = "sk-made-up-7c2e"
 QUESTION = "which words are rare?"

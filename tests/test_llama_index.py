@@ -38,7 +38,7 @@ from dashscope_embeddings.llama_index import DashScopeEmbedding
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
 
-    from dashscope_embeddings.emulator.server import Server
+    from dashscope_embeddings.emulator.http import Server
 
     Leaks = Callable[[Callable[[], object]], list[str]]
     Arrival = Callable[[int], Awaitable[None]]

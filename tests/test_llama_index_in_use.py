@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from dashscope_embeddings.emulator import Emulator
-    from dashscope_embeddings.emulator.server import Server
+    from dashscope_embeddings.emulator.http import Server
 
 WAYS = pytest.mark.parametrize("way", ["sync", "async"])
 

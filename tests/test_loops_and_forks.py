@@ -59,7 +59,7 @@ from dashscope_embeddings.llama_index import DashScopeEmbedding
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from dashscope_embeddings.emulator.server import Server
+    from dashscope_embeddings.emulator.http import Server
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 needs_signals = pytest.mark.skipif(sys.platform == "win32", reason="Ctrl-C cannot be sent to one process here")
@@ -175,7 +175,7 @@ def test_a_child_does_not_wait_for_a_lock_that_its_parents_thread_held(served: S
     """Every lock of the package that can be reached from a client or a module is held at one fork each."""
     program = """
     import gc, types
-    import dashscope_embeddings.adapter
+    import dashscope_embeddings._adapters.base
     client = EmbeddingClient(api_key=key, base_url=url, max_concurrency=4)
     client.embed([f"warm {i}" for i in range(30)])
     client.embed("warm", text_type="query")

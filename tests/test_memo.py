@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from dashscope_embeddings.memo import CAPACITY, Flight, Memo
+from dashscope_embeddings._adapters.hybrid_cache import CAPACITY, Flight, Memo
 from dashscope_embeddings.vectors import Embedding, SparseVector
 
 if TYPE_CHECKING:
-    from dashscope_embeddings.memo import Half, Key, Vector
+    from dashscope_embeddings._adapters.hybrid_cache import Half, Key, Vector
 
 QUESTION: Key = ("query", "what?")
 DENSE = [0.1, -0.25, 1e-300]
@@ -301,7 +301,7 @@ def test_threads_that_put_and_take_at_once_lose_and_mix_up_nothing() -> None:
 
 FORKED = """
 import os, signal, sys
-from dashscope_embeddings.memo import Memo
+from dashscope_embeddings._adapters.hybrid_cache import Memo
 from dashscope_embeddings.vectors import SparseVector
 memo = Memo()
 {parent}

@@ -34,13 +34,13 @@ from dashscope_embeddings import (
 from dashscope_embeddings.emulator.faults import Status, Throttle
 from dashscope_embeddings.langchain import DashScopeEmbeddings
 from dashscope_embeddings.llama_index import DashScopeEmbedding, DashScopeSparseEmbedding
-from dashscope_embeddings.llama_index_usage import DashScopeUsageEvent
+from dashscope_embeddings.llama_index.usage_event import DashScopeUsageEvent
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from dashscope_embeddings.emulator import Emulator
-    from dashscope_embeddings.emulator.server import Server
+    from dashscope_embeddings.emulator.http import Server
 
 TEXTS = [f"text number {i}" for i in range(25)]
 

@@ -12,8 +12,8 @@ import pytest
 from both import client_of
 
 from dashscope_embeddings import EmbeddingClient, InvalidInput, Price, catalogue
+from dashscope_embeddings._core.exchange import backoff
 from dashscope_embeddings.emulator import Emulator, faults
-from dashscope_embeddings.exchange import backoff
 from dashscope_embeddings.langchain import DashScopeEmbeddings
 from dashscope_embeddings.llama_index import DashScopeEmbedding
 

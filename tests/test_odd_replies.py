@@ -10,7 +10,7 @@ from both import Async, Sync
 from raw_server import client_at, content, http, serving, vector
 
 from dashscope_embeddings import BadReply
-from dashscope_embeddings.corpus import batch_wire
+from dashscope_embeddings.corpus.batch import messages as batch_protocol
 
 if TYPE_CHECKING:
     import socket
@@ -152,7 +152,7 @@ def test_a_sparse_token_that_is_no_text_costs_no_vectors() -> None:
 def test_a_line_of_a_batch_is_read_as_leniently(usage: Any, tokens: int, status: int) -> None:
     body = {"data": [{"index": 0, "embedding": [0.5]}], "usage": usage}
     line = {"custom_id": "line-1", "response": {"status_code": status, "body": body}, "error": None}
-    found = batch_wire.result(json.dumps(line).encode())
+    found = batch_protocol.result(json.dumps(line).encode())
     assert found is not None
     assert found.reply is not None
     assert found.tokens == tokens

@@ -12,7 +12,7 @@ import pytest
 from waysin import DIMENSIONS, Service
 
 from dashscope_embeddings import BadRequestError, DashScopeError, InvalidInput, corpus
-from dashscope_embeddings.emulator import Emulator, faults, meaning
+from dashscope_embeddings.emulator import Emulator, faults, synthetic_vectors
 from dashscope_embeddings.langchain import DashScopeEmbeddings
 from dashscope_embeddings.llama_index import DashScopeEmbedding
 
@@ -31,7 +31,7 @@ Vectors: TypeAlias = "dict[int, list[float]]"
 def _remembering() -> Iterator[None]:
     """An emulator that computes a text's vector once in all these tests."""
     patch = pytest.MonkeyPatch()
-    patch.setattr(meaning, "dense", cache(meaning.dense))
+    patch.setattr(synthetic_vectors, "dense", cache(synthetic_vectors.dense))
     yield
     patch.undo()
 

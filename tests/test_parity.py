@@ -17,7 +17,7 @@ from dashscope_embeddings.llama_index import DashScopeEmbedding
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from dashscope_embeddings.adapter import ClientFields
+    from dashscope_embeddings._adapters.base import ClientFields
 
 TWINS = [
     (EmbeddingClient, "embed", "aembed"),

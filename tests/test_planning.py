@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dashscope_embeddings.async_drivers import in_thread
+from dashscope_embeddings._core.planning import Batch, Part, Plan, abatches, batches
+from dashscope_embeddings._core.text_inputs import achecking, checked, checking, texts_of
+from dashscope_embeddings._core.text_length import Limits, estimate
+from dashscope_embeddings._runtime.async_drivers import in_thread
 from dashscope_embeddings.errors import InvalidInput
-from dashscope_embeddings.inputs import achecking, checked, checking, texts_of
-from dashscope_embeddings.lengths import Limits, estimate
-from dashscope_embeddings.planning import Batch, Part, Plan, abatches, batches
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Iterator

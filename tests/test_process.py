@@ -22,7 +22,7 @@ from dashscope_embeddings import EmbeddingClient, InvalidInput
 
 if TYPE_CHECKING:
     from dashscope_embeddings.emulator import Emulator
-    from dashscope_embeddings.emulator.server import Server
+    from dashscope_embeddings.emulator.http import Server
 
 TEXTS = [f"text number {i}" for i in range(60)]
 

@@ -16,19 +16,20 @@ from hypotheses import any_texts, examples, forget, lists_of, texts
 from hypothesis import assume, event, given
 from hypothesis import strategies as st
 
-from dashscope_embeddings import BadRequestError, DashScopeError, InvalidInput, SparseVector, lengths, planning
-from dashscope_embeddings.assembly import Assembly
+from dashscope_embeddings import BadRequestError, DashScopeError, InvalidInput, SparseVector
+from dashscope_embeddings._core import planning, text_length
+from dashscope_embeddings._core.exchange import Outcome
+from dashscope_embeddings._core.results import Assembly
+from dashscope_embeddings._core.text_length import Limits
 from dashscope_embeddings.catalogue import DEFAULT_MODEL
-from dashscope_embeddings.emulator import Emulator, faults, meaning
+from dashscope_embeddings.emulator import Emulator, faults, synthetic_vectors
 from dashscope_embeddings.errors import BadReply
-from dashscope_embeddings.exchange import Outcome
-from dashscope_embeddings.lengths import Limits
 from dashscope_embeddings.vectors import average
 
 if TYPE_CHECKING:
     from dashscope_embeddings import EmbeddingClient
     from dashscope_embeddings.emulator import Asked
-    from dashscope_embeddings.emulator.fault import Fault
+    from dashscope_embeddings.emulator.fault_schedule import Fault
 
 HOST = "dashscope.aliyuncs.com"
 WIDTH = 64
@@ -66,7 +67,7 @@ def make(  # noqa: PLR0913 - each is drawn on its own
     clock = FakeClock()
     emulator = Emulator(rows=rows, tokens_per_row=tokens, faults=script, clock=clock.now)
     thought = rows if believed is None else believed
-    lengths._learned[HOST, DEFAULT_MODEL] = Limits(
+    text_length._learned[HOST, DEFAULT_MODEL] = Limits(
         thought, tokens if believed_tokens is None else believed_tokens, None
     )
     made = client_of(emulator, clock, dimensions=WIDTH, **client)
@@ -216,7 +217,7 @@ def test_tokens_a_request_are_kept_to(
     found = way.embed(world.client, asked)
     assert found.dense == [right(world.emulator, text) for text in asked]
     for record in world.emulator.asked:
-        assert len(record.texts) == 1 or sum(map(lengths.estimate, record.texts)) <= budget
+        assert len(record.texts) == 1 or sum(map(text_length.estimate, record.texts)) <= budget
 
 
 @given(lists_of(texts()), WAYS, CLIENTS, RECOVERED)
@@ -279,9 +280,9 @@ def test_a_truncated_text_has_the_vector_of_its_beginning_and_a_whole_one_its_ow
     for text, vector in zip(asked, found.dense, strict=True):
         row = vectors[tuple(vector)]
         assert text.startswith(row) or text.lstrip().startswith(row)
-        if meaning.count(text) <= limit and lengths.estimate(text) <= min(limit, believed):
+        if synthetic_vectors.count(text) <= limit and text_length.estimate(text) <= min(limit, believed):
             assert row == text
-    assert all(meaning.count(row) <= limit for row in vectors.values())
+    assert all(synthetic_vectors.count(row) <= limit for row in vectors.values())
 
 
 @given(MIXED, WAYS, st.tuples(st.integers(1, 40), st.integers(1, 60)), CLIENTS, LEGIBLE)
@@ -298,11 +299,11 @@ def test_an_averaged_text_has_a_vector_of_all_of_it(
     assert len(found.dense) == len(asked)
     for text, vector in zip(asked, found.dense, strict=True):
         assert math.hypot(*vector) == pytest.approx(1.0)
-        if meaning.count(text) <= limit and lengths.estimate(text) <= min(limit, believed):
+        if synthetic_vectors.count(text) <= limit and text_length.estimate(text) <= min(limit, believed):
             assert vector == right(emulator, text)
             continue
-        cut = [*lengths.fitting(text, "average", believed)]
-        if rows.issuperset(cut) and believed <= limit and all(meaning.count(piece) <= limit for piece in cut):
+        cut = [*text_length.fitting(text, "average", believed)]
+        if rows.issuperset(cut) and believed <= limit and all(synthetic_vectors.count(piece) <= limit for piece in cut):
             mean = average([right(emulator, piece) for piece in cut], [float(len(piece)) for piece in cut])
             assert vector == mean
     letters = Counter(letter for record in good for row in record.texts for letter in "".join(row.split()))
@@ -318,8 +319,8 @@ def test_texts_that_are_too_long_are_named_and_their_neighbours_are_kept(
     limit, believed = limits
     world = make(way, tokens=limit, believed_tokens=believed, script=script, **settings)
     emulator = world.emulator
-    too_long = [i for i, text in enumerate(asked) if meaning.count(text) > limit]
-    surely = [i for i, text in enumerate(asked) if 0.4 * lengths.estimate(text) > believed]
+    too_long = [i for i, text in enumerate(asked) if synthetic_vectors.count(text) > limit]
+    surely = [i for i, text in enumerate(asked) if 0.4 * text_length.estimate(text) > believed]
     if not too_long and not surely:
         assert way.embed(world.client, asked).dense == [right(emulator, text) for text in asked]
         return
@@ -570,13 +571,13 @@ def test_a_plan_puts_every_text_into_its_place_and_keeps_to_the_limits(
         assert batch.number == number
         assert batch.texts or batch.places
         assert len(batch.texts) <= most
-        assert len(batch.texts) <= 1 or sum(map(lengths.estimate, batch.texts)) <= smallest + 1e-9
+        assert len(batch.texts) <= 1 or sum(map(text_length.estimate, batch.texts)) <= smallest + 1e-9
         assert len(batch.places) <= planning._MOST_PLACES
     places = [(batch, place) for batch in found for place in batch.places]
     assert [place.index for _, place in places] == list(range(len(asked)))
     oldest = 0
     for batch, place in places:
-        expected = [*lengths.fitting(asked[place.index], how["policy"], tokens)]
+        expected = [*text_length.fitting(asked[place.index], how["policy"], tokens)]
         assert [found[part.batch].texts[part.row] for part in place.parts] == expected
         assert [part.weight for part in place.parts] == [len(row) for row in expected]
         assert max(part.batch for part in place.parts) <= batch.number
@@ -584,7 +585,7 @@ def test_a_plan_puts_every_text_into_its_place_and_keeps_to_the_limits(
         assert all(part.batch >= oldest for place in batch.places for part in place.parts)
         oldest = max(oldest, batch.oldest)
     sent = sum(len(batch.texts) for batch in found)
-    once = sum(len([*lengths.fitting(text, how["policy"], tokens)]) for text in set(asked))
+    once = sum(len([*text_length.fitting(text, how["policy"], tokens)]) for text in set(asked))
     assert once <= sent
     if how.get("memory", 0) is None:
         assert sent == once
@@ -612,7 +613,7 @@ def test_an_assembly_gives_each_text_what_became_of_its_rows(
             given_out.update({found.index: found.dense for found in job.ready()})
     expected: dict[int, list[float]] = {}
     for index, text in enumerate(asked):
-        cut = [*lengths.fitting(text, how["policy"], 12)]
+        cut = [*text_length.fitting(text, how["policy"], 12)]
         if not refused.intersection(cut):
             expected[index] = average([vectors[row] for row in cut], [float(len(row)) for row in cut])
     if len(expected) == len(asked):

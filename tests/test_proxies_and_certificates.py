@@ -29,15 +29,15 @@ from dashscope_embeddings import (
     ServerError,
     ServiceError,
 )
-from dashscope_embeddings.addresses import is_loopback
+from dashscope_embeddings._core.address import is_loopback
+from dashscope_embeddings._runtime.environment import proxy_for
 from dashscope_embeddings.emulator import Emulator, faults
-from dashscope_embeddings.environment import proxy_for
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from dashscope_embeddings.emulator.server import Server
+    from dashscope_embeddings.emulator.http import Server
 
 WAYS = pytest.mark.parametrize("way", [Sync(), Async()], ids=["sync", "async"])
 HOST = "dashscope.aliyuncs.com"

@@ -94,7 +94,8 @@ def test_faults_strike_the_next_request_and_end_with_their_test(project: pytest.
         """
         import os
         import pytest
-        from dashscope_embeddings import EmbeddingClient, ServerError, limiter
+        from dashscope_embeddings import EmbeddingClient, ServerError
+        from dashscope_embeddings._core import rate_limiter
         from dashscope_embeddings.emulator import faults
 
         client = EmbeddingClient(base_url="emulator", max_retries=0)
@@ -105,11 +106,11 @@ def test_faults_strike_the_next_request_and_end_with_their_test(project: pytest.
             with pytest.raises(ServerError):
                 client.embed("two")
             assert [asked.status for asked in dashscope_emulator.asked] == [200, 500]
-            assert limiter._shared
+            assert rate_limiter._shared
 
         def test_after_it(dashscope_emulator):
             assert (dashscope_emulator.requests, dashscope_emulator.asked, dashscope_emulator.faults) == (0, [], ())
-            assert not limiter._shared
+            assert not rate_limiter._shared
             client.embed("three")
             assert dashscope_emulator.billed_texts == 1
 

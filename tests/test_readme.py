@@ -14,8 +14,8 @@ import pytest
 
 import dashscope_embeddings
 from dashscope_embeddings import DashScopeError, EmbeddingClient
+from dashscope_embeddings.cli.models import models_markdown
 from dashscope_embeddings.emulator import Emulator, faults
-from dashscope_embeddings.tables import models_markdown
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -17,13 +17,13 @@ from pydantic import SecretStr
 from sightings import sightings
 
 from dashscope_embeddings import DashScopeError, EmbeddingClient
+from dashscope_embeddings._core.redaction import Redaction, escaped, printable
 from dashscope_embeddings.emulator import Emulator
-from dashscope_embeddings.redaction import Redaction, escaped, printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from dashscope_embeddings.metering import RequestRecord
+    from dashscope_embeddings.usage import RequestRecord
 
 KEY = "CANARY.0a1b2c3d4e5f+6/7=8"
 """Of another form than the service's own keys, which begin with sk-."""

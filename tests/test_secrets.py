@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from dashscope_embeddings.emulator.server import Server
+    from dashscope_embeddings.emulator.http import Server
 
 TEXTS = [f"text number {i}" for i in range(25)]
 KINDS: dict[str, Any] = {

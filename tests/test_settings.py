@@ -8,10 +8,10 @@ import pytest
 from pydantic import SecretStr
 
 from dashscope_embeddings import catalogue
-from dashscope_embeddings.addresses import EMULATOR, Address, address, find_key
+from dashscope_embeddings._core.address import EMULATOR, Address, address, find_key
+from dashscope_embeddings._core.protocol import Ask
+from dashscope_embeddings._core.settings import Settings
 from dashscope_embeddings.errors import InvalidInput
-from dashscope_embeddings.settings import Settings
-from dashscope_embeddings.wire import Ask
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -27,7 +27,7 @@ from dashscope_embeddings.ray_data import EmbedBatch
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from dashscope_embeddings.emulator.server import Server
+    from dashscope_embeddings.emulator.http import Server
 
 KINDS: dict[str, Any] = {
     "client": EmbeddingClient,

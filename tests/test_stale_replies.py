@@ -15,10 +15,10 @@ from both import KEY
 from raw_server import answer, client_at, content, http, serving, vector
 
 from dashscope_embeddings import BadReply, BadRequestError, EmbeddingClient
-from dashscope_embeddings.exchange import Send, Target
+from dashscope_embeddings._core.exchange import Send, Target
+from dashscope_embeddings._core.protocol import Reply
+from dashscope_embeddings._core.stale_replies import _REMEMBERED, SeenReplies
 from dashscope_embeddings.langchain import DashScopeEmbeddings
-from dashscope_embeddings.stale_replies import _REMEMBERED, SeenReplies
-from dashscope_embeddings.wire import Reply
 
 if TYPE_CHECKING:
     import socket

@@ -22,12 +22,12 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from dashscope_embeddings.coalesce import Coalescer, Flight, Query
-from dashscope_embeddings.errors import Refusal, from_reply
-from dashscope_embeddings.exchange import Outcome, Terms
-from dashscope_embeddings.lengths import Limits
-from dashscope_embeddings.limiter import Limiter, Permit
-from dashscope_embeddings.wire import Ask
+from dashscope_embeddings._core.error_codes import Refusal, from_reply
+from dashscope_embeddings._core.exchange import Outcome, Terms
+from dashscope_embeddings._core.protocol import Ask
+from dashscope_embeddings._core.query_batcher import Coalescer, Flight, Query
+from dashscope_embeddings._core.rate_limiter import Limiter, Permit
+from dashscope_embeddings._core.text_length import Limits
 
 if TYPE_CHECKING:
     from hypothesis.stateful import MultipleResults

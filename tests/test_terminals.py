@@ -19,7 +19,8 @@ from dashscope_embeddings.emulator import faults, in_process
 
 typer_testing = pytest.importorskip("typer.testing")
 pytest.importorskip("rich")
-from dashscope_embeddings import cli, cli_corpus, demo  # noqa: E402 - they need what was just looked for
+from dashscope_embeddings.cli import app, demo  # noqa: E402 - they need what was just looked for
+from dashscope_embeddings.cli import embed as cli_embed  # noqa: E402 - same
 
 
 @pytest.fixture(autouse=True)
@@ -30,7 +31,7 @@ def terminal(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def run(*arguments: str, **how: Any) -> Any:
-    return typer_testing.CliRunner().invoke(cli.app, arguments, **how)
+    return typer_testing.CliRunner().invoke(app.app, arguments, **how)
 
 
 # --- characters that a terminal lacks ------------------------------------------------------------------------
@@ -69,7 +70,7 @@ def test_a_character_that_the_terminal_lacks_is_replaced(
     monkeypatch.setattr(sys, "stderr", io.TextIOWrapper(errors, encoding, "backslashreplace"))
     monkeypatch.setattr(sys, "argv", ["dashscope-embeddings", *command])
     with pytest.raises(SystemExit) as ended:
-        cli.main()
+        app.main()
     sys.stdout.flush()
     sys.stderr.flush()
     wrong = command[:2] == ["embed", "无.txt"] or "表.csv" in command
@@ -133,7 +134,7 @@ def test_a_misspelt_word_is_answered_with_the_one_that_was_meant(
 @pytest.mark.parametrize("drawn", [False, True])
 def test_throttling_is_told_while_it_lasts(drawn: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: FBT001 - a case
     in_process().faults = [faults.Throttle(times=3, retry_after=0.3)]
-    monkeypatch.setattr(cli_corpus, "_SOON", 0.1)
+    monkeypatch.setattr(cli_embed, "_SOON", 0.1)
     if drawn:
         monkeypatch.setenv("FORCE_COLOR", "1")
         monkeypatch.setenv("TTY_COMPATIBLE", "1")
@@ -144,7 +145,7 @@ def test_throttling_is_told_while_it_lasts(drawn: bool, tmp_path: Path, monkeypa
 
 
 def test_nothing_is_said_of_throttling_between_answers() -> None:
-    trouble = cli_corpus._Trouble()
+    trouble = cli_embed._Trouble()
     assert trouble.said() == ""
     in_process().faults = [faults.Throttle(times=1)]
     EmbeddingClient(base_url="emulator", on_request=trouble.heard).embed(["a", "b"])

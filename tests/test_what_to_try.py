@@ -20,7 +20,7 @@ from dashscope_embeddings.emulator import Emulator, faults
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from dashscope_embeddings.emulator.server import Server
+    from dashscope_embeddings.emulator.http import Server
 
 KEY = "sk-CANARY-0a1b2c3d4e5f"
 NATIVE = "/api/v1/services/embeddings/text-embedding/text-embedding"
@@ -271,23 +271,23 @@ def test_the_same_command_goes_on_is_said_where_it_does(
 ) -> None:
     typer_testing = pytest.importorskip("typer.testing")
     pytest.importorskip("rich")
-    from dashscope_embeddings import cli  # noqa: PLC0415 - it needs what was just looked for
+    from dashscope_embeddings.cli import app  # noqa: PLC0415 - it needs what was just looked for
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DASHSCOPE_API_KEY", KEY)
     fault, words = GOES_ON[trouble]
     emulator.faults = [fault]
     (tmp_path / "in.txt").write_text("one\ntwo\n", "utf-8")
-    result = typer_testing.CliRunner().invoke(cli.app, ["embed", "in.txt", "-o", "out.jsonl", "--base-url", served.url])
+    result = typer_testing.CliRunner().invoke(app.app, ["embed", "in.txt", "-o", "out.jsonl", "--base-url", served.url])
     assert result.exit_code == 1
     assert words in result.stderr
 
 
 def test_nothing_that_is_said_is_an_order_to_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("rich")
-    from dashscope_embeddings import cli_common  # noqa: PLC0415 - it needs what was just looked for
+    from dashscope_embeddings.cli import common  # noqa: PLC0415 - it needs what was just looked for
 
     with pytest.raises(Exception, match="1"):
-        cli_common.fail("a file\x1b[2J \x9b31m\u202e of a stranger\nand another line")
+        common.fail("a file\x1b[2J \x9b31m\u202e of a stranger\nand another line")
     told = capsys.readouterr().err
     assert told == "a file\\x1b[2J \\x9b31m\\u202e of a stranger\nand another line\n"

@@ -14,14 +14,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dashscope_embeddings import wire
-from dashscope_embeddings.errors import BadReply, Refusal
+from dashscope_embeddings._core import protocol as core_protocol
+from dashscope_embeddings._core.error_codes import Refusal
+from dashscope_embeddings._core.protocol import Ask, Reply, Rows
+from dashscope_embeddings.errors import BadReply
 from dashscope_embeddings.vectors import SparseVector
-from dashscope_embeddings.wire import Ask, Reply, Rows
 
 if TYPE_CHECKING:
+    from dashscope_embeddings._core.protocol import Protocol
     from dashscope_embeddings.vectors import Output
-    from dashscope_embeddings.wire import Protocol
 
 SAMPLES = Path(__file__).parent / "samples"
 DENSE, SPARSE, BOTH = (Ask("native", "m", output=o) for o in ("dense", "sparse", "dense&sparse"))
@@ -37,13 +38,13 @@ def openai(*rows: Any, **more: Any) -> dict[str, Any]:
 
 
 def read(ask: Ask, content: Any, count: int = 1, **headers: str) -> Rows:
-    rows = wire.read(ask, reply(content, 200, **headers), count)
+    rows = core_protocol.read(ask, reply(content, 200, **headers), count)
     assert isinstance(rows, Rows), rows
     return rows
 
 
 def refused(ask: Ask, content: Any, status: int, **headers: str) -> Refusal:
-    refusal = wire.read(ask, reply(content, status, **headers), 1)
+    refusal = core_protocol.read(ask, reply(content, status, **headers), 1)
     assert isinstance(refusal, Refusal), refusal
     return refusal
 
@@ -70,21 +71,21 @@ def reply(content: Any, status: int, **headers: str) -> Reply:
     ],
 )
 def test_a_native_body_holds_what_was_asked_and_nothing_else(ask: Ask, expected: dict[str, Any]) -> None:
-    body = json.loads(wire.body(ask, ["a", "二"]))
+    body = json.loads(core_protocol.body(ask, ["a", "二"]))
     assert body == {"model": "m", "input": {"texts": ["a", "二"]}, "parameters": expected}
 
 
 @pytest.mark.parametrize("ask", [OPENAI, Ask("openai", "m", "query", "sparse", instruct="Find", width=9)])
 def test_a_compatible_body_has_no_role_instruction_or_sparse(ask: Ask) -> None:
     expected = {"model": "m", "input": ["a", "b"], "encoding_format": "float"}
-    assert json.loads(wire.body(ask, ("a", "b"))) == expected
-    assert json.loads(wire.body(replace(ask, dimension=64), ["a", "b"])) == {**expected, "dimensions": 64}
+    assert json.loads(core_protocol.body(ask, ("a", "b"))) == expected
+    assert json.loads(core_protocol.body(replace(ask, dimension=64), ["a", "b"])) == {**expected, "dimensions": 64}
 
 
 def test_bodies_are_utf_8_and_each_protocol_has_its_path() -> None:
-    assert '"二😀"'.encode() in wire.body(DENSE, ["二😀"])
-    assert wire.path("native") == "/api/v1/services/embeddings/text-embedding/text-embedding"
-    assert wire.path("openai") == "/compatible-mode/v1/embeddings"
+    assert '"二😀"'.encode() in core_protocol.body(DENSE, ["二😀"])
+    assert core_protocol.path("native") == "/api/v1/services/embeddings/text-embedding/text-embedding"
+    assert core_protocol.path("openai") == "/compatible-mode/v1/embeddings"
 
 
 # --- replies that are believed ----------------------------------------------------------------------------
@@ -333,7 +334,7 @@ def test_any_bytes_are_rows_a_refusal_or_a_bad_reply(
     body: bytes, protocol: Protocol, output: Output, status: int, count: int
 ) -> None:
     try:
-        found = wire.read(Ask(protocol, "m", output=output), Reply(status, {}, body), count)
+        found = core_protocol.read(Ask(protocol, "m", output=output), Reply(status, {}, body), count)
     except BadReply:
         return
     if isinstance(found, Refusal):

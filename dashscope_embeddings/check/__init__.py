@@ -16,9 +16,9 @@ from typing import TypeAlias, TypeGuard
 from pydantic import SecretStr
 
 from dashscope_embeddings import catalogue
-from dashscope_embeddings.addresses import Address, address, find_key
+from dashscope_embeddings._core.address import Address, address, find_key
 from dashscope_embeddings.catalogue import REGIONS, WORKSPACE_DOMAIN
-from dashscope_embeddings.check.asking import DOCUMENT, LATE, TEXT, Account, Try, at_once
+from dashscope_embeddings.check.probes import DOCUMENT, LATE, TEXT, Account, Try, at_once
 from dashscope_embeddings.check.role import Measured, RoleCheck, asks_of, measure
 from dashscope_embeddings.client import EmbeddingClient
 from dashscope_embeddings.errors import ConnectionFailed, DashScopeError, ServiceError

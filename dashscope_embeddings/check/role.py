@@ -6,14 +6,14 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from dashscope_embeddings.check.asking import DOCUMENT, LATE, at_once
+from dashscope_embeddings.check.probes import DOCUMENT, LATE, at_once
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from dashscope_embeddings.addresses import Address
+    from dashscope_embeddings._core.address import Address
     from dashscope_embeddings.catalogue import Model
-    from dashscope_embeddings.check.asking import Account, Ask, Try
+    from dashscope_embeddings.check.probes import Account, Ask, Try
 
 Verdict = Literal["query", "document", "both alike", "neither"]
 

@@ -9,8 +9,7 @@ for row in corpus.read("vectors.parquet"):
 
 from __future__ import annotations
 
-from dashscope_embeddings.corpus.asking import Progress
-from dashscope_embeddings.corpus.batch_files import (
+from dashscope_embeddings.corpus.batch.api import (
     batch_cancel,
     batch_client,
     batch_fetch,
@@ -18,10 +17,10 @@ from dashscope_embeddings.corpus.batch_files import (
     batch_status,
     batch_submit,
 )
-from dashscope_embeddings.corpus.batch_shapes import BatchEstimate, BatchFile, BatchProgress, BatchSummary
-from dashscope_embeddings.corpus.intake import OnBadInput
-from dashscope_embeddings.corpus.outputs import Vector, read
-from dashscope_embeddings.corpus.run import (
+from dashscope_embeddings.corpus.batch.types import BatchEstimate, BatchFile, BatchProgress, BatchSummary
+from dashscope_embeddings.corpus.embedder import Progress
+from dashscope_embeddings.corpus.inputs import OnBadInput
+from dashscope_embeddings.corpus.realtime import (
     Estimate,
     Summary,
     embed_corpus,
@@ -29,6 +28,7 @@ from dashscope_embeddings.corpus.run import (
     ledger_beside,
     rejects_beside,
 )
+from dashscope_embeddings.corpus.writers import Vector, read
 
 __all__ = [
     "BatchEstimate",

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
+from dashscope_embeddings._core.redaction import escaped
 from dashscope_embeddings.errors import InvalidInput
-from dashscope_embeddings.redaction import escaped
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

@@ -8,7 +8,7 @@ from __future__ import annotations
 from functools import lru_cache
 
 from dashscope_embeddings.emulator import faults
-from dashscope_embeddings.emulator.batches import BatchSettings
+from dashscope_embeddings.emulator.batch.service import BatchSettings
 from dashscope_embeddings.emulator.messages import Asked
 from dashscope_embeddings.emulator.service import Emulator
 

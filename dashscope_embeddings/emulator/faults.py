@@ -12,10 +12,11 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
-from dashscope_embeddings.emulator.batch_faults import BatchExpires, BatchFails, LineFails, LineLost
-from dashscope_embeddings.emulator.fault import Fault
+from dashscope_embeddings.emulator.batch.faults import BatchExpires, BatchFails, LineFails, LineLost
+from dashscope_embeddings.emulator.error_responses import FREE_QUOTA, Refusal, invalid, throttled
+from dashscope_embeddings.emulator.fault_schedule import Fault
 from dashscope_embeddings.emulator.messages import Response
-from dashscope_embeddings.emulator.misreplies import (
+from dashscope_embeddings.emulator.reply_faults import (
     DuplicateIndex,
     ExtraFields,
     IntegerComponents,
@@ -27,7 +28,6 @@ from dashscope_embeddings.emulator.misreplies import (
     WrongCount,
     WrongWidth,
 )
-from dashscope_embeddings.emulator.refusals import FREE_QUOTA, Refusal, invalid, throttled
 
 if TYPE_CHECKING:
     from dashscope_embeddings.emulator.messages import Protocol

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 
-from dashscope_embeddings.emulator.refusals import THROTTLES, Refusal
+from dashscope_embeddings.emulator.error_responses import THROTTLES, Refusal
 
 
 class Window:

@@ -14,26 +14,26 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from dashscope_embeddings import catalogue
-from dashscope_embeddings.emulator import embedding, faces, meaning, refusals
-from dashscope_embeddings.emulator.batches import Batches, BatchSettings
-from dashscope_embeddings.emulator.fault import Fault, Script
-from dashscope_embeddings.emulator.keys import Keys
+from dashscope_embeddings.emulator import embeddings, error_responses, synthetic_vectors, transports
+from dashscope_embeddings.emulator.authentication import Keys
+from dashscope_embeddings.emulator.batch.file_store import object_of
+from dashscope_embeddings.emulator.batch.service import Batches, BatchSettings
+from dashscope_embeddings.emulator.fault_schedule import Fault, Script
 from dashscope_embeddings.emulator.messages import Asked, Protocol, Request, Response
 from dashscope_embeddings.emulator.quota import OverQuota, Quota
-from dashscope_embeddings.emulator.uploads import object_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     import httpx
 
-    from dashscope_embeddings.emulator.batch_job import BatchLine
-    from dashscope_embeddings.emulator.fault import Target
-    from dashscope_embeddings.emulator.server import Server
+    from dashscope_embeddings.emulator.batch.lifecycle import BatchLine
+    from dashscope_embeddings.emulator.fault_schedule import Target
+    from dashscope_embeddings.emulator.http import Server
 
 _PROTOCOLS: dict[str, Protocol] = {
-    embedding.NATIVE_PATH: "native",
-    embedding.COMPATIBLE_PATH: "openai",
+    embeddings.NATIVE_PATH: "native",
+    embeddings.COMPATIBLE_PATH: "openai",
 }
 _emulators: weakref.WeakSet[Emulator] = weakref.WeakSet()
 
@@ -105,11 +105,11 @@ class Emulator:
         Raises:
             httpx.TransportError: where a fault breaks the connection or outlasts the request's read timeout.
         """
-        return faces.to_httpx(request, self.answer(faces.from_httpx(request)))
+        return transports.to_httpx(request, self.answer(transports.from_httpx(request)))
 
     def transport(self) -> httpx.MockTransport:
         """A transport for `httpx.Client` and `httpx.AsyncClient`; a slow reply is never really waited for."""
-        return faces.transport(self)
+        return transports.transport(self)
 
     def serve(self, port: int = 0, *, latency: float = 0.0) -> Server:
         """Serve it on 127.0.0.1 until the returned server is closed.
@@ -118,7 +118,7 @@ class Emulator:
             port: 0 takes a free one.
             latency: seconds that every reply takes.
         """
-        from dashscope_embeddings.emulator.server import Server  # noqa: PLC0415  (sockets only for who wants them)
+        from dashscope_embeddings.emulator.http import Server  # noqa: PLC0415  (sockets only for who wants them)
 
         return Server(self, port, latency)
 
@@ -184,14 +184,14 @@ class Emulator:
         """
         size = dimension or self._models[model].default_dimension or 1024
         instruct = instruct if text_type == "query" else ""
-        vector = meaning.dense(text, model=model, text_type=text_type, dimension=size, instruct=instruct)
-        return [float(number) for number in json.loads(meaning.text_of(vector))]
+        vector = synthetic_vectors.dense(text, model=model, text_type=text_type, dimension=size, instruct=instruct)
+        return [float(number) for number in json.loads(synthetic_vectors.text_of(vector))]
 
     def sparse(
         self, text: str, *, model: str = catalogue.DEFAULT_MODEL, text_type: str = "document"
-    ) -> list[meaning.Token]:
+    ) -> list[synthetic_vectors.Token]:
         """The sparse vector that a client must get for a text, in the service's order: that of the text."""
-        return meaning.sparse(text, model=model, text_type=text_type)
+        return synthetic_vectors.sparse(text, model=model, text_type=text_type)
 
     # The core
 
@@ -202,7 +202,7 @@ class Emulator:
         protocol = "openai" if of_batches else _PROTOCOLS.get(request.path) if request.method == "POST" else None
         # A file of a batch is large, and no JSON.
         body = object_of(request.body) if request.body[:1] != b"-" else None
-        sent = embedding.look(protocol, body or {}) if protocol is not None else embedding.Sent(None, None)
+        sent = embeddings.look(protocol, body or {}) if protocol is not None else embeddings.Sent(None, None)
         now = self._clock()
         fault = self._strike(sent.texts, f"{request.method} {request.path}", "requests")
         response = fault.refuse(protocol or "native", request_id) if fault is not None else None
@@ -213,8 +213,8 @@ class Emulator:
                     response = self.batches.answer(request, self._keys.check(request), now, request_id)
                 else:
                     asking = self._admit(request, protocol, body, now)
-                    response, tokens = embedding.answer(asking, request_id), asking.tokens
-            except refusals.Refusal as refusal:
+                    response, tokens = embeddings.answer(asking, request_id), asking.tokens
+            except error_responses.Refusal as refusal:
                 response = refusal.response(protocol or _protocol_of(request.path), request_id)
                 response = self._hint(response, refusal)
             if fault is not None:
@@ -241,22 +241,22 @@ class Emulator:
 
     def _admit(
         self, request: Request, protocol: Protocol | None, body: dict[str, Any] | None, now: float
-    ) -> embedding.Asking:
+    ) -> embeddings.Asking:
         """Raises Refusal."""
         if protocol is None:
-            raise refusals.no_such_path()
+            raise error_responses.no_such_path()
         self._keys.check(request)
         if request.headers.get("x-dashscope-async") == "enable":
-            raise refusals.Refusal(403, "AccessDenied", "Current user api does not support asynchronous calls.")
+            raise error_responses.Refusal(403, "AccessDenied", "Current user api does not support asynchronous calls.")
         if body is None:
             # What a body that is no JSON object gets is not documented.
-            raise refusals.Refusal(400, "BadRequest.IllegalInput", "The request body requires json format.")
-        asking = embedding.check(protocol, body, self._models)
+            raise error_responses.Refusal(400, "BadRequest.IllegalInput", "The request body requires json format.")
+        asking = embeddings.check(protocol, body, self._models)
         # Whether requests refused for their content count is not documented: here they do not.
         self._check_quota(asking, now)
         return asking
 
-    def _check_quota(self, asking: embedding.Asking, now: float) -> None:
+    def _check_quota(self, asking: embeddings.Asking, now: float) -> None:
         with self._lock:
             quota = self._quotas.get(asking.model)
             if quota is None:
@@ -265,7 +265,7 @@ class Emulator:
         if refused is not None:
             raise OverQuota(*refused)
 
-    def _hint(self, response: Response, refusal: refusals.Refusal) -> Response:
+    def _hint(self, response: Response, refusal: error_responses.Refusal) -> Response:
         if not self._retry_after or not isinstance(refusal, OverQuota):
             return response
         # The vendor's newer SDK code reads both; neither has been seen in a reply.
@@ -273,7 +273,7 @@ class Emulator:
         hints = {"retry-after": str(math.ceil(refusal.seconds)), "retry-after-ms": str(milliseconds)}
         return replace(response, headers={**response.headers, **hints})
 
-    def _note(self, request: Request, body: dict[str, Any] | None, sent: embedding.Sent, outcome: _Outcome) -> None:
+    def _note(self, request: Request, body: dict[str, Any] | None, sent: embeddings.Sent, outcome: _Outcome) -> None:
         asked = Asked(
             time=outcome.time,
             method=request.method,

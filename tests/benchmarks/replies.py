@@ -21,7 +21,7 @@ _ROUNDS = 150
 
 def compare_readers(watch: contextlib.AbstractContextManager[None]) -> dict[str, float]:
     """Least seconds for one reply of 10 x 1,024 floats, the readers by turns; `watch` sees ours alone."""
-    wire = importlib.import_module("dashscope_embeddings.wire")
+    wire = importlib.import_module("dashscope_embeddings._core.protocol")
     asked = list(texts(ROWS, 60))
     body = Answers().native(asked, "document", 800)
     ask = wire.Ask("native", MODEL, width=DIMENSIONS)

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING
 from soak_load import CONCURRENCY, Load
 from soak_service import Seen
 
-from dashscope_embeddings.limiter import Permit
+from dashscope_embeddings._core.rate_limiter import Permit
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

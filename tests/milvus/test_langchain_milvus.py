@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from dashscope_embeddings.emulator import Emulator
-    from dashscope_embeddings.emulator.server import Server
+    from dashscope_embeddings.emulator.http import Server
 
 # The store wants a ranker as a Function, which Milvus Lite's older releases refuse.
 pytestmark = pytest.mark.filterwarnings("ignore:The 'ranker_type' and 'ranker_params':DeprecationWarning")

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from dashscope_embeddings.emulator import Emulator
-    from dashscope_embeddings.emulator.server import Server
+    from dashscope_embeddings.emulator.http import Server
 
 KEY = "sk-made-up-0cf3"
 QUESTION = "topic3 word31"

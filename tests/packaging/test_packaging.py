@@ -177,7 +177,7 @@ def use(part):
         with contextlib.redirect_stderr(printed), contextlib.redirect_stdout(printed):
             try:
                 sys.argv[1:] = ["models"]
-                importlib.import_module("dashscope_embeddings.cli").main()
+                importlib.import_module("dashscope_embeddings.cli.app").main()
             except SystemExit as end:
                 if end.code:
                     raise ImportError(printed.getvalue() + (end.code if isinstance(end.code, str) else ""))

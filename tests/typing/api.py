@@ -36,7 +36,7 @@ from dashscope_embeddings import (
     track_usage,
 )
 from dashscope_embeddings.emulator import Asked, Emulator, faults
-from dashscope_embeddings.emulator.server import Server
+from dashscope_embeddings.emulator.http import Server
 from dashscope_embeddings.langchain import DashScopeEmbeddings
 from dashscope_embeddings.llama_index import DashScopeEmbedding
 

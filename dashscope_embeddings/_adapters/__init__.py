@@ -1,0 +1,1 @@
+"""What the adapters of LangChain and LlamaIndex share. Nothing here imports a framework."""

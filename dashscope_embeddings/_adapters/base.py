@@ -1,0 +1,295 @@
+"""What the frameworks' classes have in common: a client's settings as pydantic fields, and the client."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from pydantic import AliasChoices, BaseModel, Field, PrivateAttr, SecretStr
+from typing_extensions import Self
+
+from dashscope_embeddings._adapters.hybrid import Halves
+from dashscope_embeddings._adapters.hybrid_cache import CAPACITY, Memo
+from dashscope_embeddings._core.argument_names import check_names, hint
+from dashscope_embeddings._core.protocol import Protocol
+from dashscope_embeddings._core.secret_settings import hide
+from dashscope_embeddings._core.text_inputs import texts_of
+from dashscope_embeddings._core.text_length import LongText
+from dashscope_embeddings._runtime.thread_pool import Lock
+from dashscope_embeddings.catalogue import warn_once
+from dashscope_embeddings.client import EmbeddingClient
+from dashscope_embeddings.errors import InvalidInput
+from dashscope_embeddings.vectors import TextType, Usage
+
+_building = Lock()
+
+
+class ClientFields(BaseModel):
+    """Settings of `EmbeddingClient`, documented there. What cannot change a vector is left out of dumps.
+
+    The client is made from the fields whenever they differ from those it was made of: assignment,
+    `model_copy(update=…)` and unpickling all get what they ask for, and equal copies share one client.
+    """
+
+    dimensions: int | None = Field(default=None, validation_alias=AliasChoices("dimensions", "dimension"))
+    instruct: str | None = None
+    protocol: Protocol = "native"
+    long_text: LongText = "error"
+    region: str | None = None
+    workspace: str | None = None
+    # Part of dumps, because the emulator's vectors must never pass for the service's.
+    base_url: str | None = Field(default=None, validation_alias=AliasChoices("base_url", "api_base"))
+    # What the environment said when this object was made: its key must not follow a variable to another host.
+    found_address: str | None = Field(default=None, exclude=True, repr=False)
+    timeout: float = Field(default=60.0, exclude=True, validation_alias=AliasChoices("timeout", "request_timeout"))
+    request_deadline: float | None = Field(default=None, exclude=True)
+    max_retries: int = Field(default=6, exclude=True)
+    max_concurrency: int = Field(default=16, exclude=True)
+    requests_per_minute: float | None = Field(default=None, exclude=True)
+    tokens_per_minute: float | None = Field(default=None, exclude=True)
+    tokens_per_request: int | None = Field(default=None, exclude=True)
+    default_headers: dict[str, SecretStr] | None = Field(default=None, exclude=True, repr=False)
+    rate_limiter: Any = Field(default=None, exclude=True, repr=False)
+    http_client: Any = Field(default=None, exclude=True, repr=False)
+    http_async_client: Any = Field(default=None, exclude=True, repr=False)
+    price: Any = Field(default=None, exclude=True)
+    on_request: Any = Field(default=None, exclude=True, repr=False)
+
+    _client: EmbeddingClient | None = PrivateAttr(default=None)
+    _memo: tuple[EmbeddingClient, Memo] | None = PrivateAttr(default=None)
+    _memo_size: int = PrivateAttr(default=CAPACITY)
+    _siblings: int = PrivateAttr(default=0)
+
+    def __init__(self, /, *misplaced: Any, **settings: Any) -> None:
+        if misplaced:
+            del misplaced
+            settings.clear()  # a key may be among them, and frames are shown
+            raise TypeError(f"{type(self).__name__} takes its arguments by name: model=…, api_key=…")
+        hide(settings, self._names())
+        check_names(type(self), settings, self._names())
+        super().__init__(**settings)
+
+    def _compared(self) -> dict[str, Any]:
+        """What two objects must have in common to be equal: all settings, and not what was made of them."""
+        values = {name: getattr(self, name) for name in type(self).model_fields}
+        # LlamaIndex's: a new one for every object, equal where they tell the same handlers.
+        values["callback_manager"] = getattr(values.get("callback_manager"), "handlers", None)
+        values["embeddings_cache"] = getattr(cache := values.get("embeddings_cache"), "wrapped", cache)
+        return values
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, ClientFields):
+            return NotImplemented
+        return type(self) is type(other) and self._compared() == other._compared()
+
+    def __hash__(self) -> int:
+        plain = (str, int, float, SecretStr, type(None))
+        return hash((type(self), *(value for value in self._compared().values() if isinstance(value, plain))))
+
+    @classmethod
+    def _names(cls) -> frozenset[str]:
+        """Names that an argument may have."""
+        aliases = (field.validation_alias for field in cls.model_fields.values())
+        choices = [str(name) for alias in aliases if isinstance(alias, AliasChoices) for name in alias.choices]
+        return frozenset(cls.model_fields).union(choices)
+
+    if not TYPE_CHECKING:
+        # As pydantic's, but its frames show no key, and none is kept in the open. Its mypy plugin types these.
+
+        @classmethod
+        def model_validate(cls, obj: Any, **how: Any) -> Self:
+            """`obj`: field → value."""
+            if isinstance(obj, Mapping):
+                obj = dict(obj)
+                hide(obj, cls._names())
+            return super().model_validate(obj, **how)
+
+        @classmethod
+        def model_validate_json(cls, json_data: str | bytes, **how: Any) -> Self:
+            """`json_data`: an object, field → value."""
+            given = [json_data]
+            del json_data
+            return cls.__pydantic_validator__.validate_json(given.pop(), **how)
+
+        @classmethod
+        def model_construct(cls, _fields_set: set[str] | None = None, **values: Any) -> Self:
+            """Checks nothing."""
+            hide(values, cls._names())
+            return super().model_construct(_fields_set, **values)
+
+    def _settings(self) -> dict[str, Any]:
+        """Arguments of `EmbeddingClient`; adapters add those that are named otherwise in their framework."""
+        settings = {name: getattr(self, name) for name in ClientFields.model_fields}
+        found = settings.pop("found_address")
+        if "protocol" not in self.model_fields_set:
+            settings["protocol"] = None
+        if self.base_url is None and self.region is None and self.workspace is None:
+            settings["base_url"] = found
+        return settings
+
+    @property
+    def client(self) -> EmbeddingClient:
+        """The client that this object asks; use it for what the framework's interface has no place for.
+
+        Raises:
+            InvalidInput: a field was changed to something that cannot work.
+        """
+        if (made := self._client) is not None:
+            return made
+        with _building.here:
+            if self._client is None:
+                self._client = EmbeddingClient(**self._settings())
+            return self._client
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        given = {name: value}
+        del value
+        hide(given)
+        super().__setattr__(name, given[name])
+        if name in _MAKE_A_CLIENT:
+            self._client = None
+
+    def _keep(self, name: str, client: EmbeddingClient) -> None:
+        """Keeps the key and the address that a client found: it is still made of the same settings then."""
+        setattr(self, name, client.key)
+        self.found_address = client.settings.address.root
+        self._client = client
+
+    @property
+    def document_role(self) -> TextType:
+        """The role of texts that are no queries."""
+        return "document"
+
+    @property
+    def halves(self) -> Halves:
+        """The client, and the memo where a sparse adapter is linked: made anew with the client."""
+        client = self.client
+        if not self._siblings:
+            return Halves(client)
+        if self._memo is None or self._memo[0] is not client:
+            with _building.here:
+                if self._memo is None or self._memo[0] is not client:
+                    self._memo = client, Memo(self._memo_size)
+        return Halves(client, self._memo[1])
+
+    def link(self, sibling: object, memo_size: int | None = None) -> None:
+        """From now on, and while `sibling` lives, requests ask for both halves and keep its own for it.
+
+        Raises:
+            InvalidInput: this model or protocol has no sparse vectors.
+        """
+        self.client.settings.check_sparse()
+        if memo_size is not None:
+            self._memo_size = memo_size
+        self._siblings += 1
+        weakref.finalize(sibling, _unlink, weakref.ref(self))
+
+    @property
+    def usage(self) -> Usage:
+        """What this object's requests were billed so far, with the present settings."""
+        return self.client.usage
+
+    @property
+    def cache_namespace(self) -> str:
+        """What a cache of these vectors has to be parted by: service, model, dimension, role, instruct.
+
+        For LangChain's `CacheBackedEmbeddings`, whose two stores must be two: with one for both, a query gets
+        the vector of an equal document. Letters, digits, ".", "-" and "_" only.
+        """
+        settings = self.client.settings
+        spaces = [settings.namespace(self.document_role), settings.namespace("query")]
+        return spaces[0] if settings.instruct is None else f"{spaces[0]}_for_{spaces[1].rpartition('_')[2]}"
+
+    def _warn_of_roles(self) -> None:
+        if self.protocol == "openai":
+            warn_once(
+                "roles",
+                'protocol="openai" cannot tell queries from documents: both are embedded alike, and no page '
+                'says as which. protocol="native" can',
+            )
+
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
+        # The user's clients, limiters and stores are shared, as a plain copy does: their locks cannot be copied.
+        memo = {} if memo is None else memo
+        cache = getattr(self, "embeddings_cache", None)
+        for shared in (self.http_client, self.http_async_client, self.rate_limiter, self.on_request, cache):
+            memo[id(shared)] = shared
+        copy = super().__deepcopy__(memo)
+        copy._siblings, copy._memo = 0, None  # noqa: SLF001 - a copy has no sibling until one is linked to it
+        return copy
+
+    def __copy__(self) -> Self:
+        copy = super().__copy__()
+        copy._siblings, copy._memo = 0, None  # noqa: SLF001 - same
+        return copy
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """A copy with some fields changed; a name that is no field is an error here, as everywhere."""
+        unknown = [name for name in update or {} if name not in type(self).model_fields]
+        if unknown:
+            said = ", ".join(f"{name} is none{hint(name, type(self).model_fields)}" for name in unknown)
+            raise InvalidInput(f"model_copy(update=…) takes names of fields, and {said}")
+        if update:
+            hide(update := dict(update))
+        copy = super().model_copy(update=update, deep=deep)
+        if not _MAKE_A_CLIENT.isdisjoint(update or ()):
+            copy._client = None  # noqa: SLF001 - it is to be made of what was changed
+        return copy
+
+    def __getstate__(self) -> dict[Any, Any]:
+        if self.http_client is not None or self.http_async_client is not None:
+            raise InvalidInput(
+                "embeddings with an http_client of yours cannot be pickled: its sockets stay here. Make them "
+                "in the other process, or set proxies and certificates by environment variables"
+            )
+        # Of a copy, for LlamaIndex deletes what cannot be pickled from what it is given.
+        copy = self.model_copy()
+        copy._client = None  # noqa: SLF001 - a restored object makes its own
+        copy.on_request = None  # as with a client: it stays in the process that it was given in
+        state = super(ClientFields, copy).__getstate__()
+        return {**state, "__pydantic_private__": None}
+
+    def __setstate__(self, state: dict[Any, Any]) -> None:
+        super().__setstate__(state)
+        if self.__pydantic_private__ is None:
+            self.model_post_init(None)
+
+
+_MAKE_A_CLIENT = frozenset(ClientFields.model_fields) | {
+    "api_key",
+    "batch_size",
+    "dashscope_api_key",
+    "embed_batch_size",
+    "model",
+    "model_name",
+    "num_workers",
+}
+"""Fields of adapters that a client depends on."""
+
+
+def _unlink(dense: weakref.ref[ClientFields]) -> None:
+    if (alive := dense()) is not None:
+        alive._siblings -= 1  # noqa: SLF001 - the other half of `link`
+
+
+def listed(texts: Any) -> list[str]:
+    """The texts of an interface that takes a list of them.
+
+    Raises:
+        InvalidInput: one string, whose letters would be embedded one by one; or nothing that `embed` takes.
+    """
+    if isinstance(texts, (str, bytes)):
+        raise InvalidInput(f"expected a list of texts, not {type(texts).__name__}")
+    return [*texts_of(texts)]
+
+
+def single(text: Any) -> str:
+    """The text of an interface that takes one.
+
+    Raises:
+        InvalidInput: it is no string.
+    """
+    if not isinstance(text, str):
+        raise InvalidInput(f"expected one text, a string, not {type(text).__name__}")
+    return text

@@ -1,0 +1,98 @@
+"""What the sparse adapters have in common: the client's settings, or the dense adapter whose requests they share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import AliasChoices, ConfigDict, Field, SecretStr
+
+from dashscope_embeddings._adapters.base import ClientFields
+from dashscope_embeddings._adapters.hybrid import Halves
+from dashscope_embeddings._core.secret_settings import hide
+from dashscope_embeddings.catalogue import DEFAULT_MODEL
+from dashscope_embeddings.errors import InvalidInput
+from dashscope_embeddings.vectors import TextType, Usage
+
+
+class Standalone(ClientFields):
+    """The settings of a sparse adapter that is linked to no dense one."""
+
+    model_config = ConfigDict(
+        title="a sparse adapter",
+        extra="forbid",
+        populate_by_name=True,
+        protected_namespaces=(),
+        hide_input_in_errors=True,
+    )
+
+    model: str = Field(default=DEFAULT_MODEL, validation_alias=AliasChoices("model", "model_name"))
+    api_key: SecretStr | None = Field(
+        default=None, exclude=True, validation_alias=AliasChoices("api_key", "dashscope_api_key")
+    )
+    batch_size: int | None = Field(default=None, validation_alias=AliasChoices("batch_size", "chunk_size"))
+
+    def model_post_init(self, context: Any, /) -> None:
+        """Checks at construction that this can work."""
+        super().model_post_init(context)
+        self.client.settings.check_sparse()
+        self._keep("api_key", self.client)
+
+    def _settings(self) -> dict[str, Any]:
+        own = {"model": self.model, "api_key": self.api_key, "batch_size": self.batch_size}
+        return super()._settings() | own
+
+
+class Sparse:
+    """What the sparse adapters have in common: whom they ask. Pickles as settings only."""
+
+    def __init__(self, dense: ClientFields | None = None, *, memo_size: int | None = None, **settings: Any) -> None:
+        """`dense`: the dense adapter to share requests with; without it, settings of `EmbeddingClient`."""
+        settings["dense"] = dense
+        del dense  # a string may be a key
+        hide(settings, Standalone._names())  # noqa: SLF001 - the class above
+        dense = settings.pop("dense")
+        if dense is None and memo_size is not None:
+            raise InvalidInput("memo_size is of a linked adapter: pass dense= as well")
+        if dense is None:
+            self._source: ClientFields = Standalone(**settings)
+        elif settings:
+            raise InvalidInput(f"{', '.join(settings)}: a linked adapter has the settings of the dense one")
+        elif not isinstance(dense, ClientFields):
+            kind = "str" if isinstance(dense, SecretStr) else type(dense).__name__
+            raise InvalidInput(f"expected a dense adapter of this package, not {kind}")
+        else:
+            self._source = dense
+        self._linked = dense is not None
+        self._memo_size = memo_size
+        self._link()
+
+    def _link(self) -> None:
+        if self._linked:
+            self._source.link(self, self._memo_size)
+
+    @property
+    def document_role(self) -> TextType:
+        """The role that the dense side gives to documents: a text's halves come from one request."""
+        return self._source.document_role
+
+    @property
+    def halves(self) -> Halves:
+        """The client, and the memo if there is one."""
+        return self._source.halves
+
+    @property
+    def usage(self) -> Usage:
+        """What was billed so far; of a linked pair, to both together."""
+        return self._source.usage
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._link()
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Sparse):
+            return NotImplemented
+        return type(self) is type(other) and vars(self) == vars(other)
+
+    def __hash__(self) -> int:
+        return hash((type(self), self._source, self._linked, self._memo_size))

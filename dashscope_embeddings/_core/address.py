@@ -1,0 +1,245 @@
+"""Where to ask and with which key: checked, so that a key never goes where it should not.
+
+Names and meanings of the environment's variables are those of the vendor's SDK (`dashscope` 1.27 and 2.0,
+env.py and api_key.py, seen 2026-11-21). An empty variable counts as a missing one.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from pydantic import SecretStr
+
+from dashscope_embeddings import catalogue
+from dashscope_embeddings._core.secret_settings import hidden
+from dashscope_embeddings.catalogue import REGIONS, WORKSPACE_DOMAIN, Region, region_of_host
+from dashscope_embeddings.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from dashscope_embeddings._core.protocol import Protocol
+
+EMULATOR = "emulator"
+"""As `base_url`: the emulator inside this process, without key or network."""
+
+
+# --- where to ask ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Address:
+    """Root of the service's endpoints, without a slash at its end."""
+
+    root: str
+    region: Region | None = None
+    workspace: str | None = None
+    """Sent as a header where the host does not name it."""
+
+    @property
+    def is_emulator(self) -> bool:
+        """Whether requests stay inside this process."""
+        return self.root == EMULATOR
+
+    @property
+    def host(self) -> str:
+        """The host as asked, for messages and for telling accounts apart."""
+        return self.root if self.is_emulator else urlsplit(self.root).netloc
+
+    @cached_property
+    def advice(self) -> str:
+        """What to check when the key was refused."""
+        here = f" ({self.region.city})" if self.region else ""
+        others = ", ".join(f"{r.id} ({r.city})" for r in REGIONS if r != self.region)
+        return (
+            f"Asked {self.host}{here}. A key belongs to one region: if yours is of another, name it with "
+            f"region=, one of {others}"
+        )
+
+
+_WORKSPACE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+_REGION = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
+_ENDPOINT = re.compile(r"/(?:api/v1(?:/services(?:/[^/]+)*)?|compatible-mode/v1(?:/embeddings)?)$")
+_LONGEST_LABEL = 64
+_HOST = re.compile(r"[A-Za-z0-9.:_\[\]-]+")
+_VARIABLES: Mapping[Protocol, tuple[str, str]] = {
+    # The other protocol's address names the same host: better than another region's.
+    "native": ("DASHSCOPE_HTTP_BASE_URL", "DASHSCOPE_COMPATIBLE_BASE_URL"),
+    "openai": ("DASHSCOPE_COMPATIBLE_BASE_URL", "DASHSCOPE_HTTP_BASE_URL"),
+}
+
+
+def chosen_protocol(protocol: Protocol | None, *, region: str | None, base_url: str | None) -> Protocol:
+    """The protocol that was asked for; native where none was, with a warning if the address is of the other one."""
+    if protocol is not None:
+        return protocol
+    origin = "base_url"
+    if base_url is None and not region:
+        origin = "DASHSCOPE_HTTP_BASE_URL"
+        base_url = os.environ.get(origin)
+    if _COMPATIBLE.search(base_url or ""):
+        catalogue.warn_once(
+            "protocol",
+            f"{origin} is an OpenAI-compatible address, but the native protocol of its host is asked, because no "
+            'protocol was chosen. Vectors of the two differ: protocol="openai" gives those of an index that was made '
+            'over this address; protocol="native" tells queries from documents and silences this warning',
+        )
+    return "native"
+
+
+_COMPATIBLE = re.compile(r"/compatible-mode(?:/|$)")
+
+
+def address(
+    protocol: Protocol = "native",
+    *,
+    region: str | None = None,
+    workspace: str | None = None,
+    base_url: str | None = None,
+) -> Address:
+    """Finds the host: `base_url`, then `region` and `workspace`, then the environment, then Beijing.
+
+    Raises:
+        InvalidInput: an address that would leave the service, or send the key over plain http.
+    """
+    if protocol not in _VARIABLES:
+        raise InvalidInput(f'protocol={protocol!r}: expected "native" or "openai"')
+    region = region or None
+    if workspace is not None and not _WORKSPACE.fullmatch(workspace):
+        raise InvalidInput(f"workspace={workspace!r} cannot be part of a host name: expected letters, digits, _ and -")
+    if base_url == EMULATOR:
+        return Address(EMULATOR)
+    if base_url is None and region is None:
+        base_url = next((url for name in _VARIABLES[protocol] if (url := os.environ.get(name))), None)
+    if base_url is not None:
+        return _from_url(base_url, region, workspace)
+    return _from_region(region, workspace)
+
+
+def _from_url(base_url: str, region: str | None, workspace: str | None) -> Address:
+    if "{workspace_id}" in base_url:
+        filled = workspace or os.environ.get("DASHSCOPE_WORKSPACE_ID")
+        if not filled or not _WORKSPACE.fullmatch(filled):
+            raise InvalidInput("the address holds {workspace_id}: pass workspace= or set DASHSCOPE_WORKSPACE_ID")
+        base_url = base_url.replace("{workspace_id}", filled)
+    try:
+        parts = urlsplit(base_url.strip())
+        host = parts.hostname if parts.port != 0 and _HOST.fullmatch(parts.netloc.rpartition("@")[2]) else None
+    except ValueError:
+        host = None
+    if host is not None and any(not 0 < len(label) < _LONGEST_LABEL for label in host.split(".")):
+        host = None
+    if host is None or parts.scheme not in {"http", "https"}:
+        raise InvalidInput("base_url must start with https:// and name a host, or be 'emulator'")
+    if parts.username is not None or parts.password is not None or parts.query or parts.fragment:
+        del base_url, parts
+        raise InvalidInput("base_url must hold no user, password, query or fragment")
+    if parts.scheme == "http" and not is_loopback(host):
+        raise InvalidInput(
+            f"base_url asks {host} over plain http, which would show your key to everybody on the "
+            "way: use https (http is for 127.0.0.1 alone)"
+        )
+    path = _ENDPOINT.sub("", parts.path.rstrip("/")).rstrip("/")
+    stands, asked = region_of_host(host), _known(region)
+    if region is not None and stands is not None and stands != asked:
+        raise InvalidInput(f"base_url asks {stands.id}, and region={region!r} another region: leave one of them out")
+    return Address(f"{parts.scheme}://{parts.netloc}{path}", stands or asked, workspace)
+
+
+def _known(region: str | None) -> Region | None:
+    return next((r for r in REGIONS if region is not None and region.lower() in {r.id, r.city.lower()}), None)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host is this machine: what is sent there never leaves it."""
+    try:
+        found = ipaddress.ip_address(host)
+    except ValueError:
+        return host.lower() == "localhost"
+    mapped = found.ipv4_mapped if isinstance(found, ipaddress.IPv6Address) else None
+    return (mapped or found).is_loopback
+
+
+def _from_region(region: str | None, workspace: str | None) -> Address:
+    asked = region or os.environ.get("DASHSCOPE_API_REGION") or catalogue.BEIJING
+    known = _known(asked)
+    if known is None and not _REGION.fullmatch(asked):
+        origin = "region" if region is not None else "DASHSCOPE_API_REGION"
+        raise InvalidInput(f"{origin}={asked!r} cannot be part of a host name: expected one like 'cn-beijing'")
+    region_id = known.id if known else asked
+    if workspace is None and (region is not None or region_id != catalogue.BEIJING):
+        # As in the vendor's SDK: Beijing without being asked for stays on the shared host.
+        workspace = os.environ.get("DASHSCOPE_WORKSPACE_ID") or None
+        if workspace is not None and not _WORKSPACE.fullmatch(workspace):
+            raise InvalidInput("DASHSCOPE_WORKSPACE_ID cannot be part of a host name")
+    if workspace is not None:
+        found = known or Region(region_id, region_id, None)
+        return Address(f"https://{workspace}.{region_id}.{WORKSPACE_DOMAIN}", found)
+    if known is None or known.shared_host is None:
+        regions = ", ".join(f"{r.id} ({r.city})" for r in REGIONS)
+        raise InvalidInput(
+            f"region {asked!r} has no shared host that is known: pass workspace= as well, or a region that has one. "
+            f"Known: {regions}"
+        )
+    return Address(f"https://{known.shared_host}", known)
+
+
+# --- the key -----------------------------------------------------------------------------------------------
+
+_DEFAULT_KEY_FILE = "~/.dashscope/api_key"
+
+
+def find_key(api_key: str | SecretStr | None, place: Address) -> SecretStr:
+    """The key from the argument, the environment, the file it names, or the vendor's default file.
+
+    Raises:
+        InvalidInput: there is none, or it cannot be sent; the key itself is never in the message.
+    """
+    # Hidden from the first line on: error reporters collect the variables of the frames that an error passed.
+    api_key = hidden(api_key)
+    if place.is_emulator:
+        return SecretStr(EMULATOR)
+    if api_key:
+        return _checked(api_key, "api_key")
+    if key := hidden(os.environ.get("DASHSCOPE_API_KEY")):
+        return _checked(key, "DASHSCOPE_API_KEY")
+    file = os.environ.get("DASHSCOPE_API_KEY_FILE_PATH")
+    path = Path(file or _DEFAULT_KEY_FILE)
+    try:
+        key = SecretStr(path.expanduser().read_text("utf-8").strip())
+    except (OSError, RuntimeError, UnicodeDecodeError):
+        if file:
+            raise InvalidInput(f"DASHSCOPE_API_KEY_FILE_PATH names {file!r}, which cannot be read") from None
+        key = SecretStr("")
+    if key:
+        return _checked(key, f"the key file {path}")
+    raise InvalidInput(
+        "no API key: pass api_key=, or set the environment variable DASHSCOPE_API_KEY; to work without a key "
+        'or network, pass base_url="emulator"'
+    )
+
+
+def _checked(key: SecretStr, origin: str) -> SecretStr:
+    if (complaint := _complaint(key)) is not None:
+        raise InvalidInput(f"{origin} {complaint}")
+    return key
+
+
+def _complaint(hidden_key: SecretStr) -> str | None:
+    key = hidden_key.get_secret_value()
+    if key != key.strip():
+        return "has blanks or a line break around the key: remove them"
+    if key[0] in "\"'" or key[-1] in "\"'":
+        return "has quotes around the key: remove them"
+    if key.lower().startswith("bearer "):
+        return 'begins with "Bearer", which is no part of the key: remove it'
+    if not key.isascii() or not key.isprintable() or " " in key:
+        return "holds characters that no key has: copy it again"
+    return None

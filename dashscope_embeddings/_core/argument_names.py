@@ -1,0 +1,144 @@
+"""Arguments that do not exist: which one was probably meant, by its spelling or by what other packages call it."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import inspect
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
+
+from pydantic import AliasChoices, BaseModel, ValidationError
+from pydantic_core import PydanticCustomError
+
+from dashscope_embeddings._core.secret_settings import hide
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Mapping
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+# Ours first. Of two names the one that the class has is meant: LangChain says `model`, LlamaIndex `model_name`.
+_ELSEWHERE: Mapping[tuple[str, ...], tuple[str, ...]] = {
+    ("api_key",): ("key", "apikey", "token", "access_key", "openai_api_key", "dashscope_key"),
+    ("base_url",): ("endpoint", "url", "host", "openai_api_base", "base_http_api_url", "api_base", "api_url"),
+    ("batch_size",): ("embed_batch_size", "bulk_size"),
+    ("default_headers",): ("headers", "extra_headers"),
+    ("dimensions",): ("output_dimension", "output_dimensionality", "dim", "dims", "size", "vector_size", "embed_dim"),
+    ("embeddings_cache",): ("cache", "store", "document_embedding_cache", "query_embedding_cache"),
+    ("http_client",): ("client", "session"),
+    ("http_async_client",): ("async_client", "async_http_client"),
+    ("instruct",): ("instruction", "query_instruction", "prompt"),
+    ("long_text",): ("truncate", "truncation", "auto_truncation"),
+    ("max_concurrency",): ("max_workers", "workers", "num_workers", "parallelism"),
+    ("max_retries",): ("retries",),
+    ("model", "model_name"): ("model_id", "deployment", "engine"),
+    ("requests_per_minute",): ("rpm", "qpm"),
+    ("show_progress_bar",): ("show_progress",),
+    ("text_type",): ("input_type", "task_type", "task", "role", "embedding_type"),
+    ("timeout",): ("request_timeout", "read_timeout"),
+    ("tokens_per_minute",): ("tpm",),
+    ("workspace",): ("workspace_id",),
+}
+
+
+def meant(name: str, names: Collection[str]) -> str | None:
+    """The one of `names` that `name` probably stands for; None: nobody knows."""
+    for ours, others in _ELSEWHERE.items():
+        if name in (*ours, *others) and (found := next((own for own in ours if own in names), None)):
+            return found
+    likely = difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.7)
+    return likely[0] if likely else None
+
+
+def hint(name: str, names: Collection[str]) -> str:
+    """The same as the end of a sentence; nothing where nobody knows."""
+    found = meant(name, names)
+    return "" if found is None else f": is {found} meant?"
+
+
+def told_names(init: Callable[P, None]) -> Callable[P, None]:
+    """A constructor of `model` and keywords that answers a misspelt keyword with the one that was probably meant.
+
+    Raises:
+        TypeError: as Python's own, without values.
+    """
+    names = frozenset(init.__kwdefaults__ or ()) | {"model"}
+
+    @functools.wraps(init)
+    def checked(self: Any, *args: Any, **settings: Any) -> None:
+        problem = None
+        if len(args) > 1 or (args and "model" in settings):
+            problem = "takes the model by position, and all else by name: api_key=…, dimensions=…"
+        elif unknown := [name for name in settings if name not in names]:
+            of_calls = {name: ": its embed(…) takes text_type" for name in unknown if meant(name, {"text_type"})}
+            problem = "; ".join(f"has no argument {name}{of_calls.get(name) or hint(name, names)}" for name in unknown)
+        if problem is None:
+            settings |= dict(zip(("model",), args, strict=False))
+            del args
+            hide(settings)
+            init(self, **settings)
+            return
+        del args
+        settings.clear()  # a key may be among them, and frames are shown
+        raise TypeError(f"{type(self).__name__} {problem}")
+
+    found = cast("Callable[P, None]", checked)
+    found.__kwdefaults__ = init.__kwdefaults__  # its names are looked up there
+    return found
+
+
+def told_keywords(call: Callable[P, R]) -> Callable[P, R]:
+    """A method that answers a misspelt keyword with the one that was probably meant.
+
+    Raises:
+        TypeError: as Python's own, without values.
+    """
+    names = frozenset(inspect.signature(call).parameters)
+
+    def check(keywords: Mapping[str, object]) -> None:
+        if unknown := [name for name in keywords if name not in names]:
+            said = "; ".join(f"has no argument {name}{hint(name, names)}" for name in unknown)
+            raise TypeError(f"{call.__name__}(…) {said}")
+
+    if inspect.iscoroutinefunction(call):
+
+        @functools.wraps(call)
+        async def checked_coroutine(*args: P.args, **keywords: P.kwargs) -> object:
+            check(keywords)
+            return await call(*args, **keywords)
+
+        return cast("Callable[P, R]", checked_coroutine)
+
+    @functools.wraps(call)
+    def checked(*args: P.args, **keywords: P.kwargs) -> R:
+        check(keywords)
+        return call(*args, **keywords)
+
+    return checked
+
+
+def check_names(kind: type[BaseModel], settings: Collection[str], names: Collection[str]) -> None:
+    """Whether a class has arguments of these names, and none of them twice.
+
+    Raises:
+        ValidationError: as pydantic's own for an extra argument, with the one that was probably meant; no values.
+    """
+    problems = {name: hint(name, names) for name in settings if name not in names}
+    for field in kind.model_fields.values():
+        if isinstance(field.validation_alias, AliasChoices):
+            first, *more = [str(name) for name in field.validation_alias.choices if name in settings] or [""]
+            problems |= dict.fromkeys(more, f": it is another name of {first}")
+    if problems:
+        raise ValidationError.from_exception_data(
+            kind.model_config.get("title") or kind.__name__,
+            [
+                {
+                    "type": PydanticCustomError("extra_forbidden", f"Extra inputs are not permitted{said}"),
+                    "loc": (name,),
+                    "input": None,
+                }
+                for name, said in problems.items()
+            ],
+            hide_input=True,
+        )

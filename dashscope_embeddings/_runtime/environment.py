@@ -1,0 +1,167 @@
+"""The proxies and certificates that the environment names: read here, so that what is wrong is told by its variable.
+
+Names and meanings are those of curl and of requests, which the vendor's SDK uses: `HTTPS_PROXY`, `ALL_PROXY`,
+`NO_PROXY`; `SSL_CERT_FILE`, `SSL_CERT_DIR`, `REQUESTS_CA_BUNDLE`, `CURL_CA_BUNDLE`. An empty variable counts as a
+missing one. They are read when a connection pool is made: by the first sync call, and by the first on an event loop.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import importlib.util
+import ipaddress
+import os
+import re
+import ssl
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+from pydantic import SecretStr
+
+from dashscope_embeddings._core.address import is_loopback
+from dashscope_embeddings.errors import InvalidInput
+
+_SCHEMES = ("http", "https", "socks5", "socks5h")
+_CERTIFICATES = ("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
+_HIGHEST_PORT = 65_535
+
+
+# --- proxies -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Proxy:
+    """A proxy, and where it was named."""
+
+    variable: str
+    given: httpx.Proxy
+
+    @property
+    def scheme(self) -> str:
+        """Such as "http" or "socks5"."""
+        return self.given.url.scheme
+
+    def __str__(self) -> str:
+        """Without user and password."""
+        return f"{self.variable}={_shown(str(self.given.url))}"
+
+
+def proxy_for(url: httpx.URL) -> Proxy | None:
+    """The proxy that requests to an address go through; None: they go there directly, to this machine always.
+
+    Raises:
+        InvalidInput: a proxy is named that cannot be used.
+    """
+    named = None if is_loopback(url.host) else _named(url)
+    return None if named is None else Proxy(named[0], _checked(*named, url.host))
+
+
+def _named(url: httpx.URL) -> tuple[str, SecretStr] | None:
+    """The variable that speaks of an address, and its value, which may hold a password."""
+    # Of the system's settings as well, on Windows and macOS.
+    named = urllib.request.getproxies()
+    scheme = next((scheme for scheme in (url.scheme, "all") if named.get(scheme)), None)
+    if scheme is None or any(_exempts(entry, url) for entry in re.split(r"[\s,]+", named.get("no", ""))):
+        return None
+    variable = f"{scheme}_proxy"
+    spelt = (name for name in os.environ if name.lower() == variable and os.environ[name] == named[scheme])
+    return next(spelt, variable), SecretStr(named[scheme].strip())
+
+
+def _exempts(entry: str, url: httpx.URL) -> bool:
+    """Whether an entry of NO_PROXY stands for an address: a name and those below it, an IP or a range, with a port."""
+    scheme, _, entry = entry.lower().rpartition("://")
+    if scheme not in {"", "all", url.scheme}:
+        return False
+    entry = entry.rstrip("/")
+    host = url.host.lower().rstrip(".")
+    # An IPv6 address has colons of its own: without brackets it has no port.
+    parts = re.fullmatch(r"\[([^\]]+)\]((?:/\d+)?)(?::(\d+))?|([^:]+)()(?::(\d+))?|(.+:.*:.*)", entry)
+    if parts is None:
+        return False
+    name = (parts[1] or parts[4] or parts[7]) + (parts[2] or "")
+    port = parts[3] or parts[6]
+    if port and int(port) != (url.port or {"http": 80, "https": 443}[url.scheme]):
+        return False
+    try:
+        return ipaddress.ip_address(host) in ipaddress.ip_network(name, strict=False)
+    except ValueError:  # one of them is a name
+        name = name.rstrip(".")
+        bare = name.lstrip("*").lstrip(".")
+        return name == "*" or fnmatch.fnmatchcase(host, name) or (bare != "" and f".{host}".endswith(f".{bare}"))
+
+
+def _checked(variable: str, value: SecretStr, host: str) -> httpx.Proxy:
+    """The proxy that a variable names."""
+    named = re.match(r"([^:/@]+)://", value.get_secret_value())  # no other part of it, which a traceback would show
+    scheme = named[1].lower() if named else "http"
+    if scheme not in _SCHEMES:
+        trouble = f"its scheme is none of {', '.join(_SCHEMES)}"
+        if scheme.startswith("socks"):
+            trouble += f": write socks5:// in place of {scheme}://"
+    elif scheme.startswith("socks") and importlib.util.find_spec("socksio") is None:
+        trouble = 'it needs the package socksio: pip install "httpx[socks]"'
+    else:
+        trouble = "it is no address: expected one like http://127.0.0.1:7890 or http://user:password@host:port"
+        try:
+            proxy = httpx.Proxy(f"{'' if named else 'http://'}{value.get_secret_value()}")
+            if proxy.url.host.encode("idna") and 0 < (1 if proxy.url.port is None else proxy.url.port) <= _HIGHEST_PORT:
+                return proxy
+        except (httpx.InvalidURL, UnicodeError, ValueError):
+            pass
+    raise InvalidInput(
+        f"{variable}={_shown(value.get_secret_value())} cannot be used as a proxy: {trouble}. Set {variable} right, or "
+        f"go to {host} directly with NO_PROXY={host}"
+    )
+
+
+def _shown(address: str) -> str:
+    """An address without user and password."""
+    scheme, _, rest = address.rpartition("://")
+    prefix = f"{scheme}://" if scheme else ""
+    _, signed, place = rest.rpartition("@")
+    return f"{prefix}{'…@' if signed else ''}{place.rstrip('/')}"
+
+
+# --- certificates ------------------------------------------------------------------------------------------
+
+
+def trusted_by() -> str:
+    """Where the certificates come from that this machine trusts."""
+    variable = next((name for name in _CERTIFICATES if os.environ.get(name)), None)
+    return f"{variable}={os.environ[variable]}" if variable else "the package certifi"
+
+
+def certificates(url: httpx.URL) -> ssl.SSLContext:
+    """What decides whether a server's certificate is believed.
+
+    Raises:
+        InvalidInput: a variable names a file or folder that is not there or holds no certificates.
+    """
+    if url.scheme == "http":
+        return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # not used; the usual one takes its time
+    variable = next((name for name in _CERTIFICATES if os.environ.get(name)), None)
+    if variable is None:
+        return httpx.create_ssl_context(trust_env=False)
+    value = os.environ[variable]
+    # OpenSSL takes a list of folders.
+    try:
+        folders = [part for part in value.split(os.pathsep) if Path(part).is_dir()]
+        if folders and variable != "SSL_CERT_FILE":
+            return ssl.create_default_context(capath=value)
+        if variable == "SSL_CERT_DIR":
+            raise NotADirectoryError(f"there is {'no folder in it' if Path(value).exists() else 'no such folder'}")
+        return ssl.create_default_context(cafile=value)
+    except ssl.SSLError:
+        why = "the file holds no certificates in PEM form"
+    except FileNotFoundError:
+        why = "there is no such file"
+    except OSError as error:
+        why = error.strerror or str(error)
+    wanted = "folder of certificates named by hash" if variable == "SSL_CERT_DIR" else "PEM file of authorities"
+    raise InvalidInput(
+        f"{variable}={value} names the certificate authorities to trust, and cannot be used: {why}. Point it at a "
+        f"{wanted}, or unset it"
+    )

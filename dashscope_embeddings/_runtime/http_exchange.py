@@ -1,0 +1,333 @@
+"""One HTTP request and its whole reply: bounded in time and size, and judged before its connection is given back."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import threading
+import time
+import weakref
+import zlib
+from typing import TYPE_CHECKING, Any
+
+import httpx
+
+from dashscope_embeddings._core.protocol import Reply
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine, Iterable, Iterator
+
+    from dashscope_embeddings._core.exchange import Send
+
+ENCODING = "gzip"
+"""The only compression asked for: its decoder can be stopped after any number of bytes."""
+
+_SLOWEST = 32_000
+"""Bytes in a second. A file that moves at least so fast is never cut off."""
+_PIECE = 1 << 20
+_GZIP, _GZIP_FORMAT = b"\x1f\x8b", zlib.MAX_WBITS | 16
+_UNREADABLE = frozenset({"br", "zstd", "compress"})
+_COMPRESSIONS = frozenset({"gzip", "x-gzip", "deflate"})
+_SUSPICIOUS = 64 << 20
+_MOST_COMPRESSED = 100
+"""A body that is so many times as large as what came over the network, and larger than `_SUSPICIOUS`, is a trap."""
+
+
+class UnusableBody(Exception):  # noqa: N818 - named for what came
+    """A reply came whose body cannot be read, or is larger than any answer."""
+
+    def __init__(self, why: str, *, retry: bool = True) -> None:
+        super().__init__(why)
+        self.retry = retry
+        """Whether another try may bring one that can be read."""
+
+
+class Overdue(Exception):  # noqa: N818 - the name is the event
+    """A request was not over within its deadline, although the server was never silent for long."""
+
+
+class Deadline:
+    """When a request must be over."""
+
+    def __init__(self, seconds: float, upload: int = 0) -> None:
+        """`upload`: bytes of a file that is sent, which may take its time."""
+        self.ends = time.monotonic() + seconds + upload / _SLOWEST
+
+    def moved(self, size: int) -> None:
+        """Bytes of a file have come."""
+        self.ends += size / _SLOWEST
+
+    @property
+    def left(self) -> float:
+        """Seconds."""
+        return self.ends - time.monotonic()
+
+
+# --- sync -------------------------------------------------------------------------------------------------
+
+
+def exchanged(client: Any, request: httpx.Request, step: Send, deadline: Deadline) -> Reply:
+    """Sends a request and reads its reply whole.
+
+    Raises:
+        httpx.RequestError: no reply came, or not all of it.
+        UnusableBody: its body is broken or too large.
+        Overdue: it took too long.
+    """
+    with Sent(client, request, deadline) as response:
+        body = Body(response, step.most)
+        reply = reply_of(response, b"".join(pieces(response, body, deadline)))
+        if step.keep is not None and not step.keep(reply):
+            discard(response)
+        return reply
+
+
+def discard(response: httpx.Response) -> None:
+    """Closes the connection of a response: no other request is to read what may still come on it."""
+    if (stream := _stream(response)) is not None:
+        stream.discarded = True
+        stream.close()
+
+
+class Sent:
+    """A request that is sent; inside, its response, of which only the head has come."""
+
+    def __init__(self, client: Any, request: httpx.Request, deadline: Deadline) -> None:
+        self._client, self._request, self._deadline = client, request, deadline
+        self._response: httpx.Response | None = None
+
+    def __enter__(self) -> httpx.Response:
+        _thread.deadline = self._deadline
+        self._request.extensions = {**self._request.extensions, "trace": _trace}
+        try:
+            while self._response is None:
+                self._send()
+        except BaseException as error:
+            self.__exit__(type(error), error, None)
+            raise
+        return self._response
+
+    def _send(self) -> None:
+        _thread.unsent = False
+        try:
+            self._response = self._client.send(self._request, stream=True, follow_redirects=False)
+        except httpx.RequestError:
+            # Another thread discarded a connection between the two looks that the pool takes at it.
+            if not _thread.unsent or self._deadline.left <= 0:
+                raise
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        try:
+            if self._response is not None:
+                self._response.close()
+        finally:
+            _thread.deadline = None
+        if isinstance(error, httpx.RequestError) and self._deadline.left <= 0:
+            raise Overdue from None
+
+
+def pieces(response: httpx.Response, body: Body, deadline: Deadline) -> Iterator[bytes]:
+    """The decompressed body, in pieces of a megabyte at most."""
+    if response.is_stream_consumed:  # a hook of the user's client has read it, or a transport for tests
+        yield response.content
+        return
+    # Not `iter_bytes`, which decompresses without a bound, and gives the connection back before the reply is judged.
+    for chunk in response.stream:  # type: ignore[union-attr] # of a sync client
+        if deadline.left <= 0:
+            raise Overdue
+        yield from body.pieces(chunk)
+        if body.cut:
+            return
+
+
+_thread = threading.local()
+"""`deadline`: of the request that this thread performs; `unsent`: whether it met a connection that is closed."""
+
+
+def _trace(event: str, info: dict[str, Any]) -> None:
+    """Told by httpcore what it does (request extension "trace"): finds the connections that are opened."""
+    if event.endswith(("connect_tcp.complete", "start_tls.complete", "connect_unix_socket.complete")):
+        _bound(info["return_value"])
+
+
+def _bound(stream: Any) -> None:
+    """Makes every read and write of a connection heed the deadline of the request that performs it.
+
+    httpcore's own timeouts bound silence alone: a head that drips, or "100 Continue" again and again, would last
+    for ever.
+    """
+    kind, itself = type(stream), weakref.ref(stream)
+
+    def read(max_bytes: int, timeout: float | None = None) -> bytes:
+        connection = itself()
+        data: bytes = kind.read(connection, max_bytes, _within(timeout, connection))
+        return data
+
+    def write(buffer: bytes, timeout: float | None = None) -> None:
+        connection = itself()
+        if getattr(connection, "discarded", False):
+            _thread.unsent = True
+        for start in range(0, len(buffer), _WRITTEN):
+            part = buffer[start : start + _WRITTEN] if len(buffer) > _WRITTEN else buffer
+            kind.write(connection, part, _within(timeout, connection))
+
+    stream.read, stream.write = read, write
+
+
+_WRITTEN = 65_536
+"""Bytes written before the clock is looked at again."""
+
+
+def _within(timeout: float | None, connection: Any) -> float | None:
+    deadline: Deadline | None = getattr(_thread, "deadline", None)
+    if deadline is None:
+        return timeout
+    if (left := deadline.left) <= 0:
+        connection.close()  # what is read or written then fails with the transport's own error
+        return timeout
+    return left if timeout is None else min(timeout, left)
+
+
+# --- async ------------------------------------------------------------------------------------------------
+
+
+async def within(seconds: float, request: Coroutine[Any, Any, Reply]) -> Reply:
+    """The reply to a request of the running loop, which is cancelled when its time is over.
+
+    Raises:
+        Overdue: it took too long.
+    """
+    task, late = asyncio.current_task(), False
+
+    def end() -> None:
+        nonlocal late
+        late = True
+        if task is not None:
+            task.cancel()
+
+    timer = asyncio.get_running_loop().call_later(seconds, end)
+    try:
+        return await request
+    except asyncio.CancelledError:
+        # As `asyncio.timeout`, which Python 3.10 lacks: a cancellation from outside goes on.
+        if not late or (hasattr(task, "uncancel") and task is not None and task.uncancel() > 0):
+            raise
+        raise Overdue from None
+    finally:
+        timer.cancel()
+
+
+async def aexchanged(client: Any, request: httpx.Request, step: Send) -> Reply:
+    """`exchanged` on the running loop, without a deadline."""
+    response = await client.send(request, stream=True, follow_redirects=False)
+    try:
+        if response.is_stream_consumed:
+            content = response.content
+        else:
+            body = Body(response, step.most)
+            parts: list[bytes] = []
+            async for chunk in response.stream:
+                parts += body.pieces(chunk)
+                if body.cut:
+                    break
+            content = b"".join(parts)
+        reply = reply_of(response, content)
+        if step.keep is not None and not step.keep(reply) and (stream := _stream(response)) is not None:
+            await stream.aclose()
+        return reply
+    finally:
+        await response.aclose()
+
+
+# --- both -------------------------------------------------------------------------------------------------
+
+
+class Body:
+    """Decompresses a body up to a size. Of a refusal, which is a refusal whatever its body says, the rest is cut."""
+
+    def __init__(self, response: httpx.Response, most: int) -> None:
+        self._most, self._success = most, response.is_success
+        self._came = self._given = 0
+        self._encoding = response.headers.get("content-encoding", "").strip().lower()
+        self._zip: Any = None
+        self.cut = False
+        """Whether there is more that nobody wants: the connection is to be closed."""
+        named = self._encoding.replace(" ", "").split(",")
+        if len(set(named) & _COMPRESSIONS) > 1 or named.count("gzip") > 1 or not _UNREADABLE.isdisjoint(named):
+            why = f"something on the way compresses it with {self._encoding[:40]!r}, where gzip was asked for"
+            self._fail(why, retry=False)
+
+    def pieces(self, chunk: bytes) -> Iterator[bytes]:
+        """What a part of the raw body stands for."""
+        if self._came == 0 and chunk:
+            self._zip = self._decompressor(chunk[0])
+        self._came += len(chunk)
+        for piece in self._decompressed(chunk):
+            self._given += len(piece)
+            if self._given > self._most:
+                self._fail(f"it is larger than {self._most:,} bytes, which no answer to this request is")
+            elif self._given > max(_SUSPICIOUS, _MOST_COMPRESSED * self._came):
+                self._fail(f"it grows more than {_MOST_COMPRESSED} times where it is decompressed")
+            if self.cut:
+                return
+            yield piece
+
+    @property
+    def whole(self) -> bool:
+        """Whether its compressed form has come to its end."""
+        return self._zip is None or self._zip.eof
+
+    def _decompressor(self, first: int) -> Any:
+        """By what the body is: some servers name a compression and send plain JSON, or name what is none."""
+        if "gzip" in self._encoding and first == _GZIP[0]:
+            return zlib.decompressobj(_GZIP_FORMAT)
+        if "deflate" in self._encoding and first not in b"{[ \t\r\n":
+            return zlib.decompressobj(zlib.MAX_WBITS if first & 0x0F == zlib.DEFLATED else -zlib.MAX_WBITS)
+        return None
+
+    def _decompressed(self, chunk: bytes) -> Iterable[bytes]:
+        return (chunk,) if self._zip is None else self._unzipped(chunk)
+
+    def _unzipped(self, chunk: bytes) -> Iterator[bytes]:
+        more = True
+        while more:
+            if self._zip.eof:  # the next of several members, which make one body
+                if not chunk.startswith(_GZIP):
+                    return
+                self._zip = zlib.decompressobj(_GZIP_FORMAT)
+            try:
+                piece = self._zip.decompress(chunk, _PIECE)
+            except zlib.error as error:
+                self._fail(f"it cannot be decompressed ({error})")
+                return
+            yield piece
+            chunk = self._zip.unconsumed_tail or self._zip.unused_data
+            more = bool(chunk) or len(piece) == _PIECE
+
+    def _fail(self, why: str, *, retry: bool = True) -> None:
+        self.cut = True
+        if self._success:
+            raise UnusableBody(why, retry=retry)
+
+
+def reply_of(response: httpx.Response, content: bytes) -> Reply:
+    """A reply with this body."""
+    return Reply(response.status_code, response.headers, content, _connection(response))
+
+
+def _connection(response: httpx.Response) -> int | None:
+    """What tells a connection from others; None: HTTP/2, which numbers its replies, or no connection at all."""
+    stream = _stream(response)
+    if stream is None or response.extensions.get("http_version") == b"HTTP/2":
+        return None
+    # A number, not the connection: what was seen on it is remembered by the thousand.
+    return _numbers.setdefault(stream, next(_next_number))
+
+
+_numbers: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
+_next_number = itertools.count(1)
+
+
+def _stream(response: httpx.Response) -> Any:
+    """The connection; None of a transport for tests."""
+    return response.extensions.get("network_stream")

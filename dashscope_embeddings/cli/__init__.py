@@ -1,0 +1,1 @@
+"""The command line, `dashscope-embeddings`: one module for each command, and `app`, which collects them."""

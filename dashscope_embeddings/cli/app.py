@@ -1,0 +1,192 @@
+"""`dashscope-embeddings`, the command line: a command reads its options, asks a module, and prints."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from dashscope_embeddings._runtime.thread_pool import Flag
+from dashscope_embeddings.catalogue import DEFAULT_MODEL
+from dashscope_embeddings.cli.demo import NoTextError, Store
+from dashscope_embeddings.emulator import Emulator
+from dashscope_embeddings.emulator.embeddings import COMPATIBLE_PATH
+
+try:
+    import typer
+    from rich.console import Console
+
+    from dashscope_embeddings.cli import batch as cli_batch
+    from dashscope_embeddings.cli import check, common, embed
+    from dashscope_embeddings.cli import models as cli_models
+    from dashscope_embeddings.cli.demo import screen
+except ModuleNotFoundError as missing:
+    if (missing.name or "").partition(".")[0] not in {"typer", "rich"}:
+        raise
+    _installed = False
+else:
+    _installed = True
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_EXTRA = 'pip install "dashscope-embeddings[cli]"'
+_DEMO_EXTRAS = 'pip install "dashscope-embeddings[cli,langchain,llama-index,qdrant]"'
+
+# --- demo --------------------------------------------------------------------------------------------------
+
+
+def demo(  # noqa: PLR0913 - one for each option
+    folder: Annotated[
+        Path | None,
+        typer.Argument(
+            exists=True,
+            file_okay=False,
+            show_default=False,
+            help="Search the .txt and .md files in here, at any depth. Without it: Python's own help topics.",
+        ),
+    ] = None,
+    *,
+    query: Annotated[
+        list[str] | None, typer.Option("--query", "-q", help="What to ask; may be given several times.")
+    ] = None,
+    live: Annotated[
+        bool,
+        typer.Option("--live", help="Ask the service, which needs DASHSCOPE_API_KEY and bills, not the emulator."),
+    ] = False,
+    model: Annotated[str, typer.Option(help="See the command models.")] = DEFAULT_MODEL,
+    dimensions: Annotated[
+        int | None, typer.Option(min=1, show_default="the model's", help="Floats in a dense vector.")
+    ] = None,
+    store: Annotated[
+        Store,
+        typer.Option(help="Where both frameworks keep and search the vectors: their own, or Qdrant's local mode."),
+    ] = Store.MEMORY,
+    k: Annotated[int, typer.Option("-k", min=1, max=50, help="Hits to show of each ranking.")] = 3,
+) -> None:
+    """Search real text with LangChain and LlamaIndex: dense, sparse and fused.
+
+    Offline and without a key, unless --live is given.
+    """
+    try:
+        wanted = screen.Wanted(folder, query or (), model, dimensions, k, live, store)
+        screen.show(wanted, _console(), _console(stderr=True))
+    except NoTextError as error:
+        common.fail(str(error), common.USAGE)
+    except ImportError as missing:
+        common.fail(f"the demo lacks a package: {_DEMO_EXTRAS} ({missing})")
+
+
+# --- models ------------------------------------------------------------------------------------------------
+
+
+def models(
+    *,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print a table for GitHub.")] = False,
+) -> None:
+    """Show what each model takes, gives and costs, and where that was read."""
+    if markdown:
+        typer.echo(cli_models.models_markdown())
+        return
+    out = _console()
+    for part in cli_models.models():
+        out.print(part)
+
+
+# --- emulator ----------------------------------------------------------------------------------------------
+
+
+def emulator(
+    *,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Where to listen; 0 takes a free one.")] = 8787,
+    latency: Annotated[float, typer.Option(min=0, metavar="MS", help="Milliseconds a reply takes.")] = 0,
+    rpm: Annotated[
+        int | None, typer.Option(min=1, show_default="no limit", help="Requests a minute, each model.")
+    ] = None,
+    tpm: Annotated[
+        int | None, typer.Option(min=1, show_default="no limit", help="Tokens a minute, each model.")
+    ] = None,
+    rps: Annotated[
+        float | None, typer.Option(min=0.01, show_default="no limit", help="Requests a second, each model.")
+    ] = None,
+) -> None:
+    """Serve the emulator on 127.0.0.1 until Ctrl-C, for any program and language.
+
+    It takes any key, bills nothing, keeps no text, and makes its vectors up from words.
+    """
+    service = Emulator(requests_per_minute=rpm, tokens_per_minute=tpm, requests_per_second=rps, log=0)
+    try:
+        server = service.serve(port, latency=latency / 1000)
+    except OSError as error:
+        common.fail(f"cannot listen on port {port}: {error.strerror}. Try another one; --port 0 takes a free one")
+    with _stop_signals() as stopped, server:
+        native, compatible = f"{server.url}/api/v1", server.url + COMPATIBLE_PATH.removesuffix("/embeddings")
+        for line in (
+            f"The emulator listens at {server.url}",
+            "\nTo use it, paste one of these; the key may be anything:",
+            "\n  # this package, the vendor's SDK",
+            f"  export DASHSCOPE_HTTP_BASE_URL={native} DASHSCOPE_API_KEY=emulator",
+            '\n  # the OpenAI-compatible protocol: this package with protocol="openai"',
+            f"  export DASHSCOPE_COMPATIBLE_BASE_URL={compatible} DASHSCOPE_API_KEY=emulator",
+            "\n  # the same protocol: OpenAI's package",
+            f"  export OPENAI_BASE_URL={compatible} OPENAI_API_KEY=emulator",
+            "\nCtrl-C stops it.",
+        ):
+            # Not through rich, which would break a line that is there to be copied.
+            typer.echo(line)
+        sys.stdout.flush()
+        while not stopped.wait(0.5):
+            pass
+    refused = service.requests - service.billed_requests
+    typer.echo(
+        f"\nStopped. Requests: {service.requests:,}, answered: {service.billed_requests:,} "
+        f"({service.billed_texts:,} texts, {service.billed_tokens:,} tokens), refused: {refused:,}, "
+        f"most at once: {server.peak_in_flight:,}."
+    )
+
+
+@contextlib.contextmanager
+def _stop_signals() -> Iterator[Flag]:
+    """An event that Ctrl-C and SIGTERM set, in place of what they do otherwise."""
+    stopped = Flag()
+    names = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(name, lambda *_: stopped.set()) for name in names]
+    try:
+        yield stopped
+    finally:
+        for name, handler in zip(names, before, strict=True):
+            signal.signal(name, handler)
+
+
+# --- all commands ------------------------------------------------------------------------------------------
+
+
+def _console(*, stderr: bool = False) -> Console:
+    # Made when it is needed, so that it writes where sys.stdout leads by then.
+    return Console(stderr=stderr, highlight=False)
+
+
+def main() -> None:
+    """What the command `dashscope-embeddings` runs."""
+    if not _installed:
+        sys.exit(f"the command line needs typer and rich: {_EXTRA}")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A terminal that lacks a character gets another one; standard error does so already.
+        sys.stdout.reconfigure(errors="replace")
+    app()
+
+
+if _installed:
+    app = typer.Typer(
+        no_args_is_help=True,
+        add_completion=False,
+        # Local variables may hold a key.
+        pretty_exceptions_show_locals=False,
+        help="Text embeddings of Alibaba Cloud Model Studio (DashScope): try them, look up models, emulate.",
+    )
+    for function in (demo, embed.embed, models, check.check, emulator):
+        app.command()(common.command(function))
+    app.add_typer(cli_batch.app, name="batch")

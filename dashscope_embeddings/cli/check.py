@@ -1,0 +1,166 @@
+"""The command `check`: says what it will send, asks, and prints what a key opens."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from dashscope_embeddings import check as checking
+from dashscope_embeddings.catalogue import DEFAULT_MODEL, REGIONS
+from dashscope_embeddings.cli.common import USAGE, fail
+from dashscope_embeddings.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from dashscope_embeddings.check import Check, ModelCheck, Plan, RegionCheck, RoleCheck
+
+NO_HOST = 1
+"""Exit code: no host takes the key."""
+
+_CITIES = {region.id: region.city for region in REGIONS}
+
+
+def check(
+    *,
+    model: Annotated[str, typer.Option(help="Whose time and role are measured.")] = DEFAULT_MODEL,
+    region: Annotated[
+        str | None, typer.Option(help="Ask there only, such as ap-southeast-1.", show_default="all")
+    ] = None,
+    workspace: Annotated[str | None, typer.Option(help="Ask its hosts, not the shared ones.")] = None,
+    base_url: Annotated[str | None, typer.Option(help="Ask this address only; emulator for none.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Ask the service what your key opens: which host, which models, which role.
+
+    Sends a short text about 16 times, which costs some hundred tokens, and
+    says so first. The role is that of the compatible route: Batch files
+    embed over it, and no page says whether as queries or as documents.
+
+    Exit codes: 0 some host takes the key, 1 none does, 2 wrong use.
+    """
+    try:
+        found = checking.check(
+            model,
+            region=region,
+            workspace=workspace,
+            base_url=base_url,
+            announce=lambda plan: typer.echo(_announced(plan), err=as_json),
+        )
+    except InvalidInput as error:
+        fail(str(error), USAGE)
+    if as_json:
+        # A character that the terminal lacks is escaped there: it must not be replaced.
+        unicode = (sys.stdout.encoding or "").lower().startswith("utf")
+        typer.echo(json.dumps(_plain(found), ensure_ascii=not unicode, indent=2))
+    elif (console := Console(highlight=False)).is_terminal:
+        _draw(found, console)
+    else:
+        for line in _lines(found):
+            typer.echo(line)
+    if not found.takes_key:
+        raise typer.Exit(NO_HOST)
+
+
+# --- what is said ------------------------------------------------------------------------------------------
+
+
+def _announced(plan: Plan) -> str:
+    hosts = "1 host" if len(plan.hosts) == 1 else f"{len(plan.hosts)} hosts"
+    return (
+        f"Sends one short text to {hosts}, then {plan.texts_a_host} to each that takes the key: about {plan.texts} in "
+        "all, a few tokens each. What is refused costs nothing."
+    )
+
+
+def _city(found: RegionCheck) -> str:
+    return _CITIES.get(found.region or "", found.region or "other")
+
+
+def _time(value: float | None) -> str:
+    return "" if value is None else f"{value * 1000:.0f} ms"
+
+
+def _model_said(found: ModelCheck) -> str:
+    if not found.answers:
+        return found.said
+    tries = f", median of {found.tries}" if found.tries > 1 else " with connecting"
+    return f"answers, {found.tokens} tokens, {_time(found.seconds)}{tries}"
+
+
+def _role_said(role: RoleCheck) -> Iterator[str]:
+    embeds = {
+        "query": "embeds as query",
+        "document": "embeds as document",
+        "both alike": "makes no difference: query and document are alike",
+        "neither": "embeds as neither query nor document",
+    }
+    yield f"{role.model} on {role.host}: the compatible route {embeds[role.verdict]}"
+    yield f"cos(compatible, native query) = {role.query:.4f}"
+    yield f"cos(compatible, native document) = {role.document:.4f}"
+    yield f"cos(native query, native document) = {role.between:.4f}"
+    yield f"cos(native document, asked again) = {role.repeated:.4f}"
+    if role.joint is not None:
+        yield f"cos(dense, dense of dense&sparse) = {role.joint:.4f}"
+    yield f"length of the compatible vector = {role.length:.4f}"
+
+
+def _billed(found: Check) -> str:
+    return f"billed: {found.usage if found.usage.requests else 'nothing'}"
+
+
+def _lines(found: Check) -> Iterator[str]:
+    for region in found.regions:
+        seconds = f" ({_time(region.seconds)})" if region.seconds is not None else ""
+        yield f"{_city(region)}, {region.host or 'no host'}: {region.said}{seconds}"
+    for model in found.models:
+        yield f"{model.model} on {model.host}: {_model_said(model)}"
+    if found.role is not None:
+        yield from _role_said(found.role)
+    yield _billed(found)
+    yield from found.notes
+
+
+def _draw(found: Check, console: Console) -> None:
+    hosts = _table("Hosts", "region", "host", "key", "time", "")
+    words = {True: Text("takes it", "green"), False: Text("refuses it", "red"), None: Text("–")}
+    for region in found.regions:
+        said = "" if region.takes_key and region.said == "takes the key" else region.said
+        name = Text(region.host or "–")
+        hosts.add_row(_city(region), name, words[region.takes_key], _time(region.seconds), Text(said))
+    console.print(hosts)
+    for host in dict.fromkeys(model.host for model in found.models):
+        models = _table(f"Models at {host}", "model", "")
+        for model in found.models:
+            if model.host == host:
+                models.add_row(model.model, Text(_model_said(model), "" if model.answers else "yellow"))
+        console.print("", models, sep="\n")
+    if found.role is not None:
+        verdict, *figures = _role_said(found.role)
+        console.print("", Text("Role of the compatible route", "bold"), Text(verdict), sep="\n")
+        console.print(*(Text(figure, "dim") for figure in figures), sep="\n")
+    console.print("", Text(_billed(found)), *(Text(note) for note in found.notes), sep="\n")
+
+
+def _table(title: str, *heads: str) -> Table:
+    # As text: an address may have brackets, which rich would take for its own.
+    table = Table(title=Text(title, "bold"), title_justify="left", box=None, pad_edge=False)
+    for head in heads:
+        # A host that is broken into two lines cannot be copied; words can be.
+        table.add_column(head, no_wrap=bool(head), header_style="cyan", overflow="fold")
+    return table
+
+
+def _plain(found: Check) -> dict[str, Any]:
+    plain = dataclasses.asdict(found)
+    cost = plain["usage"]["cost"]
+    if cost is not None:
+        cost["amount"] = f"{cost['amount']:f}"
+    return {"takes_key": found.takes_key, **plain}

@@ -1,0 +1,71 @@
+"""The tables of the batches of a ledger, and the questions that go over all of them."""
+
+from __future__ import annotations
+
+import array
+from typing import TYPE_CHECKING
+
+from dashscope_embeddings.corpus.checkpoint.checksums import record_sum
+
+if TYPE_CHECKING:
+    from dashscope_embeddings.corpus.checkpoint.store import Ledger
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS batch_notes (name TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS batches (
+    number INTEGER PRIMARY KEY AUTOINCREMENT, state TEXT NOT NULL, again INTEGER NOT NULL, lines INTEGER NOT NULL,
+    texts INTEGER NOT NULL, file_id TEXT, batch_id TEXT, status TEXT, completed INTEGER, failed INTEGER
+);
+CREATE TABLE IF NOT EXISTS batch_lines (
+    line INTEGER PRIMARY KEY AUTOINCREMENT, batch INTEGER NOT NULL, members BLOB NOT NULL, done INTEGER NOT NULL
+);
+CREATE INDEX IF NOT EXISTS batch_lines_of ON batch_lines (batch, line);
+CREATE TABLE IF NOT EXISTS batch_out (member INTEGER PRIMARY KEY);
+CREATE TABLE IF NOT EXISTS batch_tries (
+    member INTEGER PRIMARY KEY, rounds INTEGER NOT NULL, invalid INTEGER NOT NULL, most INTEGER NOT NULL
+);
+CREATE TABLE IF NOT EXISTS batch_pieces (
+    piece INTEGER PRIMARY KEY AUTOINCREMENT, key INTEGER NOT NULL, text TEXT NOT NULL, dense BLOB
+);
+CREATE INDEX IF NOT EXISTS batch_pieces_of ON batch_pieces (key)
+"""
+# Numbers of lines and pieces are never given twice: a result that comes late must not meet a stranger.
+
+
+def prepare(ledger: Ledger) -> None:
+    """Makes the tables where there are none, and the sums of lines and pieces from before they had any."""
+    for statement in _SCHEMA.split(";"):
+        ledger.sql(statement)
+    if any(column[1] == "sum" for column in ledger.sql("PRAGMA table_info(batch_lines)")):
+        return
+    ledger.sql("ALTER TABLE batch_lines ADD COLUMN sum BLOB")
+    ledger.sql("ALTER TABLE batch_pieces ADD COLUMN sum BLOB")
+    for line in ledger.sql("SELECT line, batch, members FROM batch_lines"):
+        ledger.sql("UPDATE batch_lines SET sum = ? WHERE line = ?", (line_sum(ledger, *line), line[0]))
+    for piece in ledger.sql("SELECT piece, key, text, dense FROM batch_pieces"):
+        ledger.sql("UPDATE batch_pieces SET sum = ? WHERE piece = ?", (record_sum(*piece), piece[0]))
+
+
+def line_sum(ledger: Ledger, line: int, batch: int, members: bytes) -> bytes:
+    """Of a line and of the texts that it stands for."""
+    keys = array.array("q", members)
+    marks = ",".join("?" * len(keys))
+    hashes = ledger.sql(f"SELECT hash FROM texts WHERE key IN ({marks}) ORDER BY key", keys)  # noqa: S608 - only question marks
+    return record_sum(line, batch, members, hashes)
+
+
+UNDER_WAY = (
+    "SELECT count(DISTINCT key) FROM (SELECT member AS key FROM batch_out WHERE member > 0 UNION ALL "
+    "SELECT key FROM batch_out CROSS JOIN batch_pieces ON piece = -member)"
+)
+LEFT = (
+    "SELECT count(DISTINCT x.key) FROM batch_tries t LEFT JOIN batch_pieces q ON q.piece = -t.member "
+    "CROSS JOIN texts x ON x.key = coalesce(q.key, t.member) CROSS JOIN pending p ON p.key = x.key "
+    "WHERE t.rounds >= ? AND x.reply IS NULL AND NOT EXISTS (SELECT 1 FROM batch_out WHERE member = t.member)"
+)
+WAITING = (
+    "SELECT count(*), total(tokens), coalesce(sum(length(CAST(text AS BLOB))), 0) FROM pending p "
+    "CROSS JOIN texts x ON x.key = p.key WHERE x.reply IS NULL "
+    "AND NOT EXISTS (SELECT 1 FROM batch_out WHERE member = p.key) "
+    "AND NOT EXISTS (SELECT 1 FROM batch_pieces JOIN batch_out ON member = -piece WHERE key = p.key)"
+)

@@ -1,0 +1,232 @@
+"""The ledger's open texts → the client → the ledger: each reply is committed as soon as it is there."""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+import struct
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+from dashscope_embeddings._core.text_inputs import complaint
+from dashscope_embeddings._core.text_length import limits_of
+from dashscope_embeddings.corpus.checkpoint.rows import Vectors
+from dashscope_embeddings.errors import DashScopeError, ServiceError
+from dashscope_embeddings.vectors import Embedding, SparseVector, Usage
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Iterator, Sequence
+
+    from dashscope_embeddings._core.exchange import Outcome
+    from dashscope_embeddings.client import EmbeddingClient
+    from dashscope_embeddings.corpus.checkpoint.store import Ledger
+    from dashscope_embeddings.vectors import Output, TextType
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a run is."""
+
+    done: int
+    """Different texts embedded or refused in this run."""
+    total: int
+    """Different texts that this run has to ask for."""
+    tokens: float
+    """Estimated, of all of those."""
+    rejected: int
+    """Different texts refused in this run."""
+    usage: Usage
+    """What this run was billed so far."""
+
+
+_EVERY = 16
+"""Texts between two reports of progress."""
+
+
+class Asking:
+    """One run over the open texts of a ledger."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        client: EmbeddingClient,
+        text_type: TextType,
+        kind: Output,
+        stop: Callable[[], bool] | None,
+    ) -> None:
+        self._ledger, self._client = ledger, client
+        self._text_type, self._kind = text_type, kind
+        self._stop = stop
+        self._fed: dict[int, tuple[int, str]] = {}
+        """Index in the stream → key and text, until the stream gives it out."""
+        self._unkept: dict[str, int] = {}
+        """Text → key, until its vectors are in the ledger."""
+        self._trouble: list[Exception] = []
+        self._unwritten: list[tuple[dict[int, Vectors], int, int, int]] = []
+        """What the ledger did not take: it is paid for, and tried again when the run ends."""
+        self._lock = threading.Lock()
+        self._requests = self._texts = self._tokens = 0
+        self._rejected = 0
+        self.embedded = 0
+        """Different texts embedded so far."""
+
+    @property
+    def usage(self) -> Usage:
+        """What was billed so far."""
+        with self._lock:
+            return usage_of(self._client, self._requests, self._texts, self._tokens)
+
+    def run(self, progress: Callable[[Progress], object] | None) -> None:
+        """Asks for all open texts.
+
+        Raises:
+            DashScopeError: the rest would fail as well; what arrived is kept.
+            sqlite3.Error: the ledger takes no more; what it took is kept.
+        """
+        counts, told = self._ledger.counts(), 0
+
+        def tell(least: int) -> None:
+            nonlocal told
+            done = self.embedded + self._rejected
+            if progress is not None and done >= told + least:
+                told = done
+                progress(Progress(done, counts.pending, counts.tokens, self._rejected, self.usage))
+
+        at_once = False
+        found = self._client.stream(
+            self._feed(),
+            text_type=self._text_type,
+            output=self._kind,
+            refused=self._refused,
+            arrived=self._arrived,
+        )
+        try:
+            # Closed at once where the caller interrupts, so that nothing more is sent.
+            with contextlib.closing(cast("Generator[Embedding, None, None]", found)):
+                for embedding in found:
+                    self._take(embedding.index, embedding)
+                    tell(_EVERY)
+            tell(0)
+        except DashScopeError as error:
+            for index, vectors in error.partial.items():
+                self._take(index, embedding_of(index, vectors))
+            self._client.drain()
+            # The stream counts no further than it had read, and not from the beginning of the input.
+            left = counts.pending - self.embedded - self._rejected
+            error.begin_with(f"{left:,} of {counts.pending:,} texts have no vectors yet")
+            raise
+        except KeyboardInterrupt:
+            # Who was told to stop lets what is under way arrive; who is interrupted then as well ends at once.
+            at_once = self._stop is not None and self._stop()
+            raise
+        finally:
+            # What is under way is paid for: it belongs into the ledger, although the caller interrupts.
+            if not at_once:
+                self._client.drain()
+            if self._trouble:
+                self._keep_again()
+                raise self._trouble[0]
+            self._ledger.settle()
+
+    def _feed(self) -> Iterator[str]:
+        settings = self._client.settings
+        limits = limits_of(settings.address.host, settings.model)
+        index = 0
+        for key, text in self._ledger.pending():
+            if self._trouble or (self._stop is not None and self._stop()):
+                return
+            # Like `refused`, but found before it is sent; everything else was checked when the text was read.
+            if settings.long_text == "error" and limits.surely_too_long(text):
+                self._reject(key, f"the text {complaint(text, limits, settings.long_text)}; not sent")
+                continue
+            self._fed[index] = key, text
+            self._unkept[text] = key
+            yield text
+            index += 1
+
+    def _arrived(self, texts: Sequence[str], outcome: Outcome) -> None:
+        """In the thread that asked. A text that went in pieces is kept when the stream gives it out."""
+        paid = {}
+        for row, text in enumerate(texts):
+            dense, sparse = outcome.dense[row], outcome.sparse[row]
+            if (dense is not None or sparse is not None) and (key := self._unkept.pop(text, None)) is not None:
+                paid[key] = packed(dense, sparse)
+        with self._lock:
+            self._requests += outcome.requests
+            self._texts += outcome.texts
+            self._tokens += outcome.tokens
+        self._keep(paid, outcome.requests, outcome.texts, outcome.tokens)
+
+    def _take(self, index: int, embedding: Embedding) -> None:
+        key, text = self._fed.pop(index)
+        if self._unkept.pop(text, None) is not None:
+            self._keep({key: packed(embedding.dense, embedding.sparse)})
+
+    def _keep(self, paid: dict[int, Vectors], requests: int = 0, texts: int = 0, tokens: int = 0) -> None:
+        """A ledger that fails ends the run, but not before what is in flight has landed."""
+        if not paid and not requests:
+            return
+        try:
+            self._ledger.keep(paid, requests, texts, tokens)
+        except Exception as error:  # noqa: BLE001 - raised again by `run`
+            self._trouble.append(error)
+            if not isinstance(error, DashScopeError):
+                self._unwritten.append((paid, requests, texts, tokens))
+        else:
+            with self._lock:
+                self.embedded += len(paid)
+
+    def _keep_again(self) -> None:
+        """What was in flight when the disk was full is not paid for twice if there is room by now.
+
+        Raises:
+            OSError: there is none; says what is lost, for it is in no total.
+        """
+        again, self._unwritten = self._unwritten, []
+        for one in again:
+            self._keep(*one)
+        if self._unwritten and isinstance(self._trouble[0], (OSError, sqlite3.OperationalError)):
+            lost = [sum(column) for column in list(zip(*self._unwritten, strict=True))[1:]]
+            raise OSError(
+                f"the ledger takes no more: {self._trouble[0]}. {lost[0]:,} requests with {lost[1]:,} texts "
+                f"({lost[2]:,} tokens) are billed and could not be written: they are in no total, and will be paid "
+                "for again"
+            ) from self._trouble[0]
+
+    def _refused(self, index: int, error: DashScopeError) -> None:
+        key, text = self._fed.pop(index)
+        self._unkept.pop(text, None)
+        code = error.code if isinstance(error, ServiceError) else None
+        self._reject(key, error.message, code, error.request_id)
+
+    def _reject(self, key: int, reason: str, code: str | None = None, request_id: str | None = None) -> None:
+        try:
+            self._ledger.reject(key, reason, code, request_id)
+        except Exception as error:  # noqa: BLE001 - as in `_keep`
+            self._trouble.append(error)
+        else:
+            self._rejected += 1
+
+
+def usage_of(client: EmbeddingClient, requests: int, texts: int, tokens: int) -> Usage:
+    """A bill with its list price."""
+    price = client.settings.price
+    return Usage(requests, tokens, texts, None if price is None else price.of(tokens))
+
+
+def packed(dense: list[float] | None, sparse: SparseVector | None) -> Vectors:
+    """Vectors as the ledger keeps them."""
+    return Vectors(
+        # Three times as fast as the array module, and as a format of a fixed byte order.
+        None if dense is None else struct.pack(f"{len(dense)}f", *dense),
+        None if sparse is None else struct.pack(f"{len(sparse)}I", *sparse.indices),
+        None if sparse is None else struct.pack(f"{len(sparse)}f", *sparse.values),
+    )
+
+
+def embedding_of(index: int, vectors: Any) -> Embedding:
+    """An error's partial result, which has the shape of the asked output."""
+    if isinstance(vectors, Embedding):
+        return vectors
+    return Embedding(index, sparse=vectors) if isinstance(vectors, SparseVector) else Embedding(index, vectors)

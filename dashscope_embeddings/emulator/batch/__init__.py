@@ -1,0 +1,1 @@
+"""The emulator's Batch route: uploaded files, batches and their result files."""

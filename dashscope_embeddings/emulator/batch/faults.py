@@ -1,0 +1,79 @@
+"""What can go wrong with batches and their lines."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from dashscope_embeddings.emulator.fault_schedule import Fault, Target
+
+if TYPE_CHECKING:
+    import random
+
+_WORDS = {
+    "DataInspectionFailed": "Input or output data may contain inappropriate content.",
+    "InternalError": "Internal server error!",
+    "internal_error": "Internal server error!",
+}
+
+
+@dataclass(frozen=True)
+class BatchFails(Fault):
+    """A batch fails its validation; by default in the only words that were seen in a real reply."""
+
+    target: ClassVar[Target] = "batches"
+
+    code: str = "url_not_found"
+    message: str = "The provided url '/v1/embeddings' is not supported by the Batch API."
+    param: str | None = "url"
+    line: int | None = 1
+
+
+@dataclass(frozen=True)
+class BatchExpires(Fault):
+    """A batch expires at the moment when its lines should be done."""
+
+    target: ClassVar[Target] = "batches"
+
+    share: float = 0.5
+    """The part of its lines that was done."""
+
+
+@dataclass(frozen=True)
+class _LineFault(Fault):
+    """Something about one line."""
+
+    target: ClassVar[Target] = "lines"
+
+    custom_id: str | None = None
+    """Only the line of this name, without end: in a later batch too, unless `times` says otherwise."""
+
+    def concerns(self, name: str) -> bool:
+        return self.custom_id is None or name == self.custom_id
+
+    def due(self, number: int, texts: tuple[str, ...], struck: int, chance: random.Random) -> bool:
+        once = self.custom_id is None or self.times is not None
+        return super().due(number, texts, struck if once else 0, chance)
+
+
+@dataclass(frozen=True)
+class LineFails(_LineFault):
+    """A line is refused: it comes back in the error file and is not billed."""
+
+    code: str = "DataInspectionFailed"
+    """As it shall stand in the error file."""
+    message: str | None = None
+    """None: the service's words for the code, where such are known."""
+
+    @property
+    def words(self) -> str:
+        """The message."""
+        return _WORDS.get(self.code, "The request failed.") if self.message is None else self.message
+
+
+@dataclass(frozen=True)
+class LineLost(_LineFault):
+    """A line comes back in neither file."""
+
+    billed: bool = False
+    """Whether it was done: then it is billed, and `request_counts` has it among the completed lines."""

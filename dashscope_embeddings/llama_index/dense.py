@@ -1,0 +1,273 @@
+"""LlamaIndex's `BaseEmbedding` over DashScope."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar, cast, get_args
+
+import llama_index.core.instrumentation as instrument
+from llama_index.core.base.embeddings.base import BaseEmbedding
+from pydantic import AliasChoices, ConfigDict, Field, SecretStr, model_validator
+
+from dashscope_embeddings._adapters import vector_cache
+from dashscope_embeddings._adapters.base import ClientFields, listed, single
+from dashscope_embeddings._adapters.progress import bar
+from dashscope_embeddings._core.secret_settings import hide
+from dashscope_embeddings.catalogue import DEFAULT_MODEL
+from dashscope_embeddings.errors import InvalidInput
+from dashscope_embeddings.llama_index.cache import KVCache, PartedCache, part
+from dashscope_embeddings.llama_index.nodes import BLANK_NODES
+from dashscope_embeddings.llama_index.prefetched import ahead, drawn
+from dashscope_embeddings.llama_index.sparse import MOST_PER_CALL
+from dashscope_embeddings.llama_index.usage_event import billed
+from dashscope_embeddings.vectors import TextType
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from typing_extensions import Self
+
+    from dashscope_embeddings._adapters.hybrid import Halves
+
+_Method = TypeVar("_Method")
+# Of the module whose methods are overridden: handlers may be attached there as well as at the root.
+_dispatcher = instrument.get_dispatcher(BaseEmbedding.__module__)  # type: ignore[attr-defined] # core has it by re-export
+
+
+def _span(method: _Method) -> _Method:
+    """A method in a span of LlamaIndex's, around all that it does."""
+    return cast("_Method", _dispatcher.span(cast("Callable[..., Any]", method)))
+
+
+@dataclass(frozen=True)
+class _AskedByUs:
+    """A rate limiter that LlamaIndex asks once a call: in vain, for we ask the one inside for every request."""
+
+    wrapped: Any
+
+    def acquire(self, num_tokens: int = 0) -> None:
+        """Says yes."""
+
+    async def async_acquire(self, num_tokens: int = 0) -> None:
+        """Says yes."""
+
+
+class DashScopeEmbedding(ClientFields, BaseEmbedding):
+    """Alibaba Cloud Model Studio (DashScope) text embeddings for LlamaIndex.
+
+    Queries are sent with the query role, texts with the document role, each cut to the model's limits.
+
+    ```python
+    from llama_index.core import Settings
+    from dashscope_embeddings.llama_index import DashScopeEmbedding
+
+    Settings.embed_model = DashScopeEmbedding("text-embedding-v4")
+    ```
+
+    Args:
+        model_name: such as "text-embedding-v4"; `model` is the same.
+        text_type: the role of texts, "document"; "query" for symmetric tasks. Queries are always queries.
+        api_key: else `DASHSCOPE_API_KEY`, or a key file.
+        embed_batch_size: at most so many texts a request, as `batch_size`; best left alone.
+        **kwargs: settings of `EmbeddingClient` and fields of `BaseEmbedding`; anything else is an error.
+    """
+
+    model_config = ConfigDict(
+        extra="forbid",
+        populate_by_name=True,
+        protected_namespaces=("pydantic_model_",),
+        arbitrary_types_allowed=True,
+        hide_input_in_errors=True,
+    )
+
+    model_name: str = DEFAULT_MODEL
+    text_type: TextType = "document"
+    api_key: SecretStr | None = Field(default=None, exclude=True, repr=False)
+    embed_batch_size: int = Field(default=MOST_PER_CALL, gt=0, le=MOST_PER_CALL)
+    embeddings_cache: Any = Field(default=None, exclude=True)
+    batch_size: int | None = Field(
+        default=None, exclude=True, validation_alias=AliasChoices("batch_size", "chunk_size")
+    )
+
+    def __init__(
+        self,
+        model_name: str | None = None,
+        text_type: TextType = "document",
+        api_key: str | SecretStr | None = None,
+        embed_batch_size: int = MOST_PER_CALL,
+        **kwargs: Any,
+    ) -> None:
+        settings = {"model_name": model_name, "text_type": text_type, "api_key": api_key, **kwargs}
+        del model_name, text_type, api_key, kwargs
+        hide(settings, self._names() | {"model"})
+        settings.pop("class_name", None)
+        if (model := settings.pop("model", None)) is not None:
+            if settings["model_name"] not in {None, model}:
+                raise InvalidInput(f"model={model!r} and model_name={settings['model_name']!r}: which of the two?")
+            settings["model_name"] = model
+        if (limiter := settings.get("rate_limiter")) is not None and not isinstance(limiter, _AskedByUs):
+            settings["rate_limiter"] = _AskedByUs(limiter)
+        for name in ("model_name", "text_type"):
+            settings[name] = getattr(settings[name], "value", settings[name])
+        settings["model_name"] = settings["model_name"] or DEFAULT_MODEL
+        if settings["text_type"] not in get_args(TextType):
+            settings.clear()  # it may be a key
+            raise InvalidInput('text_type, the second argument, is "document" or "query"; a key goes to api_key=')
+        super().__init__(embed_batch_size=embed_batch_size, **settings)
+
+    @model_validator(mode="after")
+    def _connect(self) -> Self:
+        # Kept, so that a worker process without the variable still has it.
+        self._keep("api_key", self.client)
+        self._warn_of_roles()
+        return self
+
+    @classmethod
+    def class_name(cls) -> str:
+        """Its id in LlamaIndex's serialised pipelines."""
+        return "DashScopeEmbedding"
+
+    def _settings(self) -> dict[str, Any]:
+        settings = super()._settings()
+        limiter = settings["rate_limiter"]
+        return settings | {
+            "model": self.model_name,
+            "api_key": self.api_key,
+            # Core would cut so, and ask one slice after the other. The largest, which is the default, means nothing.
+            "batch_size": self.batch_size or self.embed_batch_size % MOST_PER_CALL or None,
+            "max_concurrency": min(self.max_concurrency, self.num_workers or self.max_concurrency),
+            "rate_limiter": limiter.wrapped if isinstance(limiter, _AskedByUs) else limiter,
+        }
+
+    @property
+    def document_role(self) -> TextType:
+        """The role of texts that are no queries."""
+        return self.text_type
+
+    @contextlib.contextmanager
+    def _cached(self, role: TextType) -> Iterator[KVCache | None]:
+        """LlamaIndex's cache, for one role of these settings alone, however the cache came here."""
+        if self.embeddings_cache is None:
+            yield None
+            return
+        if not isinstance(self.embeddings_cache, PartedCache):
+            self.embeddings_cache = PartedCache(self.embeddings_cache)
+        cache = KVCache.of(self.embeddings_cache.wrapped, self.client.settings, role)
+        with part(cache):
+            yield cache
+
+    @contextlib.contextmanager
+    def _asking(self, texts: list[Any]) -> Iterator[Halves]:
+        """What to ask for documents; an error that blank nodes caused says how to leave them out."""
+        try:
+            with billed(self.halves, self.text_type) as halves:
+                yield halves
+        except InvalidInput as error:
+            if any(isinstance(text, str) and not text.strip() for text in texts):
+                error.advise(BLANK_NODES)
+            raise
+
+    @_span
+    def get_query_embedding(self, query: str) -> list[float]:
+        """The vector of a text to search with: `dimensions` floats."""
+        with self._cached("query"):
+            return _bare(super().get_query_embedding)(query)
+
+    @_span
+    async def aget_query_embedding(self, query: str) -> list[float]:
+        """`get_query_embedding` on the running event loop."""
+        with self._cached("query"):
+            return await _bare(super().aget_query_embedding)(query)
+
+    @_span
+    def get_text_embedding(self, text: str) -> list[float]:
+        """The vector of a text to be searched: `dimensions` floats."""
+        with self._cached(self.text_type):
+            return _bare(super().get_text_embedding)(text)
+
+    @_span
+    async def aget_text_embedding(self, text: str) -> list[float]:
+        """`get_text_embedding` on the running event loop."""
+        with self._cached(self.text_type):
+            return await _bare(super().aget_text_embedding)(text)
+
+    @_span
+    def get_text_embedding_batch(
+        self,
+        texts: list[str],
+        show_progress: bool = False,  # noqa: FBT001, FBT002 - LlamaIndex's own signature
+        **kwargs: Any,
+    ) -> list[list[float]]:
+        """Vectors of texts to be searched: shape (texts, dimensions), in the order of the texts."""
+        core = _bare(super().get_text_embedding_batch)
+        with self._cached(self.text_type) as cache:
+            if len(texts := listed(texts)) <= self.embed_batch_size and cache is None:
+                return core(texts, show_progress, **kwargs)
+            with bar(len(texts), show=show_progress) as progress, self._asking(texts) as halves:
+                if cache is None:
+                    vectors = halves.dense(texts, self.text_type, progress)
+                else:
+                    vectors = vector_cache.dense(cache, halves, texts, self.text_type, progress)
+            with ahead(texts, vectors):
+                return core(texts, **kwargs)
+
+    @_span
+    async def aget_text_embedding_batch(
+        self,
+        texts: list[str],
+        show_progress: bool = False,  # noqa: FBT001, FBT002 - LlamaIndex's own signature
+        **kwargs: Any,
+    ) -> list[list[float]]:
+        """`get_text_embedding_batch` on the running event loop."""
+        core = _bare(super().aget_text_embedding_batch)
+        with self._cached(self.text_type) as cache:
+            if len(texts := listed(texts)) <= self.embed_batch_size and cache is None:
+                return await core(texts, show_progress, **kwargs)
+            with bar(len(texts), show=show_progress) as progress, self._asking(texts) as halves:
+                if cache is None:
+                    vectors = await halves.adense(texts, self.text_type, progress)
+                else:
+                    vectors = await vector_cache.adense(cache, halves, texts, self.text_type, progress)
+            with ahead(texts, vectors):
+                return await core(texts, **kwargs)
+
+    def to_payload(self) -> dict[str, Any]:
+        """What events and callbacks may show: never the key."""
+        return {
+            "class_name": self.class_name(),
+            "model_name": self.model_name,
+            "embed_batch_size": self.embed_batch_size,
+            "dimensions": self.dimensions,
+        }
+
+    def _get_query_embedding(self, query: str) -> list[float]:
+        with billed(self.halves, "query") as halves:
+            return halves.dense([single(query)], "query")[0]
+
+    async def _aget_query_embedding(self, query: str) -> list[float]:
+        with billed(self.halves, "query") as halves:
+            return (await halves.adense([single(query)], "query"))[0]
+
+    def _get_text_embedding(self, text: str) -> list[float]:
+        return self._get_text_embeddings([single(text)])[0]
+
+    async def _aget_text_embedding(self, text: str) -> list[float]:
+        return (await self._aget_text_embeddings([single(text)]))[0]
+
+    def _get_text_embeddings(self, texts: list[str]) -> list[list[float]]:
+        if (found := drawn(texts := listed(texts))) is not None:
+            return found
+        with self._asking(texts) as halves:
+            return halves.dense(texts, self.text_type)
+
+    async def _aget_text_embeddings(self, texts: list[str]) -> list[list[float]]:
+        if (found := drawn(texts := listed(texts))) is not None:
+            return found
+        with self._asking(texts) as halves:
+            return await halves.adense(texts, self.text_type)
+
+
+def _bare(method: _Method) -> _Method:
+    """A method of LlamaIndex without its span: the one that overrides it has a span of the same name."""
+    return getattr(method, "__wrapped__", method)

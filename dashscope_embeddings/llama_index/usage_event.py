@@ -1,0 +1,76 @@
+"""What calls were billed, as an event of LlamaIndex's instrumentation."""
+
+from __future__ import annotations
+
+import contextlib
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any
+
+import llama_index.core.instrumentation as instrument
+from llama_index.core.instrumentation.events.embedding import EmbeddingStartEvent
+from pydantic import ConfigDict
+
+from dashscope_embeddings.usage import track_usage
+from dashscope_embeddings.vectors import TextType
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from dashscope_embeddings._adapters.hybrid import Halves
+    from dashscope_embeddings.vectors import Usage
+
+
+class DashScopeUsageEvent(EmbeddingStartEvent):
+    """What one call of an embedding of this package was billed, for handlers of LlamaIndex's instrumentation.
+
+    Comes once a call, also where it failed after something was paid; not where nothing was. It is an
+    `EmbeddingStartEvent`, as core's own `SparseEmbeddingStartEvent` is, because tracing integrations that choose by
+    class (OpenInference) log a warning for every event that is of none they know. Who counts calls leaves it out.
+    """
+
+    model_config = ConfigDict(arbitrary_types_allowed=True, protected_namespaces=())
+
+    model_dict: dict[str, Any]
+    """`model_name` alone."""
+    model_name: str
+    text_type: TextType
+    """The role of the texts."""
+    requests: int
+    texts: int
+    tokens: int
+    cost: Decimal | None
+    """Price of the tokens; None: not known."""
+    currency: str | None
+
+    @classmethod
+    def class_name(cls) -> str:
+        """Its name in LlamaIndex's event handlers."""
+        return "DashScopeUsageEvent"
+
+
+_dispatcher = instrument.get_dispatcher(__name__)  # type: ignore[attr-defined] # core has it by re-export
+
+
+@contextlib.contextmanager
+def billed(halves: Halves, role: TextType) -> Iterator[Halves]:
+    """Tells LlamaIndex's event handlers what the calls inside were billed."""
+    with track_usage() as spent:
+        try:
+            yield halves
+        finally:
+            if spent.requests:
+                _dispatcher.event(_event(halves.client.settings.model.name, role, spent.usage))
+
+
+def _event(model: str, role: TextType, usage: Usage) -> DashScopeUsageEvent:
+    amount, currency = (None, None) if usage.cost is None else (usage.cost.amount, usage.cost.currency)
+    return DashScopeUsageEvent(
+        model_dict={"model_name": model},
+        model_name=model,
+        text_type=role,
+        requests=usage.requests,
+        texts=usage.texts,
+        tokens=usage.tokens,
+        cost=amount,
+        currency=currency,
+    )
