@@ -37,12 +37,13 @@ tests() { # ENVIRONMENT ARGUMENTS
 export -f tests
 
 everything() { # ENVIRONMENT ARGUMENTS: the suite, but for what takes long and asks little of Python or dependencies
-  local left_out=(milvus packaging)
-  left_out+=(test_batch_incomplete_results.py test_checkpoint_damage.py test_linear.py test_peoples_files.py)
-  left_out+=(test_repeated_by_the_service.py test_terminals.py)
-  left_out+=(test_batch_files.py test_cli.py test_corpus_kill.py test_emulator_meaning.py test_fault_matrix.py)
-  left_out+=(test_fault_sockets.py test_fuzz_replies.py test_limiter.py test_loops_and_forks.py test_notebooks.py)
-  left_out+=(test_one_bad_row.py test_properties.py test_ray_data.py test_soak.py test_state_machines.py test_wire.py)
+  local left_out=(milvus packaging properties)
+  left_out+=(cli/test_cli.py cli/test_terminals.py core/test_protocol.py core/test_rate_limiter.py)
+  left_out+=(corpus/test_batch_incomplete_results.py corpus/test_batch_jobs.py corpus/test_checkpoint_damage.py)
+  left_out+=(corpus/test_corpus_kill.py corpus/test_real_world_files.py emulator/test_synthetic_vectors.py)
+  left_out+=(adapters/test_ray_data.py runtime/test_loops_and_forks.py runtime/test_socket_faults.py)
+  left_out+=(system/test_fault_matrix.py system/test_linear_time.py system/test_notebooks.py)
+  left_out+=(system/test_one_bad_row.py system/test_redaction_of_replies.py system/test_soak.py)
   tests "$1" tests "${left_out[@]/#/--ignore=tests/}" "${@:2}"
 }
 export -f everything

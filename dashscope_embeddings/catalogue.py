@@ -52,12 +52,12 @@ def _amount(name: str, value: object) -> Decimal:
         amount = Decimal("NaN") if isinstance(value, bool) else Decimal(str(value))
     except ArithmeticError:
         amount = Decimal("NaN")
-    if amount.is_finite() and 0 <= amount <= _HIGHEST:
+    if amount.is_finite() and 0 <= amount <= _MAX_PRICE:
         return amount
-    raise InvalidInput(f"{name} of a Price must be money for a million tokens, such as 0.5, from 0 to {_HIGHEST:,}")
+    raise InvalidInput(f"{name} of a Price must be money for a million tokens, such as 0.5, from 0 to {_MAX_PRICE:,}")
 
 
-_HIGHEST = 1_000_000_000
+_MAX_PRICE = 1_000_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,9 +195,9 @@ MODELS: tuple[Model, ...] = (
 
 DEFAULT_MODEL = "text-embedding-v4"
 
-_BY_NAME = {row.name: row for row in MODELS}
+_MODELS_BY_NAME = {row.name: row for row in MODELS}
 
-_CAUTIOUS = Model(
+_UNKNOWN_MODEL = Model(
     name="",
     rows=10,
     tokens_per_row=8_192,
@@ -220,18 +220,18 @@ def warn_once(key: str, message: str) -> None:
     if key in _warned:
         return
     _warned.add(key)
-    warnings.warn(message, UserWarning, stacklevel=_users_level())
+    warnings.warn(message, UserWarning, stacklevel=_user_stacklevel())
 
 
-def _users_level() -> int:
+def _user_stacklevel() -> int:
     """How far from `warn_once` the code stands that called this package, perhaps through pydantic."""
     level, frame = 2, sys._getframe(2)  # noqa: SLF001 - `warnings` learned it in Python 3.12 only
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in _NOT_THE_USERS:
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in _INTERNAL_PACKAGES:
         level, frame = level + 1, frame.f_back
     return level
 
 
-_NOT_THE_USERS = frozenset({"dashscope_embeddings", "pydantic"})
+_INTERNAL_PACKAGES = frozenset({"dashscope_embeddings", "pydantic"})
 
 
 def model(name: str) -> Model:
@@ -240,7 +240,7 @@ def model(name: str) -> Model:
     Raises:
         InvalidInput: it looks like a key.
     """
-    row = _BY_NAME.get(name)
+    row = _MODELS_BY_NAME.get(name)
     if row is not None:
         return row
     if name.startswith("sk-"):
@@ -248,10 +248,10 @@ def model(name: str) -> Model:
         raise InvalidInput("model holds what looks like an API key: pass the key as api_key=")
     warn_once(
         f"model {name}",
-        f"{name!r} is not in the catalogue of dashscope_embeddings: assuming {_CAUTIOUS.rows} texts a "
+        f"{name!r} is not in the catalogue of dashscope_embeddings: assuming {_UNKNOWN_MODEL.rows} texts a "
         "request, leaving dimension, sparse and instruct to the service; prices are unknown",
     )
-    return replace(_CAUTIOUS, name=name)
+    return replace(_UNKNOWN_MODEL, name=name)
 
 
 @dataclass(frozen=True, slots=True)

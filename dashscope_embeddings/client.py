@@ -13,19 +13,19 @@ from pydantic import SecretStr
 
 from dashscope_embeddings import catalogue
 from dashscope_embeddings._core import planning, text_inputs
-from dashscope_embeddings._core.address import address, chosen_protocol, find_key
-from dashscope_embeddings._core.argument_names import told_keywords, told_names
-from dashscope_embeddings._core.exchange import Terms
-from dashscope_embeddings._core.protocol import Protocol
-from dashscope_embeddings._core.secret_settings import hide
+from dashscope_embeddings._core.address import resolve_address, resolve_api_key, resolve_protocol
+from dashscope_embeddings._core.argument_names import reject_unknown_init_arguments, reject_unknown_keywords
+from dashscope_embeddings._core.exchange import RequestContext
+from dashscope_embeddings._core.protocol import ApiProtocol
+from dashscope_embeddings._core.secret_settings import hide_secrets
 from dashscope_embeddings._core.settings import Settings
-from dashscope_embeddings._core.text_inputs import Refused
+from dashscope_embeddings._core.text_inputs import OnRefused
 from dashscope_embeddings._core.text_length import LongText
-from dashscope_embeddings._runtime.async_drivers import in_thread
-from dashscope_embeddings._runtime.client_base import Arrived, Callbacks, Calls, dismiss, taken
-from dashscope_embeddings._runtime.connections import check_loop
-from dashscope_embeddings._runtime.thread_pool import Flag
-from dashscope_embeddings._runtime.user_resources import Given
+from dashscope_embeddings._runtime.async_drivers import run_in_thread
+from dashscope_embeddings._runtime.client_base import CallbackGuard, ClientBase, OnBatchDone, add_result, skip_refused
+from dashscope_embeddings._runtime.connections import check_running_loop
+from dashscope_embeddings._runtime.thread_pool import SignalSafeEvent
+from dashscope_embeddings._runtime.user_resources import UserResources
 from dashscope_embeddings.catalogue import Price
 from dashscope_embeddings.errors import InvalidInput
 from dashscope_embeddings.usage import OnRequest
@@ -36,7 +36,7 @@ Progress: TypeAlias = Callable[[int], object]
 OnVectors: TypeAlias = Callable[[dict[int, Any]], Any]
 
 
-class EmbeddingClient(Calls):
+class EmbeddingClient(ClientBase):
     """Embeds texts with one model of one account. Safe to share between threads, tasks and event loops.
 
     Args:
@@ -76,7 +76,7 @@ class EmbeddingClient(Calls):
         InvalidInput: a setting that cannot work, or no key.
     """
 
-    @told_names
+    @reject_unknown_init_arguments
     def __init__(  # noqa: PLR0913 - every one a setting that a user may need; keywords but for the first
         self,
         model: str = catalogue.DEFAULT_MODEL,
@@ -85,7 +85,7 @@ class EmbeddingClient(Calls):
         dimensions: int | None = None,
         dimension: int | None = None,
         instruct: str | None = None,
-        protocol: Protocol | None = None,
+        protocol: ApiProtocol | None = None,
         region: str | None = None,
         workspace: str | None = None,
         base_url: str | None = None,
@@ -108,15 +108,17 @@ class EmbeddingClient(Calls):
         given: dict[str, Any] = {"model": model, "api_key": api_key, "instruct": instruct, "region": region}
         given |= {"workspace": workspace, "base_url": base_url, "default_headers": default_headers}
         del model, api_key, instruct, region, workspace, base_url, default_headers
-        hide(given)
+        hide_secrets(given)
         if dimension is not None and dimensions not in {None, dimension}:
             raise InvalidInput(f"dimensions={dimensions} and dimension={dimension} are two names of one thing")
-        protocol = chosen_protocol(protocol, region=given["region"], base_url=given["base_url"])
-        place = address(protocol, region=given["region"], workspace=given["workspace"], base_url=given["base_url"])
-        self._start(
+        protocol = resolve_protocol(protocol, region=given["region"], base_url=given["base_url"])
+        place = resolve_address(
+            protocol, region=given["region"], workspace=given["workspace"], base_url=given["base_url"]
+        )
+        self._set_up(
             Settings(
                 model=catalogue.model(given["model"]),
-                api_key=find_key(given["api_key"], place),
+                api_key=resolve_api_key(given["api_key"], place),
                 address=place,
                 protocol=protocol,
                 dimensions=dimensions if dimensions is not None else dimension,
@@ -130,15 +132,15 @@ class EmbeddingClient(Calls):
                 long_text=long_text,
                 batch_size=batch_size,
                 tokens_per_request=tokens_per_request,
-                own_price=price,
+                price_override=price,
                 headers=tuple((given["default_headers"] or {}).items()),
             ),
-            Given(http_client, http_async_client, rate_limiter, on_request),
+            UserResources(http_client, http_async_client, rate_limiter, on_request),
         )
 
     # --- sync ---------------------------------------------------------------------------------------------
 
-    @told_keywords
+    @reject_unknown_keywords
     def embed(  # noqa: PLR0913 - each a choice of this call alone; keywords but for the texts
         self,
         texts: Texts,
@@ -166,39 +168,39 @@ class EmbeddingClient(Calls):
             KeyboardInterrupt, asyncio.CancelledError: no more is sent; with `partial` and `failed` as well (Python
                 3.10 loses them where the cancelled task is awaited).
         """
-        terms = self._terms(text_type, output)
-        checked = text_inputs.checked(text_inputs.texts_of(texts), self._limits, terms.long_text)
-        job = self._job(output, packed=len(checked) if array else None)
-        if (query := self._query(checked, terms)) is not None and _no_loop_here():
-            late = functools.partial(self._late, job)
-            with self._counted(job, checked):
-                job.take(query[0], self._threads.query(query[1], query[2], terms, late))
-                return job.result(checked)
-        halt = Flag()
-        callbacks = Callbacks(halt.set)
-        flows = self._flows(planning.batches(checked, self._plan(memory=None)), terms, job)
-        with self._counted(job, checked):
-            with contextlib.closing(self._threads.window(flows, halt)) as outcomes:
+        context = self._request_context(text_type, output)
+        checked = text_inputs.validate(text_inputs.iterate_texts(texts), self._limits, context.long_text)
+        collector = self._new_collector(output, packed=len(checked) if array else None)
+        if (query := self._prepare_query(checked, context)) is not None and _no_running_loop():
+            on_late_outcome = functools.partial(self._count_late, collector)
+            with self._billing(collector, checked):
+                collector.add(query[0], self._thread_driver.run_query(query[1], query[2], context, on_late_outcome))
+                return collector.result(checked)
+        halt = SignalSafeEvent()
+        callbacks = CallbackGuard(halt.set)
+        flows = self._flows(planning.batches(checked, self._planner(memory=None)), context, collector)
+        with self._billing(collector, checked):
+            with contextlib.closing(self._thread_driver.run_many(flows, halt)) as outcomes:
                 for batch, outcome in outcomes:
-                    done = job.take(batch, outcome)
+                    done = collector.add(batch, outcome)
                     with callbacks:
                         if progress is not None:
                             progress(done)
                     with callbacks:
                         if on_vectors is not None:
-                            on_vectors(job.completed(batch))
-            callbacks.end()
-            return job.result(checked)
+                            on_vectors(collector.completed(batch))
+            callbacks.raise_first_error()
+            return collector.result(checked)
 
-    @told_keywords
+    @reject_unknown_keywords
     def stream(
         self,
         texts: Texts,
         *,
         text_type: TextType = "document",
         output: Output = "dense",
-        refused: Refused | None = None,
-        arrived: Arrived | None = None,
+        refused: OnRefused | None = None,
+        arrived: OnBatchDone | None = None,
     ) -> Iterator[Embedding]:
         """The vectors one by one, in order, in bounded memory however many texts there are.
 
@@ -214,35 +216,37 @@ class EmbeddingClient(Calls):
             arrived: Called with the texts of a request and their outcome as soon as it is over, out of order
                 and in whichever thread asked: for who must not lose what is paid for.
         """
-        return self._stream(text_inputs.texts_of(texts), self._terms(text_type, output), refused, arrived)
+        return self._stream(
+            text_inputs.iterate_texts(texts), self._request_context(text_type, output), refused, arrived
+        )
 
     def _stream(
-        self, texts: Iterator[str], terms: Terms, refused: Refused | None, arrived: Arrived | None
+        self, texts: Iterator[str], context: RequestContext, refused: OnRefused | None, arrived: OnBatchDone | None
     ) -> Iterator[Embedding]:
-        checked = text_inputs.checking(texts, self._limits, terms.long_text, refused)
-        job, halt = self._job(terms.ask.output), Flag()
-        plan = self._plan(memory=self.settings.max_concurrency)
-        flows = self._flows(planning.batches(checked, plan), terms, job, arrived)
-        callbacks = Callbacks(halt.set)
-        with self._counted(job), contextlib.closing(self._threads.window(flows, halt)) as outcomes:
+        checked = text_inputs.validate_each(texts, self._limits, context.long_text, refused)
+        collector, halt = self._new_collector(context.options.output), SignalSafeEvent()
+        planner = self._planner(memory=self.settings.max_concurrency)
+        flows = self._flows(planning.batches(checked, planner), context, collector, arrived)
+        callbacks = CallbackGuard(halt.set)
+        with self._billing(collector), contextlib.closing(self._thread_driver.run_many(flows, halt)) as outcomes:
             for batch, outcome in outcomes:
-                job.take(batch, outcome)
+                collector.add(batch, outcome)
                 with callbacks:
-                    dismiss(job, outcome, refused)
-                if job.failing:
+                    skip_refused(collector, outcome, refused)
+                if collector.has_failed:
                     halt.set()
-                yield from job.ready()
-            callbacks.end()
-        if job.failing:
-            raise job.error()
+                yield from collector.pop_ready()
+            callbacks.raise_first_error()
+        if collector.has_failed:
+            raise collector.build_error()
 
     def close(self) -> None:
         """Closes the connections of sync code. Without it they are closed when nobody holds the client."""
-        self._sessions.close()
+        self._transport.close()
 
     # --- async --------------------------------------------------------------------------------------------
 
-    @told_keywords
+    @reject_unknown_keywords
     async def aembed(  # noqa: PLR0913 - those of `embed`
         self,
         texts: Texts | AsyncIterable[str],
@@ -254,85 +258,89 @@ class EmbeddingClient(Calls):
         on_vectors: OnVectors | None = None,
     ) -> Embeddings:
         """`embed` for a running event loop; also takes an asynchronous iterable."""
-        check_loop()
-        terms = self._terms(text_type, output)
-        listed = [text async for text in texts] if isinstance(texts, AsyncIterable) else [*text_inputs.texts_of(texts)]
-        if text_inputs.is_much(listed):
-            checked = await in_thread(text_inputs.checked, listed, self._limits, terms.long_text)
+        check_running_loop()
+        context = self._request_context(text_type, output)
+        text_list = (
+            [text async for text in texts] if isinstance(texts, AsyncIterable) else [*text_inputs.iterate_texts(texts)]
+        )
+        if text_inputs.needs_thread(text_list):
+            checked = await run_in_thread(text_inputs.validate, text_list, self._limits, context.long_text)
         else:
-            checked = text_inputs.checked(listed, self._limits, terms.long_text)
-        job = self._job(output, packed=len(checked) if array else None)
-        if (query := self._query(checked, terms)) is not None:
-            with self._counted(job, checked):
-                job.take(query[0], await self._tasks.query(query[1], query[2], terms))
-                return job.result(checked)
+            checked = text_inputs.validate(text_list, self._limits, context.long_text)
+        collector = self._new_collector(output, packed=len(checked) if array else None)
+        if (query := self._prepare_query(checked, context)) is not None:
+            with self._billing(collector, checked):
+                collector.add(query[0], await self._async_driver.run_query(query[1], query[2], context))
+                return collector.result(checked)
         halt = asyncio.Event()
-        callbacks = Callbacks(halt.set)
-        flows = self._aflows(planning.abatches(_each(checked), self._plan(memory=None)), terms, job)
-        with self._counted(job, checked):
-            async with contextlib.aclosing(self._tasks.window(flows, halt)) as outcomes:
+        callbacks = CallbackGuard(halt.set)
+        flows = self._aflows(
+            planning.abatches(_as_async_iterator(checked), self._planner(memory=None)), context, collector
+        )
+        with self._billing(collector, checked):
+            async with contextlib.aclosing(self._async_driver.run_many(flows, halt)) as outcomes:
                 async for batch, outcome in outcomes:
-                    done = await taken(job, batch, outcome)
+                    done = await add_result(collector, batch, outcome)
                     with callbacks:
                         if progress is not None:
                             progress(done)
                     with callbacks:
                         if on_vectors is not None:
-                            said = on_vectors(job.completed(batch))
-                            if inspect.isawaitable(said):
-                                await said
-            callbacks.end()
-            return job.result(checked)
+                            returned = on_vectors(collector.completed(batch))
+                            if inspect.isawaitable(returned):
+                                await returned
+            callbacks.raise_first_error()
+            return collector.result(checked)
 
-    @told_keywords
+    @reject_unknown_keywords
     def astream(
         self,
         texts: Texts | AsyncIterable[str],
         *,
         text_type: TextType = "document",
         output: Output = "dense",
-        refused: Refused | None = None,
-        arrived: Arrived | None = None,
+        refused: OnRefused | None = None,
+        arrived: OnBatchDone | None = None,
     ) -> AsyncIterator[Embedding]:
         """`stream` for a running event loop; also takes an asynchronous iterable."""
-        source = texts if isinstance(texts, AsyncIterable) else _each(text_inputs.texts_of(texts))
-        return self._astream(source, self._terms(text_type, output), refused, arrived)
+        source = texts if isinstance(texts, AsyncIterable) else _as_async_iterator(text_inputs.iterate_texts(texts))
+        return self._astream(source, self._request_context(text_type, output), refused, arrived)
 
     async def _astream(
-        self, texts: AsyncIterable[str], terms: Terms, refused: Refused | None, arrived: Arrived | None
+        self, texts: AsyncIterable[str], context: RequestContext, refused: OnRefused | None, arrived: OnBatchDone | None
     ) -> AsyncIterator[Embedding]:
-        check_loop()
-        checked = text_inputs.achecking(texts, self._limits, terms.long_text, refused, in_thread=in_thread)
-        job, halt = self._job(terms.ask.output), asyncio.Event()
-        plan = self._plan(memory=self.settings.max_concurrency)
-        flows = self._aflows(planning.abatches(checked, plan), terms, job, arrived)
-        callbacks = Callbacks(halt.set)
-        with self._counted(job):
-            async with contextlib.aclosing(self._tasks.window(flows, halt)) as outcomes:
+        check_running_loop()
+        checked = text_inputs.avalidate_each(texts, self._limits, context.long_text, refused, in_thread=run_in_thread)
+        collector, halt = self._new_collector(context.options.output), asyncio.Event()
+        planner = self._planner(memory=self.settings.max_concurrency)
+        flows = self._aflows(planning.abatches(checked, planner), context, collector, arrived)
+        callbacks = CallbackGuard(halt.set)
+        with self._billing(collector):
+            async with contextlib.aclosing(self._async_driver.run_many(flows, halt)) as outcomes:
                 async for batch, outcome in outcomes:
-                    await taken(job, batch, outcome)
+                    await add_result(collector, batch, outcome)
                     with callbacks:
-                        dismiss(job, outcome, refused)
-                    if job.failing:
+                        skip_refused(collector, outcome, refused)
+                    if collector.has_failed:
                         halt.set()
-                    for found in job.ready():
+                    for found in collector.pop_ready():
                         yield found
-            callbacks.end()
-        if job.failing:
-            raise job.error()
+            callbacks.raise_first_error()
+        if collector.has_failed:
+            raise collector.build_error()
 
     async def aclose(self) -> None:
         """Closes the connections of the running loop, and those of sync code."""
-        check_loop()
-        await self._sessions.aclose()
+        check_running_loop()
+        await self._transport.aclose()
 
 
-async def _each(items: Iterable[str]) -> AsyncIterator[str]:
+async def _as_async_iterator(items: Iterable[str]) -> AsyncIterator[str]:
     for item in items:
         yield item
 
 
-def _no_loop_here() -> bool:
+def _no_running_loop() -> bool:
     """A sync call on a loop's own thread must not wait for that loop's tasks: it goes alone."""
     try:
         asyncio.get_running_loop()

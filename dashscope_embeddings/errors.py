@@ -25,18 +25,18 @@ from typing import Any, TypeVar
 from typing_extensions import Self
 
 
-class Verdict(enum.Enum):
+class Action(enum.Enum):
     """What the flow does about a refusal."""
 
     RETRY = "the same request again, after a pause"
-    THROTTLE = "the same request again, when the limiter says so"
-    CUT = "too many rows: the same texts in smaller requests"
-    SHORTEN = "a text is too long: find it; shorten it where that was asked for"
-    SPLIT = "the service refuses a text, or all: find out which"
-    STOP = "no request like this one will be taken: give up the job"
+    BACK_OFF = "the same request again, when the limiter says so"
+    REDUCE_BATCH = "too many rows: the same texts in smaller requests"
+    TRUNCATE = "a text is too long: find it; shorten it where that was asked for"
+    BISECT = "the service refuses a text, or all: find out which"
+    ABORT = "no request like this one will be taken: give up the job"
 
 
-_SAID = frozenset({"message", "request_id"})
+_MESSAGE_FIELDS = frozenset({"message", "request_id"})
 
 
 class DashScopeError(Exception):
@@ -48,14 +48,14 @@ class DashScopeError(Exception):
 
     __slots__ = ("refused",)  # beside `__dict__`, which is what gets pickled and logged
 
-    verdict = Verdict.STOP
+    action = Action.ABORT
 
     def __init__(self, message: str, *, request_id: str | None = None) -> None:
         super().__init__(message)
         self.message = message
         self.request_id = request_id
         """The service's id of the request, for its support; None where no reply came."""
-        self._detail: str | None = None
+        self._base_message: str | None = None
         self.partial: dict[int, Any] = {}
         """Index of the text → its vectors, in the shape that was asked: all that arrived and was paid for."""
         self.failed: list[int] = []
@@ -69,7 +69,7 @@ class DashScopeError(Exception):
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
         # Of these alone: classes that wrap an error, as Ray's do, have args and attributes of their own.
-        if name in _SAID and self.__dict__.keys() >= _SAID:
+        if name in _MESSAGE_FIELDS and self.__dict__.keys() >= _MESSAGE_FIELDS:
             self.args = (str(self),)
 
     def __str__(self) -> str:
@@ -77,19 +77,19 @@ class DashScopeError(Exception):
             return self.message
         return f"{self.message} (request id {self.request_id})"
 
-    def advise(self, what: str) -> None:
+    def add_hint(self, hint: str) -> None:
         """Adds a sentence on what to do."""
         said = self.message.rstrip(". ")
-        self.message = f"{said}{'' if said.endswith(('!', '?')) else '.'} {what}"
+        self.message = f"{said}{'' if said.endswith(('!', '?')) else '.'} {hint}"
 
-    def about(self, indices: Sequence[int], total: int) -> None:
+    def set_affected(self, indices: Sequence[int], total: int) -> None:
         """Names the texts that this is about, in place of any that were named before."""
-        self.begin_with(f"{describe(indices)} of {total}")
+        self.set_subject(f"{describe_indices(indices)} of {total}")
 
-    def begin_with(self, what: str) -> None:
+    def set_subject(self, subject: str) -> None:
         """Says what this is about, in place of what was said before."""
-        self._detail = self._detail or self.message
-        self.message = f"{what}: {self._detail}"
+        self._base_message = self._base_message or self.message
+        self.message = f"{subject}: {self._base_message}"
 
     def copy(self) -> Self:
         """The same error once more, for another caller: tracebacks and partial results stay apart."""
@@ -100,10 +100,10 @@ class DashScopeError(Exception):
         return _rebuild, (type(self), self.message, self.__dict__)
 
 
-_E = TypeVar("_E", bound="DashScopeError")
+_ErrorT = TypeVar("_ErrorT", bound="DashScopeError")
 
 
-def _rebuild(cls: type[_E], message: str, state: dict[str, Any]) -> _E:
+def _rebuild(cls: type[_ErrorT], message: str, state: dict[str, Any]) -> _ErrorT:
     error = cls.__new__(cls, message)
     error.__dict__.update(state)
     error.message = message
@@ -126,7 +126,7 @@ class ServiceError(DashScopeError):
         code: str | None = None,
         request_id: str | None = None,
         retry_after: float | None = None,
-        verdict: Verdict = Verdict.STOP,
+        verdict: Action = Action.ABORT,
         limit: int | None = None,
     ) -> None:
         super().__init__(message, request_id=request_id)
@@ -136,7 +136,7 @@ class ServiceError(DashScopeError):
         """The service's own code, such as `InvalidApiKey`; None where the reply had none."""
         self.retry_after = retry_after
         """Seconds that the service asked to wait."""
-        self.verdict = verdict
+        self.action = verdict
         self.limit = limit
         """The limit that the message names: rows a request, or tokens a text."""
 
@@ -164,22 +164,22 @@ class ServerError(ServiceError):
 class ConnectionFailed(DashScopeError):  # noqa: N818 - the name is the event
     """No answer came on any try: the host was not reached, or the connection broke or stalled."""
 
-    verdict = Verdict.RETRY
+    action = Action.RETRY
 
 
-class GivenUp(ConnectionFailed):
+class Cancelled(ConnectionFailed):
     """A request that was not sent, because the job had failed elsewhere. Never the error that is raised."""
 
-    verdict = Verdict.STOP
+    action = Action.ABORT
 
 
 class BadReply(DashScopeError):  # noqa: N818 - the name is the event
     """An answer that cannot be believed: rows missing, doubled or of the wrong width, numbers not finite."""
 
-    verdict = Verdict.RETRY
+    action = Action.RETRY
 
 
-def describe(indices: Sequence[int]) -> str:
+def describe_indices(indices: Sequence[int]) -> str:
     """Names up to five texts by index: "text 3" or "texts 3, 8, 9, 12, 40 and 7 more"."""
     shown = 5
     names = ", ".join(str(i) for i in indices[:shown])

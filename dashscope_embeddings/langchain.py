@@ -13,9 +13,9 @@ except ImportError as missing:
     raise ImportError('LangChain is not installed: pip install "dashscope-embeddings[langchain]"') from missing
 
 from dashscope_embeddings._adapters import vector_cache
-from dashscope_embeddings._adapters.base import ClientFields, listed, single
+from dashscope_embeddings._adapters.base import ClientFields, as_single_text, as_text_list
 from dashscope_embeddings._adapters.langchain_cache import ByteStoreCache, checked_store
-from dashscope_embeddings._adapters.progress import bar
+from dashscope_embeddings._adapters.progress import progress_bar
 from dashscope_embeddings.catalogue import DEFAULT_MODEL
 from dashscope_embeddings.errors import InvalidInput
 from dashscope_embeddings.vectors import TextType
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from langchain_core.stores import BaseStore
     from typing_extensions import Self
 
-    from dashscope_embeddings._core.protocol import Protocol
+    from dashscope_embeddings._core.protocol import ApiProtocol
     from dashscope_embeddings._core.text_length import LongText
     from dashscope_embeddings.catalogue import Price
     from dashscope_embeddings.usage import OnRequest
@@ -114,7 +114,7 @@ class DashScopeEmbeddings(ClientFields, Embeddings):
             dimensions: int | None = None,
             dimension: int | None = None,
             instruct: str | None = None,
-            protocol: Protocol = "native",
+            protocol: ApiProtocol = "native",
             long_text: LongText = "error",
             region: str | None = None,
             workspace: str | None = None,
@@ -145,9 +145,9 @@ class DashScopeEmbeddings(ClientFields, Embeddings):
         return None if store is None else checked_store(store)
 
     @model_validator(mode="after")
-    def _connect(self) -> Self:
+    def _create_client(self) -> Self:
         # Kept, so that a worker process without the variable still has it.
-        self._keep("dashscope_api_key", self.client)
+        self._adopt("dashscope_api_key", self.client)
         self._warn_of_roles()
         return self
 
@@ -183,8 +183,8 @@ class DashScopeEmbeddings(ClientFields, Embeddings):
             InvalidInput: a text cannot be embedded; nothing was sent.
             DashScopeError: with `partial` (index → vector) and `failed` (indices).
         """
-        texts = listed(texts)
-        with bar(len(texts), show=self.show_progress_bar) as progress:
+        texts = as_text_list(texts)
+        with progress_bar(len(texts), show=self.show_progress_bar) as progress:
             return self._dense(texts, self.text_type, progress)
 
     def embed_query(self, text: str) -> list[float]:
@@ -193,30 +193,30 @@ class DashScopeEmbeddings(ClientFields, Embeddings):
         Raises:
             DashScopeError: as for `embed_documents`.
         """
-        return self._dense([single(text)], "query")[0]
+        return self._dense([as_single_text(text)], "query")[0]
 
     async def aembed_documents(self, texts: list[str]) -> list[list[float]]:
         """`embed_documents` on the running event loop."""
-        texts = listed(texts)
-        with bar(len(texts), show=self.show_progress_bar) as progress:
+        texts = as_text_list(texts)
+        with progress_bar(len(texts), show=self.show_progress_bar) as progress:
             return await self._adense(texts, self.text_type, progress)
 
     async def aembed_query(self, text: str) -> list[float]:
         """`embed_query` on the running event loop."""
-        return (await self._adense([single(text)], "query"))[0]
+        return (await self._adense([as_single_text(text)], "query"))[0]
 
     def _dense(
         self, texts: list[str], role: TextType, progress: Callable[[int], object] | None = None
     ) -> list[list[float]]:
         if self.embeddings_cache is None:
-            return self.halves.dense(texts, role, progress)
+            return self.hybrid.dense(texts, role, progress)
         cache = ByteStoreCache(self.embeddings_cache, self.client.settings, role)
-        return vector_cache.dense(cache, self.halves, texts, role, progress)
+        return vector_cache.embed_cached(cache, self.hybrid, texts, role, progress)
 
     async def _adense(
         self, texts: list[str], role: TextType, progress: Callable[[int], object] | None = None
     ) -> list[list[float]]:
         if self.embeddings_cache is None:
-            return await self.halves.adense(texts, role, progress)
+            return await self.hybrid.adense(texts, role, progress)
         cache = ByteStoreCache(self.embeddings_cache, self.client.settings, role)
-        return await vector_cache.adense(cache, self.halves, texts, role, progress)
+        return await vector_cache.aembed_cached(cache, self.hybrid, texts, role, progress)

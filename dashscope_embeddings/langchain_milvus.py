@@ -9,11 +9,11 @@ except ImportError as missing:
         'langchain-milvus is not installed: pip install "dashscope-embeddings[langchain,milvus]"'
     ) from missing
 
-from dashscope_embeddings._adapters.base import listed, single
-from dashscope_embeddings._adapters.sparse import Sparse
+from dashscope_embeddings._adapters.base import as_single_text, as_text_list
+from dashscope_embeddings._adapters.sparse import SparseAdapter
 
 
-class DashScopeSparseEmbeddings(Sparse, BaseSparseEmbedding):
+class DashScopeSparseEmbeddings(SparseAdapter, BaseSparseEmbedding):
     """Sparse vectors, alone or from the same requests as a dense adapter's.
 
     ```python
@@ -33,16 +33,16 @@ class DashScopeSparseEmbeddings(Sparse, BaseSparseEmbedding):
 
     def embed_documents(self, texts: list[str]) -> list[dict[int, float]]:
         """Index → weight, one for each text."""
-        return [row.as_milvus() for row in self.halves.sparse(listed(texts), self.document_role)]
+        return [row.as_milvus() for row in self.hybrid.sparse(as_text_list(texts), self.document_role)]
 
     def embed_query(self, query: str) -> dict[int, float]:
         """Index → weight of a text to search with."""
-        return self.halves.sparse([single(query)], "query")[0].as_milvus(query=True)
+        return self.hybrid.sparse([as_single_text(query)], "query")[0].as_milvus(query=True)
 
     async def aembed_documents(self, texts: list[str]) -> list[dict[int, float]]:
         """`embed_documents` on the running event loop."""
-        return [row.as_milvus() for row in await self.halves.asparse(listed(texts), self.document_role)]
+        return [row.as_milvus() for row in await self.hybrid.asparse(as_text_list(texts), self.document_role)]
 
     async def aembed_query(self, query: str) -> dict[int, float]:
         """`embed_query` on the running event loop."""
-        return (await self.halves.asparse([single(query)], "query"))[0].as_milvus(query=True)
+        return (await self.hybrid.asparse([as_single_text(query)], "query"))[0].as_milvus(query=True)

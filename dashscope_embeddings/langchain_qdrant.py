@@ -11,14 +11,14 @@ except ImportError as missing:
         'langchain-qdrant is not installed: pip install "dashscope-embeddings[langchain,qdrant]"'
     ) from missing
 
-from dashscope_embeddings._adapters.base import listed, single
-from dashscope_embeddings._adapters.sparse import Sparse
+from dashscope_embeddings._adapters.base import as_single_text, as_text_list
+from dashscope_embeddings._adapters.sparse import SparseAdapter
 
 if TYPE_CHECKING:
     from dashscope_embeddings import vectors
 
 
-class DashScopeSparseEmbeddings(Sparse, SparseEmbeddings):
+class DashScopeSparseEmbeddings(SparseAdapter, SparseEmbeddings):
     """Sparse vectors, alone or from the same requests as a dense adapter's.
 
     ```python
@@ -39,20 +39,20 @@ class DashScopeSparseEmbeddings(Sparse, SparseEmbeddings):
 
     def embed_documents(self, texts: list[str]) -> list[SparseVector]:
         """One vector for each text: indices ascending and unique, values float32."""
-        return [_row(row) for row in self.halves.sparse(listed(texts), self.document_role)]
+        return [_as_qdrant(row) for row in self.hybrid.sparse(as_text_list(texts), self.document_role)]
 
     def embed_query(self, text: str) -> SparseVector:
         """The vector of a text to search with."""
-        return _row(self.halves.sparse([single(text)], "query")[0])
+        return _as_qdrant(self.hybrid.sparse([as_single_text(text)], "query")[0])
 
     async def aembed_documents(self, texts: list[str]) -> list[SparseVector]:
         """`embed_documents` on the running event loop."""
-        return [_row(row) for row in await self.halves.asparse(listed(texts), self.document_role)]
+        return [_as_qdrant(row) for row in await self.hybrid.asparse(as_text_list(texts), self.document_role)]
 
     async def aembed_query(self, text: str) -> SparseVector:
         """`embed_query` on the running event loop."""
-        return _row((await self.halves.asparse([single(text)], "query"))[0])
+        return _as_qdrant((await self.hybrid.asparse([as_single_text(text)], "query"))[0])
 
 
-def _row(row: vectors.SparseVector) -> SparseVector:
+def _as_qdrant(row: vectors.SparseVector) -> SparseVector:
     return SparseVector(indices=row.indices, values=row.values)

@@ -13,8 +13,8 @@ except ImportError as missing:
         'pip install "dashscope-embeddings[llama-index,llama-index-milvus]"'
     ) from missing
 
-from dashscope_embeddings._adapters.base import listed
-from dashscope_embeddings._adapters.sparse import Sparse
+from dashscope_embeddings._adapters.base import as_text_list
+from dashscope_embeddings._adapters.sparse import SparseAdapter
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from llama_index.core.schema import BaseNode, TextNode
 
 
-class DashScopeSparseFunction(Sparse, BaseSparseEmbeddingFunction):
+class DashScopeSparseFunction(SparseAdapter, BaseSparseEmbeddingFunction):
     """Sparse vectors, alone or from the same requests as a dense adapter's.
 
     Milvus's store hands over one node's text at a time, without the metadata that the dense text may have:
@@ -39,30 +39,30 @@ class DashScopeSparseFunction(Sparse, BaseSparseEmbeddingFunction):
 
     def encode_documents(self, documents: list[str]) -> list[dict[int, float]]:
         """Index → weight, one for each text; never empty, for Milvus would refuse the row."""
-        return [row.as_milvus() for row in self.halves.sparse(listed(documents), self.document_role)]
+        return [row.as_milvus() for row in self.hybrid.sparse(as_text_list(documents), self.document_role)]
 
     def encode_queries(self, queries: list[str]) -> list[dict[int, float]]:
         """The same for texts to search with."""
-        return [row.as_milvus(query=True) for row in self.halves.sparse(listed(queries), "query")]
+        return [row.as_milvus(query=True) for row in self.hybrid.sparse(as_text_list(queries), "query")]
 
     async def async_encode_documents(self, documents: list[str]) -> list[dict[int, float]]:
         """`encode_documents` on the running event loop."""
-        return [row.as_milvus() for row in await self.halves.asparse(listed(documents), self.document_role)]
+        return [row.as_milvus() for row in await self.hybrid.asparse(as_text_list(documents), self.document_role)]
 
     async def async_encode_queries(self, queries: list[str]) -> list[dict[int, float]]:
         """`encode_queries` on the running event loop."""
-        return [row.as_milvus(query=True) for row in await self.halves.asparse(listed(queries), "query")]
+        return [row.as_milvus(query=True) for row in await self.hybrid.asparse(as_text_list(queries), "query")]
 
     def prefetch(self, documents: Sequence[str]) -> None:
         """Asks at once for what `encode_documents` will be asked one by one, but for what is known already.
 
         Only a linked function has a place to keep it.
         """
-        self.halves.prefetch(documents, self.document_role)
+        self.hybrid.prefetch(documents, self.document_role)
 
     async def aprefetch(self, documents: Sequence[str]) -> None:
         """`prefetch` on the running event loop."""
-        await self.halves.aprefetch(documents, self.document_role)
+        await self.hybrid.aprefetch(documents, self.document_role)
 
 
 class BatchedMilvusVectorStore(MilvusVectorStore):
@@ -74,16 +74,16 @@ class BatchedMilvusVectorStore(MilvusVectorStore):
     def add(self, nodes: list[BaseNode], **add_kwargs: Any) -> list[str]:
         """Embeds the nodes' texts in as few requests as possible, then adds the nodes."""
         if isinstance(self.sparse_embedding_function, DashScopeSparseFunction):
-            self.sparse_embedding_function.prefetch(_texts(nodes))
+            self.sparse_embedding_function.prefetch(_node_texts(nodes))
         return super().add(nodes, **add_kwargs)
 
     async def async_add(self, nodes: list[BaseNode], **add_kwargs: Any) -> list[str]:
         """`add` on the running event loop."""
         if isinstance(self.sparse_embedding_function, DashScopeSparseFunction):
-            await self.sparse_embedding_function.aprefetch(_texts(nodes))
+            await self.sparse_embedding_function.aprefetch(_node_texts(nodes))
         return await super().async_add(nodes, **add_kwargs)
 
 
-def _texts(nodes: list[BaseNode]) -> list[str]:
+def _node_texts(nodes: list[BaseNode]) -> list[str]:
     """What the store itself reads of a node: its text without metadata."""
     return [cast("TextNode", node).text for node in nodes]

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from dashscope_embeddings.emulator.http import Server
 
 _KEY = "sk-made-up-for-the-emulator"
-_ELSEWHERE = ("DASHSCOPE_API_KEY_FILE_PATH", "DASHSCOPE_API_REGION", "DASHSCOPE_WORKSPACE_ID")
+_CLEARED_VARIABLES = ("DASHSCOPE_API_KEY_FILE_PATH", "DASHSCOPE_API_REGION", "DASHSCOPE_WORKSPACE_ID")
 """Variables that would name another key, host or account than the emulator's."""
 
 
@@ -59,16 +59,16 @@ def dashscope_emulator(_dashscope_emulator_server: Server, monkeypatch: pytest.M
     monkeypatch.setenv("DASHSCOPE_HTTP_BASE_URL", f"{root}/api/v1")
     monkeypatch.setenv("DASHSCOPE_COMPATIBLE_BASE_URL", f"{root}/compatible-mode/v1")
     monkeypatch.setenv("DASHSCOPE_API_KEY", _KEY)
-    for name in _ELSEWHERE:
+    for name in _CLEARED_VARIABLES:
         monkeypatch.delenv(name, raising=False)
 
-    def forget() -> None:
+    def reset() -> None:
         emulator.faults = ()
         emulator.clear()
         # What clients learned of quotas and limits from one test's faults is not so in the next.
-        rate_limiter._shared.clear()  # noqa: SLF001 - not for users: clients that live on keep what they learned
-        text_length._learned.clear()  # noqa: SLF001 - same
+        rate_limiter._limiters.clear()  # noqa: SLF001 - not for users: clients that live on keep what they learned
+        text_length._observed_limits.clear()  # noqa: SLF001 - same
 
-    forget()
+    reset()
     yield emulator
-    forget()
+    reset()

@@ -15,12 +15,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from dashscope_embeddings._core.secret_settings import hide
-from dashscope_embeddings._core.text_inputs import complaint
-from dashscope_embeddings._core.text_length import limits_of
+from dashscope_embeddings._core.secret_settings import hide_secrets
+from dashscope_embeddings._core.text_inputs import text_problem
+from dashscope_embeddings._core.text_length import shared_limits
 from dashscope_embeddings.client import EmbeddingClient
-from dashscope_embeddings.corpus.embedder import embedding_of
-from dashscope_embeddings.corpus.readers import pyarrow
+from dashscope_embeddings.corpus.embedder import as_embedding
+from dashscope_embeddings.corpus.readers import import_pyarrow
 from dashscope_embeddings.corpus.writers import vector_fields
 from dashscope_embeddings.errors import DashScopeError, InvalidInput
 from dashscope_embeddings.vectors import Output, SparseVector, TextType
@@ -35,8 +35,8 @@ BATCH_SIZE = 1_000
 """Rows that `embed_dataset` gives an actor at once: a hundred requests, and 4 MB of 1,024 floats a row."""
 CPUS = 0.5
 """What an actor keeps of its node's: less than half a CPU was busy at 1,600 texts a second."""
-_ERROR = "error"
-_SHOWN = 5
+_ERROR_COLUMN = "error"
+_MAX_IDS_SHOWN = 5
 
 
 def embed_dataset(
@@ -59,12 +59,14 @@ def embed_dataset(
         TypeError: an argument that there is not.
         ImportError: Ray is not installed.
     """
-    hide(how, {*(EmbeddingClient.__init__.__kwdefaults__ or ()), *(EmbedBatch.__init__.__kwdefaults__ or ()), "model"})
+    hide_secrets(
+        how, {*(EmbeddingClient.__init__.__kwdefaults__ or ()), *(EmbedBatch.__init__.__kwdefaults__ or ()), "model"}
+    )
     try:
         from ray.data import ActorPoolStrategy  # noqa: PLC0415 - `EmbedBatch` alone needs no Ray
     except ImportError as missing:
         raise ImportError('datasets need Ray: pip install "dashscope-embeddings[ray]"') from missing
-    if mine := [name for name in _STAY if how.get(name) is not None]:
+    if mine := [name for name in _UNPICKLABLE_ARGUMENTS if how.get(name) is not None]:
         raise InvalidInput(f"{mine[0]} cannot travel to other processes: its sockets and locks stay here")
     trial = EmbedBatch(workers=workers, **how)
     if (columns := ds.columns(fetch_if_missing=False)) is not None:
@@ -73,7 +75,7 @@ def embed_dataset(
     # The environment of the actors may name another key and another host: it is not to be asked again.
     how |= {
         "api_key": trial.client.key,
-        "base_url": settings.address.root,
+        "base_url": settings.address.root_url,
         "workspace": settings.address.workspace,
         "region": how.get("region") if how.get("base_url") else None,
     }
@@ -87,7 +89,7 @@ def embed_dataset(
     )
 
 
-_STAY = ("http_client", "http_async_client", "rate_limiter", "on_request")
+_UNPICKLABLE_ARGUMENTS = ("http_client", "http_async_client", "rate_limiter", "on_request")
 
 
 class EmbedBatch:
@@ -131,15 +133,15 @@ class EmbedBatch:
         workers: int | None = None,
         **settings: Any,
     ) -> None:
-        hide(settings, {*(EmbeddingClient.__init__.__kwdefaults__ or ()), "model"})
+        hide_secrets(settings, {*(EmbeddingClient.__init__.__kwdefaults__ or ()), "model"})
         if on_error not in get_args(OnError):
             raise InvalidInput(f'on_error={on_error!r}: expected "raise" or "null"')
-        self.client = EmbeddingClient(**{**settings, **_part(settings, workers)})
-        self._width = self.client.settings.ask(text_type, output).width
+        self.client = EmbeddingClient(**{**settings, **_quota_share(settings, workers)})
+        self._width = self.client.settings.request_options(text_type, output).expected_width
         self._text_type: TextType = text_type
         self._output: Output = output
         self._column, self._id_column = column, id_column
-        self._nulls = on_error == "null"
+        self._is_null_on_error = on_error == "null"
 
     def check(self, columns: Sequence[str]) -> None:
         """Whether rows with these columns can be embedded.
@@ -151,7 +153,7 @@ class EmbedBatch:
             if name is not None and name not in columns:
                 found = ", ".join(map(repr, columns))
                 raise InvalidInput(f"there is no column {name!r}, only {found}: name the right one with {argument}=")
-        added = [f.name for f in self._fields()]
+        added = [f.name for f in self._added_fields()]
         if taken := [name for name in added if name in columns]:
             raise InvalidInput(f"there is a column {taken[0]!r} already: drop or rename it before")
 
@@ -169,106 +171,108 @@ class EmbedBatch:
             DashScopeError: as from `EmbeddingClient.embed`. `failed` and `reasons` name rows of the batch;
                 `partial` is empty, because what arrived of a failed batch is lost with it.
         """
-        table = _table(batch)
+        table = _as_table(batch)
         self.check(table.column_names)
-        texts = _texts(table, self._column)
-        reasons = self._complaints(texts) if self._nulls else {}
-        asked = [row for row in range(len(texts)) if row not in reasons]
+        texts = _column_texts(table, self._column)
+        reasons = self._input_errors(texts) if self._is_null_on_error else {}
+        rows = [row for row in range(len(texts)) if row not in reasons]
         try:
-            found = self._ask(texts, asked)
+            vectors = self._embed_rows(texts, rows)
         except DashScopeError as error:
-            if not self._nulls or not _about_rows(error):
-                raise self._told(error, asked, table) from None
-            reasons |= {asked[at]: said for at, said in error.reasons.items()}
-            found = _partial(error, asked)
-        return self._extended(table, found, reasons)
+            if not self._is_null_on_error or not _is_about_rows_only(error):
+                raise self._batch_error(error, rows, table) from None
+            reasons |= {rows[at]: said for at, said in error.reasons.items()}
+            vectors = _partial_vectors(error, rows)
+        return self._with_columns(table, vectors, reasons)
 
-    def _ask(self, texts: list[Any], rows: list[int]) -> _Found:
+    def _embed_rows(self, texts: list[Any], rows: list[int]) -> _RowVectors:
         asked = [texts[row] for row in rows]
         result = self.client.embed(asked, text_type=self._text_type, output=self._output, array=True)
         dense = result.dense_array if "dense" in self._output else ()
-        return _Found(dict(zip(rows, dense, strict=False)), dict(zip(rows, result.sparse or (), strict=False)))
+        return _RowVectors(dict(zip(rows, dense, strict=False)), dict(zip(rows, result.sparse or (), strict=False)))
 
-    def _complaints(self, texts: list[Any]) -> dict[int, str]:
+    def _input_errors(self, texts: list[Any]) -> dict[int, str]:
         settings = self.client.settings
-        limits = limits_of(settings.address.host, settings.model)
-        said = {row: complaint(text, limits, settings.long_text) for row, text in enumerate(texts)}
+        limits = shared_limits(settings.address.host, settings.model)
+        complaints = {row: text_problem(text, limits, settings.long_text) for row, text in enumerate(texts)}
         return {
             row: "there is no text" if texts[row] is None else f"the text {words}; not sent"
-            for row, words in said.items()
+            for row, words in complaints.items()
             if words is not None
         }
 
-    def _told(self, error: DashScopeError, rows: list[int], table: Any) -> DashScopeError:
+    def _batch_error(self, error: DashScopeError, rows: list[int], table: Any) -> DashScopeError:
         """The error in terms of the batch: it crosses processes, and takes no vectors along that nobody gets."""
-        told = error.copy()
-        told.failed = [rows[at] for at in error.failed]
-        told.reasons = {rows[at]: said for at, said in error.reasons.items()}
-        if not _about_rows(error):
-            return told
+        batch_error = error.copy()
+        batch_error.failed = [rows[at] for at in error.failed]
+        batch_error.reasons = {rows[at]: said for at, said in error.reasons.items()}
+        if not _is_about_rows_only(error):
+            return batch_error
         if self._id_column is None:
-            told.advise("These are places in one batch: id_column= names a column to tell rows by")
+            batch_error.add_hint("These are places in one batch: id_column= names a column to tell rows by")
         else:
-            ids = [str(table.column(self._id_column)[row].as_py()) for row in told.failed[:_SHOWN]]
-            told.advise(f"Their {self._id_column}: {', '.join(ids)}{', …' if len(told.failed) > _SHOWN else ''}")
-        told.advise('on_error="null" goes on without such rows')
-        return told
+            ids = [str(table.column(self._id_column)[row].as_py()) for row in batch_error.failed[:_MAX_IDS_SHOWN]]
+            batch_error.add_hint(
+                f"Their {self._id_column}: {', '.join(ids)}{', …' if len(batch_error.failed) > _MAX_IDS_SHOWN else ''}"
+            )
+        batch_error.add_hint('on_error="null" goes on without such rows')
+        return batch_error
 
     # --- Arrow --------------------------------------------------------------------------------------------
 
-    def _fields(self) -> list[Any]:
+    def _added_fields(self) -> list[Any]:
         """What is added: vectors as the corpus' Parquet has them, and why there are none."""
-        pa = pyarrow()
+        pa = import_pyarrow()
         vectors = vector_fields(self._output, self._width)
-        return [*vectors, pa.field(_ERROR, pa.string())] if self._nulls else vectors
+        return [*vectors, pa.field(_ERROR_COLUMN, pa.string())] if self._is_null_on_error else vectors
 
-    def _extended(self, table: Any, found: _Found, reasons: dict[int, str]) -> Any:
-        self._width = self._width or next((len(vector) for vector in found.dense.values()), None)
+    def _with_columns(self, table: Any, row_vectors: _RowVectors, reasons: dict[int, str]) -> Any:
+        self._width = self._width or next((len(vector) for vector in row_vectors.dense.values()), None)
         columns = {
-            "embedding": found.dense,
-            "sparse_indices": {row: vector.indices for row, vector in found.sparse.items()},
-            "sparse_values": {row: vector.values for row, vector in found.sparse.items()},
-            _ERROR: reasons,
+            "embedding": row_vectors.dense,
+            "sparse_indices": {row: vector.indices for row, vector in row_vectors.sparse.items()},
+            "sparse_values": {row: vector.values for row, vector in row_vectors.sparse.items()},
+            _ERROR_COLUMN: reasons,
         }
-        for f in self._fields():
-            table = table.append_column(f, _array(columns[f.name], table.num_rows, f.type))
+        for f in self._added_fields():
+            table = table.append_column(f, _as_column(columns[f.name], table.num_rows, f.type))
         return table
 
 
 @dataclass(frozen=True, slots=True)
-class _Found:
+class _RowVectors:
     """Row of a batch → its vectors."""
 
     dense: dict[int, Any] = field(default_factory=dict)
     sparse: dict[int, SparseVector] = field(default_factory=dict)
 
 
-def _part(settings: Mapping[str, Any], workers: Any) -> dict[str, Any]:
+def _quota_share(settings: Mapping[str, Any], workers: Any) -> dict[str, Any]:
     """One actor's part of the account's quota."""
     if workers is not None and (isinstance(workers, bool) or not isinstance(workers, int) or workers < 1):
         raise InvalidInput(f"workers={workers!r}: expected a whole number of at least 1")
-    stated = {name: settings[name] for name in _QUOTAS if settings.get(name) is not None}
-    if stated and workers is None:
-        raise InvalidInput(f"{next(iter(stated))} is the account's: say with workers= how many actors share it")
+    quotas = {name: settings[name] for name in _QUOTA_ARGUMENTS if settings.get(name) is not None}
+    if quotas and workers is None:
+        raise InvalidInput(f"{next(iter(quotas))} is the account's: say with workers= how many actors share it")
     # What is no number is named by the client.
     return {
-        name: quota / (workers or 1) if isinstance(quota, (int, float)) else quota for name, quota in stated.items()
+        name: quota / (workers or 1) if isinstance(quota, (int, float)) else quota for name, quota in quotas.items()
     }
 
 
-_QUOTAS = ("requests_per_minute", "tokens_per_minute")
+_QUOTA_ARGUMENTS = ("requests_per_minute", "tokens_per_minute")
 
 
-def _about_rows(error: DashScopeError) -> bool:
+def _is_about_rows_only(error: DashScopeError) -> bool:
     """Whether single texts were refused, and nothing else failed."""
     return bool(error.reasons) and sorted(error.reasons) == sorted(error.failed)
 
 
-def _partial(error: DashScopeError, rows: list[int]) -> _Found:
+def _partial_vectors(error: DashScopeError, rows: list[int]) -> _RowVectors:
     """What arrived all the same."""
-    found = _Found()
+    found = _RowVectors()
     for at, vectors in error.partial.items():
-        arrived = embedding_of(at, vectors)
+        arrived = as_embedding(at, vectors)
         if arrived.dense is not None:
             found.dense[rows[at]] = arrived.dense
         if arrived.sparse is not None:
@@ -276,8 +280,8 @@ def _partial(error: DashScopeError, rows: list[int]) -> _Found:
     return found
 
 
-def _table(batch: Any) -> Any:
-    pa = pyarrow()
+def _as_table(batch: Any) -> Any:
+    pa = import_pyarrow()
     if isinstance(batch, pa.Table):
         return batch
     try:
@@ -289,7 +293,7 @@ def _table(batch: Any) -> Any:
         raise InvalidInput(f'this {kind} is no plain table: use map_batches(…, batch_format="pyarrow")') from None
 
 
-def _texts(table: Any, name: str) -> list[Any]:
+def _column_texts(table: Any, name: str) -> list[Any]:
     """Whatever is in the column: single rows without text are named later."""
     column = table.column(name)
     texts = column.to_pylist()
@@ -298,9 +302,9 @@ def _texts(table: Any, name: str) -> list[Any]:
     return list(texts)
 
 
-def _array(values: Mapping[int, Any], rows: int, kind: Any) -> Any:
+def _as_column(values: Mapping[int, Any], rows: int, kind: Any) -> Any:
     """A column with nulls where there is no value."""
-    pa = pyarrow()
+    pa = import_pyarrow()
     if not pa.types.is_fixed_size_list(kind):
         return pa.array([values.get(row) for row in range(rows)], kind)
     import numpy as np  # noqa: PLC0415 - comes with Ray

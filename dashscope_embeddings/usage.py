@@ -40,7 +40,7 @@ class RequestRecord:
 OnRequest: TypeAlias = Callable[[RequestRecord], object]
 
 
-def tell(hook: OnRequest, record: RequestRecord) -> None:
+def call_hook(hook: OnRequest, record: RequestRecord) -> None:
     """Calls a user's hook. Its failure is logged: it must not cost vectors that are paid for."""
     try:
         hook(record)
@@ -92,8 +92,10 @@ class TrackedUsage:
         return f"TrackedUsage({self._usage})"
 
 
-_here: contextvars.ContextVar[tuple[TrackedUsage, ...]] = contextvars.ContextVar("dashscope_usage", default=())
-_everywhere: set[TrackedUsage] = set()
+_context_trackers: contextvars.ContextVar[tuple[TrackedUsage, ...]] = contextvars.ContextVar(
+    "dashscope_usage", default=()
+)
+_process_trackers: set[TrackedUsage] = set()
 
 
 @contextlib.contextmanager
@@ -116,20 +118,20 @@ def track_usage(*, everywhere: bool = False) -> Iterator[TrackedUsage]:
     tracked = TrackedUsage()
     token = None
     if everywhere:
-        _everywhere.add(tracked)
+        _process_trackers.add(tracked)
     else:
-        token = _here.set((*_here.get(), tracked))
+        token = _context_trackers.set((*_context_trackers.get(), tracked))
     try:
         yield tracked
     finally:
-        _everywhere.discard(tracked)
+        _process_trackers.discard(tracked)
         if token is not None:
             # A generator may be closed in another context than it was started in, which ends anyway.
             with contextlib.suppress(ValueError):
-                _here.reset(token)
+                _context_trackers.reset(token)
 
 
-def count(usage: Usage) -> None:
+def add_to_trackers(usage: Usage) -> None:
     """Adds what a call was billed to all blocks that it belongs to."""
-    for tracked in (*_here.get(), *tuple(_everywhere)):
+    for tracked in (*_context_trackers.get(), *tuple(_process_trackers)):
         tracked.add(usage)

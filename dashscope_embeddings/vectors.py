@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 # `array` has no parameters at run time before Python 3.12, where `typing.get_type_hints` reads them.
 if TYPE_CHECKING:
-    _Floats: TypeAlias = array[float]
+    _FloatArray: TypeAlias = array[float]
 else:
-    _Floats = array
+    _FloatArray = array
 
 TextType = Literal["query", "document"]
 """The role of a text: what a user asks with, or what is searched."""
@@ -24,8 +24,8 @@ Output = Literal["dense", "sparse", "dense&sparse"]
 """Which vectors to ask for; the names are the service's own `output_type`."""
 
 
-_NOWHERE = 2**32 - 2
-_NEXT_TO_NOTHING = 2.0**-20
+_PLACEHOLDER_INDEX = 2**32 - 2
+_PLACEHOLDER_WEIGHT = 2.0**-20
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +73,7 @@ class SparseVector:
         documents, so that no search finds it.
         """
         weights = {i: value for i, value in zip(self.indices, self.values, strict=True) if value > 0}
-        return weights or {_NOWHERE - query: _NEXT_TO_NOTHING}
+        return weights or {_PLACEHOLDER_INDEX - query: _PLACEHOLDER_WEIGHT}
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,8 +151,8 @@ class Embeddings:
     """What this call was billed."""
     request_ids: tuple[str, ...] = ()
     """The service's ids of the answered requests: what its support asks for."""
-    _packed: _Floats | None = field(default=None, repr=False)
-    _rows: int = field(default=0, repr=False)
+    _dense_float32: _FloatArray | None = field(default=None, repr=False)
+    _row_count: int = field(default=0, repr=False)
 
     def __repr__(self) -> str:
         # Short: asyncio takes the repr of a finished task's result, and a notebook cell shows it.
@@ -165,7 +165,7 @@ class Embeddings:
         A numpy array where numpy is installed, else a `memoryview` of two dimensions. Of `embed(..., array=True)`
         it is what was kept all along; otherwise it is made, each time, of `dense`.
         """
-        packed = self._packed if self._packed is not None else array("f", chain.from_iterable(self.dense))
+        packed = self._dense_float32 if self._dense_float32 is not None else array("f", chain.from_iterable(self.dense))
         rows = len(self)
         shape = (rows, len(packed) // rows if rows else 0)
         try:
@@ -175,12 +175,12 @@ class Embeddings:
         return np.asarray(packed, dtype=np.float32).reshape(shape)
 
     def __len__(self) -> int:
-        if self._packed is not None:
-            return self._rows
+        if self._dense_float32 is not None:
+            return self._row_count
         return len(self.dense if self.sparse is None else self.sparse)
 
 
-def average(vectors: Sequence[list[float]], weights: Sequence[float]) -> list[float]:
+def mean_pool(vectors: Sequence[list[float]], weights: Sequence[float]) -> list[float]:
     """The weighted mean of some vectors, at unit length; one vector stays as it is."""
     if len(vectors) == 1:
         return vectors[0]
@@ -189,7 +189,7 @@ def average(vectors: Sequence[list[float]], weights: Sequence[float]) -> list[fl
     return [x / norm for x in mean] if norm else mean
 
 
-def strongest(vectors: Sequence[SparseVector]) -> SparseVector:
+def max_pool(vectors: Sequence[SparseVector]) -> SparseVector:
     """Each index with its largest weight in any of the vectors."""
     if len(vectors) == 1:
         return vectors[0]

@@ -37,9 +37,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.fixture(autouse=True)
 def clean_environment(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """No `DASHSCOPE_*` variable, no key file, and nothing that the process learned in an earlier test."""
-    rate_limiter._shared.clear()
-    rate_limiter._recent.clear()
-    text_length._learned.clear()
+    rate_limiter._limiters.clear()
+    rate_limiter._recent_limiters.clear()
+    text_length._observed_limits.clear()
     catalogue._warned.clear()
     in_process.cache_clear()
     if request.node.get_closest_marker("live") is not None:
@@ -74,28 +74,28 @@ def served(emulator: Emulator) -> Iterator[Server]:
 def arrival(emulator: Emulator) -> Callable[[int], Awaitable[None]]:
     """To await, until so many requests have come: a server's thread cannot set an event of the loop."""
 
-    async def arrived(requests: int) -> None:
+    async def wait_for_requests(requests: int) -> None:
         for _ in range(2_000):
             if emulator.requests >= requests:
                 return
             await asyncio.sleep(0.005)
         pytest.fail(f"{emulator.requests} requests came, not {requests}")
 
-    return arrived
+    return wait_for_requests
 
 
 @pytest.fixture
 def leaks() -> Callable[[Callable[[], object]], list[str]]:
     """To call with a function; gives what Python says about sockets that it left open."""
 
-    def said(run: Callable[[], object]) -> list[str]:
+    def collect_warnings(run: Callable[[], object]) -> list[str]:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", ResourceWarning)
             run()
             gc.collect()
-            words = [str(warning.message) for warning in caught if warning.category is ResourceWarning]
+            messages = [str(warning.message) for warning in caught if warning.category is ResourceWarning]
             # They hold what they warn of: it would be warned of again, outside.
             caught.clear()
-        return words
+        return messages
 
-    return said
+    return collect_warnings

@@ -9,20 +9,20 @@ from typing import TYPE_CHECKING, Any
 from pydantic import AliasChoices, BaseModel, Field, PrivateAttr, SecretStr
 from typing_extensions import Self
 
-from dashscope_embeddings._adapters.hybrid import Halves
-from dashscope_embeddings._adapters.hybrid_cache import CAPACITY, Memo
-from dashscope_embeddings._core.argument_names import check_names, hint
-from dashscope_embeddings._core.protocol import Protocol
-from dashscope_embeddings._core.secret_settings import hide
-from dashscope_embeddings._core.text_inputs import texts_of
+from dashscope_embeddings._adapters.hybrid import HybridEmbedder
+from dashscope_embeddings._adapters.hybrid_cache import CAPACITY_TEXTS, HybridCache
+from dashscope_embeddings._core.argument_names import check_argument_names, suggestion
+from dashscope_embeddings._core.protocol import ApiProtocol
+from dashscope_embeddings._core.secret_settings import hide_secrets
+from dashscope_embeddings._core.text_inputs import iterate_texts
 from dashscope_embeddings._core.text_length import LongText
-from dashscope_embeddings._runtime.thread_pool import Lock
+from dashscope_embeddings._runtime.thread_pool import ForkSafeLock
 from dashscope_embeddings.catalogue import warn_once
 from dashscope_embeddings.client import EmbeddingClient
 from dashscope_embeddings.errors import InvalidInput
 from dashscope_embeddings.vectors import TextType, Usage
 
-_building = Lock()
+_client_lock = ForkSafeLock()
 
 
 class ClientFields(BaseModel):
@@ -34,7 +34,7 @@ class ClientFields(BaseModel):
 
     dimensions: int | None = Field(default=None, validation_alias=AliasChoices("dimensions", "dimension"))
     instruct: str | None = None
-    protocol: Protocol = "native"
+    protocol: ApiProtocol = "native"
     long_text: LongText = "error"
     region: str | None = None
     workspace: str | None = None
@@ -57,20 +57,20 @@ class ClientFields(BaseModel):
     on_request: Any = Field(default=None, exclude=True, repr=False)
 
     _client: EmbeddingClient | None = PrivateAttr(default=None)
-    _memo: tuple[EmbeddingClient, Memo] | None = PrivateAttr(default=None)
-    _memo_size: int = PrivateAttr(default=CAPACITY)
-    _siblings: int = PrivateAttr(default=0)
+    _hybrid_cache: tuple[EmbeddingClient, HybridCache] | None = PrivateAttr(default=None)
+    _memo_size: int = PrivateAttr(default=CAPACITY_TEXTS)
+    _partner_count: int = PrivateAttr(default=0)
 
     def __init__(self, /, *misplaced: Any, **settings: Any) -> None:
         if misplaced:
             del misplaced
             settings.clear()  # a key may be among them, and frames are shown
             raise TypeError(f"{type(self).__name__} takes its arguments by name: model=…, api_key=…")
-        hide(settings, self._names())
-        check_names(type(self), settings, self._names())
+        hide_secrets(settings, self._argument_names())
+        check_argument_names(type(self), settings, self._argument_names())
         super().__init__(**settings)
 
-    def _compared(self) -> dict[str, Any]:
+    def _comparison_values(self) -> dict[str, Any]:
         """What two objects must have in common to be equal: all settings, and not what was made of them."""
         values = {name: getattr(self, name) for name in type(self).model_fields}
         # LlamaIndex's: a new one for every object, equal where they tell the same handlers.
@@ -81,14 +81,14 @@ class ClientFields(BaseModel):
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, ClientFields):
             return NotImplemented
-        return type(self) is type(other) and self._compared() == other._compared()
+        return type(self) is type(other) and self._comparison_values() == other._comparison_values()
 
     def __hash__(self) -> int:
         plain = (str, int, float, SecretStr, type(None))
-        return hash((type(self), *(value for value in self._compared().values() if isinstance(value, plain))))
+        return hash((type(self), *(value for value in self._comparison_values().values() if isinstance(value, plain))))
 
     @classmethod
-    def _names(cls) -> frozenset[str]:
+    def _argument_names(cls) -> frozenset[str]:
         """Names that an argument may have."""
         aliases = (field.validation_alias for field in cls.model_fields.values())
         choices = [str(name) for alias in aliases if isinstance(alias, AliasChoices) for name in alias.choices]
@@ -102,7 +102,7 @@ class ClientFields(BaseModel):
             """`obj`: field → value."""
             if isinstance(obj, Mapping):
                 obj = dict(obj)
-                hide(obj, cls._names())
+                hide_secrets(obj, cls._argument_names())
             return super().model_validate(obj, **how)
 
         @classmethod
@@ -115,7 +115,7 @@ class ClientFields(BaseModel):
         @classmethod
         def model_construct(cls, _fields_set: set[str] | None = None, **values: Any) -> Self:
             """Checks nothing."""
-            hide(values, cls._names())
+            hide_secrets(values, cls._argument_names())
             return super().model_construct(_fields_set, **values)
 
     def _settings(self) -> dict[str, Any]:
@@ -137,7 +137,7 @@ class ClientFields(BaseModel):
         """
         if (made := self._client) is not None:
             return made
-        with _building.here:
+        with _client_lock.current:
             if self._client is None:
                 self._client = EmbeddingClient(**self._settings())
             return self._client
@@ -145,15 +145,15 @@ class ClientFields(BaseModel):
     def __setattr__(self, name: str, value: Any) -> None:
         given = {name: value}
         del value
-        hide(given)
+        hide_secrets(given)
         super().__setattr__(name, given[name])
-        if name in _MAKE_A_CLIENT:
+        if name in _CLIENT_DEPENDS_ON:
             self._client = None
 
-    def _keep(self, name: str, client: EmbeddingClient) -> None:
+    def _adopt(self, name: str, client: EmbeddingClient) -> None:
         """Keeps the key and the address that a client found: it is still made of the same settings then."""
         setattr(self, name, client.key)
-        self.found_address = client.settings.address.root
+        self.found_address = client.settings.address.root_url
         self._client = client
 
     @property
@@ -162,28 +162,28 @@ class ClientFields(BaseModel):
         return "document"
 
     @property
-    def halves(self) -> Halves:
+    def hybrid(self) -> HybridEmbedder:
         """The client, and the memo where a sparse adapter is linked: made anew with the client."""
         client = self.client
-        if not self._siblings:
-            return Halves(client)
-        if self._memo is None or self._memo[0] is not client:
-            with _building.here:
-                if self._memo is None or self._memo[0] is not client:
-                    self._memo = client, Memo(self._memo_size)
-        return Halves(client, self._memo[1])
+        if not self._partner_count:
+            return HybridEmbedder(client)
+        if self._hybrid_cache is None or self._hybrid_cache[0] is not client:
+            with _client_lock.current:
+                if self._hybrid_cache is None or self._hybrid_cache[0] is not client:
+                    self._hybrid_cache = client, HybridCache(self._memo_size)
+        return HybridEmbedder(client, self._hybrid_cache[1])
 
-    def link(self, sibling: object, memo_size: int | None = None) -> None:
+    def pair(self, partner: object, memo_size: int | None = None) -> None:
         """From now on, and while `sibling` lives, requests ask for both halves and keep its own for it.
 
         Raises:
             InvalidInput: this model or protocol has no sparse vectors.
         """
-        self.client.settings.check_sparse()
+        self.client.settings.require_sparse()
         if memo_size is not None:
             self._memo_size = memo_size
-        self._siblings += 1
-        weakref.finalize(sibling, _unlink, weakref.ref(self))
+        self._partner_count += 1
+        weakref.finalize(partner, _unpair, weakref.ref(self))
 
     @property
     def usage(self) -> Usage:
@@ -216,24 +216,24 @@ class ClientFields(BaseModel):
         for shared in (self.http_client, self.http_async_client, self.rate_limiter, self.on_request, cache):
             memo[id(shared)] = shared
         copy = super().__deepcopy__(memo)
-        copy._siblings, copy._memo = 0, None  # noqa: SLF001 - a copy has no sibling until one is linked to it
+        copy._partner_count, copy._hybrid_cache = 0, None  # noqa: SLF001 - a copy has no sibling until one is linked to it
         return copy
 
     def __copy__(self) -> Self:
         copy = super().__copy__()
-        copy._siblings, copy._memo = 0, None  # noqa: SLF001 - same
+        copy._partner_count, copy._hybrid_cache = 0, None  # noqa: SLF001 - same
         return copy
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
         """A copy with some fields changed; a name that is no field is an error here, as everywhere."""
         unknown = [name for name in update or {} if name not in type(self).model_fields]
         if unknown:
-            said = ", ".join(f"{name} is none{hint(name, type(self).model_fields)}" for name in unknown)
-            raise InvalidInput(f"model_copy(update=…) takes names of fields, and {said}")
+            listing = ", ".join(f"{name} is none{suggestion(name, type(self).model_fields)}" for name in unknown)
+            raise InvalidInput(f"model_copy(update=…) takes names of fields, and {listing}")
         if update:
-            hide(update := dict(update))
+            hide_secrets(update := dict(update))
         copy = super().model_copy(update=update, deep=deep)
-        if not _MAKE_A_CLIENT.isdisjoint(update or ()):
+        if not _CLIENT_DEPENDS_ON.isdisjoint(update or ()):
             copy._client = None  # noqa: SLF001 - it is to be made of what was changed
         return copy
 
@@ -256,7 +256,7 @@ class ClientFields(BaseModel):
             self.model_post_init(None)
 
 
-_MAKE_A_CLIENT = frozenset(ClientFields.model_fields) | {
+_CLIENT_DEPENDS_ON = frozenset(ClientFields.model_fields) | {
     "api_key",
     "batch_size",
     "dashscope_api_key",
@@ -268,12 +268,12 @@ _MAKE_A_CLIENT = frozenset(ClientFields.model_fields) | {
 """Fields of adapters that a client depends on."""
 
 
-def _unlink(dense: weakref.ref[ClientFields]) -> None:
+def _unpair(dense: weakref.ref[ClientFields]) -> None:
     if (alive := dense()) is not None:
-        alive._siblings -= 1  # noqa: SLF001 - the other half of `link`
+        alive._partner_count -= 1  # noqa: SLF001 - the other half of `link`
 
 
-def listed(texts: Any) -> list[str]:
+def as_text_list(texts: Any) -> list[str]:
     """The texts of an interface that takes a list of them.
 
     Raises:
@@ -281,10 +281,10 @@ def listed(texts: Any) -> list[str]:
     """
     if isinstance(texts, (str, bytes)):
         raise InvalidInput(f"expected a list of texts, not {type(texts).__name__}")
-    return [*texts_of(texts)]
+    return [*iterate_texts(texts)]
 
 
-def single(text: Any) -> str:
+def as_single_text(text: Any) -> str:
     """The text of an interface that takes one.
 
     Raises:

@@ -11,8 +11,8 @@ import contextlib
 import functools
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from dashscope_embeddings._core.results import arrived_with, note
-from dashscope_embeddings._runtime.async_drivers import wake
+from dashscope_embeddings._core.results import partial_of, set_attributes
+from dashscope_embeddings._runtime.async_drivers import set_event_threadsafe
 from dashscope_embeddings.errors import DashScopeError
 from dashscope_embeddings.vectors import Embedding, SparseVector
 
@@ -20,23 +20,23 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
     from typing import TypeAlias
 
-    from dashscope_embeddings._adapters.hybrid_cache import Flight, Half, Memo
+    from dashscope_embeddings._adapters.hybrid_cache import Component, HybridCache, InFlight
     from dashscope_embeddings.client import EmbeddingClient
     from dashscope_embeddings.vectors import Embeddings, TextType
 
-    Vectors: TypeAlias = dict[int, list[float]]
+    VectorsByIndex: TypeAlias = dict[int, list[float]]
 
 
-_LOOK = 0.25
+_POLL_SECONDS = 0.25
 """Seconds after which who waits for a shared request looks whether anybody still sends it."""
 
 
-class Halves:
+class HybridEmbedder:
     """What adapters ask: a client, and a memo where two of them are linked."""
 
-    def __init__(self, client: EmbeddingClient, memo: Memo | None = None) -> None:
+    def __init__(self, client: EmbeddingClient, memo: HybridCache | None = None) -> None:
         self.client = client
-        self.memo = memo
+        self.cache = memo
 
     # --- sync ---------------------------------------------------------------------------------------------
 
@@ -45,77 +45,79 @@ class Halves:
         texts: list[str],
         role: TextType,
         progress: Callable[[int], object] | None = None,
-        on_vectors: Callable[[Vectors], object] | None = None,
+        on_vectors: Callable[[VectorsByIndex], object] | None = None,
     ) -> list[list[float]]:
         """Shape (texts, dimensions). `on_vectors` hears of them as they arrive, as in `EmbeddingClient.embed`."""
-        memo = self.memo
-        if memo is not None and _is_query(texts, role):
-            return [self._query(memo, "dense", texts[0])]
-        if memo is None or memo.room <= 0:
+        cache = self.cache
+        if cache is not None and _is_single_query(texts, role):
+            return [self._embed_query(cache, "dense", texts[0])]
+        if cache is None or cache.free_capacity <= 0:
             return self.client.embed(texts, text_type=role, progress=progress, on_vectors=on_vectors).dense
-        hook = None if on_vectors is None else lambda both: on_vectors(_each_half(both, "dense"))
+        hook = None if on_vectors is None else lambda both: on_vectors(_component_by_index(both, "dense"))
         try:
-            both = self.client.embed(texts, text_type=role, output="dense&sparse", progress=progress, on_vectors=hook)
-        except ENDS as end:
-            _only(_saved(end, memo, role, texts), "dense")
+            result = self.client.embed(texts, text_type=role, output="dense&sparse", progress=progress, on_vectors=hook)
+        except ANY_EXCEPTION as end:
+            _reduce_partial(_cache_partial(end, cache, role, texts), "dense")
             raise
-        memo.put("sparse", role, texts, both.sparse or [])
-        return both.dense
+        cache.put("sparse", role, texts, result.sparse or [])
+        return result.dense
 
     def sparse(self, texts: list[str], role: TextType) -> list[SparseVector]:
         """One for each text."""
-        if self.memo is not None and _is_query(texts, role):
-            return [self._query(self.memo, "sparse", texts[0])]
-        found, missed = self._found(texts, role)
-        if missed:
+        if self.cache is not None and _is_single_query(texts, role):
+            return [self._embed_query(self.cache, "sparse", texts[0])]
+        found, missing_indices = self._lookup(texts, role)
+        if missing_indices:
             # Alone: in every store the dense half of documents was asked before.
             try:
-                fresh = self.client.embed([texts[i] for i in missed], text_type=role, output="sparse")
-            except ENDS as end:
-                with_found(end, found, missed)
+                fresh = self.client.embed([texts[i] for i in missing_indices], text_type=role, output="sparse")
+            except ANY_EXCEPTION as end:
+                add_cached_to_partial(end, found, missing_indices)
                 raise
-            _fill(found, missed, fresh)
+            _fill_missing(found, missing_indices, fresh)
         return found
 
-    def _query(self, memo: Memo, half: Half, text: str) -> Any:
+    def _embed_query(self, cache: HybridCache, component: Component, text: str) -> Any:
         if (loop := _running_loop()) is not None:
-            return self._shared(memo, half, text, loop)
+            return self._embed_query_shared(cache, component, text, loop)
         # An interruption in the middle would leave others waiting for a request that nobody sends.
-        return self.client.apart(lambda: self._shared(memo, half, text, None))
+        return self.client.run_uninterrupted(lambda: self._embed_query_shared(cache, component, text, None))
 
-    def _shared(self, memo: Memo, half: Half, text: str, loop: asyncio.AbstractEventLoop | None) -> Any:
+    def _embed_query_shared(
+        self, cache: HybridCache, component: Component, text: str, loop: asyncio.AbstractEventLoop | None
+    ) -> Any:
         while True:
-            boarded = memo.board(half, ("query", text), loop)
-            if not isinstance(boarded, tuple):
-                return boarded
-            flight, lead = boarded
-            if lead:
-                return self._lead(memo, half, text, flight)
-            if flight.blocks(loop):
-                return getattr(self.client.embed(text, text_type="query", output=half), half)[0]
-            while not flight.landed.wait(_LOOK) and not flight.lost:
+            joined = cache.join_or_start(component, ("query", text), loop)
+            if not isinstance(joined, tuple):
+                return joined
+            in_flight, is_leader = joined
+            if is_leader:
+                return self._lead_query(cache, component, text, in_flight)
+            if in_flight.would_block(loop):
+                return getattr(self.client.embed(text, text_type="query", output=component), component)[0]
+            while not in_flight.completed.wait(_POLL_SECONDS) and not in_flight.is_orphaned:
                 pass
-            if flight.both is not None:
-                return _half(flight.both, half)
+            if in_flight.result is not None:
+                return _component_of(in_flight.result, component)
 
-    def _lead(self, memo: Memo, half: Half, text: str, flight: Flight) -> Any:
-        both = None
+    def _lead_query(self, cache: HybridCache, component: Component, text: str, in_flight: InFlight) -> Any:
+        result = None
         try:
-            both = _first(self.client.embed(text, text_type="query", output="dense&sparse"))
-        except ENDS as end:
-            _only(end, half)
+            result = _first_embedding(self.client.embed(text, text_type="query", output="dense&sparse"))
+        except ANY_EXCEPTION as end:
+            _reduce_partial(end, component)
             raise
         finally:
-            memo.land(("query", text), flight, both)
-        return _half(both, half)
+            cache.complete(("query", text), in_flight, result)
+        return _component_of(result, component)
 
     def prefetch(self, texts: Sequence[str], role: TextType = "document") -> None:
         """Asks for the sparse vectors that the memo lacks, together, and keeps them."""
-        if self.memo is None:
+        if self.cache is None:
             return
-        if missing := self.memo.missing("sparse", role, texts):
+        if missing := self.cache.missing("sparse", role, texts):
             fresh = self.client.embed(missing, text_type=role, output="sparse")
-            self.memo.put("sparse", role, missing, fresh.sparse or [], always=True)
+            self.cache.put("sparse", role, missing, fresh.sparse or [], ignore_capacity=True)
 
     # --- async --------------------------------------------------------------------------------------------
 
@@ -124,78 +126,78 @@ class Halves:
         texts: list[str],
         role: TextType,
         progress: Callable[[int], object] | None = None,
-        on_vectors: Callable[[Vectors], Awaitable[object]] | None = None,
+        on_vectors: Callable[[VectorsByIndex], Awaitable[object]] | None = None,
     ) -> list[list[float]]:
         """`dense` on the running loop."""
-        memo = self.memo
-        if memo is not None and _is_query(texts, role):
-            return [await self._aquery(memo, "dense", texts[0])]
-        if memo is None or memo.room <= 0:
+        cache = self.cache
+        if cache is not None and _is_single_query(texts, role):
+            return [await self._aembed_query(cache, "dense", texts[0])]
+        if cache is None or cache.free_capacity <= 0:
             return (await self.client.aembed(texts, text_type=role, progress=progress, on_vectors=on_vectors)).dense
-        hook = None if on_vectors is None else lambda both: on_vectors(_each_half(both, "dense"))
+        hook = None if on_vectors is None else lambda both: on_vectors(_component_by_index(both, "dense"))
         try:
-            both = await self.client.aembed(
+            result = await self.client.aembed(
                 texts, text_type=role, output="dense&sparse", progress=progress, on_vectors=hook
             )
-        except ENDS as end:
-            _only(_saved(end, memo, role, texts), "dense")
+        except ANY_EXCEPTION as end:
+            _reduce_partial(_cache_partial(end, cache, role, texts), "dense")
             raise
-        memo.put("sparse", role, texts, both.sparse or [])
-        return both.dense
+        cache.put("sparse", role, texts, result.sparse or [])
+        return result.dense
 
     async def asparse(self, texts: list[str], role: TextType) -> list[SparseVector]:
         """`sparse` on the running loop."""
-        if self.memo is not None and _is_query(texts, role):
-            return [await self._aquery(self.memo, "sparse", texts[0])]
-        found, missed = self._found(texts, role)
-        if missed:
+        if self.cache is not None and _is_single_query(texts, role):
+            return [await self._aembed_query(self.cache, "sparse", texts[0])]
+        found, missing_indices = self._lookup(texts, role)
+        if missing_indices:
             try:
-                fresh = await self.client.aembed([texts[i] for i in missed], text_type=role, output="sparse")
-            except ENDS as end:
-                with_found(end, found, missed)
+                fresh = await self.client.aembed([texts[i] for i in missing_indices], text_type=role, output="sparse")
+            except ANY_EXCEPTION as end:
+                add_cached_to_partial(end, found, missing_indices)
                 raise
-            _fill(found, missed, fresh)
+            _fill_missing(found, missing_indices, fresh)
         return found
 
-    async def _aquery(self, memo: Memo, half: Half, text: str) -> Any:
+    async def _aembed_query(self, cache: HybridCache, component: Component, text: str) -> Any:
         while True:
-            boarded = memo.board(half, ("query", text), _running_loop())
-            if not isinstance(boarded, tuple):
-                return boarded
-            flight, lead = boarded
-            if lead:
-                return await self._alead(memo, half, text, flight)
-            await _ended(flight)
-            if flight.both is not None:
-                return _half(flight.both, half)
+            joined = cache.join_or_start(component, ("query", text), _running_loop())
+            if not isinstance(joined, tuple):
+                return joined
+            in_flight, is_leader = joined
+            if is_leader:
+                return await self._alead_query(cache, component, text, in_flight)
+            await _wait_until_complete(in_flight)
+            if in_flight.result is not None:
+                return _component_of(in_flight.result, component)
 
-    async def _alead(self, memo: Memo, half: Half, text: str, flight: Flight) -> Any:
-        both = None
+    async def _alead_query(self, cache: HybridCache, component: Component, text: str, in_flight: InFlight) -> Any:
+        result = None
         try:
-            both = _first(await self.client.aembed(text, text_type="query", output="dense&sparse"))
-        except ENDS as end:
-            _only(end, half)
+            result = _first_embedding(await self.client.aembed(text, text_type="query", output="dense&sparse"))
+        except ANY_EXCEPTION as end:
+            _reduce_partial(end, component)
             raise
         finally:
-            memo.land(("query", text), flight, both)
-        return _half(both, half)
+            cache.complete(("query", text), in_flight, result)
+        return _component_of(result, component)
 
     async def aprefetch(self, texts: Sequence[str], role: TextType = "document") -> None:
         """`prefetch` on the running loop."""
-        if self.memo is None:
+        if self.cache is None:
             return
-        if missing := self.memo.missing("sparse", role, texts):
+        if missing := self.cache.missing("sparse", role, texts):
             fresh = await self.client.aembed(missing, text_type=role, output="sparse")
-            self.memo.put("sparse", role, missing, fresh.sparse or [], always=True)
+            self.cache.put("sparse", role, missing, fresh.sparse or [], ignore_capacity=True)
 
     # --- both ---------------------------------------------------------------------------------------------
 
-    def _found(self, texts: list[str], role: TextType) -> tuple[list[Any], list[int]]:
-        found: list[Any] = [None] * len(texts) if self.memo is None else self.memo.take("sparse", role, texts)
+    def _lookup(self, texts: list[str], role: TextType) -> tuple[list[Any], list[int]]:
+        found: list[Any] = [None] * len(texts) if self.cache is None else self.cache.take("sparse", role, texts)
         return found, [i for i, vector in enumerate(found) if vector is None]
 
 
-def _is_query(texts: list[str], role: TextType) -> bool:
+def _is_single_query(texts: list[str], role: TextType) -> bool:
     return role == "query" and len(texts) == 1
 
 
@@ -206,76 +208,76 @@ def _running_loop() -> asyncio.AbstractEventLoop | None:
         return None
 
 
-async def _ended(flight: Flight) -> None:
+async def _wait_until_complete(in_flight: InFlight) -> None:
     """Until a shared request has landed, or cannot any more."""
     woken = asyncio.Event()
-    waking = functools.partial(wake, asyncio.get_running_loop(), woken)
-    flight.landed.add(waking)
+    on_complete = functools.partial(set_event_threadsafe, asyncio.get_running_loop(), woken)
+    in_flight.completed.add_waiter(on_complete)
     try:
-        while not flight.landed.is_set() and not flight.lost:
+        while not in_flight.completed.is_set() and not in_flight.is_orphaned:
             with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(woken.wait(), _LOOK)
+                await asyncio.wait_for(woken.wait(), _POLL_SECONDS)
     finally:
-        flight.landed.remove(waking)
+        in_flight.completed.remove_waiter(on_complete)
 
 
-def _first(both: Embeddings) -> Embedding:
-    return Embedding(0, both.dense[0], both.sparse[0] if both.sparse else None)
+def _first_embedding(result: Embeddings) -> Embedding:
+    return Embedding(0, result.dense[0], result.sparse[0] if result.sparse else None)
 
 
-def _half(both: Embedding, half: Half) -> Any:
+def _component_of(embedding: Embedding, component: Component) -> Any:
     """Of the halves that several callers share, each gets a list of its own."""
-    if half == "sparse":
-        return both.sparse and SparseVector(list(both.sparse.indices), list(both.sparse.values))
-    return list(both.dense or [])
+    if component == "sparse":
+        return embedding.sparse and SparseVector(list(embedding.sparse.indices), list(embedding.sparse.values))
+    return list(embedding.dense or [])
 
 
-def _fill(found: list[Any], missed: list[int], fresh: Embeddings) -> None:
-    for i, vector in zip(missed, fresh.sparse or [], strict=True):
+def _fill_missing(found: list[Any], missing_indices: list[int], fresh: Embeddings) -> None:
+    for i, vector in zip(missing_indices, fresh.sparse or [], strict=True):
         found[i] = vector
 
 
-ENDS = BaseException
+ANY_EXCEPTION = BaseException
 """Whatever ends a call has `partial`: it is adapted to what the adapter's caller asked, and passes as it is."""
-_End = TypeVar("_End", bound=BaseException)
+_ErrorT = TypeVar("_ErrorT", bound=BaseException)
 
 
-def _each_half(both: Mapping[int, Embedding], half: Half) -> dict[int, Any]:
-    return {index: getattr(embedding, half) for index, embedding in both.items()}
+def _component_by_index(embeddings: Mapping[int, Embedding], component: Component) -> dict[int, Any]:
+    return {index: getattr(embedding, component) for index, embedding in embeddings.items()}
 
 
-def _only(end: _End, half: Half) -> _End:
+def _reduce_partial(error: _ErrorT, component: Component) -> _ErrorT:
     """Who asked for one half is told of that half: the other was our idea."""
-    note(end, partial=_each_half(arrived_with(end), half))
-    return end
+    set_attributes(error, partial=_component_by_index(partial_of(error), component))
+    return error
 
 
-def _saved(end: _End, memo: Memo, role: TextType, texts: list[str]) -> _End:
+def _cache_partial(error: _ErrorT, cache: HybridCache, role: TextType, texts: list[str]) -> _ErrorT:
     """What is paid for of the other half is kept, as where all went well."""
-    for index, both in sorted(arrived_with(end).items()):
-        memo.put("sparse", role, [texts[index]], [both.sparse])
-    return end
+    for index, embedding in sorted(partial_of(error).items()):
+        cache.put("sparse", role, [texts[index]], [embedding.sparse])
+    return error
 
 
-def with_found(end: _End, found: list[Any], missed: list[int]) -> _End:
+def add_cached_to_partial(error: _ErrorT, found: list[Any], missing_indices: list[int]) -> _ErrorT:
     """`renumbered`; what the memo held is not lost."""
-    renumbered(end, missed, len(found))
-    kept = {index: vector for index, vector in enumerate(found) if vector is not None}
-    note(end, partial=kept | arrived_with(end))
-    return end
+    renumber_indices(error, missing_indices, len(found))
+    cached = {index: vector for index, vector in enumerate(found) if vector is not None}
+    set_attributes(error, partial=cached | partial_of(error))
+    return error
 
 
-def renumbered(end: _End, asked: list[int], total: int) -> _End:
+def renumber_indices(error: _ErrorT, positions: list[int], total: int) -> _ErrorT:
     """The end of a job over some of a caller's texts, `asked` by their positions, in terms of all of them."""
-    if asked == list(range(total)):
-        return end
-    note(
-        end,
-        partial={asked[index]: vector for index, vector in arrived_with(end).items()},
-        failed=[asked[index] for index in getattr(end, "failed", ())],
+    if positions == list(range(total)):
+        return error
+    set_attributes(
+        error,
+        partial={positions[index]: vector for index, vector in partial_of(error).items()},
+        failed=[positions[index] for index in getattr(error, "failed", ())],
     )
-    if isinstance(end, DashScopeError):
-        end.reasons = {asked[index]: reason for index, reason in end.reasons.items()}
-        end.refused = {asked[index]: text for index, text in end.refused.items()}
-        end.about(sorted(end.reasons) or end.failed, total)
-    return end
+    if isinstance(error, DashScopeError):
+        error.reasons = {positions[index]: reason for index, reason in error.reasons.items()}
+        error.refused = {positions[index]: text for index, text in error.refused.items()}
+        error.set_affected(sorted(error.reasons) or error.failed, total)
+    return error

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from dashscope_embeddings._core.settings import Settings
     from dashscope_embeddings.vectors import TextType
 
-_READ_AT_ONCE = 500
+_MAX_KEYS_PER_READ = 500
 """Keys: 2 MB of 1,024 numbers each, and less than the variables of one SQL statement."""
-_CHECKSUM = 4
+_CHECKSUM_BYTES = 4
 """Bytes."""
 
 
@@ -49,16 +49,16 @@ class ByteStoreCache:
     def __init__(self, store: BaseStore[str, bytes], settings: Settings, role: TextType) -> None:
         self._store = store
         self._namespace = settings.namespace(role)
-        self._width = settings.ask(role, "dense").width
+        self._width = settings.request_options(role, "dense").expected_width
 
     def read(self, texts: list[str]) -> list[list[float] | None]:
         """As in `VectorCache`."""
-        return [self._vector(*pair) for keys in self._keys(texts) for pair in _pairs(keys, self._store.mget(keys))]
+        return [self._decode(*pair) for keys in self._keys(texts) for pair in _pairs(keys, self._store.mget(keys))]
 
     async def aread(self, texts: list[str]) -> list[list[float] | None]:
         """As in `VectorCache`."""
         return [
-            self._vector(*pair) for keys in self._keys(texts) for pair in _pairs(keys, await self._store.amget(keys))
+            self._decode(*pair) for keys in self._keys(texts) for pair in _pairs(keys, await self._store.amget(keys))
         ]
 
     def write(self, vectors: dict[str, Sequence[float]]) -> None:
@@ -69,7 +69,7 @@ class ByteStoreCache:
         """As in `VectorCache`."""
         await self._store.amset(self._entries(vectors))
 
-    def as_kept(self, vector: list[float]) -> list[float]:
+    def as_stored(self, vector: list[float]) -> list[float]:
         """As float32."""
         return array("f", vector).tolist()
 
@@ -78,19 +78,19 @@ class ByteStoreCache:
         return f"{self._namespace}_{hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()}"
 
     def _keys(self, texts: list[str]) -> Iterator[list[str]]:
-        for start in range(0, len(texts), _READ_AT_ONCE):
-            yield [self._key(text) for text in texts[start : start + _READ_AT_ONCE]]
+        for start in range(0, len(texts), _MAX_KEYS_PER_READ):
+            yield [self._key(text) for text in texts[start : start + _MAX_KEYS_PER_READ]]
 
     def _entries(self, vectors: dict[str, Sequence[float]]) -> list[tuple[str, bytes]]:
-        return [(key, _packed(key, vector)) for text, vector in vectors.items() if (key := self._key(text))]
+        return [(key, _encode(key, vector)) for text, vector in vectors.items() if (key := self._key(text))]
 
-    def _vector(self, key: str, value: Any) -> list[float] | None:
-        if not isinstance(value, (bytes, bytearray, memoryview)) or len(value) <= _CHECKSUM:
+    def _decode(self, key: str, value: Any) -> list[float] | None:
+        if not isinstance(value, (bytes, bytearray, memoryview)) or len(value) <= _CHECKSUM_BYTES:
             return None
-        numbers = bytes(value[:-_CHECKSUM])
+        numbers = bytes(value[:-_CHECKSUM_BYTES])
         if len(numbers) % 4 or self._width not in {None, len(numbers) // 4}:
             return None
-        if bytes(value[-_CHECKSUM:]) != _checksum(key, numbers):
+        if bytes(value[-_CHECKSUM_BYTES:]) != _checksum(key, numbers):
             return None
         return _little_endian(array("f", numbers)).tolist()
 
@@ -99,13 +99,13 @@ def _pairs(keys: list[str], values: Sequence[Any]) -> Iterator[tuple[str, Any]]:
     return zip(keys, values, strict=True)
 
 
-def _packed(key: str, vector: Sequence[float]) -> bytes:
+def _encode(key: str, vector: Sequence[float]) -> bytes:
     numbers = _little_endian(array("f", vector)).tobytes()
     return numbers + _checksum(key, numbers)
 
 
 def _checksum(key: str, numbers: bytes) -> bytes:
-    return zlib.crc32(numbers, zlib.crc32(key.encode())).to_bytes(_CHECKSUM, "little")
+    return zlib.crc32(numbers, zlib.crc32(key.encode())).to_bytes(_CHECKSUM_BYTES, "little")
 
 
 def _little_endian(numbers: array[float]) -> array[float]:

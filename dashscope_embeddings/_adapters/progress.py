@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 @contextlib.contextmanager
-def bar(total: int, *, show: bool) -> Iterator[Callable[[int], object] | None]:
+def progress_bar(total: int, *, show: bool) -> Iterator[Callable[[int], object] | None]:
     """Gives what to call with the number of further texts that are done; None where no bar is wanted.
 
     Raises:

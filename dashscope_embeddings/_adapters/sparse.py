@@ -7,14 +7,14 @@ from typing import Any
 from pydantic import AliasChoices, ConfigDict, Field, SecretStr
 
 from dashscope_embeddings._adapters.base import ClientFields
-from dashscope_embeddings._adapters.hybrid import Halves
-from dashscope_embeddings._core.secret_settings import hide
+from dashscope_embeddings._adapters.hybrid import HybridEmbedder
+from dashscope_embeddings._core.secret_settings import hide_secrets
 from dashscope_embeddings.catalogue import DEFAULT_MODEL
 from dashscope_embeddings.errors import InvalidInput
 from dashscope_embeddings.vectors import TextType, Usage
 
 
-class Standalone(ClientFields):
+class SparseSettings(ClientFields):
     """The settings of a sparse adapter that is linked to no dense one."""
 
     model_config = ConfigDict(
@@ -34,27 +34,27 @@ class Standalone(ClientFields):
     def model_post_init(self, context: Any, /) -> None:
         """Checks at construction that this can work."""
         super().model_post_init(context)
-        self.client.settings.check_sparse()
-        self._keep("api_key", self.client)
+        self.client.settings.require_sparse()
+        self._adopt("api_key", self.client)
 
     def _settings(self) -> dict[str, Any]:
         own = {"model": self.model, "api_key": self.api_key, "batch_size": self.batch_size}
         return super()._settings() | own
 
 
-class Sparse:
+class SparseAdapter:
     """What the sparse adapters have in common: whom they ask. Pickles as settings only."""
 
     def __init__(self, dense: ClientFields | None = None, *, memo_size: int | None = None, **settings: Any) -> None:
         """`dense`: the dense adapter to share requests with; without it, settings of `EmbeddingClient`."""
         settings["dense"] = dense
         del dense  # a string may be a key
-        hide(settings, Standalone._names())  # noqa: SLF001 - the class above
+        hide_secrets(settings, SparseSettings._argument_names())  # noqa: SLF001 - the class above
         dense = settings.pop("dense")
         if dense is None and memo_size is not None:
             raise InvalidInput("memo_size is of a linked adapter: pass dense= as well")
         if dense is None:
-            self._source: ClientFields = Standalone(**settings)
+            self._source: ClientFields = SparseSettings(**settings)
         elif settings:
             raise InvalidInput(f"{', '.join(settings)}: a linked adapter has the settings of the dense one")
         elif not isinstance(dense, ClientFields):
@@ -62,13 +62,13 @@ class Sparse:
             raise InvalidInput(f"expected a dense adapter of this package, not {kind}")
         else:
             self._source = dense
-        self._linked = dense is not None
+        self._is_paired = dense is not None
         self._memo_size = memo_size
-        self._link()
+        self._pair()
 
-    def _link(self) -> None:
-        if self._linked:
-            self._source.link(self, self._memo_size)
+    def _pair(self) -> None:
+        if self._is_paired:
+            self._source.pair(self, self._memo_size)
 
     @property
     def document_role(self) -> TextType:
@@ -76,9 +76,9 @@ class Sparse:
         return self._source.document_role
 
     @property
-    def halves(self) -> Halves:
+    def hybrid(self) -> HybridEmbedder:
         """The client, and the memo if there is one."""
-        return self._source.halves
+        return self._source.hybrid
 
     @property
     def usage(self) -> Usage:
@@ -87,12 +87,12 @@ class Sparse:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._link()
+        self._pair()
 
     def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Sparse):
+        if not isinstance(other, SparseAdapter):
             return NotImplemented
         return type(self) is type(other) and vars(self) == vars(other)
 
     def __hash__(self) -> int:
-        return hash((type(self), self._source, self._linked, self._memo_size))
+        return hash((type(self), self._source, self._is_paired, self._memo_size))

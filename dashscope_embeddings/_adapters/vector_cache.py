@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Protocol
 
-from dashscope_embeddings._adapters.hybrid import ENDS, with_found
-from dashscope_embeddings._core.results import arrived_with
+from dashscope_embeddings._adapters.hybrid import ANY_EXCEPTION, add_cached_to_partial
+from dashscope_embeddings._core.results import partial_of
 from dashscope_embeddings.catalogue import warn_once
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from dashscope_embeddings._adapters.hybrid import Halves
+    from dashscope_embeddings._adapters.hybrid import HybridEmbedder
     from dashscope_embeddings.vectors import TextType
 
 
@@ -35,133 +35,133 @@ class VectorCache(Protocol):
     async def awrite(self, vectors: dict[str, Sequence[float]]) -> None:
         """`write` on the running loop."""
 
-    def as_kept(self, vector: list[float]) -> list[float]:
+    def as_stored(self, vector: list[float]) -> list[float]:
         """The vector as `read` will give it, so that a text's vector is always the same."""
 
 
-def dense(
+def embed_cached(
     cache: VectorCache,
-    halves: Halves,
+    hybrid: HybridEmbedder,
     texts: list[str],
     role: TextType,
     progress: Callable[[int], object] | None = None,
 ) -> list[list[float]]:
     """`Halves.dense` for the texts that the cache does not have: shape (texts, dimensions)."""
-    call = _Call(texts)
+    lookup = _CacheLookup(texts)
     try:
-        call.read(cache.read(call.distinct))
+        lookup.add_cached(cache.read(lookup.distinct))
     except Exception as error:  # noqa: BLE001 - whatever a user's store raises
-        not_read(error)
-    missing = call.missing(progress)
+        warn_read_failed(error)
+    missing = lookup.missing(progress)
 
     def save(arrived: Mapping[int, Sequence[float]], *, last: bool = False) -> None:
-        if vectors := call.unsaved(arrived, last=last):
+        if vectors := lookup.unsaved(arrived, last=last):
             try:
                 cache.write(vectors)
             except Exception as error:  # noqa: BLE001 - as above
-                call.not_saved(error)
+                lookup.on_write_error(error)
             else:
-                call.saved.update(vectors)
+                lookup.saved_texts.update(vectors)
 
     if missing:
         try:
-            fresh = halves.dense(missing, role, progress, save)
-        except ENDS as end:
-            save(arrived_with(end), last=True)
-            with_found(end, call.found, call.places)
+            fresh = hybrid.dense(missing, role, progress, save)
+        except ANY_EXCEPTION as end:
+            save(partial_of(end), last=True)
+            add_cached_to_partial(end, lookup.vectors, lookup.missing_indices)
             raise
         save(dict(enumerate(fresh)), last=True)
-        call.fill([cache.as_kept(vector) for vector in fresh])
-    return call.found
+        lookup.fill([cache.as_stored(vector) for vector in fresh])
+    return lookup.vectors
 
 
-async def adense(
+async def aembed_cached(
     cache: VectorCache,
-    halves: Halves,
+    hybrid: HybridEmbedder,
     texts: list[str],
     role: TextType,
     progress: Callable[[int], object] | None = None,
 ) -> list[list[float]]:
     """`dense` on the running loop."""
-    call = _Call(texts)
+    lookup = _CacheLookup(texts)
     try:
-        call.read(await cache.aread(call.distinct))
+        lookup.add_cached(await cache.aread(lookup.distinct))
     except Exception as error:  # noqa: BLE001 - as in `dense`
-        not_read(error)
-    missing = call.missing(progress)
+        warn_read_failed(error)
+    missing = lookup.missing(progress)
 
     async def save(arrived: Mapping[int, Sequence[float]], *, last: bool = False) -> None:
-        if vectors := call.unsaved(arrived, last=last):
+        if vectors := lookup.unsaved(arrived, last=last):
             try:
                 await cache.awrite(vectors)
             except Exception as error:  # noqa: BLE001 - as in `dense`
-                call.not_saved(error)
+                lookup.on_write_error(error)
             else:
-                call.saved.update(vectors)
+                lookup.saved_texts.update(vectors)
 
     if missing:
         try:
-            fresh = await halves.adense(missing, role, progress, save)
-        except ENDS as end:
+            fresh = await hybrid.adense(missing, role, progress, save)
+        except ANY_EXCEPTION as end:
             if not isinstance(end, GeneratorExit):  # a coroutine that is closed cannot await
-                await save(arrived_with(end), last=True)
-            with_found(end, call.found, call.places)
+                await save(partial_of(end), last=True)
+            add_cached_to_partial(end, lookup.vectors, lookup.missing_indices)
             raise
         await save(dict(enumerate(fresh)), last=True)
-        call.fill([cache.as_kept(vector) for vector in fresh])
-    return call.found
+        lookup.fill([cache.as_stored(vector) for vector in fresh])
+    return lookup.vectors
 
 
-class _Call:
+class _CacheLookup:
     """The texts of one call: which vectors were found, and which of the others are in the cache."""
 
     def __init__(self, texts: list[Any]) -> None:
         self._texts = texts
         # What is no text is for the client to refuse.
         self.distinct: list[str] = list(dict.fromkeys(text for text in texts if isinstance(text, str)))
-        self.found: list[Any] = [None] * len(texts)
+        self.vectors: list[Any] = [None] * len(texts)
         """For each text its vector; None: it is not here."""
-        self.places: list[int] = []
+        self.missing_indices: list[int] = []
         """Where the texts stand that are asked for."""
-        self.saved: set[str] = set()
-        self._failed = False
+        self.saved_texts: set[str] = set()
+        self._has_write_failed = False
 
-    def read(self, vectors: list[list[float] | None]) -> None:
+    def add_cached(self, vectors: list[list[float] | None]) -> None:
         """Takes what the cache has of the distinct texts."""
         known = dict(zip(self.distinct, vectors, strict=True))
-        given: set[str] = set()
+        seen: set[str] = set()
         for index, text in enumerate(self._texts):
             vector = known.get(text) if isinstance(text, str) else None
             # Nobody who changes one text's list may find another's changed.
-            self.found[index] = vector and (list(vector) if text in given else vector)
-            given.add(text)
+            self.vectors[index] = vector and (list(vector) if text in seen else vector)
+            seen.add(text)
 
     def missing(self, progress: Callable[[int], object] | None) -> list[str]:
         """The texts to ask for."""
-        self.places = [index for index, vector in enumerate(self.found) if vector is None]
-        if progress is not None and len(self.places) < len(self.found):
-            progress(len(self.found) - len(self.places))
-        return [self._texts[index] for index in self.places]
+        self.missing_indices = [index for index, vector in enumerate(self.vectors) if vector is None]
+        if progress is not None and len(self.missing_indices) < len(self.vectors):
+            progress(len(self.vectors) - len(self.missing_indices))
+        return [self._texts[index] for index in self.missing_indices]
 
     def unsaved(self, arrived: Mapping[int, Sequence[float]], *, last: bool) -> dict[str, Sequence[float]]:
         """What to write of the vectors that arrived: all once, and after a failure only at the end of the call."""
-        if self._failed and not last:
+        if self._has_write_failed and not last:
             return {}
-        found = {self._texts[self.places[index]]: vector for index, vector in arrived.items()}
-        return {text: vector for text, vector in found.items() if text not in self.saved}
+        found = {self._texts[self.missing_indices[index]]: vector for index, vector in arrived.items()}
+        return {text: vector for text, vector in found.items() if text not in self.saved_texts}
 
-    def not_saved(self, error: Exception) -> None:
+    def on_write_error(self, error: Exception) -> None:
         """Waits with further writing until the call ends: a store that is away may take long to say so."""
-        self._failed = True
-        not_written(error)
+        self._has_write_failed = True
+        warn_write_failed(error)
 
     def fill(self, fresh: list[list[float]]) -> None:
         """Puts the vectors that were asked for in their places."""
-        for index, vector in zip(self.places, fresh, strict=True):
-            self.found[index] = vector
+        for index, vector in zip(self.missing_indices, fresh, strict=True):
+            self.vectors[index] = vector
 
 
-def not_read(error: Exception) -> None:
+def warn_read_failed(error: Exception) -> None:
     """Says, once a process, that a store could not be read."""
     warn_once(
         "cache not read",
@@ -169,7 +169,7 @@ def not_read(error: Exception) -> None:
     )
 
 
-def not_written(error: Exception) -> None:
+def warn_write_failed(error: Exception) -> None:
     """Says, once a process, that a store could not be written."""
     warn_once(
         "cache not written",

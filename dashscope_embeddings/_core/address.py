@@ -18,14 +18,14 @@ from urllib.parse import urlsplit
 from pydantic import SecretStr
 
 from dashscope_embeddings import catalogue
-from dashscope_embeddings._core.secret_settings import hidden
+from dashscope_embeddings._core.secret_settings import as_secret
 from dashscope_embeddings.catalogue import REGIONS, WORKSPACE_DOMAIN, Region, region_of_host
 from dashscope_embeddings.errors import InvalidInput
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from dashscope_embeddings._core.protocol import Protocol
+    from dashscope_embeddings._core.protocol import ApiProtocol
 
 EMULATOR = "emulator"
 """As `base_url`: the emulator inside this process, without key or network."""
@@ -38,7 +38,7 @@ EMULATOR = "emulator"
 class Address:
     """Root of the service's endpoints, without a slash at its end."""
 
-    root: str
+    root_url: str
     region: Region | None = None
     workspace: str | None = None
     """Sent as a header where the host does not name it."""
@@ -46,15 +46,15 @@ class Address:
     @property
     def is_emulator(self) -> bool:
         """Whether requests stay inside this process."""
-        return self.root == EMULATOR
+        return self.root_url == EMULATOR
 
     @property
     def host(self) -> str:
         """The host as asked, for messages and for telling accounts apart."""
-        return self.root if self.is_emulator else urlsplit(self.root).netloc
+        return self.root_url if self.is_emulator else urlsplit(self.root_url).netloc
 
     @cached_property
-    def advice(self) -> str:
+    def key_hint(self) -> str:
         """What to check when the key was refused."""
         here = f" ({self.region.city})" if self.region else ""
         others = ", ".join(f"{r.id} ({r.city})" for r in REGIONS if r != self.region)
@@ -64,19 +64,19 @@ class Address:
         )
 
 
-_WORKSPACE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
-_REGION = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
-_ENDPOINT = re.compile(r"/(?:api/v1(?:/services(?:/[^/]+)*)?|compatible-mode/v1(?:/embeddings)?)$")
-_LONGEST_LABEL = 64
-_HOST = re.compile(r"[A-Za-z0-9.:_\[\]-]+")
-_VARIABLES: Mapping[Protocol, tuple[str, str]] = {
+_WORKSPACE_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+_REGION_PATTERN = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
+_KNOWN_PATH_SUFFIX = re.compile(r"/(?:api/v1(?:/services(?:/[^/]+)*)?|compatible-mode/v1(?:/embeddings)?)$")
+_DNS_LABEL_LIMIT = 64
+_HOST_PATTERN = re.compile(r"[A-Za-z0-9.:_\[\]-]+")
+_BASE_URL_VARIABLES: Mapping[ApiProtocol, tuple[str, str]] = {
     # The other protocol's address names the same host: better than another region's.
     "native": ("DASHSCOPE_HTTP_BASE_URL", "DASHSCOPE_COMPATIBLE_BASE_URL"),
     "openai": ("DASHSCOPE_COMPATIBLE_BASE_URL", "DASHSCOPE_HTTP_BASE_URL"),
 }
 
 
-def chosen_protocol(protocol: Protocol | None, *, region: str | None, base_url: str | None) -> Protocol:
+def resolve_protocol(protocol: ApiProtocol | None, *, region: str | None, base_url: str | None) -> ApiProtocol:
     """The protocol that was asked for; native where none was, with a warning if the address is of the other one."""
     if protocol is not None:
         return protocol
@@ -84,7 +84,7 @@ def chosen_protocol(protocol: Protocol | None, *, region: str | None, base_url: 
     if base_url is None and not region:
         origin = "DASHSCOPE_HTTP_BASE_URL"
         base_url = os.environ.get(origin)
-    if _COMPATIBLE.search(base_url or ""):
+    if _COMPATIBLE_PATH.search(base_url or ""):
         catalogue.warn_once(
             "protocol",
             f"{origin} is an OpenAI-compatible address, but the native protocol of its host is asked, because no "
@@ -94,11 +94,11 @@ def chosen_protocol(protocol: Protocol | None, *, region: str | None, base_url: 
     return "native"
 
 
-_COMPATIBLE = re.compile(r"/compatible-mode(?:/|$)")
+_COMPATIBLE_PATH = re.compile(r"/compatible-mode(?:/|$)")
 
 
-def address(
-    protocol: Protocol = "native",
+def resolve_address(
+    protocol: ApiProtocol = "native",
     *,
     region: str | None = None,
     workspace: str | None = None,
@@ -109,32 +109,32 @@ def address(
     Raises:
         InvalidInput: an address that would leave the service, or send the key over plain http.
     """
-    if protocol not in _VARIABLES:
+    if protocol not in _BASE_URL_VARIABLES:
         raise InvalidInput(f'protocol={protocol!r}: expected "native" or "openai"')
     region = region or None
-    if workspace is not None and not _WORKSPACE.fullmatch(workspace):
+    if workspace is not None and not _WORKSPACE_PATTERN.fullmatch(workspace):
         raise InvalidInput(f"workspace={workspace!r} cannot be part of a host name: expected letters, digits, _ and -")
     if base_url == EMULATOR:
         return Address(EMULATOR)
     if base_url is None and region is None:
-        base_url = next((url for name in _VARIABLES[protocol] if (url := os.environ.get(name))), None)
+        base_url = next((url for name in _BASE_URL_VARIABLES[protocol] if (url := os.environ.get(name))), None)
     if base_url is not None:
-        return _from_url(base_url, region, workspace)
-    return _from_region(region, workspace)
+        return _address_from_url(base_url, region, workspace)
+    return _address_from_region(region, workspace)
 
 
-def _from_url(base_url: str, region: str | None, workspace: str | None) -> Address:
+def _address_from_url(base_url: str, region: str | None, workspace: str | None) -> Address:
     if "{workspace_id}" in base_url:
         filled = workspace or os.environ.get("DASHSCOPE_WORKSPACE_ID")
-        if not filled or not _WORKSPACE.fullmatch(filled):
+        if not filled or not _WORKSPACE_PATTERN.fullmatch(filled):
             raise InvalidInput("the address holds {workspace_id}: pass workspace= or set DASHSCOPE_WORKSPACE_ID")
         base_url = base_url.replace("{workspace_id}", filled)
     try:
         parts = urlsplit(base_url.strip())
-        host = parts.hostname if parts.port != 0 and _HOST.fullmatch(parts.netloc.rpartition("@")[2]) else None
+        host = parts.hostname if parts.port != 0 and _HOST_PATTERN.fullmatch(parts.netloc.rpartition("@")[2]) else None
     except ValueError:
         host = None
-    if host is not None and any(not 0 < len(label) < _LONGEST_LABEL for label in host.split(".")):
+    if host is not None and any(not 0 < len(label) < _DNS_LABEL_LIMIT for label in host.split(".")):
         host = None
     if host is None or parts.scheme not in {"http", "https"}:
         raise InvalidInput("base_url must start with https:// and name a host, or be 'emulator'")
@@ -146,14 +146,14 @@ def _from_url(base_url: str, region: str | None, workspace: str | None) -> Addre
             f"base_url asks {host} over plain http, which would show your key to everybody on the "
             "way: use https (http is for 127.0.0.1 alone)"
         )
-    path = _ENDPOINT.sub("", parts.path.rstrip("/")).rstrip("/")
-    stands, asked = region_of_host(host), _known(region)
+    path = _KNOWN_PATH_SUFFIX.sub("", parts.path.rstrip("/")).rstrip("/")
+    stands, asked = region_of_host(host), _find_region(region)
     if region is not None and stands is not None and stands != asked:
         raise InvalidInput(f"base_url asks {stands.id}, and region={region!r} another region: leave one of them out")
     return Address(f"{parts.scheme}://{parts.netloc}{path}", stands or asked, workspace)
 
 
-def _known(region: str | None) -> Region | None:
+def _find_region(region: str | None) -> Region | None:
     return next((r for r in REGIONS if region is not None and region.lower() in {r.id, r.city.lower()}), None)
 
 
@@ -167,17 +167,17 @@ def is_loopback(host: str) -> bool:
     return (mapped or found).is_loopback
 
 
-def _from_region(region: str | None, workspace: str | None) -> Address:
+def _address_from_region(region: str | None, workspace: str | None) -> Address:
     asked = region or os.environ.get("DASHSCOPE_API_REGION") or catalogue.BEIJING
-    known = _known(asked)
-    if known is None and not _REGION.fullmatch(asked):
+    known = _find_region(asked)
+    if known is None and not _REGION_PATTERN.fullmatch(asked):
         origin = "region" if region is not None else "DASHSCOPE_API_REGION"
         raise InvalidInput(f"{origin}={asked!r} cannot be part of a host name: expected one like 'cn-beijing'")
     region_id = known.id if known else asked
     if workspace is None and (region is not None or region_id != catalogue.BEIJING):
         # As in the vendor's SDK: Beijing without being asked for stays on the shared host.
         workspace = os.environ.get("DASHSCOPE_WORKSPACE_ID") or None
-        if workspace is not None and not _WORKSPACE.fullmatch(workspace):
+        if workspace is not None and not _WORKSPACE_PATTERN.fullmatch(workspace):
             raise InvalidInput("DASHSCOPE_WORKSPACE_ID cannot be part of a host name")
     if workspace is not None:
         found = known or Region(region_id, region_id, None)
@@ -196,20 +196,20 @@ def _from_region(region: str | None, workspace: str | None) -> Address:
 _DEFAULT_KEY_FILE = "~/.dashscope/api_key"
 
 
-def find_key(api_key: str | SecretStr | None, place: Address) -> SecretStr:
+def resolve_api_key(api_key: str | SecretStr | None, address: Address) -> SecretStr:
     """The key from the argument, the environment, the file it names, or the vendor's default file.
 
     Raises:
         InvalidInput: there is none, or it cannot be sent; the key itself is never in the message.
     """
     # Hidden from the first line on: error reporters collect the variables of the frames that an error passed.
-    api_key = hidden(api_key)
-    if place.is_emulator:
+    api_key = as_secret(api_key)
+    if address.is_emulator:
         return SecretStr(EMULATOR)
     if api_key:
-        return _checked(api_key, "api_key")
-    if key := hidden(os.environ.get("DASHSCOPE_API_KEY")):
-        return _checked(key, "DASHSCOPE_API_KEY")
+        return _validated_key(api_key, "api_key")
+    if key := as_secret(os.environ.get("DASHSCOPE_API_KEY")):
+        return _validated_key(key, "DASHSCOPE_API_KEY")
     file = os.environ.get("DASHSCOPE_API_KEY_FILE_PATH")
     path = Path(file or _DEFAULT_KEY_FILE)
     try:
@@ -219,21 +219,21 @@ def find_key(api_key: str | SecretStr | None, place: Address) -> SecretStr:
             raise InvalidInput(f"DASHSCOPE_API_KEY_FILE_PATH names {file!r}, which cannot be read") from None
         key = SecretStr("")
     if key:
-        return _checked(key, f"the key file {path}")
+        return _validated_key(key, f"the key file {path}")
     raise InvalidInput(
         "no API key: pass api_key=, or set the environment variable DASHSCOPE_API_KEY; to work without a key "
         'or network, pass base_url="emulator"'
     )
 
 
-def _checked(key: SecretStr, origin: str) -> SecretStr:
-    if (complaint := _complaint(key)) is not None:
+def _validated_key(key: SecretStr, origin: str) -> SecretStr:
+    if (complaint := _key_problem(key)) is not None:
         raise InvalidInput(f"{origin} {complaint}")
     return key
 
 
-def _complaint(hidden_key: SecretStr) -> str | None:
-    key = hidden_key.get_secret_value()
+def _key_problem(secret_key: SecretStr) -> str | None:
+    key = secret_key.get_secret_value()
     if key != key.strip():
         return "has blanks or a line break around the key: remove them"
     if key[0] in "\"'" or key[-1] in "\"'":

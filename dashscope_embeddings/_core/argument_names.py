@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 from pydantic import AliasChoices, BaseModel, ValidationError
 from pydantic_core import PydanticCustomError
 
-from dashscope_embeddings._core.secret_settings import hide
+from dashscope_embeddings._core.secret_settings import hide_secrets
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
 
-P = ParamSpec("P")
-R = TypeVar("R")
+Params = ParamSpec("Params")
+ReturnT = TypeVar("ReturnT")
 
 # Ours first. Of two names the one that the class has is meant: LangChain says `model`, LlamaIndex `model_name`.
-_ELSEWHERE: Mapping[tuple[str, ...], tuple[str, ...]] = {
+_NAMES_ELSEWHERE: Mapping[tuple[str, ...], tuple[str, ...]] = {
     ("api_key",): ("key", "apikey", "token", "access_key", "openai_api_key", "dashscope_key"),
     ("base_url",): ("endpoint", "url", "host", "openai_api_base", "base_http_api_url", "api_base", "api_url"),
     ("batch_size",): ("embed_batch_size", "bulk_size"),
@@ -42,22 +42,22 @@ _ELSEWHERE: Mapping[tuple[str, ...], tuple[str, ...]] = {
 }
 
 
-def meant(name: str, names: Collection[str]) -> str | None:
+def closest_name(name: str, known_names: Collection[str]) -> str | None:
     """The one of `names` that `name` probably stands for; None: nobody knows."""
-    for ours, others in _ELSEWHERE.items():
-        if name in (*ours, *others) and (found := next((own for own in ours if own in names), None)):
+    for ours, others in _NAMES_ELSEWHERE.items():
+        if name in (*ours, *others) and (found := next((own for own in ours if own in known_names), None)):
             return found
-    likely = difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.7)
+    likely = difflib.get_close_matches(name.lower(), known_names, n=1, cutoff=0.7)
     return likely[0] if likely else None
 
 
-def hint(name: str, names: Collection[str]) -> str:
+def suggestion(name: str, known_names: Collection[str]) -> str:
     """The same as the end of a sentence; nothing where nobody knows."""
-    found = meant(name, names)
+    found = closest_name(name, known_names)
     return "" if found is None else f": is {found} meant?"
 
 
-def told_names(init: Callable[P, None]) -> Callable[P, None]:
+def reject_unknown_init_arguments(init: Callable[Params, None]) -> Callable[Params, None]:
     """A constructor of `model` and keywords that answers a misspelt keyword with the one that was probably meant.
 
     Raises:
@@ -71,24 +71,26 @@ def told_names(init: Callable[P, None]) -> Callable[P, None]:
         if len(args) > 1 or (args and "model" in settings):
             problem = "takes the model by position, and all else by name: api_key=…, dimensions=…"
         elif unknown := [name for name in settings if name not in names]:
-            of_calls = {name: ": its embed(…) takes text_type" for name in unknown if meant(name, {"text_type"})}
-            problem = "; ".join(f"has no argument {name}{of_calls.get(name) or hint(name, names)}" for name in unknown)
+            of_calls = {name: ": its embed(…) takes text_type" for name in unknown if closest_name(name, {"text_type"})}
+            problem = "; ".join(
+                f"has no argument {name}{of_calls.get(name) or suggestion(name, names)}" for name in unknown
+            )
         if problem is None:
             settings |= dict(zip(("model",), args, strict=False))
             del args
-            hide(settings)
+            hide_secrets(settings)
             init(self, **settings)
             return
         del args
         settings.clear()  # a key may be among them, and frames are shown
         raise TypeError(f"{type(self).__name__} {problem}")
 
-    found = cast("Callable[P, None]", checked)
+    found = cast("Callable[Params, None]", checked)
     found.__kwdefaults__ = init.__kwdefaults__  # its names are looked up there
     return found
 
 
-def told_keywords(call: Callable[P, R]) -> Callable[P, R]:
+def reject_unknown_keywords(call: Callable[Params, ReturnT]) -> Callable[Params, ReturnT]:
     """A method that answers a misspelt keyword with the one that was probably meant.
 
     Raises:
@@ -98,40 +100,40 @@ def told_keywords(call: Callable[P, R]) -> Callable[P, R]:
 
     def check(keywords: Mapping[str, object]) -> None:
         if unknown := [name for name in keywords if name not in names]:
-            said = "; ".join(f"has no argument {name}{hint(name, names)}" for name in unknown)
+            said = "; ".join(f"has no argument {name}{suggestion(name, names)}" for name in unknown)
             raise TypeError(f"{call.__name__}(…) {said}")
 
     if inspect.iscoroutinefunction(call):
 
         @functools.wraps(call)
-        async def checked_coroutine(*args: P.args, **keywords: P.kwargs) -> object:
+        async def checked_coroutine(*args: Params.args, **keywords: Params.kwargs) -> object:
             check(keywords)
             return await call(*args, **keywords)
 
-        return cast("Callable[P, R]", checked_coroutine)
+        return cast("Callable[Params, ReturnT]", checked_coroutine)
 
     @functools.wraps(call)
-    def checked(*args: P.args, **keywords: P.kwargs) -> R:
+    def checked(*args: Params.args, **keywords: Params.kwargs) -> ReturnT:
         check(keywords)
         return call(*args, **keywords)
 
     return checked
 
 
-def check_names(kind: type[BaseModel], settings: Collection[str], names: Collection[str]) -> None:
+def check_argument_names(model_class: type[BaseModel], settings: Collection[str], known_names: Collection[str]) -> None:
     """Whether a class has arguments of these names, and none of them twice.
 
     Raises:
         ValidationError: as pydantic's own for an extra argument, with the one that was probably meant; no values.
     """
-    problems = {name: hint(name, names) for name in settings if name not in names}
-    for field in kind.model_fields.values():
+    problems = {name: suggestion(name, known_names) for name in settings if name not in known_names}
+    for field in model_class.model_fields.values():
         if isinstance(field.validation_alias, AliasChoices):
             first, *more = [str(name) for name in field.validation_alias.choices if name in settings] or [""]
             problems |= dict.fromkeys(more, f": it is another name of {first}")
     if problems:
         raise ValidationError.from_exception_data(
-            kind.model_config.get("title") or kind.__name__,
+            model_class.model_config.get("title") or model_class.__name__,
             [
                 {
                     "type": PydanticCustomError("extra_forbidden", f"Extra inputs are not permitted{said}"),

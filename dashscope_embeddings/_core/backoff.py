@@ -10,20 +10,20 @@ from dashscope_embeddings.errors import ServiceError
 if TYPE_CHECKING:
     from dashscope_embeddings.errors import DashScopeError
 
-_FIRST_PAUSE = 0.5
-_LONGEST_PAUSE = 20.0
-_DOUBLINGS = 16
+_BASE_DELAY_SECONDS = 0.5
+_MAX_DELAY_SECONDS = 20.0
+_MAX_DOUBLINGS = 16
 """More reach the longest pause as well, and 1,024 no float."""
-_LONGEST_RETRY_AFTER = 60.0
+_MAX_RETRY_AFTER_SECONDS = 60.0
 
 
-def backoff(failures: int, retry_after: float | None) -> float:
+def backoff_seconds(failures: int, retry_after: float | None) -> float:
     """Exponential with full jitter (https://aws.amazon.com/builders-library/timeouts-retries-and-backoff)."""
-    ceiling = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2.0 ** min(failures, _DOUBLINGS))
+    ceiling = min(_MAX_DELAY_SECONDS, _BASE_DELAY_SECONDS * 2.0 ** min(failures, _MAX_DOUBLINGS))
     return max(retry_after or 0.0, random.uniform(0.0, ceiling))  # noqa: S311 - spreads load, guards nothing
 
 
-def capped(error: DashScopeError) -> float | None:
+def retry_after_seconds(error: DashScopeError) -> float | None:
     """Seconds that the service asked to wait, as far as we heed it."""
     asked = error.retry_after if isinstance(error, ServiceError) else None
-    return None if asked is None else min(asked, _LONGEST_RETRY_AFTER)
+    return None if asked is None else min(asked, _MAX_RETRY_AFTER_SECONDS)

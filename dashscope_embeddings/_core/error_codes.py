@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from dashscope_embeddings._core.redaction import printable
 from dashscope_embeddings.errors import (
+    Action,
     AuthenticationError,
     BadReply,
     BadRequestError,
@@ -17,49 +18,48 @@ from dashscope_embeddings.errors import (
     RateLimitError,
     ServerError,
     ServiceError,
-    Verdict,
 )
 
 # Sources, seen 2026-11-20: the vendor's pages (error codes, messages, best practices for rate limits) and
 # recorded replies. A code is looked up whole, then by its dotted beginnings.
-CODES: Mapping[str, tuple[type[ServiceError], Verdict]] = {
-    "InvalidApiKey": (AuthenticationError, Verdict.STOP),
-    "invalid_api_key": (AuthenticationError, Verdict.STOP),
-    "NOT AUTHORIZED": (AuthenticationError, Verdict.STOP),
-    "AccessDenied": (AuthenticationError, Verdict.STOP),
-    "access_denied": (AuthenticationError, Verdict.STOP),
-    "Model.AccessDenied": (AuthenticationError, Verdict.STOP),
-    "Workspace.AccessDenied": (AuthenticationError, Verdict.STOP),
-    "AccessDenied.Unpurchased": (QuotaError, Verdict.STOP),
-    "AllocationQuota.FreeTierOnly": (QuotaError, Verdict.STOP),
-    "Arrearage": (QuotaError, Verdict.STOP),
-    "CommodityNotPurchased": (QuotaError, Verdict.STOP),
-    "PostpaidBillOverdue": (QuotaError, Verdict.STOP),
-    "PrepaidBillOverdue": (QuotaError, Verdict.STOP),
-    "LimitRequests": (RateLimitError, Verdict.THROTTLE),
-    "Throttling": (RateLimitError, Verdict.THROTTLE),
+ACTIONS_BY_CODE: Mapping[str, tuple[type[ServiceError], Action]] = {
+    "InvalidApiKey": (AuthenticationError, Action.ABORT),
+    "invalid_api_key": (AuthenticationError, Action.ABORT),
+    "NOT AUTHORIZED": (AuthenticationError, Action.ABORT),
+    "AccessDenied": (AuthenticationError, Action.ABORT),
+    "access_denied": (AuthenticationError, Action.ABORT),
+    "Model.AccessDenied": (AuthenticationError, Action.ABORT),
+    "Workspace.AccessDenied": (AuthenticationError, Action.ABORT),
+    "AccessDenied.Unpurchased": (QuotaError, Action.ABORT),
+    "AllocationQuota.FreeTierOnly": (QuotaError, Action.ABORT),
+    "Arrearage": (QuotaError, Action.ABORT),
+    "CommodityNotPurchased": (QuotaError, Action.ABORT),
+    "PostpaidBillOverdue": (QuotaError, Action.ABORT),
+    "PrepaidBillOverdue": (QuotaError, Action.ABORT),
+    "LimitRequests": (RateLimitError, Action.BACK_OFF),
+    "Throttling": (RateLimitError, Action.BACK_OFF),
     # A tokens-a-minute limit here, and no matter of money as the same name is at OpenAI: the vendor's page
     # on rate limits, and a third party's 188 of 188 that went through later.
-    "insufficient_quota": (RateLimitError, Verdict.THROTTLE),
-    "limit_burst_rate": (RateLimitError, Verdict.THROTTLE),
-    "limit_requests": (RateLimitError, Verdict.THROTTLE),
-    "BadRequest": (BadRequestError, Verdict.STOP),
-    "BadRequest.TooLarge": (BadRequestError, Verdict.SPLIT),
-    "DataInspectionFailed": (BadRequestError, Verdict.SPLIT),
-    "data_inspection_failed": (BadRequestError, Verdict.SPLIT),
-    "InvalidParameter": (BadRequestError, Verdict.SPLIT),
-    "invalid_parameter_error": (BadRequestError, Verdict.SPLIT),
-    "ModelNotFound": (BadRequestError, Verdict.STOP),
-    "model_not_found": (BadRequestError, Verdict.STOP),
-    "model_not_supported": (BadRequestError, Verdict.STOP),
-    "InternalError": (ServerError, Verdict.RETRY),
-    "internal_error": (ServerError, Verdict.RETRY),
-    "InternalError.Algo.InvalidParameter": (BadRequestError, Verdict.SPLIT),
+    "insufficient_quota": (RateLimitError, Action.BACK_OFF),
+    "limit_burst_rate": (RateLimitError, Action.BACK_OFF),
+    "limit_requests": (RateLimitError, Action.BACK_OFF),
+    "BadRequest": (BadRequestError, Action.ABORT),
+    "BadRequest.TooLarge": (BadRequestError, Action.BISECT),
+    "DataInspectionFailed": (BadRequestError, Action.BISECT),
+    "data_inspection_failed": (BadRequestError, Action.BISECT),
+    "InvalidParameter": (BadRequestError, Action.BISECT),
+    "invalid_parameter_error": (BadRequestError, Action.BISECT),
+    "ModelNotFound": (BadRequestError, Action.ABORT),
+    "model_not_found": (BadRequestError, Action.ABORT),
+    "model_not_supported": (BadRequestError, Action.ABORT),
+    "InternalError": (ServerError, Action.RETRY),
+    "internal_error": (ServerError, Action.RETRY),
+    "InternalError.Algo.InvalidParameter": (BadRequestError, Action.BISECT),
 }
 
 # Where the message decides, it does so by a part of it: wording and links around it have changed before.
-_MONEY = ("Free allocated quota exceeded", "free tier of the model has been exhausted")
-_WHOLE_REQUEST = (
+_BILLING_MESSAGES = ("Free allocated quota exceeded", "free tier of the model has been exhausted")
+_WHOLE_REQUEST_MESSAGES = (
     "dimension",
     "Model not exist",
     "Model can not be found",
@@ -69,26 +69,26 @@ _WHOLE_REQUEST = (
     "output_type",
     "encoding_format",
 )
-_TOO_MANY_ROWS = re.compile(r"should not be larger than (\d{1,9})(?!\d)")
-_TOO_LONG = re.compile(r"[Rr]ange of input length should be \[\d+, ?(\d{1,9})\]")
+_ROW_LIMIT_PATTERN = re.compile(r"should not be larger than (\d{1,9})(?!\d)")
+_TOKEN_LIMIT_PATTERN = re.compile(r"[Rr]ange of input length should be \[\d+, ?(\d{1,9})\]")
 
-_LONGEST_CODE = 100
-_BY_STATUS: Mapping[int, tuple[type[ServiceError], Verdict]] = {
-    400: (BadRequestError, Verdict.SPLIT),
-    401: (AuthenticationError, Verdict.STOP),
-    403: (AuthenticationError, Verdict.STOP),
-    413: (BadRequestError, Verdict.SPLIT),
-    408: (ServerError, Verdict.RETRY),
-    429: (RateLimitError, Verdict.THROTTLE),
+_MAX_CODE_CHARACTERS = 100
+_ACTIONS_BY_STATUS: Mapping[int, tuple[type[ServiceError], Action]] = {
+    400: (BadRequestError, Action.BISECT),
+    401: (AuthenticationError, Action.ABORT),
+    403: (AuthenticationError, Action.ABORT),
+    413: (BadRequestError, Action.BISECT),
+    408: (ServerError, Action.RETRY),
+    429: (RateLimitError, Action.BACK_OFF),
 }
-_OF_A_NETWORK = frozenset({401, 403, 407, 511})
+_NETWORK_STATUSES = frozenset({401, 403, 407, 511})
 """Refusals of firewalls, proxies and login pages, where a page comes with them."""
-_SERVER_STATUS = 500
-_SILENT = {3: "a redirect, which is not followed: it would take the key elsewhere"}
+_SERVER_ERROR_STATUS_START = 500
+_MESSAGE_BY_STATUS_CLASS = {3: "a redirect, which is not followed: it would take the key elsewhere"}
 
 
 @dataclass(frozen=True, slots=True)
-class Refusal:
+class ErrorReply:
     """What a refusing reply says, whichever envelope it came in."""
 
     status: int
@@ -96,77 +96,79 @@ class Refusal:
     message: str = ""
     request_id: str | None = None
     retry_after: float | None = None
-    page: bool = False
+    is_page: bool = False
     """Whether it is a page for people: not the service's words, but of something before it."""
 
 
-def from_reply(refusal: Refusal, hide: Callable[[str], str] = str) -> ServiceError:
+def service_error(reply: ErrorReply, redact: Callable[[str], str] = str) -> ServiceError:
     """The error that a refusing reply stands for, with the verdict on what to do about it.
 
     `hide` takes out of the service's words what must not be shown.
     """
-    kind, verdict = _classify(refusal)
+    kind, action = _classify(reply)
     limit = None
-    if verdict is Verdict.SPLIT:
-        if found := _TOO_MANY_ROWS.search(refusal.message):
-            verdict, limit = Verdict.CUT, int(found[1])
-        elif found := _TOO_LONG.search(refusal.message):
-            verdict, limit = Verdict.SHORTEN, int(found[1])
-        elif refusal.code != "DataInspectionFailed" and any(p in refusal.message for p in _WHOLE_REQUEST):
-            verdict = Verdict.STOP
-    words = printable(hide(refusal.message)) or _SILENT.get(refusal.status // 100, "the reply says nothing more")
-    code = refusal.code and printable(hide(refusal.code), _LONGEST_CODE)
+    if action is Action.BISECT:
+        if found := _ROW_LIMIT_PATTERN.search(reply.message):
+            action, limit = Action.REDUCE_BATCH, int(found[1])
+        elif found := _TOKEN_LIMIT_PATTERN.search(reply.message):
+            action, limit = Action.TRUNCATE, int(found[1])
+        elif reply.code != "DataInspectionFailed" and any(p in reply.message for p in _WHOLE_REQUEST_MESSAGES):
+            action = Action.ABORT
+    words = printable(redact(reply.message)) or _MESSAGE_BY_STATUS_CLASS.get(
+        reply.status // 100, "the reply says nothing more"
+    )
+    code = reply.code and printable(redact(reply.code), _MAX_CODE_CHARACTERS)
     return kind(
-        f"the service answered {refusal.status} {code or '(no code)'}: {words}",
-        status=refusal.status,
+        f"the service answered {reply.status} {code or '(no code)'}: {words}",
+        status=reply.status,
         code=code,
-        request_id=refusal.request_id and printable(hide(refusal.request_id), _LONGEST_CODE),
-        retry_after=refusal.retry_after,
-        verdict=verdict,
+        request_id=reply.request_id and printable(redact(reply.request_id), _MAX_CODE_CHARACTERS),
+        retry_after=reply.retry_after,
+        verdict=action,
         limit=limit,
     )
 
 
-def _classify(refusal: Refusal) -> tuple[type[ServiceError], Verdict]:
-    if any(part in refusal.message for part in _MONEY):
-        return QuotaError, Verdict.STOP
-    if refusal.page and refusal.status in _OF_A_NETWORK:
-        return ServiceError, Verdict.STOP  # says nothing about the key
-    by_code = _by_code(refusal.code)
-    by_status = _BY_STATUS.get(refusal.status)
+def _classify(reply: ErrorReply) -> tuple[type[ServiceError], Action]:
+    if any(part in reply.message for part in _BILLING_MESSAGES):
+        return QuotaError, Action.ABORT
+    if reply.is_page and reply.status in _NETWORK_STATUSES:
+        return ServiceError, Action.ABORT  # says nothing about the key
+    by_code = _look_up_code(reply.code)
+    by_status = _ACTIONS_BY_STATUS.get(reply.status)
     if by_code is not None and by_code[0] is ServerError and by_status is not None:
         # "InternalError.Algo" also comes with a 400, and then means the request.
         by_code = None
     if found := by_code or by_status:
         return found
-    if refusal.status >= _SERVER_STATUS:
-        return ServerError, Verdict.RETRY
-    return BadRequestError, Verdict.STOP
+    if reply.status >= _SERVER_ERROR_STATUS_START:
+        return ServerError, Action.RETRY
+    return BadRequestError, Action.ABORT
 
 
-def _by_code(code: str | None) -> tuple[type[ServiceError], Verdict] | None:
+def _look_up_code(code: str | None) -> tuple[type[ServiceError], Action] | None:
     while code:
-        if code in CODES:
-            return CODES[code]
+        if code in ACTIONS_BY_CODE:
+            return ACTIONS_BY_CODE[code]
         code = code.rpartition(".")[0]
     return None
 
 
-def remedy(error: DashScopeError) -> str | None:
+def hint_for(error: DashScopeError) -> str | None:
     """What its reader can do; None: the message says so already, or nobody knows."""
     if isinstance(error, BadRequestError):
-        return _LEAVE_OUT if error.verdict is Verdict.SPLIT else None
-    if isinstance(error, ConnectionFailed) and error.verdict is Verdict.STOP:
-        return _AGAIN  # the message says what to mend
-    return next((words for kind, words in _REMEDIES.items() if isinstance(error, kind)), None)
+        return _LEAVE_OUT_HINT if error.action is Action.BISECT else None
+    if isinstance(error, ConnectionFailed) and error.action is Action.ABORT:
+        return _ASK_AGAIN_HINT  # the message says what to mend
+    return next((words for kind, words in _HINTS.items() if isinstance(error, kind)), None)
 
 
-_LEAVE_OUT = "Leave the text out, or change it: vectors of the others are in error.partial"
-_AGAIN = "Ask again for the texts in error.failed; what arrived is in error.partial"
-_REMEDIES: Mapping[type[DashScopeError], str] = {
+_LEAVE_OUT_HINT = "Leave the text out, or change it: vectors of the others are in error.partial"
+_ASK_AGAIN_HINT = "Ask again for the texts in error.failed; what arrived is in error.partial"
+_HINTS: Mapping[type[DashScopeError], str] = {
     QuotaError: "Waiting does not help: look at the bill, the free quota and the models purchased in the console",
     RateLimitError: "Ask for less at once (max_concurrency), state the quota (requests_per_minute) or have it raised",
-    ServerError: _AGAIN,
-    ConnectionFailed: f"Are the address, the network and HTTPS_PROXY right? {_AGAIN}",
-    BadReply: f"Something on the way may change replies. {_AGAIN}",
+    ServerError: _ASK_AGAIN_HINT,
+    ConnectionFailed: f"Are the address, the network and HTTPS_PROXY right? {_ASK_AGAIN_HINT}",
+    BadReply: f"Something on the way may change replies. {_ASK_AGAIN_HINT}",
 }

@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urlsplit
 
 from dashscope_embeddings import catalogue
-from dashscope_embeddings._core.error_codes import Refusal, from_reply
-from dashscope_embeddings._core.redaction import Redaction, printable
+from dashscope_embeddings._core.error_codes import ErrorReply, service_error
+from dashscope_embeddings._core.redaction import Redactor, printable
 from dashscope_embeddings.errors import (
+    Action,
     AuthenticationError,
     BadReply,
+    Cancelled,
     ConnectionFailed,
     DashScopeError,
-    GivenUp,
     ServiceError,
-    Verdict,
 )
 
 if TYPE_CHECKING:
@@ -28,95 +28,95 @@ if TYPE_CHECKING:
 class Failure:
     """No reply came; `what` says why, without texts or keys."""
 
-    what: str
-    retry: bool = True
+    reason: str
+    is_retryable: bool = True
     """False: trying again cannot help, as with a URL that no client can open."""
-    broken: bool = False
+    is_unreadable_reply: bool = False
     """A reply came, but cannot be read."""
 
 
-GIVEN_UP = Failure("not sent, because the job had failed elsewhere", retry=False)
+CANCELLED = Failure("not sent, because the job had failed elsewhere", is_retryable=False)
 """A driver's answer to any step of a job that is over."""
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class ErrorContext:
     """Who is asked for what, for the words of errors."""
 
-    root: str = ""
+    root_url: str = ""
     """As `Address.root`."""
     path: str = ""
     """Of the endpoint for embeddings; empty for any other."""
     model: str = ""
-    advice: str = ""
+    key_hint: str = ""
     """What to try when the key is refused: keys belong to one region."""
-    redaction: Redaction = field(default_factory=Redaction)
+    redactor: Redactor = field(default_factory=Redactor)
 
     @property
     def host(self) -> str:
         """Without scheme and path."""
-        return urlsplit(self.root).netloc or self.root
+        return urlsplit(self.root_url).netloc or self.root_url
 
 
-def unanswered(failure: Failure, asked: Asked) -> DashScopeError:
+def error_from_failure(failure: Failure, context: ErrorContext) -> DashScopeError:
     """The error that a missing reply stands for."""
-    if failure is GIVEN_UP:
-        return GivenUp(GIVEN_UP.what)
-    what = asked.redaction.of_heads(failure.what)
-    if failure.broken:
+    if failure is CANCELLED:
+        return Cancelled(CANCELLED.reason)
+    what = context.redactor.redact_http_error(failure.reason)
+    if failure.is_unreadable_reply:
         broken = BadReply(f"the reply cannot be read: {what}")
-        broken.verdict = Verdict.RETRY if failure.retry else Verdict.STOP
+        broken.action = Action.RETRY if failure.is_retryable else Action.ABORT
         return broken
-    error = ConnectionFailed(f"no answer from {asked.host}: {what}")
-    error.verdict = Verdict.RETRY if failure.retry else Verdict.STOP
+    error = ConnectionFailed(f"no answer from {context.host}: {what}")
+    error.action = Action.RETRY if failure.is_retryable else Action.ABORT
     return error
 
 
-_Broken = TypeVar("_Broken", bound=DashScopeError)
+_ErrorT = TypeVar("_ErrorT", bound=DashScopeError)
 
 
-def unbelieved(broken: _Broken, asked: Asked, texts: Sequence[str] = ()) -> _Broken:
+def redact_bad_reply(error: _ErrorT, context: ErrorContext, texts: Sequence[str] = ()) -> _ErrorT:
     """A broken reply's error, without what the reply repeats, also in the variables of the frames that read it."""
-    broken.message = asked.redaction(broken.message, texts)
-    broken.request_id = asked.redaction.request_id(broken.request_id, texts)
-    broken.__context__ = None
-    return broken.with_traceback(None)
+    error.message = context.redactor(error.message, texts)
+    error.request_id = context.redactor.redact_request_id(error.request_id, texts)
+    error.__context__ = None
+    return error.with_traceback(None)
 
 
-def explained(refusal: Refusal, asked: Asked, texts: Sequence[str] = ()) -> ServiceError:
+def error_from_reply(reply: ErrorReply, context: ErrorContext, texts: Sequence[str] = ()) -> ServiceError:
     """The error that a refusal stands for, with what to try, and without keys and texts that the service repeats."""
-    error = from_reply(refusal, lambda words: asked.redaction(words, texts))
-    error.request_id = asked.redaction.request_id(refusal.request_id, texts)
+    error = service_error(reply, lambda words: context.redactor(words, texts))
+    error.request_id = context.redactor.redact_request_id(reply.request_id, texts)
     if isinstance(error, AuthenticationError):
-        error.advise(asked.advice)
-    elif (hint := _hint(error, refusal, asked)) is not None:
-        error.advise(hint)
+        error.add_hint(context.key_hint)
+    elif (hint := _hint_for(error, reply, context)) is not None:
+        error.add_hint(hint)
     return error
 
 
 # --- what to try -------------------------------------------------------------------------------------------
 
-_NO_MODEL = ("ModelNotFound", "model_not_found", "model_not_supported")
-_NO_MODEL_WORDS = ("Model not exist", "Model can not be found")
-_NO_PATH = frozenset({301, 302, 303, 307, 308, 404, 405, 410, 414, 501})
-_OTHER_404 = frozenset({"WorkSpaceNotFound"})
-_TOO_LARGE = 413
+_UNKNOWN_MODEL_CODES = ("ModelNotFound", "model_not_found", "model_not_supported")
+_UNKNOWN_MODEL_MESSAGES = ("Model not exist", "Model can not be found")
+_WRONG_PATH_STATUSES = frozenset({301, 302, 303, 307, 308, 404, 405, 410, 414, 501})
+_UNRELATED_404_CODES = frozenset({"WorkSpaceNotFound"})
+_PAYLOAD_TOO_LARGE = 413
 
 
-def _hint(error: ServiceError, refusal: Refusal, asked: Asked) -> str | None:
-    if refusal.code in _NO_MODEL or any(words in refusal.message for words in _NO_MODEL_WORDS):
-        return _other_models(asked.model)
-    place = f"Asked {asked.host}{urlsplit(asked.root).path}{asked.path}"
-    if error.status == _TOO_LARGE and asked.path:
+def _hint_for(error: ServiceError, reply: ErrorReply, context: ErrorContext) -> str | None:
+    if reply.code in _UNKNOWN_MODEL_CODES or any(words in reply.message for words in _UNKNOWN_MODEL_MESSAGES):
+        return _suggest_models(context.model)
+    place = f"Asked {context.host}{urlsplit(context.root_url).path}{context.path}"
+    if error.status == _PAYLOAD_TOO_LARGE and context.path:
         return f"{place}, which takes no request of this size: pass a smaller batch_size"
     # Of files and batches, a 404 with words is about one of them.
-    no_path = error.status in _NO_PATH and (asked.path or not refusal.message)
-    if "url error" in refusal.message or (no_path and refusal.code not in _OTHER_404):
-        return f"{place}. {_other_address(asked)}"
+    no_path = error.status in _WRONG_PATH_STATUSES and (context.path or not reply.message)
+    if "url error" in reply.message or (no_path and reply.code not in _UNRELATED_404_CODES):
+        return f"{place}. {_suggest_address(context)}"
     return None
 
 
-def _other_models(name: str) -> str:
+def _suggest_models(name: str) -> str:
     names = [row.name for row in catalogue.MODELS]
     likely = difflib.get_close_matches(name, [known for known in names if known != name], n=1)
     meant = f"Is {likely[0]} meant? " if likely and name not in names else ""
@@ -124,8 +124,8 @@ def _other_models(name: str) -> str:
     return f"Asked for model {printable(name, 100)!r}{here}. {meant}Known models: {', '.join(names)}"
 
 
-def _other_address(asked: Asked) -> str:
-    root = urlsplit(asked.root)
+def _suggest_address(context: ErrorContext) -> str:
+    root = urlsplit(context.root_url)
     bare = f"{root.scheme}://{root.netloc}"
     if root.path:
         return (
@@ -133,6 +133,6 @@ def _other_address(asked: Asked) -> str:
             f'forwards the service\'s own paths, pass base_url="{bare}". A path such as {root.path}/embeddings is '
             "not asked by this package"
         )
-    if "/api/" in asked.path:
+    if "/api/" in context.path:
         return 'Does this host have the native protocol? protocol="openai" asks /compatible-mode/v1/embeddings'
     return 'Does this host have the OpenAI-compatible protocol? protocol="native" asks /api/v1/services/embeddings/…'

@@ -9,23 +9,23 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-_LOOKED_AT = 65_536
-_BEGINS = re.compile(rb"\s*(?:<!doctype html|<html|<head|<title|<body|<h1|<script|<meta)", re.IGNORECASE)
-_WORDS = re.compile(rb"(?!null|true|false)[A-Za-z<]")
+_INSPECTED_BYTES = 65_536
+_HTML_START = re.compile(rb"\s*(?:<!doctype html|<html|<head|<title|<body|<h1|<script|<meta)", re.IGNORECASE)
+_TEXT_START = re.compile(rb"(?!null|true|false)[A-Za-z<]")
 _TITLE = re.compile(rb"<title[^>]*>(.*?)</title>", re.IGNORECASE | re.DOTALL)
-_LONGEST_TITLE = 80
+_MAX_TITLE_CHARACTERS = 80
 
 
-def told(headers: Mapping[str, str], body: bytes) -> str | None:
+def describe_foreign_body(headers: Mapping[str, str], body: bytes) -> str | None:
     """What to say of a reply in other words than the service's; None: it is empty, or JSON that is broken."""
-    start = body[:_LOOKED_AT].removeprefix(b"\xef\xbb\xbf").strip()
+    start = body[:_INSPECTED_BYTES].removeprefix(b"\xef\xbb\xbf").strip()
     kind, words = "text", start
-    if _BEGINS.match(start) or "text/html" in headers.get("content-type", "").lower():
+    if _HTML_START.match(start) or "text/html" in headers.get("content-type", "").lower():
         title = _TITLE.search(start)
         kind, words = "an HTML page", title[1] if title else b""
-    elif not _WORDS.match(start):
+    elif not _TEXT_START.match(start):
         return None
-    shown = " ".join(html.unescape(words.decode("utf-8", "replace")).split())[:_LONGEST_TITLE]
+    shown = " ".join(html.unescape(words.decode("utf-8", "replace")).split())[:_MAX_TITLE_CHARACTERS]
     named = f' ("{shown}")' if shown else ""
     return (
         f"{kind}{named} came in place of the service's JSON. It is of a firewall, a proxy, a gateway or a login "

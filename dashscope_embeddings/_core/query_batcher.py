@@ -20,19 +20,19 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from dashscope_embeddings._core.exchange import Outcome, warn_of_throttling
-from dashscope_embeddings.errors import Verdict
+from dashscope_embeddings.errors import Action
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from dashscope_embeddings._core.exchange import Terms
+    from dashscope_embeddings._core.exchange import RequestContext
     from dashscope_embeddings._core.rate_limiter import Permit
 
-_LOOK = 0.25
+_POLL_SECONDS = 0.25
 """Seconds after which a waiting caller looks again by itself; nobody depends on being woken."""
 
 
-class Carrier(Protocol):
+class SendingTask(Protocol):
     """A task that sends a request."""
 
     def is_running(self) -> bool:
@@ -44,27 +44,27 @@ class Query:
     """One caller and its text."""
 
     text: str
-    tokens: int
+    estimated_tokens: int
     wake: Callable[[], object]
-    left: Callable[[], bool] = lambda: False
+    is_interrupted: Callable[[], bool] = lambda: False
     """Whether its caller was interrupted: the thread that acts for it may be busy for long."""
     permit: Permit | None = None
-    flight: Flight | None = None
+    batch_call: BatchCall | None = None
     """The request that carries it now."""
     throttled_since: float = math.inf
     outcome: Outcome | None = None
     """What became of it: one row."""
-    gone: bool = False
+    has_left: bool = False
     """Its caller waits no more."""
 
 
 @dataclass(slots=True, eq=False)
-class Flight:
+class BatchCall:
     """A request that may go now, for one query or several."""
 
     queries: list[Query]
     permit: Permit
-    carrier: Carrier | None
+    task: SendingTask | None
     """What sends it; None: a thread, which always comes back."""
 
     @property
@@ -73,106 +73,106 @@ class Flight:
         return [query.text for query in self.queries]
 
     @property
-    def lost(self) -> bool:
+    def is_orphaned(self) -> bool:
         """Whether it can no longer land, as its loop has stopped or its task was torn down; or nobody wants it."""
-        if self.carrier is not None and not self.carrier.is_running():
+        if self.task is not None and not self.task.is_running():
             return True
-        return len(self.queries) == 1 and self.queries[0].left()
+        return len(self.queries) == 1 and self.queries[0].is_interrupted()
 
 
-Turn: TypeAlias = float | Flight | Outcome
+PollResult: TypeAlias = float | BatchCall | Outcome
 """Wait so many seconds at most; or send this and `land` it; or done."""
 
 
 @dataclass
-class Coalescer:
+class QueryBatcher:
     """The waiting queries of one client, of one role and output."""
 
-    lanes: int
+    max_in_flight: int
     """Requests that may be under way at once."""
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _pid: int = field(default_factory=os.getpid)
     _waiting: deque[Query] = field(default_factory=deque)
-    _flying: set[Flight] = field(default_factory=set)
-    _moved: float = -math.inf
+    _in_flight: set[BatchCall] = field(default_factory=set)
+    _last_moved_at: float = -math.inf
     """When the queue last moved."""
 
-    def join(self, query: Query) -> None:
+    def enqueue(self, query: Query) -> None:
         """Queues a query. Whoever joins must `leave`, whatever happens."""
-        with self._lock_here():
+        with self._lock_in_this_process():
             self._waiting.append(query)
 
-    def step(self, query: Query, terms: Terms, carrier: Carrier | None) -> Turn:
+    def poll(self, query: Query, context: RequestContext, task: SendingTask | None) -> PollResult:
         """What the caller of `query` has to do next; `carrier` is its task, if it is one."""
-        with self._lock_here():
-            self._recover(terms)
+        with self._lock_in_this_process():
+            self._requeue_orphaned(context)
             if query.outcome is not None:
                 return query.outcome
-            now = terms.limiter.clock()
+            now = context.limiter.clock()
             first = not self._waiting or self._waiting[0] is query
-            if query.flight is not None or len(self._flying) >= self.lanes:
-                return _LOOK
-            if not first and now - self._moved < _LOOK:
+            if query.batch_call is not None or len(self._in_flight) >= self.max_in_flight:
+                return _POLL_SECONDS
+            if not first and now - self._last_moved_at < _POLL_SECONDS:
                 if query not in self._waiting:
                     self._waiting.appendleft(query)
-                return _LOOK
+                return _POLL_SECONDS
             if query.permit is None:
-                query.permit = terms.limiter.ask(query.tokens, urgent=True)
-            if wait := terms.limiter.reserve(query.permit):
-                return min(wait, _LOOK)
-            return self._take_off(query, terms, carrier, now)
+                query.permit = context.limiter.create_permit(query.estimated_tokens, high_priority=True)
+            if wait := context.limiter.try_acquire(query.permit):
+                return min(wait, _POLL_SECONDS)
+            return self._start_batch(query, context, task, now)
 
-    def land(self, flight: Flight, outcome: Outcome | None, terms: Terms) -> None:
+    def complete(self, flight: BatchCall, outcome: Outcome | None, context: RequestContext) -> None:
         """Tells what became of a flight; None: it was broken off, and its queries wait again."""
-        with self._lock_here():
-            now = terms.limiter.clock()
+        with self._lock_in_this_process():
+            now = context.limiter.clock()
             for row, query in reversed(list(enumerate(flight.queries))):
-                if query.flight is not flight:
+                if query.batch_call is not flight:
                     continue  # it was taken for lost, and another flight carries it
-                query.flight = None
-                if outcome is None or self._again(query, row, outcome, terms, now):
-                    self._queue_again(query)
+                query.batch_call = None
+                if outcome is None or self._should_retry(query, row, outcome, context, now):
+                    self._requeue(query)
                 else:
-                    query.outcome = _row(outcome, row, flight)
+                    query.outcome = _outcome_of_row(outcome, row, flight)
                     query.wake()
             # Last: a landing that an interruption breaks off is found among the lost.
-            self._flying.discard(flight)
-            self._next(now)
+            self._in_flight.discard(flight)
+            self._wake_first(now)
 
-    def leave(self, query: Query, terms: Terms) -> None:
+    def leave(self, query: Query, context: RequestContext) -> None:
         """The caller has its outcome, or does not want it any more."""
-        with self._lock_here():
-            query.gone = True
+        with self._lock_in_this_process():
+            query.has_left = True
             if query.permit is not None:
-                terms.limiter.release(query.permit)
+                context.limiter.cancel(query.permit)
             if query.outcome is None and query in self._waiting:
                 self._waiting.remove(query)
-                self._next(terms.limiter.clock())
+                self._wake_first(context.limiter.clock())
 
     # --- with the lock held -------------------------------------------------------------------------------
 
-    def _lock_here(self) -> threading.Lock:
+    def _lock_in_this_process(self) -> threading.Lock:
         """A forked child starts with an empty queue: its parent's callers are not here."""
         if os.getpid() != self._pid:
             self._lock, self._pid = threading.Lock(), os.getpid()
-            self._waiting, self._flying = deque(), set()
+            self._waiting, self._in_flight = deque(), set()
         return self._lock
 
-    def _again(self, query: Query, row: int, outcome: Outcome, terms: Terms, now: float) -> bool:
+    def _should_retry(self, query: Query, row: int, outcome: Outcome, context: RequestContext, now: float) -> bool:
         """Whether a query that was throttled is to be asked once more; what has its answer is not."""
-        if _settled(outcome, row) or outcome.stop is None or outcome.stop.verdict is not Verdict.THROTTLE:
+        if _is_final(outcome, row) or outcome.abort_error is None or outcome.abort_error.action is not Action.BACK_OFF:
             return False
         query.throttled_since = min(query.throttled_since, now)
-        again = terms.max_retries > 0 and now - query.throttled_since <= terms.patience
+        again = context.max_retries > 0 and now - query.throttled_since <= context.max_throttled_seconds
         if again:
-            warn_of_throttling(terms, outcome.stop, now, query.throttled_since)
+            warn_of_throttling(context, outcome.abort_error, now, query.throttled_since)
         return again
 
-    def _queue_again(self, query: Query) -> None:
-        if not query.gone and not query.left():
+    def _requeue(self, query: Query) -> None:
+        if not query.has_left and not query.is_interrupted():
             self._waiting.appendleft(query)
 
-    def _take_off(self, query: Query, terms: Terms, carrier: Carrier | None, now: float) -> Flight:
+    def _start_batch(self, query: Query, context: RequestContext, task: SendingTask | None, now: float) -> BatchCall:
         permit = query.permit
         if permit is None:
             raise RuntimeError("a query without a permit cannot take off")
@@ -181,49 +181,49 @@ class Coalescer:
         if query in self._waiting:
             self._waiting.remove(query)
         others: list[Query] = []
-        while self._waiting and len(others) < terms.limits.rows - 1:
+        while self._waiting and len(others) < context.limits.rows - 1:
             other = self._waiting.popleft()
             if other.permit is not None:
-                terms.limiter.release(other.permit)
+                context.limiter.cancel(other.permit)
                 other.permit = None
-            if not other.gone and not other.left():
+            if not other.has_left and not other.is_interrupted():
                 others.append(other)
-        flight = Flight([query, *others], permit, carrier)
-        self._flying.add(flight)
-        for carried in flight.queries:
-            carried.flight = flight
-        self._next(now)
-        return flight
+        batch_call = BatchCall([query, *others], permit, task)
+        self._in_flight.add(batch_call)
+        for carried in batch_call.queries:
+            carried.batch_call = batch_call
+        self._wake_first(now)
+        return batch_call
 
-    def _next(self, now: float) -> None:
-        self._moved = now
+    def _wake_first(self, now: float) -> None:
+        self._last_moved_at = now
         if self._waiting:
             self._waiting[0].wake()
 
-    def _recover(self, terms: Terms) -> None:
-        for flight in [flight for flight in self._flying if flight.lost]:
-            terms.limiter.release(flight.permit)
+    def _requeue_orphaned(self, context: RequestContext) -> None:
+        for flight in [flight for flight in self._in_flight if flight.is_orphaned]:
+            context.limiter.cancel(flight.permit)
             for query in reversed(flight.queries):
-                if query.flight is flight:
-                    query.flight = None
-                    self._queue_again(query)
-            self._flying.discard(flight)
+                if query.batch_call is flight:
+                    query.batch_call = None
+                    self._requeue(query)
+            self._in_flight.discard(flight)
 
 
-def _answered(outcome: Outcome, row: int) -> bool:
+def _has_vectors(outcome: Outcome, row: int) -> bool:
     return outcome.dense[row] is not None or outcome.sparse[row] is not None
 
 
-def _settled(outcome: Outcome, row: int) -> bool:
+def _is_final(outcome: Outcome, row: int) -> bool:
     """Whether this row has its vectors, or a refusal of its own."""
     error = outcome.errors.get(row)
-    return _answered(outcome, row) or (error is not None and error is not outcome.stop)
+    return _has_vectors(outcome, row) or (error is not None and error is not outcome.abort_error)
 
 
-def _row(outcome: Outcome, row: int, flight: Flight) -> Outcome:
+def _outcome_of_row(outcome: Outcome, row: int, batch_call: BatchCall) -> Outcome:
     """One query's part of what came back. The first that was answered is billed the requests, each its text."""
-    count = len(flight.queries)
-    answered = [i for i in range(count) if _answered(outcome, i)]
+    count = len(batch_call.queries)
+    answered = [i for i in range(count) if _has_vectors(outcome, i)]
     billed = answered or [0]  # a text of which pieces were answered before one was refused
     own = Outcome([outcome.dense[row]], [outcome.sparse[row]])
     own.request_ids = list(outcome.request_ids)
@@ -235,6 +235,6 @@ def _row(outcome: Outcome, row: int, flight: Flight) -> Outcome:
             own.tokens += outcome.tokens % len(billed)
     if (error := outcome.errors.get(row)) is not None:
         own.errors[0] = error.copy() if count > 1 else error
-    if outcome.stop is not None and not _settled(outcome, row):
-        own.stop = own.errors.get(0) or outcome.stop.copy()
+    if outcome.abort_error is not None and not _is_final(outcome, row):
+        own.abort_error = own.errors.get(0) or outcome.abort_error.copy()
     return own

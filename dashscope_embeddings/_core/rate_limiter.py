@@ -15,117 +15,119 @@ from collections import OrderedDict, deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from dashscope_embeddings._core.rate_estimator import Pace, Permit
+from dashscope_embeddings._core.rate_estimator import Permit, RateEstimator
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Limiter", "Permit", "shared"]
+__all__ = ["Limiter", "Permit", "shared_limiter"]
 
-_SLACK = 0.006
+_BURST_TOLERANCE_SECONDS = 0.006
 """Seconds of pace that a late caller may make up for: about what a busy machine's timers are late."""
-_PAUSE = 0.05
+_IDLE_RESET_SECONDS = 0.05
 """Seconds without anyone whose turn it is after which nobody counts as late."""
-_LONGEST_NAP = 0.25
+_MAX_WAIT_SECONDS = 0.25
 """Nobody is told to wait longer before asking again: what is true then may be better."""
-_MARGIN = 0.98
+_QUOTA_SHARE = 0.98
 """Share of a given quota that is used: the service's clock is not ours."""
-_STRICT_SECONDS, _STRICT_SHARE = 1.003, 1.12
+_SLIDING_WINDOW_SECONDS, _SMOOTHING_SHARE = 1.003, 1.12
 """Where a second's tokens are counted exactly, that count is kept to, and the even pace only shapes it."""
-_FORGIVEN = 60.0
+_WINDOW_RETEST_SECONDS = 60.0
 """Seconds after which it is tried again whether they still are."""
-_GRACE = 0.03
+_LATE_GRACE_SECONDS = 0.03
 """Seconds a caller may come back late without losing its place; then others go first until it does."""
 
 
 @dataclass(slots=True)
-class _Tokens:
+class _TokenQuota:
     """Paces tokens under a quota, and learns how far off the estimates are."""
 
     per_minute: float | None = None
-    next: float = -math.inf
-    _mean: float = 0.0
-    _estimated: float = 0.0
-    _billed: float = 0.0
-    _sends: deque[Permit] = field(default_factory=lambda: deque(maxlen=4096))
-    _used: float = 0.0
-    _strict_since: float | None = None
+    next_at: float = -math.inf
+    _mean_tokens: float = 0.0
+    _estimated_sum: float = 0.0
+    _billed_sum: float = 0.0
+    _window_permits: deque[Permit] = field(default_factory=lambda: deque(maxlen=4096))
+    _window_tokens: float = 0.0
+    _window_enforced_since: float | None = None
     """Since when requests are known to be refused that would overfill a window of one second."""
 
-    def behind(self, head: Permit, ahead: int) -> float:
+    def queue_delay(self, head: Permit, queued_ahead: int) -> float:
         """Seconds that those ahead take of the quota: too few rather than too many, or turns would pass."""
         if self.per_minute is None:
             return 0.0
-        return (self._cost(head) + 0.3 * (ahead - 1) * self._mean) / self._pace()
+        return (self._expected_tokens(head) + 0.3 * (queued_ahead - 1) * self._mean_tokens) / self._tokens_per_second()
 
-    def _pace(self) -> float:
-        share = _STRICT_SHARE if self._strict_since is not None else _MARGIN
+    def _tokens_per_second(self) -> float:
+        share = _SMOOTHING_SHARE if self._window_enforced_since is not None else _QUOTA_SHARE
         return share * (self.per_minute or 1.0) / 60.0
 
-    def due(self, permit: Permit, now: float) -> float:
+    def available_at(self, permit: Permit, now: float) -> float:
         """When the request's tokens fit."""
-        if self.per_minute is None or not self._strict(now):
-            return self.next
-        room = self.per_minute / 60.0 - self._cost(permit)
-        self._expire(now)
-        used, due = self._used, self.next
-        for earlier in self._sends:
+        if self.per_minute is None or not self._is_window_enforced(now):
+            return self.next_at
+        room = self.per_minute / 60.0 - self._expected_tokens(permit)
+        self._drop_expired(now)
+        used, due = self._window_tokens, self.next_at
+        for earlier in self._window_permits:
             if used <= max(room, 0.0):
                 break
-            used -= earlier.cost
-            due = max(due, (earlier.sent or 0.0) + _STRICT_SECONDS)
+            used -= earlier.charged_tokens
+            due = max(due, (earlier.sent_at or 0.0) + _SLIDING_WINDOW_SECONDS)
         return due
 
-    def take(self, permit: Permit, now: float) -> None:
+    def charge(self, permit: Permit, now: float) -> None:
         """The request goes."""
         if self.per_minute is None:
             return
-        permit.cost = self._cost(permit)
-        self._mean += 0.1 * (permit.cost - self._mean) if self._mean else permit.cost
-        self.next = _resume(self.next, now) + permit.cost / self._pace()
-        self._expire(now)
-        self._sends.append(permit)
-        self._used += permit.cost
+        permit.charged_tokens = self._expected_tokens(permit)
+        self._mean_tokens += (
+            0.1 * (permit.charged_tokens - self._mean_tokens) if self._mean_tokens else permit.charged_tokens
+        )
+        self.next_at = _spacing_start(self.next_at, now) + permit.charged_tokens / self._tokens_per_second()
+        self._drop_expired(now)
+        self._window_permits.append(permit)
+        self._window_tokens += permit.charged_tokens
 
-    def settle(self, permit: Permit, billed: int | None) -> None:
+    def record_billed(self, permit: Permit, billed_tokens: int | None) -> None:
         """The request was billed so much; None: it does not count, or nobody knows."""
-        if billed is None:
+        if billed_tokens is None:
             return
-        if billed > 0:
-            self._estimated = 0.98 * self._estimated + max(permit.tokens, 1)
-            self._billed = 0.98 * self._billed + billed
+        if billed_tokens > 0:
+            self._estimated_sum = 0.98 * self._estimated_sum + max(permit.estimated_tokens, 1)
+            self._billed_sum = 0.98 * self._billed_sum + billed_tokens
         if self.per_minute is not None:
-            self.next += (billed - permit.cost) / self._pace()
-            if self._sends and (permit.sent or 0.0) >= (self._sends[0].sent or 0.0):
-                self._used += billed - permit.cost
-            permit.cost = billed
+            self.next_at += (billed_tokens - permit.charged_tokens) / self._tokens_per_second()
+            if self._window_permits and (permit.sent_at or 0.0) >= (self._window_permits[0].sent_at or 0.0):
+                self._window_tokens += billed_tokens - permit.charged_tokens
+            permit.charged_tokens = billed_tokens
 
-    def explain(self, permit: Permit) -> bool:
+    def explains_throttle(self, permit: Permit) -> bool:
         """Whether a refusal comes from counting tokens a second at a time, which we did not know yet."""
-        if self.per_minute is None or permit.sent is None:
+        if self.per_minute is None or permit.sent_at is None:
             return False
-        if self._strict(permit.sent):
-            return permit.sent <= (self._strict_since or 0.0)
-        self._expire(permit.sent)
-        if self._used <= 0.9 * self.per_minute / 60.0:
+        if self._is_window_enforced(permit.sent_at):
+            return permit.sent_at <= (self._window_enforced_since or 0.0)
+        self._drop_expired(permit.sent_at)
+        if self._window_tokens <= 0.9 * self.per_minute / 60.0:
             return False
-        self._strict_since = self._sends[-1].sent
+        self._window_enforced_since = self._window_permits[-1].sent_at
         return True
 
-    def _strict(self, now: float) -> bool:
-        if self._strict_since is not None and now > self._strict_since + _FORGIVEN:
-            self._strict_since = None
-        return self._strict_since is not None
+    def _is_window_enforced(self, now: float) -> bool:
+        if self._window_enforced_since is not None and now > self._window_enforced_since + _WINDOW_RETEST_SECONDS:
+            self._window_enforced_since = None
+        return self._window_enforced_since is not None
 
-    def _cost(self, permit: Permit) -> float:
-        ratio = self._billed / self._estimated if self._estimated else 1.0
-        return permit.tokens * ratio
+    def _expected_tokens(self, permit: Permit) -> float:
+        ratio = self._billed_sum / self._estimated_sum if self._estimated_sum else 1.0
+        return permit.estimated_tokens * ratio
 
-    def _expire(self, now: float) -> None:
-        while self._sends and (self._sends[0].sent or 0.0) <= now - _STRICT_SECONDS:
-            self._used -= self._sends.popleft().cost
-        if not self._sends:
-            self._used = 0.0
+    def _drop_expired(self, now: float) -> None:
+        while self._window_permits and (self._window_permits[0].sent_at or 0.0) <= now - _SLIDING_WINDOW_SECONDS:
+            self._window_tokens -= self._window_permits.popleft().charged_tokens
+        if not self._window_permits:
+            self._window_tokens = 0.0
 
 
 @dataclass(slots=True)
@@ -134,31 +136,31 @@ class _Queue:
 
     waiting: OrderedDict[int, Permit] = field(default_factory=OrderedDict)
 
-    def skip_absent(self, permit: Permit, now: float) -> None:
+    def drop_absent(self, permit: Permit, now: float) -> None:
         while self.waiting:
             head = next(iter(self.waiting.values()))
-            if head is permit or head.wakes + _GRACE > now:
+            if head is permit or head.retry_at + _LATE_GRACE_SECONDS > now:
                 return
-            del self.waiting[head.ticket]
+            del self.waiting[head.queue_position]
 
-    def before(self, permit: Permit) -> int:
+    def count_ahead(self, permit: Permit) -> int:
         """How many go first, at most."""
         if not self.waiting:
             return 0
-        if permit.ticket == 0:
+        if permit.queue_position == 0:
             return len(self.waiting)
-        return min(len(self.waiting), max(0, permit.ticket - next(iter(self.waiting))))
+        return min(len(self.waiting), max(0, permit.queue_position - next(iter(self.waiting))))
 
-    def join(self, permit: Permit) -> None:
-        if permit.ticket in self.waiting:
+    def add(self, permit: Permit) -> None:
+        if permit.queue_position in self.waiting:
             return
-        first = next(iter(self.waiting), permit.ticket)
-        self.waiting[permit.ticket] = permit
-        if permit.ticket < first:
-            self.waiting.move_to_end(permit.ticket, last=False)
+        first = next(iter(self.waiting), permit.queue_position)
+        self.waiting[permit.queue_position] = permit
+        if permit.queue_position < first:
+            self.waiting.move_to_end(permit.queue_position, last=False)
 
-    def leave(self, permit: Permit) -> None:
-        self.waiting.pop(permit.ticket, None)
+    def remove(self, permit: Permit) -> None:
+        self.waiting.pop(permit.queue_position, None)
 
 
 @dataclass(eq=False)
@@ -185,149 +187,153 @@ class Limiter:
     def reset(self) -> None:
         """Forgets everything but the settings: for a forked child, where nobody else can be at work."""
         self._lock = threading.Lock()
-        self._pace = Pace()
-        self._tokens = _Tokens(self.tokens_per_minute)
-        self._urgent, self._patient = _Queue(), _Queue()
-        self._tickets = 0
-        self._next = -math.inf
+        self._estimator = RateEstimator()
+        self._token_quota = _TokenQuota(self.tokens_per_minute)
+        self._high_priority_queue, self._low_priority_queue = _Queue(), _Queue()
+        self._last_queue_position = 0
+        self._next_at = -math.inf
 
-    def tighten(self, requests_per_minute: float | None, tokens_per_minute: float | None) -> None:
+    def apply_limits(self, requests_per_minute: float | None, tokens_per_minute: float | None) -> None:
         """Takes over a client's settings: of several, the tightest wins."""
         with self._lock:
-            self.requests_per_minute = _tighter(self.requests_per_minute, requests_per_minute)
-            self.tokens_per_minute = _tighter(self.tokens_per_minute, tokens_per_minute)
-            self._tokens.per_minute = self.tokens_per_minute
+            self.requests_per_minute = _min_known(self.requests_per_minute, requests_per_minute)
+            self.tokens_per_minute = _min_known(self.tokens_per_minute, tokens_per_minute)
+            self._token_quota.per_minute = self.tokens_per_minute
 
-    def ask(self, tokens: int, *, urgent: bool = False) -> Permit:
+    def create_permit(self, estimated_tokens: int, *, high_priority: bool = False) -> Permit:
         """A place for a request of about so many tokens. Ends with `settle`, `refuse` or `release`."""
-        return Permit(tokens, urgent)
+        return Permit(estimated_tokens, high_priority)
 
-    def reserve(self, permit: Permit) -> float:
+    def try_acquire(self, permit: Permit) -> float:
         """0.0: send now. Otherwise seconds until it is worth asking again, 0.25 at most."""
         with self._lock:
-            if permit.sent is not None or permit.settled:
+            if permit.sent_at is not None or permit.is_closed:
                 return 0.0
             now = self.clock()
-            rate = self._rate(now)
-            due = self._due(permit, rate, now)
-            queue = self._urgent if permit.urgent else self._patient
+            rate = self._requests_per_second(now)
+            due = self._available_at(permit, rate, now)
+            queue = self._high_priority_queue if permit.high_priority else self._low_priority_queue
             if due > now:
-                if permit.ticket == 0:
-                    self._tickets += 1
-                    permit.ticket = self._tickets
-                queue.join(permit)
-                wait = min(due - now, _LONGEST_NAP)
-                permit.wakes = now + wait
+                if permit.queue_position == 0:
+                    self._last_queue_position += 1
+                    permit.queue_position = self._last_queue_position
+                queue.add(permit)
+                wait = min(due - now, _MAX_WAIT_SECONDS)
+                permit.retry_at = now + wait
                 return wait
-            queue.leave(permit)
-            self._tokens.take(permit, now)
-            self._pace.send(permit, now, waited=permit.ticket != 0)
+            queue.remove(permit)
+            self._token_quota.charge(permit, now)
+            self._estimator.on_sent(permit, now, was_queued=permit.queue_position != 0)
             # A small request, where tokens are what is short, waits less: but never less than was given.
-            self._next = _resume(self._next, now) + max(permit.weight / rate, self._least_pause)
+            self._next_at = _spacing_start(self._next_at, now) + max(permit.weight / rate, self._min_interval_seconds)
             return 0.0
 
-    def settle(self, permit: Permit, tokens: int | None = None) -> None:
+    def on_success(self, permit: Permit, billed_tokens: int | None = None) -> None:
         """The request was answered; `tokens` is what it was billed, where the service said so."""
         with self._lock:
-            if self._ended(permit):
+            if self._close_permit(permit):
                 return
-            self._tokens.settle(permit, tokens)
-            self._pace.accept(permit, self.clock())
+            self._token_quota.record_billed(permit, billed_tokens)
+            self._estimator.on_success(permit, self.clock())
 
-    def refuse(self, permit: Permit, retry_after: float | None = None) -> None:
+    def on_throttled(self, permit: Permit, retry_after_seconds: float | None = None) -> None:
         """The request was throttled; `retry_after`: seconds the service asked for, honoured up to 60."""
         with self._lock:
-            if self._ended(permit):
+            if self._close_permit(permit):
                 return
-            explained = self._tokens.explain(permit) and not retry_after
-            self._tokens.settle(permit, 0)
+            explained = self._token_quota.explains_throttle(permit) and not retry_after_seconds
+            self._token_quota.record_billed(permit, 0)
             if explained:
-                self._pace.drop(permit)
+                self._estimator.on_cancelled(permit)
             else:
-                self._pace.refuse(permit, self.clock(), retry_after)
+                self._estimator.on_throttled(permit, self.clock(), retry_after_seconds)
 
-    def release(self, permit: Permit) -> None:
+    def cancel(self, permit: Permit) -> None:
         """The request ended without an answer, or was never sent. Does nothing after another end."""
         with self._lock:
-            if not self._ended(permit):
-                self._pace.drop(permit)
+            if not self._close_permit(permit):
+                self._estimator.on_cancelled(permit)
 
-    def _ended(self, permit: Permit) -> bool:
+    def _close_permit(self, permit: Permit) -> bool:
         """Whether there is nothing to learn from the permit's end: it had ended before, or was never sent."""
-        over, permit.settled = permit.settled or permit.sent is None, True
-        if permit.sent is None:
-            (self._urgent if permit.urgent else self._patient).leave(permit)
+        over, permit.is_closed = permit.is_closed or permit.sent_at is None, True
+        if permit.sent_at is None:
+            (self._high_priority_queue if permit.high_priority else self._low_priority_queue).remove(permit)
         return over
 
     @property
-    def _least_pause(self) -> float:
-        return 0.0 if self.requests_per_minute is None else 60.0 / (_MARGIN * self.requests_per_minute)
+    def _min_interval_seconds(self) -> float:
+        return 0.0 if self.requests_per_minute is None else 60.0 / (_QUOTA_SHARE * self.requests_per_minute)
 
-    def _rate(self, now: float) -> float:
-        rate = self._pace.rate(now)
+    def _requests_per_second(self, now: float) -> float:
+        rate = self._estimator.rate(now)
         if self.requests_per_minute is None:
             return rate
-        return min(rate, _MARGIN * self.requests_per_minute / 60.0)
+        return min(rate, _QUOTA_SHARE * self.requests_per_minute / 60.0)
 
-    def _due(self, permit: Permit, rate: float, now: float) -> float:
+    def _available_at(self, permit: Permit, rate: float, now: float) -> float:
         """When the permit's turn is, as things stand."""
-        self._urgent.skip_absent(permit, now)
-        ahead = self._urgent.before(permit) if permit.urgent else len(self._urgent.waiting)
-        if not permit.urgent:
-            self._patient.skip_absent(permit, now)
-            ahead += self._patient.before(permit)
-        opens = self._pace.opens(now)
-        if not ahead and self._is_free():
+        self._high_priority_queue.drop_absent(permit, now)
+        ahead = (
+            self._high_priority_queue.count_ahead(permit)
+            if permit.high_priority
+            else len(self._high_priority_queue.waiting)
+        )
+        if not permit.high_priority:
+            self._low_priority_queue.drop_absent(permit, now)
+            ahead += self._low_priority_queue.count_ahead(permit)
+        opens = self._estimator.next_send_at(now)
+        if not ahead and self._is_unpaced():
             return opens
-        due = max(self._next, self._tokens.due(permit, now), opens)
+        due = max(self._next_at, self._token_quota.available_at(permit, now), opens)
         if ahead:
-            head = next(iter((self._urgent.waiting or self._patient.waiting).values()))
-            due += max(ahead / rate, self._tokens.behind(head, ahead))
+            head = next(iter((self._high_priority_queue.waiting or self._low_priority_queue.waiting).values()))
+            due += max(ahead / rate, self._token_quota.queue_delay(head, ahead))
         return due
 
-    def _is_free(self) -> bool:
+    def _is_unpaced(self) -> bool:
         """A lone caller of an account without a known quota: there is nothing to pace."""
         given = self.requests_per_minute is not None or self.tokens_per_minute is not None
-        return not given and self._pace.limit is None and self._pace.in_flight == 0
+        return not given and self._estimator.limit_per_second is None and self._estimator.in_flight == 0
 
 
-def _resume(due: float, now: float) -> float:
+def _spacing_start(due: float, now: float) -> float:
     """From when on the next request is spaced: who is late makes up for a little, a pause for nothing."""
-    return now if due < now - _PAUSE else max(due, now - _SLACK)
+    return now if due < now - _IDLE_RESET_SECONDS else max(due, now - _BURST_TOLERANCE_SECONDS)
 
 
-def _tighter(one: float | None, other: float | None) -> float | None:
+def _min_known(one: float | None, other: float | None) -> float | None:
     return min((value for value in (one, other) if value is not None), default=None)
 
 
-_RECENT = 64
+_MAX_RECENT_LIMITERS = 64
 """Limiters that are kept although no client lives: the next client of that account knows what the last one learned."""
-_shared: weakref.WeakValueDictionary[tuple[object, ...], Limiter] = weakref.WeakValueDictionary()
-_recent: OrderedDict[Limiter, None] = OrderedDict()
-_shared_lock = threading.Lock()
+_limiters: weakref.WeakValueDictionary[tuple[object, ...], Limiter] = weakref.WeakValueDictionary()
+_recent_limiters: OrderedDict[Limiter, None] = OrderedDict()
+_limiters_lock = threading.Lock()
 
 
-def shared(account: tuple[object, ...], clock: Callable[[], float]) -> Limiter:
+def shared_limiter(quota_key: tuple[object, ...], clock: Callable[[], float]) -> Limiter:
     """The process's limiter for an account, host and model; `account` must not hold the key itself.
 
     It lives as long as a client that holds it, and afterwards until 64 others were used.
     """
-    with _shared_lock:
-        limiter = _shared.setdefault(account, Limiter(clock))
-        _recent[limiter] = None
-        _recent.move_to_end(limiter)
-        if len(_recent) > _RECENT:
-            _recent.popitem(last=False)
+    with _limiters_lock:
+        limiter = _limiters.setdefault(quota_key, Limiter(clock))
+        _recent_limiters[limiter] = None
+        _recent_limiters.move_to_end(limiter)
+        if len(_recent_limiters) > _MAX_RECENT_LIMITERS:
+            _recent_limiters.popitem(last=False)
         return limiter
 
 
-def _forget() -> None:
+def _reset_after_fork() -> None:
     """A forked child has its own requests under way, and may have inherited locked locks."""
-    global _shared_lock  # noqa: PLW0603 - a lock held by another thread at the fork stays locked for good
-    _shared_lock = threading.Lock()
-    for limiter in list(_shared.values()):
+    global _limiters_lock  # noqa: PLW0603 - a lock held by another thread at the fork stays locked for good
+    _limiters_lock = threading.Lock()
+    for limiter in list(_limiters.values()):
         limiter.reset()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget)
+    os.register_at_fork(after_in_child=_reset_after_fork)

@@ -9,23 +9,23 @@ import sys
 from array import array
 from typing import TYPE_CHECKING, Any
 
-from dashscope_embeddings._core.reply_types import LARGEST
+from dashscope_embeddings._core.reply_types import MAX_FLOAT32
 from dashscope_embeddings.errors import BadReply
 from dashscope_embeddings.vectors import SparseVector
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from dashscope_embeddings._core.reply_types import Weight
+    from dashscope_embeddings._core.reply_types import SparseWeight
 
 
 # --- vectors ----------------------------------------------------------------------------------------------
 
 
-def floats(value: Any) -> list[float]:
+def dense_vector(value: Any) -> list[float]:
     """A list of finite Python floats, from a JSON list or from base64 of little-endian float32."""
     if isinstance(value, str):
-        return _from_base64(value)
+        return _dense_from_base64(value)
     if not isinstance(value, list) or not value:
         raise BadReply("the reply has a text without its vector")
     if not {int, float}.issuperset(map(type, value)):
@@ -34,12 +34,12 @@ def floats(value: Any) -> list[float]:
         floats = list(map(float, value))
     except OverflowError:
         floats = [math.inf]
-    if not math.hypot(*floats) <= LARGEST:
+    if not math.hypot(*floats) <= MAX_FLOAT32:
         raise BadReply("the reply has a vector with a number that is not finite, or too large for float32")
     return floats
 
 
-def _from_base64(value: str) -> list[float]:
+def _dense_from_base64(value: str) -> list[float]:
     try:
         floats = array("f", base64.b64decode(value, validate=True))
     except (binascii.Error, ValueError):
@@ -51,43 +51,44 @@ def _from_base64(value: str) -> list[float]:
     return floats.tolist()
 
 
-_LARGEST_INDEX = 2**32 - 1
+_MAX_SPARSE_INDEX = 2**32 - 1
 
 
-def sparse_vector(weights: list[Weight] | None) -> SparseVector:
+def sparse_vector(weights: list[SparseWeight] | None) -> SparseVector:
     """By ascending index, for the service gives text order; rounded to float32, which is what stores keep."""
     if weights is None:
         raise BadReply("the reply has a text without its sparse vector")
     values = array("f", [weight["value"] for weight in weights])
     for weight, value in zip(weights, values, strict=True):
-        if not 0 <= weight["index"] <= _LARGEST_INDEX:
+        if not 0 <= weight["index"] <= _MAX_SPARSE_INDEX:
             raise BadReply(f"the reply has a sparse index of {weight['index']}")
         if not math.isfinite(value):
             raise BadReply("the reply has a sparse weight that is not a finite float32")
     return SparseVector.merged(
-        (weight["index"], value, _token(weight.get("token"))) for weight, value in zip(weights, values, strict=True)
+        (weight["index"], value, _string_or_none(weight.get("token")))
+        for weight, value in zip(weights, values, strict=True)
     )
 
 
-def _token(found: Any) -> str | None:
+def _string_or_none(found: Any) -> str | None:
     return found if isinstance(found, str) else None
 
 
 # --- side fields ------------------------------------------------------------------------------------------
 
-_MOST_TOKENS = 2**53
+_SAFE_INTEGER_LIMIT = 2**53
 """No bill is that long, and no number; JSON's whole numbers have no end."""
 
 
-def tokens(usage: Any) -> int | None:
+def billed_tokens(usage: Any) -> int | None:
     """What a reply says was billed, however it writes the number; None: it does not say."""
     if not isinstance(usage, dict):
         return None
-    found = (_whole(usage.get(name)) for name in ("total_tokens", "prompt_tokens"))
+    found = (_token_count(usage.get(name)) for name in ("total_tokens", "prompt_tokens"))
     return next((number for number in found if number is not None), None)
 
 
-def _whole(value: Any) -> int | None:
+def _token_count(value: Any) -> int | None:
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         return None
     if not isinstance(value, int):
@@ -98,26 +99,27 @@ def _whole(value: Any) -> int | None:
         if not number.is_integer():
             return None
         value = int(number)
-    return value if 0 <= value < _MOST_TOKENS else None
+    return value if 0 <= value < _SAFE_INTEGER_LIMIT else None
 
 
-def first_text(source: Any, names: Sequence[str]) -> str | None:
+def first_string(source: Any, names: Sequence[str]) -> str | None:
     """The first of these fields that holds a text."""
     if not isinstance(source, dict):
         return None
     return next(
-        (_printable(source[name]) for name in names if isinstance(source.get(name), str) and source[name]), None
+        (_replace_surrogates(source[name]) for name in names if isinstance(source.get(name), str) and source[name]),
+        None,
     )
 
 
-def _printable(text: str) -> str:
+def _replace_surrogates(text: str) -> str:
     """JSON may name half of a surrogate pair, which no file, terminal or log takes."""
     return text if text.isascii() else text.encode("utf-8", "replace").decode()
 
 
-def reply_id(content: Any) -> str | None:
+def request_id_of(content: Any) -> str | None:
     """The id of a reply; some gateways number theirs."""
-    if (found := first_text(content, ("request_id", "id"))) is not None or not isinstance(content, dict):
+    if (found := first_string(content, ("request_id", "id"))) is not None or not isinstance(content, dict):
         return found
     numbers = (content.get(name) for name in ("request_id", "id"))
-    return next((str(number) for number in numbers if type(number) is int and abs(number) < _MOST_TOKENS), None)
+    return next((str(number) for number in numbers if type(number) is int and abs(number) < _SAFE_INTEGER_LIMIT), None)

@@ -14,7 +14,7 @@ _STRICT = ConfigDict(strict=True)
 
 
 @with_config(_STRICT)
-class Weight(TypedDict):
+class SparseWeight(TypedDict):
     """One entry of a sparse vector."""
 
     index: int
@@ -28,7 +28,7 @@ class _NativeRow(TypedDict):
     text_index: int
     # Any: absent, null or empty where only sparse was asked; `_floats` says what is wrong otherwise.
     embedding: NotRequired[Any]
-    sparse_embedding: NotRequired[list[Weight] | None]
+    sparse_embedding: NotRequired[list[SparseWeight] | None]
 
 
 @with_config(_STRICT)
@@ -54,26 +54,26 @@ class _CompatibleReply(TypedDict):
 
 # Typed to the last number, strict and finite, which is quicker than looking at the numbers afterwards. Whatever
 # does not fit goes the slow way, which says what is wrong with it.
-_FINITE = ConfigDict(strict=True, allow_inf_nan=False)
-LARGEST = 3.4028234e38
+_STRICT_FINITE = ConfigDict(strict=True, allow_inf_nan=False)
+MAX_FLOAT32 = 3.4028234e38
 """What float32 can hold, in which vectors are made and kept."""
-_Float = Annotated[float, Field(ge=-LARGEST, le=LARGEST)]
+_Float32 = Annotated[float, Field(ge=-MAX_FLOAT32, le=MAX_FLOAT32)]
 
 
-@with_config(_FINITE)
-class _UsualNativeRow(TypedDict):
+@with_config(_STRICT_FINITE)
+class _CommonNativeRow(TypedDict):
     text_index: int
-    embedding: list[_Float]
+    embedding: list[_Float32]
 
 
-@with_config(_FINITE)
-class _UsualNativeOutput(TypedDict):
-    embeddings: list[_UsualNativeRow]
+@with_config(_STRICT_FINITE)
+class _CommonNativeOutput(TypedDict):
+    embeddings: list[_CommonNativeRow]
 
 
-@with_config(_FINITE)
-class _UsualNative(TypedDict):
-    output: _UsualNativeOutput
+@with_config(_STRICT_FINITE)
+class _CommonNativeReply(TypedDict):
+    output: _CommonNativeOutput
     # Any: vectors are worth the same whatever stands beside them; `wire` reads what can be read.
     usage: NotRequired[Any]
     request_id: NotRequired[Any]
@@ -81,15 +81,15 @@ class _UsualNative(TypedDict):
     error: NotRequired[Any]
 
 
-@with_config(_FINITE)
-class _UsualCompatibleRow(TypedDict):
+@with_config(_STRICT_FINITE)
+class _CommonCompatibleRow(TypedDict):
     index: int
-    embedding: list[_Float]
+    embedding: list[_Float32]
 
 
-@with_config(_FINITE)
-class _UsualCompatible(TypedDict):
-    data: list[_UsualCompatibleRow]
+@with_config(_STRICT_FINITE)
+class _CommonCompatibleReply(TypedDict):
+    data: list[_CommonCompatibleRow]
     usage: NotRequired[Any]
     id: NotRequired[Any]
     request_id: NotRequired[Any]
@@ -97,9 +97,9 @@ class _UsualCompatible(TypedDict):
     error: NotRequired[Any]
 
 
-USUAL: Mapping[str, TypeAdapter[Any]] = {
-    "native": TypeAdapter(_UsualNative),
-    "openai": TypeAdapter(_UsualCompatible),
+COMMON_REPLY: Mapping[str, TypeAdapter[Any]] = {
+    "native": TypeAdapter(_CommonNativeReply),
+    "openai": TypeAdapter(_CommonCompatibleReply),
 }
-NATIVE = TypeAdapter(_NativeReply)
-COMPATIBLE = TypeAdapter(_CompatibleReply)
+NATIVE_REPLY = TypeAdapter(_NativeReply)
+COMPATIBLE_REPLY = TypeAdapter(_CompatibleReply)

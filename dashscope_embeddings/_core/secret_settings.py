@@ -13,14 +13,14 @@ from pydantic import SecretStr
 
 from dashscope_embeddings.errors import InvalidInput
 
-_KEYS = ("api_key", "dashscope_api_key")
-_HEADERS = "default_headers"
+_KEY_SETTINGS = ("api_key", "dashscope_api_key")
+_HEADER_SETTING = "default_headers"
 """Their values are hidden as well: gateways take their keys in them."""
-_KEY = re.compile(r"(?<![A-Za-z0-9_-])sk-[A-Za-z0-9_-]{16}")
+_KEY_PATTERN = re.compile(r"(?<![A-Za-z0-9_-])sk-[A-Za-z0-9_-]{16}")
 """What no other setting holds. The service's keys have 32 characters and more after their first three."""
 
 
-def hidden(key: Any) -> SecretStr | None:
+def as_secret(key: Any) -> SecretStr | None:
     """The key where no traceback shows it.
 
     Raises:
@@ -37,7 +37,7 @@ def hidden(key: Any) -> SecretStr | None:
     raise InvalidInput(f"api_key must be a string or a pydantic SecretStr, not {kind}")
 
 
-def _hidden_values(headers: Any) -> dict[str, SecretStr]:
+def _secret_header_values(headers: Any) -> dict[str, SecretStr]:
     found: dict[str, SecretStr] = {}
     for name, value in headers.items() if isinstance(headers, Mapping) else [(None, None)]:
         if not isinstance(name, str) or not isinstance(value, (str, SecretStr)):
@@ -46,7 +46,7 @@ def _hidden_values(headers: Any) -> dict[str, SecretStr]:
     return found
 
 
-def hide(settings: dict[str, Any], known: Collection[str] | None = None) -> None:
+def hide_secrets(settings: dict[str, Any], known_names: Collection[str] | None = None) -> None:
     """Hides keys in a dict of arguments, in place: whoever holds it then shows them no more.
 
     `known`: the names that there are. What stands under any other name may be a key under a misspelt one.
@@ -57,13 +57,13 @@ def hide(settings: dict[str, Any], known: Collection[str] | None = None) -> None
     problem: str | None = None
     try:
         for name, value in settings.items():
-            if name in _KEYS:
-                settings[name] = hidden(value)
-            elif name == _HEADERS and value is not None:
-                settings[name] = _hidden_values(value)
-            elif known is not None and name not in known and isinstance(value, str):
+            if name in _KEY_SETTINGS:
+                settings[name] = as_secret(value)
+            elif name == _HEADER_SETTING and value is not None:
+                settings[name] = _secret_header_values(value)
+            elif known_names is not None and name not in known_names and isinstance(value, str):
                 settings[name] = SecretStr(value)
-        problem = _misplaced(settings)
+        problem = _misplaced_secret_problem(settings)
     except InvalidInput as error:
         problem = error.message
     value = None
@@ -72,15 +72,15 @@ def hide(settings: dict[str, Any], known: Collection[str] | None = None) -> None
         raise InvalidInput(problem)
 
 
-def _misplaced(settings: Mapping[str, Any]) -> str | None:
+def _misplaced_secret_problem(settings: Mapping[str, Any]) -> str | None:
     """What is wrong with settings that hold a key although they are shown; None: nothing."""
     for name, value in settings.items():
-        shown = value.get_secret_value() if isinstance(value, SecretStr) and name not in _KEYS else value
-        if isinstance(shown, str) and _KEY.search(shown):
+        shown = value.get_secret_value() if isinstance(value, SecretStr) and name not in _KEY_SETTINGS else value
+        if isinstance(shown, str) and _KEY_PATTERN.search(shown):
             return f"{name} holds what looks like an API key: pass the key as api_key="
-        if isinstance(shown, str) and name in _ADDRESSES and ("@" in shown or "?" in shown or "#" in shown):
+        if isinstance(shown, str) and name in _URL_SETTINGS and ("@" in shown or "?" in shown or "#" in shown):
             return f"{name} must hold no user, password, query or fragment"
     return None
 
 
-_ADDRESSES = ("base_url", "api_base")
+_URL_SETTINGS = ("base_url", "api_base")

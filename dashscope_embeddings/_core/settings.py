@@ -11,9 +11,9 @@ from numbers import Integral, Real
 from typing import TYPE_CHECKING, get_args
 
 from dashscope_embeddings import catalogue
-from dashscope_embeddings._core.failures import Asked
-from dashscope_embeddings._core.protocol import Ask, Protocol, path
-from dashscope_embeddings._core.redaction import Redaction
+from dashscope_embeddings._core.failures import ErrorContext
+from dashscope_embeddings._core.protocol import ApiProtocol, RequestOptions, embeddings_path
+from dashscope_embeddings._core.redaction import Redactor
 from dashscope_embeddings._core.text_length import LongText
 from dashscope_embeddings.catalogue import Price
 from dashscope_embeddings.errors import InvalidInput
@@ -33,7 +33,7 @@ class Settings:
     model: Model
     api_key: SecretStr
     address: Address
-    protocol: Protocol = "native"
+    protocol: ApiProtocol = "native"
     dimensions: int | None = None
     instruct: str | None = None
     timeout: float = 60.0
@@ -45,7 +45,7 @@ class Settings:
     long_text: LongText = "error"
     batch_size: int | None = None
     tokens_per_request: int | None = None
-    own_price: Price | None = None
+    price_override: Price | None = None
     """In place of the list price."""
     headers: tuple[tuple[str, SecretStr], ...] = field(default=(), repr=False)
 
@@ -56,7 +56,7 @@ class Settings:
         _check_headers(self)
         _check_price(self)
 
-    def ask(self, text_type: TextType, output: Output) -> Ask:
+    def request_options(self, text_type: TextType, output: Output) -> RequestOptions:
         """What every request of a call asks.
 
         Raises:
@@ -67,18 +67,18 @@ class Settings:
         if output not in get_args(Output):
             raise InvalidInput(f'output={output!r}: expected "dense", "sparse" or "dense&sparse"')
         if output != "dense":
-            self.check_sparse()
-        return Ask(
+            self.require_sparse()
+        return RequestOptions(
             protocol=self.protocol,
             model=self.model.name,
             text_type=text_type,
             output=output,
             dimension=self.dimensions if self.model.takes_dimension else None,
             instruct=self.instruct if text_type == "query" else None,
-            width=self.dimensions or self.model.default_dimension,
+            expected_width=self.dimensions or self.model.default_dimension,
         )
 
-    def check_sparse(self) -> None:
+    def require_sparse(self) -> None:
         """Whether sparse vectors can be asked for at all.
 
         Raises:
@@ -91,30 +91,36 @@ class Settings:
             raise InvalidInput(f"{self.model.name} has no sparse vectors; these have: {makers}")
 
     @property
-    def deadline(self) -> float:
+    def deadline_seconds(self) -> float:
         """Seconds that one request may take as a whole."""
-        return _TIMEOUTS * self.timeout if self.request_deadline is None else self.request_deadline
+        return _DEADLINE_TO_TIMEOUT_RATIO * self.timeout if self.request_deadline is None else self.request_deadline
 
     @cached_property
-    def account(self) -> tuple[bytes, str, str]:
+    def quota_key(self) -> tuple[bytes, str, str]:
         """What a quota belongs to: the key (hashed), the host, the model."""
         key = hashlib.sha256(self.api_key.get_secret_value().encode()).digest()
         return key, self.address.host, self.model.name
 
     @cached_property
-    def asked(self) -> Asked:
+    def error_context(self) -> ErrorContext:
         """Who is asked for vectors, and what must not be shown of it."""
         secrets = [value for _, value in self.headers]
         if not self.address.is_emulator:
             secrets.append(self.api_key)
-        place = self.address
-        return Asked(place.root, path(self.protocol), self.model.name, place.advice, Redaction(tuple(secrets)))
+        address = self.address
+        return ErrorContext(
+            address.root_url,
+            embeddings_path(self.protocol),
+            self.model.name,
+            address.key_hint,
+            Redactor(tuple(secrets)),
+        )
 
     @property
     def price(self) -> Price | None:
         """What tokens cost here; the emulator names Beijing's price, so that a rehearsal shows the bill."""
-        if self.own_price is not None:
-            return self.own_price
+        if self.price_override is not None:
+            return self.price_override
         region = self.address.region
         known = catalogue.BEIJING if self.address.is_emulator else region and region.id
         return self.model.prices.get(known) if known else None
@@ -125,33 +131,33 @@ class Settings:
         Letters, digits, ".", "-" and "_" only, as file names and keys of stores are made of. Of the address it holds
         the host only where that is none of the service's: all of those serve the same models.
         """
-        ask = self.ask(text_type, "dense")
-        place = "dashscope" if self.address.region else self.address.host
-        role = ask.text_type if ask.protocol == "native" else "no-role"
-        parts = [place, ask.model, str(ask.width or "default"), role]
+        options = self.request_options(text_type, "dense")
+        service = "dashscope" if self.address.region else self.address.host
+        role = options.text_type if options.protocol == "native" else "no-role"
+        parts = [service, options.model, str(options.expected_width or "default"), role]
         if self.long_text != "error":
             parts.append(self.long_text)
-        if ask.instruct is not None:
-            parts.append(hashlib.sha256(ask.instruct.encode()).hexdigest()[:16])
-        return "_".join(_NOT_IN_NAMES.sub(".", part) for part in parts)
+        if options.instruct is not None:
+            parts.append(hashlib.sha256(options.instruct.encode()).hexdigest()[:16])
+        return "_".join(_UNSAFE_CHARACTERS.sub(".", part) for part in parts)
 
 
-_TIMEOUTS = 10
+_DEADLINE_TO_TIMEOUT_RATIO = 10
 """How many times `timeout` a request may take as a whole, where `request_deadline` is not given."""
-_NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9.-]+")
+_UNSAFE_CHARACTERS = re.compile(r"[^A-Za-z0-9.-]+")
 
 
 # --- what fits together ------------------------------------------------------------------------------------
 
 
 def _check_protocol(settings: Settings) -> None:
-    if settings.protocol not in get_args(Protocol):
+    if settings.protocol not in get_args(ApiProtocol):
         raise InvalidInput(f'protocol={settings.protocol!r}: expected "native" or "openai"')
     if settings.long_text not in get_args(LongText):
         raise InvalidInput(f'long_text={settings.long_text!r}: expected "error", "truncate" or "average"')
     if settings.instruct is None:
         return
-    if not _is_utf8(settings.instruct):
+    if not _is_utf8_encodable(settings.instruct):
         raise InvalidInput("instruct must be a sentence, a string that UTF-8 can carry")
     if settings.protocol == "openai":
         raise InvalidInput('instruct needs protocol="native": the OpenAI-compatible protocol does not have it')
@@ -160,7 +166,7 @@ def _check_protocol(settings: Settings) -> None:
         raise InvalidInput(f"{settings.model.name} takes no instruct; these do: {takers}")
 
 
-def _is_utf8(text: object) -> bool:
+def _is_utf8_encodable(text: object) -> bool:
     if not isinstance(text, str):
         return False
     try:
@@ -174,7 +180,7 @@ _HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 _HEADER_VALUE = re.compile(r"(?:[\x21-\x7e](?:[\t\x20-\x7e]*[\x21-\x7e])?)?")
 
 
-_FRAMING = frozenset(
+_FRAMING_HEADERS = frozenset(
     {
         "connection",
         "content-encoding",
@@ -196,7 +202,7 @@ def _check_headers(settings: Settings) -> None:
     for name, value in settings.headers:
         if not _HEADER_NAME.fullmatch(name):
             raise InvalidInput(f"default_headers: {name!r} is no name of a header")
-        if name.lower() in _FRAMING:
+        if name.lower() in _FRAMING_HEADERS:
             raise InvalidInput(
                 f"default_headers: {name} belongs to a single message or connection, and is set for each"
             )
@@ -215,39 +221,39 @@ def _check_dimensions(settings: Settings) -> None:
         raise InvalidInput(f"{model.name} has no vectors of {asked} dimensions; it has {sizes}")
 
 
-_WHOLE = {
+_INTEGER_BOUNDS = {
     "max_retries": (0, 1_000_000),
     "max_concurrency": (1, 10_000),
     "batch_size": (1, 1_000_000),
     "tokens_per_request": (1, 1_000_000_000),
     "dimensions": (1, 1_000_000),
 }
-_REAL = {
+_FLOAT_BOUNDS = {
     # Sockets wait for 24 days at most, locks for 292 years: larger numbers fail deep inside them.
     "timeout": (0.0, 86_400.0),
     "request_deadline": (0.0, 864_000.0),
     "requests_per_minute": (0.01, 1e12),
     "tokens_per_minute": (0.01, 1e12),
 }
-_NEEDED = frozenset({"max_retries", "max_concurrency", "timeout"})
+_REQUIRED_NUMBERS = frozenset({"max_retries", "max_concurrency", "timeout"})
 
 
 def _check_numbers(settings: Settings) -> None:
     """Numbers of other libraries, as numpy's, are taken and become Python's."""
-    for name, (least, most) in (_WHOLE | _REAL).items():
+    for name, (least, most) in (_INTEGER_BOUNDS | _FLOAT_BOUNDS).items():
         value = getattr(settings, name)
-        if value is None and name not in _NEEDED:
+        if value is None and name not in _REQUIRED_NUMBERS:
             continue
-        whole = name in _WHOLE
+        whole = name in _INTEGER_BOUNDS
         number = isinstance(value, Integral if whole else Real) and not isinstance(value, bool)
         if not number or not least <= value <= most or (not whole and value <= 0):
             kind = "a whole number" if whole else "a number above 0"
             bounds = f"at least {least:,.15g} and at most {most:,.15g}" if least or whole else f"at most {most:,.15g}"
-            raise InvalidInput(f"{name}={_shown(value)}: expected {kind}, {bounds}")
+            raise InvalidInput(f"{name}={_safe_repr(value)}: expected {kind}, {bounds}")
         object.__setattr__(settings, name, int(value) if whole else float(value))
 
 
-def _shown(value: object) -> str:
+def _safe_repr(value: object) -> str:
     """What is no number may be a key in the wrong place; a number of thousands of digits has no repr."""
     with contextlib.suppress(ValueError):
         if isinstance(value, Real):
@@ -256,7 +262,7 @@ def _shown(value: object) -> str:
 
 
 def _check_price(settings: Settings) -> None:
-    price: object = settings.own_price
+    price: object = settings.price_override
     if price is not None and not isinstance(price, Price):
         kind = type(price).__name__
         raise InvalidInput(f'price must be a Price, not {kind}: write price=Price("CNY", 0.5) for a million tokens')

@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 if TYPE_CHECKING:
     from dashscope_embeddings._core.protocol import Reply
 
-Finding: TypeAlias = Literal["keep", "close", "stale"]
+Decision: TypeAlias = Literal["keep", "close", "stale"]
 """Believe the reply and keep its connection; believe it and close the connection; ask again on another one."""
 
-_REMEMBERED = 5_000
+_MAX_REMEMBERED_REPLIES = 5_000
 """Replies in each of two generations: about a megabyte at most."""
-_DOUBTS = 3
+_MAX_DOUBTED_IDS = 3
 """How many repeated ids are doubted although they came on another connection; after that, such a reply is believed and
 its connection closed."""
-_LATEST = 64
+_MAX_DOUBTED_FINGERPRINTS = 64
 
 
 @dataclass
@@ -33,81 +33,83 @@ class SeenReplies:
     _recent: dict[int, tuple[int, int | None]] = field(default_factory=dict)
     """Hash of an id or body → hash of the request that it answered first, and its connection."""
     _older: dict[int, tuple[int, int | None]] = field(default_factory=dict)
-    _told_nothing: set[str] = field(default_factory=set)
+    _ambiguous_kinds: set[str] = field(default_factory=set)
     """Of "id" and "body", what this server repeats for different requests."""
-    _caches: bool = False
+    _repeats_replies: bool = False
     """Whether it repeats whole replies for equal requests."""
-    _doubted: set[int] = field(default_factory=set)
+    _doubted_fingerprints: set[int] = field(default_factory=set)
     """Signs for which some request was asked again, the latest ones."""
-    _doubts: int = 0
+    _doubt_count: int = 0
 
-    def judge(self, request: bytes, reply: Reply, request_id: str | None, *, answered: bool, again: bool) -> Finding:
+    def judge(
+        self, request: bytes, reply: Reply, request_id: str | None, *, has_vectors: bool, is_repeat: bool
+    ) -> Decision:
         """Whether `reply` belongs to `request`.
 
         `answered`: it brings vectors. `again`: an earlier reply to this request was found to be stale.
         """
-        if reply.connection is None:
+        if reply.connection_id is None:
             return "keep"
-        if request_id is not None and "id" not in self._told_nothing:
-            finding = self._finding("id", hash(request_id), request, reply, again=again)
-            if "id" not in self._told_nothing:
-                return finding
-        if not answered:
+        if request_id is not None and "id" not in self._ambiguous_kinds:
+            decision = self._decide("id", hash(request_id), request, reply, is_repeat=is_repeat)
+            if "id" not in self._ambiguous_kinds:
+                return decision
+        if not has_vectors:
             # Nothing tells a copy of it: none must be read.
             return "close"
         return (
             "keep"
-            if "body" in self._told_nothing
-            else self._finding("body", hash(reply.body), request, reply, again=again)
+            if "body" in self._ambiguous_kinds
+            else self._decide("body", hash(reply.body), request, reply, is_repeat=is_repeat)
         )
 
-    def _finding(self, kind: str, sign: int, request: bytes, reply: Reply, *, again: bool) -> Finding:
-        asked, connection = self._first(sign, hash(request), reply.connection)
-        same_connection = connection == reply.connection
-        if asked == hash(request):
+    def _decide(self, kind: str, fingerprint: int, request: bytes, reply: Reply, *, is_repeat: bool) -> Decision:
+        first_request, connection = self._first_seen(fingerprint, hash(request), reply.connection_id)
+        same_connection = connection == reply.connection_id
+        if first_request == hash(request):
             if connection is not None and kind == "id":
-                return self._equal_request(same_connection=same_connection)
+                return self._decide_equal_request(same_connection=same_connection)
             return "keep"
-        if again and not same_connection and sign in self._doubted:
-            self._told_nothing.add(kind)
+        if is_repeat and not same_connection and fingerprint in self._doubted_fingerprints:
+            self._ambiguous_kinds.add(kind)
             return "keep"
         if not same_connection:
-            if self._doubts >= _DOUBTS:
+            if self._doubt_count >= _MAX_DOUBTED_IDS:
                 return "close"
-            self._doubts += 1
-        if len(self._doubted) >= _LATEST:
-            self._doubted.clear()
-        self._doubted.add(sign)
+            self._doubt_count += 1
+        if len(self._doubted_fingerprints) >= _MAX_DOUBTED_FINGERPRINTS:
+            self._doubted_fingerprints.clear()
+        self._doubted_fingerprints.add(fingerprint)
         return "stale"
 
-    def _first(self, sign: int, asked: int, connection: int | None) -> tuple[int, int | None]:
+    def _first_seen(self, fingerprint: int, request_hash: int, connection: int | None) -> tuple[int, int | None]:
         """The request and connection that this was seen with first; without a connection where that is now."""
-        found = self._recent.get(sign) or self._older.get(sign)
+        found = self._recent.get(fingerprint) or self._older.get(fingerprint)
         if found is not None:
             return found
-        if len(self._recent) >= _REMEMBERED:
+        if len(self._recent) >= _MAX_REMEMBERED_REPLIES:
             self._older, self._recent = self._recent, {}
-        self._recent[sign] = asked, connection
-        return asked, None
+        self._recent[fingerprint] = request_hash, connection
+        return request_hash, None
 
-    def _equal_request(self, *, same_connection: bool) -> Finding:
+    def _decide_equal_request(self, *, same_connection: bool) -> Decision:
         """A copy answers an equal request as well as its own reply would, which still waits on the connection."""
-        if self._caches:
+        if self._repeats_replies:
             return "keep"
-        self._caches = not same_connection
+        self._repeats_replies = not same_connection
         return "close" if same_connection else "keep"
 
 
-_of_users_clients: weakref.WeakKeyDictionary[Any, SeenReplies] = weakref.WeakKeyDictionary()
+_seen_by_user_client: weakref.WeakKeyDictionary[Any, SeenReplies] = weakref.WeakKeyDictionary()
 
 
-def seen_on(*clients: Any) -> SeenReplies:
+def seen_replies_of(*clients: Any) -> SeenReplies:
     """What was seen on the connections of a user's HTTP clients, which several of our clients may share."""
     owners = [client for client in clients if client is not None]
     try:
-        known = next((_of_users_clients[owner] for owner in owners if owner in _of_users_clients), SeenReplies())
+        known = next((_seen_by_user_client[owner] for owner in owners if owner in _seen_by_user_client), SeenReplies())
         for owner in owners:
-            _of_users_clients.setdefault(owner, known)
+            _seen_by_user_client.setdefault(owner, known)
     except TypeError:  # it cannot be hashed, or has no weak references
         return SeenReplies()
     return known

@@ -14,16 +14,16 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class Endpoint:
     """Another endpoint than that of embeddings, and files that are too large to be held as a body."""
 
     method: str
     path: str
     """Below the host's root, with its query if it has one."""
-    upload: Path | None = None
+    upload_file: Path | None = None
     """Sent as the file of a form, with `fields`."""
-    fields: Mapping[str, str] = field(default_factory=dict)
-    into: Path | None = None
+    form_fields: Mapping[str, str] = field(default_factory=dict)
+    download_to: Path | None = None
     """Where the body of a successful reply is written, whole or not at all; the reply then comes without it."""
 
 
@@ -32,11 +32,11 @@ class Send:
     """Post this body to the endpoint; send back a `Reply`, or a `Failure` if none came."""
 
     body: bytes = b""
-    target: Target | None = None
+    endpoint: Endpoint | None = None
     """None: the endpoint of embeddings."""
-    most: int = 64 << 20
+    max_reply_bytes: int = 64 << 20
     """Bytes of a reply's body, decompressed, that are read: no answer is larger."""
-    keep: Callable[[Reply], bool] | None = field(default=None, compare=False, repr=False)
+    may_reuse_connection: Callable[[Reply], bool] | None = field(default=None, compare=False, repr=False)
     """Called with the reply while its connection is still held: whether another request may use it."""
 
 
@@ -48,4 +48,4 @@ class Sleep:
 
 
 Step: TypeAlias = Send | Sleep
-Answer: TypeAlias = Reply | Failure | None
+StepResult: TypeAlias = Reply | Failure | None

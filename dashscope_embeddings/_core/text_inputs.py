@@ -21,12 +21,12 @@ from numbers import Number
 from typing import Any, TypeAlias
 
 from dashscope_embeddings._core.text_length import Limits, LongText
-from dashscope_embeddings.errors import DashScopeError, InvalidInput, describe
+from dashscope_embeddings.errors import DashScopeError, InvalidInput, describe_indices
 
-Refused: TypeAlias = Callable[[int, DashScopeError], object]
+OnRefused: TypeAlias = Callable[[int, DashScopeError], object]
 
 
-def texts_of(source: object) -> Iterator[str]:
+def iterate_texts(source: object) -> Iterator[str]:
     """The vendor's three inputs: one string, an open text file (a text a line), any iterable of strings in an order.
 
     Columns of strings are taken too: a Series of pandas or polars, an array of numpy or pyarrow.
@@ -34,8 +34,8 @@ def texts_of(source: object) -> Iterator[str]:
     Raises:
         InvalidInput: it is none of these.
     """
-    if (said := _no_texts(source)) is not None:
-        raise InvalidInput(f"texts must be a string, a text file or an iterable of strings, {said}")
+    if (problem := _source_problem(source)) is not None:
+        raise InvalidInput(f"texts must be a string, a text file or an iterable of strings, {problem}")
     if isinstance(source, str):
         yield source
     elif isinstance(source, io.TextIOBase) or (hasattr(source, "readline") and hasattr(source, "__iter__")):
@@ -49,7 +49,7 @@ def texts_of(source: object) -> Iterator[str]:
         yield from source.to_pylist() if hasattr(source, "to_pylist") else source  # type: ignore[misc] # see _no_texts
 
 
-def _no_texts(source: object) -> str | None:
+def _source_problem(source: object) -> str | None:
     """Why the texts cannot be taken from this, and what to pass instead; None: they can.
 
     What gives something else than its texts when it is iterated (a table its columns' names, a dict its keys, a set
@@ -58,7 +58,7 @@ def _no_texts(source: object) -> str | None:
     if isinstance(source, (str, list, tuple, KeysView)):
         return None
     kind = type(source).__name__
-    for kinds, instead in _INSTEAD.items():
+    for kinds, instead in _UNSUPPORTED_SOURCES.items():
         if isinstance(source, kinds):
             return f"not {kind}{instead}"
     if hasattr(type(source), "columns"):
@@ -70,7 +70,7 @@ def _no_texts(source: object) -> str | None:
     return None
 
 
-_INSTEAD: dict[type | tuple[type, ...], str] = {
+_UNSUPPORTED_SOURCES: dict[type | tuple[type, ...], str] = {
     (io.RawIOBase, io.BufferedIOBase, bytes, bytearray, memoryview): (
         ": open the file in text mode, or decode the bytes first"
     ),
@@ -81,25 +81,25 @@ _INSTEAD: dict[type | tuple[type, ...], str] = {
 }
 
 
-_PAIR = re.compile("[\ud800-\udbff][\udc00-\udfff]")
+_SURROGATE_PAIR = re.compile("[\ud800-\udbff][\udc00-\udfff]")
 
 
-def complaint(text: object, limits: Limits, policy: LongText) -> str | None:
+def text_problem(text: object, limits: Limits, long_text: LongText) -> str | None:
     """What is wrong with a text and what to do about it; None: nothing."""
     if not isinstance(text, str):
-        return _no_text(text)
+        return _non_string_problem(text)
     if not text or text.isspace():
         return "is empty or blank: the service refuses such a text and its whole request; leave it out"
     if not text.isascii():
         try:
             text.encode()
         except UnicodeEncodeError as error:
-            pair = _PAIR.match(text, error.start) is not None
+            pair = _SURROGATE_PAIR.match(text, error.start) is not None
             return (
                 f"holds {'a surrogate pair' if pair else 'a lone surrogate'} at character {error.start}, which UTF-8 "
                 'cannot carry: mend it with text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")'
             )
-    if policy == "error" and limits.surely_too_long(text):
+    if long_text == "error" and limits.certainly_too_long(text):
         return (
             f"is far longer ({len(text)} characters) than the model's {limits.tokens_per_row} tokens: split "
             'it, or use long_text="truncate" or "average"'
@@ -107,7 +107,7 @@ def complaint(text: object, limits: Limits, policy: LongText) -> str | None:
     return None
 
 
-def _no_text(value: object) -> str:
+def _non_string_problem(value: object) -> str:
     kind = type(value).__name__
     number = isinstance(value, Number)
     # NaN is the one number that differs from itself; the names are pandas' NA and NaT, which is not imported here.
@@ -120,32 +120,32 @@ def _no_text(value: object) -> str:
     return f"is {kind}, not a string: embed the field that holds its text"
 
 
-_MANY_TEXTS, _MANY_CHARACTERS = 5_000, 500_000
+_MAX_INLINE_TEXTS, _MAX_INLINE_CHARACTERS = 5_000, 500_000
 """More than this is checked in a thread, for the sake of an event loop's other tasks."""
 
 
-def is_much(texts: Sequence[object]) -> bool:
+def needs_thread(texts: Sequence[object]) -> bool:
     """Whether checking these texts would stop an event loop for longer than its other tasks should notice."""
-    if len(texts) > _MANY_TEXTS:
+    if len(texts) > _MAX_INLINE_TEXTS:
         return True
-    return sum(len(text) for text in texts if isinstance(text, str)) > _MANY_CHARACTERS
+    return sum(len(text) for text in texts if isinstance(text, str)) > _MAX_INLINE_CHARACTERS
 
 
-def checked(texts: Iterable[str], limits: Limits, policy: LongText) -> list[str]:
+def validate(texts: Iterable[str], limits: Limits, long_text: LongText) -> list[str]:
     """All texts, or one error that names every bad one, before anything is sent.
 
     Raises:
         InvalidInput: with `failed` and `reasons` filled.
     """
     good = list(texts)
-    complaints = {i: said for i, text in enumerate(good) if (said := complaint(text, limits, policy))}
-    if complaints:
-        raise refusal(complaints, {i: good[i] for i in complaints}, "nothing was sent")
+    problems = {i: said for i, text in enumerate(good) if (said := text_problem(text, limits, long_text))}
+    if problems:
+        raise invalid_input_error(problems, {i: good[i] for i in problems}, "nothing was sent")
     return good
 
 
-def checking(
-    texts: Iterable[str], limits: Limits, policy: LongText, refused: Refused | None = None
+def validate_each(
+    texts: Iterable[str], limits: Limits, long_text: LongText, on_refused: OnRefused | None = None
 ) -> Iterator[str | None]:
     """The texts one by one, for a source that may have no end.
 
@@ -155,45 +155,45 @@ def checking(
         InvalidInput: at the first bad one, where nobody wants to be told.
     """
     for index, text in enumerate(texts):
-        yield _good(index, text, complaint(text, limits, policy), refused)
+        yield _accept_or_refuse(index, text, text_problem(text, limits, long_text), on_refused)
 
 
-async def achecking(
+async def avalidate_each(
     texts: AsyncIterable[str],
     limits: Limits,
-    policy: LongText,
-    refused: Refused | None = None,
+    long_text: LongText,
+    on_refused: OnRefused | None = None,
     *,
     in_thread: Callable[..., Awaitable[str | None]],
 ) -> AsyncIterator[str | None]:
     """`checking` of an asynchronous source; huge texts are checked by `in_thread`."""
     index = 0
     async for text in texts:
-        if is_much([text]):
-            said = await in_thread(complaint, text, limits, policy)
+        if needs_thread([text]):
+            problem = await in_thread(text_problem, text, limits, long_text)
         else:
-            said = complaint(text, limits, policy)
-        yield _good(index, text, said, refused)
+            problem = text_problem(text, limits, long_text)
+        yield _accept_or_refuse(index, text, problem, on_refused)
         index += 1
 
 
-def _good(index: int, text: str, said: str | None, refused: Refused | None) -> str | None:
-    if said is None:
+def _accept_or_refuse(index: int, text: str, problem: str | None, on_refused: OnRefused | None) -> str | None:
+    if problem is None:
         return text
-    if refused is None:
-        raise refusal({index: said}, {index: text})
-    refused(index, refusal({index: said}, {index: text}, "it was not sent"))
+    if on_refused is None:
+        raise invalid_input_error({index: problem}, {index: text})
+    on_refused(index, invalid_input_error({index: problem}, {index: text}, "it was not sent"))
     return None
 
 
-def refusal(
-    complaints: dict[int, str], texts: dict[int, Any], end: str = "the texts before it were sent"
+def invalid_input_error(
+    problems: dict[int, str], texts: dict[int, Any], consequence: str = "the texts before it were sent"
 ) -> InvalidInput:
     """One error for all bad texts of a call."""
-    bad = sorted(complaints)
-    more = f" ({describe(bad)} cannot be embedded)" if len(bad) > 1 else ""
-    error = InvalidInput(f"text {bad[0]} {complaints[bad[0]]}{more}; {end}")
+    bad = sorted(problems)
+    more = f" ({describe_indices(bad)} cannot be embedded)" if len(bad) > 1 else ""
+    error = InvalidInput(f"text {bad[0]} {problems[bad[0]]}{more}; {consequence}")
     error.failed = bad
-    error.reasons = {i: complaints[i] for i in bad}
+    error.reasons = {i: problems[i] for i in bad}
     error.refused = {i: texts[i] for i in bad}
     return error

@@ -16,12 +16,12 @@ LongText = Literal["error", "truncate", "average"]
 
 # --- how long a text is ------------------------------------------------------------------------------------
 
-_ASCII_PER_TOKEN = 4.0
+_ASCII_CHARACTERS_PER_TOKEN = 4.0
 _TOKENS_PER_EXTRA_BYTE = 0.35
-_SURELY = 0.4
+_WORST_CASE_RATIO = 0.4
 
 
-def estimate(text: str) -> float:
+def estimate_tokens(text: str) -> float:
     """About how many tokens a text has.
 
     No page names the tokenizer, so this is a rule of thumb: four ASCII characters a token; 0.7 for a Chinese
@@ -30,14 +30,14 @@ def estimate(text: str) -> float:
     """
     size = len(text)
     if text.isascii():
-        return size / _ASCII_PER_TOKEN
+        return size / _ASCII_CHARACTERS_PER_TOKEN
     extra = len(text.encode()) - size
-    return max(size - extra, 0) / _ASCII_PER_TOKEN + extra * _TOKENS_PER_EXTRA_BYTE
+    return max(size - extra, 0) / _ASCII_CHARACTERS_PER_TOKEN + extra * _TOKENS_PER_EXTRA_BYTE
 
 
-def _longer(text: str, tokens: float) -> bool:
+def _exceeds(text: str, tokens: float) -> bool:
     """Whether a text is estimated above so many tokens: a huge one is told by its length, without encoding it."""
-    return len(text) / _ASCII_PER_TOKEN > tokens or estimate(text) > tokens
+    return len(text) / _ASCII_CHARACTERS_PER_TOKEN > tokens or estimate_tokens(text) > tokens
 
 
 @dataclass
@@ -53,80 +53,80 @@ class Limits:
     tokens_per_request: int | None
 
     @classmethod
-    def of(cls, model: Model) -> Limits:
+    def from_model(cls, model: Model) -> Limits:
         """The limits that the catalogue states."""
         return cls(model.rows, model.tokens_per_row_limit, model.tokens_per_request)
 
-    def fewer_rows(self, most: int) -> None:
+    def lower_row_limit(self, max_rows: int) -> None:
         """The service said: at most so many texts a request."""
-        self.rows = max(1, min(self.rows, most))
+        self.rows = max(1, min(self.rows, max_rows))
 
-    def shorter_rows(self, most: int) -> None:
+    def lower_token_limit(self, max_tokens: int) -> None:
         """The service said: at most so many tokens a text."""
-        self.tokens_per_row = max(1, min(self.tokens_per_row, most))
+        self.tokens_per_row = max(1, min(self.tokens_per_row, max_tokens))
 
-    def perhaps_too_long(self, text: str) -> bool:
+    def probably_too_long(self, text: str) -> bool:
         """Whether a text is too long if our estimate is right."""
         # No text has more than two estimated tokens a character: most need no estimate.
-        return len(text) * 2 > self.tokens_per_row and _longer(text, self.tokens_per_row)
+        return len(text) * 2 > self.tokens_per_row and _exceeds(text, self.tokens_per_row)
 
-    def surely_too_long(self, text: str) -> bool:
+    def certainly_too_long(self, text: str) -> bool:
         """Whether a text is too long even if our estimate is two and a half times too high."""
         # No text has more than two and a half estimated tokens a character: most need no estimate.
-        return len(text) > self.tokens_per_row and _longer(text, self.tokens_per_row / _SURELY)
+        return len(text) > self.tokens_per_row and _exceeds(text, self.tokens_per_row / _WORST_CASE_RATIO)
 
 
-_learned: dict[tuple[str, str], Limits] = {}
+_observed_limits: dict[tuple[str, str], Limits] = {}
 
 
-def limits_of(host: str, model: Model) -> Limits:
+def shared_limits(host: str, model: Model) -> Limits:
     """The process's limits for a model at a host. No lock: a forked child could find it held for ever."""
-    return _learned.setdefault((host, model.name), Limits.of(model))
+    return _observed_limits.setdefault((host, model.name), Limits.from_model(model))
 
 
 # --- cutting long texts ------------------------------------------------------------------------------------
 
-_PIECE = 0.9
+_CHUNK_FILL_RATIO = 0.9
 """Share of the limit that a piece aims at: a refusal costs a round trip."""
-_SEAMS = ("\n\n", "\n", "。", "! ", "? ", ". ", "；", "，", " ")
+_BOUNDARIES = ("\n\n", "\n", "。", "! ", "? ", ". ", "；", "，", " ")
 
 
-def shorten(text: str, tokens: float) -> str:
+def truncate(text: str, max_tokens: float) -> str:
     """The beginning of a text, about so many tokens long, cut at a natural seam where one is near."""
     # No script has more characters a token than ASCII: looking further would mix in another part's density.
-    head = text[: int(tokens * _ASCII_PER_TOKEN) + 1]
-    keep = max(1, int(len(head) * tokens / max(estimate(head), 1.0)))
+    head = text[: int(max_tokens * _ASCII_CHARACTERS_PER_TOKEN) + 1]
+    keep = max(1, int(len(head) * max_tokens / max(estimate_tokens(head), 1.0)))
     if keep >= len(text):
         return text
     nearest = keep - keep // 10
-    for seam in _SEAMS:
+    for seam in _BOUNDARIES:
         at = text.rfind(seam, nearest, keep)
         if at != -1 and text[: at + len(seam)].strip():
             return text[: at + len(seam)]
     return text[:keep]
 
 
-def beginning(text: str, tokens: float) -> str:
+def truncate_after_blanks(text: str, max_tokens: float) -> str:
     """`shorten` from the first character that is not blank: blanks alone would be refused."""
-    return shorten(text.lstrip(), tokens)
+    return truncate(text.lstrip(), max_tokens)
 
 
-def pieces(text: str, tokens: float) -> Iterator[str]:
+def chunks(text: str, max_tokens: float) -> Iterator[str]:
     """The whole text in pieces of about so many tokens, none blank."""
     # Cut from a window, because a copy of the whole rest for every piece makes a huge text quadratic.
-    at, window = 0, int(tokens * _ASCII_PER_TOKEN) + 2
+    at, window = 0, int(max_tokens * _ASCII_CHARACTERS_PER_TOKEN) + 2
     while at < len(text):
-        piece = shorten(text[at : at + window], tokens)
+        piece = truncate(text[at : at + window], max_tokens)
         at += len(piece)
         if not piece.isspace():
             yield piece
 
 
-def fitting(text: str, policy: LongText, tokens: float) -> Iterator[str]:
+def fit_rows(text: str, long_text: LongText, max_tokens: float) -> Iterator[str]:
     """The rows that stand for a text: itself; or its beginning, or its pieces, where it is too long."""
-    if policy == "error" or not _longer(text, tokens):
+    if long_text == "error" or not _exceeds(text, max_tokens):
         yield text
-    elif policy == "truncate":
-        yield beginning(text, tokens)
+    elif long_text == "truncate":
+        yield truncate_after_blanks(text, max_tokens)
     else:
-        yield from pieces(text, tokens * _PIECE)
+        yield from chunks(text, max_tokens * _CHUNK_FILL_RATIO)

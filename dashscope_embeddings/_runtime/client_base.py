@@ -12,44 +12,44 @@ from typing_extensions import Self
 from dashscope_embeddings import usage as dashscope_embeddings_usage
 from dashscope_embeddings._core import planning
 from dashscope_embeddings._core import rate_limiter as core_rate_limiter
-from dashscope_embeddings._core.exchange import Answer, Flow, Outcome, Step, Terms, exchange
+from dashscope_embeddings._core.exchange import Exchange, Outcome, RequestContext, Step, StepResult, exchange
 from dashscope_embeddings._core.planning import Batch
-from dashscope_embeddings._core.query_batcher import Coalescer, Query
-from dashscope_embeddings._core.results import Assembly
+from dashscope_embeddings._core.query_batcher import Query, QueryBatcher
+from dashscope_embeddings._core.results import ResultCollector
 from dashscope_embeddings._core.settings import Settings
-from dashscope_embeddings._core.stale_replies import seen_on
-from dashscope_embeddings._core.text_inputs import Refused
-from dashscope_embeddings._core.text_length import limits_of
-from dashscope_embeddings._runtime.async_drivers import Tasks, in_thread
-from dashscope_embeddings._runtime.drivers import Threads
-from dashscope_embeddings._runtime.thread_pool import Halt, Lock
-from dashscope_embeddings._runtime.transport import Sessions
-from dashscope_embeddings._runtime.user_resources import Given
+from dashscope_embeddings._core.stale_replies import seen_replies_of
+from dashscope_embeddings._core.text_inputs import OnRefused
+from dashscope_embeddings._core.text_length import shared_limits
+from dashscope_embeddings._runtime.async_drivers import AsyncDriver, run_in_thread
+from dashscope_embeddings._runtime.drivers import ThreadDriver
+from dashscope_embeddings._runtime.thread_pool import ForkSafeLock, StopEvent
+from dashscope_embeddings._runtime.transport import Transport
+from dashscope_embeddings._runtime.user_resources import UserResources
 from dashscope_embeddings.errors import InvalidInput
 from dashscope_embeddings.vectors import Output, TextType, Usage
 
-Arrived: TypeAlias = Callable[[Sequence[str], Outcome], object]
+OnBatchDone: TypeAlias = Callable[[Sequence[str], Outcome], object]
 
 T = TypeVar("T")
 
 
-class Calls:
+class ClientBase:
     """Settings, and what is made of them: connections, limiter, counters. Only the settings are pickled.
 
     An `on_request` hook stays in the process that it was given in.
     """
 
-    def _start(self, settings: Settings, given: Given) -> None:
+    def _set_up(self, settings: Settings, user_resources: UserResources) -> None:
         self.settings = settings
-        self._given = given
-        self._sessions = Sessions(settings, given)
-        self._threads = Threads(self._sessions, settings.max_concurrency)
-        self._tasks = Tasks(self._sessions, settings.max_concurrency)
-        self._limits = limits_of(settings.address.host, settings.model)
-        self._waiting: dict[Output, Coalescer] = {}
-        self._known_terms: dict[tuple[TextType, Output], Terms] = {}
-        self._seen = seen_on(given.client, given.async_client)
-        self._lock = Lock()
+        self._user_resources = user_resources
+        self._transport = Transport(settings, user_resources)
+        self._thread_driver = ThreadDriver(self._transport, settings.max_concurrency)
+        self._async_driver = AsyncDriver(self._transport, settings.max_concurrency)
+        self._limits = shared_limits(settings.address.host, settings.model)
+        self._query_batchers: dict[Output, QueryBatcher] = {}
+        self._contexts: dict[tuple[TextType, Output], RequestContext] = {}
+        self._seen_replies = seen_replies_of(user_resources.client, user_resources.async_client)
+        self._lock = ForkSafeLock()
         self._usage = Usage()
 
     @property
@@ -62,98 +62,110 @@ class Calls:
         """What all calls of this client were billed so far."""
         return self._usage
 
-    def _terms(self, text_type: TextType, output: Output) -> Terms:
-        if (known := self._known_terms.get((text_type, output))) is not None:
+    def _request_context(self, text_type: TextType, output: Output) -> RequestContext:
+        if (known := self._contexts.get((text_type, output))) is not None:
             return known
         settings = self.settings
-        ask = settings.ask(text_type, output)
-        pace = core_rate_limiter.shared(settings.account, self._sessions.clock.now)
-        pace.tighten(settings.requests_per_minute, settings.tokens_per_minute)
-        terms = self._known_terms[text_type, output] = Terms(
-            ask,
+        options = settings.request_options(text_type, output)
+        rate_limiter = core_rate_limiter.shared_limiter(settings.quota_key, self._transport.clock.now)
+        rate_limiter.apply_limits(settings.requests_per_minute, settings.tokens_per_minute)
+        context = self._contexts[text_type, output] = RequestContext(
+            options,
             self._limits,
-            pace,
+            rate_limiter,
             long_text=settings.long_text,
             max_retries=settings.max_retries,
-            on_request=self._given.on_request,
-            asked=settings.asked,
-            seen=self._seen,
+            on_request=self._user_resources.on_request,
+            error_context=settings.error_context,
+            seen_replies=self._seen_replies,
         )
-        return terms
+        return context
 
-    def _query(self, texts: list[str], terms: Terms) -> tuple[Batch, Query, Coalescer] | None:
+    def _prepare_query(self, texts: list[str], context: RequestContext) -> tuple[Batch, Query, QueryBatcher] | None:
         """A lone query that may travel with others; None for everything else."""
-        if len(texts) != 1 or terms.ask.text_type != "query":
+        if len(texts) != 1 or context.options.text_type != "query":
             return None
-        if (batch := planning.lone(texts[0], self._limits, terms.long_text)) is None:
+        if (batch := planning.single_row_batch(texts[0], self._limits, context.long_text)) is None:
             return None
-        if (waiting := self._waiting.get(terms.ask.output)) is None:
-            waiting = self._waiting.setdefault(terms.ask.output, Coalescer(self.settings.max_concurrency))
-        return batch, Query(batch.texts[0], max(1, round(batch.tokens)), _nobody), waiting
+        if (batcher := self._query_batchers.get(context.options.output)) is None:
+            batcher = self._query_batchers.setdefault(
+                context.options.output, QueryBatcher(self.settings.max_concurrency)
+            )
+        return batch, Query(batch.texts[0], max(1, round(batch.estimated_tokens)), _no_op), batcher
 
-    def _plan(self, *, memory: int | None) -> planning.Plan:
+    def _planner(self, *, memory: int | None) -> planning.BatchPlanner:
         settings = self.settings
-        return planning.Plan(
+        return planning.BatchPlanner(
             self._limits,
-            policy=settings.long_text,
-            rows=settings.batch_size,
-            tokens=settings.tokens_per_request,
-            memory=memory,
+            long_text=settings.long_text,
+            max_rows=settings.batch_size,
+            max_tokens=settings.tokens_per_request,
+            dedup_window=memory,
         )
 
-    def run(self, flow: Generator[Step, Answer, T], halt: Halt) -> T:
+    def run(self, flow: Generator[Step, StepResult, T], halt: StopEvent) -> T:
         """Performs another flow with this client's connections, on the caller's thread."""
-        return self._threads.run(flow, halt)
+        return self._thread_driver.run_steps(flow, halt)
 
-    def apart(self, run: Callable[[], T]) -> T:
+    def run_uninterrupted(self, function: Callable[[], T]) -> T:
         """Does it where no exception of a signal handler can fall, as others wait for how it ends."""
-        return self._threads.apart(run)
+        return self._thread_driver.run_uninterrupted(function)
 
     def drain(self) -> None:
         """Waits for requests of sync code that are under way although their caller has left."""
-        self._threads.drain()
+        self._thread_driver.drain()
 
-    def _job(self, output: Output, *, packed: int | None = None) -> Assembly:
-        return Assembly(output, self.settings.price, packed=packed)
+    def _new_collector(self, output: Output, *, packed: int | None = None) -> ResultCollector:
+        return ResultCollector(output, self.settings.price, array_rows=packed)
 
     def _flows(
-        self, batches: Iterator[Batch], terms: Terms, job: Assembly, arrived: Arrived | None = None
-    ) -> Iterator[tuple[Batch, Flow]]:
-        terms = terms.of_one_call()
-        return ((batch, self._flow(batch, terms, job, arrived)) for batch in batches)
+        self,
+        batches: Iterator[Batch],
+        context: RequestContext,
+        collector: ResultCollector,
+        arrived: OnBatchDone | None = None,
+    ) -> Iterator[tuple[Batch, Exchange]]:
+        context = context.for_one_call()
+        return ((batch, self._flow(batch, context, collector, arrived)) for batch in batches)
 
     def _aflows(
-        self, batches: AsyncIterator[Batch], terms: Terms, job: Assembly, arrived: Arrived | None = None
-    ) -> AsyncIterator[tuple[Batch, Flow]]:
-        terms = terms.of_one_call()
-        return ((batch, self._flow(batch, terms, job, arrived)) async for batch in batches)
+        self,
+        batches: AsyncIterator[Batch],
+        context: RequestContext,
+        collector: ResultCollector,
+        arrived: OnBatchDone | None = None,
+    ) -> AsyncIterator[tuple[Batch, Exchange]]:
+        context = context.for_one_call()
+        return ((batch, self._flow(batch, context, collector, arrived)) async for batch in batches)
 
-    def _counted(self, job: Assembly, texts: Sequence[str] | None = None) -> _Counted:
-        return _Counted(self, job, texts)
+    def _billing(self, collector: ResultCollector, texts: Sequence[str] | None = None) -> _Billing:
+        return _Billing(self, collector, texts)
 
-    def _left(self, job: Assembly) -> None:
+    def _finish_call(self, collector: ResultCollector) -> None:
         """Its caller is here no more."""
-        with self._lock.here:
-            job.over = True
-        job.settle()
-        self._count(job.usage)
+        with self._lock.current:
+            collector.is_abandoned = True
+        collector.count_abandoned()
+        self._add_usage(collector.usage)
 
-    def _late(self, job: Assembly, outcome: Outcome) -> None:
+    def _count_late(self, collector: ResultCollector, outcome: Outcome) -> None:
         """What came when the caller had left is billed all the same."""
-        self._count(job.usage_of(outcome.requests, outcome.texts, outcome.tokens))
+        self._add_usage(collector.make_usage(outcome.requests, outcome.texts, outcome.tokens))
 
-    def _count(self, usage: Usage) -> None:
-        with self._lock.here:
+    def _add_usage(self, usage: Usage) -> None:
+        with self._lock.current:
             self._usage += usage
-        dashscope_embeddings_usage.count(usage)
+        dashscope_embeddings_usage.add_to_trackers(usage)
 
-    def _flow(self, batch: Batch, terms: Terms, job: Assembly, arrived: Arrived | None) -> Flow:
-        outcome = yield from exchange(batch.texts, terms)
-        with self._lock.here:
-            if not job.over:
-                job.landed[batch.number] = batch, outcome
-        if job.over:
-            self._late(job, outcome)
+    def _flow(
+        self, batch: Batch, context: RequestContext, collector: ResultCollector, arrived: OnBatchDone | None
+    ) -> Exchange:
+        outcome = yield from exchange(batch.texts, context)
+        with self._lock.current:
+            if not collector.is_abandoned:
+                collector.finished[batch.number] = batch, outcome
+        if collector.is_abandoned:
+            self._count_late(collector, outcome)
         if arrived is not None:
             arrived(batch.texts, outcome)
         return outcome
@@ -162,9 +174,12 @@ class Calls:
 
     def __eq__(self, other: object) -> bool:
         """Whether both ask the same in the same way: what caches of functions compare."""
-        if not isinstance(other, Calls):
+        if not isinstance(other, ClientBase):
             return NotImplemented
-        return type(self) is type(other) and (self.settings, self._given) == (other.settings, other._given)
+        return type(self) is type(other) and (self.settings, self._user_resources) == (
+            other.settings,
+            other._user_resources,
+        )
 
     def __hash__(self) -> int:
         return hash(self.settings)
@@ -174,7 +189,7 @@ class Calls:
         return self
 
     def __getstate__(self) -> Settings:
-        if replace(self._given, on_request=None) != Given():
+        if replace(self._user_resources, on_request=None) != UserResources():
             raise InvalidInput(
                 "a client with an http_client or rate_limiter of yours cannot be copied to another process: "
                 "sockets and locks stay here. Make it there, or set proxies by environment variables"
@@ -182,7 +197,7 @@ class Calls:
         return self.settings
 
     def __setstate__(self, settings: Settings) -> None:
-        self._start(settings, Given())
+        self._set_up(settings, UserResources())
 
     def __repr__(self) -> str:
         if not hasattr(self, "settings"):
@@ -190,25 +205,25 @@ class Calls:
         return f"EmbeddingClient(model={self.settings.model.name!r}, host={self.settings.address.host!r})"
 
 
-class _Counted:
+class _Billing:
     """Adds what a job was billed, however it ends; whatever ends it takes along what had arrived.
 
     Not a generator: `contextlib` writes to what passes, which some exceptions do not allow.
     """
 
-    def __init__(self, calls: Calls, job: Assembly, texts: Sequence[str] | None) -> None:
-        self._calls, self._job, self._texts = calls, job, texts
+    def __init__(self, client: ClientBase, collector: ResultCollector, texts: Sequence[str] | None) -> None:
+        self._client, self._collector, self._texts = client, collector, texts
 
     def __enter__(self) -> None:
         """Nothing yet."""
 
-    def __exit__(self, _: object, end: BaseException | None, __: object) -> None:
-        if end is not None and not isinstance(end, GeneratorExit):
-            self._job.salvage(end, self._texts)
-        self._calls._left(self._job)  # noqa: SLF001 - a part of it
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        if error is not None and not isinstance(error, GeneratorExit):
+            self._collector.attach_partial(error, self._texts)
+        self._client._finish_call(self._collector)  # noqa: SLF001 - a part of it
 
 
-class Callbacks:
+class CallbackGuard:
     """Around calls of a caller's functions: the first failure ends the job, once what is in flight has come back."""
 
     def __init__(self, stop: Callable[[], object]) -> None:
@@ -225,28 +240,28 @@ class Callbacks:
         self._stop()
         return True
 
-    def end(self) -> None:
+    def raise_first_error(self) -> None:
         """Raises what was kept."""
         if self._failure is not None:
             raise self._failure
 
 
-def dismiss(job: Assembly, outcome: Outcome, refused: Refused | None) -> None:
+def skip_refused(collector: ResultCollector, outcome: Outcome, refused: OnRefused | None) -> None:
     """Where the whole job fails, refusals of single texts are not to be believed."""
-    if refused is not None and outcome.stop is None:
-        for index, error in job.dismiss().items():
+    if refused is not None and outcome.abort_error is None:
+        for index, error in collector.skip_refused().items():
             refused(index, error)
 
 
-async def taken(job: Assembly, batch: Batch, outcome: Outcome) -> int:
+async def add_result(collector: ResultCollector, batch: Batch, outcome: Outcome) -> int:
     """`Assembly.take`, in a thread where the mean of a huge text's vectors would stop the loop."""
-    if max((len(place.parts) for place in batch.places), default=0) < _MANY_PARTS:
-        return job.take(batch, outcome)
-    return await in_thread(job.take, batch, outcome)
+    if max((len(place.rows) for place in batch.slots), default=0) < _MIN_PARTS_FOR_THREAD:
+        return collector.add(batch, outcome)
+    return await run_in_thread(collector.add, batch, outcome)
 
 
-_MANY_PARTS = 50
+_MIN_PARTS_FOR_THREAD = 50
 
 
-def _nobody() -> None:
+def _no_op() -> None:
     """Whom a query wakes before its caller waits."""

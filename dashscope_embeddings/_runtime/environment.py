@@ -23,9 +23,9 @@ from pydantic import SecretStr
 from dashscope_embeddings._core.address import is_loopback
 from dashscope_embeddings.errors import InvalidInput
 
-_SCHEMES = ("http", "https", "socks5", "socks5h")
-_CERTIFICATES = ("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
-_HIGHEST_PORT = 65_535
+_PROXY_SCHEMES = ("http", "https", "socks5", "socks5h")
+_CERTIFICATE_VARIABLES = ("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
+_MAX_PORT = 65_535
 
 
 # --- proxies -----------------------------------------------------------------------------------------------
@@ -36,16 +36,16 @@ class Proxy:
     """A proxy, and where it was named."""
 
     variable: str
-    given: httpx.Proxy
+    httpx_proxy: httpx.Proxy
 
     @property
     def scheme(self) -> str:
         """Such as "http" or "socks5"."""
-        return self.given.url.scheme
+        return self.httpx_proxy.url.scheme
 
     def __str__(self) -> str:
         """Without user and password."""
-        return f"{self.variable}={_shown(str(self.given.url))}"
+        return f"{self.variable}={_without_credentials(str(self.httpx_proxy.url))}"
 
 
 def proxy_for(url: httpx.URL) -> Proxy | None:
@@ -54,23 +54,23 @@ def proxy_for(url: httpx.URL) -> Proxy | None:
     Raises:
         InvalidInput: a proxy is named that cannot be used.
     """
-    named = None if is_loopback(url.host) else _named(url)
-    return None if named is None else Proxy(named[0], _checked(*named, url.host))
+    named = None if is_loopback(url.host) else _proxy_variable(url)
+    return None if named is None else Proxy(named[0], _parse_proxy(*named, url.host))
 
 
-def _named(url: httpx.URL) -> tuple[str, SecretStr] | None:
+def _proxy_variable(url: httpx.URL) -> tuple[str, SecretStr] | None:
     """The variable that speaks of an address, and its value, which may hold a password."""
     # Of the system's settings as well, on Windows and macOS.
     named = urllib.request.getproxies()
     scheme = next((scheme for scheme in (url.scheme, "all") if named.get(scheme)), None)
-    if scheme is None or any(_exempts(entry, url) for entry in re.split(r"[\s,]+", named.get("no", ""))):
+    if scheme is None or any(_matches_no_proxy(entry, url) for entry in re.split(r"[\s,]+", named.get("no", ""))):
         return None
     variable = f"{scheme}_proxy"
     spelt = (name for name in os.environ if name.lower() == variable and os.environ[name] == named[scheme])
     return next(spelt, variable), SecretStr(named[scheme].strip())
 
 
-def _exempts(entry: str, url: httpx.URL) -> bool:
+def _matches_no_proxy(entry: str, url: httpx.URL) -> bool:
     """Whether an entry of NO_PROXY stands for an address: a name and those below it, an IP or a range, with a port."""
     scheme, _, entry = entry.lower().rpartition("://")
     if scheme not in {"", "all", url.scheme}:
@@ -93,31 +93,31 @@ def _exempts(entry: str, url: httpx.URL) -> bool:
         return name == "*" or fnmatch.fnmatchcase(host, name) or (bare != "" and f".{host}".endswith(f".{bare}"))
 
 
-def _checked(variable: str, value: SecretStr, host: str) -> httpx.Proxy:
+def _parse_proxy(variable: str, value: SecretStr, host: str) -> httpx.Proxy:
     """The proxy that a variable names."""
     named = re.match(r"([^:/@]+)://", value.get_secret_value())  # no other part of it, which a traceback would show
     scheme = named[1].lower() if named else "http"
-    if scheme not in _SCHEMES:
-        trouble = f"its scheme is none of {', '.join(_SCHEMES)}"
+    if scheme not in _PROXY_SCHEMES:
+        problem = f"its scheme is none of {', '.join(_PROXY_SCHEMES)}"
         if scheme.startswith("socks"):
-            trouble += f": write socks5:// in place of {scheme}://"
+            problem += f": write socks5:// in place of {scheme}://"
     elif scheme.startswith("socks") and importlib.util.find_spec("socksio") is None:
-        trouble = 'it needs the package socksio: pip install "httpx[socks]"'
+        problem = 'it needs the package socksio: pip install "httpx[socks]"'
     else:
-        trouble = "it is no address: expected one like http://127.0.0.1:7890 or http://user:password@host:port"
+        problem = "it is no address: expected one like http://127.0.0.1:7890 or http://user:password@host:port"
         try:
             proxy = httpx.Proxy(f"{'' if named else 'http://'}{value.get_secret_value()}")
-            if proxy.url.host.encode("idna") and 0 < (1 if proxy.url.port is None else proxy.url.port) <= _HIGHEST_PORT:
+            if proxy.url.host.encode("idna") and 0 < (1 if proxy.url.port is None else proxy.url.port) <= _MAX_PORT:
                 return proxy
         except (httpx.InvalidURL, UnicodeError, ValueError):
             pass
     raise InvalidInput(
-        f"{variable}={_shown(value.get_secret_value())} cannot be used as a proxy: {trouble}. Set {variable} right, or "
-        f"go to {host} directly with NO_PROXY={host}"
+        f"{variable}={_without_credentials(value.get_secret_value())} cannot be used as a proxy: {problem}. "
+        f"Set {variable} right, or go to {host} directly with NO_PROXY={host}"
     )
 
 
-def _shown(address: str) -> str:
+def _without_credentials(address: str) -> str:
     """An address without user and password."""
     scheme, _, rest = address.rpartition("://")
     prefix = f"{scheme}://" if scheme else ""
@@ -128,13 +128,13 @@ def _shown(address: str) -> str:
 # --- certificates ------------------------------------------------------------------------------------------
 
 
-def trusted_by() -> str:
+def certificate_source() -> str:
     """Where the certificates come from that this machine trusts."""
-    variable = next((name for name in _CERTIFICATES if os.environ.get(name)), None)
+    variable = next((name for name in _CERTIFICATE_VARIABLES if os.environ.get(name)), None)
     return f"{variable}={os.environ[variable]}" if variable else "the package certifi"
 
 
-def certificates(url: httpx.URL) -> ssl.SSLContext:
+def make_ssl_context(url: httpx.URL) -> ssl.SSLContext:
     """What decides whether a server's certificate is believed.
 
     Raises:
@@ -142,7 +142,7 @@ def certificates(url: httpx.URL) -> ssl.SSLContext:
     """
     if url.scheme == "http":
         return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # not used; the usual one takes its time
-    variable = next((name for name in _CERTIFICATES if os.environ.get(name)), None)
+    variable = next((name for name in _CERTIFICATE_VARIABLES if os.environ.get(name)), None)
     if variable is None:
         return httpx.create_ssl_context(trust_env=False)
     value = os.environ[variable]

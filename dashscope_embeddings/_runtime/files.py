@@ -13,24 +13,24 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-PRIVATE = 0o600
+PRIVATE_MODE = 0o600
 """Mode of a file that holds texts and is nobody else's business."""
-_SHARED = 0o666
+_OUTPUT_MODE = 0o666
 """Mode of an output, from which the umask takes away."""
 # O_NOFOLLOW is missing on Windows, O_BINARY everywhere else.
-_EXCLUSIVE = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+_EXCLUSIVE_FLAGS = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
 
 
-def create(path: Path, mode: int = PRIVATE) -> IO[bytes]:
+def create_exclusive(path: Path, mode: int = PRIVATE_MODE) -> IO[bytes]:
     """Makes a file that was not there, for reading and writing.
 
     Raises:
         FileExistsError: something is there, if only a symbolic link to nothing: it is never written through.
     """
-    return os.fdopen(os.open(path, _EXCLUSIVE, mode), "w+b")
+    return os.fdopen(os.open(path, _EXCLUSIVE_FLAGS, mode), "w+b")
 
 
-def ensure(path: Path) -> None:
+def ensure_private_file(path: Path) -> None:
     """Makes a private file where there is none.
 
     Raises:
@@ -41,52 +41,52 @@ def ensure(path: Path) -> None:
         return
     if path.is_symlink():
         raise InvalidInput(f"{path} is a symbolic link to nothing: remove it")
-    create(path).close()
+    create_exclusive(path).close()
 
 
-def create_anew(path: Path, mode: int = PRIVATE) -> IO[bytes]:
+def create_replacing(path: Path, mode: int = PRIVATE_MODE) -> IO[bytes]:
     """The same, in place of what an earlier run left behind: a link is removed, and not what it points to."""
     path.unlink(missing_ok=True)
-    return create(path, mode)
+    return create_exclusive(path, mode)
 
 
 def make_private(path: Path) -> None:
     """Takes others' rights on a file away, where it is ours and the system knows such rights."""
     with contextlib.suppress(OSError):
-        if stat.S_IMODE(path.stat().st_mode) & ~PRIVATE:
-            path.chmod(PRIVATE)
+        if stat.S_IMODE(path.stat().st_mode) & ~PRIVATE_MODE:
+            path.chmod(PRIVATE_MODE)
 
 
-def partial_of(path: Path) -> Path:
+def partial_path(path: Path) -> Path:
     """Where a file is while it is being written."""
     return path.with_name(f"{path.name}.partial")
 
 
 @contextlib.contextmanager
-def partials(*paths: Path) -> Iterator[list[IO[bytes]]]:
+def write_partials(*paths: Path) -> Iterator[list[IO[bytes]]]:
     """Files to write, which are on the disk as `partial_of` each path at the end; after an error none is there.
 
     They are made in the given order and removed in the other one: see `settle_pair`.
     """
     try:
         with contextlib.ExitStack() as opened:
-            files = [opened.enter_context(create_anew(partial_of(path), _SHARED)) for path in paths]
+            files = [opened.enter_context(create_replacing(partial_path(path), _OUTPUT_MODE)) for path in paths]
             yield files
             for file in files:
                 file.flush()
                 os.fsync(file.fileno())
     except BaseException:
         for path in reversed(paths):
-            partial_of(path).unlink(missing_ok=True)
+            partial_path(path).unlink(missing_ok=True)
         raise
 
 
 def publish(path: Path) -> None:
     """Gives a file that `partials` wrote its name."""
     try:
-        partial_of(path).replace(path)
+        partial_path(path).replace(path)
     except OSError:
-        partial_of(path).unlink(missing_ok=True)
+        partial_path(path).unlink(missing_ok=True)
         raise
     _sync_folder(path.parent)
 
@@ -94,41 +94,41 @@ def publish(path: Path) -> None:
 # --- two files that are one ---------------------------------------------------------------------------------
 
 
-def publish_pair(path: Path, beside: Path) -> None:
+def publish_pair(path: Path, companion: Path) -> None:
     """The same for a file and the one that belongs to it; after an error both are the old ones, or both are new."""
     try:
-        if beside.exists():
-            beside.replace(_parked(beside))
-        partial_of(path).replace(path)
+        if companion.exists():
+            companion.replace(_old_companion(companion))
+        partial_path(path).replace(path)
         _sync_folder(path.parent)
     finally:
-        settle_pair(path, beside)
+        recover_pair(path, companion)
 
 
-def settle_pair(path: Path, beside: Path) -> None:
+def recover_pair(path: Path, companion: Path) -> None:
     """Ends a replacement that was cut off anywhere: goes on with it if `path` is new already, else undoes it.
 
     `path` is new when its partial file is gone and that of `beside` is not: no other step leaves that state.
     """
-    if beside_now(path, beside) == partial_of(beside):
-        publish(beside)
-    elif not beside.exists() and _parked(beside).exists():
-        _parked(beside).replace(beside)
-    for leftover in (partial_of(beside), partial_of(path), _parked(beside)):
+    if current_companion(path, companion) == partial_path(companion):
+        publish(companion)
+    elif not companion.exists() and _old_companion(companion).exists():
+        _old_companion(companion).replace(companion)
+    for leftover in (partial_path(companion), partial_path(path), _old_companion(companion)):
         leftover.unlink(missing_ok=True)
 
 
-def beside_now(path: Path, beside: Path) -> Path:
+def current_companion(path: Path, companion: Path) -> Path:
     """Where the file is that belongs to `path`, although a replacement of both may have been cut off."""
-    if beside.exists():
-        return beside
-    new, old = partial_of(beside), _parked(beside)
-    return new if new.exists() and not partial_of(path).exists() else old
+    if companion.exists():
+        return companion
+    new, old = partial_path(companion), _old_companion(companion)
+    return new if new.exists() and not partial_path(path).exists() else old
 
 
-def _parked(beside: Path) -> Path:
+def _old_companion(companion: Path) -> Path:
     """Where the old file is until the new one has its name: a reader must not take it for that of the new `path`."""
-    return beside.with_name(f"{beside.name}.old")
+    return companion.with_name(f"{companion.name}.old")
 
 
 def _sync_folder(folder: Path) -> None:

@@ -20,16 +20,16 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_LOOK = 0.25
+_POLL_SECONDS = 0.25
 """Seconds after which who waits looks again: where a wait cannot be interrupted, an interruption is heard by then."""
 
 
-def may_be_interrupted() -> bool:
+def is_main_thread() -> bool:
     """Whether this is the thread that signal handlers run on."""
     return threading.get_ident() == threading.main_thread().ident
 
 
-class Halt(Protocol):
+class StopEvent(Protocol):
     """A `Flag`, or the `threading.Event` of a caller of ours."""
 
     def is_set(self) -> bool:
@@ -39,7 +39,7 @@ class Halt(Protocol):
         """Until it is, or so long; whether it is."""
 
 
-class Flag:
+class SignalSafeEvent:
     """`threading.Event` that no exception of a signal handler can leave locked, and that a handler may set."""
 
     __slots__ = ("_set", "_waiters")
@@ -69,67 +69,67 @@ class Flag:
             return True
         mine = threading.Lock()
         mine.acquire()
-        self.add(mine.release)
+        self.add_waiter(mine.release)
         try:
             if not self._set:  # it may have been, before there was anyone to wake
                 mine.acquire(timeout=seconds)
         finally:
-            self.remove(mine.release)
+            self.remove_waiter(mine.release)
         return self._set
 
-    def add(self, wake: Callable[[], object]) -> None:
+    def add_waiter(self, wake: Callable[[], object]) -> None:
         """Has it called when this is set; not if it is already."""
         self._waiters.append(wake)
 
-    def remove(self, wake: Callable[[], object]) -> None:
+    def remove_waiter(self, wake: Callable[[], object]) -> None:
         """Has it called no more."""
         self._waiters.remove(wake)
 
 
-class Call(Generic[T]):
+class WorkItem(Generic[T]):
     """Something for another thread to do, and what came of it."""
 
-    __slots__ = ("_claim", "_gate", "_result", "_run", "error", "over")
+    __slots__ = ("_done_lock", "_function", "_result", "_start_lock", "error", "is_done")
 
-    def __init__(self, run: Callable[[], T]) -> None:
-        self._run: Callable[[], T] | None = run
-        self._claim = threading.Lock()
-        self._gate = threading.Lock()
-        self._gate.acquire()
+    def __init__(self, function: Callable[[], T]) -> None:
+        self._function: Callable[[], T] | None = function
+        self._start_lock = threading.Lock()
+        self._done_lock = threading.Lock()
+        self._done_lock.acquire()
         self._result: list[T] = []
-        self.over = False
+        self.is_done = False
         """Whether it has ended."""
         self.error: BaseException | None = None
         """What it raised, once it is over."""
 
-    def perform(self) -> None:
+    def execute(self) -> None:
         """Does it here, unless it was cancelled."""
-        run, self._run = self._run, None
-        if run is None or not self._claim.acquire(blocking=False):
+        run, self._function = self._function, None
+        if run is None or not self._start_lock.acquire(blocking=False):
             return
         try:
             self._result.append(run())
         except BaseException as error:  # noqa: BLE001 - whoever waits for it is told
             self.error = error
         finally:
-            self._end()
+            self._mark_done()
 
     def cancel(self) -> bool:
         """True: it has not begun, and never will."""
-        if not self._claim.acquire(blocking=False):
+        if not self._start_lock.acquire(blocking=False):
             return False
-        self._end()
+        self._mark_done()
         return True
 
-    def _end(self) -> None:
-        self.over = True
-        self._gate.release()
+    def _mark_done(self) -> None:
+        self.is_done = True
+        self._done_lock.release()
 
     def wait(self) -> None:
         """Until it has ended."""
-        while not self.over:
-            if self._gate.acquire(timeout=_LOOK):
-                self._gate.release()  # for the next who waits
+        while not self.is_done:
+            if self._done_lock.acquire(timeout=_POLL_SECONDS):
+                self._done_lock.release()  # for the next who waits
 
     def result(self) -> T:
         """What it returned, or raises what it raised."""
@@ -142,114 +142,114 @@ class Call(Generic[T]):
             del self  # the error holds this frame
 
 
-class _Pool:
+class _PoolState:
     """What the threads of `Workers` know. They hold no reference to it."""
 
     def __init__(self, most: int, name: str) -> None:
-        self.most, self.name = most, name
-        self.calls: SimpleQueue[Call[Any] | None] = SimpleQueue()
-        self.begun = False
+        self.max_threads, self.name = most, name
+        self.work_items: SimpleQueue[WorkItem[Any] | None] = SimpleQueue()
+        self.has_started = False
         """Whether a first thread has been started."""
         self.lock = threading.Lock()
-        self.threads = self.idle = 0
+        self.thread_count = self.idle_count = 0
 
 
-class Workers:
+class DaemonThreadPool:
     """At most so many daemon threads, started when they are needed, ended when nobody holds this any more.
 
     `ThreadPoolExecutor` makes a program wait at its end for every thread, and with it for a reply that nobody
     wants any more, as after Ctrl-C.
     """
 
-    def __init__(self, most: int, name: str) -> None:
-        self._pool = _Pool(most, name)
-        weakref.finalize(self, self._pool.calls.put, None).atexit = False
+    def __init__(self, max_threads: int, name: str) -> None:
+        self._pool = _PoolState(max_threads, name)
+        weakref.finalize(self, self._pool.work_items.put, None).atexit = False
 
-    def submit(self, call: Call[T]) -> Call[T]:
+    def submit(self, call: WorkItem[T]) -> WorkItem[T]:
         """Has it done, now or when a thread is free; here, where no thread can be started."""
         pool = self._pool
-        pool.calls.put(call)
-        if pool.begun:
+        pool.work_items.put(call)
+        if pool.has_started:
             return call
         try:
-            if may_be_interrupted():
+            if is_main_thread():
                 # `Thread.start` takes locks in Python code: another thread calls it.
-                _thread.start_new_thread(_begin, (pool,))
+                _thread.start_new_thread(_start_first_thread, (pool,))
             else:
-                _thread_of(pool).start()
+                _new_thread(pool).start()
         except (RuntimeError, MemoryError):
-            _work_off(pool)
+            _run_queued_here(pool)
         else:
-            pool.begun = True
+            pool.has_started = True
         return call
 
 
-def _thread_of(pool: _Pool) -> threading.Thread:
-    return threading.Thread(target=_work, args=(pool,), name=f"{pool.name}_{pool.threads + 1}", daemon=True)
+def _new_thread(pool: _PoolState) -> threading.Thread:
+    return threading.Thread(target=_worker_loop, args=(pool,), name=f"{pool.name}_{pool.thread_count + 1}", daemon=True)
 
 
-def _begin(pool: _Pool) -> None:
+def _start_first_thread(pool: _PoolState) -> None:
     try:
-        _thread_of(pool).start()
+        _new_thread(pool).start()
     except (RuntimeError, MemoryError):
-        _work(pool)  # there will be no second thread: this one does
+        _worker_loop(pool)  # there will be no second thread: this one does
 
 
-def _work(pool: _Pool) -> None:
+def _worker_loop(pool: _PoolState) -> None:
     """Takes calls as long as there are any. Whoever takes one makes sure that another thread waits for the next.
 
     So callers, who may be interrupted anywhere, only ever put a call into a queue. Holds no reference to what was done.
     """
     with pool.lock:
-        if pool.threads >= pool.most:
+        if pool.thread_count >= pool.max_threads:
             return
-        pool.threads += 1
-        pool.idle += 1
-    while (call := pool.calls.get()) is not None:
+        pool.thread_count += 1
+        pool.idle_count += 1
+    while (call := pool.work_items.get()) is not None:
         with pool.lock:
-            pool.idle -= 1
-            more = not pool.idle and pool.threads < pool.most
+            pool.idle_count -= 1
+            more = not pool.idle_count and pool.thread_count < pool.max_threads
         if more:
             # At the limit of this machine or container it takes longer, with fewer threads.
             with contextlib.suppress(RuntimeError, MemoryError):
-                _thread_of(pool).start()
-        call.perform()
+                _new_thread(pool).start()
+        call.execute()
         del call
         with pool.lock:
-            pool.idle += 1
-    pool.calls.put(None)  # for the next
+            pool.idle_count += 1
+    pool.work_items.put(None)  # for the next
 
 
-def _work_off(pool: _Pool) -> None:
+def _run_queued_here(pool: _PoolState) -> None:
     while True:
         try:
-            call = pool.calls.get_nowait()
+            call = pool.work_items.get_nowait()
         except Empty:
             return
         if call is not None:
-            call.perform()
+            call.execute()
 
 
-class Lock:
+class ForkSafeLock:
     """A lock that is free in a forked child, whoever held it in the parent: `with lock.here:`."""
 
     def __init__(self) -> None:
-        self.here = threading.Lock()
+        self.current = threading.Lock()
         """To be taken by `with`: one C call, so that an interruption falls before or after it."""
-        _locks.add(self)
+        _all_locks.add(self)
 
-    def renew(self) -> None:
+    def reset(self) -> None:
         """Forgets who held it."""
-        self.here = threading.Lock()
+        self.current = threading.Lock()
 
 
-_locks: weakref.WeakSet[Lock] = weakref.WeakSet()
+_all_locks: weakref.WeakSet[ForkSafeLock] = weakref.WeakSet()
 
 
-def _renew_all() -> None:
-    for lock in list(_locks):
-        lock.renew()
+def _reset_all_locks() -> None:
+    for lock in list(_all_locks):
+        lock.reset()
 
 
 if hasattr(os, "register_at_fork"):  # pragma: no branch - only Windows has none
-    os.register_at_fork(after_in_child=_renew_all)
+    os.register_at_fork(after_in_child=_reset_all_locks)

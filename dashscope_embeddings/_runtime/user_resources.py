@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Given:
+class UserResources:
     """What the user brought: used as it is, never closed, rebuilt or copied."""
 
     client: Any = None
@@ -23,21 +23,21 @@ class Given:
 
     def __post_init__(self) -> None:
         """Raises: InvalidInput: a client of the wrong kind, or a closed one."""
-        _check_client("http_client", self.client, closes="close")
-        _check_client("http_async_client", self.async_client, closes="aclose")
+        _check_client("http_client", self.client, close_method="close")
+        _check_client("http_async_client", self.async_client, close_method="aclose")
 
 
-def _check_client(name: str, client: Any, closes: str) -> None:
+def _check_client(name: str, client: Any, close_method: str) -> None:
     """Told apart by shape, as other packages than httpx have such clients."""
     if client is None:
         return
-    kind, wanted = type(client).__name__, "httpx.Client" if closes == "close" else "httpx.AsyncClient"
-    other = "aclose" if closes == "close" else "close"
+    kind, wanted = type(client).__name__, "httpx.Client" if close_method == "close" else "httpx.AsyncClient"
+    other = "aclose" if close_method == "close" else "close"
     if isinstance(client, type):
         raise InvalidInput(f"{name} must be an {wanted}, not its class: write {name}={client.__name__}()")
-    shaped = all(hasattr(client, part) for part in ("post", "send", "is_closed", closes))
+    shaped = all(hasattr(client, part) for part in ("post", "send", "is_closed", close_method))
     if not shaped or hasattr(client, other):
-        where = "http_async_client" if closes == "close" else "http_client"
+        where = "http_async_client" if close_method == "close" else "http_client"
         swapped = hasattr(client, other) and hasattr(client, "is_closed")
         mend = f": pass it as {where}" if swapped else ", for proxies, certificates and the like"
         raise InvalidInput(f"{name} must be an {wanted}, not {type(client).__module__}.{kind}{mend}")

@@ -16,15 +16,15 @@ from typing import TypeAlias, TypeGuard
 from pydantic import SecretStr
 
 from dashscope_embeddings import catalogue
-from dashscope_embeddings._core.address import Address, address, find_key
+from dashscope_embeddings._core.address import Address, resolve_address, resolve_api_key
 from dashscope_embeddings.catalogue import REGIONS, WORKSPACE_DOMAIN
-from dashscope_embeddings.check.probes import DOCUMENT, LATE, TEXT, Account, Try, at_once
-from dashscope_embeddings.check.role import Measured, RoleCheck, asks_of, measure
+from dashscope_embeddings.check.probes import DENSE_DOCUMENT, NO_ANSWER_IN_TIME, TEXT, Attempt, Prober, run_concurrently
+from dashscope_embeddings.check.role import RoleCheck, RoleMeasurement, measure_role, variants_of
 from dashscope_embeddings.client import EmbeddingClient
 from dashscope_embeddings.errors import ConnectionFailed, DashScopeError, ServiceError
 from dashscope_embeddings.vectors import Usage
 
-Tries: TypeAlias = Sequence[Try] | None
+Attempts: TypeAlias = Sequence[Attempt] | None
 
 __all__ = ["TEXT", "Check", "ModelCheck", "Plan", "RegionCheck", "RoleCheck", "check"]
 
@@ -133,31 +133,35 @@ def check(  # noqa: PLR0913 - one for each thing that may differ
         InvalidInput: no key, or an address that cannot work; nothing was sent.
     """
     workspace = workspace or os.environ.get("DASHSCOPE_WORKSPACE_ID") or None
-    places = _places(region, workspace, base_url)
-    asked = [place for place in places if place.root]
-    account = Account(find_key(api_key, asked[0]), timeout, make_client or EmbeddingClient, clock)
-    chosen = catalogue.model(model)
+    addresses = _addresses_to_check(region, workspace, base_url)
+    known_addresses = [place for place in addresses if place.root_url]
+    prober = Prober(resolve_api_key(api_key, known_addresses[0]), timeout, make_client or EmbeddingClient, clock)
+    catalogue_model = catalogue.model(model)
     names = list(
         dict.fromkeys([*(row.name for row in catalogue.MODELS), model] if models is None else [model, *models])
     )
-    hellos = [account.job(place, model) for place in asked]
+    probes = [prober.probe(place, model) for place in known_addresses]
     if announce is not None:
-        texts = len(names) - 1 + _TRIES + len(asks_of(chosen)) + 1
-        announce(Plan(tuple(place.host for place in asked), texts))
-    first = dict(zip(asked, at_once(hellos, timeout), strict=True))
-    regions = tuple(_region(place, first.get(place)) for place in places)
-    taking = [place for place, found in zip(places, regions, strict=True) if found.takes_key]
-    found = _ask_models(account, taking, names, model)
-    measured = _measured(account, found, chosen)
-    notes = _notes(regions, asked, account.key, workspace)
-    if taking and measured.role is None:
-        notes.append(f"The role of the compatible route was not measured: {measured.said}")
-    tries = [one for some in (*first.values(), *found.values(), measured.tries) for one in some or ()]
+        texts = len(names) - 1 + _TIMED_ATTEMPTS + len(variants_of(catalogue_model)) + 1
+        announce(Plan(tuple(place.host for place in known_addresses), texts))
+    first_attempts = dict(zip(known_addresses, run_concurrently(probes, timeout), strict=True))
+    regions = tuple(_region_check(place, first_attempts.get(place)) for place in addresses)
+    accepting = [place for place, found in zip(addresses, regions, strict=True) if found.takes_key]
+    attempts_by_model = _probe_models(prober, accepting, names, model)
+    measurement = _role_measurement(prober, attempts_by_model, catalogue_model)
+    notes = _notes(regions, known_addresses, prober.key, workspace)
+    if accepting and measurement.role is None:
+        notes.append(f"The role of the compatible route was not measured: {measurement.reason}")
+    attempts = [
+        one
+        for some in (*first_attempts.values(), *attempts_by_model.values(), measurement.attempts)
+        for one in some or ()
+    ]
     return Check(
         regions,
-        tuple(_model(place, name, some) for (place, name), some in found.items()),
-        measured.role,
-        sum((one.found.usage for one in tries if one.found is not None), Usage()),
+        tuple(_model_check(place, name, some) for (place, name), some in attempts_by_model.items()),
+        measurement.role,
+        sum((one.embeddings.usage for one in attempts if one.embeddings is not None), Usage()),
         tuple(notes),
     )
 
@@ -165,38 +169,38 @@ def check(  # noqa: PLR0913 - one for each thing that may differ
 # --- hosts -------------------------------------------------------------------------------------------------
 
 
-def _places(region: str | None, workspace: str | None, base_url: str | None) -> list[Address]:
+def _addresses_to_check(region: str | None, workspace: str | None, base_url: str | None) -> list[Address]:
     """An address without a root stands for a region whose host is not known."""
-    named = address(region=region, workspace=workspace, base_url=base_url)
+    named = resolve_address(region=region, workspace=workspace, base_url=base_url)
     if region is not None or base_url is not None or named.region is None:
         return [named]
     found = []
     for each in REGIONS:
         host = f"{workspace}.{each.id}.{WORKSPACE_DOMAIN}" if workspace else each.shared_host
-        found.append(address(base_url=f"https://{host}") if host else Address("", each))
+        found.append(resolve_address(base_url=f"https://{host}") if host else Address("", each))
     # The environment may name a host of the service that is none of these.
     return found if named.host in {place.host for place in found} else [named, *found]
 
 
-def _region(place: Address, tries: Tries) -> RegionCheck:
-    region = place.region.id if place.region else None
-    if not place.root:
+def _region_check(host_address: Address, attempts: Attempts) -> RegionCheck:
+    region = host_address.region.id if host_address.region else None
+    if not host_address.root_url:
         return RegionCheck(region, None, None, "not asked: no shared host is known, only hosts of workspaces", None)
-    if not tries:
-        return RegionCheck(region, place.host, None, LATE, None)
-    error, said = tries[0].error, tries[0].said
-    takes = _takes_key(error)
-    if takes:
-        said = "takes the key" if error is None else f"takes the key, but not the request: {said}"
-    seconds = None if isinstance(error, ConnectionFailed) else tries[0].seconds
-    return RegionCheck(region, place.host, takes, said, seconds)
+    if not attempts:
+        return RegionCheck(region, host_address.host, None, NO_ANSWER_IN_TIME, None)
+    error, message = attempts[0].error, attempts[0].message
+    is_accepted = _accepts_key(error)
+    if is_accepted:
+        message = "takes the key" if error is None else f"takes the key, but not the request: {message}"
+    seconds = None if isinstance(error, ConnectionFailed) else attempts[0].seconds
+    return RegionCheck(region, host_address.host, is_accepted, message, seconds)
 
 
 _UNAUTHORIZED = 401
 _SERVER_ERROR = 500
 
 
-def _takes_key(error: DashScopeError | None) -> bool | None:
+def _accepts_key(error: DashScopeError | None) -> bool | None:
     if error is None:
         return True
     return error.status != _UNAUTHORIZED if _is_refusal(error) else None
@@ -209,84 +213,91 @@ def _is_refusal(error: DashScopeError | None) -> TypeGuard[ServiceError]:
 
 # --- models ------------------------------------------------------------------------------------------------
 
-_TRIES = 3
+_TIMED_ATTEMPTS = 3
 """Of the chosen model, for the median of their times."""
 
 
-def _ask_models(
-    account: Account, places: Sequence[Address], names: Sequence[str], chosen: str
-) -> dict[tuple[Address, str], Tries]:
-    asks = [(place, name) for place in places for name in names]
-    jobs = [account.job(place, name, [DOCUMENT] * (_TRIES if name == chosen else 1)) for place, name in asks]
-    return dict(zip(asks, at_once(jobs, account.timeout * _TRIES), strict=True))
+def _probe_models(
+    prober: Prober, addresses: Sequence[Address], names: Sequence[str], timed_model: str
+) -> dict[tuple[Address, str], Attempts]:
+    combinations = [(place, name) for place in addresses for name in names]
+    tasks = [
+        prober.probe(place, name, [DENSE_DOCUMENT] * (_TIMED_ATTEMPTS if name == timed_model else 1))
+        for place, name in combinations
+    ]
+    return dict(zip(combinations, run_concurrently(tasks, prober.timeout * _TIMED_ATTEMPTS), strict=True))
 
 
-def _model(place: Address, name: str, tries: Tries) -> ModelCheck:
-    if not tries:
-        return ModelCheck(place.host, name, None, LATE)
-    answered = [one for one in tries if one.found is not None]
+def _model_check(host_address: Address, name: str, attempts: Attempts) -> ModelCheck:
+    if not attempts:
+        return ModelCheck(host_address.host, name, None, NO_ANSWER_IN_TIME)
+    answered = [one for one in attempts if one.embeddings is not None]
     if not answered:
-        return ModelCheck(place.host, name, False if _is_refusal(tries[0].error) else None, tries[0].said)
+        return ModelCheck(
+            host_address.host, name, False if _is_refusal(attempts[0].error) else None, attempts[0].message
+        )
     return ModelCheck(
-        place.host,
+        host_address.host,
         name,
         answers=True,
         said="answers",
-        tokens=answered[0].found.usage.tokens if answered[0].found is not None else None,
+        tokens=answered[0].embeddings.usage.tokens if answered[0].embeddings is not None else None,
         seconds=statistics.median(one.seconds for one in answered),
         tries=len(answered),
     )
 
 
-def _measured(account: Account, found: Mapping[tuple[Address, str], Tries], chosen: catalogue.Model) -> Measured:
+def _role_measurement(
+    prober: Prober, attempts_by_model: Mapping[tuple[Address, str], Attempts], model: catalogue.Model
+) -> RoleMeasurement:
     """On the first host where the model answers."""
-    for (place, name), tries in found.items():
-        if name == chosen.name and tries and tries[0].dense is not None:
-            return measure(account, place, chosen, tries[0].dense)
-    return Measured(None, f"{chosen.name} does not answer", ())
+    for (place, name), attempts in attempts_by_model.items():
+        if name == model.name and attempts and attempts[0].dense is not None:
+            return measure_role(prober, place, model, attempts[0].dense)
+    return RoleMeasurement(None, f"{model.name} does not answer", ())
 
 
 # --- what to do --------------------------------------------------------------------------------------------
 
 # https://www.alibabacloud.com/help/model-studio/base-url and the pages of error codes, seen 2026-11-20.
-_OTHER_PLAN = (
+_OTHER_PLAN_HINT = (
     "The key begins with sk-sp-: it is of a Coding or Token plan, which are for chat only. Embeddings need a key of "
     "Model Studio itself."
 )
-_REFUSED = (
+_KEY_REFUSED_HINT = (
     "No host that answered takes the key. It may be mistyped, cut off, disabled or deleted; of an account with "
     "another host (finance cloud, Qwen Cloud, a trial: --base-url); or of another plan: keys of Coding and Token "
     "plans begin with sk-sp- and are for chat only."
 )
-_OFFLINE = (
+_OFFLINE_HINT = (
     "No host answered as the service does: is this machine online, may it reach these hosts, and does it need a "
     "proxy (HTTPS_PROXY)? Whether the key is good is not known."
 )
 
-_MADE_UP = "The emulator makes its vectors up: this says nothing about the service."
+_EMULATOR_NOTE = "The emulator makes its vectors up: this says nothing about the service."
 
 
 def _notes(
-    regions: Sequence[RegionCheck], asked: Sequence[Address], key: SecretStr, workspace: str | None
+    regions: Sequence[RegionCheck], addresses: Sequence[Address], key: SecretStr, workspace: str | None
 ) -> list[str]:
     notes = [
-        _MADE_UP
+        _EMULATOR_NOTE
         if place.is_emulator
         else f"{place.host} is none of the service's known hosts: all of this is about that one."
-        for place in asked
+        for place in addresses
         if place.region is None
     ]
-    verdicts = {found.takes_key for found in regions}
-    if True in verdicts:
-        if len(asked) > 1:
+    acceptances = {found.takes_key for found in regions}
+    if True in acceptances:
+        if len(addresses) > 1:
             own = f', workspace="{workspace}"' if workspace else ""
             notes += [f'With this key, use region="{r.region}"{own}.' for r in regions if r.takes_key]
-    elif False in verdicts:
-        notes.append(_OTHER_PLAN if key.get_secret_value().startswith("sk-sp-") else _REFUSED)
-        if len(asked) == 1:
+    elif False in acceptances:
+        notes.append(_OTHER_PLAN_HINT if key.get_secret_value().startswith("sk-sp-") else _KEY_REFUSED_HINT)
+        if len(addresses) == 1:
             notes.append("Only one host was asked: name no region and no address to ask all that are known.")
         elif workspace:
             notes.append("Only the workspace's hosts were asked: name no workspace to ask the shared ones.")
     else:
-        notes.append(_OFFLINE)
+        notes.append(_OFFLINE_HINT)
     return notes

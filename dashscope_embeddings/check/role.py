@@ -6,18 +6,18 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from dashscope_embeddings.check.probes import DOCUMENT, LATE, at_once
+from dashscope_embeddings.check.probes import DENSE_DOCUMENT, NO_ANSWER_IN_TIME, run_concurrently
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from dashscope_embeddings._core.address import Address
     from dashscope_embeddings.catalogue import Model
-    from dashscope_embeddings.check.probes import Account, Ask, Try
+    from dashscope_embeddings.check.probes import Attempt, Prober, RequestVariant
 
-Verdict = Literal["query", "document", "both alike", "neither"]
+RoleVerdict = Literal["query", "document", "both alike", "neither"]
 
-_ALIKE = 1e-4
+_EQUALITY_TOLERANCE = 1e-4
 """Cosines nearer to 1 than this are of equal vectors: a third party saw 1.0000 for equal roles, 0.99 and less for
 different ones (qwen3.7-text-embedding, 2026-09-25)."""
 
@@ -30,7 +30,7 @@ class RoleCheck:
     """Compatible to native `text_type=query`."""
     document: float
     """Compatible to native `text_type=document`."""
-    verdict: Verdict
+    verdict: RoleVerdict
     between: float
     """Native query to native document: 1 where the role makes no difference."""
     repeated: float
@@ -44,50 +44,53 @@ class RoleCheck:
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
+class RoleMeasurement:
     """The figures, or why there are none; and what was tried for them."""
 
     role: RoleCheck | None
-    said: str
-    tries: Sequence[Try]
+    reason: str
+    attempts: Sequence[Attempt]
 
 
-def asks_of(model: Model) -> list[Ask]:
+def variants_of(model: Model) -> list[RequestVariant]:
     """The native asks; one more goes over the compatible route."""
-    asks: list[Ask] = [("query", "dense"), DOCUMENT]
-    return [*asks, ("document", "dense&sparse")] if model.sparse else asks
+    variants: list[RequestVariant] = [("query", "dense"), DENSE_DOCUMENT]
+    return [*variants, ("document", "dense&sparse")] if model.sparse else variants
 
 
-def measure(account: Account, place: Address, model: Model, earlier: list[float]) -> Measured:
+def measure_role(prober: Prober, host_address: Address, model: Model, document_vector: list[float]) -> RoleMeasurement:
     """Asks for one text in each way; `earlier` is its native document vector from another request."""
-    asks = asks_of(model)
-    jobs = [account.job(place, model.name, asks), account.job(place, model.name, protocol="openai")]
-    found = at_once(jobs, account.timeout * len(asks))
-    native, compatible = found[0] or [], found[1] or []
-    tries = [*compatible, *native]
-    vectors = [one.dense for one in tries[:3] if one.dense is not None]
+    variants = variants_of(model)
+    tasks = [
+        prober.probe(host_address, model.name, variants),
+        prober.probe(host_address, model.name, protocol="openai"),
+    ]
+    results = run_concurrently(tasks, prober.timeout * len(variants))
+    native, compatible = results[0] or [], results[1] or []
+    attempts = [*compatible, *native]
+    vectors = [one.dense for one in attempts[:3] if one.dense is not None]
     if len(compatible) != 1 or len(vectors) != 3:  # noqa: PLR2004 - compatible, query, document
-        failed = next((one.said for one in tries[:3] if one.error is not None), LATE)
-        return Measured(None, failed, tries)
-    over, query, document = vectors
-    joint = native[2].dense if len(native) == len(asks) > 2 else None  # noqa: PLR2004 - the third is that one
-    repeated = cosine(document, earlier)
-    to_query, to_document = cosine(over, query), cosine(over, document)
+        failed = next((one.message for one in attempts[:3] if one.error is not None), NO_ANSWER_IN_TIME)
+        return RoleMeasurement(None, failed, attempts)
+    compatible_vector, query, document = vectors
+    joint = native[2].dense if len(native) == len(variants) > 2 else None  # noqa: PLR2004 - the third is that one
+    repeated = cosine_similarity(document, document_vector)
+    to_query, to_document = cosine_similarity(compatible_vector, query), cosine_similarity(compatible_vector, document)
     role = RoleCheck(
         query=to_query,
         document=to_document,
-        verdict=_verdict(to_query, to_document, repeated),
-        between=cosine(query, document),
+        verdict=_role_verdict(to_query, to_document, repeated),
+        between=cosine_similarity(query, document),
         repeated=repeated,
-        length=math.hypot(*over),
-        joint=None if joint is None else cosine(joint, document),
-        host=place.host,
+        length=math.hypot(*compatible_vector),
+        joint=None if joint is None else cosine_similarity(joint, document),
+        host=host_address.host,
         model=model.name,
     )
-    return Measured(role, "", tries)
+    return RoleMeasurement(role, "", attempts)
 
 
-def cosine(one: Sequence[float], other: Sequence[float]) -> float:
+def cosine_similarity(one: Sequence[float], other: Sequence[float]) -> float:
     """0 where there is nothing to compare: a vector without length, or of another width."""
     lengths = math.hypot(*one) * math.hypot(*other)
     if not lengths or len(one) != len(other):
@@ -95,10 +98,10 @@ def cosine(one: Sequence[float], other: Sequence[float]) -> float:
     return math.fsum(x * y for x, y in zip(one, other, strict=True)) / lengths
 
 
-def _verdict(query: float, document: float, repeated: float) -> Verdict:
+def _role_verdict(query: float, document: float, repeated: float) -> RoleVerdict:
     """Equal is what differs no more than twice what the same request does when it is asked again."""
-    slack = max(_ALIKE, 2 * (1 - repeated))
-    verdicts: dict[tuple[bool, bool], Verdict] = {
+    slack = max(_EQUALITY_TOLERANCE, 2 * (1 - repeated))
+    verdicts: dict[tuple[bool, bool], RoleVerdict] = {
         (True, True): "both alike",
         (True, False): "query",
         (False, True): "document",

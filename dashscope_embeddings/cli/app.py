@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from dashscope_embeddings._runtime.thread_pool import Flag
+from dashscope_embeddings._runtime.thread_pool import SignalSafeEvent
 from dashscope_embeddings.catalogue import DEFAULT_MODEL
 from dashscope_embeddings.cli.demo import NoTextError, Store
 from dashscope_embeddings.emulator import Emulator
@@ -26,15 +26,15 @@ try:
 except ModuleNotFoundError as missing:
     if (missing.name or "").partition(".")[0] not in {"typer", "rich"}:
         raise
-    _installed = False
+    _is_installed = False
 else:
-    _installed = True
+    _is_installed = True
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_EXTRA = 'pip install "dashscope-embeddings[cli]"'
-_DEMO_EXTRAS = 'pip install "dashscope-embeddings[cli,langchain,llama-index,qdrant]"'
+_CLI_INSTALL_COMMAND = 'pip install "dashscope-embeddings[cli]"'
+_DEMO_INSTALL_COMMAND = 'pip install "dashscope-embeddings[cli,langchain,llama-index,qdrant]"'
 
 # --- demo --------------------------------------------------------------------------------------------------
 
@@ -72,12 +72,12 @@ def demo(  # noqa: PLR0913 - one for each option
     Offline and without a key, unless --live is given.
     """
     try:
-        wanted = screen.Wanted(folder, query or (), model, dimensions, k, live, store)
-        screen.show(wanted, _console(), _console(stderr=True))
+        options = screen.DemoOptions(folder, query or (), model, dimensions, k, live, store)
+        screen.show(options, _console(), _console(stderr=True))
     except NoTextError as error:
-        common.fail(str(error), common.USAGE)
+        common.fail(str(error), common.EXIT_USAGE)
     except ImportError as missing:
-        common.fail(f"the demo lacks a package: {_DEMO_EXTRAS} ({missing})")
+        common.fail(f"the demo lacks a package: {_DEMO_INSTALL_COMMAND} ({missing})")
 
 
 # --- models ------------------------------------------------------------------------------------------------
@@ -149,15 +149,15 @@ def emulator(
 
 
 @contextlib.contextmanager
-def _stop_signals() -> Iterator[Flag]:
+def _stop_signals() -> Iterator[SignalSafeEvent]:
     """An event that Ctrl-C and SIGTERM set, in place of what they do otherwise."""
-    stopped = Flag()
+    stopped = SignalSafeEvent()
     names = (signal.SIGINT, signal.SIGTERM)
-    before = [signal.signal(name, lambda *_: stopped.set()) for name in names]
+    previous_handlers = [signal.signal(name, lambda *_: stopped.set()) for name in names]
     try:
         yield stopped
     finally:
-        for name, handler in zip(names, before, strict=True):
+        for name, handler in zip(names, previous_handlers, strict=True):
             signal.signal(name, handler)
 
 
@@ -171,15 +171,15 @@ def _console(*, stderr: bool = False) -> Console:
 
 def main() -> None:
     """What the command `dashscope-embeddings` runs."""
-    if not _installed:
-        sys.exit(f"the command line needs typer and rich: {_EXTRA}")
+    if not _is_installed:
+        sys.exit(f"the command line needs typer and rich: {_CLI_INSTALL_COMMAND}")
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A terminal that lacks a character gets another one; standard error does so already.
         sys.stdout.reconfigure(errors="replace")
     app()
 
 
-if _installed:
+if _is_installed:
     app = typer.Typer(
         no_args_is_help=True,
         add_completion=False,
@@ -188,5 +188,5 @@ if _installed:
         help="Text embeddings of Alibaba Cloud Model Studio (DashScope): try them, look up models, emulate.",
     )
     for function in (demo, embed.embed, models, check.check, emulator):
-        app.command()(common.command(function))
+        app.command()(common.report_errors(function))
     app.add_typer(cli_batch.app, name="batch")

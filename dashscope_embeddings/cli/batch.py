@@ -9,9 +9,9 @@ import typer
 
 from dashscope_embeddings import corpus
 from dashscope_embeddings.catalogue import DEFAULT_MODEL
-from dashscope_embeddings.cli.common import FAILED, REJECTED, command, fail, stop_signals, telling
+from dashscope_embeddings.cli.common import EXIT_FAILED, EXIT_REJECTED, exit_on_error, fail, report_errors, stop_signals
 from dashscope_embeddings.client import EmbeddingClient
-from dashscope_embeddings.corpus.sources import shown
+from dashscope_embeddings.corpus.sources import printable_name
 
 if TYPE_CHECKING:
     from dashscope_embeddings.corpus import BatchEstimate, BatchProgress, BatchSummary
@@ -58,7 +58,7 @@ app = typer.Typer(
 
 
 @app.command()
-@command
+@report_errors
 def submit(  # noqa: PLR0913 - one for each option
     inputs: _Inputs,
     *,
@@ -88,21 +88,22 @@ def submit(  # noqa: PLR0913 - one for each option
 
     Exit codes: 0 submitted (or nothing left to submit), else as those of `batch run`.
     """
-    how = _given(text_field, id_field, form, encoding, on_bad_input, with_text, retry_rejected)
-    how |= {"window": window, "name": name, "description": description, "before": _say_estimate}
-    with telling(*_kept(output)), stop_signals(_STOPPING) as stop:
-        client = _client(model, dimensions, long_text, batch_size, region, workspace, base_url)
-        found = corpus.batch_submit(inputs, output, client=client, progress=_say, stop=stop, **how)
+    options = _input_options(text_field, id_field, form, encoding, on_bad_input, with_text, retry_rejected)
+    options |= {"window": window, "name": name, "description": description, "before": _print_estimate}
+    with exit_on_error(*_interruption_hints(output)), stop_signals(_STOPPING_MESSAGE) as stop:
+        client = _create_client(model, dimensions, long_text, batch_size, region, workspace, base_url)
+        found = corpus.batch_submit(inputs, output, client=client, progress=_print_progress, stop=stop, **options)
         if found.under_way and not found.stopped:
             typer.echo(
-                f"{found.under_way:,} texts are under way: `batch fetch -o {shown(output)}` brings their vectors"
+                f"{found.under_way:,} texts are under way: "
+                f"`batch fetch -o {printable_name(output)}` brings their vectors"
             )
             return
-        _say_summary(found, output)
+        _print_summary(found, output)
 
 
 @app.command()
-@command
+@report_errors
 def run(  # noqa: PLR0913 - one for each option
     inputs: _Inputs,
     *,
@@ -133,42 +134,44 @@ def run(  # noqa: PLR0913 - one for each option
     Exit codes: 0 all embedded, 1 failed, stopped or still under way (run it again to go on), 2 wrong use or bad
     input, 3 some texts were rejected or skipped (OUTPUT.rejects.jsonl).
     """
-    how = _given(text_field, id_field, form, encoding, on_bad_input, with_text, retry_rejected)
-    how |= {"window": window, "name": name, "description": description, "before": _say_estimate, "poll": poll}
-    with telling(*_kept(output)), stop_signals(_STOPPING) as stop:
-        client = _client(model, dimensions, long_text, batch_size, region, workspace, base_url)
-        _say_summary(corpus.batch_run(inputs, output, client=client, progress=_say, stop=stop, **how), output)
+    options = _input_options(text_field, id_field, form, encoding, on_bad_input, with_text, retry_rejected)
+    options |= {"window": window, "name": name, "description": description, "before": _print_estimate, "poll": poll}
+    with exit_on_error(*_interruption_hints(output)), stop_signals(_STOPPING_MESSAGE) as stop:
+        client = _create_client(model, dimensions, long_text, batch_size, region, workspace, base_url)
+        _print_summary(
+            corpus.batch_run(inputs, output, client=client, progress=_print_progress, stop=stop, **options), output
+        )
 
 
 @app.command()
-@command
+@report_errors
 def status(*, output: _Output, region: _Region = None, workspace: _Workspace = None, base_url: _BaseUrl = None) -> None:
     """Ask how far all batches are; fetch and change nothing."""
-    with telling(*_kept(output)):
+    with exit_on_error(*_interruption_hints(output)):
         client = corpus.batch_client(output, region=region, workspace=workspace, base_url=base_url)
         found = corpus.batch_status(output, client=client)
         for file in found.files:
             done = "" if file.completed is None else f", {file.completed:,} lines done, {file.failed or 0:,} failed"
-            told = f"{file.batch_id} {file.status or file.state}" if file.batch_id else "no batch was made of it"
+            state_text = f"{file.batch_id} {file.status or file.state}" if file.batch_id else "no batch was made of it"
             fetched = ", fetched" if file.batch_id and file.state == "closed" else ""
-            typer.echo(f"file {file.number}: {told}, {file.texts:,} texts in {file.lines:,} lines{done}{fetched}")
+            typer.echo(f"file {file.number}: {state_text}, {file.texts:,} texts in {file.lines:,} lines{done}{fetched}")
         left = [file for file in found.files if file.batch_id and file.state != "closed"]
-        ended = sum(file.texts for file in left if file.status in _ENDED)
+        ended = sum(file.texts for file in left if file.status in _ENDED_STATUSES)
         if ended:
-            typer.echo(f"{ended:,} texts of ended batches are to be fetched: `batch fetch -o {shown(output)}`")
+            typer.echo(f"{ended:,} texts of ended batches are to be fetched: `batch fetch -o {printable_name(output)}`")
         if running := sum(file.texts for file in left) - ended:
             typer.echo(
                 f"{running:,} texts are under way, and billed as they are done, unless `batch cancel` stops them"
             )
         if not left:
-            typer.echo(f"all is done: {shown(output)}" if output.exists() else "nothing is under way")
+            typer.echo(f"all is done: {printable_name(output)}" if output.exists() else "nothing is under way")
 
 
-_ENDED = frozenset({"completed", "failed", "expired", "cancelled"})
+_ENDED_STATUSES = frozenset({"completed", "failed", "expired", "cancelled"})
 
 
 @app.command()
-@command
+@report_errors
 def fetch(
     *,
     output: _Output,
@@ -181,54 +184,58 @@ def fetch(
 
     Exit codes: as those of `batch run`; 1 while anything is under way.
     """
-    with telling(*_kept(output)), stop_signals(_STOPPING) as stop:
+    with exit_on_error(*_interruption_hints(output)), stop_signals(_STOPPING_MESSAGE) as stop:
         client = corpus.batch_client(output, region=region, workspace=workspace, base_url=base_url)
-        _say_summary(corpus.batch_fetch(output, client=client, retry=retry, progress=_say, stop=stop), output)
+        _print_summary(
+            corpus.batch_fetch(output, client=client, retry=retry, progress=_print_progress, stop=stop), output
+        )
 
 
 @app.command()
-@command
+@report_errors
 def cancel(*, output: _Output, region: _Region = None, workspace: _Workspace = None, base_url: _BaseUrl = None) -> None:
     """Stop all batches; what was done by then is billed, and `batch fetch` brings it."""
-    with telling(*_kept(output)):
+    with exit_on_error(*_interruption_hints(output)):
         client = corpus.batch_client(output, region=region, workspace=workspace, base_url=base_url)
-        found = corpus.batch_cancel(output, client=client, progress=_say)
-        said, name = "nothing is under way", shown(output)
+        found = corpus.batch_cancel(output, client=client, progress=_print_progress)
+        message, name = "nothing is under way", printable_name(output)
         if found.under_way:
-            said = f"of {found.under_way:,} texts, what was done of them is billed: `batch fetch -o {name}` brings it"
+            message = (
+                f"of {found.under_way:,} texts, what was done of them is billed: `batch fetch -o {name}` brings it"
+            )
         elif found.embedded:
-            said += f"; {found.embedded:,} texts of ended batches were fetched: `batch fetch -o {name}` writes them"
-        typer.echo(said)
+            message += f"; {found.embedded:,} texts of ended batches were fetched: `batch fetch -o {name}` writes them"
+        typer.echo(message)
 
 
 # --- what they share ---------------------------------------------------------------------------------------
 
 
-_STOPPING = "stopping; what is submitted stays submitted"
+_STOPPING_MESSAGE = "stopping; what is submitted stays submitted"
 
 
-def _kept(output: Path) -> tuple[str, str]:
+def _interruption_hints(output: Path) -> tuple[str, str]:
     return (
         f"What was submitted, and what was fetched, is in {corpus.ledger_beside(output)}",
         "Batches under way go on being billed unless `batch cancel` stops them.",
     )
 
 
-def _given(*values: Any) -> dict[str, Any]:
+def _input_options(*values: Any) -> dict[str, Any]:
     names = ("text_field", "id_field", "format", "encoding", "on_bad_input", "with_text", "retry_rejected")
     return dict(zip(names, values, strict=True))
 
 
-def _client(*values: Any) -> EmbeddingClient:
+def _create_client(*values: Any) -> EmbeddingClient:
     names = ("model", "dimensions", "long_text", "batch_size", "region", "workspace", "base_url")
     return EmbeddingClient(**dict(zip(names, values, strict=True)), protocol="openai")
 
 
-def _say(now: BatchProgress) -> None:
+def _print_progress(now: BatchProgress) -> None:
     typer.echo(now.said, err=True)
 
 
-def _say_estimate(found: BatchEstimate) -> None:
+def _print_estimate(found: BatchEstimate) -> None:
     typer.echo(f"{found.texts:,} texts, of which {found.pending:,} are to be submitted (equal ones once)")
     if found.skipped:
         typer.echo(f"{found.skipped:,} records are no usable texts and are skipped")
@@ -244,30 +251,30 @@ def _say_estimate(found: BatchEstimate) -> None:
         typer.echo("Batch files for embeddings are documented for Beijing only: expect a refusal here.")
 
 
-def _say_summary(found: BatchSummary, output: Path) -> None:
+def _print_summary(found: BatchSummary, output: Path) -> None:
     if found.finished:
         rows = found.texts - found.rejected
-        typer.echo(f"{shown(output)}: {rows:,} vectors, {found.embedded:,} texts fetched now ({found.usage})")
+        typer.echo(f"{printable_name(output)}: {rows:,} vectors, {found.embedded:,} texts fetched now ({found.usage})")
         if found.spent != found.usage:
             typer.echo(f"all calls together: {found.spent}")
         if found.rejects is not None:
-            typer.echo(f"{found.rejected:,} rejected, {found.skipped:,} skipped: see {shown(found.rejects)}")
-            raise typer.Exit(REJECTED)
+            typer.echo(f"{found.rejected:,} rejected, {found.skipped:,} skipped: see {printable_name(found.rejects)}")
+            raise typer.Exit(EXIT_REJECTED)
         return
-    said = [f"{found.embedded:,} texts fetched now ({found.usage}), {found.pending:,} without vectors yet"]
+    message = [f"{found.embedded:,} texts fetched now ({found.usage}), {found.pending:,} without vectors yet"]
     if found.stopped:
-        said.append("stopped: what is submitted stays submitted; the same command goes on")
-    name = shown(output)
+        message.append("stopped: what is submitted stays submitted; the same command goes on")
+    name = printable_name(output)
     if found.under_way:
-        said.append(
+        message.append(
             f"{found.under_way:,} texts are under way: `batch fetch -o {name}` brings them. They go on being billed "
             f"unless `batch cancel -o {name}` stops them"
         )
     if found.given_up:
-        said.append(
+        message.append(
             f"{found.given_up:,} texts failed too often, or were cancelled or refused with their file: `batch submit` "
             "or `batch run` tries them again"
         )
     elif not found.under_way and found.pending and not found.stopped:
-        said.append("nothing is under way: `batch fetch`, or `batch submit` with the inputs, goes on")
-    fail("\n".join(said), FAILED)
+        message.append("nothing is under way: `batch fetch`, or `batch submit` with the inputs, goes on")
+    fail("\n".join(message), EXIT_FAILED)

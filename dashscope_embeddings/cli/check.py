@@ -14,7 +14,7 @@ from rich.text import Text
 
 from dashscope_embeddings import check as checking
 from dashscope_embeddings.catalogue import DEFAULT_MODEL, REGIONS
-from dashscope_embeddings.cli.common import USAGE, fail
+from dashscope_embeddings.cli.common import EXIT_USAGE, fail
 from dashscope_embeddings.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from dashscope_embeddings.check import Check, ModelCheck, Plan, RegionCheck, RoleCheck
 
-NO_HOST = 1
+EXIT_NO_HOST = 1
 """Exit code: no host takes the key."""
 
 _CITIES = {region.id: region.city for region in REGIONS}
@@ -47,32 +47,32 @@ def check(
     Exit codes: 0 some host takes the key, 1 none does, 2 wrong use.
     """
     try:
-        found = checking.check(
+        result = checking.check(
             model,
             region=region,
             workspace=workspace,
             base_url=base_url,
-            announce=lambda plan: typer.echo(_announced(plan), err=as_json),
+            announce=lambda plan: typer.echo(_plan_text(plan), err=as_json),
         )
     except InvalidInput as error:
-        fail(str(error), USAGE)
+        fail(str(error), EXIT_USAGE)
     if as_json:
         # A character that the terminal lacks is escaped there: it must not be replaced.
         unicode = (sys.stdout.encoding or "").lower().startswith("utf")
-        typer.echo(json.dumps(_plain(found), ensure_ascii=not unicode, indent=2))
+        typer.echo(json.dumps(_to_json_object(result), ensure_ascii=not unicode, indent=2))
     elif (console := Console(highlight=False)).is_terminal:
-        _draw(found, console)
+        _print_report(result, console)
     else:
-        for line in _lines(found):
+        for line in _report_lines(result):
             typer.echo(line)
-    if not found.takes_key:
-        raise typer.Exit(NO_HOST)
+    if not result.takes_key:
+        raise typer.Exit(EXIT_NO_HOST)
 
 
 # --- what is said ------------------------------------------------------------------------------------------
 
 
-def _announced(plan: Plan) -> str:
+def _plan_text(plan: Plan) -> str:
     hosts = "1 host" if len(plan.hosts) == 1 else f"{len(plan.hosts)} hosts"
     return (
         f"Sends one short text to {hosts}, then {plan.texts_a_host} to each that takes the key: about {plan.texts} in "
@@ -80,22 +80,22 @@ def _announced(plan: Plan) -> str:
     )
 
 
-def _city(found: RegionCheck) -> str:
-    return _CITIES.get(found.region or "", found.region or "other")
+def _city(region_check: RegionCheck) -> str:
+    return _CITIES.get(region_check.region or "", region_check.region or "other")
 
 
-def _time(value: float | None) -> str:
+def _milliseconds(value: float | None) -> str:
     return "" if value is None else f"{value * 1000:.0f} ms"
 
 
-def _model_said(found: ModelCheck) -> str:
-    if not found.answers:
-        return found.said
-    tries = f", median of {found.tries}" if found.tries > 1 else " with connecting"
-    return f"answers, {found.tokens} tokens, {_time(found.seconds)}{tries}"
+def _model_text(model_check: ModelCheck) -> str:
+    if not model_check.answers:
+        return model_check.said
+    basis = f", median of {model_check.tries}" if model_check.tries > 1 else " with connecting"
+    return f"answers, {model_check.tokens} tokens, {_milliseconds(model_check.seconds)}{basis}"
 
 
-def _role_said(role: RoleCheck) -> Iterator[str]:
+def _role_lines(role: RoleCheck) -> Iterator[str]:
     embeds = {
         "query": "embeds as query",
         "document": "embeds as document",
@@ -112,41 +112,41 @@ def _role_said(role: RoleCheck) -> Iterator[str]:
     yield f"length of the compatible vector = {role.length:.4f}"
 
 
-def _billed(found: Check) -> str:
-    return f"billed: {found.usage if found.usage.requests else 'nothing'}"
+def _billing_text(result: Check) -> str:
+    return f"billed: {result.usage if result.usage.requests else 'nothing'}"
 
 
-def _lines(found: Check) -> Iterator[str]:
-    for region in found.regions:
-        seconds = f" ({_time(region.seconds)})" if region.seconds is not None else ""
+def _report_lines(result: Check) -> Iterator[str]:
+    for region in result.regions:
+        seconds = f" ({_milliseconds(region.seconds)})" if region.seconds is not None else ""
         yield f"{_city(region)}, {region.host or 'no host'}: {region.said}{seconds}"
-    for model in found.models:
-        yield f"{model.model} on {model.host}: {_model_said(model)}"
-    if found.role is not None:
-        yield from _role_said(found.role)
-    yield _billed(found)
-    yield from found.notes
+    for model in result.models:
+        yield f"{model.model} on {model.host}: {_model_text(model)}"
+    if result.role is not None:
+        yield from _role_lines(result.role)
+    yield _billing_text(result)
+    yield from result.notes
 
 
-def _draw(found: Check, console: Console) -> None:
+def _print_report(result: Check, console: Console) -> None:
     hosts = _table("Hosts", "region", "host", "key", "time", "")
     words = {True: Text("takes it", "green"), False: Text("refuses it", "red"), None: Text("–")}
-    for region in found.regions:
-        said = "" if region.takes_key and region.said == "takes the key" else region.said
+    for region in result.regions:
+        message = "" if region.takes_key and region.said == "takes the key" else region.said
         name = Text(region.host or "–")
-        hosts.add_row(_city(region), name, words[region.takes_key], _time(region.seconds), Text(said))
+        hosts.add_row(_city(region), name, words[region.takes_key], _milliseconds(region.seconds), Text(message))
     console.print(hosts)
-    for host in dict.fromkeys(model.host for model in found.models):
+    for host in dict.fromkeys(model.host for model in result.models):
         models = _table(f"Models at {host}", "model", "")
-        for model in found.models:
+        for model in result.models:
             if model.host == host:
-                models.add_row(model.model, Text(_model_said(model), "" if model.answers else "yellow"))
+                models.add_row(model.model, Text(_model_text(model), "" if model.answers else "yellow"))
         console.print("", models, sep="\n")
-    if found.role is not None:
-        verdict, *figures = _role_said(found.role)
+    if result.role is not None:
+        verdict, *figures = _role_lines(result.role)
         console.print("", Text("Role of the compatible route", "bold"), Text(verdict), sep="\n")
         console.print(*(Text(figure, "dim") for figure in figures), sep="\n")
-    console.print("", Text(_billed(found)), *(Text(note) for note in found.notes), sep="\n")
+    console.print("", Text(_billing_text(result)), *(Text(note) for note in result.notes), sep="\n")
 
 
 def _table(title: str, *heads: str) -> Table:
@@ -158,9 +158,9 @@ def _table(title: str, *heads: str) -> Table:
     return table
 
 
-def _plain(found: Check) -> dict[str, Any]:
-    plain = dataclasses.asdict(found)
+def _to_json_object(result: Check) -> dict[str, Any]:
+    plain = dataclasses.asdict(result)
     cost = plain["usage"]["cost"]
     if cost is not None:
         cost["amount"] = f"{cost['amount']:f}"
-    return {"takes_key": found.takes_key, **plain}
+    return {"takes_key": result.takes_key, **plain}

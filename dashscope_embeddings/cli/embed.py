@@ -16,9 +16,9 @@ from rich.text import Text
 
 from dashscope_embeddings import corpus
 from dashscope_embeddings.catalogue import DEFAULT_MODEL
-from dashscope_embeddings.cli.common import FAILED, REJECTED, USAGE, fail, stop_signals, telling
+from dashscope_embeddings.cli.common import EXIT_FAILED, EXIT_REJECTED, EXIT_USAGE, exit_on_error, fail, stop_signals
 from dashscope_embeddings.client import EmbeddingClient
-from dashscope_embeddings.corpus.sources import shown
+from dashscope_embeddings.corpus.sources import printable_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -89,7 +89,7 @@ def embed(  # noqa: PLR0913 - one for each option
     Exit codes: 0 all embedded, 1 failed or stopped (run it again to go on), 2 wrong use or bad input,
     3 some texts were rejected or skipped (OUTPUT.rejects.jsonl).
     """
-    how: dict[str, Any] = {
+    options: dict[str, Any] = {
         "text_field": text_field,
         "id_field": id_field,
         "format": form,
@@ -100,9 +100,9 @@ def embed(  # noqa: PLR0913 - one for each option
         "retry_rejected": retry_rejected,
     }
     if instruct and text_type != "query":
-        fail("--instruct is for queries: add --text-type query, or leave it out", USAGE)
-    with telling(f"What was paid for is in {corpus.ledger_beside(output)}"):
-        trouble = _Trouble()
+        fail("--instruct is for queries: add --text-type query, or leave it out", EXIT_USAGE)
+    with exit_on_error(f"What was paid for is in {corpus.ledger_beside(output)}"):
+        outages = _OutageTracker()
         client = EmbeddingClient(
             model,
             # Nothing is asked: a key need not be there.
@@ -117,12 +117,12 @@ def embed(  # noqa: PLR0913 - one for each option
             requests_per_minute=requests_per_minute,
             tokens_per_minute=tokens_per_minute,
             long_text=long_text,  # type: ignore[arg-type]
-            on_request=trouble.heard,
+            on_request=outages.on_request,
         )
         if dry_run:
-            _say_estimate(corpus.estimate_corpus(inputs, output, client=client, **how))
+            _print_estimate(corpus.estimate_corpus(inputs, output, client=client, **options))
             return
-        with stop_signals(_STOPPING) as stopped, _shown(trouble) as progress:
+        with stop_signals(_STOPPING_MESSAGE) as stopped, _show_progress(outages) as progress:
             summary = corpus.embed_corpus(
                 inputs,
                 output,
@@ -130,17 +130,17 @@ def embed(  # noqa: PLR0913 - one for each option
                 with_text=with_text,
                 progress=progress,
                 stop=stopped.is_set,
-                **how,
+                **options,
             )
-        _say_summary(summary, output)
+        _print_summary(summary, output)
 
 
-_STOPPING = "stopping when what is in flight has arrived; again to end at once"
+_STOPPING_MESSAGE = "stopping when what is in flight has arrived; again to end at once"
 
 # --- what is said ------------------------------------------------------------------------------------------
 
 
-def _say_estimate(found: Estimate) -> None:
+def _print_estimate(found: Estimate) -> None:
     typer.echo(f"{found.texts:,} texts, of which {found.pending:,} are to be embedded (equal ones once)")
     if found.skipped:
         typer.echo(f"{found.skipped:,} records are no usable texts and would be skipped")
@@ -150,98 +150,98 @@ def _say_estimate(found: Estimate) -> None:
     typer.echo("Nothing was asked.")
 
 
-def _say_summary(found: Summary, output: Path) -> None:
+def _print_summary(found: Summary, output: Path) -> None:
     if not found.finished:
-        fail(f"stopped after {found.embedded:,} texts ({found.usage}); the same command goes on", FAILED)
+        fail(f"stopped after {found.embedded:,} texts ({found.usage}); the same command goes on", EXIT_FAILED)
     rows = found.texts - found.rejected
-    typer.echo(f"{shown(output)}: {rows:,} vectors, {found.embedded:,} texts embedded now ({found.usage})")
+    typer.echo(f"{printable_name(output)}: {rows:,} vectors, {found.embedded:,} texts embedded now ({found.usage})")
     if found.spent != found.usage:
         typer.echo(f"all runs together: {found.spent}")
     if found.rejects is not None:
-        typer.echo(f"{found.rejected:,} rejected, {found.skipped:,} skipped: see {shown(found.rejects)}")
+        typer.echo(f"{found.rejected:,} rejected, {found.skipped:,} skipped: see {printable_name(found.rejects)}")
         if found.rejected:
             typer.echo("rejected texts are asked again with --retry-rejected, or with another --long-text")
         else:
             typer.echo("mend them in the input and run the same command")
-        raise typer.Exit(REJECTED)
+        raise typer.Exit(EXIT_REJECTED)
 
 
 # --- while it runs -----------------------------------------------------------------------------------------
 
-_LINE_EVERY = 10.0
-_DRAWN_EVERY = 0.2
+_LINE_INTERVAL_SECONDS = 10.0
+_DRAW_INTERVAL_SECONDS = 0.2
 
 
 @contextlib.contextmanager
-def _shown(trouble: _Trouble) -> Iterator[Callable[[Progress], None]]:
+def _show_progress(outages: _OutageTracker) -> Iterator[Callable[[Progress], None]]:
     """A bar on a terminal; elsewhere a line every ten seconds. Both say when the service gives no vectors."""
     console = Console(stderr=True, highlight=False)
-    pace = _Pace(_DRAWN_EVERY if console.is_terminal else _LINE_EVERY)
+    reporter = _ProgressReporter(_DRAW_INTERVAL_SECONDS if console.is_terminal else _LINE_INTERVAL_SECONDS)
     if not console.is_terminal:
-        with _lines_about(trouble):
-            yield lambda now: typer.echo(pace.line(now), err=True) if pace.due(now) else None
+        with _print_outages(outages):
+            yield lambda now: typer.echo(reporter.format_line(now), err=True) if reporter.is_due(now) else None
         return
-    columns = (BarColumn(), MofNCompleteColumn(), _State(trouble), TimeRemainingColumn())
+    columns = (BarColumn(), MofNCompleteColumn(), _StatusColumn(outages), TimeRemainingColumn())
     with Bar(*columns, console=console) as bar:
-        task = bar.add_task("", total=None, said="reading")
+        task = bar.add_task("", total=None, status="reading")
 
         def draw(now: Progress) -> None:
-            if pace.due(now):
-                bar.update(task, completed=now.done, total=now.total, said=pace.speed(now))
+            if reporter.is_due(now):
+                bar.update(task, completed=now.done, total=now.total, status=reporter.format_speed(now))
 
         yield draw
 
 
-class _Trouble:
+class _OutageTracker:
     """Why no vectors come, for as long as none do. Heard from any thread."""
 
     def __init__(self) -> None:
-        self._found: tuple[float, str] | None = None
+        self._outage: tuple[float, str] | None = None
         """Since when, and what."""
 
-    def heard(self, record: RequestRecord) -> None:
+    def on_request(self, record: RequestRecord) -> None:
         """What came of a request."""
         if record.outcome == "answered":
-            self._found = None
+            self._outage = None
         elif record.outcome != "refused":
-            since = self._found[0] if self._found is not None else time.monotonic()
-            self._found = since, f"{record.outcome} ({record.error})"
+            since = self._outage[0] if self._outage is not None else time.monotonic()
+            self._outage = since, f"{record.outcome} ({record.error})"
 
-    def said(self) -> str:
+    def describe(self) -> str:
         """In a few words; nothing while vectors come."""
-        found, now = self._found, time.monotonic()
-        if found is None or now - found[0] < _SOON:
+        found, now = self._outage, time.monotonic()
+        if found is None or now - found[0] < _OUTAGE_GRACE_SECONDS:
             return ""
         return f"{found[1]} for {now - found[0]:.0f} s, asking again"
 
 
-_SOON = 0.5
+_OUTAGE_GRACE_SECONDS = 0.5
 """Seconds without an answer after which a throttled request is more than a part of finding the pace."""
 
 
-class _State(ProgressColumn):
+class _StatusColumn(ProgressColumn):
     """How fast it goes, or why it does not."""
 
-    def __init__(self, trouble: _Trouble) -> None:
+    def __init__(self, outages: _OutageTracker) -> None:
         super().__init__()
-        self._trouble = trouble
+        self._outages = outages
 
     def render(self, task: Task) -> Text:
         """The text of the column."""
-        said = self._trouble.said()
-        return Text(said, "yellow") if said else Text(task.fields["said"])
+        message = self._outages.describe()
+        return Text(message, "yellow") if message else Text(task.fields["status"])
 
 
 @contextlib.contextmanager
-def _lines_about(trouble: _Trouble) -> Iterator[None]:
+def _print_outages(outages: _OutageTracker) -> Iterator[None]:
     """Says it in a line, and once more every ten seconds, while the caller waits for vectors."""
     done = threading.Event()
 
     def watch() -> None:
-        while not done.wait(_SOON / 2):
-            if said := trouble.said():
-                typer.echo(said, err=True)
-                done.wait(_LINE_EVERY)
+        while not done.wait(_OUTAGE_GRACE_SECONDS / 2):
+            if message := outages.describe():
+                typer.echo(message, err=True)
+                done.wait(_LINE_INTERVAL_SECONDS)
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
@@ -252,39 +252,39 @@ def _lines_about(trouble: _Trouble) -> Iterator[None]:
         watcher.join()
 
 
-class _Pace:
+class _ProgressReporter:
     """When to say how far a run is, and how fast it goes."""
 
-    def __init__(self, every: float) -> None:
-        self._every = every
-        self._begun: tuple[float, int] | None = None
-        self._last = 0.0
+    def __init__(self, interval_seconds: float) -> None:
+        self._interval_seconds = interval_seconds
+        self._start: tuple[float, int] | None = None
+        self._last_report = 0.0
 
-    def due(self, now: Progress) -> bool:
+    def is_due(self, now: Progress) -> bool:
         """Whether it is time to say something."""
         time_now = time.monotonic()
-        if self._begun is None:
-            self._begun, self._last = (time_now, now.done), time_now
+        if self._start is None:
+            self._start, self._last_report = (time_now, now.done), time_now
             return False
-        if time_now - self._last < self._every and now.done < now.total:
+        if time_now - self._last_report < self._interval_seconds and now.done < now.total:
             return False
-        self._last = time_now
+        self._last_report = time_now
         return True
 
-    def speed(self, now: Progress) -> str:
+    def format_speed(self, now: Progress) -> str:
         """Texts a second, tokens, cost."""
         cost = f", {now.usage.cost}" if now.usage.cost is not None else ""
         rejected = f", {now.rejected:,} rejected" if now.rejected else ""
         return f"{self._rate(now):,.0f} texts/s, {now.usage.tokens:,} tokens{cost}{rejected}"
 
-    def line(self, now: Progress) -> str:
+    def format_line(self, now: Progress) -> str:
         """All of it."""
         left = ""
         if rate := self._rate(now):
             minutes, seconds = divmod(round((now.total - now.done) / rate), 60)
             left = f", {minutes}:{seconds:02} left"
-        return f"{now.done:,} of {now.total:,} texts, {self.speed(now)}{left}"
+        return f"{now.done:,} of {now.total:,} texts, {self.format_speed(now)}{left}"
 
     def _rate(self, now: Progress) -> float:
-        begun, done = self._begun or (time.monotonic(), now.done)
+        begun, done = self._start or (time.monotonic(), now.done)
         return (now.done - done) / max(time.monotonic() - begun, 1e-3)

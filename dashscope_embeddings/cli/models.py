@@ -16,24 +16,26 @@ if TYPE_CHECKING:
 
     from dashscope_embeddings.catalogue import Model, Price
 
-_NONE = "–"
+_DASH = "–"
 _CITIES = {region.id: region.city for region in REGIONS if any(region.id in m.prices for m in MODELS)}
 
 
 def models() -> Iterator[RenderableType]:
     """The catalogue for a terminal: limits, dimensions, prices, sources."""
     sources = list(dict.fromkeys((model.source, model.seen) for model in MODELS))
-    limits = titled("Limits", "model", "texts a\nrequest", "tokens a text", "sparse", "instruct")
-    sizes = titled("Dimensions (* default)", "model", "floats in a vector", "source")
-    sizes.columns[1].justify = "left"
-    prices = titled("List price of a million tokens", "model", *_CITIES.values())
+    limits = make_table("Limits", "model", "texts a\nrequest", "tokens a text", "sparse", "instruct")
+    dimensions = make_table("Dimensions (* default)", "model", "floats in a vector", "source")
+    dimensions.columns[1].justify = "left"
+    prices = make_table("List price of a million tokens", "model", *_CITIES.values())
     for model in MODELS:
         name = f"{model.name} (default)" if model.name == DEFAULT_MODEL else model.name
         source = f"[{sources.index((model.source, model.seen)) + 1}]"
-        limits.add_row(name, str(model.rows), _tokens(model), _yes(model.sparse), _yes(model.instruct))
-        sizes.add_row(name, _sizes(model, "{}*"), Text(source))
+        limits.add_row(
+            name, str(model.rows), _token_limit(model), _yes_or_dash(model.sparse), _yes_or_dash(model.instruct)
+        )
+        dimensions.add_row(name, _dimensions(model, "{}*"), Text(source))
         prices.add_row(name, *(_price(model.prices.get(region)) for region in _CITIES))
-    for table in (limits, sizes, prices):
+    for table in (limits, dimensions, prices):
         yield table
         yield ""
     yield Text("(n): a higher limit that another source names. batch: through Batch files.", "dim")
@@ -58,10 +60,10 @@ def models_markdown() -> str:
         [
             f"`{model.name}`",
             str(model.rows),
-            _tokens(model),
-            _sizes(model, "**{}**"),
-            _yes(model.sparse),
-            _yes(model.instruct),
+            _token_limit(model),
+            _dimensions(model, "**{}**"),
+            _yes_or_dash(model.sparse),
+            _yes_or_dash(model.instruct),
             *(_price(model.prices.get(region)) for region in _CITIES),
             f"[{model.seen}]({model.source})",
         ]
@@ -71,27 +73,27 @@ def models_markdown() -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in [heads, rule, *rows])
 
 
-def _tokens(model: Model) -> str:
+def _token_limit(model: Model) -> str:
     seen = model.tokens_per_row_limit
     return f"{model.tokens_per_row:,}" + (f" ({seen:,})" if seen > model.tokens_per_row else "")
 
 
-def _sizes(model: Model, default: str) -> str:
+def _dimensions(model: Model, default: str) -> str:
     return " ".join(default.format(size) if size == model.default_dimension else str(size) for size in model.dimensions)
 
 
 def _price(price: Price | None) -> str:
     if price is None:
-        return _NONE
+        return _DASH
     batch = "" if price.batch is None else f", batch {price.batch}"
     return f"{price.currency} {price.real_time}{batch}"
 
 
-def _yes(flag: bool) -> str:  # noqa: FBT001 - what it words is a flag
-    return "yes" if flag else _NONE
+def _yes_or_dash(flag: bool) -> str:  # noqa: FBT001 - what it words is a flag
+    return "yes" if flag else _DASH
 
 
-def titled(title: str, *heads: str) -> Table:
+def make_table(title: str, *heads: str) -> Table:
     """A table without lines around it; the first column is aligned left, the others right."""
     table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
     for place, head in enumerate(heads):

@@ -24,30 +24,30 @@ if TYPE_CHECKING:
 # --- byte order marks --------------------------------------------------------------------------------------
 
 # UTF-32 before UTF-16, whose little-endian mark begins its own.
-_MARKS = (
+_BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
     (codecs.BOM_UTF32_LE, "utf-32"),
     (codecs.BOM_UTF32_BE, "utf-32"),
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
-_WIDE = ("utf-32-le", "utf-32-be", "utf-16-le", "utf-16-be")
+_UTF16_AND_UTF32 = ("utf-32-le", "utf-32-be", "utf-16-le", "utf-16-be")
 
 
-def marked(head: bytes) -> str | None:
+def encoding_from_bom(head: bytes) -> str | None:
     """The encoding that a byte order mark names, by a codec that removes the mark; None: there is no mark."""
-    return next((name for mark, name in _MARKS if head.startswith(mark)), None)
+    return next((name for mark, name in _BYTE_ORDER_MARKS if head.startswith(mark)), None)
 
 
-def unmarked_wide(head: bytes) -> str | None:
+def guess_utf16_or_utf32(head: bytes) -> str | None:
     """The UTF-16 or UTF-32 that a file without a byte order mark seems to be in; None: it seems to be in neither.
 
     Such bytes are valid UTF-8 where the text is ASCII, and often where it is Chinese.
     """
-    return next((name for name in _WIDE if _reads_as(head, name)), None) if b"\0" in head else None
+    return next((name for name in _UTF16_AND_UTF32 if _is_plausible_text(head, name)), None) if b"\0" in head else None
 
 
-def _reads_as(head: bytes, name: str) -> bool:
+def _is_plausible_text(head: bytes, name: str) -> bool:
     try:
         # Not final: the head may end within a character.
         text = codecs.getincrementaldecoder(name)().decode(head)
@@ -65,7 +65,7 @@ def _reads_as(head: bytes, name: str) -> bool:
 # For each encoding, its everyday characters as a group, then any other of its characters, so that a search stays in
 # step. Chinese, Japanese and Korean encodings accept nearly all bytes of one another: what tells them apart is how many
 # of the characters would be common ones.
-_EVERYDAY = {
+_COMMON_CHARACTERS = {
     "gb18030": rb"((?:[\xa1-\xa3\xb0-\xd7][\xa1-\xfe])+)|[\x81-\xfe][\x30-\xfe]",
     "big5": rb"((?:[\xa1-\xc6][\x40-\x7e\xa1-\xfe])+)|[\x81-\xfe][\x40-\xfe]",
     "euc_kr": rb"((?:[\xa1-\xa3\xb0-\xc8][\xa1-\xfe])+)|[\x81-\xfe][\x41-\xfe]",
@@ -74,48 +74,54 @@ _EVERYDAY = {
     "cp1251": rb"([\xa8\xb8\xc0-\xff]{2,})|[\x80-\xff]",
     "cp1252": rb"(?<![\x80-\xff])([\x80-\xff]{1,2})(?![\x80-\xff])|[\x80-\xff]",
 }
-_LIKELY = 0.7
+_MIN_COMMON_SHARE = 0.7
 """Share of the bytes above ASCII that must be everyday characters."""
-_FEWEST = 3
+_MIN_NON_ASCII_BYTES = 3
 """Such bytes from which anything can be told."""
-_DOUBT = 0.5
+_KOREAN_PENALTY = 0.5
 """Divided by the number of such bytes: what a short text counts less as Korean."""
-_HIGH = re.compile(rb"[\x80-\xff]")
+_NON_ASCII_BYTE = re.compile(rb"[\x80-\xff]")
 
 
-def likely(sample: bytes, tried: str) -> str | None:
+def guess_encoding(sample: bytes, expected: str) -> str | None:
     """The encoding that a sample which is not in the encoding `tried` is most likely in; None: unclear."""
-    if tried != "utf-8" and _decodes(sample, "utf-8"):
+    if expected != "utf-8" and _can_decode(sample, "utf-8"):
         return "utf-8"
-    high = len(_HIGH.findall(sample))
-    if high < _FEWEST or (_mostly_utf8(sample) if tried == "utf-8" else _decodes(sample, tried)):
+    high = len(_NON_ASCII_BYTE.findall(sample))
+    if high < _MIN_NON_ASCII_BYTES or (
+        _is_mostly_utf8(sample) if expected == "utf-8" else _can_decode(sample, expected)
+    ):
         return None
-    shares = {name: _share(sample, pattern) for name, pattern in _EVERYDAY.items() if _decodes(sample, name)}
+    shares = {
+        name: _common_share(sample, pattern)
+        for name, pattern in _COMMON_CHARACTERS.items()
+        if _can_decode(sample, name)
+    }
     # Common Korean and Japanese characters are common Chinese ones too, but a longer Chinese text has others as well.
-    doubts = {"gb18030": 0.02, "euc_jp": 0.03, "euc_kr": _DOUBT / high}
-    shares = {name: share - doubts.get(name, 0.0) for name, share in shares.items()}
+    penalties = {"gb18030": 0.02, "euc_jp": 0.03, "euc_kr": _KOREAN_PENALTY / high}
+    shares = {name: share - penalties.get(name, 0.0) for name, share in shares.items()}
     found = max(shares, key=lambda name: shares[name], default="")
-    if shares.get(found, 0.0) < _LIKELY:
+    if shares.get(found, 0.0) < _MIN_COMMON_SHARE:
         return None
     if found == "cp1251":
-        found = max(("cp1251", "koi8-r"), key=lambda name: _russian(sample, name))
-    return found if found != tried else None
+        found = max(("cp1251", "koi8-r"), key=lambda name: _russian_score(sample, name))
+    return found if found != expected else None
 
 
-_COMMON_LETTERS = frozenset("\u043e\u0435\u0430\u0438\u043d\u0442\u0441\u0440")
-_LOWER = 0.25
+_COMMON_CYRILLIC_LETTERS = frozenset("\u043e\u0435\u0430\u0438\u043d\u0442\u0441\u0440")
+_LOWER_CASE_WEIGHT = 0.25
 
 
-def _russian(sample: bytes, name: str) -> float:
+def _russian_score(sample: bytes, name: str) -> float:
     """How Russian a sample reads: most of its letters are a few common ones, and most are lower case.
 
     What is lower case in one of the two encodings is upper case in the other.
     """
     text = sample.decode(name, "ignore")
-    return sum(c in _COMMON_LETTERS for c in text.lower()) + _LOWER * sum(map(str.islower, text))
+    return sum(c in _COMMON_CYRILLIC_LETTERS for c in text.lower()) + _LOWER_CASE_WEIGHT * sum(map(str.islower, text))
 
 
-def _decodes(sample: bytes, name: str) -> bool:
+def _can_decode(sample: bytes, name: str) -> bool:
     try:
         codecs.getincrementaldecoder(name)().decode(sample)
     except (UnicodeError, LookupError):
@@ -123,35 +129,35 @@ def _decodes(sample: bytes, name: str) -> bool:
     return True
 
 
-def _mostly_utf8(sample: bytes) -> bool:
+def _is_mostly_utf8(sample: bytes) -> bool:
     text = sample.decode(errors="replace")
     damaged = text.count("\ufffd")
     return sum(not c.isascii() for c in text) > 5 * damaged
 
 
-def _share(sample: bytes, pattern: bytes) -> float:
-    high = len(_HIGH.findall(sample))
-    common = sum(len(_HIGH.findall(group)) for group in re.findall(pattern, sample))
+def _common_share(sample: bytes, pattern: bytes) -> float:
+    high = len(_NON_ASCII_BYTE.findall(sample))
+    common = sum(len(_NON_ASCII_BYTE.findall(group)) for group in re.findall(pattern, sample))
     # A second byte may be ASCII: it counts neither here nor there.
     return common / max(high, 1)
 
 
-_CESU = re.compile(rb"\xed[\xa0-\xaf][\x80-\xbf]\xed[\xb0-\xbf][\x80-\xbf]")
+_CESU8_PAIR = re.compile(rb"\xed[\xa0-\xaf][\x80-\xbf]\xed[\xb0-\xbf][\x80-\xbf]")
 
 
 def has_surrogate_pairs(raw: bytes) -> bool:
     """Whether characters are written as pairs of surrogates in UTF-8 (CESU-8), as some database exports do."""
-    return _CESU.search(raw) is not None
+    return _CESU8_PAIR.search(raw) is not None
 
 
 # --- open files --------------------------------------------------------------------------------------------
 
-_HEAD = 1 << 16
+_HEAD_BYTES = 1 << 16
 """Bytes from which a file's encoding is guessed; they are buffered in any case."""
 
 
 @dataclass
-class Text:
+class TextFile:
     """A text file that is open. Undecodable bytes come as surrogates, so that one bad line is one bad record."""
 
     source: Source
@@ -160,10 +166,10 @@ class Text:
     head: bytes
 
     @property
-    def unnamed_wide(self) -> str | None:
+    def undeclared_encoding(self) -> str | None:
         """The UTF-16 or UTF-32 that it seems to be in, although neither a mark nor a name says so."""
         wide = self.encoding.startswith(("utf-16", "utf-32"))
-        return None if wide else unmarked_wide(self.head)
+        return None if wide else guess_utf16_or_utf32(self.head)
 
     def lines(self) -> Iterator[tuple[str, str]]:
         """Place and line of all that are not blank."""
@@ -172,30 +178,30 @@ class Text:
             if not line.isspace():
                 yield f"{name}:{number}", line.rstrip("\r\n")
 
-    def not_decoded(self, line: str) -> str:
+    def decode_problem(self, line: str) -> str:
         """What is said of a line that is not in the file's encoding."""
         raw = self._raw(line)
-        if self._tried == "utf-8" and has_surrogate_pairs(raw):
+        if self._codec_name == "utf-8" and has_surrogate_pairs(raw):
             return (
                 "holds surrogate pairs in place of characters (CESU-8): mend the file's bytes with "
                 '.decode("utf-8", "surrogatepass").encode("utf-16", "surrogatepass").decode("utf-16")'
             )
         # A line says less than the file: one that is damaged in a file of UTF-8 may look like anything.
-        found = likely(raw, self._tried) if self.head.isascii() else self._likely
+        found = guess_encoding(raw, self._codec_name) if self.head.isascii() else self._guessed_encoding
         advice = (
             f", likely {found}: name it (encoding, --encoding {found})"
             if found
             else ": name the file's encoding (encoding, --encoding), such as gb18030, or mend the line"
         )
-        return f"holds bytes that are not {self._tried}{advice}"
+        return f"holds bytes that are not {self._codec_name}{advice}"
 
     @property
-    def _tried(self) -> str:
+    def _codec_name(self) -> str:
         return self.encoding.removesuffix("-sig")
 
     @cached_property
-    def _likely(self) -> str | None:
-        return likely(self.head, self._tried)
+    def _guessed_encoding(self) -> str | None:
+        return guess_encoding(self.head, self._codec_name)
 
     def _raw(self, line: str) -> bytes:
         try:
@@ -205,18 +211,18 @@ class Text:
 
 
 @contextmanager
-def opened(source: Source, encoding: str) -> Iterator[Text]:
+def open_text(source: Source, encoding: str) -> Iterator[TextFile]:
     """A file or standard input, in the encoding that its mark says, or else in the given one."""
     stdin = source.path == STDIN
     # Standard input is buffered once more: of a pipe, what was looked at could not be put back.
     plain = cast("FileIO", sys.stdin.buffer) if stdin else Path(source.path).open("rb", buffering=0)  # noqa: SIM115 - closed below
-    raw = io.BufferedReader(plain, _HEAD)
-    head = raw.peek(_HEAD)
-    encoding = marked(head) or encoding
+    raw = io.BufferedReader(plain, _HEAD_BYTES)
+    head = raw.peek(_HEAD_BYTES)
+    encoding = encoding_from_bom(head) or encoding
     newline = "" if source.format in {"csv", "tsv"} else "\n"  # a carriage return may be part of a text
     file = io.TextIOWrapper(raw, encoding=encoding, errors="surrogateescape", newline=newline)
     try:
-        yield Text(source, file, encoding, head)
+        yield TextFile(source, file, encoding, head)
     finally:
         if stdin:
             file.detach().detach()  # standard input is not ours to close
@@ -224,7 +230,7 @@ def opened(source: Source, encoding: str) -> Iterator[Text]:
             file.close()
 
 
-def undecodable(text: str) -> bool:
+def has_lone_surrogates(text: str) -> bool:
     """Whether a text cannot be written as UTF-8."""
     if text.isascii():
         return False

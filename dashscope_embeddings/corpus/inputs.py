@@ -9,13 +9,13 @@ import sqlite3
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from dashscope_embeddings._core.text_inputs import complaint
-from dashscope_embeddings._core.text_length import limits_of
+from dashscope_embeddings._core.text_inputs import text_problem
+from dashscope_embeddings._core.text_length import shared_limits
 from dashscope_embeddings.corpus import readers
-from dashscope_embeddings.corpus.checkpoint.opening import explained
-from dashscope_embeddings.corpus.checkpoint.rows import Item
-from dashscope_embeddings.corpus.checkpoint.store import Ledger
-from dashscope_embeddings.corpus.sources import find
+from dashscope_embeddings.corpus.checkpoint.opening import translate_error
+from dashscope_embeddings.corpus.checkpoint.rows import InputText
+from dashscope_embeddings.corpus.checkpoint.store import CheckpointStore
+from dashscope_embeddings.corpus.sources import find_sources
 from dashscope_embeddings.errors import InvalidInput
 from dashscope_embeddings.vectors import Output
 
@@ -39,20 +39,20 @@ Route = Literal["real-time", "batch"]
 # --- what a run agrees on ----------------------------------------------------------------------------------
 
 
-def terms(client: EmbeddingClient, text_type: TextType, kind: Output, route: Route) -> dict[str, Any]:
+def settings_fingerprint(client: EmbeddingClient, text_type: TextType, kind: Output, route: Route) -> dict[str, Any]:
     """What two vectors must have in common to stand in one output."""
     if kind not in get_args(Output):
         raise InvalidInput(f'kind={kind!r}: expected "dense", "sparse" or "dense&sparse"')
     settings = client.settings
-    ask = settings.ask(text_type, kind)
+    options = settings.request_options(text_type, kind)
     place = settings.address
     return {
-        "model": ask.model,
-        "dimension": ask.width,
+        "model": options.model,
+        "dimension": options.expected_width,
         "role": text_type,
         "kind": kind,
-        "instruct": ask.instruct,
-        "protocol": ask.protocol,
+        "instruct": options.instruct,
+        "protocol": options.protocol,
         "route": route,
         "long_text": settings.long_text,
         # A region's hosts serve the same models; of another region, or an emulator, that is not known.
@@ -60,17 +60,17 @@ def terms(client: EmbeddingClient, text_type: TextType, kind: Output, route: Rou
     }
 
 
-def sources(
-    inputs: str | Path | Iterable[str | Path], form: Format | None, output: Path | None, on_bad_input: str
+def resolve_inputs(
+    inputs: str | Path | Iterable[str | Path], file_format: Format | None, output: Path | None, on_bad_input: str
 ) -> list[Source]:
     """The files to read."""
     if on_bad_input not in get_args(OnBadInput):
         raise InvalidInput(f'on_bad_input={on_bad_input!r}: expected "fail" or "skip"')
-    return find([inputs] if isinstance(inputs, (str, Path)) else inputs, form, output=output)
+    return find_sources([inputs] if isinstance(inputs, (str, Path)) else inputs, file_format, output=output)
 
 
 @contextlib.contextmanager
-def opened(path: Path | None, output: Path | None = None) -> Iterator[Ledger]:
+def open_checkpoint(path: Path | None, output: Path | None = None) -> Iterator[CheckpointStore]:
     """The ledger at a path, for as long as it is needed; None: one for the moment.
 
     Raises:
@@ -79,15 +79,15 @@ def opened(path: Path | None, output: Path | None = None) -> Iterator[Ledger]:
     """
     check_output(path, output)
     try:
-        ledger = Ledger.open(path)
+        checkpoint = CheckpointStore.open(path)
         try:
-            if output is not None and output.exists() and ledger.is_new():
-                raise InvalidInput(_UNKNOWN.format(output=output, ledger=path))
-            yield ledger
+            if output is not None and output.exists() and checkpoint.is_new():
+                raise InvalidInput(_CHECKPOINT_MISMATCH.format(output=output, checkpoint=path))
+            yield checkpoint
         finally:
-            ledger.close()
+            checkpoint.close()
     except sqlite3.Error as error:
-        raise explained(error, path) from error
+        raise translate_error(error, path) from error
 
 
 def check_output(path: Path | None, output: Path | None) -> None:
@@ -97,117 +97,140 @@ def check_output(path: Path | None, output: Path | None) -> None:
     if not path.exists():
         raise InvalidInput(f"{output} is there, but not its ledger: move it away, or write to another output")
     if path.is_file() and not path.stat().st_size:
-        raise InvalidInput(_UNKNOWN.format(output=output, ledger=path))
+        raise InvalidInput(_CHECKPOINT_MISMATCH.format(output=output, checkpoint=path))
 
 
-_UNKNOWN = (
-    "{output} is there, but its ledger {ledger} is empty or was replaced: put the ledger back, or move all of them "
+_CHECKPOINT_MISMATCH = (
+    "{output} is there, but its ledger {checkpoint} is empty or was replaced: put the ledger back, or move all of them "
     "away, or write to another output"
 )
 
 
 # --- taking the input in -----------------------------------------------------------------------------------
 
-_CHUNK = 400
+_RECORDS_PER_INSERT = 400
 """Records that go to the ledger at once: SQLite's older versions take 999 values a statement."""
-_MOST_NAMED = 20
-_WIDEST = 2**63
-_LONG = (
+_MAX_REPORTED = 20
+_INT64_BOUND = 2**63
+_LONG_TEXTS_WARNING = (
     "%d texts may be longer than the %d tokens that %s takes (the first: %s); the service decides. To have long texts "
     "cut or averaged instead of rejected: long_text, --long-text truncate or average"
 )
 
 
-class _Taking:
+class _InputLoader:
     """All input on its way into the ledger."""
 
-    def __init__(self, ledger: Ledger, fields: Fields, settings: Settings, *, skip: bool, with_text: bool) -> None:
-        self._ledger, self._fields, self._skip, self._with_text = ledger, fields, skip, with_text
-        self._limits = limits_of(settings.address.host, settings.model)
+    def __init__(
+        self, checkpoint: CheckpointStore, fields: Fields, settings: Settings, *, skip_invalid: bool, with_text: bool
+    ) -> None:
+        self._checkpoint, self._fields, self._skip_invalid, self._with_text = (
+            checkpoint,
+            fields,
+            skip_invalid,
+            with_text,
+        )
+        self._limits = shared_limits(settings.address.host, settings.model)
         self._settings = settings
-        self._seq = 0
-        self._empty: list[Source] = []
-        self._long, self._first_long = 0, ""
+        self._position = 0
+        self._empty_sources: list[Source] = []
+        self._long_texts, self._first_long_place = 0, ""
         """Texts that may be too long, and the place of the first."""
-        self.bad: dict[int, str] = {}
+        self.invalid: dict[int, str] = {}
         """Position → place and reason, of what ends the run."""
-        self.skippable = not skip
+        self.all_skippable = not skip_invalid
         """Whether all of that could be skipped."""
 
-    def take(self, source: Source) -> None:
+    def load(self, source: Source) -> None:
         """One file.
 
         Raises:
             InvalidInput: many bad records.
         """
-        begin, first, usable = self._seq, "", False
-        found = readers.records(source, self._fields)
-        while chunk := list(itertools.islice(found, _CHUNK)):
+        begin, first, has_usable_text = self._position, "", False
+        found = readers.read_records(source, self._fields)
+        while batch := list(itertools.islice(found, _RECORDS_PER_INSERT)):
             items = []
-            for record in chunk:
-                reason = self._problem(record)
+            for record in batch:
+                reason = self._find_problem(record)
                 if reason is None:
-                    items.append(Item(self._seq, record.id, record.place, record.text))
+                    items.append(InputText(self._position, record.id, record.place, record.text))
                 else:
                     first = first or f"{record.place}: {reason}"
-                    self._refuse(self._seq, record.place, record.id, reason, whole=record.whole)
-                self._seq += 1
-            usable = usable or bool(items)
-            for item, earlier in self._ledger.add(items, with_text=self._with_text):
-                said = f"has the id {item.id!r}, which {earlier} has already"
-                self._refuse(item.seq, item.place, item.id, said)
-        if first and not usable and self._skip and begin not in self.bad:
-            self._stop(begin, f"{first}; the file gives no text at all ({self._seq - begin:,} such records)")
-        if self._seq == begin:
-            self._empty.append(source)
+                    self._add_invalid(
+                        self._position, record.place, record.id, reason, affects_whole_file=record.affects_whole_file
+                    )
+                self._position += 1
+            has_usable_text = has_usable_text or bool(items)
+            for item, earlier in self._checkpoint.add_items(items, with_text=self._with_text):
+                message = f"has the id {item.id!r}, which {earlier} has already"
+                self._add_invalid(item.position, item.place, item.id, message)
+        if first and not has_usable_text and self._skip_invalid and begin not in self.invalid:
+            self._add_fatal(begin, f"{first}; the file gives no text at all ({self._position - begin:,} such records)")
+        if self._position == begin:
+            self._empty_sources.append(source)
 
-    def end(self) -> None:
+    def finish(self) -> None:
         """Says what is remarkable about the whole input.
 
         Raises:
             InvalidInput: bad records, or no records at all.
         """
-        if self.bad:
-            raise _bad_input(self.bad, skippable=self.skippable)
-        if self._empty:
-            more = len(self._empty) - 1
-            said = f"{self._empty[0]} holds no records" + (f" (nor do {more:,} more files)" if more else "")
-            if not self._seq:
-                raise InvalidInput(f"{said}: nothing was sent, and nothing was written")
-            _log.warning(said)
-        if self._long:
-            _log.warning(_LONG, self._long, self._limits.tokens_per_row, self._settings.model.name, self._first_long)
+        if self.invalid:
+            raise _invalid_input(self.invalid, all_skippable=self.all_skippable)
+        if self._empty_sources:
+            more = len(self._empty_sources) - 1
+            message = f"{self._empty_sources[0]} holds no records" + (f" (nor do {more:,} more files)" if more else "")
+            if not self._position:
+                raise InvalidInput(f"{message}: nothing was sent, and nothing was written")
+            _log.warning(message)
+        if self._long_texts:
+            _log.warning(
+                _LONG_TEXTS_WARNING,
+                self._long_texts,
+                self._limits.tokens_per_row,
+                self._settings.model.name,
+                self._first_long_place,
+            )
 
-    def _refuse(self, seq: int, place: str, record_id: object, reason: str, *, whole: bool = False) -> None:
-        if self._skip and not whole:
+    def _add_invalid(
+        self, position: int, place: str, record_id: object, reason: str, *, affects_whole_file: bool = False
+    ) -> None:
+        if self._skip_invalid and not affects_whole_file:
             # An id may be what is bad about a record.
             named = None if record_id is None else str(record_id).encode(errors="backslashreplace").decode()
-            self._ledger.note_bad(seq, place, named, reason)
+            self._checkpoint.add_invalid(position, place, named, reason)
             return
-        self.skippable = self.skippable and not whole
-        self._stop(seq, f"{place}: {reason}")
+        self.all_skippable = self.all_skippable and not affects_whole_file
+        self._add_fatal(position, f"{place}: {reason}")
 
-    def _stop(self, seq: int, said: str) -> None:
-        self.bad[seq] = said
-        if len(self.bad) >= _MOST_NAMED:
-            raise _bad_input(self.bad, skippable=self.skippable, more=True)
+    def _add_fatal(self, position: int, message: str) -> None:
+        self.invalid[position] = message
+        if len(self.invalid) >= _MAX_REPORTED:
+            raise _invalid_input(self.invalid, all_skippable=self.all_skippable, is_truncated=True)
 
-    def _problem(self, record: Record) -> str | None:
+    def _find_problem(self, record: Record) -> str | None:
         """What is wrong with a record."""
         if record.problem is not None:
             return record.problem
         if record.text is None:
             return f"has nothing in the field {self._fields.text!r}: leave the record out, or fill it"
-        if (said := complaint(record.text, self._limits, self._settings.long_text)) is not None:
-            return f"its text {said}"
-        if self._settings.long_text == "error" and self._limits.perhaps_too_long(record.text):
-            self._first_long = self._first_long or record.place
-            self._long += 1
+        if (message := text_problem(record.text, self._limits, self._settings.long_text)) is not None:
+            return f"its text {message}"
+        if self._settings.long_text == "error" and self._limits.probably_too_long(record.text):
+            self._first_long_place = self._first_long_place or record.place
+            self._long_texts += 1
         return None if self._fields.id is None else _id_problem(record.id)
 
 
-def take_in(  # noqa: PLR0913 - what a run is told of its input
-    ledger: Ledger, files: list[Source], fields: Fields, settings: Settings, *, skip: bool, with_text: bool
+def load_inputs(  # noqa: PLR0913 - what a run is told of its input
+    checkpoint: CheckpointStore,
+    sources: list[Source],
+    fields: Fields,
+    settings: Settings,
+    *,
+    skip_invalid: bool,
+    with_text: bool,
 ) -> None:
     """Reads all input into the ledger.
 
@@ -215,35 +238,41 @@ def take_in(  # noqa: PLR0913 - what a run is told of its input
         InvalidInput: names the bad records, up to some; where they are to be skipped, only what would lose more than
             a record: a file that gives no text at all, that lacks a field, or whose quotes do not match.
     """
-    taking = _Taking(ledger, fields, settings, skip=skip, with_text=with_text)
-    for source in files:
-        taking.take(source)
-    taking.end()
-    if ledger.damaged:
+    loader = _InputLoader(checkpoint, fields, settings, skip_invalid=skip_invalid, with_text=with_text)
+    for source in sources:
+        loader.load(source)
+    loader.finish()
+    if checkpoint.damaged_texts:
         _log.warning(
             "the vectors of %d texts are damaged in the ledger or its file of vectors: these texts are asked for again",
-            ledger.damaged,
+            checkpoint.damaged_texts,
         )
 
 
 def _id_problem(found: object) -> str | None:
     if isinstance(found, str):
-        return None if found.strip() and not readers.undecodable(found) else "its id is blank or cannot be written"
+        return (
+            None if found.strip() and not readers.has_lone_surrogates(found) else "its id is blank or cannot be written"
+        )
     if isinstance(found, int) and not isinstance(found, bool):
-        return None if -_WIDEST <= found < _WIDEST else "its id is a number of more than 64 bits: write it as a string"
+        return (
+            None
+            if -_INT64_BOUND <= found < _INT64_BOUND
+            else "its id is a number of more than 64 bits: write it as a string"
+        )
     kind = "nothing" if found is None else type(found).__name__
     return f"its id must be a string or a whole number of 64 bits, not {kind}"
 
 
-def _bad_input(bad: dict[int, str], *, skippable: bool, more: bool = False) -> InvalidInput:
-    said = [bad[seq] for seq in sorted(bad)]
-    also = f" (and {'at least ' if more else ''}{len(said) - 1} more)" if len(said) > 1 else ""
+def _invalid_input(reasons: dict[int, str], *, all_skippable: bool, is_truncated: bool = False) -> InvalidInput:
+    message = [reasons[seq] for seq in sorted(reasons)]
+    also = f" (and {'at least ' if is_truncated else ''}{len(message) - 1} more)" if len(message) > 1 else ""
     advice = (
         "Mend it, or have such records skipped (on_bad_input, --on-bad-input skip)"
-        if skippable
+        if all_skippable
         else "Mend the file, or leave it out: only single records are skipped (on_bad_input, --on-bad-input skip)"
     )
-    error = InvalidInput(f"{said[0]}{also}; nothing was sent. {advice}")
-    error.failed = sorted(bad)
-    error.reasons = {seq: bad[seq] for seq in sorted(bad)}
+    error = InvalidInput(f"{message[0]}{also}; nothing was sent. {advice}")
+    error.failed = sorted(reasons)
+    error.reasons = {seq: reasons[seq] for seq in sorted(reasons)}
     return error

@@ -13,8 +13,8 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from dashscope_embeddings.corpus.encodings import Text, opened, undecodable
-from dashscope_embeddings.corpus.sources import Format, Source, pyarrow
+from dashscope_embeddings.corpus.encodings import TextFile, has_lone_surrogates, open_text
+from dashscope_embeddings.corpus.sources import Format, Source, import_pyarrow
 from dashscope_embeddings.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("dashscope_embeddings")
 
-__all__ = ["Fields", "Format", "Record", "Source", "pyarrow", "records", "undecodable"]
+__all__ = ["Fields", "Format", "Record", "Source", "has_lone_surrogates", "import_pyarrow", "read_records"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +52,11 @@ class Record(NamedTuple):
     id: Any = None
     problem: str | None = None
     """Why there is no text to be had."""
-    whole: bool = False
+    affects_whole_file: bool = False
     """Whether the problem is that of the whole file: more than this record would be lost without it."""
 
 
-def records(source: Source, fields: Fields) -> Iterator[Record]:
+def read_records(source: Source, fields: Fields) -> Iterator[Record]:
     """The records of one file, in order, in bounded memory.
 
     Raises:
@@ -67,12 +67,12 @@ def records(source: Source, fields: Fields) -> Iterator[Record]:
         if source.format == "parquet":
             yield from _parquet(source, fields)
             return
-        with opened(source, fields.encoding) as text:
-            if (wide := text.unnamed_wide) is not None:
-                said = f"looks like {wide} without a byte order mark: name it (encoding, --encoding {wide})"
-                yield Record(f"{source}:1", None, None, said, whole=True)
+        with open_text(source, fields.encoding) as text:
+            if (wide := text.undeclared_encoding) is not None:
+                message = f"looks like {wide} without a byte order mark: name it (encoding, --encoding {wide})"
+                yield Record(f"{source}:1", None, None, message, affects_whole_file=True)
             elif source.format == "txt":
-                yield from _lines(text)
+                yield from _text_lines(text)
             elif source.format == "jsonl":
                 yield from _json_lines(text, fields)
             else:
@@ -85,67 +85,69 @@ def records(source: Source, fields: Fields) -> Iterator[Record]:
         raise InvalidInput(f"{source} cannot be read: {error.strerror or error}") from error
 
 
-def _lines(text: Text) -> Iterator[Record]:
+def _text_lines(text: TextFile) -> Iterator[Record]:
     head = text.head.decode(text.encoding, "ignore")
     if "\n" not in head and "\r" in head.rstrip():
-        said = (
+        message = (
             "%s holds carriage returns and no line feeds, and is not divided at them: tr '\\r' '\\n' makes lines of it"
         )
-        _log.warning(said, text.source)
+        _log.warning(message, text.source)
     for place, line in text.lines():
-        yield Record(place, line, None, text.not_decoded(line) if undecodable(line) else None)
+        yield Record(place, line, None, text.decode_problem(line) if has_lone_surrogates(line) else None)
 
 
 # --- JSON lines --------------------------------------------------------------------------------------------
 
 
-class _Doubled(dict[str, Any]):
+class _DuplicateKeys(dict[str, Any]):
     """An object in which some key stands more than once."""
 
     def __init__(self, pairs: list[tuple[str, Any]]) -> None:
         super().__init__(pairs)
-        self.keys_given = [key for key, _ in pairs]
+        self.all_keys = [key for key, _ in pairs]
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _build_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
-    return found if len(found) == len(pairs) else _Doubled(pairs)
+    return found if len(found) == len(pairs) else _DuplicateKeys(pairs)
 
 
-_decode = json.JSONDecoder(object_pairs_hook=_object).decode
-_JQ = "write one object a line, as jq -c '.[]' FILE does"
+_decode_json = json.JSONDecoder(object_pairs_hook=_build_object).decode
+_JQ_HINT = "write one object a line, as jq -c '.[]' FILE does"
 
 
-def _json_lines(text: Text, fields: Fields) -> Iterator[Record]:
+def _json_lines(text: TextFile, fields: Fields) -> Iterator[Record]:
     for place, line in text.lines():
-        if undecodable(line):
-            yield Record(place, None, None, text.not_decoded(line))
+        if has_lone_surrogates(line):
+            yield Record(place, None, None, text.decode_problem(line))
             continue
         try:
-            found = _decode(line)
+            found = _decode_json(line)
         except (ValueError, RecursionError) as error:
             several = line.startswith("{") and str(error).startswith("Extra data")
-            said = "holds several JSON values: write one object a line, as jq -c . FILE does"
-            yield Record(place, None, None, said if several else _no_json(line, error), whole=several)
+            message = "holds several JSON values: write one object a line, as jq -c . FILE does"
+            yield Record(
+                place, None, None, message if several else _json_problem(line, error), affects_whole_file=several
+            )
             continue
         if isinstance(found, dict):
-            yield _of_fields(place, found, fields)
+            yield _record_from_fields(place, found, fields)
         elif isinstance(found, list):
             several = sum(isinstance(each, dict) for each in found) > 1
-            yield Record(place, None, None, f"is a JSON array: {_JQ}", whole=several)
+            yield Record(place, None, None, f"is a JSON array: {_JQ_HINT}", affects_whole_file=several)
         else:
             yield Record(place, None, None, f"is a JSON {type(found).__name__}, not an object with fields")
 
 
-def _no_json(line: str, error: Exception) -> str:
+def _json_problem(line: str, error: Exception) -> str:
     if line.strip() in {"[", "{"}:
-        return f"begins JSON of several lines: {_JQ} for an array, and jq -c . FILE for objects"
+        return f"begins JSON of several lines: {_JQ_HINT} for an array, and jq -c . FILE for objects"
     if isinstance(error, ValueError) and not isinstance(error, json.JSONDecodeError):
         return "holds a whole number of thousands of digits: write it as a string"
     return f"is no JSON: {error}"
 
 
-def _of_fields(place: str, found: dict[str, Any], fields: Fields) -> Record:
+def _record_from_fields(place: str, found: dict[str, Any], fields: Fields) -> Record:
     for wanted in (fields.text, fields.id):
         if wanted is not None and wanted not in found:
             within = [name for name, value in found.items() if isinstance(value, dict) and wanted in value]
@@ -154,56 +156,56 @@ def _of_fields(place: str, found: dict[str, Any], fields: Fields) -> Record:
                 if within
                 else ""
             )
-            return Record(place, None, None, _lacks(wanted, list(found), fields) + inside)
-    if isinstance(found, _Doubled) and (said := _twice(found.keys_given, fields)):
-        return Record(place, None, None, said)
+            return Record(place, None, None, _missing_field_problem(wanted, list(found), fields) + inside)
+    if isinstance(found, _DuplicateKeys) and (message := _duplicate_field_problem(found.all_keys, fields)):
+        return Record(place, None, None, message)
     return Record(place, found[fields.text], None if fields.id is None else found[fields.id])
 
 
-def _lacks(wanted: str, found: Sequence[str], fields: Fields) -> str:
+def _missing_field_problem(wanted: str, found: Sequence[str], fields: Fields) -> str:
     shown = 8
     names = ", ".join(map(repr, found[:shown])) + (", …" if len(found) > shown else "")
     what = "the text (text_field, --text-field)" if wanted == fields.text else "the id (id_field, --id-field)"
     return f"has no field {wanted!r}; it has {names or 'none'}: name the one that holds {what}"
 
 
-def _twice(names: Sequence[str], fields: Fields) -> str | None:
+def _duplicate_field_problem(names: Sequence[str], fields: Fields) -> str | None:
     doubled = [wanted for wanted in (fields.text, fields.id) if wanted is not None and names.count(wanted) > 1]
     return f"has more than one field {doubled[0]!r}: rename or remove all but one" if doubled else None
 
 
 # --- tables ------------------------------------------------------------------------------------------------
 
-_LONGEST_FIELD = 1 << 30
+_MAX_FIELD_CHARACTERS = 1 << 30
 
 
-def _table(text: Text, fields: Fields) -> Iterator[Record]:
+def _table(text: TextFile, fields: Fields) -> Iterator[Record]:
     header: list[str] = []
-    for place, row in _rows(text):
+    for place, row in _table_rows(text):
         if isinstance(row, Record):
             yield row
         elif not header:
             header = row
-            if (said := _header_problem(header, text, fields)) is not None:
-                yield Record(place, None, None, said, whole=True)
+            if (message := _header_problem(header, text, fields)) is not None:
+                yield Record(place, None, None, message, affects_whole_file=True)
                 return
         elif len(row) == 1 < len(header) and not row[0].strip():
             continue  # a line of blanks
-        elif any(map(undecodable, row)):
-            yield Record(place, None, None, text.not_decoded("".join(row)))
+        elif any(map(has_lone_surrogates, row)):
+            yield Record(place, None, None, text.decode_problem("".join(row)))
         elif len(row) != len(header):
-            said = (
+            message = (
                 f"has {len(row)} fields, and the header {len(header)}: does a text with the separator lack its quotes?"
             )
-            yield Record(place, None, None, said)
+            yield Record(place, None, None, message)
         else:
-            yield _of_fields(place, dict(zip(header, row, strict=True)), fields)
+            yield _record_from_fields(place, dict(zip(header, row, strict=True)), fields)
 
 
-def _rows(text: Text) -> Iterator[tuple[str, list[str] | Record]]:
+def _table_rows(text: TextFile) -> Iterator[tuple[str, list[str] | Record]]:
     """Place and cells of all lines that are not blank, or what is wrong with one."""
     # The module's limit of 131,072 characters a field is the process's: it is raised, never lowered.
-    csv.field_size_limit(max(csv.field_size_limit(), _LONGEST_FIELD))
+    csv.field_size_limit(max(csv.field_size_limit(), _MAX_FIELD_CHARACTERS))
     kind = text.source.format
     # Strict: a quote that never ends would otherwise swallow the rest of the file into one text.
     rows = csv.reader(text.file, delimiter="\t" if kind == "tsv" else ",", strict=True)
@@ -217,22 +219,29 @@ def _rows(text: Text) -> Iterator[tuple[str, list[str] | Record]]:
             return
         except csv.Error as error:
             if "end of data" in str(error):
-                said = f"a quote that is opened here is never closed: {_QUOTES}"
-                yield place, Record(place, None, None, said, whole=True)
+                message = f"a quote that is opened here is never closed: {_QUOTING_RULE}"
+                yield place, Record(place, None, None, message, affects_whole_file=True)
                 return
             several = rows.line_num > line
-            said = f"{error}, and lines up to {rows.line_num} were taken for the same text" if several else str(error)
+            message = (
+                f"{error}, and lines up to {rows.line_num} were taken for the same text" if several else str(error)
+            )
             # Lines that a stray quote swallowed were records of their own: this is not one bad record.
-            yield place, Record(place, None, None, f"is no {kind.upper()}: {said}: {_QUOTES}", whole=several)
+            yield (
+                place,
+                Record(
+                    place, None, None, f"is no {kind.upper()}: {message}: {_QUOTING_RULE}", affects_whole_file=several
+                ),
+            )
 
 
-_QUOTES = 'a field that begins with a quote has to end with one, and each quote inside is written twice ("")'
+_QUOTING_RULE = 'a field that begins with a quote has to end with one, and each quote inside is written twice ("")'
 _SEPARATORS = {";": "semicolons", "\t": "tabs", ",": "commas", "|": "bars"}
 
 
-def _header_problem(header: list[str], text: Text, fields: Fields) -> str | None:
-    if any(map(undecodable, header)):
-        return text.not_decoded("".join(header))
+def _header_problem(header: list[str], text: TextFile, fields: Fields) -> str | None:
+    if any(map(has_lone_surrogates, header)):
+        return text.decode_problem("".join(header))
     for wanted in (fields.text, fields.id):
         if wanted is None or wanted in header:
             continue
@@ -243,37 +252,41 @@ def _header_problem(header: list[str], text: Text, fields: Fields) -> str | None
                     ",": ": name the format csv (format, --format)",
                 }
                 return f"has {name} between its fields{formats.get(separator, ': write it with commas instead')}"
-        return _lacks(wanted, header, fields)
-    return _twice(header, fields)
+        return _missing_field_problem(wanted, header, fields)
+    return _duplicate_field_problem(header, fields)
 
 
 # --- Parquet -----------------------------------------------------------------------------------------------
 
-_ROWS = 1024
+_ROWS_PER_READ = 1024
 
 
 def _parquet(source: Source, fields: Fields) -> Iterator[Record]:
-    pa = pyarrow()
+    pa = import_pyarrow()
     try:
         with pa.parquet.ParquetFile(source.path) as file:
             wanted = [name for name in (fields.text, fields.id) if name is not None]
             names = file.schema_arrow.names
             lacking = [name for name in wanted if name not in names]
-            problem = _lacks(lacking[0], names, fields) if lacking else _twice(names, fields)
+            problem = (
+                _missing_field_problem(lacking[0], names, fields)
+                if lacking
+                else _duplicate_field_problem(names, fields)
+            )
             if problem is not None:
-                yield Record(f"{source}:1", None, None, problem, whole=True)
+                yield Record(f"{source}:1", None, None, problem, affects_whole_file=True)
                 return
             number = 0
-            for rows in file.iter_batches(batch_size=_ROWS, columns=list(dict.fromkeys(wanted))):
+            for rows in file.iter_batches(batch_size=_ROWS_PER_READ, columns=list(dict.fromkeys(wanted))):
                 texts, ids = rows[fields.text], rows[fields.id] if fields.id is not None else None
                 for at in range(rows.num_rows):
                     number += 1
-                    yield _of_cells(f"{source}:{number}", texts[at], None if ids is None else ids[at])
+                    yield _record_from_cells(f"{source}:{number}", texts[at], None if ids is None else ids[at])
     except pa.ArrowException as error:
         raise InvalidInput(f"{source} cannot be read: {error}") from error
 
 
-def _of_cells(place: str, text: Any, found_id: Any) -> Record:
+def _record_from_cells(place: str, text: Any, found_id: Any) -> Record:
     try:
         return Record(place, text.as_py(), None if found_id is None else found_id.as_py())
     except UnicodeDecodeError:

@@ -12,8 +12,8 @@ from pathlib import Path
 from dashscope_embeddings.client import EmbeddingClient
 from dashscope_embeddings.corpus import inputs as corpus_inputs
 from dashscope_embeddings.corpus import readers, writers
-from dashscope_embeddings.corpus.checkpoint.store import Ledger
-from dashscope_embeddings.corpus.embedder import Asking, Progress, usage_of
+from dashscope_embeddings.corpus.checkpoint.store import CheckpointStore
+from dashscope_embeddings.corpus.embedder import Embedder, Progress, billed_usage
 from dashscope_embeddings.corpus.inputs import OnBadInput
 from dashscope_embeddings.corpus.readers import Format
 from dashscope_embeddings.vectors import Cost, Output, TextType, Usage
@@ -113,31 +113,31 @@ def embed_corpus(  # noqa: PLR0913 - every one a thing that a corpus may need; k
         ImportError: Parquet without pyarrow.
     """
     output = Path(output)
-    fields, terms = (
+    fields, fingerprint = (
         readers.Fields(text_field, id_field, encoding),
-        corpus_inputs.terms(client, text_type, kind, "real-time"),
+        corpus_inputs.settings_fingerprint(client, text_type, kind, "real-time"),
     )
-    sources = corpus_inputs.sources(inputs, format, output, on_bad_input)
-    writers.check(output, kind)
-    with corpus_inputs.opened(ledger_beside(output), output) as ledger:
-        with ledger.transaction():
-            ledger.begin(terms, again=retry_rejected)
-            corpus_inputs.take_in(
-                ledger, sources, fields, client.settings, skip=on_bad_input == "skip", with_text=with_text
+    sources = corpus_inputs.resolve_inputs(inputs, format, output, on_bad_input)
+    writers.validate_output(output, kind)
+    with corpus_inputs.open_checkpoint(ledger_beside(output), output) as checkpoint:
+        with checkpoint.transaction():
+            checkpoint.start_run(fingerprint, retry_rejected=retry_rejected)
+            corpus_inputs.load_inputs(
+                checkpoint, sources, fields, client.settings, skip_invalid=on_bad_input == "skip", with_text=with_text
             )
-        asking = Asking(ledger, client, text_type, kind, stop)
-        asking.run(progress)
-        counts = ledger.counts()
+        embedder = Embedder(checkpoint, client, text_type, kind, stop)
+        embedder.run(progress)
+        counts = checkpoint.counts()
         if finished := not counts.pending:
-            write_output(ledger, output, client, text_type, kind, with_text=with_text)
+            write_output(checkpoint, output, client, text_type, kind, with_text=with_text)
         return Summary(
-            texts=counts.items,
-            embedded=asking.embedded,
+            texts=counts.texts,
+            embedded=embedder.embedded,
             rejected=counts.rejected,
-            skipped=counts.bad,
-            usage=asking.usage,
-            spent=usage_of(client, *ledger.spent()),
-            rejects=rejects_beside(output) if finished and counts.rejected + counts.bad else None,
+            skipped=counts.invalid,
+            usage=embedder.usage,
+            spent=billed_usage(client, *checkpoint.total_billed()),
+            rejects=rejects_beside(output) if finished and counts.rejected + counts.invalid else None,
             finished=finished,
         )
 
@@ -162,36 +162,47 @@ def estimate_corpus(  # noqa: PLR0913 - as embed_corpus
     paid for already do not count.
     """
     output = None if output is None else Path(output)
-    beside = None if output is None else ledger_beside(output)
+    checkpoint_path = None if output is None else ledger_beside(output)
     fields = readers.Fields(text_field, id_field, encoding)
-    sources = corpus_inputs.sources(inputs, format, output, on_bad_input)
-    scratch = beside is None or not beside.exists() or not beside.stat().st_size
-    terms = corpus_inputs.terms(client, text_type, kind, "real-time")
-    with corpus_inputs.opened(None if scratch else beside) as ledger, ledger.transaction(keep=False):
-        ledger.begin(terms, again=retry_rejected)
-        corpus_inputs.take_in(ledger, sources, fields, client.settings, skip=on_bad_input == "skip", with_text=False)
-        counts = ledger.counts()
+    sources = corpus_inputs.resolve_inputs(inputs, format, output, on_bad_input)
+    is_temporary = checkpoint_path is None or not checkpoint_path.exists() or not checkpoint_path.stat().st_size
+    fingerprint = corpus_inputs.settings_fingerprint(client, text_type, kind, "real-time")
+    with (
+        corpus_inputs.open_checkpoint(None if is_temporary else checkpoint_path) as checkpoint,
+        checkpoint.transaction(commit=False),
+    ):
+        checkpoint.start_run(fingerprint, retry_rejected=retry_rejected)
+        corpus_inputs.load_inputs(
+            checkpoint, sources, fields, client.settings, skip_invalid=on_bad_input == "skip", with_text=False
+        )
+        counts = checkpoint.counts()
     tokens = round(counts.tokens)
     price = client.settings.price
     batch = None
     if price is not None and price.batch is not None:
         batch = Cost(price.batch * tokens / 1_000_000, price.currency)
     real_time = None if price is None else price.of(tokens)
-    return Estimate(counts.items, counts.pending, tokens, counts.bad, real_time, batch)
+    return Estimate(counts.texts, counts.pending, tokens, counts.invalid, real_time, batch)
 
 
 # --- the output ---------------------------------------------------------------------------------------------
 
 
 def write_output(  # noqa: PLR0913 - what a file says of its vectors
-    ledger: Ledger, output: Path, client: EmbeddingClient, text_type: TextType, kind: Output, *, with_text: bool
+    checkpoint: CheckpointStore,
+    output: Path,
+    client: EmbeddingClient,
+    text_type: TextType,
+    kind: Output,
+    *,
+    with_text: bool,
 ) -> None:
     """Writes all vectors, and names all records that have none."""
-    counts = ledger.counts()
-    width = ledger.width or client.settings.ask(text_type, kind).width
-    model, rows = client.settings.model.name, counts.items - counts.rejected
-    about = writers.About(model, width if "dense" in kind else None, text_type, kind, with_text, rows)
-    writers.write(output, ledger.rows(), about, rejects_beside(output), ledger.rejects())
+    counts = checkpoint.counts()
+    width = checkpoint.dimension or client.settings.request_options(text_type, kind).expected_width
+    model, rows = client.settings.model.name, counts.texts - counts.rejected
+    metadata = writers.OutputMetadata(model, width if "dense" in kind else None, text_type, kind, with_text, rows)
+    writers.write(output, checkpoint.rows(), metadata, rejects_beside(output), checkpoint.rejected_records())
 
 
 def ledger_beside(output: Path) -> Path:

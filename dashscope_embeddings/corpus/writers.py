@@ -20,17 +20,17 @@ from typing import IO, Any
 from pydantic_core import to_json
 
 from dashscope_embeddings._runtime import files
-from dashscope_embeddings.corpus.checkpoint.rows import Row
-from dashscope_embeddings.corpus.readers import pyarrow
+from dashscope_embeddings.corpus.checkpoint.rows import OutputRow
+from dashscope_embeddings.corpus.readers import import_pyarrow
 from dashscope_embeddings.errors import InvalidInput
 from dashscope_embeddings.vectors import Output, SparseVector, TextType
 
-ENDINGS = (".parquet", ".jsonl", ".npy")
-_FLOAT = 4
+EXTENSIONS = (".parquet", ".jsonl", ".npy")
+_FLOAT_BYTES = 4
 
 
 @dataclass(frozen=True, slots=True)
-class About:
+class OutputMetadata:
     """What all rows of an output share."""
 
     model: str
@@ -39,7 +39,7 @@ class About:
     role: TextType
     kind: Output
     with_text: bool
-    count: int
+    row_count: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ class Vector:
     role: str
 
 
-def check(path: Path, kind: Output) -> None:
+def validate_output(path: Path, kind: Output) -> None:
     """Refuses before anything is spent what could not be written in the end.
 
     Raises:
@@ -65,8 +65,8 @@ def check(path: Path, kind: Output) -> None:
         ImportError: Parquet without pyarrow.
     """
     ending = path.suffix.lower()
-    if ending not in ENDINGS:
-        raise InvalidInput(f"output {path}: its ending must be one of {', '.join(ENDINGS)}")
+    if ending not in EXTENSIONS:
+        raise InvalidInput(f"output {path}: its ending must be one of {', '.join(EXTENSIONS)}")
     if not path.parent.is_dir():
         raise InvalidInput(f"output {path}: there is no folder {path.parent}")
     if path.is_dir():
@@ -74,99 +74,105 @@ def check(path: Path, kind: Output) -> None:
     if ending == ".npy" and kind != "dense":
         raise InvalidInput(f"a .npy array holds dense vectors alone: for {kind}, write .parquet or .jsonl")
     if ending == ".parquet":
-        pyarrow()
+        import_pyarrow()
 
 
-def write(path: Path, rows: Iterable[Row], about: About, rejected: Path, rejects: Iterable[dict[str, Any]]) -> None:
+def write(
+    path: Path,
+    rows: Iterable[OutputRow],
+    metadata: OutputMetadata,
+    rejects_path: Path,
+    rejects: Iterable[dict[str, Any]],
+) -> None:
     """Writes all rows in the format that the path's ending names, and the records without vectors to `rejected`.
 
     Raises:
         OSError: the disk is full, or the like; what was there before is still there.
     """
-    ending, ids = path.suffix.lower(), ids_beside(path)
+    ending, ids = path.suffix.lower(), ids_path(path)
     if ending == ".npy":
-        files.settle_pair(path, ids)
-    with files.partials(path, *([ids] if ending == ".npy" else []), rejected) as (file, *more):
+        files.recover_pair(path, ids)
+    with files.write_partials(path, *([ids] if ending == ".npy" else []), rejects_path) as (file, *more):
         if ending == ".npy":
-            _write_npy(file, more[0], rows, about)
+            _write_npy(file, more[0], rows, metadata)
         elif ending == ".parquet":
-            _write_parquet(file, rows, about)
+            _write_parquet(file, rows, metadata)
         else:
             for row in rows:
-                file.write(to_json(_columns(row, about)) + b"\n")
+                file.write(to_json(_columns(row, metadata)) + b"\n")
         for found in rejects:
             more[-1].write(to_json(found) + b"\n")
     if ending == ".npy":
         files.publish_pair(path, ids)
     else:
         files.publish(path)
-    if files.partial_of(rejected).stat().st_size:
-        files.publish(rejected)
+    if files.partial_path(rejects_path).stat().st_size:
+        files.publish(rejects_path)
     else:
-        files.partial_of(rejected).unlink()
-        rejected.unlink(missing_ok=True)
+        files.partial_path(rejects_path).unlink()
+        rejects_path.unlink(missing_ok=True)
 
 
-def ids_beside(path: Path) -> Path:
+def ids_path(path: Path) -> Path:
     """Where the ids of a .npy array are: JSON lines, in the order of its rows."""
     return path.with_name(f"{path.name}.ids.jsonl")
 
 
-def _columns(row: Row, about: About, *, vectors: bool = True) -> dict[str, Any]:
+def _columns(row: OutputRow, metadata: OutputMetadata, *, vectors: bool = True) -> dict[str, Any]:
     found: dict[str, Any] = {"id": row.id}
-    if about.with_text:
+    if metadata.with_text:
         found["text"] = row.text
     if vectors and row.vectors.dense is not None:
         found["embedding"] = array.array("f", row.vectors.dense).tolist()
     if vectors and row.vectors.sparse_indices is not None and row.vectors.sparse_values is not None:
         found["sparse_indices"] = array.array("I", row.vectors.sparse_indices).tolist()
         found["sparse_values"] = array.array("f", row.vectors.sparse_values).tolist()
-    return found | {"model": about.model, "dimension": about.dimension, "role": about.role}
+    return found | {"model": metadata.model, "dimension": metadata.dimension, "role": metadata.role}
 
 
 # --- NumPy -------------------------------------------------------------------------------------------------
 
 _MAGIC = b"\x93NUMPY\x01\x00"
-_ALIGNED = 64
+_HEADER_ALIGNMENT = 64
 
 
-def _write_npy(file: IO[bytes], ids: IO[bytes], rows: Iterable[Row], about: About) -> None:
+def _write_npy(file: IO[bytes], ids: IO[bytes], rows: Iterable[OutputRow], metadata: OutputMetadata) -> None:
     order = "<" if sys.byteorder == "little" else ">"
-    shape = (about.count, about.dimension or 0)
+    shape = (metadata.row_count, metadata.dimension or 0)
     head = f"{{'descr': '{order}f4', 'fortran_order': False, 'shape': {shape}, }}"
-    blanks = -(len(_MAGIC) + 2 + len(head) + 1) % _ALIGNED
+    blanks = -(len(_MAGIC) + 2 + len(head) + 1) % _HEADER_ALIGNMENT
     file.write(_MAGIC + struct.pack("<H", len(head) + blanks + 1) + f"{head}{' ' * blanks}\n".encode())
     for row in rows:
         file.write(row.vectors.dense or b"")
-        ids.write(to_json(_columns(row, about, vectors=False)) + b"\n")
+        ids.write(to_json(_columns(row, metadata, vectors=False)) + b"\n")
 
 
 def _read_npy(path: Path) -> Iterator[Vector]:
-    beside = files.beside_now(path, ids_beside(path))
-    if not beside.exists():
-        raise InvalidInput(f"{path} has no {ids_beside(path).name} beside it: run the command again that wrote it")
-    with path.open("rb") as file, beside.open("rb") as ids:
+    ids_file_path = files.current_companion(path, ids_path(path))
+    if not ids_file_path.exists():
+        raise InvalidInput(f"{path} has no {ids_path(path).name} beside it: run the command again that wrote it")
+    with path.open("rb") as file, ids_file_path.open("rb") as ids:
         file.seek(len(_MAGIC))
         (size,) = struct.unpack("<H", file.read(2))
         count, dimension = ast.literal_eval(file.read(size).decode())["shape"]
         for line in itertools.islice(ids, count):
-            dense = array.array("f", file.read(dimension * _FLOAT))
-            yield _vector({**json.loads(line), "embedding": dense.tolist()})
+            dense = array.array("f", file.read(dimension * _FLOAT_BYTES))
+            yield _vector_from_columns({**json.loads(line), "embedding": dense.tolist()})
 
 
 # --- Parquet -----------------------------------------------------------------------------------------------
 
-_GROUP = 4 << 20
+_ROW_GROUP_BYTES = 4 << 20
 """Bytes of a row group, about: what is held in memory."""
-_MOST_ROWS = 16_384
+_MAX_ROW_GROUP_ROWS = 16_384
 
 
-def _write_parquet(file: IO[bytes], rows: Iterable[Row], about: About) -> None:
-    pa = pyarrow()
+def _write_parquet(file: IO[bytes], rows: Iterable[OutputRow], metadata: OutputMetadata) -> None:
+    pa = import_pyarrow()
     rows = iter(rows)
-    most = max(1, min(_MOST_ROWS, _GROUP // (_FLOAT * (about.dimension or 256))))
-    group = list(itertools.islice(rows, most))
-    schema = _schema(pa, about, numbers=not group or isinstance(group[0].id, int))
+    group_rows = max(1, min(_MAX_ROW_GROUP_ROWS, _ROW_GROUP_BYTES // (_FLOAT_BYTES * (metadata.dimension or 256))))
+    group = list(itertools.islice(rows, group_rows))
+    schema = _schema(pa, metadata, has_integer_ids=not group or isinstance(group[0].id, int))
     names = [field.name for field in schema]
     packed = [name for name in names if name in {"text", "model", "dimension", "role", "id"}]
     with (
@@ -174,7 +180,7 @@ def _write_parquet(file: IO[bytes], rows: Iterable[Row], about: About) -> None:
             file,
             schema,
             # Floats of vectors hardly shrink; packing them would only take time.
-            compression={_leaf(name): "zstd" if name in packed else "none" for name in names},
+            compression={_parquet_column_path(name): "zstd" if name in packed else "none" for name in names},
             use_dictionary=["model", "dimension", "role"],
             write_statistics=["id"],
         ) as writer,
@@ -183,31 +189,31 @@ def _write_parquet(file: IO[bytes], rows: Iterable[Row], about: About) -> None:
         # pyarrow writes one group while the next is read.
         writing: Future[None] | None = None
         while group:
-            table = pa.Table.from_arrays(_arrays(pa, group, about, schema), schema=schema)
+            table = pa.Table.from_arrays(_arrays(pa, group, metadata, schema), schema=schema)
             if writing is not None:
                 writing.result()
             writing = thread.submit(writer.write_table, table)
-            group = list(itertools.islice(rows, most))
+            group = list(itertools.islice(rows, group_rows))
         if writing is not None:
             writing.result()
 
 
-def _leaf(name: str) -> str:
+def _parquet_column_path(name: str) -> str:
     return f"{name}.list.element" if name in {"embedding", "sparse_indices", "sparse_values"} else name
 
 
-def _schema(pa: Any, about: About, *, numbers: bool) -> Any:
-    fields = [pa.field("id", pa.int64() if numbers else pa.string(), nullable=False)]
-    if about.with_text:
+def _schema(pa: Any, metadata: OutputMetadata, *, has_integer_ids: bool) -> Any:
+    fields = [pa.field("id", pa.int64() if has_integer_ids else pa.string(), nullable=False)]
+    if metadata.with_text:
         fields.append(pa.field("text", pa.string()))
-    fields += vector_fields(about.kind, about.dimension)
+    fields += vector_fields(metadata.kind, metadata.dimension)
     fields += [pa.field("model", pa.string()), pa.field("dimension", pa.int32()), pa.field("role", pa.string())]
     return pa.schema(fields)
 
 
 def vector_fields(kind: Output, dimension: int | None) -> list[Any]:
     """The Arrow fields of vectors: fixed-size lists of `dimension` float32, sparse ones as two lists."""
-    pa = pyarrow()
+    pa = import_pyarrow()
     fields = []
     if "dense" in kind:
         size = -1 if dimension is None else dimension
@@ -218,32 +224,32 @@ def vector_fields(kind: Output, dimension: int | None) -> list[Any]:
     return fields
 
 
-def _arrays(pa: Any, group: list[Row], about: About, schema: Any) -> list[Any]:
+def _arrays(pa: Any, group: list[OutputRow], metadata: OutputMetadata, schema: Any) -> list[Any]:
     columns: dict[str, Any] = {
         "id": pa.array([row.id for row in group], schema.field("id").type),
-        "model": pa.repeat(about.model, len(group)),
-        "dimension": pa.repeat(pa.scalar(about.dimension, pa.int32()), len(group)),
-        "role": pa.repeat(about.role, len(group)),
+        "model": pa.repeat(metadata.model, len(group)),
+        "dimension": pa.repeat(pa.scalar(metadata.dimension, pa.int32()), len(group)),
+        "role": pa.repeat(metadata.role, len(group)),
     }
-    if about.with_text:
+    if metadata.with_text:
         columns["text"] = pa.array([row.text for row in group], pa.string())
-    if "dense" in about.kind:
-        floats = _flat(pa, pa.float32(), [row.vectors.dense or b"" for row in group])
+    if "dense" in metadata.kind:
+        floats = _flat_array(pa, pa.float32(), [row.vectors.dense or b"" for row in group])
         columns["embedding"] = pa.FixedSizeListArray.from_arrays(floats, type=schema.field("embedding").type)
-    if "sparse" in about.kind:
-        columns["sparse_indices"] = _lists(pa, pa.uint32(), [row.vectors.sparse_indices or b"" for row in group])
-        columns["sparse_values"] = _lists(pa, pa.float32(), [row.vectors.sparse_values or b"" for row in group])
+    if "sparse" in metadata.kind:
+        columns["sparse_indices"] = _list_array(pa, pa.uint32(), [row.vectors.sparse_indices or b"" for row in group])
+        columns["sparse_values"] = _list_array(pa, pa.float32(), [row.vectors.sparse_values or b"" for row in group])
     return [columns[field.name] for field in schema]
 
 
-def _flat(pa: Any, kind: Any, blobs: list[bytes]) -> Any:
+def _flat_array(pa: Any, value_type: Any, blobs: list[bytes]) -> Any:
     data = b"".join(blobs)
-    return pa.Array.from_buffers(kind, len(data) // _FLOAT, [None, pa.py_buffer(data)])
+    return pa.Array.from_buffers(value_type, len(data) // _FLOAT_BYTES, [None, pa.py_buffer(data)])
 
 
-def _lists(pa: Any, kind: Any, blobs: list[bytes]) -> Any:
-    ends = itertools.accumulate((len(blob) // _FLOAT for blob in blobs), initial=0)
-    return pa.ListArray.from_arrays(pa.array(list(ends), pa.int32()), _flat(pa, kind, blobs))
+def _list_array(pa: Any, value_type: Any, blobs: list[bytes]) -> Any:
+    ends = itertools.accumulate((len(blob) // _FLOAT_BYTES for blob in blobs), initial=0)
+    return pa.ListArray.from_arrays(pa.array(list(ends), pa.int32()), _flat_array(pa, value_type, blobs))
 
 
 # --- back --------------------------------------------------------------------------------------------------
@@ -266,16 +272,16 @@ def read(path: str | Path) -> Iterator[Vector]:
     elif ending == ".jsonl":
         with path.open("rb") as file:
             for line in file:
-                yield _vector(json.loads(line))
+                yield _vector_from_columns(json.loads(line))
     elif ending == ".parquet":
-        with pyarrow().parquet.ParquetFile(path) as table:
+        with import_pyarrow().parquet.ParquetFile(path) as table:
             for rows in table.iter_batches(batch_size=1024):
-                yield from map(_vector, rows.to_pylist())
+                yield from map(_vector_from_columns, rows.to_pylist())
     else:
-        raise InvalidInput(f"{path}: its ending must be one of {', '.join(ENDINGS)}")
+        raise InvalidInput(f"{path}: its ending must be one of {', '.join(EXTENSIONS)}")
 
 
-def _vector(found: dict[str, Any]) -> Vector:
+def _vector_from_columns(found: dict[str, Any]) -> Vector:
     sparse = None
     if found.get("sparse_indices") is not None:
         sparse = SparseVector(found["sparse_indices"], found["sparse_values"])

@@ -7,13 +7,13 @@ import hmac
 import threading
 from typing import TYPE_CHECKING
 
-from dashscope_embeddings.emulator.error_responses import wrong_key
+from dashscope_embeddings.emulator.error_responses import invalid_api_key
 
 if TYPE_CHECKING:
     from dashscope_embeddings.emulator.messages import Request
 
 
-class Keys:
+class Authenticator:
     """The check of every request's key.
 
     Args:
@@ -21,28 +21,28 @@ class Keys:
         required: False lets requests without a key in.
     """
 
-    def __init__(self, only: str | None, *, required: bool) -> None:
-        self._only = None if only is None else _fingerprint(only)
+    def __init__(self, accepted_key: str | None, *, required: bool) -> None:
+        self._accepted_fingerprint = None if accepted_key is None else _fingerprint(accepted_key)
         self._required = required
-        self._seen: set[str] = set()
-        self.renew_lock()
+        self._seen_fingerprints: set[str] = set()
+        self.reset_lock()
 
-    def renew_lock(self) -> None:
+    def reset_lock(self) -> None:
         """After a fork: another thread of the parent may have held it."""
         self._lock = threading.Lock()
 
     @property
-    def seen(self) -> frozenset[str]:
+    def seen_fingerprints(self) -> frozenset[str]:
         """Fingerprints of every key that came along."""
         with self._lock:
-            return frozenset(self._seen)
+            return frozenset(self._seen_fingerprints)
 
-    def forget(self) -> None:
+    def clear(self) -> None:
         """Forget the keys that came along."""
         with self._lock:
-            self._seen.clear()
+            self._seen_fingerprints.clear()
 
-    def check(self, request: Request) -> str:
+    def authenticate(self, request: Request) -> str:
         """The fingerprint of a request's key; empty where none came, and none need come.
 
         Raises:
@@ -52,13 +52,13 @@ class Keys:
         key = key.strip() if scheme.lower() == "bearer" else ""
         if not key:
             if self._required:
-                raise wrong_key()
+                raise invalid_api_key()
             return ""
         fingerprint = _fingerprint(key)
         with self._lock:
-            self._seen.add(fingerprint)
-        if self._only is not None and not hmac.compare_digest(self._only, fingerprint):
-            raise wrong_key()
+            self._seen_fingerprints.add(fingerprint)
+        if self._accepted_fingerprint is not None and not hmac.compare_digest(self._accepted_fingerprint, fingerprint):
+            raise invalid_api_key()
         return fingerprint
 
 

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Literal
 from dashscope_embeddings.emulator.messages import Response
 
 if TYPE_CHECKING:
-    from dashscope_embeddings.emulator.messages import Protocol
+    from dashscope_embeddings.emulator.messages import WireProtocol
 
 Origin = Literal["gateway", "algorithm"]
 """Who refuses: the compatible protocol words and wraps the two differently."""
 
-_PREFIX = "<400> InternalError.Algo.InvalidParameter: "
+_ALGORITHM_PREFIX = "<400> InternalError.Algo.InvalidParameter: "
 
 _COMPATIBLE_CODES = {
     "InvalidApiKey": "invalid_api_key",
@@ -39,7 +39,7 @@ _COMPATIBLE_MESSAGES = {
     "Throttling.RateQuota": "You exceeded your current requests list.",
     "Throttling.AllocationQuota": "You exceeded your current quota, check your plan and billing details",
 }
-THROTTLES = {
+THROTTLING_MESSAGES = {
     "Throttling.RateQuota": "Requests rate limit exceeded, please try again later.",
     "LimitRequests": "You exceeded your current requests list.",
     "Throttling.AllocationQuota": "Allocated quota exceeded, please increase your quota limit.",
@@ -53,10 +53,10 @@ THROTTLES = {
     "PostpaidBillOverdue": "The postpaid bill is overdue.",
 }
 """Codes that come with HTTP 429, and their words; the last three's words are a guess."""
-FREE_QUOTA = "Free allocated quota exceeded."
+FREE_QUOTA_MESSAGE = "Free allocated quota exceeded."
 
 
-class Refusal(Exception):  # noqa: N818  (an answer of the service, not an error of this program)
+class ApiError(Exception):
     """The service refuses a request.
 
     Args:
@@ -74,18 +74,18 @@ class Refusal(Exception):  # noqa: N818  (an answer of the service, not an error
         self.status, self.code, self.message = status, code, message
         self.origin, self.reworded = origin, reworded
 
-    def response(self, protocol: Protocol, request_id: str) -> Response:
+    def response(self, protocol: WireProtocol, request_id: str) -> Response:
         """The reply in the envelope of the protocol."""
         if protocol == "native":
             body: dict[str, object] = {"code": self.code, "message": self.message, "request_id": request_id}
         else:
-            body = self._compatible(request_id)
+            body = self._compatible_body(request_id)
         return Response(self.status, to_json(body), json_headers(request_id))
 
-    def _compatible(self, request_id: str) -> dict[str, object]:
+    def _compatible_body(self, request_id: str) -> dict[str, object]:
         code = _COMPATIBLE_CODES.get(self.code, self.code)
         if self.origin == "algorithm":
-            error = {"message": _PREFIX + self.message, "type": code, "param": None, "code": code}
+            error = {"message": _ALGORITHM_PREFIX + self.message, "type": code, "param": None, "code": code}
             return {"error": error, "id": request_id, "request_id": request_id}
         message = _COMPATIBLE_MESSAGES.get(self.code, self.message) if self.reworded else self.message
         # Throttles and arrears repeat the code as type; the key's refusal, in the documents, has no id.
@@ -113,30 +113,30 @@ def json_headers(request_id: str) -> dict[str, str]:
     return {"content-type": "application/json", "x-request-id": request_id}
 
 
-def invalid(message: str) -> Refusal:
+def invalid_parameter(message: str) -> ApiError:
     """What the model's own server refuses."""
-    return Refusal(400, "InvalidParameter", message, "algorithm")
+    return ApiError(400, "InvalidParameter", message, "algorithm")
 
 
-def wrong_key() -> Refusal:
+def invalid_api_key() -> ApiError:
     """A missing key too: the documents do not part the two."""
-    return Refusal(401, "InvalidApiKey", "Invalid API-key provided.")
+    return ApiError(401, "InvalidApiKey", "Invalid API-key provided.")
 
 
-def no_such_path() -> Refusal:
+def path_not_found() -> ApiError:
     """The documents do not say what an unknown path gets: a guess."""
-    return Refusal(404, "NotFound", "The requested path does not exist.")
+    return ApiError(404, "NotFound", "The requested path does not exist.")
 
 
-def no_such_model(protocol: Protocol, name: str) -> Refusal:
+def model_not_found(protocol: WireProtocol, name: str) -> ApiError:
     """A model that does not exist, or that this key may not use."""
     if protocol == "native":
-        return Refusal(404, "ModelNotFound", "Model can not be found.")
+        return ApiError(404, "ModelNotFound", "Model can not be found.")
     message = f"The model {name} does not exist or you do not have access to it."
-    return Refusal(404, "ModelNotFound", message)
+    return ApiError(404, "ModelNotFound", message)
 
 
-def throttled(code: str = "Throttling.RateQuota", message: str | None = None) -> Refusal:
+def throttled(code: str = "Throttling.RateQuota", message: str | None = None) -> ApiError:
     """HTTP 429 with one of the codes of `THROTTLES`, or any other."""
-    words = THROTTLES.get(code, "Too many requests.") if message is None else message
-    return Refusal(429, code, words, reworded=message is None)
+    words = THROTTLING_MESSAGES.get(code, "Too many requests.") if message is None else message
+    return ApiError(429, code, words, reworded=message is None)

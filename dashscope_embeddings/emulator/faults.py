@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from dashscope_embeddings.emulator.batch.faults import BatchExpires, BatchFails, LineFails, LineLost
-from dashscope_embeddings.emulator.error_responses import FREE_QUOTA, Refusal, invalid, throttled
+from dashscope_embeddings.emulator.error_responses import FREE_QUOTA_MESSAGE, ApiError, invalid_parameter, throttled
 from dashscope_embeddings.emulator.fault_schedule import Fault
 from dashscope_embeddings.emulator.messages import Response
 from dashscope_embeddings.emulator.reply_faults import (
@@ -30,7 +30,7 @@ from dashscope_embeddings.emulator.reply_faults import (
 )
 
 if TYPE_CHECKING:
-    from dashscope_embeddings.emulator.messages import Protocol
+    from dashscope_embeddings.emulator.messages import WireProtocol
 
 __all__ = [
     "Arrearage",
@@ -68,19 +68,19 @@ __all__ = [
 
 
 @dataclass(frozen=True)
-class _Refusing(Fault, ABC):
+class _ErrorFault(Fault, ABC):
     """The service refuses."""
 
-    def refuse(self, protocol: Protocol, request_id: str) -> Response:
-        return self._refusal().response(protocol, request_id)
+    def intercept(self, protocol: WireProtocol, request_id: str) -> Response:
+        return self._error().response(protocol, request_id)
 
     @abstractmethod
-    def _refusal(self) -> Refusal:
+    def _error(self) -> ApiError:
         """What it says."""
 
 
 @dataclass(frozen=True)
-class Throttle(_Refusing):
+class Throttle(_ErrorFault):
     """HTTP 429; `retry_after` seconds become a header, which the service has not been seen to send."""
 
     retry_after: float | None = None
@@ -91,8 +91,8 @@ class Throttle(_Refusing):
     retry_after_ms: float | None = None
     """Milliseconds in a header of their own, which the vendor's newer client code reads."""
 
-    def refuse(self, protocol: Protocol, request_id: str) -> Response:  # noqa: D102
-        response = super().refuse(protocol, request_id)
+    def intercept(self, protocol: WireProtocol, request_id: str) -> Response:  # noqa: D102
+        response = super().intercept(protocol, request_id)
         headers = dict(response.headers)
         if self.retry_after is not None:
             headers["retry-after"] = f"{self.retry_after:g}"
@@ -100,61 +100,61 @@ class Throttle(_Refusing):
             headers["retry-after-ms"] = f"{self.retry_after_ms:g}"
         return replace(response, headers=headers, body=b"" if self.empty_body else response.body)
 
-    def _refusal(self) -> Refusal:
+    def _error(self) -> ApiError:
         return throttled(self.code, self.message)
 
 
 @dataclass(frozen=True)
-class FreeQuotaExhausted(_Refusing):
+class FreeQuotaExhausted(_ErrorFault):
     """The free tokens are used up: HTTP 429 as if throttled, or 403 where `only_free` was chosen."""
 
     only_free: bool = False
 
-    def _refusal(self) -> Refusal:
+    def _error(self) -> ApiError:
         if self.only_free:
             words = "The free tier of the model has been exhausted."
-            return Refusal(403, "AllocationQuota.FreeTierOnly", words)
-        return throttled("Throttling.AllocationQuota", FREE_QUOTA)
+            return ApiError(403, "AllocationQuota.FreeTierOnly", words)
+        return throttled("Throttling.AllocationQuota", FREE_QUOTA_MESSAGE)
 
 
 @dataclass(frozen=True)
-class Overdue(_Refusing):
+class Overdue(_ErrorFault):
     """HTTP 429 for money: `PrepaidBillOverdue`, `PostpaidBillOverdue` or `CommodityNotPurchased`."""
 
     code: str = "PrepaidBillOverdue"
 
-    def _refusal(self) -> Refusal:
+    def _error(self) -> ApiError:
         return throttled(self.code)
 
 
 @dataclass(frozen=True)
-class Arrearage(_Refusing):
+class Arrearage(_ErrorFault):
     """The account owes money: HTTP 400."""
 
-    def _refusal(self) -> Refusal:
-        return Refusal(400, "Arrearage", "Access denied, please make sure your account is in good standing.")
+    def _error(self) -> ApiError:
+        return ApiError(400, "Arrearage", "Access denied, please make sure your account is in good standing.")
 
 
 @dataclass(frozen=True)
-class Blocked(_Refusing):
+class Blocked(_ErrorFault):
     """The content inspection refuses: give `match` to block a text wherever it is sent."""
 
-    def _refusal(self) -> Refusal:
+    def _error(self) -> ApiError:
         words = "Input or output data may contain inappropriate content."
-        return Refusal(400, "DataInspectionFailed", words)
+        return ApiError(400, "DataInspectionFailed", words)
 
 
 @dataclass(frozen=True)
-class RowRefused(_Refusing):
+class RowRefused(_ErrorFault):
     """HTTP 400 `InvalidParameter` in given words: give `match` for a text that spoils its whole request."""
 
     message: str = "Range of input length should be [1, 8192]"
 
-    def _refusal(self) -> Refusal:
-        return invalid(self.message)
+    def _error(self) -> ApiError:
+        return invalid_parameter(self.message)
 
 
-_SERVER_WORDS = {
+_SERVER_ERRORS = {
     500: ("InternalError", "Internal server error!"),
     503: ("ServiceUnavailable", "Service temporarily unavailable, possibly overloaded or not ready."),
 }
@@ -172,20 +172,20 @@ class Status(Fault):
     retry_after: float | None = None
     """Seconds in a header, as proxies send it."""
 
-    def refuse(self, protocol: Protocol, request_id: str) -> Response:  # noqa: D102
-        response = self._bare(protocol, request_id)
+    def intercept(self, protocol: WireProtocol, request_id: str) -> Response:  # noqa: D102
+        response = self._error_response(protocol, request_id)
         if self.retry_after is None:
             return response
         return replace(response, headers={**response.headers, "retry-after": f"{self.retry_after:g}"})
 
-    def _bare(self, protocol: Protocol, request_id: str) -> Response:
+    def _error_response(self, protocol: WireProtocol, request_id: str) -> Response:
         if self.body == "html":
             page = f"<html><body><h1>{self.status}</h1></body></html>".encode()
             return Response(self.status, page, {"content-type": "text/html"})
         if self.body == "empty":
             return Response(self.status, b"", {"x-request-id": request_id})
-        code, words = _SERVER_WORDS.get(self.status, _SERVER_WORDS[500])
-        return Refusal(self.status, self.code or code, self.message or words).response(protocol, request_id)
+        code, words = _SERVER_ERRORS.get(self.status, _SERVER_ERRORS[500])
+        return ApiError(self.status, self.code or code, self.message or words).response(protocol, request_id)
 
 
 @dataclass(frozen=True)
@@ -195,7 +195,7 @@ class Redirect(Fault):
     location: str = "http://elsewhere.invalid/"
     status: int = 307
 
-    def refuse(self, protocol: Protocol, request_id: str) -> Response:  # noqa: D102
+    def intercept(self, protocol: WireProtocol, request_id: str) -> Response:  # noqa: D102
         del protocol
         return Response(self.status, b"", {"location": self.location, "x-request-id": request_id})
 
@@ -208,11 +208,11 @@ class Drop(Fault):
     billed: bool = False
     """Whether the work was done, and billed, before the reply got lost."""
 
-    def refuse(self, protocol: Protocol, request_id: str) -> Response | None:  # noqa: D102
+    def intercept(self, protocol: WireProtocol, request_id: str) -> Response | None:  # noqa: D102
         del protocol, request_id
         return None if self.billed else Response(0, b"", ending=self.how)
 
-    def spoil(self, response: Response) -> Response:  # noqa: D102
+    def corrupt(self, response: Response) -> Response:  # noqa: D102
         return replace(response, ending=self.how)
 
 
@@ -222,8 +222,8 @@ class Slow(Fault):
 
     seconds: float = 1.0
 
-    def spoil(self, response: Response) -> Response:  # noqa: D102
-        return replace(response, wait=self.seconds)
+    def corrupt(self, response: Response) -> Response:  # noqa: D102
+        return replace(response, delay_seconds=self.seconds)
 
 
 @dataclass(frozen=True)
@@ -232,8 +232,8 @@ class Stall(Fault):
 
     share: float = 0.0
 
-    def spoil(self, response: Response) -> Response:  # noqa: D102
-        return replace(response, ending="stalled", sent=int(len(response.body) * self.share))
+    def corrupt(self, response: Response) -> Response:  # noqa: D102
+        return replace(response, ending="stalled", sent_bytes=int(len(response.body) * self.share))
 
 
 @dataclass(frozen=True)
@@ -243,11 +243,11 @@ class Truncate(Fault):
     share: float = 0.5
     framed: bool = False
 
-    def spoil(self, response: Response) -> Response:  # noqa: D102
-        sent = int(len(response.body) * self.share)
+    def corrupt(self, response: Response) -> Response:  # noqa: D102
+        sent_bytes = int(len(response.body) * self.share)
         if self.framed:
-            return replace(response, body=response.body[:sent])
-        return replace(response, ending="cut", sent=sent)
+            return replace(response, body=response.body[:sent_bytes])
+        return replace(response, ending="cut", sent_bytes=sent_bytes)
 
 
 @dataclass(frozen=True)
@@ -256,7 +256,7 @@ class Garbage(Fault):
 
     body: bytes = b"\x00\xff upstream connect error"
 
-    def spoil(self, response: Response) -> Response:  # noqa: D102
+    def corrupt(self, response: Response) -> Response:  # noqa: D102
         return replace(response, body=self.body)
 
 
@@ -266,7 +266,7 @@ class TrailingBytes(Fault):
 
     extra: bytes = b"\n}"
 
-    def spoil(self, response: Response) -> Response:  # noqa: D102
+    def corrupt(self, response: Response) -> Response:  # noqa: D102
         return replace(response, body=response.body + self.extra)
 
 
@@ -276,7 +276,7 @@ class WrongContentType(Fault):
 
     content_type: str | None = "text/plain"
 
-    def spoil(self, response: Response) -> Response:  # noqa: D102
+    def corrupt(self, response: Response) -> Response:  # noqa: D102
         headers = {name: value for name, value in response.headers.items() if name != "content-type"}
         if self.content_type is not None:
             headers["content-type"] = self.content_type
@@ -290,7 +290,7 @@ class Gzip(Fault):
     broken: Literal["cut", "corrupt"] | None = None
     """`cut`: its second half is missing, but the length header fits; `corrupt`: a byte in it is another."""
 
-    def spoil(self, response: Response) -> Response:  # noqa: D102
+    def corrupt(self, response: Response) -> Response:  # noqa: D102
         body = gzip.compress(response.body, mtime=0)
         if self.broken == "cut":
             body = body[: len(body) // 2]

@@ -35,8 +35,8 @@ class Server:
     def __init__(self, emulator: Emulator, port: int = 0, latency: float = 0.0) -> None:
         self.emulator = emulator
         self.latency = latency
-        self._connections = _Gauge()
-        self._in_flight = _Gauge()
+        self._connections = _PeakCounter()
+        self._in_flight = _PeakCounter()
         self._closing = threading.Event()
         self._sockets: set[socket.socket] = set()
         self._lock = threading.Lock()
@@ -88,7 +88,7 @@ class Server:
         return f"<Server {self.url}>"
 
     @contextmanager
-    def connected(self, connection: socket.socket) -> Iterator[None]:
+    def track_connection(self, connection: socket.socket) -> Iterator[None]:
         """Count a connection while it lasts."""
         with self._lock:
             self._sockets.add(connection)
@@ -103,7 +103,7 @@ class Server:
         """The emulator's answer, after the time that it takes."""
         with self._in_flight:
             response = self.emulator.answer(request)
-            pause = self.latency + response.wait
+            pause = self.latency + response.delay_seconds
             if pause > 0:
                 self._closing.wait(pause)
             return response
@@ -116,22 +116,22 @@ class Server:
                     return
 
 
-class _Gauge:
+class _PeakCounter:
     """How many are inside now, and the most that ever were."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._now = 0
+        self._current = 0
         self.peak = 0
 
     def __enter__(self) -> None:
         with self._lock:
-            self._now += 1
-            self.peak = max(self.peak, self._now)
+            self._current += 1
+            self.peak = max(self.peak, self._current)
 
     def __exit__(self, *_: object) -> None:
         with self._lock:
-            self._now -= 1
+            self._current -= 1
 
 
 class _ThreadingServer(ThreadingMixIn, TCPServer):
@@ -152,7 +152,7 @@ def _handler_for(server: Server) -> type[BaseHTTPRequestHandler]:
         disable_nagle_algorithm = True
 
         def handle(self) -> None:
-            with server.connected(self.connection), suppress(ConnectionError):
+            with server.track_connection(self.connection), suppress(ConnectionError):
                 super().handle()
 
         def do_POST(self) -> None:
@@ -161,11 +161,11 @@ def _handler_for(server: Server) -> type[BaseHTTPRequestHandler]:
             address = urlsplit(self.path)
             body = self.rfile.read(length) if length else b""
             request = Request(self.command, address.path, headers, body, address.query)
-            self._perform(server.answer(request))
+            self._write_response(server.answer(request))
 
         do_GET = do_PUT = do_DELETE = do_PATCH = do_POST  # noqa: N815
 
-        def _perform(self, response: Response) -> None:
+        def _write_response(self, response: Response) -> None:
             self.close_connection = response.ending != "whole" or self.close_connection
             if response.ending == "closed":
                 return
@@ -176,7 +176,7 @@ def _handler_for(server: Server) -> type[BaseHTTPRequestHandler]:
                 # Else socketserver would say farewell by a shutdown of its own.
                 self.connection.close()
                 return
-            body = response.body if response.ending == "whole" else response.body[: response.sent]
+            body = response.body if response.ending == "whole" else response.body[: response.sent_bytes]
             if response.ending != "stalled" or body:
                 self.wfile.write(_head(response) + body)
             if response.ending == "stalled":

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-Protocol = Literal["native", "openai"]
+WireProtocol = Literal["native", "openai"]
 """Which envelope a path speaks: DashScope's own, or the OpenAI-compatible one."""
 
 Ending = Literal["whole", "closed", "reset", "unreachable", "cut", "stalled"]
@@ -37,10 +37,10 @@ class Response:
     body: bytes = field(repr=False)
     headers: dict[str, str] = field(default_factory=dict)
     """Names in lower case; a face adds `content-length`."""
-    wait: float = 0.0
+    delay_seconds: float = 0.0
     """Seconds before the first byte."""
     ending: Ending = "whole"
-    sent: int = 0
+    sent_bytes: int = 0
     """Bytes of the body that go out before a `cut` or `stalled` ending; a stall with none sends no header."""
 
 
@@ -56,7 +56,7 @@ class Asked:
     """Names in lower case, without the authorization."""
     body: dict[str, Any]
     """The JSON object that was sent; empty where it was none."""
-    protocol: Protocol | None
+    protocol: WireProtocol | None
     """None on a path that does not exist."""
     model: str | None
     texts: tuple[str, ...]

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections import deque
 
-from dashscope_embeddings.emulator.error_responses import THROTTLES, Refusal
+from dashscope_embeddings.emulator.error_responses import THROTTLING_MESSAGES, ApiError
 
 
-class Window:
+class SlidingWindow:
     """A sliding window that admits so much of something.
 
     What is larger than the whole limit is admitted alone, and then fills as many windows as it takes.
@@ -21,12 +21,12 @@ class Window:
         seconds: how long it is.
     """
 
-    def __init__(self, limit: float, seconds: float) -> None:
-        self._limit, self._seconds = limit, seconds
+    def __init__(self, limit: float, window_seconds: float) -> None:
+        self._limit, self._window_seconds = limit, window_seconds
         self._used = 0.0
         self._entries: deque[tuple[float, float]] = deque()
 
-    def wait(self, amount: float, now: float) -> float:
+    def seconds_until_fits(self, amount: float, now: float) -> float:
         """Seconds until the amount fits; 0.0: now."""
         while self._entries and self._entries[0][0] <= now:
             self._used -= self._entries.popleft()[1]
@@ -37,10 +37,10 @@ class Window:
             used, until = used - part, leaves
         return until - now
 
-    def take(self, amount: float, now: float) -> None:
+    def add(self, amount: float, now: float) -> None:
         """Fill the window by an amount that fits."""
         self._used += amount
-        self._entries.append((now + self._seconds * max(1.0, amount / self._limit), amount))
+        self._entries.append((now + self._window_seconds * max(1.0, amount / self._limit), amount))
 
 
 class Quota:
@@ -52,9 +52,11 @@ class Quota:
         window: seconds over which both are enforced.
     """
 
-    def __init__(self, requests_per_minute: float | None, tokens_per_minute: float | None, window: float) -> None:
+    def __init__(
+        self, requests_per_minute: float | None, tokens_per_minute: float | None, window_seconds: float
+    ) -> None:
         self._windows = [
-            (code, Window(limit * window / 60, window), counts_tokens)
+            (code, SlidingWindow(limit * window_seconds / 60, window_seconds), counts_tokens)
             for code, limit, counts_tokens in (
                 ("Throttling.RateQuota", requests_per_minute, False),
                 ("Throttling.AllocationQuota", tokens_per_minute, True),
@@ -66,15 +68,15 @@ class Quota:
         """None, and the request is counted; or the refusal's code and the seconds until it would pass."""
         amounts = [tokens if counts_tokens else 1 for _, _, counts_tokens in self._windows]
         for (code, window, _), amount in zip(self._windows, amounts, strict=True):
-            seconds = window.wait(amount, now)
+            seconds = window.seconds_until_fits(amount, now)
             if seconds > 0:
                 return code, seconds
         for (_, window, _), amount in zip(self._windows, amounts, strict=True):
-            window.take(amount, now)
+            window.add(amount, now)
         return None
 
 
-class OverQuota(Refusal):
+class QuotaExceededError(ApiError):
     """A refusal that knows when it would be none.
 
     Args:
@@ -83,5 +85,5 @@ class OverQuota(Refusal):
     """
 
     def __init__(self, code: str, seconds: float) -> None:
-        super().__init__(429, code, THROTTLES[code])
-        self.seconds = seconds
+        super().__init__(429, code, THROTTLING_MESSAGES[code])
+        self.retry_after_seconds = seconds

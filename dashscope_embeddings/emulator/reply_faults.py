@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class _Editing(Fault, ABC):
+class _JsonFault(Fault, ABC):
     """A good reply with something in its JSON changed; refusals are left as they are."""
 
     route: str | None = field(default=r"embeddings?$", kw_only=True)
     """Other replies have no rows to change."""
 
-    def spoil(self, response: Response) -> Response:
+    def corrupt(self, response: Response) -> Response:
         if response.status != 200:  # noqa: PLR2004
             return response
         document = json.loads(response.body)
@@ -58,30 +58,30 @@ def _change_vector(row: dict[str, Any], change: Callable[[list[Any]], None]) -> 
 
 
 @dataclass(frozen=True)
-class WrongCount(_Editing):
+class WrongCount(_JsonFault):
     """So many rows too many, or (negative) too few."""
 
     by: int = -1
 
     def _edit(self, document: dict[str, Any]) -> None:
-        rows, number = _rows(document)
+        rows, index_field = _rows(document)
         if self.by < 0:
             del rows[self.by :]
         for _ in range(self.by):
-            rows.append({**rows[-1], number: len(rows)})
+            rows.append({**rows[-1], index_field: len(rows)})
 
 
 @dataclass(frozen=True)
-class DuplicateIndex(_Editing):
+class DuplicateIndex(_JsonFault):
     """The last row has the first one's number; a single row has a number that does not exist."""
 
     def _edit(self, document: dict[str, Any]) -> None:
-        rows, number = _rows(document)
-        rows[-1][number] = rows[0][number] if len(rows) > 1 else 1
+        rows, index_field = _rows(document)
+        rows[-1][index_field] = rows[0][index_field] if len(rows) > 1 else 1
 
 
 @dataclass(frozen=True)
-class Shuffle(_Editing):
+class Shuffle(_JsonFault):
     """The rows come in reverse, rightly numbered: no fault of the service, which promises no order."""
 
     def _edit(self, document: dict[str, Any]) -> None:
@@ -89,7 +89,7 @@ class Shuffle(_Editing):
 
 
 @dataclass(frozen=True)
-class WrongWidth(_Editing):
+class WrongWidth(_JsonFault):
     """The vector of row `row` is too long, or (negative) too short, by so many components."""
 
     by: int = -1
@@ -105,7 +105,7 @@ class WrongWidth(_Editing):
 
 
 @dataclass(frozen=True)
-class NotFinite(_Editing):
+class NotFinite(_JsonFault):
     """A component of row `row` is `NaN` or an infinity, as Python's json writes them."""
 
     value: float = math.nan
@@ -119,7 +119,7 @@ class NotFinite(_Editing):
 
 
 @dataclass(frozen=True)
-class IntegerComponents(_Editing):
+class IntegerComponents(_JsonFault):
     """The first component of every vector is written `0` instead of `0.0`: lawful JSON."""
 
     def _edit(self, document: dict[str, Any]) -> None:
@@ -131,7 +131,7 @@ class IntegerComponents(_Editing):
 
 
 @dataclass(frozen=True)
-class NullEmbedding(_Editing):
+class NullEmbedding(_JsonFault):
     """The vector of row `row` is null."""
 
     row: int = 0
@@ -141,7 +141,7 @@ class NullEmbedding(_Editing):
 
 
 @dataclass(frozen=True)
-class NoSparse(_Editing):
+class NoSparse(_JsonFault):
     """The sparse vectors are left out."""
 
     def _edit(self, document: dict[str, Any]) -> None:
@@ -150,7 +150,7 @@ class NoSparse(_Editing):
 
 
 @dataclass(frozen=True)
-class MissingUsage(_Editing):
+class MissingUsage(_JsonFault):
     """The usage is left out."""
 
     def _edit(self, document: dict[str, Any]) -> None:
@@ -158,7 +158,7 @@ class MissingUsage(_Editing):
 
 
 @dataclass(frozen=True)
-class ExtraFields(_Editing):
+class ExtraFields(_JsonFault):
     """Fields that are not in the raw replies seen; the first three are in the documents' native example."""
 
     def _edit(self, document: dict[str, Any]) -> None:

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 from dashscope_embeddings import catalogue
 from dashscope_embeddings.emulator import embeddings, error_responses, synthetic_vectors, transports
-from dashscope_embeddings.emulator.authentication import Keys
-from dashscope_embeddings.emulator.batch.file_store import object_of
-from dashscope_embeddings.emulator.batch.service import Batches, BatchSettings
-from dashscope_embeddings.emulator.fault_schedule import Fault, Script
-from dashscope_embeddings.emulator.messages import Asked, Protocol, Request, Response
-from dashscope_embeddings.emulator.quota import OverQuota, Quota
+from dashscope_embeddings.emulator.authentication import Authenticator
+from dashscope_embeddings.emulator.batch.file_store import parse_json_object
+from dashscope_embeddings.emulator.batch.service import BatchService, BatchSettings
+from dashscope_embeddings.emulator.fault_schedule import Fault, FaultSchedule
+from dashscope_embeddings.emulator.messages import Asked, Request, Response, WireProtocol
+from dashscope_embeddings.emulator.quota import Quota, QuotaExceededError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -31,11 +31,11 @@ if TYPE_CHECKING:
     from dashscope_embeddings.emulator.fault_schedule import Target
     from dashscope_embeddings.emulator.http import Server
 
-_PROTOCOLS: dict[str, Protocol] = {
+_PROTOCOLS: dict[str, WireProtocol] = {
     embeddings.NATIVE_PATH: "native",
     embeddings.COMPATIBLE_PATH: "openai",
 }
-_emulators: weakref.WeakSet[Emulator] = weakref.WeakSet()
+_live_emulators: weakref.WeakSet[Emulator] = weakref.WeakSet()
 
 
 class Emulator:
@@ -79,20 +79,22 @@ class Emulator:
         log: int | None = None,
         batches: BatchSettings | None = None,
     ) -> None:
-        self._keys = Keys(api_key, required=key_required)
-        self._models = {model.name: _limited(model, rows, tokens_per_row) for model in models}
+        self._authenticator = Authenticator(api_key, required=key_required)
+        self._models = {model.name: _with_limits(model, rows, tokens_per_row) for model in models}
         if requests_per_second is not None:
             requests_per_minute = min(requests_per_second * 60, requests_per_minute or float("inf"))
         self._quota_settings = (requests_per_minute, tokens_per_minute, window)
-        self._retry_after = retry_after
+        self._sends_retry_after = retry_after
         self._clock = clock
         self._lock = threading.Lock()
-        self._asked: deque[Asked] = deque(maxlen=log)
-        self._batch_lines: deque[BatchLine] = deque(maxlen=log)
-        self._script = Script(faults)
-        self.batches = Batches(batches or BatchSettings(), self._models, self._strike, self._book)
+        self._request_log: deque[Asked] = deque(maxlen=log)
+        self._batch_line_log: deque[BatchLine] = deque(maxlen=log)
+        self._fault_schedule = FaultSchedule(faults)
+        self.batches = BatchService(
+            batches or BatchSettings(), self._models, self._trigger_fault, self._record_batch_line
+        )
         self.clear()
-        _emulators.add(self)
+        _live_emulators.add(self)
 
     def __repr__(self) -> str:
         return f"<Emulator: {self.requests} requests, {self.billed_texts} texts billed>"
@@ -128,28 +130,28 @@ class Emulator:
     def asked(self) -> list[Asked]:
         """The requests of the log, in the order of their answers."""
         with self._lock:
-            return list(self._asked)
+            return list(self._request_log)
 
     @property
     def batch_lines(self) -> list[BatchLine]:
         """Lines of batches that were worked on, in that order; as batches, it moves when somebody asks for them."""
         with self._lock:
-            return list(self._batch_lines)
+            return list(self._batch_line_log)
 
     @property
     def keys_seen(self) -> frozenset[str]:
         """SHA-256 of every key that came along, in hex: never the key."""
-        return self._keys.seen
+        return self._authenticator.seen_fingerprints
 
     def clear(self) -> None:
         """Forget all requests: the log, the counts, the quotas' windows, what faults have done; not files, batches."""
         self.batches.clear()
         with self._lock:
-            self._asked.clear()
-            self._batch_lines.clear()
-            self._keys.forget()
+            self._request_log.clear()
+            self._batch_line_log.clear()
+            self._authenticator.clear()
             self._quotas: dict[str, Quota] = {}
-            self._script = Script(self._script.faults)
+            self._fault_schedule = FaultSchedule(self._fault_schedule.faults)
             self.requests = 0
             """Requests that came, refused ones too."""
             self.billed_requests = 0
@@ -159,12 +161,12 @@ class Emulator:
     @property
     def faults(self) -> tuple[Fault, ...]:
         """What shall go wrong; setting it starts their counts anew, with the next request as the first."""
-        return self._script.faults
+        return self._fault_schedule.faults
 
     @faults.setter
     def faults(self, faults: Sequence[Fault]) -> None:
         with self._lock:
-            self._script = Script(faults)
+            self._fault_schedule = FaultSchedule(faults)
 
     # What it would answer
 
@@ -185,7 +187,7 @@ class Emulator:
         size = dimension or self._models[model].default_dimension or 1024
         instruct = instruct if text_type == "query" else ""
         vector = synthetic_vectors.dense(text, model=model, text_type=text_type, dimension=size, instruct=instruct)
-        return [float(number) for number in json.loads(synthetic_vectors.text_of(vector))]
+        return [float(number) for number in json.loads(synthetic_vectors.to_json_array(vector))]
 
     def sparse(
         self, text: str, *, model: str = catalogue.DEFAULT_MODEL, text_type: str = "document"
@@ -198,124 +200,135 @@ class Emulator:
     def answer(self, request: Request) -> Response:
         """Answer one request: check the path, faults, the key, the body, the quota, in this order."""
         request_id = str(uuid.uuid4())
-        of_batches = self.batches.serves(request)
-        protocol = "openai" if of_batches else _PROTOCOLS.get(request.path) if request.method == "POST" else None
+        is_batch_route = self.batches.handles(request)
+        protocol = "openai" if is_batch_route else _PROTOCOLS.get(request.path) if request.method == "POST" else None
         # A file of a batch is large, and no JSON.
-        body = object_of(request.body) if request.body[:1] != b"-" else None
-        sent = embeddings.look(protocol, body or {}) if protocol is not None else embeddings.Sent(None, None)
+        body = parse_json_object(request.body) if request.body[:1] != b"-" else None
+        fields = (
+            embeddings.read_fields(protocol, body or {})
+            if protocol is not None
+            else embeddings.RequestFields(None, None)
+        )
         now = self._clock()
-        fault = self._strike(sent.texts, f"{request.method} {request.path}", "requests")
-        response = fault.refuse(protocol or "native", request_id) if fault is not None else None
+        fault = self._trigger_fault(fields.texts, f"{request.method} {request.path}", "requests")
+        response = fault.intercept(protocol or "native", request_id) if fault is not None else None
         tokens = 0
         if response is None:
             try:
-                if of_batches:
-                    response = self.batches.answer(request, self._keys.check(request), now, request_id)
+                if is_batch_route:
+                    response = self.batches.answer(request, self._authenticator.authenticate(request), now, request_id)
                 else:
-                    asking = self._admit(request, protocol, body, now)
-                    response, tokens = embeddings.answer(asking, request_id), asking.tokens
-            except error_responses.Refusal as refusal:
+                    embedding_request = self._validate_request(request, protocol, body, now)
+                    response, tokens = (
+                        embeddings.success_response(embedding_request, request_id),
+                        embedding_request.tokens,
+                    )
+            except error_responses.ApiError as refusal:
                 response = refusal.response(protocol or _protocol_of(request.path), request_id)
-                response = self._hint(response, refusal)
+                response = self._add_retry_after(response, refusal)
             if fault is not None:
-                response = fault.spoil(response)
+                response = fault.corrupt(response)
         name = None if fault is None else type(fault).__name__
-        self._note(request, body, sent, _Outcome(now, protocol, _seen_status(response), tokens, request_id, name))
+        self._log_request(
+            request, body, fields, _ReplyRecord(now, protocol, _visible_status(response), tokens, request_id, name)
+        )
         return response
 
-    def _strike(self, texts: tuple[str, ...], name: str, target: Target) -> Fault | None:
+    def _trigger_fault(self, texts: tuple[str, ...], name: str, target: Target) -> Fault | None:
         with self._lock:
             self.requests += target == "requests"
-            return self._script.strike(texts, name, target)
+            return self._fault_schedule.trigger(texts, name, target)
 
-    def _book(self, line: BatchLine) -> None:
+    def _record_batch_line(self, line: BatchLine) -> None:
         with self._lock:
-            self._batch_lines.append(line)
+            self._batch_line_log.append(line)
             self._bill(len(line.texts), line.tokens)
 
-    def _bill(self, texts: int, tokens: int) -> None:
+    def _bill(self, text_count: int, tokens: int) -> None:
         if tokens:
             self.billed_requests += 1
-            self.billed_texts += texts
+            self.billed_texts += text_count
             self.billed_tokens += tokens
 
-    def _admit(
-        self, request: Request, protocol: Protocol | None, body: dict[str, Any] | None, now: float
-    ) -> embeddings.Asking:
+    def _validate_request(
+        self, request: Request, protocol: WireProtocol | None, body: dict[str, Any] | None, now: float
+    ) -> embeddings.EmbeddingRequest:
         """Raises Refusal."""
         if protocol is None:
-            raise error_responses.no_such_path()
-        self._keys.check(request)
+            raise error_responses.path_not_found()
+        self._authenticator.authenticate(request)
         if request.headers.get("x-dashscope-async") == "enable":
-            raise error_responses.Refusal(403, "AccessDenied", "Current user api does not support asynchronous calls.")
+            raise error_responses.ApiError(403, "AccessDenied", "Current user api does not support asynchronous calls.")
         if body is None:
             # What a body that is no JSON object gets is not documented.
-            raise error_responses.Refusal(400, "BadRequest.IllegalInput", "The request body requires json format.")
-        asking = embeddings.check(protocol, body, self._models)
+            raise error_responses.ApiError(400, "BadRequest.IllegalInput", "The request body requires json format.")
+        embedding_request = embeddings.validate(protocol, body, self._models)
         # Whether requests refused for their content count is not documented: here they do not.
-        self._check_quota(asking, now)
-        return asking
+        self._check_quota(embedding_request, now)
+        return embedding_request
 
-    def _check_quota(self, asking: embeddings.Asking, now: float) -> None:
+    def _check_quota(self, embedding_request: embeddings.EmbeddingRequest, now: float) -> None:
         with self._lock:
-            quota = self._quotas.get(asking.model)
+            quota = self._quotas.get(embedding_request.model)
             if quota is None:
-                quota = self._quotas[asking.model] = Quota(*self._quota_settings)
-            refused = quota.admit(asking.tokens, now)
-        if refused is not None:
-            raise OverQuota(*refused)
+                quota = self._quotas[embedding_request.model] = Quota(*self._quota_settings)
+            exceeded = quota.admit(embedding_request.tokens, now)
+        if exceeded is not None:
+            raise QuotaExceededError(*exceeded)
 
-    def _hint(self, response: Response, refusal: error_responses.Refusal) -> Response:
-        if not self._retry_after or not isinstance(refusal, OverQuota):
+    def _add_retry_after(self, response: Response, error: error_responses.ApiError) -> Response:
+        if not self._sends_retry_after or not isinstance(error, QuotaExceededError):
             return response
         # The vendor's newer SDK code reads both; neither has been seen in a reply.
-        milliseconds = math.ceil(refusal.seconds * 1000)
-        hints = {"retry-after": str(math.ceil(refusal.seconds)), "retry-after-ms": str(milliseconds)}
+        milliseconds = math.ceil(error.retry_after_seconds * 1000)
+        hints = {"retry-after": str(math.ceil(error.retry_after_seconds)), "retry-after-ms": str(milliseconds)}
         return replace(response, headers={**response.headers, **hints})
 
-    def _note(self, request: Request, body: dict[str, Any] | None, sent: embeddings.Sent, outcome: _Outcome) -> None:
-        asked = Asked(
-            time=outcome.time,
+    def _log_request(
+        self, request: Request, body: dict[str, Any] | None, fields: embeddings.RequestFields, record: _ReplyRecord
+    ) -> None:
+        entry = Asked(
+            time=record.time,
             method=request.method,
             path=request.path,
             headers={name: value for name, value in request.headers.items() if name != "authorization"},
             body=body or {},
-            protocol=outcome.protocol,
-            model=sent.model,
-            texts=sent.texts,
-            text_type=sent.text_type,
-            output_type=sent.output_type,
-            dimension=sent.dimension,
-            instruct=sent.instruct,
-            encoding_format=sent.encoding_format,
-            status=outcome.status,
-            tokens=outcome.tokens,
-            request_id=outcome.request_id,
-            fault=outcome.fault,
+            protocol=record.protocol,
+            model=fields.model,
+            texts=fields.texts,
+            text_type=fields.text_type,
+            output_type=fields.output_type,
+            dimension=fields.dimension,
+            instruct=fields.instruct,
+            encoding_format=fields.encoding_format,
+            status=record.status,
+            tokens=record.tokens,
+            request_id=record.request_id,
+            fault=record.fault,
             query=request.query,
         )
         with self._lock:
-            self._asked.append(asked)
-            self._bill(len(sent.texts), outcome.tokens)
+            self._request_log.append(entry)
+            self._bill(len(fields.texts), record.tokens)
 
     def _after_fork(self) -> None:
         # Another thread of the parent may have held it at the moment of the fork.
         self._lock = threading.Lock()
-        self._keys.renew_lock()
-        self.batches.renew_lock()
+        self._authenticator.reset_lock()
+        self.batches.reset_lock()
 
 
 @dataclass(frozen=True, slots=True)
-class _Outcome:
+class _ReplyRecord:
     time: float
-    protocol: Protocol | None
+    protocol: WireProtocol | None
     status: int
     tokens: int
     request_id: str
     fault: str | None
 
 
-def _limited(model: catalogue.Model, rows: int | None, tokens: int | None) -> catalogue.Model:
+def _with_limits(model: catalogue.Model, rows: int | None, tokens: int | None) -> catalogue.Model:
     if rows is not None:
         model = replace(model, rows=rows)
     if tokens is not None:
@@ -323,21 +336,21 @@ def _limited(model: catalogue.Model, rows: int | None, tokens: int | None) -> ca
     return model
 
 
-def _protocol_of(path: str) -> Protocol:
+def _protocol_of(path: str) -> WireProtocol:
     return "openai" if path.startswith("/compatible-mode/") else "native"
 
 
-def _seen_status(response: Response) -> int:
+def _visible_status(response: Response) -> int:
     """What the caller gets to see."""
     broken = response.ending in ("closed", "reset", "unreachable")
-    silent = response.ending == "stalled" and not response.sent
+    silent = response.ending == "stalled" and not response.sent_bytes
     return 0 if broken or silent else response.status
 
 
-def _renew_locks() -> None:
-    for emulator in list(_emulators):
+def _reset_locks() -> None:
+    for emulator in list(_live_emulators):
         emulator._after_fork()  # noqa: SLF001  (its own module)
 
 
 if hasattr(os, "register_at_fork"):  # pragma: no branch  (only Windows has none)
-    os.register_at_fork(after_in_child=_renew_locks)
+    os.register_at_fork(after_in_child=_reset_locks)

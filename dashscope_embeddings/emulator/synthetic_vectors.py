@@ -21,17 +21,17 @@ from zlib import crc32
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-VOCABULARY = 250_002
+VOCABULARY_SIZE = 250_002
 """Sparse indices lie below this; the service has been seen to give 246,351."""
 
 _CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff\U00020000-\U0003ffff"
-_runs = re.compile(r"\w+").findall
-_scripts = re.compile(f"[{_CJK}]+|[^{_CJK}]+").findall
-_cjk = re.compile(f"[{_CJK}]").findall
-_pieces = re.compile(rf"[A-Za-z0-9_]{{1,6}}|[{_CJK}]|[^\W{_CJK}]{{1,3}}|[^\w\s]").findall
-_tokens = re.compile(rf"[{_CJK}]|[^\W{_CJK}]+").findall
+_find_word_runs = re.compile(r"\w+").findall
+_find_script_runs = re.compile(f"[{_CJK}]+|[^{_CJK}]+").findall
+_find_cjk = re.compile(f"[{_CJK}]").findall
+_find_subwords = re.compile(rf"[A-Za-z0-9_]{{1,6}}|[{_CJK}]|[^\W{_CJK}]{{1,3}}|[^\w\s]").findall
+_find_sparse_tokens = re.compile(rf"[{_CJK}]|[^\W{_CJK}]+").findall
 
-_COMMON_WORDS = """
+_STOPWORD_TEXT = """
 a about above after all also an and any are as at be because been before being below between both but by can
 could did do does down each else few for from further get had has have having he her here him his how i if
 in into is it its itself just like may me might more most must my no nor not now of off on once one only or
@@ -41,10 +41,10 @@ which while who whom why will with within without would you your etc
 的 了 是 在 和 与 與 也 就 都 而 及 或 有 我 你 他 她 它 们 們 这 這 那 一 不 之 其 以 于
 於 为 為 吗 嗎 呢 吧 什么 什麼 怎么 怎麼
 """
-_COMMON = frozenset(_COMMON_WORDS.split())
-_ROLE_SHARE = 0.05
+_STOPWORDS = frozenset(_STOPWORD_TEXT.split())
+_CONTEXT_ENERGY_SHARE = 0.05
 """Share of a vector's energy that tells the role, the model and the instruction; the rest are the words."""
-_PRINT = 0.12
+_FINGERPRINT_NORM = 0.12
 """Length of what tells apart texts of the same words, against the length of the words' part."""
 
 
@@ -57,16 +57,16 @@ class Token:
     token: str
 
 
-def count(text: str) -> int:
+def count_tokens(text: str) -> int:
     """Tokens of a text by this emulator's own rule: six letters, a mark, or 0.7 for a Chinese character.
 
     The service's tokenizer is not public for every model; its own example counts 22 tokens for 33 Chinese
     characters and 29 for 133 English ones.
     """
-    pieces = len(_pieces(text))
+    pieces = len(_find_subwords(text))
     if text.isascii():
         return pieces
-    characters = len(_cjk(text))
+    characters = len(_find_cjk(text))
     return pieces - characters + math.ceil(characters * 0.7)
 
 
@@ -84,9 +84,9 @@ def dense(text: str, *, model: str, text_type: str, dimension: int, instruct: st
     words = math.hypot(*vector) or 1.0
     for place, share in _fingerprint(text, dimension):
         vector[place] += share * words
-    scale = math.sqrt(1.0 - _ROLE_SHARE) / (math.hypot(*vector) or 1.0)
-    accent = _accent(model, text_type, instruct, dimension)
-    vector = [value * scale + own for value, own in zip(vector, accent, strict=True)]
+    scale = math.sqrt(1.0 - _CONTEXT_ENERGY_SHARE) / (math.hypot(*vector) or 1.0)
+    context = _context_vector(model, text_type, instruct, dimension)
+    vector = [value * scale + own for value, own in zip(vector, context, strict=True)]
     length = math.hypot(*vector)
     return [value / length for value in vector]
 
@@ -98,36 +98,36 @@ def sparse(text: str, *, model: str, text_type: str) -> list[Token]:
     """
     forms: dict[str, str] = {}
     times: Counter[str] = Counter()
-    for token in _tokens(text) or text.split():
+    for token in _find_sparse_tokens(text) or text.split():
         word = token.lower()
         forms.setdefault(word, token)
         times[word] += 1
     role = 1.0 if text_type == "document" else 1.05
     entries: dict[int, Token] = {}
     for word, token in forms.items():
-        index = int.from_bytes(_digest(word, f"sparse {model}", 8), "big") % VOCABULARY
-        value = _weight(word) * role * (0.75 + 0.15 * math.log(times[word]))
+        index = int.from_bytes(_digest(word, f"sparse {model}", 8), "big") % VOCABULARY_SIZE
+        value = _word_weight(word) * role * (0.75 + 0.15 * math.log(times[word]))
         entries.setdefault(index, Token(index, round(value, 4), token))
     return list(entries.values())
 
 
-def text_of(vector: list[float]) -> str:
+def to_json_array(vector: list[float]) -> str:
     """A vector as JSON: eleven digits after the point, which is nine or ten that count."""
-    return _template(len(vector)) % tuple(vector)
+    return _json_template(len(vector)) % tuple(vector)
 
 
 @lru_cache(maxsize=64)
-def _template(dimension: int) -> str:
+def _json_template(dimension: int) -> str:
     return "[" + ",".join(["%.11f"] * dimension) + "]"
 
 
 def _words(text: str) -> Iterator[str]:
-    for run in _runs(text):
+    for run in _find_word_runs(text):
         if run.isascii():
             yield run
             continue
-        for piece in _scripts(run):
-            if not _cjk(piece[0]):
+        for piece in _find_script_runs(run):
+            if not _find_cjk(piece[0]):
                 yield piece
                 continue
             yield from piece
@@ -135,29 +135,29 @@ def _words(text: str) -> Iterator[str]:
                 yield piece[place : place + 2]
 
 
-def _weight(word: str) -> float:
+def _word_weight(word: str) -> float:
     """Common words say little about a text, short ones less than long ones; a Chinese pair says much."""
-    if word in _COMMON:
+    if word in _STOPWORDS:
         return 0.12
     if not word.isascii():
         return 0.5 if len(word) == 1 else 1.0
     return min(1.2, 0.3 + 0.12 * len(word))
 
 
-def _digest(text: str, person: str, size: int) -> bytes:
+def _digest(text: str, domain: str, size: int) -> bytes:
     # A JSON string may hold half of a surrogate pair, which plain UTF-8 refuses.
-    person_bytes = person.encode("utf-8", "surrogatepass")
-    key = person_bytes if len(person_bytes) <= blake2b.MAX_KEY_SIZE else blake2b(person_bytes).digest()
+    domain_bytes = domain.encode("utf-8", "surrogatepass")
+    key = domain_bytes if len(domain_bytes) <= blake2b.MAX_KEY_SIZE else blake2b(domain_bytes).digest()
     return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=size, key=key).digest()
 
 
 @lru_cache(maxsize=32_768)
 def _features(word: str, model: str, dimension: int) -> tuple[tuple[int, float], ...]:
     """Where a word and its pieces of four letters fall, with sign and weight."""
-    weight = _weight(word)
+    weight = _word_weight(word)
     numbers = unpack("<6I", _digest(word, model, 24))
     places = [((number >> 1) % dimension, weight * 0.408 if number & 1 else -weight * 0.408) for number in numbers]
-    if len(word) > 3 and word not in _COMMON:  # noqa: PLR2004  (a word this short is its own piece)
+    if len(word) > 3 and word not in _STOPWORDS:  # noqa: PLR2004  (a word this short is its own piece)
         padded = f"<{word}>".encode("utf-8", "surrogatepass")
         salt = crc32(model.encode())
         grams = len(padded) - 3
@@ -171,16 +171,16 @@ def _features(word: str, model: str, dimension: int) -> tuple[tuple[int, float],
 
 def _fingerprint(text: str, dimension: int) -> Iterator[tuple[int, float]]:
     """Parts that depend on every character, so that two texts of the same words never get equal vectors."""
-    share = _PRINT / 4
+    share = _FINGERPRINT_NORM / 4
     for number in unpack("<16I", _digest(text, "text", 64)):
         yield (number >> 1) % dimension, share if number & 1 else -share
 
 
 @lru_cache(maxsize=256)
-def _accent(model: str, text_type: str, instruct: str, dimension: int) -> tuple[float, ...]:
+def _context_vector(model: str, text_type: str, instruct: str, dimension: int) -> tuple[float, ...]:
     """The part that all texts of one model, role and instruction have in common: it fills every component."""
     seed = _digest(f"{text_type}\0{instruct}", f"{model} {dimension}", 32)
-    chance = random.Random(int.from_bytes(seed, "big"))  # noqa: S311  (reproducible noise, no secret)
-    noise = [chance.gauss(0.0, 1.0) for _ in range(dimension)]
-    scale = math.sqrt(_ROLE_SHARE) / math.hypot(*noise)
+    generator = random.Random(int.from_bytes(seed, "big"))  # noqa: S311  (reproducible noise, no secret)
+    noise = [generator.gauss(0.0, 1.0) for _ in range(dimension)]
+    scale = math.sqrt(_CONTEXT_ENERGY_SHARE) / math.hypot(*noise)
     return tuple(value * scale for value in noise)

@@ -24,9 +24,9 @@ def to_httpx(request: httpx.Request, response: Response) -> httpx.Response:
     Raises:
         httpx.TransportError: where the connection breaks.
     """
-    broken = _broken(request, response)
-    if broken is not None:
-        raise broken
+    error = _transport_error(request, response)
+    if error is not None:
+        raise error
     headers = {**response.headers, "content-length": str(len(response.body))}
     return httpx.Response(response.status, headers=headers, content=response.body, request=request)
 
@@ -36,7 +36,7 @@ def transport(handler: Callable[[httpx.Request], httpx.Response]) -> httpx.MockT
     return httpx.MockTransport(handler)
 
 
-def _broken(request: httpx.Request, response: Response) -> httpx.TransportError | None:
+def _transport_error(request: httpx.Request, response: Response) -> httpx.TransportError | None:
     if response.ending == "unreachable":
         return httpx.ConnectError("Connection refused", request=request)
     if response.ending == "closed":
@@ -44,13 +44,13 @@ def _broken(request: httpx.Request, response: Response) -> httpx.TransportError 
     if response.ending == "reset":
         return httpx.ReadError("Connection reset by peer", request=request)
     # An endless wait is no use to anybody in process: a stall ends at once even without a timeout.
-    patience = request.extensions.get("timeout", {}).get("read")
-    if response.ending == "stalled" or (patience is not None and response.wait > patience):
+    read_timeout = request.extensions.get("timeout", {}).get("read")
+    if response.ending == "stalled" or (read_timeout is not None and response.delay_seconds > read_timeout):
         return httpx.ReadTimeout("The read operation timed out", request=request)
     if response.ending == "cut":
         return httpx.RemoteProtocolError(
             "peer closed connection without sending complete message body "
-            f"(received {response.sent} bytes, expected {len(response.body)})",
+            f"(received {response.sent_bytes} bytes, expected {len(response.body)})",
             request=request,
         )
     return None

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from llama_index.core.storage.kvstore.types import DEFAULT_COLLECTION, BaseKVStore
 
-from dashscope_embeddings._adapters.vector_cache import not_read, not_written
-from dashscope_embeddings.llama_index.prefetched import drawn
+from dashscope_embeddings._adapters.vector_cache import warn_read_failed, warn_write_failed
+from dashscope_embeddings.llama_index.prefetched import take_prefetched
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -33,17 +33,19 @@ class KVCache:
     width: int | None
 
     @classmethod
-    def of(cls, store: BaseKVStore, settings: Settings, role: TextType) -> KVCache:
+    def for_role(cls, store: BaseKVStore, settings: Settings, role: TextType) -> KVCache:
         """The part of a store that belongs to one role of these settings."""
-        return cls(store, f"{_VECTORS}-{settings.namespace(role)}", settings.ask(role, "dense").width)
+        return cls(
+            store, f"{_VECTORS}-{settings.namespace(role)}", settings.request_options(role, "dense").expected_width
+        )
 
     def read(self, texts: list[str]) -> list[list[float] | None]:
         """As in `VectorCache`."""
-        return [self._vector(self.store.get(text, self.collection)) for text in texts]
+        return [self._decode(self.store.get(text, self.collection)) for text in texts]
 
     async def aread(self, texts: list[str]) -> list[list[float] | None]:
         """As in `VectorCache`."""
-        return [self._vector(await self.store.aget(text, self.collection)) for text in texts]
+        return [self._decode(await self.store.aget(text, self.collection)) for text in texts]
 
     def write(self, vectors: dict[str, Sequence[float]]) -> None:
         """As in `VectorCache`."""
@@ -55,11 +57,11 @@ class KVCache:
         for text, vector in vectors.items():
             await self.store.aput(text, _entry(vector), self.collection)
 
-    def as_kept(self, vector: list[float]) -> list[float]:
+    def as_stored(self, vector: list[float]) -> list[float]:
         """As it is."""
         return vector
 
-    def _vector(self, entry: Any) -> list[float] | None:
+    def _decode(self, entry: Any) -> list[float] | None:
         """The vector of an entry; None: there is none, or not one of these."""
         found = next(iter(entry.values()), None) if isinstance(entry, dict) else None
         if not isinstance(found, list) or self.width not in {None, len(found)} or not found:
@@ -68,21 +70,21 @@ class KVCache:
         return [float(number) for number in found] if whole else None
 
 
-_part: contextvars.ContextVar[KVCache | None] = contextvars.ContextVar("dashscope_cache", default=None)
+_current_cache: contextvars.ContextVar[KVCache | None] = contextvars.ContextVar("dashscope_cache", default=None)
 
 
 @contextlib.contextmanager
-def part(cache: KVCache) -> Iterator[None]:
+def use_cache(cache: KVCache) -> Iterator[None]:
     """Whose vectors LlamaIndex looks up and keeps inside the block."""
-    token = _part.set(cache)
+    token = _current_cache.set(cache)
     try:
         yield
     finally:
-        _part.reset(token)
+        _current_cache.reset(token)
 
 
 @dataclass(frozen=True)
-class PartedCache(BaseKVStore):
+class NamespacedCache(BaseKVStore):
     """A user's store in which a query never finds a document's vector, nor one model another's.
 
     A store that fails is done without. It has no length: LlamaIndex asks a cache for its truth, and takes an empty
@@ -93,74 +95,74 @@ class PartedCache(BaseKVStore):
 
     def put(self, key: str, val: dict[str, Any], collection: str = DEFAULT_COLLECTION) -> None:
         """Keeps an entry."""
-        if (cache := _of(collection)) is None:
+        if (cache := _cache_of(collection)) is None:
             self.wrapped.put(key, val, collection)
             return
         try:
             self.wrapped.put(key, val, cache.collection)
         except Exception as error:  # noqa: BLE001 - whatever a user's store raises
-            not_written(error)
+            warn_write_failed(error)
 
     async def aput(self, key: str, val: dict[str, Any], collection: str = DEFAULT_COLLECTION) -> None:
         """`put` on the running loop."""
-        if (cache := _of(collection)) is None:
+        if (cache := _cache_of(collection)) is None:
             await self.wrapped.aput(key, val, collection)
             return
         try:
             await self.wrapped.aput(key, val, cache.collection)
         except Exception as error:  # noqa: BLE001 - as in `put`
-            not_written(error)
+            warn_write_failed(error)
 
     def get(self, key: str, collection: str = DEFAULT_COLLECTION) -> dict[str, Any] | None:
         """An entry; None: there is none."""
-        if (cache := _of(collection)) is None:
+        if (cache := _cache_of(collection)) is None:
             return self.wrapped.get(key, collection)
-        if (known := drawn([key])) is not None:
+        if (known := take_prefetched([key])) is not None:
             return _entry(known[0])
         try:
             [found] = cache.read([key])
         except Exception as error:  # noqa: BLE001 - as in `put`
-            not_read(error)
+            warn_read_failed(error)
             return None
         return None if found is None else _entry(found)
 
     async def aget(self, key: str, collection: str = DEFAULT_COLLECTION) -> dict[str, Any] | None:
         """`get` on the running loop."""
-        if (cache := _of(collection)) is None:
+        if (cache := _cache_of(collection)) is None:
             return await self.wrapped.aget(key, collection)
-        if (known := drawn([key])) is not None:
+        if (known := take_prefetched([key])) is not None:
             return _entry(known[0])
         try:
             [found] = await cache.aread([key])
         except Exception as error:  # noqa: BLE001 - as in `put`
-            not_read(error)
+            warn_read_failed(error)
             return None
         return None if found is None else _entry(found)
 
     def get_all(self, collection: str = DEFAULT_COLLECTION) -> dict[str, dict[str, Any]]:
         """All entries of a collection."""
-        return self.wrapped.get_all(_parted(collection))
+        return self.wrapped.get_all(_namespaced(collection))
 
     async def aget_all(self, collection: str = DEFAULT_COLLECTION) -> dict[str, dict[str, Any]]:
         """`get_all` on the running loop."""
-        return await self.wrapped.aget_all(_parted(collection))
+        return await self.wrapped.aget_all(_namespaced(collection))
 
     def delete(self, key: str, collection: str = DEFAULT_COLLECTION) -> bool:
         """Forgets an entry; False: there was none."""
-        return self.wrapped.delete(key, _parted(collection))
+        return self.wrapped.delete(key, _namespaced(collection))
 
     async def adelete(self, key: str, collection: str = DEFAULT_COLLECTION) -> bool:
         """`delete` on the running loop."""
-        return await self.wrapped.adelete(key, _parted(collection))
+        return await self.wrapped.adelete(key, _namespaced(collection))
 
 
-def _of(collection: str) -> KVCache | None:
+def _cache_of(collection: str) -> KVCache | None:
     """The part that is in use, if it is vectors that are asked for."""
-    return _part.get() if collection == _VECTORS else None
+    return _current_cache.get() if collection == _VECTORS else None
 
 
-def _parted(collection: str) -> str:
-    cache = _of(collection)
+def _namespaced(collection: str) -> str:
+    cache = _cache_of(collection)
     return collection if cache is None else cache.collection
 
 

@@ -11,16 +11,16 @@ from llama_index.core.base.embeddings.base import BaseEmbedding
 from pydantic import AliasChoices, ConfigDict, Field, SecretStr, model_validator
 
 from dashscope_embeddings._adapters import vector_cache
-from dashscope_embeddings._adapters.base import ClientFields, listed, single
-from dashscope_embeddings._adapters.progress import bar
-from dashscope_embeddings._core.secret_settings import hide
+from dashscope_embeddings._adapters.base import ClientFields, as_single_text, as_text_list
+from dashscope_embeddings._adapters.progress import progress_bar
+from dashscope_embeddings._core.secret_settings import hide_secrets
 from dashscope_embeddings.catalogue import DEFAULT_MODEL
 from dashscope_embeddings.errors import InvalidInput
-from dashscope_embeddings.llama_index.cache import KVCache, PartedCache, part
-from dashscope_embeddings.llama_index.nodes import BLANK_NODES
-from dashscope_embeddings.llama_index.prefetched import ahead, drawn
-from dashscope_embeddings.llama_index.sparse import MOST_PER_CALL
-from dashscope_embeddings.llama_index.usage_event import billed
+from dashscope_embeddings.llama_index.cache import KVCache, NamespacedCache, use_cache
+from dashscope_embeddings.llama_index.nodes import BLANK_NODES_HINT
+from dashscope_embeddings.llama_index.prefetched import prefetched, take_prefetched
+from dashscope_embeddings.llama_index.sparse import MAX_TEXTS_PER_CALL
+from dashscope_embeddings.llama_index.usage_event import emit_usage
 from dashscope_embeddings.vectors import TextType
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-    from dashscope_embeddings._adapters.hybrid import Halves
+    from dashscope_embeddings._adapters.hybrid import HybridEmbedder
 
 _Method = TypeVar("_Method")
 # Of the module whose methods are overridden: handlers may be attached there as well as at the root.
@@ -41,7 +41,7 @@ def _span(method: _Method) -> _Method:
 
 
 @dataclass(frozen=True)
-class _AskedByUs:
+class _PerRequestRateLimiter:
     """A rate limiter that LlamaIndex asks once a call: in vain, for we ask the one inside for every request."""
 
     wrapped: Any
@@ -84,7 +84,7 @@ class DashScopeEmbedding(ClientFields, BaseEmbedding):
     model_name: str = DEFAULT_MODEL
     text_type: TextType = "document"
     api_key: SecretStr | None = Field(default=None, exclude=True, repr=False)
-    embed_batch_size: int = Field(default=MOST_PER_CALL, gt=0, le=MOST_PER_CALL)
+    embed_batch_size: int = Field(default=MAX_TEXTS_PER_CALL, gt=0, le=MAX_TEXTS_PER_CALL)
     embeddings_cache: Any = Field(default=None, exclude=True)
     batch_size: int | None = Field(
         default=None, exclude=True, validation_alias=AliasChoices("batch_size", "chunk_size")
@@ -95,19 +95,19 @@ class DashScopeEmbedding(ClientFields, BaseEmbedding):
         model_name: str | None = None,
         text_type: TextType = "document",
         api_key: str | SecretStr | None = None,
-        embed_batch_size: int = MOST_PER_CALL,
+        embed_batch_size: int = MAX_TEXTS_PER_CALL,
         **kwargs: Any,
     ) -> None:
         settings = {"model_name": model_name, "text_type": text_type, "api_key": api_key, **kwargs}
         del model_name, text_type, api_key, kwargs
-        hide(settings, self._names() | {"model"})
+        hide_secrets(settings, self._argument_names() | {"model"})
         settings.pop("class_name", None)
         if (model := settings.pop("model", None)) is not None:
             if settings["model_name"] not in {None, model}:
                 raise InvalidInput(f"model={model!r} and model_name={settings['model_name']!r}: which of the two?")
             settings["model_name"] = model
-        if (limiter := settings.get("rate_limiter")) is not None and not isinstance(limiter, _AskedByUs):
-            settings["rate_limiter"] = _AskedByUs(limiter)
+        if (limiter := settings.get("rate_limiter")) is not None and not isinstance(limiter, _PerRequestRateLimiter):
+            settings["rate_limiter"] = _PerRequestRateLimiter(limiter)
         for name in ("model_name", "text_type"):
             settings[name] = getattr(settings[name], "value", settings[name])
         settings["model_name"] = settings["model_name"] or DEFAULT_MODEL
@@ -117,9 +117,9 @@ class DashScopeEmbedding(ClientFields, BaseEmbedding):
         super().__init__(embed_batch_size=embed_batch_size, **settings)
 
     @model_validator(mode="after")
-    def _connect(self) -> Self:
+    def _create_client(self) -> Self:
         # Kept, so that a worker process without the variable still has it.
-        self._keep("api_key", self.client)
+        self._adopt("api_key", self.client)
         self._warn_of_roles()
         return self
 
@@ -135,9 +135,9 @@ class DashScopeEmbedding(ClientFields, BaseEmbedding):
             "model": self.model_name,
             "api_key": self.api_key,
             # Core would cut so, and ask one slice after the other. The largest, which is the default, means nothing.
-            "batch_size": self.batch_size or self.embed_batch_size % MOST_PER_CALL or None,
+            "batch_size": self.batch_size or self.embed_batch_size % MAX_TEXTS_PER_CALL or None,
             "max_concurrency": min(self.max_concurrency, self.num_workers or self.max_concurrency),
-            "rate_limiter": limiter.wrapped if isinstance(limiter, _AskedByUs) else limiter,
+            "rate_limiter": limiter.wrapped if isinstance(limiter, _PerRequestRateLimiter) else limiter,
         }
 
     @property
@@ -146,51 +146,51 @@ class DashScopeEmbedding(ClientFields, BaseEmbedding):
         return self.text_type
 
     @contextlib.contextmanager
-    def _cached(self, role: TextType) -> Iterator[KVCache | None]:
+    def _role_cache(self, role: TextType) -> Iterator[KVCache | None]:
         """LlamaIndex's cache, for one role of these settings alone, however the cache came here."""
         if self.embeddings_cache is None:
             yield None
             return
-        if not isinstance(self.embeddings_cache, PartedCache):
-            self.embeddings_cache = PartedCache(self.embeddings_cache)
-        cache = KVCache.of(self.embeddings_cache.wrapped, self.client.settings, role)
-        with part(cache):
+        if not isinstance(self.embeddings_cache, NamespacedCache):
+            self.embeddings_cache = NamespacedCache(self.embeddings_cache)
+        cache = KVCache.for_role(self.embeddings_cache.wrapped, self.client.settings, role)
+        with use_cache(cache):
             yield cache
 
     @contextlib.contextmanager
-    def _asking(self, texts: list[Any]) -> Iterator[Halves]:
+    def _document_embedder(self, texts: list[Any]) -> Iterator[HybridEmbedder]:
         """What to ask for documents; an error that blank nodes caused says how to leave them out."""
         try:
-            with billed(self.halves, self.text_type) as halves:
-                yield halves
+            with emit_usage(self.hybrid, self.text_type) as hybrid:
+                yield hybrid
         except InvalidInput as error:
             if any(isinstance(text, str) and not text.strip() for text in texts):
-                error.advise(BLANK_NODES)
+                error.add_hint(BLANK_NODES_HINT)
             raise
 
     @_span
     def get_query_embedding(self, query: str) -> list[float]:
         """The vector of a text to search with: `dimensions` floats."""
-        with self._cached("query"):
-            return _bare(super().get_query_embedding)(query)
+        with self._role_cache("query"):
+            return _without_span(super().get_query_embedding)(query)
 
     @_span
     async def aget_query_embedding(self, query: str) -> list[float]:
         """`get_query_embedding` on the running event loop."""
-        with self._cached("query"):
-            return await _bare(super().aget_query_embedding)(query)
+        with self._role_cache("query"):
+            return await _without_span(super().aget_query_embedding)(query)
 
     @_span
     def get_text_embedding(self, text: str) -> list[float]:
         """The vector of a text to be searched: `dimensions` floats."""
-        with self._cached(self.text_type):
-            return _bare(super().get_text_embedding)(text)
+        with self._role_cache(self.text_type):
+            return _without_span(super().get_text_embedding)(text)
 
     @_span
     async def aget_text_embedding(self, text: str) -> list[float]:
         """`get_text_embedding` on the running event loop."""
-        with self._cached(self.text_type):
-            return await _bare(super().aget_text_embedding)(text)
+        with self._role_cache(self.text_type):
+            return await _without_span(super().aget_text_embedding)(text)
 
     @_span
     def get_text_embedding_batch(
@@ -200,16 +200,16 @@ class DashScopeEmbedding(ClientFields, BaseEmbedding):
         **kwargs: Any,
     ) -> list[list[float]]:
         """Vectors of texts to be searched: shape (texts, dimensions), in the order of the texts."""
-        core = _bare(super().get_text_embedding_batch)
-        with self._cached(self.text_type) as cache:
-            if len(texts := listed(texts)) <= self.embed_batch_size and cache is None:
+        core = _without_span(super().get_text_embedding_batch)
+        with self._role_cache(self.text_type) as cache:
+            if len(texts := as_text_list(texts)) <= self.embed_batch_size and cache is None:
                 return core(texts, show_progress, **kwargs)
-            with bar(len(texts), show=show_progress) as progress, self._asking(texts) as halves:
+            with progress_bar(len(texts), show=show_progress) as progress, self._document_embedder(texts) as hybrid:
                 if cache is None:
-                    vectors = halves.dense(texts, self.text_type, progress)
+                    vectors = hybrid.dense(texts, self.text_type, progress)
                 else:
-                    vectors = vector_cache.dense(cache, halves, texts, self.text_type, progress)
-            with ahead(texts, vectors):
+                    vectors = vector_cache.embed_cached(cache, hybrid, texts, self.text_type, progress)
+            with prefetched(texts, vectors):
                 return core(texts, **kwargs)
 
     @_span
@@ -220,16 +220,16 @@ class DashScopeEmbedding(ClientFields, BaseEmbedding):
         **kwargs: Any,
     ) -> list[list[float]]:
         """`get_text_embedding_batch` on the running event loop."""
-        core = _bare(super().aget_text_embedding_batch)
-        with self._cached(self.text_type) as cache:
-            if len(texts := listed(texts)) <= self.embed_batch_size and cache is None:
+        core = _without_span(super().aget_text_embedding_batch)
+        with self._role_cache(self.text_type) as cache:
+            if len(texts := as_text_list(texts)) <= self.embed_batch_size and cache is None:
                 return await core(texts, show_progress, **kwargs)
-            with bar(len(texts), show=show_progress) as progress, self._asking(texts) as halves:
+            with progress_bar(len(texts), show=show_progress) as progress, self._document_embedder(texts) as hybrid:
                 if cache is None:
-                    vectors = await halves.adense(texts, self.text_type, progress)
+                    vectors = await hybrid.adense(texts, self.text_type, progress)
                 else:
-                    vectors = await vector_cache.adense(cache, halves, texts, self.text_type, progress)
-            with ahead(texts, vectors):
+                    vectors = await vector_cache.aembed_cached(cache, hybrid, texts, self.text_type, progress)
+            with prefetched(texts, vectors):
                 return await core(texts, **kwargs)
 
     def to_payload(self) -> dict[str, Any]:
@@ -242,32 +242,32 @@ class DashScopeEmbedding(ClientFields, BaseEmbedding):
         }
 
     def _get_query_embedding(self, query: str) -> list[float]:
-        with billed(self.halves, "query") as halves:
-            return halves.dense([single(query)], "query")[0]
+        with emit_usage(self.hybrid, "query") as hybrid:
+            return hybrid.dense([as_single_text(query)], "query")[0]
 
     async def _aget_query_embedding(self, query: str) -> list[float]:
-        with billed(self.halves, "query") as halves:
-            return (await halves.adense([single(query)], "query"))[0]
+        with emit_usage(self.hybrid, "query") as hybrid:
+            return (await hybrid.adense([as_single_text(query)], "query"))[0]
 
     def _get_text_embedding(self, text: str) -> list[float]:
-        return self._get_text_embeddings([single(text)])[0]
+        return self._get_text_embeddings([as_single_text(text)])[0]
 
     async def _aget_text_embedding(self, text: str) -> list[float]:
-        return (await self._aget_text_embeddings([single(text)]))[0]
+        return (await self._aget_text_embeddings([as_single_text(text)]))[0]
 
     def _get_text_embeddings(self, texts: list[str]) -> list[list[float]]:
-        if (found := drawn(texts := listed(texts))) is not None:
+        if (found := take_prefetched(texts := as_text_list(texts))) is not None:
             return found
-        with self._asking(texts) as halves:
-            return halves.dense(texts, self.text_type)
+        with self._document_embedder(texts) as hybrid:
+            return hybrid.dense(texts, self.text_type)
 
     async def _aget_text_embeddings(self, texts: list[str]) -> list[list[float]]:
-        if (found := drawn(texts := listed(texts))) is not None:
+        if (found := take_prefetched(texts := as_text_list(texts))) is not None:
             return found
-        with self._asking(texts) as halves:
-            return await halves.adense(texts, self.text_type)
+        with self._document_embedder(texts) as hybrid:
+            return await hybrid.adense(texts, self.text_type)
 
 
-def _bare(method: _Method) -> _Method:
+def _without_span(method: _Method) -> _Method:
     """A method of LlamaIndex without its span: the one that overrides it has a span of the same name."""
     return getattr(method, "__wrapped__", method)

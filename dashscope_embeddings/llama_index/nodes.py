@@ -10,7 +10,7 @@ from llama_index.core.schema import BaseNode, MetadataMode, TransformComponent
 
 _log = logging.getLogger("dashscope_embeddings")
 
-BLANK_NODES = (
+BLANK_NODES_HINT = (
     "In an IngestionPipeline, put DropBlankNodes() of dashscope_embeddings.llama_index before the embedding: it "
     "leaves out nodes without text"
 )

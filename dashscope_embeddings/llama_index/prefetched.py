@@ -13,25 +13,27 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-_ahead: contextvars.ContextVar[dict[str, list[float]] | None] = contextvars.ContextVar("dashscope_ahead", default=None)
+_prefetched: contextvars.ContextVar[dict[str, list[float]] | None] = contextvars.ContextVar(
+    "dashscope_ahead", default=None
+)
 
 
 @contextlib.contextmanager
-def ahead(texts: Sequence[str], vectors: Sequence[list[float]]) -> Iterator[None]:
+def prefetched(texts: Sequence[str], vectors: Sequence[list[float]]) -> Iterator[None]:
     """Inside the block, and the tasks that are started there, these vectors need not be asked for.
 
     A cache gives them out too: some versions of LlamaIndex put vectors on the wrong texts where a cache holds a part.
     """
-    token = _ahead.set(dict(zip(texts, vectors, strict=True)))
+    token = _prefetched.set(dict(zip(texts, vectors, strict=True)))
     try:
         yield
     finally:
-        _ahead.reset(token)
+        _prefetched.reset(token)
 
 
-def drawn(texts: Sequence[str]) -> list[list[float]] | None:
+def take_prefetched(texts: Sequence[str]) -> list[list[float]] | None:
     """The vectors of a slice, each a list of its own; None: they are not here, ask for them."""
-    found = _ahead.get()
+    found = _prefetched.get()
     if found is None or any(text not in found for text in texts):
         return None
     return [list(found[text]) for text in texts]

@@ -16,7 +16,7 @@ from dashscope_embeddings.vectors import TextType
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from dashscope_embeddings._adapters.hybrid import Halves
+    from dashscope_embeddings._adapters.hybrid import HybridEmbedder
     from dashscope_embeddings.vectors import Usage
 
 
@@ -52,17 +52,17 @@ _dispatcher = instrument.get_dispatcher(__name__)  # type: ignore[attr-defined] 
 
 
 @contextlib.contextmanager
-def billed(halves: Halves, role: TextType) -> Iterator[Halves]:
+def emit_usage(hybrid: HybridEmbedder, role: TextType) -> Iterator[HybridEmbedder]:
     """Tells LlamaIndex's event handlers what the calls inside were billed."""
     with track_usage() as spent:
         try:
-            yield halves
+            yield hybrid
         finally:
             if spent.requests:
-                _dispatcher.event(_event(halves.client.settings.model.name, role, spent.usage))
+                _dispatcher.event(_usage_event(hybrid.client.settings.model.name, role, spent.usage))
 
 
-def _event(model: str, role: TextType, usage: Usage) -> DashScopeUsageEvent:
+def _usage_event(model: str, role: TextType, usage: Usage) -> DashScopeUsageEvent:
     amount, currency = (None, None) if usage.cost is None else (usage.cost.amount, usage.cost.currency)
     return DashScopeUsageEvent(
         model_dict={"model_name": model},

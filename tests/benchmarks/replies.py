@@ -24,7 +24,7 @@ def compare_readers(watch: contextlib.AbstractContextManager[None]) -> dict[str,
     wire = importlib.import_module("dashscope_embeddings._core.protocol")
     asked = list(texts(ROWS, 60))
     body = Answers().native(asked, "document", 800)
-    ask = wire.Ask("native", MODEL, width=DIMENSIONS)
+    ask = wire.Ask("native", MODEL, expected_width=DIMENSIONS)
     reply = wire.Reply(200, {}, body)
     if said := complaint(wire.read(ask, reply, ROWS).dense, asked, "document"):
         raise AssertionError(said)

@@ -147,8 +147,8 @@ def sample(load: Load) -> Sample:
     for loop in list(load.loops):
         with contextlib.suppress(RuntimeError):  # its tasks change too fast to be counted
             tasks += len(asyncio.all_tasks(loop))
-    limiter = load.client._terms("document", "dense").limiter
-    return Sample(time.monotonic(), memory(), sockets(), threading.active_count(), tasks, limiter._pace.in_flight)
+    limiter = load.client._request_context("document", "dense").limiter
+    return Sample(time.monotonic(), memory(), sockets(), threading.active_count(), tasks, limiter._estimator.in_flight)
 
 
 def at_rest(load: Load) -> Rest:
@@ -202,8 +202,8 @@ def soak(seconds: float) -> Report:
         warm, billed = at_rest(load), load.client.usage.requests
         stuck += work(load, seconds * (1 - _WARM_UP), samples)
         rest, requests = at_rest(load), load.client.usage.requests - billed
-        limiter = load.client._terms("document", "dense").limiter
-        waiting = len(limiter._urgent.waiting) + len(limiter._patient.waiting)
+        limiter = load.client._request_context("document", "dense").limiter
+        waiting = len(limiter._high_priority_queue.waiting) + len(limiter._low_priority_queue.waiting)
         load.forget()
         gone = settled(load, before)
     return Report(seconds, load.tally, before, warm, rest, gone, seen[0], requests, waiting, stuck, samples)

@@ -14,9 +14,9 @@ import pytest
 pytest.importorskip("langchain_milvus")
 pytest.importorskip("milvus_lite")
 
+from empty_sparse_fault import Unweighted
 from langchain_milvus import Milvus
 from langchain_milvus.utils.sparse import BaseSparseEmbedding
-from unweighted import Unweighted
 
 from dashscope_embeddings import InvalidInput
 from dashscope_embeddings.langchain import DashScopeEmbeddings
@@ -100,8 +100,8 @@ def test_a_hundred_texts_are_ten_requests(emulator: Emulator, dense: DashScopeEm
     assert [len(asked.texts) for asked in emulator.asked] == [10] * 10
     assert (emulator.requests, emulator.billed_texts) == (10, 100)
     assert {asked.output_type for asked in emulator.asked} == {"dense&sparse"}
-    assert dense.halves.memo is not None
-    assert dense.halves.memo.kept == 0
+    assert dense.hybrid.cache is not None
+    assert dense.hybrid.cache.size == 0
 
 
 def test_a_hybrid_query_is_one_request(emulator: Emulator, dense: DashScopeEmbeddings, tmp_path: Path) -> None:

@@ -9,11 +9,11 @@ import pytest
 pytest.importorskip("llama_index.vector_stores.milvus")
 pytest.importorskip("milvus_lite")
 
+from empty_sparse_fault import Unweighted
 from llama_index.core import StorageContext, VectorStoreIndex
 from llama_index.core.schema import TextNode
 from llama_index.vector_stores.milvus import MilvusVectorStore
 from llama_index.vector_stores.milvus.utils import BaseSparseEmbeddingFunction
-from unweighted import Unweighted
 
 from dashscope_embeddings.llama_index import DashScopeEmbedding
 from dashscope_embeddings.llama_index_milvus import BatchedMilvusVectorStore, DashScopeSparseFunction

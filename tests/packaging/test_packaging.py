@@ -171,7 +171,7 @@ import contextlib, importlib, io, json, sys
 
 def use(part):
     if part == "parquet":
-        return importlib.import_module("dashscope_embeddings.corpus.readers").pyarrow()
+        return importlib.import_module("dashscope_embeddings.corpus.readers").import_pyarrow()
     if part == "cli":
         printed = io.StringIO()
         with contextlib.redirect_stderr(printed), contextlib.redirect_stdout(printed):

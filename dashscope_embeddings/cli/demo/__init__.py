@@ -1,6 +1,6 @@
 """The demo: real text, an index of it in each framework, questions and what they found."""
 
-from dashscope_embeddings.cli.demo.passages import QUESTIONS, NoTextError, Passage, cut, folder, topics
+from dashscope_embeddings.cli.demo.passages import QUESTIONS, NoTextError, Passage, help_topics, read_folder, split_text
 from dashscope_embeddings.cli.demo.search import Answer, Ranking, Search, Store, fuse, rank_sparse
 
 __all__ = [
@@ -11,9 +11,9 @@ __all__ = [
     "Ranking",
     "Search",
     "Store",
-    "cut",
-    "folder",
     "fuse",
+    "help_topics",
     "rank_sparse",
-    "topics",
+    "read_folder",
+    "split_text",
 ]

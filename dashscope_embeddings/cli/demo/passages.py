@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from dashscope_embeddings.corpus import encodings
-from dashscope_embeddings.corpus.sources import shown
+from dashscope_embeddings.corpus.sources import printable_name
 from dashscope_embeddings.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -30,9 +30,9 @@ class NoTextError(InvalidInput):
 
 # --- passages ----------------------------------------------------------------------------------------------
 
-_LONGEST, _SLACK = 1_000, 150
+_MAX_CHARACTERS, _SPLIT_SLACK_CHARACTERS = 1_000, 150
 """Characters: above the first a text is cut evenly; so far from the even cut a better place may lie."""
-_PLACES = tuple(map(re.compile, (r"\n\s*\n", r"(?<=[.!?:])\s|(?<=[。！？])", r"\s")))
+_BOUNDARIES = tuple(map(re.compile, (r"\n\s*\n", r"(?<=[.!?:])\s|(?<=[。！？])", r"\s")))
 """Where to cut, the best first: between paragraphs, sentences, words."""
 _HEADING = re.compile(r"#{1,6} +(?P<marked>[^\n]+)|(?P<underlined>\S[^\n]*)\n([*=\-^~])\3{2,}")
 
@@ -56,12 +56,12 @@ class Passage:
 
     def excerpt(self, question: str) -> str:
         """The body from its first sentence on that shares the most words with a question, on one line."""
-        sentences, asked = _sentences(self.body), _words(question)
-        shared = [len(asked & _words(sentence)) for sentence in sentences]
+        sentences, question_words = _sentences(self.body), _words(question)
+        shared = [len(question_words & _words(sentence)) for sentence in sentences]
         return "".join(sentences[shared.index(max(shared)) :])
 
 
-def topics() -> list[Passage]:
+def help_topics() -> list[Passage]:
     """Python's own help topics; a paragraph that several topics share is taken once, from the shortest."""
     from pydoc_data.topics import topics as texts  # noqa: PLC0415 - half a megabyte that only the demo needs
 
@@ -72,11 +72,11 @@ def topics() -> list[Passage]:
             fresh = {" ".join(block.split()): block for block in blocks}
             body = "\n\n".join(block for plain, block in fresh.items() if plain not in seen)
             seen.update(fresh)
-            found += [Passage(heading or name, piece) for piece in cut(body)]
+            found += [Passage(heading or name, piece) for piece in split_text(body)]
     return found
 
 
-def folder(root: Path) -> tuple[list[Passage], list[str]]:
+def read_folder(root: Path) -> tuple[list[Passage], list[str]]:
     """All .txt and .md files in a folder and the folders in it, hidden ones aside.
 
     Returns:
@@ -88,13 +88,13 @@ def folder(root: Path) -> tuple[list[Passage], list[str]]:
     found: list[Passage] = []
     skipped = []
     for path in sorted(root.rglob("*")):
-        name = shown(path.relative_to(root))
+        name = printable_name(path.relative_to(root))
         hidden = any(part.startswith(".") for part in path.relative_to(root).parts)
         if hidden or path.suffix.lower() not in {".txt", ".md"} or not path.is_file():
             continue
         try:
             with path.open("rb") as file:
-                mark = encodings.marked(file.read(4))
+                mark = encodings.encoding_from_bom(file.read(4))
             text = path.read_text(mark or "utf-8")
         except UnicodeError:
             skipped.append(f"{name}: not UTF-8")
@@ -105,7 +105,7 @@ def folder(root: Path) -> tuple[list[Passage], list[str]]:
         pieces = [
             Passage(f"{name}: {heading}" if heading else name, body)
             for heading, blocks in _sections(text)
-            for body in cut("\n\n".join(blocks))
+            for body in split_text("\n\n".join(blocks))
         ]
         found += pieces
         if not pieces:
@@ -116,21 +116,24 @@ def folder(root: Path) -> tuple[list[Passage], list[str]]:
     return found, skipped
 
 
-def cut(text: str) -> Iterator[str]:
+def split_text(text: str) -> Iterator[str]:
     """Pieces of about even length, a thousand characters or somewhat more at most."""
     rest = text.strip()
-    while (pieces := math.ceil(len(rest) / _LONGEST)) > 1:
+    while (pieces := math.ceil(len(rest) / _MAX_CHARACTERS)) > 1:
         even = round(len(rest) / pieces)
-        end = _best_place(rest, even)
+        end = _best_boundary(rest, even)
         yield rest[:end].rstrip()
         rest = rest[end:].lstrip("\n")
     if rest:
         yield rest
 
 
-def _best_place(text: str, even: int) -> int:
-    for place in _PLACES:
-        ends = [found.end() for found in place.finditer(text, even - _SLACK, even + _SLACK)]
+def _best_boundary(text: str, even: int) -> int:
+    for boundary in _BOUNDARIES:
+        ends = [
+            found.end()
+            for found in boundary.finditer(text, even - _SPLIT_SLACK_CHARACTERS, even + _SPLIT_SLACK_CHARACTERS)
+        ]
         if ends:
             return min(ends, key=lambda end: abs(end - even))
     return even

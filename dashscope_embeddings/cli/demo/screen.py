@@ -15,7 +15,7 @@ from rich.text import Text
 
 from dashscope_embeddings._core.address import EMULATOR
 from dashscope_embeddings.cli import demo
-from dashscope_embeddings.cli.models import titled
+from dashscope_embeddings.cli.models import make_table
 from dashscope_embeddings.client import EmbeddingClient
 from dashscope_embeddings.vectors import Usage
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class DemoOptions:
     """What the command was asked for."""
 
     folder: Path | None
@@ -39,14 +39,14 @@ class Wanted:
     """None given: some that the text can answer."""
     model: str
     dimensions: int | None
-    hits: int
+    max_hits: int
     """To show of each ranking."""
-    live: bool
+    is_live: bool
     """The service, not the emulator."""
     store: demo.Store
 
 
-def show(wanted: Wanted, out: Console, err: Console) -> None:
+def show(options: DemoOptions, out: Console, err: Console) -> None:
     """Runs the demo.
 
     Raises:
@@ -54,37 +54,42 @@ def show(wanted: Wanted, out: Console, err: Console) -> None:
         ImportError: LangChain, LlamaIndex or the store is not installed.
         DashScopeError: no key, a setting that cannot work, or the service cannot be asked.
     """
-    settings: dict[str, Any] = {"dimensions": wanted.dimensions}
-    if not wanted.live:
+    settings: dict[str, Any] = {"dimensions": options.dimensions}
+    if not options.is_live:
         settings["base_url"] = EMULATOR
-    place = EmbeddingClient(wanted.model, **settings).settings.address
-    city = f" ({place.region.city})" if place.region else ""
+    address = EmbeddingClient(options.model, **settings).settings.address
+    city = f" ({address.region.city})" if address.region else ""
     out.print(
-        f"On the service at {place.host}{city}: the texts are sent there and billed."
-        if wanted.live
+        f"On the service at {address.host}{city}: the texts are sent there and billed."
+        if options.is_live
         else "On the emulator: no key, no network, no bill; vectors are made up from words.",
         markup=False,
     )
-    passages = _passages(wanted.folder, out, err)
-    out.print(Text(f"stored in {_STORES[wanted.store]}\n"))
+    passages = _passages(options.folder, out, err)
+    out.print(Text(f"stored in {_STORE_DESCRIPTIONS[options.store]}\n"))
     with out.status("loading LangChain and LlamaIndex"), warnings.catch_warnings():
         # Some of their releases warn of their own affairs when they are loaded.
         warnings.simplefilter("ignore")
-        search = demo.Search(passages, wanted.model, wanted.store, **settings)
+        search = demo.Search(passages, options.model, options.store, **settings)
     with contextlib.closing(search), warnings.catch_warnings():
         # Theirs, such as of Qdrant's local mode when it grows large; ours were told before.
         warnings.filterwarnings("ignore", module="langchain|llama_index|qdrant_client")
-        _fill(search, out)
-        filling = _requests(search)
-        for question in wanted.questions or _questions(wanted.folder, passages, out):
-            for line in answer(question, search.ask(question), passages, hits=wanted.hits, width=out.width):
+        _index_passages(search, out)
+        index_requests = _requests(search)
+        for question in options.questions or _questions(options.folder, passages, out):
+            for line in answer_lines(
+                question, search.answer(question), passages, max_hits=options.max_hits, width=out.width
+            ):
                 out.print(line)
-    out.print(bill({index.name: index.embeddings.usage for index in search.indexes}))
-    halves = ", each for dense and sparse" if search.has_sparse else ""
+    out.print(billing_table({index.name: index.embeddings.usage for index in search.indexes}))
+    components_note = ", each for dense and sparse" if search.has_sparse else ""
     remarks = (
-        f"{filling:,} requests for the passages, {_requests(search) - filling:,} for the questions{halves}.",
+        (
+            f"{index_requests:,} requests for the passages, {_requests(search) - index_requests:,} for the questions"
+            f"{components_note}."
+        ),
         f"List price{city}, without free quota or discounts."
-        if wanted.live
+        if options.is_live
         else "Nothing was billed: Beijing's list price, tokens by the emulator's own count.",
     )
     for remark in remarks:
@@ -95,7 +100,7 @@ def _requests(search: Search) -> int:
     return sum(index.embeddings.usage.requests for index in search.indexes)
 
 
-_STORES = {
+_STORE_DESCRIPTIONS = {
     demo.Store.MEMORY: "each framework's own memory",
     demo.Store.QDRANT: "Qdrant's local mode, a collection for each framework",
 }
@@ -103,9 +108,9 @@ _STORES = {
 
 def _passages(folder: Path | None, out: Console, err: Console) -> list[Passage]:
     if folder is None:
-        passages, origin = demo.topics(), f"the help topics of Python {platform.python_version()}"
+        passages, origin = demo.help_topics(), f"the help topics of Python {platform.python_version()}"
     else:
-        passages, skipped = demo.folder(folder)
+        passages, skipped = demo.read_folder(folder)
         origin = str(folder)
         for line in skipped:
             err.print(Text(f"skipped {line}", "yellow"))
@@ -121,7 +126,7 @@ def _questions(folder: Path | None, passages: Sequence[Passage], out: Console) -
     return [passage.first_sentence for passage in passages[:: math.ceil(len(passages) / 3)]]
 
 
-def _fill(search: Search, out: Console) -> None:
+def _index_passages(search: Search, out: Console) -> None:
     columns = (
         TextColumn("{task.description}"),
         BarColumn(bar_width=30),
@@ -129,65 +134,69 @@ def _fill(search: Search, out: Console) -> None:
         TextColumn("passages"),
         TimeElapsedColumn(),
     )
-    halves = "dense and sparse" if search.has_sparse else "dense"
+    components = "dense and sparse" if search.has_sparse else "dense"
     with Progress(*columns, console=out) as progress:
         for index in search.indexes:
-            task = progress.add_task(f"{index.name}, {halves}".ljust(28), total=len(search.passages))
-            search.fill(index, functools.partial(progress.advance, task))
+            task = progress.add_task(f"{index.name}, {components}".ljust(28), total=len(search.passages))
+            search.add_passages(index, functools.partial(progress.advance, task))
     out.print()
 
 
 # --- answers -----------------------------------------------------------------------------------------------
 
-_SAME = 1e-4
+_SCORE_TOLERANCE = 1e-4
 """Scores this near are shown alike; the frameworks multiply in different precision."""
 
 
-def answer(question: str, found: Answer, passages: Sequence[Passage], *, hits: int, width: int) -> Iterator[Text]:
+def answer_lines(
+    question: str, found: Answer, passages: Sequence[Passage], *, max_hits: int, width: int
+) -> Iterator[Text]:
     """The first hits of each ranking: rank, score, title, and the passage from its best sentence on."""
     yield Text(question, "bold")
     rankings = [
-        *_by_framework(dict.fromkeys(found.dense, "dense · cosine"), found.dense, hits),
-        *_by_framework(dict.fromkeys(found.sparse, "sparse · shared tokens, weighted"), found.sparse, hits),
-        *_by_framework({name: f"fused · {how}" for name, how in found.fusion.items()}, found.fused, hits),
+        *_by_framework(dict.fromkeys(found.dense, "dense · cosine"), found.dense, max_hits),
+        *_by_framework(dict.fromkeys(found.sparse, "sparse · shared tokens, weighted"), found.sparse, max_hits),
+        *_by_framework({name: f"fused · {how}" for name, how in found.fusion_methods.items()}, found.fused, max_hits),
     ]
     for label, ranking in rankings:
         yield Text(f"  {label}", "cyan")
         for rank, (place, score) in enumerate(ranking, start=1):
-            yield _hit(f"  {rank:>3} {score:7.4f}  ", passages[place], question, width)
+            yield _hit_line(f"  {rank:>3} {score:7.4f}  ", passages[place], question, width)
         if not ranking:
             yield Text("    no passage shares a token", "dim")
     yield Text()
 
 
-def _hit(start: str, passage: Passage, question: str, width: int) -> Text:
+def _hit_line(prefix: str, passage: Passage, question: str, width: int) -> Text:
     """One line, however narrow the terminal: a table would break it, or starve a column."""
     title, excerpt = Text(passage.title), Text(passage.excerpt(question), "dim")
     title.truncate(min(36, width * 3 // 10), overflow="ellipsis", pad=True)
-    line = Text.assemble(start, title, "  ", excerpt, no_wrap=True)
+    line = Text.assemble(prefix, title, "  ", excerpt, no_wrap=True)
     line.truncate(width, overflow="ellipsis")
     return line
 
 
-def _by_framework(labels: Mapping[str, str], rankings: Mapping[str, Ranking], hits: int) -> list[tuple[str, Ranking]]:
+def _by_framework(
+    labels: Mapping[str, str], rankings: Mapping[str, Ranking], max_hits: int
+) -> list[tuple[str, Ranking]]:
     """One list where the frameworks agree on what they do and find, else one for each."""
-    first = {name: ranking[:hits] for name, ranking in rankings.items()}
+    first = {name: ranking[:max_hits] for name, ranking in rankings.items()}
     some = next(iter(first), "")
-    if first and all(labels[name] == labels[some] and _alike(first[some], first[name]) for name in first):
+    if first and all(labels[name] == labels[some] and _are_equal(first[some], first[name]) for name in first):
         return [(f"{labels[some]} · {' and '.join(first)} agree", first[some])]
     return [(f"{labels[name]} · {name}", ranking) for name, ranking in first.items()]
 
 
-def _alike(one: Ranking, other: Ranking) -> bool:
+def _are_equal(one: Ranking, other: Ranking) -> bool:
     return len(one) == len(other) and all(
-        place == place_there and abs(score - score_there) < _SAME
+        place == place_there and abs(score - score_there) < _SCORE_TOLERANCE
         for (place, score), (place_there, score_there) in zip(one, other, strict=True)
     )
 
 
-def bill(usage: Mapping[str, Usage]) -> Table:
+def billing_table(usage: Mapping[str, Usage]) -> Table:
     """What was billed, by who asked, and together."""
-    table = titled("What it cost", "asked by", "requests", "texts", "tokens", "list price")
+    table = make_table("What it cost", "asked by", "requests", "texts", "tokens", "list price")
     total = sum(usage.values(), Usage())
     for name, part in [*usage.items(), ("together", total)]:
         cost = "unknown" if part.cost is None else f"{part.cost.currency} {part.cost.amount:.6f}"

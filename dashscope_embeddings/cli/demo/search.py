@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from dashscope_embeddings._adapters.sparse import Sparse
+from dashscope_embeddings._adapters.sparse import SparseAdapter
 from dashscope_embeddings.vectors import SparseVector
 
 if TYPE_CHECKING:
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 Ranking: TypeAlias = "list[tuple[int, float]]"
 """(place of a passage in the corpus, score), best first."""
 
-_DEPTH = 50
+_RANKING_DEPTH = 50
 """Hits of each ranking that are fused: a passage far down in one may stand high in the other."""
-_REQUESTS = 16
+_REQUESTS_PER_STEP = 16
 """That an index is filled with at once, for the sake of a progress bar; full ones, or more would be needed."""
-_FLATTENING = 60
+_RRF_K = 60
 """The constant of reciprocal rank fusion, as in the paper of Cormack, Clarke and Büttcher, SIGIR 2009."""
 _COLLECTION = "demo"
 
@@ -54,57 +54,57 @@ class Answer:
     """By the sum of products of shared tokens' weights; empty where the model has no sparse vectors."""
     fused: Mapping[str, Ranking]
     """Of both; empty without sparse vectors."""
-    fusion: Mapping[str, str]
+    fusion_methods: Mapping[str, str]
     """How they were fused."""
 
 
-class Index:
+class PassageIndex:
     """The passages in one framework, embedded by a linked pair: what the one half asked, the other finds."""
 
     name: str
-    fusion = "reciprocal ranks"
+    fusion_method = "reciprocal ranks"
 
     def __init__(self, embeddings: ClientFields, store: Store) -> None:
         self.embeddings = embeddings
         self.has_sparse = embeddings.client.settings.model.sparse
-        self._all_in_store = store is Store.QDRANT
-        self._weights: list[SparseVector] = []
+        self._ranks_in_store = store is Store.QDRANT
+        self._sparse_documents: list[SparseVector] = []
         self._client: Any = None
 
     def add(self, first: int, texts: list[str]) -> None:
         """Embeds and stores passages, of which the first has this place."""
-        self._put(first, texts)
-        if self.has_sparse and not self._all_in_store:
-            self._weights += self._weigh(texts, "document")
+        self._store(first, texts)
+        if self.has_sparse and not self._ranks_in_store:
+            self._sparse_documents += self._sparse_vectors(texts, "document")
 
-    def ask(self, question: str) -> list[Ranking]:
+    def rank(self, question: str) -> list[Ranking]:
         """Dense, and where the model has sparse vectors, sparse and fused: for one request."""
         if not self.has_sparse:
             return self._search(question)
-        if self._all_in_store:
-            self._embed_once(question)
+        if self._ranks_in_store:
+            self._prefill_cache(question)
             return self._search(question)
         [dense] = self._search(question)
-        sparse = rank_sparse(self._weigh([question], "query")[0], self._weights)
+        sparse = rank_sparse(self._sparse_vectors([question], "query")[0], self._sparse_documents)
         return [dense, sparse, fuse(dense, sparse)]
 
-    def _embed_once(self, question: str) -> None:
+    def _prefill_cache(self, question: str) -> None:
         # A hybrid search alone costs one request. The dense, the sparse and the hybrid one for the same question
         # ask for each half twice: so often the memo will hand it out.
-        halves = self.embeddings.halves
-        both = halves.client.embed(question, text_type="query", output="dense&sparse")
-        if halves.memo is not None:
-            halves.memo.put("dense", "query", [question] * 2, both.dense * 2)
-            halves.memo.put("sparse", "query", [question] * 2, (both.sparse or []) * 2)
+        hybrid = self.embeddings.hybrid
+        vectors = hybrid.client.embed(question, text_type="query", output="dense&sparse")
+        if hybrid.cache is not None:
+            hybrid.cache.put("dense", "query", [question] * 2, vectors.dense * 2)
+            hybrid.cache.put("sparse", "query", [question] * 2, (vectors.sparse or []) * 2)
 
-    def _put(self, first: int, texts: list[str]) -> None:
+    def _store(self, first: int, texts: list[str]) -> None:
         raise NotImplementedError
 
     def _search(self, question: str) -> list[Ranking]:
         """The rankings that the store makes."""
         raise NotImplementedError
 
-    def _weigh(self, texts: list[str], role: TextType) -> list[SparseVector]:
+    def _sparse_vectors(self, texts: list[str], role: TextType) -> list[SparseVector]:
         """Sparse vectors, from the requests that gave the dense ones."""
         raise NotImplementedError
 
@@ -114,7 +114,7 @@ class Index:
             self._client.close()
 
 
-class LangChain(Index):
+class LangChain(PassageIndex):
     """LangChain's InMemoryVectorStore, or one QdrantVectorStore for each retrieval mode over one collection."""
 
     name = "LangChain"
@@ -126,10 +126,10 @@ class LangChain(Index):
 
         embeddings = DashScopeEmbeddings(model=model, **settings)
         super().__init__(embeddings, store)
-        self._sparse = Sparse(embeddings) if self.has_sparse and not self._all_in_store else None
-        self._stores = self._qdrant(embeddings) if self._all_in_store else [InMemoryVectorStore(embeddings)]
+        self._sparse = SparseAdapter(embeddings) if self.has_sparse and not self._ranks_in_store else None
+        self._stores = self._open_qdrant(embeddings) if self._ranks_in_store else [InMemoryVectorStore(embeddings)]
 
-    def _qdrant(self, embeddings: Any) -> list[Any]:
+    def _open_qdrant(self, embeddings: Any) -> list[Any]:
         from langchain_qdrant import QdrantVectorStore, RetrievalMode  # noqa: PLC0415 - as above
         from qdrant_client import QdrantClient, models  # noqa: PLC0415 - same
 
@@ -143,35 +143,35 @@ class LangChain(Index):
         sparse = {QdrantVectorStore.SPARSE_VECTOR_NAME: models.SparseVectorParams()} if self.has_sparse else None
         self._client = QdrantClient(":memory:")
         self._client.create_collection(_COLLECTION, {QdrantVectorStore.VECTOR_NAME: dense}, sparse)
-        self.fusion = "reciprocal ranks, by Qdrant"
-        linked = DashScopeSparseEmbeddings(embeddings) if self.has_sparse else None
-        every = (RetrievalMode.DENSE, RetrievalMode.SPARSE, RetrievalMode.HYBRID)
+        self.fusion_method = "reciprocal ranks, by Qdrant"
+        paired = DashScopeSparseEmbeddings(embeddings) if self.has_sparse else None
+        retrieval_modes = (RetrievalMode.DENSE, RetrievalMode.SPARSE, RetrievalMode.HYBRID)
         return [
             QdrantVectorStore(
                 self._client,
                 _COLLECTION,
                 embeddings,
                 mode,
-                sparse_embedding=linked,
+                sparse_embedding=paired,
                 validate_embeddings=False,
                 validate_collection_config=False,
             )
-            for mode in (every if self.has_sparse else every[:1])
+            for mode in (retrieval_modes if self.has_sparse else retrieval_modes[:1])
         ]
 
-    def _put(self, first: int, texts: list[str]) -> None:
+    def _store(self, first: int, texts: list[str]) -> None:
         places = [{"place": place} for place, _ in enumerate(texts, start=first)]
         self._stores[-1].add_texts(texts, places, batch_size=len(texts))
 
     def _search(self, question: str) -> list[Ranking]:
-        found = (store.similarity_search_with_score(question, k=_DEPTH) for store in self._stores)
+        found = (store.similarity_search_with_score(question, k=_RANKING_DEPTH) for store in self._stores)
         return [[(document.metadata["place"], score) for document, score in hits] for hits in found]
 
-    def _weigh(self, texts: list[str], role: TextType) -> list[SparseVector]:
-        return self._sparse.halves.sparse(texts, role) if self._sparse else []
+    def _sparse_vectors(self, texts: list[str], role: TextType) -> list[SparseVector]:
+        return self._sparse.hybrid.sparse(texts, role) if self._sparse else []
 
 
-class LlamaIndex(Index):
+class LlamaIndex(PassageIndex):
     """LlamaIndex's SimpleVectorStore, or its QdrantVectorStore in every query mode."""
 
     name = "LlamaIndex"
@@ -185,11 +185,11 @@ class LlamaIndex(Index):
         super().__init__(embeddings, store)
         self._sparse = DashScopeSparseEmbedding(embeddings) if self.has_sparse else None
         self._modes = ["default"]
-        vector_store = self._qdrant() if self._all_in_store else None
+        vector_store = self._open_qdrant() if self._ranks_in_store else None
         context = StorageContext.from_defaults(vector_store=vector_store)
         self._index = VectorStoreIndex([], storage_context=context, embed_model=embeddings)
 
-    def _qdrant(self) -> Any:
+    def _open_qdrant(self) -> Any:
         from llama_index.vector_stores.qdrant import QdrantVectorStore  # noqa: PLC0415 - as above
         from qdrant_client import QdrantClient  # noqa: PLC0415 - same
 
@@ -199,23 +199,23 @@ class LlamaIndex(Index):
             encode = {"sparse_doc_fn": self._sparse.encode_documents, "sparse_query_fn": self._sparse.encode_queries}
             hybrid = {"enable_hybrid": True, **encode}
             self._modes += ["sparse", "hybrid"]
-            self.fusion = "min-max scores, averaged"
+            self.fusion_method = "min-max scores, averaged"
         # Without an index of its payload, for which local mode has no use and of which it would warn.
         return QdrantVectorStore(_COLLECTION, client=self._client, index_doc_id=False, **hybrid)
 
-    def _put(self, first: int, texts: list[str]) -> None:
+    def _store(self, first: int, texts: list[str]) -> None:
         from llama_index.core.schema import TextNode  # noqa: PLC0415 - as above
 
         places = enumerate(texts, start=first)
         self._index.insert_nodes([TextNode(id_=str(uuid.UUID(int=place)), text=text) for place, text in places])
 
     def _search(self, question: str) -> list[Ranking]:
-        depths = {"similarity_top_k": _DEPTH, "sparse_top_k": _DEPTH}
+        depths = {"similarity_top_k": _RANKING_DEPTH, "sparse_top_k": _RANKING_DEPTH}
         retrievers = (self._index.as_retriever(vector_store_query_mode=mode, **depths) for mode in self._modes)
         found = (retriever.retrieve(question) for retriever in retrievers)
         return [[(uuid.UUID(hit.node_id).int, hit.score or 0.0) for hit in hits] for hits in found]
 
-    def _weigh(self, texts: list[str], role: TextType) -> list[SparseVector]:
+    def _sparse_vectors(self, texts: list[str], role: TextType) -> list[SparseVector]:
         if self._sparse is None:
             return []
         encode = self._sparse.encode_documents if role == "document" else self._sparse.encode_queries
@@ -238,31 +238,31 @@ class Search:
 
     def __init__(self, passages: Sequence[Passage], model: str, store: Store = Store.MEMORY, **settings: Any) -> None:
         self.passages = passages
-        self.indexes: tuple[Index, ...] = (LangChain(model, store, settings), LlamaIndex(model, store, settings))
+        self.indexes: tuple[PassageIndex, ...] = (LangChain(model, store, settings), LlamaIndex(model, store, settings))
 
     @property
     def has_sparse(self) -> bool:
         """Whether the model gives sparse vectors."""
         return self.indexes[0].has_sparse
 
-    def fill(self, index: Index, progress: Callable[[int], object]) -> None:
+    def add_passages(self, index: PassageIndex, progress: Callable[[int], object]) -> None:
         """Embeds all passages for an index; `progress` is told how many more are done."""
-        some = _REQUESTS * index.embeddings.client.settings.model.rows
-        for first in range(0, len(self.passages), some):
-            texts = [passage.text for passage in self.passages[first : first + some]]
+        step = _REQUESTS_PER_STEP * index.embeddings.client.settings.model.rows
+        for first in range(0, len(self.passages), step):
+            texts = [passage.text for passage in self.passages[first : first + step]]
             index.add(first, texts)
             progress(len(texts))
 
-    def ask(self, question: str) -> Answer:
+    def answer(self, question: str) -> Answer:
         """The passages that answer a question, in all rankings.
 
         Raises:
             DashScopeError: the question could not be embedded.
         """
-        found = {index.name: index.ask(question) for index in self.indexes}
+        found = {index.name: index.rank(question) for index in self.indexes}
         kinds = [dict(zip(found, rankings, strict=True)) for rankings in zip(*found.values(), strict=True)]
         dense, sparse, fused = kinds if self.has_sparse else (kinds[0], {}, {})
-        return Answer(dense, sparse, fused, {index.name: index.fusion for index in self.indexes})
+        return Answer(dense, sparse, fused, {index.name: index.fusion_method for index in self.indexes})
 
     def close(self) -> None:
         """Leaves the stores."""
@@ -270,7 +270,7 @@ class Search:
             index.close()
 
 
-def rank_sparse(query: SparseVector, documents: Iterable[SparseVector], depth: int = _DEPTH) -> Ranking:
+def rank_sparse(query: SparseVector, documents: Iterable[SparseVector], depth: int = _RANKING_DEPTH) -> Ranking:
     """By the dot product, which only shared tokens add to; documents without any are no hits."""
     weights = query.as_dict()
     scores = (
@@ -281,12 +281,12 @@ def rank_sparse(query: SparseVector, documents: Iterable[SparseVector], depth: i
     return heapq.nsmallest(depth, hits, key=_best_first)
 
 
-def fuse(*rankings: Ranking, depth: int = _DEPTH) -> Ranking:
+def fuse(*rankings: Ranking, depth: int = _RANKING_DEPTH) -> Ranking:
     """Reciprocal rank fusion: a hit scores 1 / (60 + its rank) in each ranking that holds it."""
     scores: defaultdict[int, float] = defaultdict(float)
     for ranking in rankings:
         for rank, (place, _) in enumerate(ranking, start=1):
-            scores[place] += 1 / (_FLATTENING + rank)
+            scores[place] += 1 / (_RRF_K + rank)
     return heapq.nsmallest(depth, scores.items(), key=_best_first)
 
 

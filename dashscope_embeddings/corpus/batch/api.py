@@ -10,11 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from dashscope_embeddings._runtime.thread_pool import Halt
+from dashscope_embeddings._runtime.thread_pool import StopEvent
 from dashscope_embeddings.client import EmbeddingClient
 from dashscope_embeddings.corpus import inputs as corpus_inputs
-from dashscope_embeddings.corpus.batch.job import Given, Inputs, Order, Tell, at_work
-from dashscope_embeddings.corpus.batch.store import Book
+from dashscope_embeddings.corpus.batch.job import BatchOptions, InputOptions, Inputs, ProgressCallback, open_job
+from dashscope_embeddings.corpus.batch.store import JobStore
 from dashscope_embeddings.corpus.batch.types import BatchEstimate, BatchSummary
 from dashscope_embeddings.corpus.inputs import OnBadInput
 from dashscope_embeddings.corpus.readers import Format
@@ -38,8 +38,8 @@ def batch_submit(  # noqa: PLR0913 - every one a thing that a corpus may need; k
     name: str | None = None,
     description: str | None = None,
     before: Callable[[BatchEstimate], object] | None = None,
-    progress: Tell | None = None,
-    stop: Halt | None = None,
+    progress: ProgressCallback | None = None,
+    stop: StopEvent | None = None,
 ) -> BatchSummary:
     """Submits all texts of some files for embedding at half the price; `batch_fetch` brings the vectors.
 
@@ -72,10 +72,12 @@ def batch_submit(  # noqa: PLR0913 - every one a thing that a corpus may need; k
         DashScopeError: the service refuses, or cannot be reached. The same call goes on.
         OSError: the disk is full, or the like; the same.
     """
-    given = Given(inputs, text_field, id_field, format, encoding, on_bad_input, with_text, retry_rejected)
-    order = Order(window, name, description)
-    with at_work(output, client, given, order, before) as desk:
-        return desk.perform(desk.flow(progress).start(), stop)
+    input_options = InputOptions(
+        inputs, text_field, id_field, format, encoding, on_bad_input, with_text, retry_rejected
+    )
+    batch_options = BatchOptions(window, name, description)
+    with open_job(output, client, input_options, batch_options, before) as runner:
+        return runner.run(runner.create_flow(progress).submit_all(), stop)
 
 
 def batch_run(  # noqa: PLR0913 - as batch_submit
@@ -95,8 +97,8 @@ def batch_run(  # noqa: PLR0913 - as batch_submit
     description: str | None = None,
     poll: float | None = None,
     before: Callable[[BatchEstimate], object] | None = None,
-    progress: Tell | None = None,
-    stop: Halt | None = None,
+    progress: ProgressCallback | None = None,
+    stop: StopEvent | None = None,
 ) -> BatchSummary:
     """Submits, waits, fetches, and submits what failed once more, until the output is written.
 
@@ -107,10 +109,12 @@ def batch_run(  # noqa: PLR0913 - as batch_submit
     """
     if poll is not None and not 0 < poll < float("inf"):
         raise InvalidInput(f"poll={poll!r}: expected seconds, above 0")
-    given = Given(inputs, text_field, id_field, format, encoding, on_bad_input, with_text, retry_rejected)
-    order = Order(window, name, description)
-    with at_work(output, client, given, order, before) as desk:
-        return desk.perform(desk.flow(progress).run(poll), stop)
+    input_options = InputOptions(
+        inputs, text_field, id_field, format, encoding, on_bad_input, with_text, retry_rejected
+    )
+    batch_options = BatchOptions(window, name, description)
+    with open_job(output, client, input_options, batch_options, before) as runner:
+        return runner.run(runner.create_flow(progress).run(poll), stop)
 
 
 def batch_fetch(
@@ -118,8 +122,8 @@ def batch_fetch(
     *,
     client: EmbeddingClient,
     retry: bool = True,
-    progress: Tell | None = None,
-    stop: Halt | None = None,
+    progress: ProgressCallback | None = None,
+    stop: StopEvent | None = None,
 ) -> BatchSummary:
     """Brings the vectors of batches that have ended; with the last of them, writes the output.
 
@@ -136,20 +140,24 @@ def batch_fetch(
         InvalidInput: there is no such job, or the client is another's.
         DashScopeError: the service refuses something, or cannot be reached; what arrived is kept.
     """
-    with at_work(output, client) as desk:
-        return desk.perform(desk.flow(progress).fetch(again=retry), stop)
+    with open_job(output, client) as runner:
+        return runner.run(runner.create_flow(progress).fetch(resubmit=retry), stop)
 
 
-def batch_status(output: str | Path, *, client: EmbeddingClient, progress: Tell | None = None) -> BatchSummary:
+def batch_status(
+    output: str | Path, *, client: EmbeddingClient, progress: ProgressCallback | None = None
+) -> BatchSummary:
     """Asks how far all batches are; changes, fetches and submits nothing.
 
     Arguments and errors are those of `batch_fetch`.
     """
-    with at_work(output, client) as desk:
-        return desk.perform(desk.flow(progress).status(), None, write=False)
+    with open_job(output, client) as runner:
+        return runner.run(runner.create_flow(progress).status(), None, write=False)
 
 
-def batch_cancel(output: str | Path, *, client: EmbeddingClient, progress: Tell | None = None) -> BatchSummary:
+def batch_cancel(
+    output: str | Path, *, client: EmbeddingClient, progress: ProgressCallback | None = None
+) -> BatchSummary:
     """Stops all batches. What was done by then is billed: `batch_fetch` brings it.
 
     Of a batch that has ended already, the results are taken in at once; lines whose results the service counts but
@@ -157,8 +165,8 @@ def batch_cancel(output: str | Path, *, client: EmbeddingClient, progress: Tell 
 
     Arguments and errors are those of `batch_fetch`.
     """
-    with at_work(output, client) as desk:
-        return desk.perform(desk.flow(progress).cancel(), None, write=False)
+    with open_job(output, client) as runner:
+        return runner.run(runner.create_flow(progress).cancel(), None, write=False)
 
 
 def batch_client(output: str | Path, **settings: Any) -> EmbeddingClient:
@@ -175,10 +183,12 @@ def batch_client(output: str | Path, **settings: Any) -> EmbeddingClient:
     path = ledger_beside(Path(output))
     if not path.exists():
         raise InvalidInput(f"there is no {path}: nothing was submitted for this output")
-    with corpus_inputs.opened(path) as ledger:
-        noted = Book(ledger).noted("client")
-    if noted is None:
+    with corpus_inputs.open_checkpoint(path) as checkpoint:
+        saved_settings = JobStore(checkpoint).get_note("client")
+    if saved_settings is None:
         raise InvalidInput(f"{path} knows of no batch: it is that of a job in real time")
-    elsewhere = any(settings.get(given) for given in ("base_url", "region", "workspace"))
-    known = {key: value for key, value in noted.items() if not elsewhere or key not in {"base_url", "workspace"}}
+    elsewhere = any(settings.get(name) for name in ("base_url", "region", "workspace"))
+    known = {
+        key: value for key, value in saved_settings.items() if not elsewhere or key not in {"base_url", "workspace"}
+    }
     return EmbeddingClient(**{**known, **{key: value for key, value in settings.items() if value is not None}})

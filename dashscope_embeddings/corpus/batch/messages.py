@@ -13,79 +13,79 @@ from typing import TYPE_CHECKING, Any
 from pydantic_core import from_json, to_json
 
 from dashscope_embeddings._core import protocol
-from dashscope_embeddings._core.error_codes import Refusal
-from dashscope_embeddings._core.exchange import Send, Target
+from dashscope_embeddings._core.error_codes import ErrorReply
+from dashscope_embeddings._core.exchange import Endpoint, Send
 from dashscope_embeddings._core.protocol import Reply
-from dashscope_embeddings._core.reply_fields import tokens
+from dashscope_embeddings._core.reply_fields import billed_tokens
 from dashscope_embeddings.errors import BadReply
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from dashscope_embeddings._core.protocol import Ask
+    from dashscope_embeddings._core.protocol import RequestOptions
 
 _ROOT = "/compatible-mode/v1"
-_URL = "/v1/embeddings"
+_EMBEDDINGS_PATH = "/v1/embeddings"
 """The same in a batch and in each of its lines."""
-_PAGE = 100
+_PAGE_SIZE = 100
 
 
 # --- what is asked -----------------------------------------------------------------------------------------
 
 
-def line(name: str, ask: Ask, texts: Sequence[str]) -> bytes:
+def request_line(name: str, options: RequestOptions, texts: Sequence[str]) -> bytes:
     """One line of a file, its end included."""
-    body = protocol.body(ask, texts)
-    return b'{"custom_id":%b,"method":"POST","url":"%b","body":%b}\n' % (to_json(name), _URL.encode(), body)
+    body = protocol.request_body(options, texts)
+    return b'{"custom_id":%b,"method":"POST","url":"%b","body":%b}\n' % (to_json(name), _EMBEDDINGS_PATH.encode(), body)
 
 
-def upload(path: Path) -> Send:
+def upload_file(path: Path) -> Send:
     """Send a file of lines."""
-    return Send(target=Target("POST", f"{_ROOT}/files", upload=path, fields={"purpose": "batch"}))
+    return Send(endpoint=Endpoint("POST", f"{_ROOT}/files", upload_file=path, form_fields={"purpose": "batch"}))
 
 
-def create(file_id: str, window: str, name: str | None, description: str | None) -> Send:
+def create_batch(file_id: str, window: str, name: str | None, description: str | None) -> Send:
     """Have a file worked on."""
     metadata = {"ds_name": name, "ds_description": description}
-    body: dict[str, Any] = {"input_file_id": file_id, "endpoint": _URL, "completion_window": window}
-    if given := {key: value for key, value in metadata.items() if value}:
-        body["metadata"] = given
-    return Send(to_json(body), Target("POST", f"{_ROOT}/batches"))
+    body: dict[str, Any] = {"input_file_id": file_id, "endpoint": _EMBEDDINGS_PATH, "completion_window": window}
+    if present := {key: value for key, value in metadata.items() if value}:
+        body["metadata"] = present
+    return Send(to_json(body), Endpoint("POST", f"{_ROOT}/batches"))
 
 
-def look(batch_id: str) -> Send:
+def get_batch(batch_id: str) -> Send:
     """Ask how far a batch is."""
-    return Send(target=Target("GET", f"{_ROOT}/batches/{_quoted(batch_id)}"))
+    return Send(endpoint=Endpoint("GET", f"{_ROOT}/batches/{_quote(batch_id)}"))
 
 
-def cancel(batch_id: str) -> Send:
+def cancel_batch(batch_id: str) -> Send:
     """Have a batch stopped."""
-    return Send(target=Target("POST", f"{_ROOT}/batches/{_quoted(batch_id)}/cancel"))
+    return Send(endpoint=Endpoint("POST", f"{_ROOT}/batches/{_quote(batch_id)}/cancel"))
 
 
-def batches_of(file_id: str, after: str | None) -> Send:
+def list_batches(file_id: str, after: str | None) -> Send:
     """List the batches that were made of a file; of the last 30 days, as the service says."""
-    query = {"input_file_ids": file_id, "limit": str(_PAGE), **({"after": after} if after else {})}
-    return Send(target=Target("GET", f"{_ROOT}/batches?{urllib.parse.urlencode(query)}"))
+    query = {"input_file_ids": file_id, "limit": str(_PAGE_SIZE), **({"after": after} if after else {})}
+    return Send(endpoint=Endpoint("GET", f"{_ROOT}/batches?{urllib.parse.urlencode(query)}"))
 
 
-def download(file_id: str, into: Path) -> Send:
+def download_file(file_id: str, download_to: Path) -> Send:
     """Fetch a file of results."""
-    return Send(target=Target("GET", f"{_ROOT}/files/{_quoted(file_id)}/content", into=into))
+    return Send(endpoint=Endpoint("GET", f"{_ROOT}/files/{_quote(file_id)}/content", download_to=download_to))
 
 
-def _quoted(name: str) -> str:
+def _quote(name: str) -> str:
     return urllib.parse.quote(name, safe="")
 
 
 # --- what the service says of batches ----------------------------------------------------------------------
 
-ENDED = frozenset({"completed", "failed", "expired", "cancelled"})
+ENDED_STATUSES = frozenset({"completed", "failed", "expired", "cancelled"})
 
 
 @dataclass(frozen=True, slots=True)
-class Complaint:
+class ValidationError:
     """One reason why a batch failed its validation."""
 
     code: str | None
@@ -95,7 +95,7 @@ class Complaint:
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class BatchStatus:
     """What the service says of a batch."""
 
     batch_id: str
@@ -107,14 +107,14 @@ class Told:
     total: int | None
     completed: int | None
     failed: int | None
-    complaints: tuple[Complaint, ...]
+    errors: tuple[ValidationError, ...]
 
     @property
-    def ended(self) -> bool:
+    def has_ended(self) -> bool:
         """Whether nothing more will happen to it."""
-        return self.status in ENDED
+        return self.status in ENDED_STATUSES
 
-    def results(self, lines: int) -> int:
+    def expected_results(self, lines: int) -> int:
         """Lines, of those in its file, that must have a result in one of its two result files.
 
         Whether `completed` counts failed lines too is not documented: the sum is bounded by the file's lines. Where
@@ -125,65 +125,67 @@ class Told:
         return min((self.completed or 0) + (self.failed or 0), lines)
 
 
-def file_id(reply: Reply) -> str:
+def read_file_id(reply: Reply) -> str:
     """The name that the service gave to a file.
 
     Raises:
         BadReply: it gave none.
     """
-    content = _content(reply)
-    if (found := _name(content.get("id"))) is not None:
+    content = _read_json(reply)
+    if (found := _as_name(content.get("id"))) is not None:
         return found
     raise BadReply("the reply to an upload names no file")
 
 
-def told(reply: Reply) -> Told:
+def read_status(reply: Reply) -> BatchStatus:
     """What a reply says of a batch.
 
     Raises:
         BadReply: it says nothing of one.
     """
-    return _told(_content(reply))
+    return _status_from_json(_read_json(reply))
 
 
-def listed(reply: Reply) -> tuple[list[Told], str | None]:
+def read_batch_list(reply: Reply) -> tuple[list[BatchStatus], str | None]:
     """The batches of a list, and after which one its next page begins; None: there is none.
 
     Raises:
         BadReply: it is no list.
     """
-    content = _content(reply)
+    content = _read_json(reply)
     # An empty list was seen to be null.
-    found = [_told(batch) for batch in _dicts(content.get("data"))]
+    found = [_status_from_json(batch) for batch in _as_dicts(content.get("data"))]
     more = bool(content.get("has_more")) and bool(found)
-    return found, (_text(content.get("last_id")) or found[-1].batch_id) if more else None
+    return found, (_as_text(content.get("last_id")) or found[-1].batch_id) if more else None
 
 
-def _told(content: Mapping[str, Any]) -> Told:
-    batch_id, status = _name(content.get("id")), _name(content.get("status"))
+def _status_from_json(content: Mapping[str, Any]) -> BatchStatus:
+    batch_id, status = _as_name(content.get("id")), _as_name(content.get("status"))
     if batch_id is None or status is None:
         raise BadReply("the reply about a batch lacks its id or status")
     counts = content.get("request_counts")
     counts = counts if isinstance(counts, dict) else {}
     errors = content.get("errors")
     errors = errors.get("data") if isinstance(errors, dict) else errors
-    return Told(
+    return BatchStatus(
         batch_id,
         status,
-        _name(content.get("input_file_id")),
-        _name(content.get("output_file_id")),
-        _name(content.get("error_file_id")),
-        _number(counts.get("total")),
-        _number(counts.get("completed")),
-        _number(counts.get("failed")),
+        _as_name(content.get("input_file_id")),
+        _as_name(content.get("output_file_id")),
+        _as_name(content.get("error_file_id")),
+        _as_number(counts.get("total")),
+        _as_number(counts.get("completed")),
+        _as_number(counts.get("failed")),
         tuple(
-            Complaint(_text(error.get("code")), _text(error.get("message")) or "", _number(error.get("line")))
-            for error in _dicts(errors)
+            ValidationError(
+                _as_text(error.get("code")), _as_text(error.get("message")) or "", _as_number(error.get("line"))
+            )
+            for error in _as_dicts(errors)
         ),
     )
 
 
-def _content(reply: Reply) -> dict[str, Any]:
+def _read_json(reply: Reply) -> dict[str, Any]:
     try:
         content = from_json(reply.body)
     except ValueError:
@@ -193,20 +195,20 @@ def _content(reply: Reply) -> dict[str, Any]:
     return content
 
 
-def _dicts(found: Any) -> list[dict[str, Any]]:
+def _as_dicts(found: Any) -> list[dict[str, Any]]:
     return [item for item in found if isinstance(item, dict)] if isinstance(found, list) else []
 
 
-def _text(found: Any) -> str | None:
+def _as_text(found: Any) -> str | None:
     return found if isinstance(found, str) and found else None
 
 
-def _name(found: Any) -> str | None:
+def _as_name(found: Any) -> str | None:
     """An id or a status, which are shown as they are: none has characters that a terminal obeys."""
     return found if isinstance(found, str) and found and found.isprintable() else None
 
 
-def _number(found: Any) -> int | None:
+def _as_number(found: Any) -> int | None:
     return found if isinstance(found, int) and not isinstance(found, bool) else None
 
 
@@ -214,50 +216,50 @@ def _number(found: Any) -> int | None:
 
 
 @dataclass(frozen=True, slots=True)
-class Result:
+class LineResult:
     """What became of one line: a reply as the endpoint for embeddings gives it, or a refusal."""
 
     name: str
     reply: Reply | None
-    refusal: Refusal | None
+    refusal: ErrorReply | None
     tokens: int
     """What a line that succeeded was billed, whatever is wrong with its vectors."""
 
 
-_OK, _NO_SUCCESS = 200, 300
-UNKNOWN = 500
+_OK, _FIRST_NON_SUCCESS = 200, 300
+UNKNOWN_STATUS = 500
 """Stands for a status that a line does not tell: its code decides, and one that nobody knows is tried again."""
 
 
-def result(content: bytes) -> Result | None:
+def read_result(content: bytes) -> LineResult | None:
     """Reads one line of an output or error file; None: it is nothing of the kind, or names no line."""
     try:
         found = from_json(content)
     except ValueError:
         return None
-    if not isinstance(found, dict) or (name := _text(found.get("custom_id"))) is None:
+    if not isinstance(found, dict) or (name := _as_text(found.get("custom_id"))) is None:
         return None
     response = found.get("response")
     response = response if isinstance(response, dict) else {}
-    error, status, body = _error(found.get("error")), _number(response.get("status_code")), response.get("body")
-    success = status is not None and _OK <= status < _NO_SUCCESS
+    error, status, body = _read_error(found.get("error")), _as_number(response.get("status_code")), response.get("body")
+    success = status is not None and _OK <= status < _FIRST_NON_SUCCESS
     if success and not error:
-        billed = tokens(body.get("usage")) if isinstance(body, dict) else None
-        request_id = _text(response.get("request_id")) or _text(found.get("id"))
+        billed = billed_tokens(body.get("usage")) if isinstance(body, dict) else None
+        request_id = _as_text(response.get("request_id")) or _as_text(found.get("id"))
         headers = {"x-request-id": request_id} if request_id else {}
-        return Result(name, Reply(_OK, headers, to_json(body)), None, billed or 0)
-    request_id = _text(response.get("request_id")) or _text(found.get("id"))
-    status = UNKNOWN if status is None or success else status
-    inner = protocol.refusal(Reply(status, {}, to_json(body)))
-    inner = inner or Refusal(status)
+        return LineResult(name, Reply(_OK, headers, to_json(body)), None, billed or 0)
+    request_id = _as_text(response.get("request_id")) or _as_text(found.get("id"))
+    status = UNKNOWN_STATUS if status is None or success else status
+    inner = protocol.parse_error_reply(Reply(status, {}, to_json(body)))
+    inner = inner or ErrorReply(status)
     code, message = error or (None, None)
-    refusal = Refusal(status, code or inner.code, message or inner.message, inner.request_id or request_id)
-    return Result(name, None, refusal, 0)
+    refusal = ErrorReply(status, code or inner.code, message or inner.message, inner.request_id or request_id)
+    return LineResult(name, None, refusal, 0)
 
 
-def _error(found: Any) -> tuple[str | None, str | None] | None:
+def _read_error(found: Any) -> tuple[str | None, str | None] | None:
     """Code and message; None: nothing went wrong."""
     if not isinstance(found, dict):
-        return (None, _text(found)) if _text(found) else None
-    code, message = _text(found.get("code")), _text(found.get("message"))
+        return (None, _as_text(found)) if _as_text(found) else None
+    code, message = _as_text(found.get("code")), _as_text(found.get("message"))
     return (code, message) if code or message else None

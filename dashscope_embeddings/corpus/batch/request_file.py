@@ -7,8 +7,8 @@ from typing import IO, TYPE_CHECKING
 
 from pydantic_core import to_json
 
-from dashscope_embeddings._core.text_inputs import complaint
-from dashscope_embeddings._core.text_length import estimate, fitting
+from dashscope_embeddings._core.text_inputs import text_problem
+from dashscope_embeddings._core.text_length import estimate_tokens, fit_rows
 from dashscope_embeddings._runtime import files
 from dashscope_embeddings.corpus.batch import messages
 
@@ -16,142 +16,140 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from dashscope_embeddings.corpus.batch.context import Work
-    from dashscope_embeddings.corpus.batch.store import Job, Member, Which
+    from dashscope_embeddings.corpus.batch.context import BatchContext
+    from dashscope_embeddings.corpus.batch.store import BatchRecord, Selection, Unit
 
 # https://help.aliyun.com/zh/model-studio/batch-quick-start-tutorial and the error codes' page, seen 2026-11-20.
 # A page that says MB is taken to mean millions.
-MOST_LINES = 50_000
-MOST_BYTES = 500_000_000
-MOST_LINE_BYTES = 6_000_000
-_FRAME = 1_000
+MAX_FILE_LINES = 50_000
+MAX_FILE_BYTES = 500_000_000
+MAX_LINE_BYTES = 6_000_000
+_LINE_OVERHEAD_BYTES = 1_000
 """Bytes of a line beside its texts, with room to spare."""
-_CHUNK = 500
+_LINES_PER_INSERT = 500
 
 
 @dataclass(slots=True)
-class _Group:
+class _LineGroup:
     """The texts of one line."""
 
-    members: list[Member] = field(default_factory=list)
+    units: list[Unit] = field(default_factory=list)
     tokens: float = 0.0
-    bytes: int = _FRAME
-    most: int = 0
+    size: int = _LINE_OVERHEAD_BYTES
+    max_per_line: int = 0
 
-    def takes(self, member: Member, tokens: float, size: int, budget: float | None) -> bool:
+    def fits(self, unit: Unit, tokens: float, size: int, token_limit: float | None) -> bool:
         """Whether another text fits."""
-        if not self.members:
+        if not self.units:
             return True
-        rows = min(self.most, member.most or self.most)
-        affordable = budget is None or self.tokens + tokens <= budget
-        return len(self.members) < rows and self.bytes + size <= MOST_LINE_BYTES and affordable
+        rows = min(self.max_per_line, unit.max_per_line or self.max_per_line)
+        affordable = token_limit is None or self.tokens + tokens <= token_limit
+        return len(self.units) < rows and self.size + size <= MAX_LINE_BYTES and affordable
 
-    def add(self, member: Member, tokens: float, size: int, rows: int) -> None:
+    def add(self, unit: Unit, tokens: float, size: int, rows: int) -> None:
         """Takes it."""
-        self.most = min(self.most or rows, member.most or rows)
-        self.members.append(member)
+        self.max_per_line = min(self.max_per_line or rows, unit.max_per_line or rows)
+        self.units.append(unit)
         self.tokens += tokens
-        self.bytes += size
+        self.size += size
 
 
-class Cut:
+class RequestFileWriter:
     """Lines of what is open, from the first file to the last."""
 
-    def __init__(self, work: Work, which: Which) -> None:
-        self._ledger, self._book, self._which = work.ledger, work.book, which
-        self._settings, self._limits, self._ask = work.settings, work.limits, work.ask
-        self._groups = self._all_groups()
+    def __init__(self, context: BatchContext, selection: Selection) -> None:
+        self._checkpoint, self._job_store, self._selection = context.checkpoint, context.job_store, selection
+        self._settings, self._limits, self._request_options = context.settings, context.limits, context.request_options
+        self._groups = self._line_groups()
 
-    def write(self, path: Path) -> Job | None:
+    def write(self, path: Path) -> BatchRecord | None:
         """The next file, and its batch in the ledger; None: there is nothing left to submit.
 
         Raises:
             OSError: the disk is full, or the like; nothing was planned.
         """
-        file = files.create_anew(path)
+        file = files.create_replacing(path)
         try:
-            with file, self._ledger.transaction():
-                job = self._written(file)
+            with file, self._checkpoint.transaction():
+                batch = self._write_lines(file)
         except BaseException:
             path.unlink(missing_ok=True)
             raise
-        if job is None:
+        if batch is None:
             path.unlink()
-        return job
+        return batch
 
-    def _written(self, file: IO[bytes]) -> Job | None:
-        number, line = self._book.next_numbers()
+    def _write_lines(self, file: IO[bytes]) -> BatchRecord | None:
+        number, line = self._job_store.next_numbers()
         first, texts, size = line, 0, 0
-        chunk: list[tuple[int, list[int]]] = []
-        while line - first < MOST_LINES and (group := next(self._groups, None)) is not None:
-            content = messages.line(name_of(line), self._ask, [member.text for member in group.members])
-            if size + len(content) > MOST_BYTES and size:
-                self._groups = _before(group, self._groups)
+        lines: list[tuple[int, list[int]]] = []
+        while line - first < MAX_FILE_LINES and (group := next(self._groups, None)) is not None:
+            content = messages.request_line(line_name(line), self._request_options, [unit.text for unit in group.units])
+            if size + len(content) > MAX_FILE_BYTES and size:
+                self._groups = _prepend(group, self._groups)
                 break
             file.write(content)
             size += len(content)
-            texts += len(group.members)
-            chunk.append((line, [member.number for member in group.members]))
+            texts += len(group.units)
+            lines.append((line, [member.number for member in group.units]))
             line += 1
-            if len(chunk) >= _CHUNK:
-                self._book.plan(number, chunk)
-                chunk = []
-        self._book.plan(number, chunk)
+            if len(lines) >= _LINES_PER_INSERT:
+                self._job_store.add_lines(number, lines)
+                lines = []
+        self._job_store.add_lines(number, lines)
         if line == first:
             return None
-        return self._book.planned(number, line - first, texts, again=self._which == "invalid")
+        return self._job_store.add_batch(number, line - first, texts, is_resubmission=self._selection == "invalid")
 
-    def _all_groups(self) -> Iterator[_Group]:
+    def _line_groups(self) -> Iterator[_LineGroup]:
         rows = min(self._settings.batch_size or self._limits.rows, self._limits.rows)
         budgets = (self._settings.tokens_per_request, self._limits.tokens_per_request)
         budget = min((tokens for tokens in budgets if tokens is not None), default=None)
-        group = _Group()
-        for member in self._fitting():
-            tokens, size = estimate(member.text), len(to_json(member.text)) + 1
-            if size + _FRAME > MOST_LINE_BYTES:
-                said = f"the text takes {size:,} bytes of JSON, and a line may have {MOST_LINE_BYTES:,}; not sent"
-                self._reject(member, said)
+        group = _LineGroup()
+        for unit in self._fitting_units():
+            tokens, size = estimate_tokens(unit.text), len(to_json(unit.text)) + 1
+            if size + _LINE_OVERHEAD_BYTES > MAX_LINE_BYTES:
+                message = f"the text takes {size:,} bytes of JSON, and a line may have {MAX_LINE_BYTES:,}; not sent"
+                self._reject(unit, message)
                 continue
-            if not group.takes(member, tokens, size, budget):
+            if not group.fits(unit, tokens, size, budget):
                 yield group
-                group = _Group()
-            group.add(member, tokens, size, rows)
-        if group.members:
+                group = _LineGroup()
+            group.add(unit, tokens, size, rows)
+        if group.units:
             yield group
 
-    def _fitting(self) -> Iterator[Member]:
+    def _fitting_units(self) -> Iterator[Unit]:
         """Texts that are not too long for the model, as the settings have it."""
         policy, limits = self._settings.long_text, self._limits
-        for member in self._book.open(self._which):
-            if policy == "error" and (said := complaint(member.text, limits, policy)):
-                self._reject(member, f"the text {said}; not sent")
-            elif member.number < 0 or (parts := [*fitting(member.text, policy, limits.tokens_per_row)]) == [
-                member.text
-            ]:
-                yield member
+        for unit in self._job_store.units_to_submit(self._selection):
+            if policy == "error" and (message := text_problem(unit.text, limits, policy)):
+                self._reject(unit, f"the text {message}; not sent")
+            elif unit.number < 0 or (parts := [*fit_rows(unit.text, policy, limits.tokens_per_row)]) == [unit.text]:
+                yield unit
             else:
-                self._book.cut(member.number, parts)  # they come later, with all pieces
+                self._job_store.split(unit.number, parts)  # they come later, with all pieces
 
-    def _reject(self, member: Member, said: str) -> None:
-        key = self._book.key(member.number)
-        self._book.drop_pieces(key)
-        self._ledger.reject(key, said, None, None)
+    def _reject(self, unit: Unit, message: str) -> None:
+        key = self._job_store.key_of(unit.number)
+        self._job_store.drop_chunks(key)
+        self._checkpoint.reject(key, message, None, None)
 
 
-def _before(group: _Group, groups: Iterator[_Group]) -> Iterator[_Group]:
+def _prepend(group: _LineGroup, groups: Iterator[_LineGroup]) -> Iterator[_LineGroup]:
     yield group
     yield from groups
 
 
-def name_of(line: int) -> str:
+def line_name(line: int) -> str:
     """A line's name in the file: unique in the whole ledger, and not only in its file."""
     return f"line-{line}"
 
 
-def line_of(name: str) -> int:
+def line_number(name: str) -> int:
     """The line of a name; 0: it is none of ours."""
     digits = name.removeprefix("line-")
-    return int(digits) if name != digits and digits.isascii() and digits.isdigit() and len(digits) < _DIGITS else 0
+    return int(digits) if name != digits and digits.isascii() and digits.isdigit() and len(digits) < _MAX_DIGITS else 0
 
 
-_DIGITS = 19
+_MAX_DIGITS = 19

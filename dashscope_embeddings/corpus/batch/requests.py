@@ -7,37 +7,43 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 from dashscope_embeddings._core import protocol
-from dashscope_embeddings._core.exchange import Sleep, backoff, capped
-from dashscope_embeddings._core.failures import Asked, Failure, explained, unanswered, unbelieved
+from dashscope_embeddings._core.exchange import Sleep, backoff_seconds, retry_after_seconds
+from dashscope_embeddings._core.failures import (
+    ErrorContext,
+    Failure,
+    error_from_failure,
+    error_from_reply,
+    redact_bad_reply,
+)
 from dashscope_embeddings._core.protocol import Reply
-from dashscope_embeddings.errors import BadReply, DashScopeError, Verdict
+from dashscope_embeddings.errors import Action, BadReply, DashScopeError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
 
-    from dashscope_embeddings._core.exchange import Answer, Send, Step
+    from dashscope_embeddings._core.exchange import Send, Step, StepResult
     from dashscope_embeddings._core.settings import Settings
 
 T = TypeVar("T")
-Flow: TypeAlias = "Generator[Step, Answer, T]"
+RequestFlow: TypeAlias = "Generator[Step, StepResult, T]"
 
-PASSES = frozenset({Verdict.RETRY, Verdict.THROTTLE})
+RETRYABLE_ACTIONS = frozenset({Action.RETRY, Action.BACK_OFF})
 """What a further try may change."""
 _log = logging.getLogger("dashscope_embeddings")
 
 
 @dataclass(frozen=True, slots=True)
-class Requests:
+class RequestSender:
     """How one command asks."""
 
     settings: Settings
 
     @property
-    def _asked(self) -> Asked:
+    def _error_context(self) -> ErrorContext:
         """Of any endpoint but that for embeddings."""
-        return replace(self.settings.asked, path="")
+        return replace(self.settings.error_context, path="")
 
-    def ask(self, send: Send, read: Callable[[Reply], T]) -> Flow[T]:
+    def send(self, request: Send, read: Callable[[Reply], T]) -> RequestFlow[T]:
         """One request, as often as it takes.
 
         Raises:
@@ -45,43 +51,43 @@ class Requests:
         """
         failures = 0
         while True:
-            found = self.answered((yield send), read)
+            found = self.interpret((yield request), read)
             if not isinstance(found, DashScopeError):
                 return found
             failures += 1
-            yield from self.pause(found, failures)
+            yield from self.wait_before_retry(found, failures)
 
-    def answered(self, answer: Answer, read: Callable[[Reply], T]) -> T | DashScopeError:
+    def interpret(self, answer: StepResult, read: Callable[[Reply], T]) -> T | DashScopeError:
         """What a reply says, or the error that it stands for."""
         if isinstance(answer, Failure):
-            return unanswered(answer, self._asked)
+            return error_from_failure(answer, self._error_context)
         if not isinstance(answer, Reply):
             raise TypeError(f"a driver must answer Send with Reply or Failure, not {type(answer).__name__}")
-        if (refusal := protocol.refusal(answer)) is not None:
-            return explained(refusal, self._asked)
+        if (refusal := protocol.parse_error_reply(answer)) is not None:
+            return error_from_reply(refusal, self._error_context)
         try:
             return read(answer)
         except BadReply as broken:
-            return unbelieved(broken, self._asked)
+            return redact_bad_reply(broken, self._error_context)
 
-    def may_pass(self, error: DashScopeError, failures: int) -> bool:
+    def can_retry(self, error: DashScopeError, failures: int) -> bool:
         """Whether there is to be another try."""
-        return error.verdict in PASSES and failures <= self.settings.max_retries
+        return error.action in RETRYABLE_ACTIONS and failures <= self.settings.max_retries
 
-    def pause(self, error: DashScopeError, failures: int) -> Flow[None]:
+    def wait_before_retry(self, error: DashScopeError, failures: int) -> RequestFlow[None]:
         """Before the next try; raises the error where none would help."""
-        if not self.may_pass(error, failures):
+        if not self.can_retry(error, failures):
             raise error
-        seconds = backoff(failures, capped(error))
+        seconds = backoff_seconds(failures, retry_after_seconds(error))
         _log.info("try %d of a batch's request failed, next in %.1f s: %s", failures, seconds, error)
         yield from sleep(seconds)
 
 
-def sleep(seconds: float) -> Flow[None]:
+def sleep(seconds: float) -> RequestFlow[None]:
     """Lets time pass.
 
     Raises:
-        GivenUp: the command is to stop.
+        Cancelled: the command is to stop.
     """
-    if isinstance(given_up := (yield Sleep(seconds)), Failure):
-        raise unanswered(given_up, Asked())
+    if isinstance(answer := (yield Sleep(seconds)), Failure):
+        raise error_from_failure(answer, ErrorContext())

@@ -7,195 +7,206 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from dashscope_embeddings._core import protocol
-from dashscope_embeddings._core.failures import explained, unbelieved
-from dashscope_embeddings._core.protocol import Rows
-from dashscope_embeddings._core.splitting import Piece, smaller
+from dashscope_embeddings._core.failures import error_from_reply, redact_bad_reply
+from dashscope_embeddings._core.protocol import ParsedReply
+from dashscope_embeddings._core.splitting import Chunk, split_request
 from dashscope_embeddings.corpus.batch import messages
-from dashscope_embeddings.corpus.batch.request_file import line_of
-from dashscope_embeddings.corpus.embedder import packed
-from dashscope_embeddings.errors import BadReply, ServiceError, Verdict
+from dashscope_embeddings.corpus.batch.request_file import line_number
+from dashscope_embeddings.corpus.embedder import pack_vectors
+from dashscope_embeddings.errors import Action, BadReply, ServiceError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from dashscope_embeddings.corpus.batch.context import Work
-    from dashscope_embeddings.corpus.batch.messages import Result
-    from dashscope_embeddings.corpus.batch.store import Job
-    from dashscope_embeddings.corpus.checkpoint.rows import Vectors
+    from dashscope_embeddings.corpus.batch.context import BatchContext
+    from dashscope_embeddings.corpus.batch.messages import LineResult
+    from dashscope_embeddings.corpus.batch.store import BatchRecord
+    from dashscope_embeddings.corpus.checkpoint.rows import PackedVectors
     from dashscope_embeddings.errors import DashScopeError
 
-_CHUNK = 500
+_LINES_PER_COMMIT = 500
 """Lines that are committed at once."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Failed:
+class _FailedLine:
     """Why a line has no vectors, and what was billed for it all the same."""
 
     error: DashScopeError
-    answered: bool = False
+    was_answered: bool = False
     tokens: int = 0
 
 
-class Taking:
+class ResultImporter:
     """The results of one batch on their way into the ledger; cut off anywhere, all of it can be done again."""
 
-    def __init__(self, work: Work, job: Job) -> None:
-        self._ledger, self._book, self._job = work.ledger, work.book, job
-        self._ask, self._limits, self._long_text = work.ask, work.limits, work.settings.long_text
-        self._asked = replace(work.settings.asked, path="")
-        self._brought = work.brought
-        self._failed: dict[int, _Failed] = {}
+    def __init__(self, context: BatchContext, batch: BatchRecord) -> None:
+        self._checkpoint, self._job_store, self._batch = context.checkpoint, context.job_store, batch
+        self._request_options, self._limits, self._long_text = (
+            context.request_options,
+            context.limits,
+            context.settings.long_text,
+        )
+        self._error_context = replace(context.settings.error_context, path="")
+        self._totals = context.totals
+        self._failed_lines: dict[int, _FailedLine] = {}
         """Line → why; only of one file at a time, which has an end."""
-        self._done: dict[int, Sequence[int]] = {}
+        self._lines_done: dict[int, Sequence[int]] = {}
         """Lines of the present transaction whose vectors are in the ledger, and their members."""
-        self._kept = 0
-        self._seen: set[int] = set()
+        self._stored_lines = 0
+        self._lines_seen: set[int] = set()
 
     @property
-    def seen(self) -> int:
+    def lines_seen(self) -> int:
         """Lines of the batch of which some result was read."""
-        return len(self._seen)
+        return len(self._lines_seen)
 
-    def read(self, path: Path) -> None:
+    def read_file(self, path: Path) -> None:
         """Takes the lines of an output or error file in."""
         with path.open("rb") as file:
-            while lines := list(itertools.islice(file, _CHUNK)):
-                with self._ledger.transaction():
+            while lines := list(itertools.islice(file, _LINES_PER_COMMIT)):
+                with self._checkpoint.transaction():
                     for content in lines:
                         if content.strip():
-                            self._take(messages.result(content))
-                    self._book.done(self._done)
-                self._done = {}
+                            self._import_result(messages.read_result(content))
+                    self._job_store.mark_done(self._lines_done)
+                self._lines_done = {}
 
-    def _take(self, result: Result | None) -> None:
-        line = line_of(result.name) if result is not None else 0
-        if result is None or (found := self._book.members(self._job, line)) is None:
-            self._brought.strangers += 1
+    def _import_result(self, result: LineResult | None) -> None:
+        line = line_number(result.name) if result is not None else 0
+        if result is None or (found := self._job_store.line_units(self._batch, line)) is None:
+            self._totals.unknown_results += 1
             return
-        self._seen.add(line)
-        members, done = found
-        if done or line in self._done:  # of a file that was read before, or a line that came twice
+        self._lines_seen.add(line)
+        units, done = found
+        if done or line in self._lines_done:  # of a file that was read before, or a line that came twice
             return
-        read = self._read(result, members)
-        if isinstance(read, Rows):
+        read = self._check_result(result, units)
+        if isinstance(read, ParsedReply):
             try:
-                self._keep(line, members, read, result.tokens)
+                self._store_vectors(line, units, read, result.tokens)
             except BadReply as broken:
                 read = broken
             else:
-                self._failed.pop(line, None)
+                self._failed_lines.pop(line, None)
                 return
-        self._failed.setdefault(line, _Failed(read, result.reply is not None, result.tokens))
+        self._failed_lines.setdefault(line, _FailedLine(read, result.reply is not None, result.tokens))
 
-    def _read(self, result: Result, members: Sequence[int]) -> Rows | DashScopeError:
+    def _check_result(self, result: LineResult, units: Sequence[int]) -> ParsedReply | DashScopeError:
         refusal = result.refusal
         if result.reply is not None:
             try:
-                read = protocol.read(self._ask, result.reply, len(members))
+                read = protocol.parse_reply(self._request_options, result.reply, len(units))
             except BadReply as broken:
-                return unbelieved(broken, self._asked, self._texts(members))
-            if isinstance(read, Rows):
+                return redact_bad_reply(broken, self._error_context, self._texts(units))
+            if isinstance(read, ParsedReply):
                 return read
             refusal = read
         if refusal is None:
             return BadReply("the result of a line says nothing")
-        error = explained(refusal, self._asked, self._texts(members))
-        if refusal.status == messages.UNKNOWN:
+        error = error_from_reply(refusal, self._error_context, self._texts(units))
+        if refusal.status == messages.UNKNOWN_STATUS:
             error.message = error.message.replace(f"answered {refusal.status} ", "answered ", 1)
         return error
 
-    def _texts(self, members: Sequence[int]) -> list[str]:
-        return [text for text in map(self._book.text, members) if text is not None]
+    def _texts(self, units: Sequence[int]) -> list[str]:
+        return [text for text in map(self._job_store.text_of, units) if text is not None]
 
-    def _keep(self, line: int, members: Sequence[int], rows: Rows, tokens: int) -> None:
-        paid: dict[int, Vectors] = {}
-        means: dict[int, Vectors] = {}
-        for member, dense in zip(members, rows.dense or (), strict=True):
-            vectors = packed(dense, None)
-            if member > 0:
-                paid[member] = vectors
-            elif vectors.dense and (whole := self._book.piece_done(member, vectors.dense)) is not None:
-                key, mean = whole
-                means[key] = packed(mean, None)
-        self._ledger.keep(paid, 1, len(members), tokens)
+    def _store_vectors(self, line: int, units: Sequence[int], rows: ParsedReply, tokens: int) -> None:
+        vectors_by_key: dict[int, PackedVectors] = {}
+        means: dict[int, PackedVectors] = {}
+        for unit, dense in zip(units, rows.dense or (), strict=True):
+            vectors = pack_vectors(dense, None)
+            if unit > 0:
+                vectors_by_key[unit] = vectors
+            elif vectors.dense and (completed := self._job_store.store_chunk(unit, vectors.dense)) is not None:
+                key, mean = completed
+                means[key] = pack_vectors(mean, None)
+        self._checkpoint.store_reply(vectors_by_key, 1, len(units), tokens)
         if means:
-            self._ledger.keep(means)
-        self._done[line] = members
-        self._kept += 1
-        self._count(len(paid) + len(means), len(members), tokens)
+            self._checkpoint.store_reply(means)
+        self._lines_done[line] = units
+        self._stored_lines += 1
+        self._add_to_totals(len(vectors_by_key) + len(means), len(units), tokens)
 
-    def _count(self, texts: int, billed: int, tokens: int) -> None:
-        brought = self._brought
-        brought.texts += texts
-        brought.lines += 1
-        brought.billed += billed
-        brought.tokens += tokens
+    def _add_to_totals(self, texts: int, billed: int, tokens: int) -> None:
+        totals = self._totals
+        totals.embedded += texts
+        totals.billed_lines += 1
+        totals.billed_texts += billed
+        totals.tokens += tokens
 
     # --- the end of a batch ---------------------------------------------------------------------------------
 
-    def end(self, *, held: bool = False, invalid: bool = False) -> None:
+    def close_batch(self, *, deferred: bool = False, invalid: bool = False) -> None:
         """Closes the batch; what it did not bring goes into another one, or into the rejects.
 
         Args:
-            held: it goes into another one only when somebody says so.
+            deferred: it goes into another one only when somebody says so.
             invalid: the file was refused as a whole.
         """
-        book, ledger = self._book, self._ledger
-        everything = self._refuses_everything()
-        stop: DashScopeError | None = None
-        with ledger.transaction():
-            for line, members in book.undone(self._job):
-                failed = self._failed.get(line)
-                if failed is not None and failed.answered:
-                    ledger.keep({}, 1, len(members), failed.tokens)
-                    self._count(0, len(members), failed.tokens)
-                if failed is None or failed.error.verdict in _PASSES or everything is not None:
-                    book.again(members, invalid=invalid, held=held or everything is not None)
-                elif failed.error.verdict is Verdict.STOP:
-                    stop = stop or failed.error
-                    book.again(members, held=True)
+        job_store, checkpoint = self._job_store, self._checkpoint
+        job_error = self._refusal_of_job()
+        abort_error: DashScopeError | None = None
+        with checkpoint.transaction():
+            for line, units in job_store.lines_without_vectors(self._batch):
+                failed = self._failed_lines.get(line)
+                if failed is not None and failed.was_answered:
+                    checkpoint.store_reply({}, 1, len(units), failed.tokens)
+                    self._add_to_totals(0, len(units), failed.tokens)
+                if failed is None or failed.error.action in _RETRYABLE_ACTIONS or job_error is not None:
+                    job_store.schedule_retry(units, invalid=invalid, deferred=deferred or job_error is not None)
+                elif failed.error.action is Action.ABORT:
+                    abort_error = abort_error or failed.error
+                    job_store.schedule_retry(units, deferred=True)
                 else:
-                    self._refused(members, failed.error, held=held)
-            book.close(self._job)
-            ledger.settle()  # what is embedded must be seen to be, before the next file is cut
-        self._brought.troubles += [error for error in (everything, stop) if error is not None]
+                    self._handle_refusal(units, failed.error, deferred=deferred)
+            job_store.close(self._batch)
+            checkpoint.index_replies()  # what is embedded must be seen to be, before the next file is cut
+        self._totals.errors += [error for error in (job_error, abort_error) if error is not None]
 
-    def _refuses_everything(self) -> DashScopeError | None:
+    def _refusal_of_job(self) -> DashScopeError | None:
         """A refusal that all lines of several meet alike is about the job, unless some text went through before."""
-        errors = [failed.error for failed in self._failed.values()]
+        errors = [failed.error for failed in self._failed_lines.values()]
         codes = {error.code for error in errors if isinstance(error, ServiceError)}
-        alike = len(codes) == 1 and all(error.verdict is Verdict.SPLIT for error in errors)
-        if not alike or not 1 < len(errors) == self._job.lines or self._kept or self._ledger.spent()[1]:
+        alike = len(codes) == 1 and all(error.action is Action.BISECT for error in errors)
+        if (
+            not alike
+            or not 1 < len(errors) == self._batch.lines
+            or self._stored_lines
+            or self._checkpoint.total_billed()[1]
+        ):
             return None
         return None if "inspection" in (codes.pop() or "").lower() else errors[0]
 
-    def _refused(self, members: Sequence[int], error: DashScopeError, *, held: bool) -> None:
+    def _handle_refusal(self, units: Sequence[int], error: DashScopeError, *, deferred: bool) -> None:
         """One refused text never costs its neighbours: in the next round it stands alone."""
         limit = error.limit if isinstance(error, ServiceError) else None
-        if len(members) > 1:
-            fewer = error.verdict is Verdict.CUT and limit is not None and 0 < limit < len(members)
+        if len(units) > 1:
+            fewer = error.action is Action.REDUCE_BATCH and limit is not None and 0 < limit < len(units)
             if fewer and limit is not None:
-                self._limits.fewer_rows(limit)
-            self._book.again(members, most=limit if fewer and limit is not None else 1, held=held)
+                self._limits.lower_row_limit(limit)
+            self._job_store.schedule_retry(
+                units, max_per_line=limit if fewer and limit is not None else 1, deferred=deferred
+            )
             return
-        (member,) = members
-        text = self._book.text(member)
+        (unit,) = units
+        text = self._job_store.text_of(unit)
         if text is None:
             return
-        if error.verdict is Verdict.SHORTEN:
-            if groups := smaller([Piece(0, text)], error, self._limits, self._long_text):
-                self._book.cut(member, [piece.text for group in groups for piece in group])
+        if error.action is Action.TRUNCATE:
+            if groups := split_request([Chunk(0, text)], error, self._limits, self._long_text):
+                self._job_store.split(unit, [chunk.text for group in groups for chunk in group])
                 return
-            error.advise('Shorten the text, or use long_text="truncate" or "average"')
-        self._reject(member, error)
+            error.add_hint('Shorten the text, or use long_text="truncate" or "average"')
+        self._reject(unit, error)
 
-    def _reject(self, member: int, error: DashScopeError) -> None:
-        key = self._book.key(member)
-        self._book.drop_pieces(key)
+    def _reject(self, unit: int, error: DashScopeError) -> None:
+        key = self._job_store.key_of(unit)
+        self._job_store.drop_chunks(key)
         code = error.code if isinstance(error, ServiceError) else None
-        self._ledger.reject(key, error.message, code, error.request_id)
+        self._checkpoint.reject(key, error.message, code, error.request_id)
 
 
-_PASSES = frozenset({Verdict.RETRY, Verdict.THROTTLE})
+_RETRYABLE_ACTIONS = frozenset({Action.RETRY, Action.BACK_OFF})

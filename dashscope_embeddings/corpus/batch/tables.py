@@ -5,10 +5,10 @@ from __future__ import annotations
 import array
 from typing import TYPE_CHECKING
 
-from dashscope_embeddings.corpus.checkpoint.checksums import record_sum
+from dashscope_embeddings.corpus.checkpoint.checksums import record_checksum
 
 if TYPE_CHECKING:
-    from dashscope_embeddings.corpus.checkpoint.store import Ledger
+    from dashscope_embeddings.corpus.checkpoint.store import CheckpointStore
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS batch_notes (name TEXT PRIMARY KEY, value TEXT NOT NULL);
@@ -32,38 +32,40 @@ CREATE INDEX IF NOT EXISTS batch_pieces_of ON batch_pieces (key)
 # Numbers of lines and pieces are never given twice: a result that comes late must not meet a stranger.
 
 
-def prepare(ledger: Ledger) -> None:
+def create_tables(checkpoint: CheckpointStore) -> None:
     """Makes the tables where there are none, and the sums of lines and pieces from before they had any."""
     for statement in _SCHEMA.split(";"):
-        ledger.sql(statement)
-    if any(column[1] == "sum" for column in ledger.sql("PRAGMA table_info(batch_lines)")):
+        checkpoint.fetch_all(statement)
+    if any(column[1] == "sum" for column in checkpoint.fetch_all("PRAGMA table_info(batch_lines)")):
         return
-    ledger.sql("ALTER TABLE batch_lines ADD COLUMN sum BLOB")
-    ledger.sql("ALTER TABLE batch_pieces ADD COLUMN sum BLOB")
-    for line in ledger.sql("SELECT line, batch, members FROM batch_lines"):
-        ledger.sql("UPDATE batch_lines SET sum = ? WHERE line = ?", (line_sum(ledger, *line), line[0]))
-    for piece in ledger.sql("SELECT piece, key, text, dense FROM batch_pieces"):
-        ledger.sql("UPDATE batch_pieces SET sum = ? WHERE piece = ?", (record_sum(*piece), piece[0]))
+    checkpoint.fetch_all("ALTER TABLE batch_lines ADD COLUMN sum BLOB")
+    checkpoint.fetch_all("ALTER TABLE batch_pieces ADD COLUMN sum BLOB")
+    for line in checkpoint.fetch_all("SELECT line, batch, members FROM batch_lines"):
+        checkpoint.fetch_all(
+            "UPDATE batch_lines SET sum = ? WHERE line = ?", (line_checksum(checkpoint, *line), line[0])
+        )
+    for chunk in checkpoint.fetch_all("SELECT piece, key, text, dense FROM batch_pieces"):
+        checkpoint.fetch_all("UPDATE batch_pieces SET sum = ? WHERE piece = ?", (record_checksum(*chunk), chunk[0]))
 
 
-def line_sum(ledger: Ledger, line: int, batch: int, members: bytes) -> bytes:
+def line_checksum(checkpoint: CheckpointStore, line: int, batch: int, packed_units: bytes) -> bytes:
     """Of a line and of the texts that it stands for."""
-    keys = array.array("q", members)
+    keys = array.array("q", packed_units)
     marks = ",".join("?" * len(keys))
-    hashes = ledger.sql(f"SELECT hash FROM texts WHERE key IN ({marks}) ORDER BY key", keys)  # noqa: S608 - only question marks
-    return record_sum(line, batch, members, hashes)
+    hashes = checkpoint.fetch_all(f"SELECT hash FROM texts WHERE key IN ({marks}) ORDER BY key", keys)  # noqa: S608 - only question marks
+    return record_checksum(line, batch, packed_units, hashes)
 
 
-UNDER_WAY = (
+COUNT_UNDER_WAY = (
     "SELECT count(DISTINCT key) FROM (SELECT member AS key FROM batch_out WHERE member > 0 UNION ALL "
     "SELECT key FROM batch_out CROSS JOIN batch_pieces ON piece = -member)"
 )
-LEFT = (
+COUNT_EXHAUSTED = (
     "SELECT count(DISTINCT x.key) FROM batch_tries t LEFT JOIN batch_pieces q ON q.piece = -t.member "
     "CROSS JOIN texts x ON x.key = coalesce(q.key, t.member) CROSS JOIN pending p ON p.key = x.key "
     "WHERE t.rounds >= ? AND x.reply IS NULL AND NOT EXISTS (SELECT 1 FROM batch_out WHERE member = t.member)"
 )
-WAITING = (
+COUNT_UNSUBMITTED = (
     "SELECT count(*), total(tokens), coalesce(sum(length(CAST(text AS BLOB))), 0) FROM pending p "
     "CROSS JOIN texts x ON x.key = p.key WHERE x.reply IS NULL "
     "AND NOT EXISTS (SELECT 1 FROM batch_out WHERE member = p.key) "

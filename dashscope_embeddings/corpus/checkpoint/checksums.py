@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 from dashscope_embeddings.errors import InvalidInput
 
 if TYPE_CHECKING:
-    from dashscope_embeddings.corpus.checkpoint.rows import Vectors
+    from dashscope_embeddings.corpus.checkpoint.rows import PackedVectors
 
-SIZE = 4
+CHECKSUM_BYTES = 4
 """Bytes of a sum: a CRC, which takes a third of the time of the fastest hash. Damage is no forgery."""
 
 
@@ -26,29 +26,29 @@ def text_hash(text: str) -> bytes:
     return hashlib.blake2b(text.encode(), digest_size=16).digest()
 
 
-def vectors_sum(hashed: bytes, vectors: Vectors) -> bytes:
+def vectors_checksum(digest: bytes, vectors: PackedVectors) -> bytes:
     """Of a text's vectors and of the text that they belong to."""
     dense, indices, values = vectors
     sizes = (-1 if part is None else len(part) for part in vectors)
-    found = zlib.crc32(hashed + struct.pack("=3q", *sizes))
+    found = zlib.crc32(digest + struct.pack("=3q", *sizes))
     if dense is not None:
         found = zlib.crc32(dense, found)
     if indices is not None and values is not None:
         found = zlib.crc32(values, zlib.crc32(indices, found))
-    return found.to_bytes(SIZE, "little")
+    return found.to_bytes(CHECKSUM_BYTES, "little")
 
 
-def record_sum(seq: object, record_id: object, place: object, hashed: object) -> bytes:
+def record_checksum(position: object, record_id: object, place: object, digest: object) -> bytes:
     """Of a record of the input and of its text."""
-    return zlib.crc32(f"{seq!r} {record_id!r} {place!r} {hashed!r}".encode()).to_bytes(SIZE, "little")
+    return zlib.crc32(f"{position!r} {record_id!r} {place!r} {digest!r}".encode()).to_bytes(CHECKSUM_BYTES, "little")
 
 
-def text_differs(text: object, hashed: object) -> bool:
+def text_differs(text: object, digest: object) -> bool:
     """Whether a text that was kept is not the one that it was; None: none was."""
-    return text is not None and not (isinstance(text, str) and text_hash(text) == hashed)
+    return text is not None and not (isinstance(text, str) and text_hash(text) == digest)
 
 
-def loads(name: str, value: str) -> Any:
+def parse_json(name: str, value: str) -> Any:
     """A fact that was kept as JSON.
 
     Raises:
@@ -57,10 +57,10 @@ def loads(name: str, value: str) -> Any:
     try:
         return json.loads(value)
     except (TypeError, ValueError) as error:
-        raise damaged(name, "a setting cannot be read") from error
+        raise damage_error(name, "a setting cannot be read") from error
 
 
-def damaged(name: str, what: str) -> InvalidInput:
+def damage_error(name: str, what: str) -> InvalidInput:
     """What to do about a checkpoint that cannot be gone on with."""
     return InvalidInput(
         f"{name} is damaged: {what}. Put back a copy of {name} and of {name}-vectors that were made at the same "

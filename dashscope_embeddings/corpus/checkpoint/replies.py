@@ -12,8 +12,8 @@ import itertools
 import zlib
 from typing import TYPE_CHECKING, NamedTuple
 
-from dashscope_embeddings.corpus.checkpoint.checksums import SIZE, vectors_sum
-from dashscope_embeddings.corpus.checkpoint.rows import Vectors
+from dashscope_embeddings.corpus.checkpoint.checksums import CHECKSUM_BYTES, vectors_checksum
+from dashscope_embeddings.corpus.checkpoint.rows import PackedVectors
 from dashscope_embeddings.errors import BadReply
 
 if TYPE_CHECKING:
@@ -22,52 +22,52 @@ if TYPE_CHECKING:
 
     from dashscope_embeddings.corpus.checkpoint.vector_file import VectorFile
 
-_LOADED = 64
+_CACHED_REPLIES = 64
 """Replies that are held while they are read: neighbours in the input came in the same one."""
 
 
-class _Kept(NamedTuple):
+class _StoredText(NamedTuple):
     """One text of a reply, as it was read back."""
 
     key: int
-    vectors: Vectors
-    sum: bytes
+    vectors: PackedVectors
+    checksum: bytes
 
 
-class Replies:
+class ReplyStore:
     """The replies of one ledger; its lock is held by whoever calls."""
 
-    def __init__(self, sql: sqlite3.Connection, dense: VectorFile) -> None:
-        self._sql, self._dense = sql, dense
-        self._loaded = functools.lru_cache(maxsize=_LOADED)(self._read)
-        self.width = 0
+    def __init__(self, connection: sqlite3.Connection, vector_file: VectorFile) -> None:
+        self._connection, self._vector_file = connection, vector_file
+        self._read_cached = functools.lru_cache(maxsize=_CACHED_REPLIES)(self._read_reply)
+        self.vector_bytes = 0
         """Bytes of a dense vector; 0: not known yet."""
 
     def sync(self) -> None:
         """Has all dense vectors on the disk before it returns."""
-        self._dense.sync()
+        self._vector_file.sync()
 
     def close(self) -> None:
         """Lets go of the file of dense vectors."""
-        self._dense.close()
+        self._vector_file.close()
 
     # --- written --------------------------------------------------------------------------------------------
 
-    def keep(self, paid: Mapping[int, Vectors], requests: int, texts: int, tokens: int) -> None:
+    def store(self, vectors_by_key: Mapping[int, PackedVectors], requests: int, texts: int, tokens: int) -> None:
         """Commits a reply.
 
         Raises:
             BadReply: dense vectors of another width than those before.
         """
-        dense = [found.dense for found in paid.values() if found.dense is not None]
+        dense = [found.dense for found in vectors_by_key.values() if found.dense is not None]
         widths = {len(floats) for floats in dense}
-        if len(widths | ({self.width} - {0})) > 1:
-            raise BadReply(f"dense vectors of different widths: {sorted(widths)} bytes, before {self.width}")
-        self.width = max(widths, default=self.width)
-        floats, hashes = b"".join(dense), self._hashes(paid)
-        sparse = [found for found in paid.values() if found.sparse_indices is not None]
+        if len(widths | ({self.vector_bytes} - {0})) > 1:
+            raise BadReply(f"dense vectors of different widths: {sorted(widths)} bytes, before {self.vector_bytes}")
+        self.vector_bytes = max(widths, default=self.vector_bytes)
+        floats, hashes = b"".join(dense), self._text_hashes(vectors_by_key)
+        sparse = [found for found in vectors_by_key.values() if found.sparse_indices is not None]
         row = (
-            array.array("q", paid).tobytes(),
+            array.array("q", vectors_by_key).tobytes(),
             requests,
             texts,
             tokens,
@@ -75,68 +75,68 @@ class Replies:
             array.array("q", (len(found.sparse_indices or b"") for found in sparse)).tobytes() if sparse else None,
             b"".join(found.sparse_indices or b"" for found in sparse) if sparse else None,
             b"".join(found.sparse_values or b"" for found in sparse) if sparse else None,
-            b"".join(vectors_sum(hashes.get(key, b""), found) for key, found in paid.items()),
+            b"".join(vectors_checksum(hashes.get(key, b""), found) for key, found in vectors_by_key.items()),
         )
-        self._loaded.cache_clear()  # a damaged link may have asked for this reply already
-        self._append((self._dense.append(floats) if floats else None, *row))
+        self._read_cached.cache_clear()  # a damaged link may have asked for this reply already
+        self._append((self._vector_file.append(floats) if floats else None, *row))
 
     def _append(self, row: tuple[bytes | int | None, ...]) -> None:
         """A transaction of one statement."""
-        self._sql.execute(
+        self._connection.execute(
             "INSERT INTO replies (dense_at, keys, requests, texts, tokens, dense_size, sparse_counts, "
             "sparse_indices, sparse_values, sums) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             row,
         )
 
-    def _hashes(self, keys: Mapping[int, object] | list[int]) -> dict[int, bytes]:
+    def _text_hashes(self, keys: Mapping[int, object] | list[int]) -> dict[int, bytes]:
         marks = ",".join("?" * len(keys))
-        found = self._sql.execute(f"SELECT key, hash FROM texts WHERE key IN ({marks})", tuple(keys))  # noqa: S608 - only question marks
+        found = self._connection.execute(f"SELECT key, hash FROM texts WHERE key IN ({marks})", tuple(keys))  # noqa: S608 - only question marks
         return dict(found.fetchall())
 
-    def keys(self, reply: int) -> list[int]:
+    def text_keys(self, reply: int) -> list[int]:
         """The keys of the texts of a reply, by slot."""
-        found = self._sql.execute("SELECT keys FROM replies WHERE reply = ?", (reply,)).fetchone()
+        found = self._connection.execute("SELECT keys FROM replies WHERE reply = ?", (reply,)).fetchone()
         return array.array("q", found[0]).tolist()
 
     # --- read back ------------------------------------------------------------------------------------------
 
-    def vectors(self, reply: object, slot: object, hashed: object) -> Vectors | None:
+    def vectors(self, reply: object, slot: object, digest: object) -> PackedVectors | None:
         """A text's vectors; None: they are not there, are damaged, or belong to another text."""
-        if not isinstance(reply, int) or not isinstance(slot, int) or not isinstance(hashed, bytes):
+        if not isinstance(reply, int) or not isinstance(slot, int) or not isinstance(digest, bytes):
             return None
-        kept = self._loaded(reply)
-        if not 0 <= slot < len(kept) or kept[slot].sum != vectors_sum(hashed, kept[slot].vectors):
+        stored = self._read_cached(reply)
+        if not 0 <= slot < len(stored) or stored[slot].checksum != vectors_checksum(digest, stored[slot].vectors):
             return None
-        return kept[slot].vectors
+        return stored[slot].vectors
 
-    def whole(self, reply: int) -> list[tuple[int, int]]:
+    def intact_slots(self, reply: int) -> list[tuple[int, int]]:
         """Slot and key of the texts whose vectors are there and whole."""
-        keys = [kept.key for kept in self._loaded(reply)]
-        hashes = self._hashes(keys)
+        keys = [stored.key for stored in self._read_cached(reply)]
+        hashes = self._text_hashes(keys)
         found = ((slot, key) for slot, key in enumerate(keys) if self.vectors(reply, slot, hashes.get(key)))
         return list(found)
 
-    def find_width(self) -> bool:
+    def find_vector_bytes(self) -> bool:
         """Takes the width from any vectors that are whole; False: dense ones were kept, and none is."""
-        found = self._sql.execute("SELECT reply FROM replies WHERE dense_at NOT NULL ORDER BY reply").fetchall()
+        found = self._connection.execute("SELECT reply FROM replies WHERE dense_at NOT NULL ORDER BY reply").fetchall()
         for (reply,) in found:
-            for slot, _ in self.whole(reply):
-                self.width = len(self._loaded(reply)[slot].vectors.dense or b"")
+            for slot, _ in self.intact_slots(reply):
+                self.vector_bytes = len(self._read_cached(reply)[slot].vectors.dense or b"")
                 return True
         return not found
 
-    def _read(self, reply: int) -> list[_Kept]:
-        row = self._sql.execute(
+    def _read_reply(self, reply: int) -> list[_StoredText]:
+        row = self._connection.execute(
             "SELECT keys, dense_at, dense_size, sparse_counts, sparse_indices, sparse_values, sums "
             "FROM replies WHERE reply = ?",
             (reply,),
         ).fetchone()
         try:
-            return [] if row is None else self._unpacked(*row)
+            return [] if row is None else self._unpack(*row)
         except (TypeError, ValueError, OverflowError):  # damage may have made anything of any column
             return []
 
-    def _unpacked(  # noqa: PLR0913, PLR0917 - the columns
+    def _unpack(  # noqa: PLR0913, PLR0917 - the columns
         self,
         keys: bytes,
         dense_at: int | None,
@@ -144,34 +144,34 @@ class Replies:
         counts: bytes | None,
         indices: bytes | None,
         values: bytes | None,
-        sums: bytes,
-    ) -> list[_Kept]:
+        checksums: bytes,
+    ) -> list[_StoredText]:
         found = array.array("q", keys)
         floats: list[bytes | None] = [None] * len(found)
         if dense_at is not None and dense_size is not None and found:
             width = dense_size // len(found)
-            dense = self._dense.read(dense_at, width * len(found))
+            dense = self._vector_file.read(dense_at, width * len(found))
             floats = [dense[at : at + width] for at in range(0, width * len(found), width)]
         sparse: list[tuple[bytes | None, bytes | None]] = [(None, None)] * len(found)
         if counts is not None and indices is not None and values is not None:
             ends = itertools.accumulate(array.array("q", counts), initial=0)
             sparse = [(indices[start:end], values[start:end]) for start, end in itertools.pairwise(ends)]
-        each = [sums[at : at + SIZE] for at in range(0, len(sums), SIZE)]
+        each = [checksums[at : at + CHECKSUM_BYTES] for at in range(0, len(checksums), CHECKSUM_BYTES)]
         parts = zip(found, floats, sparse, each, strict=True)
-        return [_Kept(key, Vectors(dense, *pair), expected) for key, dense, pair, expected in parts]
+        return [_StoredText(key, PackedVectors(dense, *pair), expected) for key, dense, pair, expected in parts]
 
     # --- of older versions ----------------------------------------------------------------------------------
 
-    def add_sums(self) -> None:
+    def add_checksums(self) -> None:
         """For replies from before there were any, whose dense vectors fit the one sum that was kept of a reply."""
         query = "SELECT reply, keys, dense_at, dense_size, dense_sum, sparse_counts, sparse_indices, sparse_values"
-        for reply, keys, at, size, checksum, counts, indices, values in self._sql.execute(
+        for reply, keys, at, size, checksum, counts, indices, values in self._connection.execute(
             f"{query} FROM replies"
         ).fetchall():
-            if size is not None and zlib.crc32(self._dense.read(at, size)) != checksum:
+            if size is not None and zlib.crc32(self._vector_file.read(at, size)) != checksum:
                 continue
-            none_yet = bytes(SIZE * (len(keys) // 8))
-            kept = self._unpacked(keys, at, size, counts, indices, values, none_yet)
-            hashes = self._hashes([one.key for one in kept])
-            sums = b"".join(vectors_sum(hashes.get(one.key, b""), one.vectors) for one in kept)
-            self._sql.execute("UPDATE replies SET sums = ? WHERE reply = ?", (sums, reply))
+            none_yet = bytes(CHECKSUM_BYTES * (len(keys) // 8))
+            stored = self._unpack(keys, at, size, counts, indices, values, none_yet)
+            hashes = self._text_hashes([one.key for one in stored])
+            sums = b"".join(vectors_checksum(hashes.get(one.key, b""), one.vectors) for one in stored)
+            self._connection.execute("UPDATE replies SET sums = ? WHERE reply = ?", (sums, reply))

@@ -9,10 +9,10 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
-class Item(NamedTuple):
+class InputText(NamedTuple):
     """One usable text of the input."""
 
-    seq: int
+    position: int
     """Position in the whole input, from 0."""
     id: int | str | None
     """None: the position is the id."""
@@ -20,7 +20,7 @@ class Item(NamedTuple):
     text: str
 
 
-class Vectors(NamedTuple):
+class PackedVectors(NamedTuple):
     """One text's vectors as they are kept: float32 and uint32, in the machine's byte order."""
 
     dense: bytes | None
@@ -28,19 +28,19 @@ class Vectors(NamedTuple):
     sparse_values: bytes | None
 
 
-class Row(NamedTuple):
+class OutputRow(NamedTuple):
     """One text of the output."""
 
     id: int | str
     text: str | None
-    vectors: Vectors
+    vectors: PackedVectors
 
 
 @dataclass(frozen=True, slots=True)
 class Counts:
     """Where a corpus stands."""
 
-    items: int
+    texts: int
     """Usable texts of the input."""
     pending: int
     """Different texts that have neither vectors nor a refusal."""
@@ -48,16 +48,18 @@ class Counts:
     """Estimated, of those."""
     rejected: int
     """Texts of the input that the service refused."""
-    bad: int
+    invalid: int
     """Records that were no usable texts."""
 
 
-def parted(items: Sequence[Item], places: dict[str, str]) -> tuple[list[Item], list[tuple[Item, str]]]:
+def split_duplicates(
+    items: Sequence[InputText], known_places: dict[str, str]
+) -> tuple[list[InputText], list[tuple[InputText, str]]]:
     """Items whose id is new, and those whose id was at an earlier place; `places` are those of known ids."""
-    good, doubled = [], []
+    unique, duplicates = [], []
     for item in items:
-        if item.id is None or (place := places.setdefault(str(item.id), item.place)) is item.place:
-            good.append(item)
+        if item.id is None or (place := known_places.setdefault(str(item.id), item.place)) is item.place:
+            unique.append(item)
         else:
-            doubled.append((item, place))
-    return good, doubled
+            duplicates.append((item, place))
+    return unique, duplicates

@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from dashscope_embeddings.corpus.checkpoint.checksums import damaged, loads
+from dashscope_embeddings.corpus.checkpoint.checksums import damage_error, parse_json
 from dashscope_embeddings.errors import InvalidInput
 
 if TYPE_CHECKING:
     import sqlite3
     from collections.abc import Mapping
 
-VERSION = 2
-_SCHEMA = """
+SCHEMA_VERSION = 2
+_TABLES_V1 = """
 CREATE TABLE terms (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE texts (key INTEGER PRIMARY KEY, hash BLOB NOT NULL UNIQUE, reply INTEGER, slot INTEGER);
 CREATE TABLE replies (
@@ -30,7 +30,7 @@ CREATE TABLE pending (key INTEGER PRIMARY KEY, text TEXT NOT NULL, tokens REAL N
 # texts, replies and rejects stay from run to run; items, bad and pending are the input of one. Paying appends
 # one row to replies and does nothing else; where each text's vectors are is written to texts later, and up to which
 # reply that was done to indexed. Dense vectors are in a file of their own.
-_SUMS = """
+_TABLES_V2 = """
 ALTER TABLE replies ADD COLUMN sums BLOB;
 ALTER TABLE items ADD COLUMN sum BLOB;
 CREATE TABLE checkpoint (
@@ -41,7 +41,7 @@ CREATE TABLE checkpoint (
 # log_in_use: what was paid for may be in the write-ahead log alone; records: rows of items.
 
 
-def configure(connection: sqlite3.Connection) -> None:
+def set_pragmas(connection: sqlite3.Connection) -> None:
     """For one process at a time, which commits often and may be killed."""
     for pragma in ("cache_size=-16000", "locking_mode=EXCLUSIVE", "synchronous=NORMAL", "journal_mode=WAL"):
         connection.execute(f"PRAGMA {pragma}")
@@ -49,77 +49,77 @@ def configure(connection: sqlite3.Connection) -> None:
     connection.execute("PRAGMA wal_autocheckpoint=256")
 
 
-def version_of(connection: sqlite3.Connection, name: str) -> int:
+def schema_version(connection: sqlite3.Connection, name: str) -> int:
     """Of the tables; 0: there are none.
 
     Raises:
         InvalidInput: it is another program's database, or of another version.
     """
     (version,) = connection.execute("PRAGMA user_version").fetchone()
-    if version not in {0, 1, VERSION}:
+    if version not in {0, 1, SCHEMA_VERSION}:
         raise InvalidInput(f"{name} was written by another version of this package ({version})")
     if version == 0 and connection.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone():
         raise InvalidInput(f"{name} is no ledger of this package: move it away")
     return int(version)
 
 
-def prepare(connection: sqlite3.Connection, version: int) -> None:
+def create_tables(connection: sqlite3.Connection, version: int) -> None:
     """Makes the tables and columns that are not there yet."""
-    for made, statements in ((1, _SCHEMA), (VERSION, _SUMS)):
-        if version < made:
+    for introduced_in, statements in ((1, _TABLES_V1), (SCHEMA_VERSION, _TABLES_V2)):
+        if version < introduced_in:
             for statement in statements.split(";"):
                 connection.execute(statement)
-    connection.execute(f"PRAGMA user_version={VERSION}")
+    connection.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
 
 
 def repair_indexes(connection: sqlite3.Connection) -> bool:
     """Whether the tables can be read; indexes that do not fit them are made again."""
     try:
-        if _sound(connection):
+        if _passes_integrity_check(connection):
             return True
         connection.execute("REINDEX")
-        return _sound(connection)
+        return _passes_integrity_check(connection)
     except MemoryError:  # of a size that SQLite read from a damaged page
         return False
 
 
-def _sound(connection: sqlite3.Connection) -> bool:
+def _passes_integrity_check(connection: sqlite3.Connection) -> bool:
     found: list[tuple[str]] = connection.execute("PRAGMA integrity_check(1)").fetchall()
     return found == [("ok",)]
 
 
-def agree(connection: sqlite3.Connection, name: str, terms: Mapping[str, Any]) -> bool:
+def check_settings(connection: sqlite3.Connection, name: str, fingerprint: Mapping[str, Any]) -> bool:
     """Notes what all vectors have in common; whether refusals of before are to be forgotten for it.
 
     Raises:
         InvalidInput: vectors on these terms do not mix with those that are here.
     """
-    known = {term: loads(name, value) for term, value in connection.execute("SELECT name, value FROM terms")}
-    if not known and _holds_anything(connection):
-        raise damaged(name, "it no longer says of which settings its vectors are")
-    again = bool(known.get("long_text") != terms["long_text"])
+    known = {term: parse_json(name, value) for term, value in connection.execute("SELECT name, value FROM terms")}
+    if not known and _has_paid_work(connection):
+        raise damage_error(name, "it no longer says of which settings its vectors are")
+    forget_rejections = bool(known.get("long_text") != fingerprint["long_text"])
     if known.get("long_text") == "error":
-        known["long_text"] = terms["long_text"]  # so far only whole texts were embedded
-    differing = [term for term in terms if known and known.get(term) != terms[term]]
-    if differing and not _holds_anything(connection):
-        again = True
+        known["long_text"] = fingerprint["long_text"]  # so far only whole texts were embedded
+    differing = [term for term in fingerprint if known and known.get(term) != fingerprint[term]]
+    if differing and not _has_paid_work(connection):
+        forget_rejections = True
     elif differing == ["service"]:
         raise InvalidInput(
-            f"{name} is of {known['service']}, and this asks {terms['service']}: name the same region or "
+            f"{name} is of {known['service']}, and this asks {fingerprint['service']}: name the same region or "
             "address, or write to another output"
         )
     elif differing:
-        said = "; ".join(f"{term} was {known.get(term)!r} and is now {terms[term]!r}" for term in differing)
+        message = "; ".join(f"{term} was {known.get(term)!r} and is now {fingerprint[term]!r}" for term in differing)
         raise InvalidInput(
-            f"these vectors would not mix with those in {name}: {said}. Write to another output, or "
+            f"these vectors would not mix with those in {name}: {message}. Write to another output, or "
             "delete this one, its ledger and the ledger's vectors to pay for all texts again"
         )
-    rows = [(term, json.dumps(value)) for term, value in terms.items()]
+    rows = [(term, json.dumps(value)) for term, value in fingerprint.items()]
     connection.executemany("INSERT OR REPLACE INTO terms VALUES (?, ?)", rows)
-    return again
+    return forget_rejections
 
 
-def _holds_anything(connection: sqlite3.Connection) -> bool:
+def _has_paid_work(connection: sqlite3.Connection) -> bool:
     """Whether anything was paid for or submitted."""
     tables = {table for (table,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
     return any(

@@ -13,13 +13,13 @@ import sqlite3
 import threading
 from typing import TYPE_CHECKING, Any
 
-from dashscope_embeddings._core.text_length import estimate
+from dashscope_embeddings._core.text_length import estimate_tokens
 from dashscope_embeddings._runtime import files
 from dashscope_embeddings.corpus.checkpoint import checksums
-from dashscope_embeddings.corpus.checkpoint.opening import check_version, connect, log_beside, open_replies
-from dashscope_embeddings.corpus.checkpoint.replies import Replies
-from dashscope_embeddings.corpus.checkpoint.rows import Counts, Row, parted
-from dashscope_embeddings.corpus.checkpoint.schema import agree
+from dashscope_embeddings.corpus.checkpoint.opening import check_version, connect, open_replies, wal_path
+from dashscope_embeddings.corpus.checkpoint.replies import ReplyStore
+from dashscope_embeddings.corpus.checkpoint.rows import Counts, OutputRow, split_duplicates
+from dashscope_embeddings.corpus.checkpoint.schema import check_settings
 from dashscope_embeddings.corpus.checkpoint.vector_file import VectorFile
 from dashscope_embeddings.errors import InvalidInput
 
@@ -29,26 +29,26 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-    from dashscope_embeddings.corpus.checkpoint.rows import Item, Vectors
+    from dashscope_embeddings.corpus.checkpoint.rows import InputText, PackedVectors
 
-_REJECTED = -1
+_REJECTED_REPLY = -1
 """In place of the number of a reply."""
 
 
-class Ledger:
+class CheckpointStore:
     """The ledger of one output. Methods may be called from any thread; one process holds it at a time."""
 
     def __init__(self, connection: sqlite3.Connection, path: Path | None) -> None:
-        self._sql = connection
+        self._connection = connection
         self._path, self._name = path, str(path or "")
-        self._replies = Replies(connection, VectorFile(None))
+        self._replies = ReplyStore(connection, VectorFile(None))
         self._lock = threading.RLock()
-        self._logging = False
+        self._uses_wal = False
         """Whether what is paid for goes into the write-ahead log first."""
-        self._next = 1
-        self.numbers = True
+        self._next_key = 1
+        self.has_integer_ids = True
         """Whether all ids of the input are whole numbers: then they come out as such."""
-        self.damaged = 0
+        self.damaged_texts = 0
         """Texts of the input whose vectors were found damaged, and are to be asked for again."""
 
     @classmethod
@@ -59,275 +59,283 @@ class Ledger:
             InvalidInput: it is none, is damaged, or lacks one of its files.
             sqlite3.Error: another run is at work on it, it cannot be read, or the disk is full.
         """
-        logged = path is not None and log_beside(path).exists()
+        had_wal = path is not None and wal_path(path).exists()
         found = cls(connect(path), path)
         try:
-            found._begin(logged=logged)
+            found._open_tables(had_wal=had_wal)
         except BaseException:
             found.close()
             raise
         return found
 
-    def _begin(self, *, logged: bool) -> None:
-        version = check_version(self._sql, self._path, logged=logged)
+    def _open_tables(self, *, had_wal: bool) -> None:
+        version = check_version(self._connection, self._path, had_wal=had_wal)
         with self.transaction():
-            self._replies = open_replies(self._sql, self._path, version)
-            self._index(checked=True)
+            self._replies = open_replies(self._connection, self._path, version)
+            self._index_replies(only_intact=True)
         if self._path is not None:
-            self._logging = True  # before it is noted: whatever ends this, `close` takes the note back
-            self._sql.execute("UPDATE checkpoint SET log_in_use = 1")
-            self._sql.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            self._uses_wal = True  # before it is noted: whatever ends this, `close` takes the note back
+            self._connection.execute("UPDATE checkpoint SET log_in_use = 1")
+            self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     # --- transactions -------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def transaction(self, *, keep: bool = True) -> Iterator[None]:
+    def transaction(self, *, commit: bool = True) -> Iterator[None]:
         """All or nothing, with a transaction around it if there is one; `keep=False`: nothing, whatever happens."""
         with self._lock:
-            within = self._sql.in_transaction
+            within = self._connection.in_transaction
             if within:
                 yield
                 return
-            self._sql.execute("BEGIN IMMEDIATE")
+            self._connection.execute("BEGIN IMMEDIATE")
             try:
                 yield
-                if keep:
+                if commit:
                     self._commit()
             finally:
-                if self._sql.in_transaction:
-                    self._sql.execute("ROLLBACK")
+                if self._connection.in_transaction:
+                    self._connection.execute("ROLLBACK")
 
-    def sql(self, statement: str, values: Sequence[Any] = ()) -> list[Any]:
+    def fetch_all(self, statement: str, values: Sequence[Any] = ()) -> list[Any]:
         """One statement on tables that others keep here: all rows of its result."""
         with self._lock:
-            return self._sql.execute(statement, values).fetchall()
+            return self._connection.execute(statement, values).fetchall()
 
-    def sqls(self, statement: str, rows: Iterable[Sequence[Any]]) -> None:
+    def execute_many(self, statement: str, rows: Iterable[Sequence[Any]]) -> None:
         """The same statement for many rows."""
         with self._lock:
-            self._sql.executemany(statement, rows)
+            self._connection.executemany(statement, rows)
 
-    def loads(self, value: str) -> Any:
+    def parse_json(self, value: str) -> Any:
         """A fact that was kept as JSON."""
-        return checksums.loads(self._name, value)
+        return checksums.parse_json(self._name, value)
 
-    def damage(self, what: str) -> InvalidInput:
+    def damage_error(self, what: str) -> InvalidInput:
         """What to say of a row that is not what was written."""
-        return checksums.damaged(self._name, what)
+        return checksums.damage_error(self._name, what)
 
     def _commit(self) -> None:
-        self._sql.execute("COMMIT")
+        self._connection.execute("COMMIT")
 
-    def end_log(self) -> None:
+    def disable_wal(self) -> None:
         """From here on each transaction is in the ledger itself when it ends, without a log beside it."""
         with self._lock:
-            self._sql.execute("UPDATE checkpoint SET log_in_use = 0")
-            self._sql.execute("PRAGMA journal_mode=DELETE")
-            self._logging = False
+            self._connection.execute("UPDATE checkpoint SET log_in_use = 0")
+            self._connection.execute("PRAGMA journal_mode=DELETE")
+            self._uses_wal = False
 
     def close(self) -> None:
         """Lets other runs have it, as two files: what is in the log goes into the ledger."""
         with self._lock:
             with contextlib.suppress(sqlite3.Error):  # the disk may be full
-                if self._logging:
-                    self._sql.execute("UPDATE checkpoint SET log_in_use = 0")
-                    self._logging = False
-            self._sql.close()
-            if self._logging and self._path is not None:
+                if self._uses_wal:
+                    self._connection.execute("UPDATE checkpoint SET log_in_use = 0")
+                    self._uses_wal = False
+            self._connection.close()
+            if self._uses_wal and self._path is not None:
                 with contextlib.suppress(OSError):  # SQLite took the log away: nothing is missing
-                    files.create(log_beside(self._path)).close()
+                    files.create_exclusive(wal_path(self._path)).close()
             self._replies.close()
 
     # --- the input ----------------------------------------------------------------------------------------
 
-    def begin(self, terms: Mapping[str, Any], *, again: bool) -> None:
+    def start_run(self, fingerprint: Mapping[str, Any], *, retry_rejected: bool) -> None:
         """Forgets the input of the run before; `again`: refused texts are to be asked once more."""
-        again |= self.agree(terms)
+        retry_rejected |= self.check_settings(fingerprint)
         for table in ("items", "bad", "pending"):
-            self._sql.execute(f"DELETE FROM {table}")  # noqa: S608 - our own names
-        if again:
-            self._sql.execute("UPDATE texts SET reply = NULL WHERE reply = ?", (_REJECTED,))
-            self._sql.execute("DELETE FROM rejects")
+            self._connection.execute(f"DELETE FROM {table}")  # noqa: S608 - our own names
+        if retry_rejected:
+            self._connection.execute("UPDATE texts SET reply = NULL WHERE reply = ?", (_REJECTED_REPLY,))
+            self._connection.execute("DELETE FROM rejects")
         without_reason = "reply = ? AND key NOT IN (SELECT key FROM rejects)"
-        self._sql.execute(f"UPDATE texts SET reply = NULL WHERE {without_reason}", (_REJECTED,))  # noqa: S608 - our own words
-        self._sql.execute("UPDATE checkpoint SET records = 0")
-        (last,) = self._sql.execute("SELECT max(key) FROM texts").fetchone()
-        self._next, self.numbers, self.damaged = (last or 0) + 1, True, 0
+        self._connection.execute(f"UPDATE texts SET reply = NULL WHERE {without_reason}", (_REJECTED_REPLY,))  # noqa: S608 - our own words
+        self._connection.execute("UPDATE checkpoint SET records = 0")
+        (last,) = self._connection.execute("SELECT max(key) FROM texts").fetchone()
+        self._next_key, self.has_integer_ids, self.damaged_texts = (last or 0) + 1, True, 0
 
     def is_new(self) -> bool:
         """Whether no input was ever taken in."""
-        return not self.sql("SELECT 1 FROM terms LIMIT 1")
+        return not self.fetch_all("SELECT 1 FROM terms LIMIT 1")
 
-    def agree(self, terms: Mapping[str, Any]) -> bool:
+    def check_settings(self, fingerprint: Mapping[str, Any]) -> bool:
         """Notes what all vectors have in common; whether refusals of before are to be forgotten for it.
 
         Raises:
             InvalidInput: vectors on these terms do not mix with those that are here.
         """
-        return agree(self._sql, self._name, terms)
+        return check_settings(self._connection, self._name, fingerprint)
 
-    def add(self, items: Sequence[Item], *, with_text: bool) -> list[tuple[Item, str]]:
+    def add_items(self, items: Sequence[InputText], *, with_text: bool) -> list[tuple[InputText, str]]:
         """Takes some hundred texts in; those whose id was used before come back, with the earlier place."""
-        items, doubled = self._unique(items)
+        items, duplicates = self._split_duplicates(items)
         hashes = [checksums.text_hash(item.text) for item in items]
-        known = self._known(hashes)
+        known = self._known_texts(hashes)
         new, rows, pending = [], [], []
         for (seq, record_id, place, text), digest in zip(items, hashes, strict=True):
             if digest not in known:
-                known[digest] = self._next, True
-                new.append((self._next, digest))
-                self._next += 1
+                known[digest] = self._next_key, True
+                new.append((self._next_key, digest))
+                self._next_key += 1
             key, is_open = known[digest]
-            self.numbers &= not isinstance(record_id, str)
+            self.has_integer_ids &= not isinstance(record_id, str)
             named = None if record_id is None else str(record_id)
-            summed = checksums.record_sum(seq, named, place, digest)
+            summed = checksums.record_checksum(seq, named, place, digest)
             rows.append((seq, named, place, key, text if with_text else None, summed))
             if is_open:
-                pending.append((key, text, estimate(text)))
-        self._sql.executemany("INSERT INTO texts (key, hash) VALUES (?, ?)", new)
-        self._sql.executemany("INSERT INTO items VALUES (?, ?, ?, ?, ?, ?)", rows)
-        self._sql.execute("UPDATE checkpoint SET records = records + ?", (len(rows),))
-        self._sql.executemany("INSERT OR IGNORE INTO pending VALUES (?, ?, ?)", pending)
-        return doubled
+                pending.append((key, text, estimate_tokens(text)))
+        self._connection.executemany("INSERT INTO texts (key, hash) VALUES (?, ?)", new)
+        self._connection.executemany("INSERT INTO items VALUES (?, ?, ?, ?, ?, ?)", rows)
+        self._connection.execute("UPDATE checkpoint SET records = records + ?", (len(rows),))
+        self._connection.executemany("INSERT OR IGNORE INTO pending VALUES (?, ?, ?)", pending)
+        return duplicates
 
-    def _known(self, hashes: Sequence[bytes]) -> dict[bytes, tuple[int, bool]]:
+    def _known_texts(self, hashes: Sequence[bytes]) -> dict[bytes, tuple[int, bool]]:
         """Of texts that are here already: their key, and whether they are to be asked for, perhaps once more."""
         marks = ",".join("?" * len(hashes))
-        found = self._sql.execute(f"SELECT hash, key, reply, slot FROM texts WHERE hash IN ({marks})", hashes)  # noqa: S608 - only question marks
+        found = self._connection.execute(f"SELECT hash, key, reply, slot FROM texts WHERE hash IN ({marks})", hashes)  # noqa: S608 - only question marks
         known: dict[bytes, tuple[int, bool]] = {}
         for digest, key, reply, slot in found.fetchall():
-            is_open = reply != _REJECTED and self._replies.vectors(reply, slot, digest) is None
+            is_open = reply != _REJECTED_REPLY and self._replies.vectors(reply, slot, digest) is None
             known[digest] = key, is_open
             if is_open and reply is not None:
-                self._sql.execute("UPDATE texts SET reply = NULL, slot = NULL WHERE key = ?", (key,))
-                self.damaged += 1
+                self._connection.execute("UPDATE texts SET reply = NULL, slot = NULL WHERE key = ?", (key,))
+                self.damaged_texts += 1
         return known
 
-    def _unique(self, items: Sequence[Item]) -> tuple[list[Item], list[tuple[Item, str]]]:
+    def _split_duplicates(self, items: Sequence[InputText]) -> tuple[list[InputText], list[tuple[InputText, str]]]:
         ids = [str(item.id) for item in items if item.id is not None]
         marks = ",".join("?" * len(ids))
-        found = self._sql.execute(f"SELECT id, place FROM items WHERE id IN ({marks})", ids)  # noqa: S608 - only question marks
-        return parted(items, dict(found.fetchall()))
+        found = self._connection.execute(f"SELECT id, place FROM items WHERE id IN ({marks})", ids)  # noqa: S608 - only question marks
+        return split_duplicates(items, dict(found.fetchall()))
 
-    def note_bad(self, seq: int, place: str, record_id: str | None, reason: str) -> None:
+    def add_invalid(self, position: int, place: str, record_id: str | None, reason: str) -> None:
         """A record that was left out."""
-        self._sql.execute("INSERT INTO bad VALUES (?, ?, ?, ?)", (seq, place, record_id, reason))
+        self._connection.execute("INSERT INTO bad VALUES (?, ?, ?, ?)", (position, place, record_id, reason))
 
     def counts(self) -> Counts:
         """Where the corpus stands."""
         with self._lock:
-            one = self._sql.execute
+            one = self._connection.execute
             (items,) = one("SELECT count(*) FROM items").fetchone()
             pending, tokens = one(
                 "SELECT count(*), total(tokens) FROM pending CROSS JOIN texts USING (key) WHERE reply IS NULL"
             ).fetchone()
             (rejected,) = one("SELECT count(*) FROM items CROSS JOIN rejects USING (key)").fetchone()
-            (bad,) = one("SELECT count(*) FROM bad").fetchone()
-            return Counts(items, pending, tokens, rejected, bad)
+            (invalid,) = one("SELECT count(*) FROM bad").fetchone()
+            return Counts(items, pending, tokens, rejected, invalid)
 
     # --- paying -------------------------------------------------------------------------------------------
 
-    def pending(self, most: int = 512) -> Iterator[tuple[int, str]]:
+    def pending_texts(self, page_size: int = 512) -> Iterator[tuple[int, str]]:
         """Key and text of what is to be embedded, in the order of the input; may be changed meanwhile."""
         last = 0
         while True:
             with self._lock:
-                rows = self.sql("SELECT key, text FROM pending WHERE key > ? ORDER BY key LIMIT ?", (last, most))
+                rows = self.fetch_all(
+                    "SELECT key, text FROM pending WHERE key > ? ORDER BY key LIMIT ?", (last, page_size)
+                )
             if not rows:
                 return
             last = rows[-1][0]
             yield from rows
 
-    def keep(self, paid: Mapping[int, Vectors], requests: int = 0, texts: int = 0, tokens: int = 0) -> None:
+    def store_reply(
+        self, vectors_by_key: Mapping[int, PackedVectors], requests: int = 0, texts: int = 0, tokens: int = 0
+    ) -> None:
         """Commits a reply: the vectors of some keys, and what was billed.
 
         Raises:
             BadReply: dense vectors of another width than those before.
         """
         with self._lock:
-            self._replies.keep(paid, requests, texts, tokens)
+            self._replies.store(vectors_by_key, requests, texts, tokens)
 
     def reject(self, key: int, reason: str, code: str | None, request_id: str | None) -> None:
         """Commits a refusal."""
         with self.transaction():
             row = (key, reason, code, request_id)
-            self._sql.execute("INSERT OR REPLACE INTO rejects VALUES (?, ?, ?, ?)", row)
-            self._sql.execute("UPDATE texts SET reply = ? WHERE key = ?", (_REJECTED, key))
+            self._connection.execute("INSERT OR REPLACE INTO rejects VALUES (?, ?, ?, ?)", row)
+            self._connection.execute("UPDATE texts SET reply = ? WHERE key = ?", (_REJECTED_REPLY, key))
 
-    def settle(self) -> None:
+    def index_replies(self) -> None:
         """To be called when no more is paid, before it is counted and written."""
         with self.transaction():
-            self._index()
+            self._index_replies()
 
-    def _index(self, *, checked: bool = False) -> None:
+    def _index_replies(self, *, only_intact: bool = False) -> None:
         """Notes where the vectors of each text are, for the replies that came since this was last done.
 
         `checked`: only of vectors that are whole: after a power failure a row may be there without its vectors.
         """
-        (last,) = self._sql.execute("SELECT coalesce(max(reply), 0) FROM indexed").fetchone()
-        (newest,) = self._sql.execute("SELECT coalesce(max(reply), 0) FROM replies").fetchone()
+        (last,) = self._connection.execute("SELECT coalesce(max(reply), 0) FROM indexed").fetchone()
+        (newest,) = self._connection.execute("SELECT coalesce(max(reply), 0) FROM replies").fetchone()
         if newest == last:
             return
         self._replies.sync()
-        for (reply,) in self._sql.execute("SELECT reply FROM replies WHERE reply > ?", (last,)).fetchall():
-            found = self._replies.whole(reply) if checked else enumerate(self._replies.keys(reply))
+        for (reply,) in self._connection.execute("SELECT reply FROM replies WHERE reply > ?", (last,)).fetchall():
+            found = self._replies.intact_slots(reply) if only_intact else enumerate(self._replies.text_keys(reply))
             slots = [(reply, slot, key) for slot, key in found]
-            self._sql.executemany("UPDATE texts SET reply = ?, slot = ? WHERE key = ?", slots)
-        self._sql.execute("DELETE FROM indexed")
-        self._sql.execute("INSERT INTO indexed VALUES (?)", (newest,))
+            self._connection.executemany("UPDATE texts SET reply = ?, slot = ? WHERE key = ?", slots)
+        self._connection.execute("DELETE FROM indexed")
+        self._connection.execute("INSERT INTO indexed VALUES (?)", (newest,))
 
-    def spent(self) -> tuple[int, int, int]:
+    def total_billed(self) -> tuple[int, int, int]:
         """Requests, texts and tokens billed in all runs."""
         with self._lock:
-            found = self._sql.execute("SELECT total(requests), total(texts), total(tokens) FROM replies").fetchone()
+            found = self._connection.execute(
+                "SELECT total(requests), total(texts), total(tokens) FROM replies"
+            ).fetchone()
             requests, texts, tokens = map(int, found)
             return requests, texts, tokens
 
     @property
-    def width(self) -> int | None:
+    def dimension(self) -> int | None:
         """Floats in a dense vector; None: there is none."""
-        return self._replies.width // 4 or None
+        return self._replies.vector_bytes // 4 or None
 
     # --- the output ---------------------------------------------------------------------------------------
 
-    def rows(self) -> Iterator[Row]:
+    def rows(self) -> Iterator[OutputRow]:
         """All texts with vectors, in the order of the input.
 
         Raises:
             InvalidInput: after the last row: some are missing, because the ledger or the file of vectors is damaged.
         """
-        (records,) = self._sql.execute("SELECT records FROM checkpoint").fetchone()
-        whole = 0
-        found = self._sql.execute(
+        (records,) = self._connection.execute("SELECT records FROM checkpoint").fetchone()
+        readable = 0
+        found = self._connection.execute(
             "SELECT seq, id, place, sum, items.text, hash, reply, slot, rejects.key FROM items "
             "LEFT JOIN texts USING (key) LEFT JOIN rejects USING (key) ORDER BY seq"
         )
-        for seq, record_id, place, summed, text, hashed, reply, slot, rejected in found:
-            if summed != checksums.record_sum(seq, record_id, place, hashed) or checksums.text_differs(text, hashed):
+        for seq, record_id, place, summed, text, digest, reply, slot, rejected in found:
+            if summed != checksums.record_checksum(seq, record_id, place, digest) or checksums.text_differs(
+                text, digest
+            ):
                 continue
-            if reply == _REJECTED and rejected is not None:
-                whole += 1
-            elif (vectors := self._replies.vectors(reply, slot, hashed)) is not None:
-                whole += 1
-                yield Row(self._named(seq, record_id), text, vectors)
-        if whole != records:
+            if reply == _REJECTED_REPLY and rejected is not None:
+                readable += 1
+            elif (vectors := self._replies.vectors(reply, slot, digest)) is not None:
+                readable += 1
+                yield OutputRow(self._output_id(seq, record_id), text, vectors)
+        if readable != records:
             raise InvalidInput(
-                f"{records - whole} of {records} records cannot be written: {self._name} or {self._name}-vectors is "
+                f"{records - readable} of {records} records cannot be written: {self._name} or {self._name}-vectors is "
                 "damaged. Give the command its input again: it asks for those texts alone"
             )
 
-    def rejects(self) -> Iterator[dict[str, Any]]:
+    def rejected_records(self) -> Iterator[dict[str, Any]]:
         """All records of the input without vectors, in its order, and why."""
-        found = self._sql.execute(
+        found = self._connection.execute(
             "SELECT seq, id, place, reason, code, request_id, 0 FROM items CROSS JOIN rejects USING (key) "
             "UNION ALL SELECT seq, id, place, reason, NULL, NULL, 1 FROM bad ORDER BY 1"
         )
-        for seq, record_id, place, reason, code, request_id, bad in found:
+        for seq, record_id, place, reason, code, request_id, is_invalid in found:
             # The id of a bad record may be what is bad about it.
-            named = record_id if bad and record_id is not None else self._named(seq, record_id)
+            named = record_id if is_invalid and record_id is not None else self._output_id(seq, record_id)
             yield {"id": named, "place": place, "reason": reason, "code": code, "request_id": request_id}
 
-    def _named(self, seq: int, record_id: str | None) -> int | str:
+    def _output_id(self, position: int, record_id: str | None) -> int | str:
         if record_id is None:
-            return seq
-        return int(record_id) if self.numbers else record_id
+            return position
+        return int(record_id) if self.has_integer_ids else record_id

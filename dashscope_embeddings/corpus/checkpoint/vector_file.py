@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _MAGIC = b"dashscope-v2"
-MARK_SIZE = 32
+MARK_BYTES = 32
 
 
-def _mark(identity: bytes) -> bytes:
+def _pack_mark(identity: bytes) -> bytes:
     named = _MAGIC + identity
     return named + struct.pack("<I", zlib.crc32(named))
 
@@ -38,7 +38,7 @@ class VectorFile:
         if path is None:
             self._file = io.BytesIO()
         else:
-            files.ensure(path)
+            files.ensure_private_file(path)
             files.make_private(path)
             self._file = io.FileIO(path, "r+")
         self._end = self._file.seek(0, os.SEEK_END)
@@ -54,35 +54,35 @@ class VectorFile:
         Raises:
             OSError: the disk is full, or the like; what was there before is still there.
         """
-        at = self._end
-        self._write(at, content)
-        self._end = at + len(content)
-        return at
+        offset = self._end
+        self._write(offset, content)
+        self._end = offset + len(content)
+        return offset
 
-    def _write(self, at: int, content: bytes) -> None:
+    def _write(self, offset: int, content: bytes) -> None:
         rest = memoryview(content)
-        self._file.seek(at)
+        self._file.seek(offset)
         while rest:
             rest = rest[self._file.write(rest) :]
 
-    def read(self, at: int, size: int) -> bytes:
+    def read(self, offset: int, size: int) -> bytes:
         """So many bytes, or fewer where the file ends; where they are may have been read from a damaged row."""
-        if not 0 <= at <= self._end or size < 0:
+        if not 0 <= offset <= self._end or size < 0:
             return b""
-        self._file.seek(at)
-        return self._file.read(min(size, self._end - at))
+        self._file.seek(offset)
+        return self._file.read(min(size, self._end - offset))
 
-    def mark(self, at: int, identity: bytes) -> None:
+    def write_mark(self, offset: int, identity: bytes) -> None:
         """Says whose file it is."""
-        self._write(at, _mark(identity))
-        self._end = max(self._end, at + MARK_SIZE)
+        self._write(offset, _pack_mark(identity))
+        self._end = max(self._end, offset + MARK_BYTES)
 
-    def belongs(self, at: int, identity: bytes) -> Literal["yes", "no", "unknown"]:
+    def match_mark(self, offset: int, identity: bytes) -> Literal["yes", "no", "unknown"]:
         """Whether it is that ledger's file; "unknown": the mark is damaged, or of a file from before there were any."""
-        marks = [self.read(at, MARK_SIZE), self.read(0, MARK_SIZE)]
-        if marks[0] == _mark(identity):
+        marks = [self.read(offset, MARK_BYTES), self.read(0, MARK_BYTES)]
+        if marks[0] == _pack_mark(identity):
             return "yes"
-        others = (mark for mark in marks if mark.startswith(_MAGIC) and mark == _mark(mark[len(_MAGIC) : -4]))
+        others = (mark for mark in marks if mark.startswith(_MAGIC) and mark == _pack_mark(mark[len(_MAGIC) : -4]))
         return "no" if any(others) else "unknown"
 
     def sync(self) -> None:

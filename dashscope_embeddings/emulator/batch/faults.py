@@ -10,7 +10,7 @@ from dashscope_embeddings.emulator.fault_schedule import Fault, Target
 if TYPE_CHECKING:
     import random
 
-_WORDS = {
+_MESSAGES = {
     "DataInspectionFailed": "Input or output data may contain inappropriate content.",
     "InternalError": "Internal server error!",
     "internal_error": "Internal server error!",
@@ -48,12 +48,12 @@ class _LineFault(Fault):
     custom_id: str | None = None
     """Only the line of this name, without end: in a later batch too, unless `times` says otherwise."""
 
-    def concerns(self, name: str) -> bool:
+    def applies_to(self, name: str) -> bool:
         return self.custom_id is None or name == self.custom_id
 
-    def due(self, number: int, texts: tuple[str, ...], struck: int, chance: random.Random) -> bool:
-        once = self.custom_id is None or self.times is not None
-        return super().due(number, texts, struck if once else 0, chance)
+    def is_due(self, number: int, texts: tuple[str, ...], triggered: int, generator: random.Random) -> bool:
+        counts_times = self.custom_id is None or self.times is not None
+        return super().is_due(number, texts, triggered if counts_times else 0, generator)
 
 
 @dataclass(frozen=True)
@@ -66,9 +66,9 @@ class LineFails(_LineFault):
     """None: the service's words for the code, where such are known."""
 
     @property
-    def words(self) -> str:
+    def error_message(self) -> str:
         """The message."""
-        return _WORDS.get(self.code, "The request failed.") if self.message is None else self.message
+        return _MESSAGES.get(self.code, "The request failed.") if self.message is None else self.message
 
 
 @dataclass(frozen=True)

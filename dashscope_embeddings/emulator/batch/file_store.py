@@ -8,16 +8,16 @@ from dataclasses import dataclass, field
 from email.message import Message
 from typing import TYPE_CHECKING, Any
 
-from dashscope_embeddings.emulator.error_responses import Refusal, json_headers, to_json
+from dashscope_embeddings.emulator.error_responses import ApiError, json_headers, to_json
 from dashscope_embeddings.emulator.messages import Response
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from dashscope_embeddings.emulator.messages import Protocol, Request
+    from dashscope_embeddings.emulator.messages import Request, WireProtocol
 
 
-class BadField(Refusal):
+class InvalidFieldError(ApiError):
     """A refusal in the frame that the file endpoints were seen to use: no code, no id, the field by name.
 
     Args:
@@ -30,7 +30,7 @@ class BadField(Refusal):
         super().__init__(status, "InvalidParameter", message)
         self.param = param
 
-    def response(self, protocol: Protocol, request_id: str) -> Response:
+    def response(self, protocol: WireProtocol, request_id: str) -> Response:
         """The same frame whatever the protocol."""
         del protocol
         error = {"message": self.message, "type": "invalid_request_error", "param": self.param, "code": None}
@@ -38,7 +38,7 @@ class BadField(Refusal):
 
 
 @dataclass
-class Stored:
+class StoredFile:
     """One file."""
 
     owner: str
@@ -47,9 +47,9 @@ class Stored:
     purpose: str
     created_at: int
     """Unix seconds."""
-    make: Callable[[], bytes] = field(repr=False)
+    make_content: Callable[[], bytes] = field(repr=False)
     """Its content, computed each time: results of a large batch are not kept beside their texts."""
-    size: int | None = None
+    size_bytes: int | None = None
     """Bytes; None: not computed yet."""
     id: str = ""
 
@@ -59,17 +59,17 @@ class Stored:
 
     def read(self) -> bytes:
         """The content."""
-        content = self.make()
-        self.size = len(content)
+        content = self.make_content()
+        self.size_bytes = len(content)
         return content
 
-    def view(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """As the service tells of it."""
-        if self.size is None:
+        if self.size_bytes is None:
             self.read()
         return {
             "id": self.id,
-            "bytes": self.size,
+            "bytes": self.size_bytes,
             "created_at": self.created_at,
             "filename": self.filename,
             "object": "file",
@@ -79,55 +79,55 @@ class Stored:
         }
 
 
-class Uploads:
+class FileStore:
     """All files, in the order of their making."""
 
     def __init__(self) -> None:
-        self._files: dict[str, Stored] = {}
+        self._files: dict[str, StoredFile] = {}
 
-    def add(self, file: Stored) -> None:
+    def add(self, file: StoredFile) -> None:
         """Keep a file."""
         self._files[file.id] = file
 
-    def get(self, name: str, owner: str, status: int = 404) -> Stored:
+    def get(self, file_id: str, owner: str, status: int = 404) -> StoredFile:
         """The file.
 
         Raises:
             BadField: where there is none, or it is another key's.
         """
-        file = self._files.get(name)
+        file = self._files.get(file_id)
         if file is None or file.owner != owner:
-            raise BadField(f"No such File object: {name}", "id", status)
+            raise InvalidFieldError(f"No such File object: {file_id}", "id", status)
         return file
 
-    def remove(self, name: str, owner: str) -> None:
+    def remove(self, file_id: str, owner: str) -> None:
         """Forget the file.
 
         Raises:
             BadField: as `get`.
         """
-        del self._files[self.get(name, owner).id]
+        del self._files[self.get(file_id, owner).id]
 
-    def of(self, owner: str) -> list[Stored]:
+    def owned_by(self, owner: str) -> list[StoredFile]:
         """An owner's files, the latest first."""
         return [file for file in reversed(self._files.values()) if file.owner == owner]
 
 
-def sent_file(request: Request) -> tuple[str, bytes, str | None]:
+def parse_uploaded_file(request: Request) -> tuple[str, bytes, str | None]:
     """Name and content of the file in a form, and its purpose.
 
     Raises:
         BadField: where the body is no form with a file in it.
     """
-    parts = _parts(request)
+    parts = _multipart_parts(request)
     filename, content = parts.get("file", (None, b""))
     if filename is None:
-        raise BadField("'file' is required", "file")
+        raise InvalidFieldError("'file' is required", "file")
     purpose = parts.get("purpose")
     return filename, content, None if purpose is None else purpose[1].decode("utf-8", "replace")
 
 
-def _parts(request: Request) -> dict[str, tuple[str | None, bytes]]:
+def _multipart_parts(request: Request) -> dict[str, tuple[str | None, bytes]]:
     """Name → (file name, content) of a multipart form; of a damaged one what can be read."""
     kind = Message()
     kind["content-type"] = request.headers.get("content-type", "")
@@ -148,7 +148,7 @@ def _parts(request: Request) -> dict[str, tuple[str | None, bytes]]:
     return found
 
 
-def object_of(body: bytes) -> dict[str, Any] | None:
+def parse_json_object(body: bytes) -> dict[str, Any] | None:
     """The JSON object in a body, None where there is no such."""
     try:
         value = json.loads(body)

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from dashscope_embeddings.emulator import embeddings
 from dashscope_embeddings.emulator.batch import lines as batch_lines
 from dashscope_embeddings.emulator.batch.faults import BatchExpires, BatchFails, LineFails, LineLost
-from dashscope_embeddings.emulator.batch.file_store import BadField, Stored
-from dashscope_embeddings.emulator.error_responses import Refusal
+from dashscope_embeddings.emulator.batch.file_store import InvalidFieldError, StoredFile
+from dashscope_embeddings.emulator.error_responses import ApiError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -22,10 +22,12 @@ if TYPE_CHECKING:
     from dashscope_embeddings.emulator.batch.service import BatchSettings
     from dashscope_embeddings.emulator.fault_schedule import Fault, Target
 
-Status = Literal["validating", "in_progress", "finalizing", "completed", "failed", "expired", "cancelling", "cancelled"]
-ENDED: tuple[Status, ...] = ("completed", "failed", "expired", "cancelled")
-_STAMPS = ("in_progress", "finalizing", "completed", "failed", "expired", "cancelling", "cancelled")
-_NOT_DONE = {
+BatchStatus = Literal[
+    "validating", "in_progress", "finalizing", "completed", "failed", "expired", "cancelling", "cancelled"
+]
+FINAL_STATUSES: tuple[BatchStatus, ...] = ("completed", "failed", "expired", "cancelled")
+_TIMESTAMPED_STATUSES = ("in_progress", "finalizing", "completed", "failed", "expired", "cancelling", "cancelled")
+_UNFINISHED_ERRORS = {
     "expired": ("batch_expired", "This request could not be executed before the completion window expired."),
     "cancelled": ("batch_cancelled", "This request was not executed: the batch was cancelled."),
 }
@@ -49,33 +51,33 @@ class BatchLine:
 
 
 @dataclass(frozen=True, slots=True)
-class Account:
+class BatchEnvironment:
     """What a batch needs of the emulator around it."""
 
     models: Mapping[str, Model]
-    strike: Callable[[tuple[str, ...], str, Target], Fault | None]
-    book: Callable[[BatchLine], None]
+    trigger_fault: Callable[[tuple[str, ...], str, Target], Fault | None]
+    record_line: Callable[[BatchLine], None]
     """Log and bill a line."""
-    keep: Callable[[Stored], None]
+    store_file: Callable[[StoredFile], None]
     """Keep a file of results."""
-    stamp: Callable[[float], int]
+    unix_time: Callable[[float], int]
     """The clock's time as Unix seconds."""
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
+class BatchRequest:
     """What somebody asked for."""
 
     owner: str
-    input_file: Stored
+    input_file: StoredFile
     endpoint: str
     completion_window: str
-    window: float
+    window_seconds: float
     """The same in seconds."""
     metadata: dict[str, Any] | None
 
 
-class Job:
+class Batch:
     """A batch.
 
     Args:
@@ -85,57 +87,57 @@ class Job:
         account: where it works.
     """
 
-    def __init__(self, order: Order, now: float, settings: BatchSettings, account: Account) -> None:
-        self.order = order
+    def __init__(self, order: BatchRequest, now: float, settings: BatchSettings, environment: BatchEnvironment) -> None:
+        self.request = order
         self.id = f"batch_{uuid.uuid4()}"
-        self.status: Status = "validating"
-        self.created_at = account.stamp(now)
-        self._settings, self._account = settings, account
+        self.status: BatchStatus = "validating"
+        self.created_at = environment.unix_time(now)
+        self._settings, self._environment = settings, environment
         # Deleting its file does not stop a batch here; what the service does is not documented.
         self._content = order.input_file.read()
-        self._since, self._deadline = now, now + order.window
-        self._fault = account.strike((), self.id, "batches")
-        self._stamps: dict[str, int] = {}
-        self._errors: list[batch_lines.Error] = []
-        self._lines = batch_lines.Lines(b"")
-        self._sequence: list[int] = []
-        self._worked = self._lost = 0
-        self._answered: list[int] = []
+        self._stage_start, self._deadline = now, now + order.window_seconds
+        self._fault = environment.trigger_fault((), self.id, "batches")
+        self._timestamps: dict[str, int] = {}
+        self._errors: list[batch_lines.ErrorEntry] = []
+        self._lines = batch_lines.FileLines(b"")
+        self._line_order: list[int] = []
+        self._processed_count = self._lost_count = 0
+        self._succeeded: list[int] = []
         self._failed: list[tuple[int, str, str]] = []
-        self._output_file: Stored | None = None
-        self._error_file: Stored | None = None
+        self._output_file: StoredFile | None = None
+        self._error_file: StoredFile | None = None
 
-    def view(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """As the service tells of it."""
-        order = self.order
+        request = self.request
         return {
             "id": self.id,
             "object": "batch",
-            "endpoint": order.endpoint,
+            "endpoint": request.endpoint,
             "errors": {"object": "list", "data": self._errors} if self._errors else None,
-            "input_file_id": order.input_file.id,
-            "completion_window": order.completion_window,
+            "input_file_id": request.input_file.id,
+            "completion_window": request.completion_window,
             "status": self.status,
             "output_file_id": None if self._output_file is None else self._output_file.id,
             "error_file_id": None if self._error_file is None else self._error_file.id,
             "created_at": self.created_at,
             # It was seen to stay null, deadline or not.
             "expires_at": None,
-            **{f"{name}_at": self._stamps.get(name) for name in _STAMPS},
+            **{f"{name}_at": self._timestamps.get(name) for name in _TIMESTAMPED_STATUSES},
             "request_counts": {
-                "total": len(self._sequence),
-                "completed": len(self._answered) + self._lost,
+                "total": len(self._line_order),
+                "completed": len(self._succeeded) + self._lost_count,
                 "failed": len(self._failed),
             },
-            "metadata": order.metadata,
+            "metadata": request.metadata,
         }
 
     def advance(self, now: float) -> None:
         """Go through every stage whose time is over, and do the lines that are due in the present one."""
-        while self.status not in ENDED and now >= (until := self._until()):
-            self._leave(until)
+        while self.status not in FINAL_STATUSES and now >= (until := self._stage_end()):
+            self._finish_stage(until)
         if self.status == "in_progress":
-            self._work(self._due(now))
+            self._process_until(self._due_line_count(now))
 
     def cancel(self, now: float) -> None:
         """Stop where it is.
@@ -143,100 +145,104 @@ class Job:
         Raises:
             BadField: where it has ended.
         """
-        if self.status in ENDED:
-            raise BadField(f"Cannot cancel a batch with status '{self.status}'.", None)
+        if self.status in FINAL_STATUSES:
+            raise InvalidFieldError(f"Cannot cancel a batch with status '{self.status}'.", None)
         if self.status != "cancelling":
-            self._enter("cancelling", now)
+            self._set_status("cancelling", now)
 
-    def _until(self) -> float:
-        end = self._since + self._settings.seconds
+    def _stage_end(self) -> float:
+        end = self._stage_start + self._settings.seconds
         return end if self.status == "cancelling" else min(end, self._deadline)
 
-    def _leave(self, at: float) -> None:
+    def _finish_stage(self, at: float) -> None:
         if self.status == "cancelling":
-            self._end("cancelled", at)
-        elif at < self._since + self._settings.seconds:
+            self._finish("cancelled", at)
+        elif at < self._stage_start + self._settings.seconds:
             if self.status == "in_progress":
-                self._work(self._due(at))
-            self._end("expired", at)
+                self._process_until(self._due_line_count(at))
+            self._finish("expired", at)
         elif self.status == "validating":
             self._validate(at)
         elif self.status == "finalizing":
-            self._end("completed", at)
+            self._finish("completed", at)
         elif isinstance(self._fault, BatchExpires):
-            self._work(int(len(self._sequence) * self._fault.share))
-            self._end("expired", at)
+            self._process_until(int(len(self._line_order) * self._fault.share))
+            self._finish("expired", at)
         else:
-            self._work(len(self._sequence))
-            self._enter("finalizing", at)
+            self._process_until(len(self._line_order))
+            self._set_status("finalizing", at)
 
-    def _enter(self, status: Status, at: float) -> None:
-        self.status, self._since = status, at
-        self._stamps[status] = self._account.stamp(at)
+    def _set_status(self, status: BatchStatus, at: float) -> None:
+        self.status, self._stage_start = status, at
+        self._timestamps[status] = self._environment.unix_time(at)
 
     def _validate(self, at: float) -> None:
-        settings, account, fault = self._settings, self._account, self._fault
-        lines, self._errors = batch_lines.validate(self._content, self.order.endpoint, settings, account.models)
+        settings, environment, fault = self._settings, self._environment, self._fault
+        lines, self._errors = batch_lines.validate(self._content, self.request.endpoint, settings, environment.models)
         if isinstance(fault, BatchFails):
-            self._errors = [batch_lines.error_of(fault.code, fault.message, fault.param, fault.line)]
+            self._errors = [batch_lines.error_entry(fault.code, fault.message, fault.param, fault.line)]
         if self._errors:
-            self._enter("failed", at)
+            self._set_status("failed", at)
             return
-        self._lines, self._sequence = lines, _shuffled(len(lines))
-        self._enter("in_progress", at)
+        self._lines, self._line_order = lines, _shuffled(len(lines))
+        self._set_status("in_progress", at)
 
-    def _due(self, now: float) -> int:
+    def _due_line_count(self, now: float) -> int:
         """How many lines are done by then."""
-        share = (now - self._since) / self._settings.seconds if self._settings.seconds else 1.0
+        share = (now - self._stage_start) / self._settings.seconds if self._settings.seconds else 1.0
         if isinstance(self._fault, BatchExpires):
             share *= self._fault.share
-        return int(len(self._sequence) * share)
+        return int(len(self._line_order) * share)
 
-    def _work(self, until: int) -> None:
-        for index in self._sequence[self._worked : until]:
-            self._do(index)
-        self._worked = max(self._worked, until)
+    def _process_until(self, until: int) -> None:
+        for index in self._line_order[self._processed_count : until]:
+            self._process_line(index)
+        self._processed_count = max(self._processed_count, until)
 
-    def _do(self, index: int) -> None:
+    def _process_line(self, index: int) -> None:
         """Check a line, and book it; its vectors are computed when somebody reads them."""
         line = self._lines[index]
         name, body = line["custom_id"], line["body"]
-        texts = embeddings.look("openai", body).texts
-        fault = self._account.strike(texts, name, "lines")
+        texts = embeddings.read_fields("openai", body).texts
+        fault = self._environment.trigger_fault(texts, name, "lines")
         tokens, code = 0, None
         try:
             if isinstance(fault, LineFails):
-                code, message = fault.code, fault.words
+                code, message = fault.code, fault.error_message
                 self._failed.append((index, code, message))
             else:
-                tokens = embeddings.check("openai", body, self._account.models).tokens
+                tokens = embeddings.validate("openai", body, self._environment.models).tokens
                 if isinstance(fault, LineLost):
-                    self._lost += fault.billed
+                    self._lost_count += fault.billed
                     tokens *= fault.billed
                 else:
-                    self._answered.append(index)
-        except Refusal as refusal:
+                    self._succeeded.append(index)
+        except ApiError as refusal:
             error = json.loads(refusal.response("openai", "").body)["error"]
             code = error["code"]
             self._failed.append((index, error["code"], error["message"]))
-        struck = None if fault is None else type(fault).__name__
-        self._account.book(BatchLine(self.id, name, body["model"], texts, tokens, code, struck))
+        fault_name = None if fault is None else type(fault).__name__
+        self._environment.record_line(BatchLine(self.id, name, body["model"], texts, tokens, code, fault_name))
 
-    def _end(self, status: Literal["completed", "expired", "cancelled"], at: float) -> None:
-        if status in _NOT_DONE and self._settings.unfinished == "errors":
-            self._failed += [(index, *_NOT_DONE[status]) for index in self._sequence[self._worked :]]
-        self._enter(status, at)
+    def _finish(self, status: Literal["completed", "expired", "cancelled"], at: float) -> None:
+        if status in _UNFINISHED_ERRORS and self._settings.unfinished == "errors":
+            self._failed += [
+                (index, *_UNFINISHED_ERRORS[status]) for index in self._line_order[self._processed_count :]
+            ]
+        self._set_status(status, at)
         # A file without lines is not made: a batch of failures has no output file.
-        if self._answered:
-            make = partial(batch_lines.output, self.id, self._lines, self._answered, self._account.models)
-            self._output_file = self._keep("output", at, make)
+        if self._succeeded:
+            make = partial(batch_lines.output_file, self.id, self._lines, self._succeeded, self._environment.models)
+            self._output_file = self._store_file("output", at, make)
         if self._failed:
-            self._error_file = self._keep("error", at, partial(batch_lines.errors, self.id, self._lines, self._failed))
+            self._error_file = self._store_file(
+                "error", at, partial(batch_lines.error_file, self.id, self._lines, self._failed)
+            )
 
-    def _keep(self, kind: str, at: float, make: Callable[[], bytes]) -> Stored:
+    def _store_file(self, kind: str, at: float, make_content: Callable[[], bytes]) -> StoredFile:
         name = f"{self.id}_{kind}.jsonl"
-        file = Stored(self.order.owner, name, "batch_output", self._account.stamp(at), make)
-        self._account.keep(file)
+        file = StoredFile(self.request.owner, name, "batch_output", self._environment.unix_time(at), make_content)
+        self._environment.store_file(file)
         return file
 
 

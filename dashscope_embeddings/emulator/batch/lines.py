@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from dashscope_embeddings.catalogue import Model
     from dashscope_embeddings.emulator.batch.service import BatchSettings
 
-URL = "/v1/embeddings"
-_ERRORS = 100
+EMBEDDINGS_URL = "/v1/embeddings"
+_MAX_ERRORS = 100
 """How many errors a failed validation names: a guess."""
 
 
-class Lines:
+class FileLines:
     """The lines of a file that are not blank, as places in its bytes: a copy of each would double them."""
 
     def __init__(self, content: bytes) -> None:
@@ -50,64 +50,66 @@ class Lines:
         """
         return json.loads(self._content[self._starts[index] : self._ends[index]].decode())
 
-    def size(self, index: int) -> int:
+    def size_bytes(self, index: int) -> int:
         """Bytes of a line."""
         return self._ends[index] - self._starts[index]
 
-    def number(self, index: int) -> int:
+    def line_number(self, index: int) -> int:
         """Its place in the file, from 1, blank lines counted."""
         return self._numbers[index]
 
 
-Error = dict[str, Any]
+ErrorEntry = dict[str, Any]
 
 
-def error_of(code: str, message: str, param: str | None = None, line: int | None = None) -> Error:
+def error_entry(code: str, message: str, param: str | None = None, line: int | None = None) -> ErrorEntry:
     """One entry of a failed batch's `errors`."""
     return {"code": code, "message": message, "param": param, "line": line}
 
 
 def validate(
     content: bytes, endpoint: str, settings: BatchSettings, models: Mapping[str, Model]
-) -> tuple[Lines, list[Error]]:
+) -> tuple[FileLines, list[ErrorEntry]]:
     """The lines of a file, and what is wrong with them.
 
     Documented codes: `url_not_found` (with its words), `mismatched_model`, `duplicate_custom_id`,
     `model_not_found`. The other codes, and the other words, are guesses.
     """
     if len(content) > settings.file_bytes:
-        return Lines(b""), [error_of("file_too_large", f"The file is larger than {settings.file_bytes} bytes.")]
-    lines = Lines(content)
+        return FileLines(b""), [error_entry("file_too_large", f"The file is larger than {settings.file_bytes} bytes.")]
+    lines = FileLines(content)
     if len(lines) > settings.lines:
-        return lines, [error_of("too_many_lines", f"The file has more than {settings.lines} lines.")]
+        return lines, [error_entry("too_many_lines", f"The file has more than {settings.lines} lines.")]
     if not len(lines):
-        return lines, [error_of("empty_file", "The file has no lines.")]
+        return lines, [error_entry("empty_file", "The file has no lines.")]
     errors = []
-    for error in _errors(lines, endpoint, settings, models):
+    for error in _validation_errors(lines, endpoint, settings, models):
         errors.append(error)
-        if len(errors) == _ERRORS:
+        if len(errors) == _MAX_ERRORS:
             break
     return lines, errors
 
 
-def _errors(lines: Lines, endpoint: str, settings: BatchSettings, models: Mapping[str, Model]) -> Iterator[Error]:
+def _validation_errors(
+    lines: FileLines, endpoint: str, settings: BatchSettings, models: Mapping[str, Model]
+) -> Iterator[ErrorEntry]:
     """At most one a line."""
     names: set[str] = set()
     first_model: str | None = None
     for index in range(len(lines)):
-        number = lines.number(index)
-        if lines.size(index) > settings.line_bytes:
+        number = lines.line_number(index)
+        if lines.size_bytes(index) > settings.line_bytes:
             words = f"The line is larger than {settings.line_bytes} bytes."
-            yield error_of("line_too_large", words, None, number)
+            yield error_entry("line_too_large", words, None, number)
             continue
         try:
             line = lines[index]
         except (ValueError, RecursionError):
             line = None
         if not isinstance(line, dict):
-            yield error_of("invalid_json_line", "This line is not parseable as valid JSON.", None, number)
+            yield error_entry("invalid_json_line", "This line is not parseable as valid JSON.", None, number)
             continue
-        found = _missing(line) or _wrong_url(line["url"], endpoint)
+        found = _missing_field(line) or _url_error(line["url"], endpoint)
         if found is None:
             name, model = line["custom_id"], line["body"].get("model")
             first_model = model if first_model is None else first_model
@@ -120,10 +122,10 @@ def _errors(lines: Lines, endpoint: str, settings: BatchSettings, models: Mappin
                 found = ("mismatched_model", words, "body.model")
             names.add(name)
         if found is not None:
-            yield error_of(*found, number)
+            yield error_entry(*found, number)
 
 
-def _missing(line: dict[str, Any]) -> tuple[str, str, str] | None:
+def _missing_field(line: dict[str, Any]) -> tuple[str, str, str] | None:
     kinds = {"custom_id": str, "method": str, "url": str, "body": dict}
     for name, kind in kinds.items():
         if not isinstance(line.get(name), kind) or not line[name]:
@@ -136,29 +138,29 @@ def _missing(line: dict[str, Any]) -> tuple[str, str, str] | None:
     return None
 
 
-def _wrong_url(url: str, endpoint: str) -> tuple[str, str, str] | None:
-    if url != URL:
+def _url_error(url: str, endpoint: str) -> tuple[str, str, str] | None:
+    if url != EMBEDDINGS_URL:
         return ("url_not_found", f"The provided url '{url}' is not supported by the Batch API.", "url")
     if url != endpoint:
         return ("mismatched_url", f"The url '{url}' is not the endpoint of the batch, '{endpoint}'.", "url")
     return None
 
 
-def output(batch: str, lines: Lines, done: Iterable[int], models: Mapping[str, Model]) -> bytes:
+def output_file(batch: str, lines: FileLines, indices: Iterable[int], models: Mapping[str, Model]) -> bytes:
     """The output file: one line each of those that were answered, in the order of their answers."""
-    return b"".join(_answered(batch, lines, index, models) for index in done)
+    return b"".join(_output_line(batch, lines, index, models) for index in indices)
 
 
-def _answered(batch: str, lines: Lines, index: int, models: Mapping[str, Model]) -> bytes:
+def _output_line(batch: str, lines: FileLines, index: int, models: Mapping[str, Model]) -> bytes:
     line, name = lines[index], _request_id(batch, index)
-    body = emulator_embeddings.answer(emulator_embeddings.check("openai", line["body"], models), name).body
+    body = emulator_embeddings.success_response(emulator_embeddings.validate("openai", line["body"], models), name).body
     head = f'{{"id":"{name}","custom_id":'.encode() + to_json(line["custom_id"])
     return (
         head + f',"response":{{"status_code":200,"request_id":"{name}","body":'.encode() + body + b'},"error":null}\n'
     )
 
 
-def errors(batch: str, lines: Lines, failed: Iterable[tuple[int, str, str]]) -> bytes:
+def error_file(batch: str, lines: FileLines, failed: Iterable[tuple[int, str, str]]) -> bytes:
     """The error file: one line each of (index, code, message)."""
     entries = []
     for index, code, message in failed:

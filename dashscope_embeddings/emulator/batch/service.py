@@ -52,12 +52,18 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import parse_qsl
 
-from dashscope_embeddings.emulator.batch.file_store import BadField, Stored, Uploads, object_of, sent_file
-from dashscope_embeddings.emulator.batch.lifecycle import ENDED, Account, Job, Order
-from dashscope_embeddings.emulator.batch.lists import chosen, listing, page
+from dashscope_embeddings.emulator.batch.file_store import (
+    FileStore,
+    InvalidFieldError,
+    StoredFile,
+    parse_json_object,
+    parse_uploaded_file,
+)
+from dashscope_embeddings.emulator.batch.lifecycle import FINAL_STATUSES, Batch, BatchEnvironment, BatchRequest
+from dashscope_embeddings.emulator.batch.lists import batch_filter, listing, page
 from dashscope_embeddings.emulator.error_responses import throttled, to_json
 from dashscope_embeddings.emulator.messages import Response
-from dashscope_embeddings.emulator.quota import OverQuota, Quota
+from dashscope_embeddings.emulator.quota import Quota, QuotaExceededError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -68,7 +74,7 @@ if TYPE_CHECKING:
     from dashscope_embeddings.emulator.messages import Request
 
 _PATH = re.compile(r"/compatible-mode/v1(/files|/batches)(?:/([^/]+)(/[a-z]+)?)?")
-_KEPT = 30 * 86_400
+_LISTED_SECONDS = 30 * 86_400
 """Seconds for which batches are listed."""
 
 
@@ -96,9 +102,9 @@ class BatchSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class _Call:
+class _RouteCall:
     request: Request
-    name: str
+    resource_id: str
     """Of the file or batch in the path; empty where there is none."""
     owner: str
     now: float
@@ -112,7 +118,7 @@ _Reply = Response | Callable[[], Response]
 """The latter is called without the lock: contents take their time, others need not wait for them."""
 
 
-class Batches:
+class BatchService:
     """Files and batches of all keys.
 
     Args:
@@ -126,29 +132,29 @@ class Batches:
         self,
         settings: BatchSettings,
         models: Mapping[str, Model],
-        strike: Callable[[tuple[str, ...], str, Target], Fault | None],
-        book: Callable[[BatchLine], None],
+        trigger_fault: Callable[[tuple[str, ...], str, Target], Fault | None],
+        record_line: Callable[[BatchLine], None],
     ) -> None:
         self.settings = settings
-        self._uploads = Uploads()
-        self._account = Account(models, strike, book, self._uploads.add, self._stamp)
-        self._epoch: int | None = None
-        self._jobs: dict[str, Job] = {}
+        self._files = FileStore()
+        self._environment = BatchEnvironment(models, trigger_fault, record_line, self._files.add, self._unix_time)
+        self._epoch_offset: int | None = None
+        self._batches: dict[str, Batch] = {}
         self._quotas: dict[tuple[str, str], Quota] = {}
-        self._routes: dict[tuple[str, str], Callable[[_Call], _Reply]] = {
-            ("POST", "/files"): self._upload,
+        self._routes: dict[tuple[str, str], Callable[[_RouteCall], _Reply]] = {
+            ("POST", "/files"): self._upload_file,
             ("GET", "/files"): self._list_files,
-            ("GET", "/files/{}"): self._tell_file,
-            ("DELETE", "/files/{}"): self._delete,
-            ("GET", "/files/{}/content"): self._content,
-            ("POST", "/batches"): self._create,
+            ("GET", "/files/{}"): self._retrieve_file,
+            ("DELETE", "/files/{}"): self._delete_file,
+            ("GET", "/files/{}/content"): self._file_content,
+            ("POST", "/batches"): self._create_batch,
             ("GET", "/batches"): self._list_batches,
-            ("GET", "/batches/{}"): self._retrieve,
-            ("POST", "/batches/{}/cancel"): self._cancel,
+            ("GET", "/batches/{}"): self._retrieve_batch,
+            ("POST", "/batches/{}/cancel"): self._cancel_batch,
         }
-        self.renew_lock()
+        self.reset_lock()
 
-    def renew_lock(self) -> None:
+    def reset_lock(self) -> None:
         """After a fork: another thread of the parent may have held it."""
         self._lock = threading.Lock()
 
@@ -157,7 +163,7 @@ class Batches:
         with self._lock:
             self._quotas.clear()
 
-    def serves(self, request: Request) -> bool:
+    def handles(self, request: Request) -> bool:
         """Whether a request is one for these paths."""
         return _route(request)[0] in self._routes
 
@@ -175,109 +181,109 @@ class Batches:
         """
         route, name = _route(request)
         with self._lock:
-            for job in self._jobs.values():
-                job.advance(now)
-            reply = self._routes[route](_Call(request, name, owner, now))
+            for batch in self._batches.values():
+                batch.advance(now)
+            reply = self._routes[route](_RouteCall(request, name, owner, now))
         response = reply if isinstance(reply, Response) else reply()
         return replace(response, headers={**response.headers, "x-request-id": request_id})
 
-    def _stamp(self, now: float) -> int:
+    def _unix_time(self, now: float) -> int:
         # Calendar times run with the emulator's clock, from the day of the first request on.
-        if self._epoch is None:
-            self._epoch = round(time.time() - now)
-        return int(self._epoch + now)
+        if self._epoch_offset is None:
+            self._epoch_offset = round(time.time() - now)
+        return int(self._epoch_offset + now)
 
     # Files
 
-    def _upload(self, call: _Call) -> _Reply:
-        filename, content, purpose = sent_file(call.request)
+    def _upload_file(self, call: _RouteCall) -> _Reply:
+        filename, content, purpose = parse_uploaded_file(call.request)
         if purpose != "batch":
-            raise BadField("'purpose' must be 'batch'", "purpose")
-        kept = [file.size or 0 for file in self._uploads.of(call.owner) if file.purpose == "batch"]
-        if len(kept) >= self.settings.files or sum(kept) + len(content) > self.settings.stored_bytes:
-            raise BadField("The account holds too many files or bytes: delete some.", "file")
-        made = self._account.stamp(call.now)
-        file = Stored(call.owner, filename, purpose, made, lambda: content, len(content))
-        self._uploads.add(file)
-        return _json(file.view())
+            raise InvalidFieldError("'purpose' must be 'batch'", "purpose")
+        stored_sizes = [file.size_bytes or 0 for file in self._files.owned_by(call.owner) if file.purpose == "batch"]
+        if len(stored_sizes) >= self.settings.files or sum(stored_sizes) + len(content) > self.settings.stored_bytes:
+            raise InvalidFieldError("The account holds too many files or bytes: delete some.", "file")
+        created_at = self._environment.unix_time(call.now)
+        file = StoredFile(call.owner, filename, purpose, created_at, lambda: content, len(content))
+        self._files.add(file)
+        return _json_response(file.to_dict())
 
-    def _list_files(self, call: _Call) -> _Reply:
-        files, more = page(self._uploads.of(call.owner), call.query, 10_000)
-        return lambda: _json(listing([file.view() for file in files], more=more))
+    def _list_files(self, call: _RouteCall) -> _Reply:
+        files, more = page(self._files.owned_by(call.owner), call.query, 10_000)
+        return lambda: _json_response(listing([file.to_dict() for file in files], has_more=more))
 
-    def _tell_file(self, call: _Call) -> _Reply:
-        file = self._uploads.get(call.name, call.owner)
-        return lambda: _json(file.view())
+    def _retrieve_file(self, call: _RouteCall) -> _Reply:
+        file = self._files.get(call.resource_id, call.owner)
+        return lambda: _json_response(file.to_dict())
 
-    def _delete(self, call: _Call) -> _Reply:
-        self._uploads.remove(call.name, call.owner)
-        return _json({"object": "file", "deleted": True, "id": call.name})
+    def _delete_file(self, call: _RouteCall) -> _Reply:
+        self._files.remove(call.resource_id, call.owner)
+        return _json_response({"object": "file", "deleted": True, "id": call.resource_id})
 
-    def _content(self, call: _Call) -> _Reply:
-        file = self._uploads.get(call.name, call.owner)
+    def _file_content(self, call: _RouteCall) -> _Reply:
+        file = self._files.get(call.resource_id, call.owner)
         return lambda: Response(200, file.read(), {"content-type": "application/octet-stream"})
 
     # Batches
 
-    def _create(self, call: _Call) -> _Reply:
-        self._count(call, "create", self.settings.per_minute)
-        order = self._order(call)
-        under_way = [job for job in self._of(call.owner) if job.status not in ENDED]
+    def _create_batch(self, call: _RouteCall) -> _Reply:
+        self._check_quota(call, "create", self.settings.per_minute)
+        batch_request = self._parse_batch_request(call)
+        under_way = [job for job in self._batches_of(call.owner) if job.status not in FINAL_STATUSES]
         if len(under_way) >= self.settings.concurrent:
             raise throttled("Throttling")
-        job = Job(order, call.now, self.settings, self._account)
-        self._jobs[job.id] = job
-        return _json(job.view())
+        batch = Batch(batch_request, call.now, self.settings, self._environment)
+        self._batches[batch.id] = batch
+        return _json_response(batch.to_dict())
 
-    def _order(self, call: _Call) -> Order:
-        body = object_of(call.request.body) or {}
+    def _parse_batch_request(self, call: _RouteCall) -> BatchRequest:
+        body = parse_json_object(call.request.body) or {}
         for field in ("input_file_id", "endpoint", "completion_window"):
             if not isinstance(body.get(field), str):
-                raise BadField(f"Missing required parameter: '{field}'.", field)
+                raise InvalidFieldError(f"Missing required parameter: '{field}'.", field)
         metadata = body.get("metadata")
         if metadata is not None and not isinstance(metadata, dict):
-            raise BadField("'metadata' must be an object", "metadata")
-        for field, longest in (("ds_name", 100), ("ds_description", 200)):
-            if len(str((metadata or {}).get(field, ""))) > longest:
-                raise BadField(f"'{field}' must be at most {longest} characters", f"metadata.{field}")
-        file = self._uploads.get(body["input_file_id"], call.owner)
+            raise InvalidFieldError("'metadata' must be an object", "metadata")
+        for field, max_length in (("ds_name", 100), ("ds_description", 200)):
+            if len(str((metadata or {}).get(field, ""))) > max_length:
+                raise InvalidFieldError(f"'{field}' must be at most {max_length} characters", f"metadata.{field}")
+        file = self._files.get(body["input_file_id"], call.owner)
         if file.purpose != "batch":
-            raise BadField("'purpose' of the input file must be 'batch'", "input_file_id")
+            raise InvalidFieldError("'purpose' of the input file must be 'batch'", "input_file_id")
         window = body["completion_window"]
-        return Order(call.owner, file, body["endpoint"], window, _seconds(window), metadata)
+        return BatchRequest(call.owner, file, body["endpoint"], window, _window_seconds(window), metadata)
 
-    def _retrieve(self, call: _Call) -> _Reply:
-        self._count(call, "query", self.settings.per_minute)
-        return _json(self._job(call).view())
+    def _retrieve_batch(self, call: _RouteCall) -> _Reply:
+        self._check_quota(call, "query", self.settings.per_minute)
+        return _json_response(self._find_batch(call).to_dict())
 
-    def _cancel(self, call: _Call) -> _Reply:
-        self._count(call, "cancel", self.settings.per_minute)
-        job = self._job(call)
-        job.cancel(call.now)
-        return _json(job.view())
+    def _cancel_batch(self, call: _RouteCall) -> _Reply:
+        self._check_quota(call, "cancel", self.settings.per_minute)
+        batch = self._find_batch(call)
+        batch.cancel(call.now)
+        return _json_response(batch.to_dict())
 
-    def _list_batches(self, call: _Call) -> _Reply:
-        self._count(call, "list", self.settings.lists_per_minute)
-        oldest = self._account.stamp(call.now) - _KEPT
-        found = [job for job in reversed(self._of(call.owner)) if job.created_at >= oldest]
-        wanted = chosen(call.query)
-        jobs, more = page([job for job in found if wanted(job)], call.query, 100)
-        return _json(listing([job.view() for job in jobs], more=more))
+    def _list_batches(self, call: _RouteCall) -> _Reply:
+        self._check_quota(call, "list", self.settings.lists_per_minute)
+        oldest = self._environment.unix_time(call.now) - _LISTED_SECONDS
+        found = [job for job in reversed(self._batches_of(call.owner)) if job.created_at >= oldest]
+        matches = batch_filter(call.query)
+        batches, more = page([job for job in found if matches(job)], call.query, 100)
+        return _json_response(listing([job.to_dict() for job in batches], has_more=more))
 
-    def _of(self, owner: str) -> list[Job]:
-        return [job for job in self._jobs.values() if job.order.owner == owner]
+    def _batches_of(self, owner: str) -> list[Batch]:
+        return [batch for batch in self._batches.values() if batch.request.owner == owner]
 
-    def _job(self, call: _Call) -> Job:
-        job = self._jobs.get(call.name)
-        if job is None or job.order.owner != call.owner:
-            raise BadField(f"No batch found with id '{call.name}'.", None, 404)
-        return job
+    def _find_batch(self, call: _RouteCall) -> Batch:
+        batch = self._batches.get(call.resource_id)
+        if batch is None or batch.request.owner != call.owner:
+            raise InvalidFieldError(f"No batch found with id '{call.resource_id}'.", None, 404)
+        return batch
 
-    def _count(self, call: _Call, what: str, limit: int | None) -> None:
-        quota = self._quotas.setdefault((call.owner, what), Quota(limit, None, 60.0))
-        refused = quota.admit(0, call.now)
-        if refused is not None:
-            raise OverQuota(*refused)
+    def _check_quota(self, call: _RouteCall, operation: str, limit: int | None) -> None:
+        quota = self._quotas.setdefault((call.owner, operation), Quota(limit, None, 60.0))
+        exceeded = quota.admit(0, call.now)
+        if exceeded is not None:
+            raise QuotaExceededError(*exceeded)
 
 
 def _route(request: Request) -> tuple[tuple[str, str], str]:
@@ -288,13 +294,13 @@ def _route(request: Request) -> tuple[tuple[str, str], str]:
     return (request.method, kind + ("/{}" if name else "") + (part or "")), name or ""
 
 
-def _json(body: dict[str, Any]) -> Response:
+def _json_response(body: dict[str, Any]) -> Response:
     return Response(200, to_json(body), {"content-type": "application/json"})
 
 
-def _seconds(window: str) -> float:
+def _window_seconds(window: str) -> float:
     match = re.fullmatch(r"([1-9][0-9]{0,3})([hd])", window)
     hours = int(match[1]) * (24 if match[2] == "d" else 1) if match is not None else 0
     if not 24 <= hours <= 336:  # noqa: PLR2004  (the documented bounds)
-        raise BadField("'completion_window' must be 24h to 336h, or 1d to 14d", "completion_window")
+        raise InvalidFieldError("'completion_window' must be 24h to 336h, or 1d to 14d", "completion_window")
     return hours * 3600.0

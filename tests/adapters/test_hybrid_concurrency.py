@@ -1,0 +1,276 @@
+"""Several who ask for hybrid of one query at once: threads, tasks, loops and forked processes."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+import threading
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import pytest
+from client_helpers import KEY, client_for
+
+from dashscope_embeddings import ConnectionFailed, DashScopeError, EmbeddingClient
+from dashscope_embeddings._adapters.hybrid import HybridEmbedder
+from dashscope_embeddings._adapters.hybrid_cache import HybridCache
+from dashscope_embeddings.emulator import Emulator, faults
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Sequence
+
+    from dashscope_embeddings._adapters.hybrid_cache import CacheKey, Component, InFlight, Vector
+
+QUESTION = "which words are rare?"
+
+
+def asked(emulator: Emulator) -> list[tuple[str | None, str | None, int]]:
+    return [(a.text_type, a.output_type, len(a.texts)) for a in emulator.asked]
+
+
+class Watched(HybridCache):
+    """Counts who boards a flight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen = threading.Semaphore(0)
+
+    def join_or_start(
+        self, half: Component, key: CacheKey, loop: asyncio.AbstractEventLoop | None
+    ) -> Vector | tuple[InFlight, bool]:
+        found = super().join_or_start(half, key, loop)
+        if isinstance(found, tuple):
+            self.seen.release()
+        return found
+
+
+def patient(emulator: Emulator, callers: int) -> tuple[HybridEmbedder, Watched]:
+    """Over a service that answers its first request when so many have boarded its flight."""
+    memo, waits = Watched(), iter([callers])
+
+    def reply(request: httpx.Request) -> httpx.Response:
+        for _ in range(next(waits, 0)):
+            assert memo.seen.acquire(timeout=10)
+        return emulator(request)
+
+    async def areply(request: httpx.Request) -> httpx.Response:
+        return await asyncio.to_thread(reply, request)
+
+    client = EmbeddingClient(
+        api_key=KEY,
+        max_retries=0,
+        http_client=httpx.Client(transport=httpx.MockTransport(reply)),
+        http_async_client=httpx.AsyncClient(transport=httpx.MockTransport(areply)),
+    )
+    return HybridEmbedder(client, memo), memo
+
+
+def in_thread(call: Callable[[], Any]) -> Future[Any]:
+    """On a daemon thread, so that a call that waits for ever fails its test instead of stopping all."""
+    result: Future[Any] = Future()
+
+    def run() -> None:
+        try:
+            result.set_result(call())
+        except DashScopeError as error:
+            result.set_result(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return result
+
+
+def in_threads(*calls: Callable[[], Any]) -> list[Any]:
+    """Results, or the errors, of calls that are under way together."""
+    return [result.result(20) for result in [in_thread(call) for call in calls]]
+
+
+async def in_tasks(*calls: Coroutine[Any, Any, Any]) -> list[Any]:
+    """The same for tasks of one loop."""
+    return await asyncio.wait_for(asyncio.gather(*calls, return_exceptions=True), 20)
+
+
+def right(emulator: Emulator, found: Sequence[Any]) -> None:
+    """Whether these are the dense and the sparse vector of the question."""
+    assert found[0] == [emulator.dense(QUESTION, text_type="query")]
+    assert [row.indices for row in found[1]] == [
+        sorted(token.index for token in emulator.sparse(QUESTION, text_type="query"))
+    ]
+
+
+def test_two_threads_that_ask_for_a_query_at_once_share_one_request(emulator: Emulator) -> None:
+    hybrid, memo = patient(emulator, 2)
+    found = in_threads(lambda: hybrid.dense([QUESTION], "query"), lambda: hybrid.sparse([QUESTION], "query"))
+    assert asked(emulator) == [("query", "dense&sparse", 1)]
+    right(emulator, found)
+    assert memo.size == 0
+
+
+async def test_two_tasks_that_ask_for_a_query_at_once_share_one_request(emulator: Emulator) -> None:
+    hybrid, memo = patient(emulator, 2)
+    found = await in_tasks(hybrid.adense([QUESTION], "query"), hybrid.asparse([QUESTION], "query"))
+    assert asked(emulator) == [("query", "dense&sparse", 1)]
+    right(emulator, found)
+    assert memo.size == 0
+
+
+async def test_a_task_and_an_executors_thread_share_one_request(emulator: Emulator) -> None:
+    hybrid, memo = patient(emulator, 2)
+    found = await in_tasks(hybrid.adense([QUESTION], "query"), asyncio.to_thread(hybrid.sparse, [QUESTION], "query"))
+    assert emulator.requests == 1
+    right(emulator, found)
+    assert memo.size == 0
+
+
+async def test_two_executor_threads_one_after_the_other_share_one_request(emulator: Emulator) -> None:
+    hybrid = HybridEmbedder(client_for(emulator), HybridCache())
+    with ThreadPoolExecutor(1) as one, ThreadPoolExecutor(1) as other:
+        loop = asyncio.get_running_loop()
+        dense = await loop.run_in_executor(one, hybrid.dense, [QUESTION], "query")
+        sparse = await loop.run_in_executor(other, hybrid.sparse, [QUESTION], "query")
+    assert (emulator.requests, hybrid.cache and hybrid.cache.size) == (1, 0)
+    right(emulator, [dense, sparse])
+
+
+def test_five_who_ask_for_the_same_half_share_one_request_but_no_list(emulator: Emulator) -> None:
+    hybrid, memo = patient(emulator, 5)
+    found = in_threads(*[lambda: hybrid.dense([QUESTION], "query")[0]] * 5)
+    assert emulator.requests == 1
+    assert found == [emulator.dense(QUESTION, text_type="query")] * 5
+    assert len({id(vector) for vector in found}) == 5
+    for _ in range(5):
+        hybrid.sparse([QUESTION], "query")
+    assert (emulator.requests, memo.size) == (1, 0)
+
+
+def test_waiters_of_a_failed_flight_ask_for_themselves(emulator: Emulator) -> None:
+    emulator.faults = [faults.Drop()]
+    hybrid, _ = patient(emulator, 2)
+    found = in_threads(lambda: hybrid.dense([QUESTION], "query"), lambda: hybrid.dense([QUESTION], "query"))
+    failed = [result for result in found if isinstance(result, ConnectionFailed)]
+    assert len(failed) == 1
+    assert [emulator.dense(QUESTION, text_type="query")] in found
+    assert (emulator.requests, emulator.billed_requests) == (2, 1)
+
+
+async def test_waiting_tasks_of_a_failed_flight_ask_for_themselves(emulator: Emulator) -> None:
+    emulator.faults = [faults.Drop()]
+    hybrid, _ = patient(emulator, 2)
+    first, second = await in_tasks(hybrid.adense([QUESTION], "query"), hybrid.asparse([QUESTION], "query"))
+    assert isinstance(first, ConnectionFailed)
+    assert isinstance(second, list)
+    assert (emulator.requests, emulator.billed_requests) == (2, 1)
+
+
+class Held:
+    """A client whose first asynchronous request stays under way until it is let go; later ones pass."""
+
+    def __init__(self, emulator: Emulator) -> None:
+        self.under_way, self.go, self.calls = asyncio.Event(), asyncio.Event(), 0
+        self.memo, self._emulator = Watched(), emulator
+        client = EmbeddingClient(
+            api_key=KEY,
+            http_client=httpx.Client(transport=emulator.transport()),
+            http_async_client=httpx.AsyncClient(transport=httpx.MockTransport(self._reply)),
+        )
+        self.hybrid = HybridEmbedder(client, self.memo)
+
+    async def _reply(self, request: httpx.Request) -> httpx.Response:
+        self.calls += 1
+        self.under_way.set()
+        if self.calls == 1:
+            await self.go.wait()
+        return self._emulator(request)
+
+    async def two(self) -> tuple[asyncio.Task[Any], asyncio.Task[Any]]:
+        """One that leads and one that waits for it."""
+        leader = asyncio.create_task(self.hybrid.adense([QUESTION], "query"))
+        await self.under_way.wait()
+        waiter = asyncio.create_task(self.hybrid.asparse([QUESTION], "query"))
+        for _ in range(2):
+            assert await asyncio.to_thread(self.memo.seen.acquire, timeout=10)
+        return leader, waiter
+
+
+async def test_when_the_leading_task_is_cancelled_the_waiting_one_asks(emulator: Emulator) -> None:
+    held = Held(emulator)
+    leader, waiter = await held.two()
+    leader.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await leader
+    [row] = await asyncio.wait_for(waiter, 20)
+    assert (held.calls, emulator.requests) == (2, 1)
+    assert row.indices == sorted(token.index for token in emulator.sparse(QUESTION, text_type="query"))
+
+
+async def test_a_cancelled_waiter_takes_only_itself_away(emulator: Emulator) -> None:
+    held = Held(emulator)
+    leader, waiter = await held.two()
+    waiter.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiter
+    held.go.set()
+    assert await leader == [emulator.dense(QUESTION, text_type="query")]
+    assert (held.calls, emulator.requests) == (1, 1)
+
+
+def test_a_sync_call_on_the_thread_of_a_loop_does_not_wait_for_that_loops_flight(emulator: Emulator) -> None:
+    async def run() -> list[Any]:
+        held = Held(emulator)
+        leader = asyncio.create_task(held.hybrid.adense([QUESTION], "query"))
+        await held.under_way.wait()
+        sparse = held.hybrid.sparse([QUESTION], "query")
+        assert asked(emulator) == [("query", "sparse", 1)]
+        held.go.set()
+        dense = await leader
+        assert held.memo.size == 0
+        return [dense, sparse]
+
+    right(emulator, in_thread(lambda: asyncio.run(run())).result(20))
+    assert emulator.requests == 2
+
+
+FORK = f"""
+import itertools, os, signal, sys, threading
+from dashscope_embeddings import EmbeddingClient
+from dashscope_embeddings.emulator import Emulator
+from dashscope_embeddings._adapters.hybrid import HybridEmbedder
+from dashscope_embeddings._adapters.hybrid_cache import HybridCache
+
+under_way, go, count = threading.Event(), threading.Event(), itertools.count()
+
+class Held(Emulator):
+    def answer(self, request):
+        if next(count) == 0:
+            under_way.set()
+            assert go.wait(20)
+        return super().answer(request)
+
+emulator, question = Held(), {QUESTION!r}
+with emulator.serve() as server:
+    hybrid = HybridEmbedder(EmbeddingClient(api_key={KEY!r}, base_url=server.url), HybridCache())
+    leader = threading.Thread(target=hybrid.dense, args=([question], "query"))
+    leader.start()
+    assert under_way.wait(20)
+    child = os.fork()
+    if child == 0:
+        signal.alarm(20)
+        dense, [sparse] = hybrid.dense([question], "query"), hybrid.sparse([question], "query")
+        right = dense == [emulator.dense(question, text_type="query")] and len(sparse) > 0
+        os._exit(0 if right else 1)
+    print("child", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), emulator.requests)
+    go.set()
+    leader.join()
+    hybrid.sparse([question], "query")
+    print("both", emulator.requests, emulator.billed_texts, hybrid.cache.size)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+def test_a_forked_child_asks_for_itself_while_its_parents_flight_is_under_way() -> None:
+    done = subprocess.run(  # noqa: S603 - our own script
+        [sys.executable, "-c", FORK], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.stdout.splitlines() == ["child 0 1", "both 2 2 0"], done.stderr

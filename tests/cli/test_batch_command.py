@@ -1,0 +1,136 @@
+"""The commands `batch …`: what they print, ask and return."""
+
+from __future__ import annotations
+
+import unicodedata
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from corpus_helpers import read_vectors, write_lines
+
+from dashscope_embeddings import corpus
+from dashscope_embeddings.emulator import faults
+
+typer_testing = pytest.importorskip("typer.testing")
+pytest.importorskip("rich")
+from dashscope_embeddings.cli import app  # noqa: E402 - it needs what was just looked for
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from dashscope_embeddings.emulator import Emulator
+    from dashscope_embeddings.emulator.http import Server
+
+TEXTS = [f"text number {number}" for number in range(25)]
+KEY = "sk-secret-and-made-up"
+
+
+@pytest.fixture(autouse=True)
+def terminal(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, served: Server) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setenv("DASHSCOPE_API_KEY", KEY)
+    monkeypatch.setenv("DASHSCOPE_COMPATIBLE_BASE_URL", served.url)
+    monkeypatch.chdir(tmp_path)
+    write_lines(tmp_path / "in.txt", TEXTS)
+
+
+def batch(*arguments: str) -> Any:
+    found = typer_testing.CliRunner().invoke(app.app, ["batch", *arguments])
+    assert KEY not in found.output
+    assert "Traceback" not in found.output
+    return found
+
+
+def run(*more: str) -> Any:
+    return batch("run", "in.txt", "-o", "out.jsonl", "--dimensions", "64", "--poll", "0.1", *more)
+
+
+def test_help_fits_80_columns_and_names_the_exit_codes() -> None:
+    told = batch("run", "--help").output
+    assert "Exit codes: 0 all embedded, 1 failed" in told
+    wide = {"W", "F"}
+    width = (sum(2 if unicodedata.east_asian_width(c) in wide else 1 for c in line) for line in told.splitlines())
+    assert max(width) <= 80
+
+
+def test_run_0_says_the_price_and_the_doubt_before_and_the_bill_after(tmp_path: Path, emulator: Emulator) -> None:
+    result = run()
+    assert result.exit_code == 0
+    assert "25 texts, of which 25 are to be submitted" in result.stdout
+    assert "in 1 files" in result.stdout
+    assert "role" in result.stdout
+    assert "`dashscope-embeddings check` measures it" in result.stdout
+    assert "out.jsonl: 25 vectors, 25 texts fetched now (3 requests, 25 texts" in result.stdout
+    assert "file 1: sending 3 lines with 25 texts" in result.stderr
+    assert len(read_vectors(tmp_path / "out.jsonl")) == emulator.billed_texts == 25
+
+
+def test_submit_status_fetch_need_the_output_alone(tmp_path: Path, emulator: Emulator) -> None:
+    sent = batch("submit", "in.txt", "-o", "out.jsonl", "--dimensions", "64", "--name", "mine")
+    assert sent.exit_code == 0
+    assert "25 texts are under way: `batch fetch -o out.jsonl`" in sent.stdout
+    (tmp_path / "in.txt").unlink()
+    told = batch("status", "-o", "out.jsonl")
+    assert (told.exit_code, "25 texts in 3 lines" in told.stdout) == (0, True)
+    assert "25 texts of ended batches are to be fetched" in told.stdout
+    assert batch("fetch", "-o", "out.jsonl").exit_code == 0
+    assert len(read_vectors(tmp_path / "out.jsonl")) == emulator.billed_texts == 25
+    assert {one.dimension for one in emulator.asked if one.texts} <= {64}
+    done = batch("status", "-o", "out.jsonl")
+    assert (done.exit_code, "all is done" in done.stdout) == (0, True)
+
+
+def test_cancel_of_batches_that_have_ended_takes_their_results_in(tmp_path: Path, emulator: Emulator) -> None:
+    batch("submit", "in.txt", "-o", "out.jsonl", "--dimensions", "64")
+    assert "25 texts of ended batches were fetched: `batch fetch" in batch("cancel", "-o", "out.jsonl").stdout
+    assert batch("fetch", "-o", "out.jsonl").exit_code == 0
+    assert len(read_vectors(tmp_path / "out.jsonl")) == emulator.billed_texts == 25
+    assert "nothing is under way\n" in batch("cancel", "-o", "out.jsonl").stdout
+
+
+def test_3_some_rejected(emulator: Emulator) -> None:
+    emulator.faults = [faults.LineFails(match="number 17", every=1)]
+    result = run()
+    assert result.exit_code == 3
+    assert "1 rejected, 0 skipped: see out.jsonl.rejects.jsonl" in result.stdout
+
+
+def test_1_failed_does_not_promise_that_a_refused_command_goes_on(emulator: Emulator) -> None:
+    emulator.faults = [faults.BatchFails(code="model_not_found", message="no such model", every=1)]
+    result = run()
+    assert result.exit_code == 1
+    assert "model_not_found: no such model" in result.stderr
+    assert "is in out.jsonl.ledger. Batches under way" in result.stderr
+    assert "the same command goes on" not in result.stderr
+    emulator.faults = []
+    assert run().exit_code == 0
+    assert emulator.billed_texts == 25
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["submit", "gone.txt", "-o", "out.jsonl"], "no such file to read"),
+        (["submit", "in.txt", "-o", "out.csv"], "its ending must be one of"),
+        (["submit", "in.txt", "-o", "out.jsonl", "--window", "3h"], "24h to 336h"),
+        (["fetch", "-o", "out.jsonl"], "nothing was submitted for this output"),
+        (["status", "-o", "out.jsonl"], "nothing was submitted for this output"),
+        (["cancel", "-o", "out.jsonl"], "nothing was submitted for this output"),
+    ],
+)
+def test_2_wrong_use(arguments: list[str], said: str, emulator: Emulator) -> None:
+    result = batch(*arguments)
+    assert result.exit_code == 2
+    assert said in result.stderr
+    assert emulator.requests == 0
+
+
+def test_a_ledger_never_says_where_a_key_goes(served: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    batch("submit", "in.txt", "-o", "out.jsonl", "--dimensions", "64")
+    monkeypatch.delenv("DASHSCOPE_COMPATIBLE_BASE_URL")
+    result = batch("fetch", "-o", "out.jsonl")
+    assert result.exit_code == 2
+    assert "name the same region or address" in result.stderr
+    assert batch("fetch", "-o", "out.jsonl", "--base-url", served.url).exit_code == 0
+    assert corpus.ledger_beside(__import__("pathlib").Path("out.jsonl")).exists()

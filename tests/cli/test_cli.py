@@ -1,0 +1,490 @@
+"""The command line, run as a user does: what it prints, asks, and returns."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import unicodedata
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import pytest
+
+from dashscope_embeddings import EmbeddingClient, catalogue
+from dashscope_embeddings.cli import demo
+from dashscope_embeddings.emulator import Emulator, in_process
+from dashscope_embeddings.emulator.embeddings import COMPATIBLE_PATH, NATIVE_PATH
+from dashscope_embeddings.errors import ConnectionFailed
+
+typer_testing = pytest.importorskip("typer.testing")
+pytest.importorskip("rich")
+from dashscope_embeddings.cli import app  # noqa: E402 - they need what was just looked for
+from dashscope_embeddings.cli import models as cli_models  # noqa: E402 - same
+from dashscope_embeddings.cli.demo import screen  # noqa: E402 - same
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+ROOT = Path(__file__).parents[2]
+KEY = "sk-made-up-and-secret"
+EMULATOR_LINE = "On the emulator: no key, no network, no bill; vectors are made up from words."
+
+
+@pytest.fixture(autouse=True)
+def bare(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No key or address in the environment or the home folder; a terminal of 80 columns without colours."""
+    for name in list(os.environ):
+        if name.startswith("DASHSCOPE_"):
+            monkeypatch.delenv(name)
+    for name in ("HOME", "USERPROFILE"):
+        monkeypatch.setenv(name, str(tmp_path))
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("NO_COLOR", "1")
+
+
+@pytest.fixture
+def frameworks() -> None:
+    pytest.importorskip("langchain_core")
+    pytest.importorskip("llama_index.core")
+
+
+@pytest.fixture
+def stores(frameworks: None) -> None:  # noqa: ARG001 - these are needed too
+    pytest.importorskip("langchain_qdrant")
+    pytest.importorskip("llama_index.vector_stores.qdrant")
+
+
+def run(*arguments: str) -> Any:
+    return typer_testing.CliRunner().invoke(app.app, list(arguments))
+
+
+def width(line: str) -> int:
+    return sum(2 if unicodedata.east_asian_width(mark) in "WF" else 1 for mark in line.rstrip())
+
+
+# --- without extras ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("absent", ["typer", "rich"])
+def test_without_its_extra_the_command_names_it(absent: str) -> None:
+    script = f"import sys; sys.modules['{absent}'] = None; from dashscope_embeddings.cli import app; app.main()"
+    done = subprocess.run(  # noqa: S603 - our own script
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 1
+    assert 'pip install "dashscope-embeddings[cli]"' in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("absent", "options"),
+    [
+        ("langchain_core.vectorstores", []),
+        ("llama_index.core", []),
+        ("langchain_qdrant", ["--store", "qdrant"]),
+        ("llama_index.vector_stores.qdrant", ["--store", "qdrant"]),
+    ],
+)
+def test_without_a_framework_or_its_store_the_demo_names_the_extras(
+    absent: str, options: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, absent, None)
+    result = run("demo", *options)
+    assert result.exit_code == 1
+    assert 'pip install "dashscope-embeddings[cli,langchain,llama-index,qdrant]"' in result.output
+    assert "Traceback" not in result.output
+
+
+# --- help --------------------------------------------------------------------------------------------------
+
+
+def test_help_lists_every_command_and_fits_80_columns() -> None:
+    result = run("--help")
+    assert result.exit_code == 0
+    for name in ("demo", "embed", "models", "check", "emulator"):
+        assert re.search(rf"^│ {name} ", result.output, re.MULTILINE)
+        told = run(name, "--help").output
+        assert max(map(width, told.splitlines())) <= 80
+
+
+def test_it_also_runs_as_a_module() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "dashscope_embeddings", "models", "--markdown"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        env=os.environ | {"PYTHONIOENCODING": "utf-8"},
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.rstrip("\n") == cli_models.models_markdown()
+
+
+# --- models ------------------------------------------------------------------------------------------------
+
+
+def test_models_shows_every_fact_of_the_catalogue_in_80_columns() -> None:
+    output = run("models").output
+    assert max(map(width, output.splitlines())) <= 80
+    assert "…" not in output
+    for model in catalogue.MODELS:
+        limits, sizes, prices = (line for line in output.splitlines() if re.match(rf"{model.name}\s", line))
+        assert f"{model.tokens_per_row:,}" in limits
+        assert (f"({model.tokens_per_row_seen:,})" in limits) == bool(model.tokens_per_row_seen)
+        assert limits.split().count("yes") == model.sparse + model.instruct
+        assert re.findall(r"(\d+)(\*?)(?= )", sizes.removeprefix(model.name)) == [
+            (str(size), "*" if size == model.default_dimension else "") for size in model.dimensions
+        ]
+        for price in model.prices.values():
+            batch = f", batch {price.batch}" if price.batch else ""
+            assert f"{price.currency} {price.real_time}{batch}" in prices
+        assert model.source in output.splitlines()
+        assert model.seen in output
+
+
+def test_models_markdown_is_a_table_with_a_row_for_each_model() -> None:
+    result = run("models", "--markdown")
+    rows = [line.strip("|").split("|") for line in result.output.splitlines()]
+    assert {len(row) for row in rows} == {10}
+    assert set("".join(rows[1])) <= set(" -:")
+    assert [row[0].strip() for row in rows[2:]] == [f"`{model.name}`" for model in catalogue.MODELS]
+    v4 = dict(zip((head.strip() for head in rows[0]), (cell.strip() for cell in rows[4]), strict=True))
+    assert v4["model"] == "`text-embedding-v4`"
+    assert v4["dimensions (**default**)"] == "2048 1536 **1024** 768 512 256 128 64"
+    assert v4["tokens a text (elsewhere)"] == "8,192 (33,000)"
+    assert v4["price, Beijing"] == "CNY 0.5, batch 0.25"
+    assert v4["price, Hong Kong"] == "USD 0.07"
+    assert re.fullmatch(r"\[2\d{3}-\d\d-\d\d\]\(https://\S+\)", v4["source"])
+
+
+# --- emulator ----------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def emulating(*options: str) -> Iterator[tuple[subprocess.Popen[str], list[str]]]:
+    """The process, and what it printed up to the line that says how to stop it."""
+    process = subprocess.Popen(  # noqa: S603 - our own module
+        [sys.executable, "-m", "dashscope_embeddings", "emulator", *options],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    try:
+        lines = []
+        for line in process.stdout:
+            lines.append(line.rstrip("\n"))
+            if "Ctrl-C" in line:
+                break
+        yield process, lines
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def post(url: str, body: dict[str, Any], key: str) -> httpx.Response:
+    # Not by way of a proxy that the environment may name.
+    with httpx.Client(trust_env=False, timeout=20) as client:
+        return client.post(url, json=body, headers={"authorization": f"Bearer {key}"})
+
+
+def exported(lines: Sequence[str], name: str) -> str:
+    return next(found[1] for line in lines if (found := re.search(rf"\b{name}=(\S+)", line)))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="sends POSIX signals")
+@pytest.mark.parametrize("stop", ["SIGINT", "SIGTERM"])
+def test_the_emulator_serves_both_protocols_until_it_is_stopped_and_sums_up(stop: str) -> None:
+    with emulating("--port", "0") as (process, lines):
+        assert re.fullmatch(r"The emulator listens at http://127\.0\.0\.1:\d+", lines[0])
+        native, compatible = exported(lines, "DASHSCOPE_HTTP_BASE_URL"), exported(lines, "OPENAI_BASE_URL")
+        assert exported(lines, "DASHSCOPE_COMPATIBLE_BASE_URL") == compatible
+        key = exported(lines, "DASHSCOPE_API_KEY")
+        body = {"model": "text-embedding-v4", "input": {"texts": ["one", "two"]}, "parameters": {}}
+        first = post(native + NATIVE_PATH.removeprefix("/api/v1"), body, key)
+        assert len(first.json()["output"]["embeddings"]) == 2
+        second = post(f"{compatible}/embeddings", {"model": "text-embedding-v4", "input": "three"}, key)
+        assert len(second.json()["data"]) == 1
+        refused = post(lines[0].split()[-1] + COMPATIBLE_PATH, {"model": "none", "input": "four"}, key)
+        assert refused.status_code == 404
+        tokens = first.json()["usage"]["total_tokens"] + second.json()["usage"]["total_tokens"]
+        process.send_signal(getattr(signal, stop))
+        rest, errors = process.communicate(timeout=20)
+        assert (process.returncode, errors) == (0, "")
+        assert f"Requests: 3, answered: 2 (3 texts, {tokens} tokens), refused: 1, most at once: 1." in rest
+
+
+def test_what_the_emulator_prints_to_paste_is_all_that_a_client_needs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with emulating("--port", "0", "--rpm", "1") as (_, lines):
+        for pair in next(line for line in lines if "HTTP_BASE_URL" in line).split()[1:]:
+            monkeypatch.setenv(*pair.split("=", 1))
+        client = EmbeddingClient(max_retries=0)
+        assert client.embed("one").dense == [Emulator().dense("one")]
+        throttled = post(
+            exported(lines, "DASHSCOPE_HTTP_BASE_URL") + NATIVE_PATH.removeprefix("/api/v1"),
+            {"model": "text-embedding-v4", "input": {"texts": ["two"]}},
+            "another",
+        )
+        assert (throttled.status_code, throttled.json()["code"]) == (429, "Throttling.RateQuota")
+
+
+def test_the_emulators_options_reach_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: dict[str, Any] = {}
+
+    class Refusing(Emulator):
+        def __init__(self, **options: Any) -> None:
+            made.update(options)
+            super().__init__(**options)
+
+        def serve(self, port: int = 0, *, latency: float = 0.0) -> Any:
+            made.update(port=port, latency=latency)
+            raise OSError(98, "Address already in use")
+
+    monkeypatch.setattr(app, "Emulator", Refusing)
+    options = {"--port": "8123", "--latency": "250", "--rpm": "60", "--tpm": "1000", "--rps": "0.5"}
+    result = run("emulator", *(word for pair in options.items() for word in pair))
+    assert made == {
+        "port": 8123,
+        "latency": 0.25,
+        "requests_per_minute": 60,
+        "tokens_per_minute": 1000,
+        "requests_per_second": 0.5,
+        "log": 0,
+    }
+    assert result.exit_code == 1
+    assert "cannot listen on port 8123: Address already in use" in result.output
+
+
+def test_a_port_that_is_taken_is_told_in_a_line() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        result = run("emulator", "--port", str(taken.getsockname()[1]))
+    assert result.exit_code == 1
+    assert result.output.count("\n") == 1
+    assert "--port 0" in result.output
+
+
+# --- demo --------------------------------------------------------------------------------------------------
+
+
+FUSIONS = {
+    "memory": ["reciprocal ranks · LangChain and LlamaIndex agree"],
+    "qdrant": ["reciprocal ranks, by Qdrant · LangChain", "min-max scores, averaged · LlamaIndex"],
+}
+
+
+@pytest.mark.usefixtures("stores")
+@pytest.mark.parametrize(("columns", "store"), [(80, "memory"), (80, "qdrant"), (120, "memory"), (120, "qdrant")])
+def test_the_demo_answers_from_both_frameworks_within_the_terminals_width(
+    columns: int, store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    result = run("demo", "-k", "2", "--store", store)
+    assert result.exit_code == 0, result.output
+    lines = result.output.splitlines()
+    assert lines[0] == EMULATOR_LINE
+    assert max(map(width, lines)) <= columns
+    heads = [
+        "dense · cosine · LangChain and LlamaIndex agree",
+        "sparse · shared tokens, weighted · LangChain and LlamaIndex agree",
+        *(f"fused · {how}" for how in FUSIONS[store]),
+    ]
+    for question in demo.QUESTIONS:
+        start = lines.index(question) + 1
+        shown = lines[start : lines.index("", start)]
+        assert [line.strip() for line in shown[::3]] == heads
+        assert [line.split()[0] for line in shown[1::3] + shown[2::3]] == ["1"] * len(heads) + ["2"] * len(heads)
+    requests, texts, tokens = (
+        int(number.replace(",", ""))
+        for number in next(line for line in lines if line.startswith("together")).split()[1:4]
+    )
+    passages, questions = len(demo.help_topics()), len(demo.QUESTIONS)
+    # Every passage and every question once for each framework, passages ten a request.
+    filling = 2 * -(-passages // 10)
+    assert (requests, texts) == (filling + 2 * questions, 2 * (passages + questions))
+    service = in_process()
+    assert (requests, texts, tokens) == (service.billed_requests, service.billed_texts, service.billed_tokens)
+    assert lines[-2] == f"{filling} requests for the passages, 8 for the questions, each for dense and sparse."
+    assert lines[-1].startswith("Nothing was billed")
+
+
+def test_an_unknown_store_is_a_usage_error() -> None:
+    result = run("demo", "--store", "redis")
+    assert result.exit_code == 2
+    assert "Invalid value for '--store'" in result.output
+    assert "memory" in result.output
+    assert "qdrant" in result.output
+    assert in_process().requests == 0
+
+
+@pytest.mark.usefixtures("stores")
+def test_what_a_store_says_of_its_own_limits_does_not_reach_the_screen(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from qdrant_client.common import client_warnings  # noqa: PLC0415 - only this test needs it
+    from qdrant_client.local.local_collection import LocalCollection  # noqa: PLC0415 - same
+
+    monkeypatch.setattr(client_warnings, "SEEN_MESSAGES", seen := set[str]())
+    monkeypatch.setattr(LocalCollection, "LARGE_DATA_THRESHOLD", 1)
+    (tmp_path / "tea.md").write_text("# Tea\n\nGreen tea.\n\n# Coffee\n\nBeans.\n", "utf-8")
+    result = run("demo", str(tmp_path), "--store", "qdrant", "-q", "green tea")
+    assert result.exit_code == 0, result.output
+    assert seen == {"large-local-collection"}
+    assert "Local mode" not in result.output
+    assert "not recommended" not in result.output
+
+
+@pytest.mark.usefixtures("stores")
+def test_a_question_that_shares_no_token_has_dense_hits_in_every_store(tmp_path: Path) -> None:
+    (tmp_path / "tea.md").write_text("# Tea\n\nGreen tea.\n\n# Coffee\n\nBeans.\n", "utf-8")
+    for store in demo.Store:
+        result = run("demo", str(tmp_path), "--store", store.value, "-q", "zebra")
+        assert result.exit_code == 0, result.output
+        assert result.output.count("no passage shares a token") == 1
+        assert re.search(r"dense · cosine.*\n +1 .*\n +2 ", result.output)
+
+
+@pytest.mark.usefixtures("stores")
+@pytest.mark.parametrize("store", ["memory", "qdrant"])
+def test_live_asks_the_service_with_roles_and_one_request_for_dense_and_sparse(
+    store: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "tea.md").write_text("# Tea\n\nGreen tea.\n\n# Coffee\n\nBeans.\n", "utf-8")
+    service = Emulator(api_key=KEY)
+    with service.serve() as server:
+        monkeypatch.setenv("DASHSCOPE_HTTP_BASE_URL", server.url)
+        monkeypatch.setenv("DASHSCOPE_API_KEY", KEY)
+        result = run(
+            "demo", str(tmp_path), "--live", "--store", store, "-q", "Which tea is green?", "--dimensions", "256"
+        )
+    assert result.exit_code == 0, result.output
+    host = server.url.removeprefix("http://")
+    assert result.output.splitlines()[0] == f"On the service at {host}: the texts are sent there and billed."
+    documents = ("tea.md: Tea\n\nGreen tea.", "tea.md: Coffee\n\nBeans.")
+    question = ("Which tea is green?",)
+    assert [(asked.texts, asked.text_type, asked.output_type or "dense") for asked in service.asked] == [
+        (documents, "document", "dense&sparse"),
+        (documents, "document", "dense&sparse"),
+        (question, "query", "dense&sparse"),
+        (question, "query", "dense&sparse"),
+    ]
+    assert {asked.dimension for asked in service.asked} == {256}
+    assert re.search(r"together +4 +6 +\d+ +unknown", result.output)
+    assert KEY not in result.output
+
+
+@pytest.mark.usefixtures("frameworks")
+def test_a_refused_key_ends_the_demo_with_a_line_and_no_traceback(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "tea.txt").write_text("Green tea.", "utf-8")
+    with Emulator(api_key="sk-another").serve() as server:
+        monkeypatch.setenv("DASHSCOPE_HTTP_BASE_URL", server.url)
+        monkeypatch.setenv("DASHSCOPE_API_KEY", KEY)
+        result = run("demo", str(tmp_path), "--live")
+    assert result.exit_code == 1
+    assert "401 InvalidApiKey" in result.output
+    assert "Traceback" not in result.output
+    assert KEY not in result.output
+
+
+def test_live_without_a_key_says_so_before_it_claims_to_run() -> None:
+    result = run("demo", "--live")
+    assert result.exit_code == 1
+    assert result.output.count("\n") == 1
+    assert result.output.startswith("no API key")
+    assert "DASHSCOPE_API_KEY" in result.output
+
+
+def test_an_unreachable_network_is_told_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(*_: object) -> None:
+        raise ConnectionFailed("no answer from dashscope.aliyuncs.com: Name or service not known")
+
+    monkeypatch.setattr(screen, "show", unreachable)
+    result = run("demo")
+    assert result.exit_code == 1
+    assert result.output == "no answer from dashscope.aliyuncs.com: Name or service not known\n"
+
+
+def test_a_wrong_dimension_is_told_in_a_line() -> None:
+    result = run("demo", "--dimensions", "7")
+    assert result.exit_code == 1
+    assert "text-embedding-v4 has no vectors of 7 dimensions" in result.output
+
+
+@pytest.mark.usefixtures("frameworks")
+@pytest.mark.filterwarnings("default")
+def test_an_unknown_model_is_warned_of_and_refused_without_a_traceback(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(catalogue, "_warned", set())
+    result = run("demo", "--model", "text-embedding-v9")
+    assert result.exit_code == 1
+    assert result.output.startswith("'text-embedding-v9' is not in the catalogue")
+    assert "UserWarning" not in result.output
+    assert "ModelNotFound" in result.output.splitlines()[-1]
+
+
+@pytest.mark.usefixtures("stores")
+@pytest.mark.parametrize("store", ["memory", "qdrant"])
+def test_a_model_without_sparse_vectors_shows_the_dense_ranking_only(store: str, tmp_path: Path) -> None:
+    (tmp_path / "tea.txt").write_text("Green tea is steamed.", "utf-8")
+    result = run("demo", str(tmp_path), "--store", store, "--model", "text-embedding-v2", "-q", "steamed tea")
+    assert result.exit_code == 0, result.output
+    heads = [line.split(" · ")[0].strip() for line in result.output.splitlines() if " · " in line]
+    assert heads == ["dense"]
+    assert re.search(r"^LlamaIndex, dense {2}", result.output, re.MULTILINE)
+    assert "2 requests for the passages, 2 for the questions." in result.output
+    assert {asked.output_type for asked in in_process().asked} <= {None, "dense"}
+
+
+# --- demo: a folder ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("frameworks")
+def test_a_folder_is_read_at_any_depth_and_what_gives_no_text_is_reported(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    (tmp_path / ".git").mkdir()
+    (tmp_path / "tea.md").write_text("# Tea\n\nGreen tea is steamed.\n\n## Water\n\nNot too hot.\n", "utf-8")
+    (tmp_path / "sub" / "KAFFEE.TXT").write_text("\ufeff紅茶用沸水沖泡。綠茶不用。", "utf-8")
+    (tmp_path / "code.py").write_text("green = tea", "utf-8")
+    (tmp_path / ".git" / "hidden.txt").write_text("green tea", "utf-8")
+    (tmp_path / "empty.txt").write_text("\n \n", "utf-8")
+    (tmp_path / "picture.txt").write_bytes(b"\xff\xfe\x00\xd8")
+    assert demo.read_folder(tmp_path) == (
+        [
+            demo.Passage(str(Path("sub", "KAFFEE.TXT")), "紅茶用沸水沖泡。綠茶不用。"),
+            demo.Passage("tea.md: Tea", "Green tea is steamed."),
+            demo.Passage("tea.md: Water", "Not too hot."),
+        ],
+        ["empty.txt: empty", "picture.txt: not UTF-8"],
+    )
+    result = run("demo", str(tmp_path))
+    assert result.exit_code == 0
+    assert "skipped empty.txt: empty" in result.output
+    assert "skipped picture.txt: not UTF-8" in result.output
+    # Without a question of the user's, the texts' own beginnings are asked for.
+    assert "No --query" in result.output
+    for asked in ("紅茶用沸水沖泡。", "Green tea is steamed.", "Not too hot."):
+        assert asked in result.output.splitlines()
+
+
+def test_a_folder_without_text_is_an_error_with_exit_code_2(tmp_path: Path) -> None:
+    (tmp_path / "empty.md").touch()
+    result = run("demo", str(tmp_path))
+    assert result.exit_code == 2
+    assert f"no text in {tmp_path}" in result.output
+    assert "empty.md: empty" in result.output
+    assert run("demo", str(tmp_path / "nowhere")).exit_code == 2

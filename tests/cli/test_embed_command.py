@@ -1,0 +1,208 @@
+"""The command `embed`: what it prints, asks and returns."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import unicodedata
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from corpus_helpers import read_rejects, read_vectors, write_json_lines, write_lines
+
+from dashscope_embeddings import corpus
+from dashscope_embeddings.emulator import faults, in_process
+
+typer_testing = pytest.importorskip("typer.testing")
+pytest.importorskip("rich")
+from dashscope_embeddings.cli import app  # noqa: E402 - they need what was just looked for
+from dashscope_embeddings.cli import embed as cli_embed  # noqa: E402 - same
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from dashscope_embeddings.emulator import Emulator
+    from dashscope_embeddings.emulator.http import Server
+
+TEXTS = [f"text number {number}" for number in range(95)]
+
+
+@pytest.fixture(autouse=True)
+def terminal(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.chdir(tmp_path)
+
+
+def embed(*arguments: str) -> Any:
+    return typer_testing.CliRunner().invoke(app.app, ["embed", *arguments])
+
+
+def offline(*arguments: str) -> Any:
+    return embed(*arguments, "--base-url", "emulator", "--dimensions", "64")
+
+
+def test_help_fits_80_columns_and_names_the_exit_codes() -> None:
+    told = embed("--help").output
+    wide = {"W", "F"}
+    assert (
+        max(sum(2 if unicodedata.east_asian_width(c) in wide else 1 for c in line) for line in told.splitlines()) <= 80
+    )
+    assert re.search(r"Exit codes: 0 all embedded, 1 failed", told)
+
+
+def test_0_all_embedded(tmp_path: Path) -> None:
+    source = write_lines(tmp_path / "in.txt", TEXTS)
+    result = offline(str(source), "-o", "out.jsonl", "--with-text", "--kind", "dense&sparse")
+    assert result.exit_code == 0
+    assert "out.jsonl: 95 vectors, 95 texts embedded now (10 requests, 95 texts" in result.stdout
+    assert [row.text for row in read_vectors(tmp_path / "out.jsonl")] == TEXTS
+    assert all(row.sparse is not None for row in read_vectors(tmp_path / "out.jsonl"))
+    again = offline(str(source), "-o", "out.jsonl", "--kind", "dense&sparse")
+    assert "95 vectors, 0 texts embedded now (nothing billed" in again.stdout
+    assert "all runs together: 10 requests, 95 texts" in again.stdout
+    assert in_process().billed_texts == 95
+
+
+def test_standard_input_needs_its_format_and_no_more() -> None:
+    result = typer_testing.CliRunner().invoke(
+        app.app, ["embed", "-", "--format", "txt", "-o", "out.jsonl", "--base-url", "emulator"], input="一\n二\n"
+    )
+    assert result.exit_code == 0
+    assert in_process().billed_texts == 2
+
+
+def test_1_failed_says_that_the_same_command_goes_on(
+    tmp_path: Path, served: Server, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DASHSCOPE_API_KEY", "sk-secret-and-made-up")
+    monkeypatch.setenv("DASHSCOPE_HTTP_BASE_URL", served.url)
+    emulator.faults = [faults.Status(status=401, code="InvalidApiKey", after=4, every=1)]
+    arguments = [str(write_lines(tmp_path / "in.txt", TEXTS)), "-o", "out.jsonl", "--max-concurrency", "2"]
+    result = embed(*arguments)
+    assert result.exit_code == 1
+    assert "InvalidApiKey" in result.stderr
+    assert "out.jsonl.ledger; once that is mended, the same command goes on" in result.stderr
+    assert "Traceback" not in result.output
+    assert "sk-secret" not in result.output
+    emulator.faults = []
+    assert embed(*arguments).exit_code == 0
+    assert emulator.billed_texts == 95
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["in.jsonl", "-o", "out.jsonl"], r"in\.jsonl:2: its text is empty or blank.*nothing was sent"),
+        (["gone.txt", "-o", "out.jsonl"], "no such file to read: gone.txt"),
+        (["in.txt", "-o", "out.csv"], "its ending must be one of"),
+        (["in.txt", "-o", "out.jsonl", "--kind", "all"], "kind='all'"),
+        (["in.txt", "-o", "out.jsonl", "--protocol", "openai", "--kind", "sparse"], "sparse vectors need"),
+        (["in.txt"], "Missing option"),
+    ],
+)
+def test_2_wrong_use_or_bad_input(arguments: list[str], said: str, tmp_path: Path) -> None:
+    write_json_lines(tmp_path / "in.jsonl", [{"text": "good"}, {"text": ""}])
+    write_lines(tmp_path / "in.txt", ["good"])
+    result = offline(*arguments)
+    assert result.exit_code == 2
+    assert re.search(said, result.stderr)
+    assert in_process().requests == 0
+
+
+def test_2_names_every_bad_record(tmp_path: Path) -> None:
+    source = write_json_lines(tmp_path / "in.jsonl", [{"text": "good"}, {"text": ""}, {"text": " "}])
+    result = offline(str(source), "-o", "out.jsonl")
+    assert re.search(r"in\.jsonl:2: ", result.stderr)
+    assert re.search(r"in\.jsonl:3: ", result.stderr)
+
+
+def test_2_without_a_key_or_into_vectors_of_another_kind(tmp_path: Path) -> None:
+    source = str(write_lines(tmp_path / "in.txt", TEXTS[:3]))
+    result = embed(source, "-o", "out.jsonl")
+    assert result.exit_code == 2
+    assert "DASHSCOPE_API_KEY" in result.stderr
+    assert offline(source, "-o", "out.jsonl").exit_code == 0
+    result = offline(source, "-o", "out.jsonl", "--text-type", "query")
+    assert result.exit_code == 2
+    assert "role was 'document' and is now 'query'" in result.stderr
+
+
+def test_2_without_pyarrow_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "pyarrow.parquet", None)
+    result = offline(str(write_lines(tmp_path / "in.txt", TEXTS)), "-o", "out.parquet")
+    assert result.exit_code == 2
+    assert 'pip install "dashscope-embeddings[corpus]"' in result.stderr
+
+
+def test_3_some_rejected_or_skipped(tmp_path: Path) -> None:
+    in_process().faults = [faults.Blocked(match="number 17")]
+    source = str(write_json_lines(tmp_path / "in.jsonl", [{"text": text} for text in [*TEXTS, ""]]))
+    result = offline(source, "-o", "out.jsonl", "--on-bad-input", "skip")
+    assert result.exit_code == 3
+    assert "1 rejected, 1 skipped: see out.jsonl.rejects.jsonl" in result.stdout
+    assert [row["id"] for row in read_rejects(tmp_path / "out.jsonl")] == [17, 95]
+    in_process().faults = []
+    write_json_lines(tmp_path / "in.jsonl", [{"text": text} for text in TEXTS])
+    assert offline(source, "-o", "out.jsonl").exit_code == 3
+    assert offline(source, "-o", "out.jsonl", "--retry-rejected").exit_code == 0
+
+
+def test_a_dry_run_needs_no_key_asks_nothing_and_prices_both_routes(tmp_path: Path) -> None:
+    source = str(write_lines(tmp_path / "in.txt", ["word " * 800] * 2 + ["other " * 800]))
+    result = embed(source, "-o", "out.jsonl", "--dry-run")
+    assert result.exit_code == 0
+    tokens = round(800 * 5 / 4 + 800 * 6 / 4)
+    assert "3 texts, of which 2 are to be embedded" in result.stdout
+    assert f"about {tokens:,} tokens" in result.stdout
+    assert f"real time: CNY {tokens * 0.5 / 1e6:g}" in result.stdout
+    assert f"Batch files: CNY {tokens * 0.25 / 1e6:g}" in result.stdout
+    assert in_process().requests == 0
+    assert os.listdir(tmp_path) == ["in.txt"]  # noqa: PTH208 - names are enough
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_a_signal_lets_what_is_in_flight_arrive_and_the_same_command_goes_on(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = str(write_lines(tmp_path / "in.txt", TEXTS))
+    before = signal.getsignal(getattr(signal, name))
+    real = corpus.embed_corpus
+
+    def interrupted(*arguments: Any, **how: Any) -> Any:
+        how["progress"] = lambda now: signal.raise_signal(getattr(signal, name)) if now.done == 20 else None
+        return real(*arguments, **how)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(corpus, "embed_corpus", interrupted)
+        patch.setattr("dashscope_embeddings.corpus.embedder._TEXTS_PER_REPORT", 1)
+        result = offline(source, "-o", "out.jsonl", "--max-concurrency", "1")
+    assert result.exit_code == 1
+    assert "stopping when what is in flight has arrived" in result.stderr
+    assert re.search(r"stopped after \d+ texts .*the same command goes on", result.stderr)
+    assert signal.getsignal(getattr(signal, name)) == before
+    assert 20 <= in_process().billed_texts < 95
+    assert offline(source, "-o", "out.jsonl").exit_code == 0
+    assert in_process().billed_texts == 95
+
+
+def test_elsewhere_than_on_a_terminal_progress_is_plain_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks = iter(range(10_000))
+    monkeypatch.setattr("dashscope_embeddings.cli.embed.time.monotonic", lambda: float(next(ticks)))
+    result = offline(str(write_lines(tmp_path / "in.txt", [f"t {n}" for n in range(2_000)])), "-o", "out.jsonl")
+    told = [line for line in result.stderr.splitlines() if " of 2,000 texts, " in line]
+    assert len(told) > 2
+    assert re.fullmatch(r"[\d,]+ of 2,000 texts, [\d,]+ texts/s, [\d,]+ tokens, CNY [\d.]+, \d+:\d\d left", told[0])
+    assert told[-1].startswith("2,000 of 2,000 texts")
+    assert "\x1b" not in result.output
+
+
+def test_on_a_terminal_a_bar_says_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    monkeypatch.setattr(cli_embed, "_DRAW_INTERVAL_SECONDS", 0.0)
+    result = offline(str(write_lines(tmp_path / "in.txt", TEXTS)), "-o", "out.jsonl")
+    assert result.exit_code == 0
+    assert "95/95" in result.stderr
+    assert re.search(r"texts/s, [\d,]+ tokens, CNY", result.stderr)

@@ -1,0 +1,350 @@
+"""The story of one request, told with lists of replies: no socket, no clock, nothing waited for."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import random
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from dashscope_embeddings import errors
+from dashscope_embeddings._core import planning
+from dashscope_embeddings._core.exchange import CANCELLED, Failure, Outcome, RequestContext, Send, Sleep, exchange
+from dashscope_embeddings._core.failures import ErrorContext
+from dashscope_embeddings._core.protocol import Reply, RequestOptions
+from dashscope_embeddings._core.rate_limiter import Permit
+from dashscope_embeddings._core.text_length import Limits
+from dashscope_embeddings.vectors import SparseVector
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from dashscope_embeddings._core.exchange import Exchange, StepResult
+
+    Service = Callable[[list[str]], StepResult]
+
+TEN = [f"text {i}" for i in range(10)]
+BOTH = RequestOptions("native", "m", output="dense&sparse")
+
+
+class Pace:
+    """A limiter with its own clock: grants at once, or after some waits; notes each permit's fate."""
+
+    def __init__(self, *waits: float, after_a_throttle: float = 0.0) -> None:
+        self.now, self.waits, self.pause = 0.0, [*waits], after_a_throttle
+        self.permits: list[Permit] = []
+        self.story = ""
+
+    def clock(self) -> float:
+        return self.now
+
+    def create_permit(self, tokens: int, *, high_priority: bool = False) -> Permit:
+        assert self.story.endswith("released" if self.permits else ""), "the last permit was not given back"
+        self.story += " / " if self.permits else ""
+        self.permits.append(Permit(tokens, high_priority))
+        return self.permits[-1]
+
+    def try_acquire(self, _: Permit) -> float:
+        return self.waits.pop() if self.waits else 0.0
+
+    def on_success(self, permit: Permit, tokens: int | None = None) -> None:
+        self.cancel(permit, f"settled {tokens} ")
+
+    def on_throttled(self, permit: Permit, retry_after: float | None = None) -> None:
+        self.cancel(permit, f"refused {retry_after} ")
+        self.waits = [self.pause] if self.pause else []
+
+    def cancel(self, permit: Permit, fate: str = "released") -> None:
+        assert permit is self.permits[-1]
+        self.story += fate
+
+
+class Talk:
+    """One exchange with a service, which is a function of the texts."""
+
+    def __init__(
+        self, texts: list[str] = TEN, *, pace: Pace | None = None, permit: Permit | None = None, **settings: Any
+    ) -> None:
+        self.pace: Any = pace or Pace()
+        self.limits = Limits(10, 8192, None)
+        context = {"options": RequestOptions("native", "m"), "limits": self.limits, "limiter": self.pace, **settings}
+        self.flow: Exchange = exchange(texts, RequestContext(**context), permit)
+        self.sent: list[list[str]] = []
+        self.sizes: list[int] = []
+        self.slept: list[float] = []
+
+    def to(self, service: Service) -> Outcome:
+        answer: StepResult = None
+        try:
+            while len(self.sent) < 200:
+                step, answer = self.flow.send(answer), None
+                if isinstance(step, Send):
+                    self.sent.append(json.loads(step.body)["input"]["texts"])
+                    self.sizes.append(len(self.sent[-1]))
+                    answer = service(self.sent[-1])
+                else:
+                    self.slept.append(step.seconds)
+                    self.pace.now += step.seconds
+        except StopIteration as done:
+            assert self.pace.story.count("released") == len(self.pace.permits)
+            outcome: Outcome = done.value
+            return outcome
+        raise AssertionError("the flow does not end")
+
+
+def vector(text: str) -> list[float]:
+    """Of unit length, and another one for each text."""
+    angle = sum(map(ord, text)) % 97 / 97
+    return [math.cos(angle), math.sin(angle)]
+
+
+def good(texts: list[str]) -> Reply:
+    sparse = [{"sparse_embedding": [{"index": len(text), "value": 0.5}]} for text in texts]
+    rows = [{"text_index": i, "embedding": vector(t), **sparse[i]} for i, t in enumerate(texts)]
+    reply = {"output": {"embeddings": rows}, "usage": {"total_tokens": 2 * len(texts)}, "request_id": "r"}
+    return Reply(200, {}, json.dumps(reply).encode())
+
+
+def no(status: int, code: str | None = None, message: str = "", retry_after: str = "") -> Reply:
+    content = {"code": code, "message": message, "request_id": "r"}
+    return Reply(status, {"retry-after": retry_after}, json.dumps(content).encode())
+
+
+def says(*answers: StepResult) -> Service:
+    """First these answers, one each; then vectors."""
+    left = list(answers)
+    return lambda texts: left.pop(0) if left else good(texts)
+
+
+def test_an_answered_batch_is_one_request_and_settles_what_it_was_billed() -> None:
+    talk = Talk()
+    assert talk.to(good) == Outcome([vector(t) for t in TEN], [None] * 10, {}, None, 1, 10, 20, ["r"])
+    assert (talk.sent, talk.slept, talk.pace.story) == ([TEN], [], "settled 20 released")
+
+
+def test_an_outcome_has_the_vectors_that_were_asked() -> None:
+    for ask, dense in (BOTH, vector("abc")), (RequestOptions("native", "m", output="sparse"), None):
+        outcome = Talk(["abc"], options=ask).to(good)
+        assert (outcome.dense, outcome.sparse) == ([dense], [SparseVector([3], [0.5])])
+
+
+def test_the_limiter_is_asked_until_it_says_now_and_a_query_is_urgent() -> None:
+    talk = Talk(pace=Pace(0.5, 0.25), options=RequestOptions("native", "m", "query"))
+    talk.to(good)
+    assert (talk.slept, talk.sizes, [p.high_priority for p in talk.pace.permits]) == ([0.25, 0.5], [10], [True])
+
+
+def test_a_permit_that_was_granted_before_serves_the_first_request_alone() -> None:
+    talk = Talk(pace=(pace := Pace()), permit=pace.create_permit(1))
+    assert talk.to(says(no(400, "DataInspectionFailed"))).abort_error is None
+    assert talk.pace.story == "released / settled 10 released / settled 10 released"
+
+
+def test_a_throttled_request_is_sent_once_more_with_a_fresh_permit_and_uses_up_no_retry() -> None:
+    talk = Talk()
+    outcome = talk.to(says(no(429, "Throttling")))
+    assert (talk.sent, talk.slept) == ([TEN, TEN], [])  # when to go again is the limiter's word
+    assert talk.pace.story == "refused None released / settled 20 released"
+    assert (outcome.abort_error, outcome.requests, outcome.tokens) == (None, 1, 20)
+    assert Talk(max_retries=1).to(says(*[no(429, "insufficient_quota")] * 20, no(500))).abort_error is None
+
+
+def test_retry_after_is_heeded_up_to_a_minute() -> None:
+    for said, seconds in {"30": 30.0, "61": 60.0, "86400": 60.0}.items():
+        talk = Talk()
+        talk.to(says(no(429, retry_after=said), no(503, retry_after=said)))
+        assert talk.pace.story == f"refused {seconds} released / released / settled 20 released"
+        assert talk.slept == [seconds]
+
+
+def test_a_throttled_request_gives_up_when_its_patience_ends() -> None:
+    talk = Talk(pace=Pace(after_a_throttle=40.0), max_throttled_seconds=300.0)
+    outcome = talk.to(lambda _: no(429, "Throttling"))
+    assert isinstance(outcome.abort_error, errors.RateLimitError)
+    assert outcome.errors == dict.fromkeys(range(10), outcome.abort_error)
+    assert (talk.pace.now, len(talk.sent)) == (320.0, 9)
+    assert isinstance(Talk(max_retries=0).to(says(no(429))).abort_error, errors.RateLimitError)
+
+
+TRANSIENT: list[tuple[StepResult, type[Exception]]] = [
+    *((no(status), errors.ServerError) for status in (500, 503, 504, 408)),
+    (no(200, "InternalError.Algo"), errors.ServerError),
+    (Failure("nothing within 60 s"), errors.ConnectionFailed),
+    *((Reply(200, {}, body), errors.BadReply) for body in (b"<html>", b'{"output":{"embeddings":[]}}')),
+]
+
+
+@pytest.mark.parametrize("jitter", [min, max])
+@pytest.mark.parametrize(("answer", "kind"), TRANSIENT)
+def test_passing_trouble_is_retried_after_growing_pauses(
+    answer: StepResult, kind: type, jitter: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(random, "uniform", jitter)
+    assert Talk(max_retries=2).to(says(answer, answer)).abort_error is None
+    assert type(Talk(max_retries=0).to(says(answer)).abort_error) is kind
+    talk = Talk(max_retries=8)
+    outcome = talk.to(lambda _: answer)
+    assert talk.slept == ([1.0, 2.0, 4.0, 8.0, 16.0, 20.0, 20.0, 20.0] if jitter is max else [0.0] * 8)
+    assert talk.pace.story == " / ".join(["released"] * 9)
+    assert type(outcome.abort_error) is kind
+    assert (outcome.errors, outcome.requests) == (dict.fromkeys(range(10), outcome.abort_error), 0)
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind"),
+    [
+        (no(401, "InvalidApiKey"), errors.AuthenticationError),
+        (no(400, "Arrearage"), errors.QuotaError),
+        (no(429, "Throttling.AllocationQuota", "Free allocated quota exceeded."), errors.QuotaError),
+        (no(404, "ModelNotFound"), errors.BadRequestError),
+        (Failure("no such host", is_retryable=False), errors.ConnectionFailed),
+    ],
+)
+def test_what_no_retry_can_change_stops_the_job_at_once(answer: StepResult, kind: type[Exception]) -> None:
+    talk = Talk(error_context=ErrorContext(key_hint="Try another region"))
+    outcome = talk.to(says(answer))
+    assert type(outcome.abort_error) is kind
+    assert (outcome.errors, outcome.dense) == (dict.fromkeys(range(10), outcome.abort_error), [None] * 10)
+    assert (talk.sizes, talk.pace.story) == ([10], "released")
+    assert ("Try another region" in str(outcome.abort_error)) is (kind is errors.AuthenticationError)
+
+
+def test_too_many_rows_are_cut_to_what_the_service_names_and_it_is_remembered() -> None:
+    talk = Talk()
+    outcome = talk.to(says(no(400, "InvalidParameter", "batch size: it should not be larger than 6.")))
+    assert (talk.sent, talk.limits.rows) == ([TEN, TEN[:6], TEN[6:]], 6)
+    assert outcome.dense == [vector(t) for t in TEN]
+    assert (outcome.requests, outcome.texts, outcome.tokens) == (2, 10, 20)
+    talk, odd = Talk(), no(400, "InvalidParameter", "it should not be larger than 20.")
+    assert (talk.to(says(odd)).abort_error, talk.sizes, talk.limits.rows) == (None, [10, 5, 5], 10)
+    assert isinstance(Talk(["one"]).to(says(odd)).abort_error, errors.BadRequestError)
+
+
+TOO_LONG = no(400, "InvalidParameter", "Range of input length should be [1, 100]")
+LONG = "".join(f"{i:04} " for i in range(200))  # 250 tokens by our estimate
+
+
+def counting(characters: float) -> Service:
+    """A service that takes 100 tokens a text, and has its own idea of how many characters a token has."""
+    return lambda texts: good(texts) if max(map(len, texts)) <= 100 * characters else TOO_LONG
+
+
+@pytest.mark.parametrize(
+    ("long", "characters", "sizes"),
+    [
+        (LONG, 4.0, [10, 9, 1]),
+        ("x" * 110, 1.0, [10, 5, 2, 3, 1, 2, 1, 1, 5]),  # our estimate does not tell which it was
+    ],
+)
+def test_a_long_text_is_named_and_its_neighbours_kept(long: str, characters: float, sizes: list[int]) -> None:
+    talk = Talk([*TEN[:3], long, *TEN[4:]])
+    outcome = talk.to(counting(characters))
+    assert (talk.sizes, talk.limits.tokens_per_row) == (sizes, 100)
+    assert outcome.dense == [*map(vector, TEN[:3]), None, *map(vector, TEN[4:])]
+    assert ([*outcome.errors], outcome.abort_error) == ([3], None)
+    assert 'long_text="truncate" or "average"' in str(outcome.errors[3])
+
+
+@pytest.mark.parametrize("characters", [4.0, 1.0, 0.25])
+def test_truncating_sends_a_beginning_that_fits(characters: float) -> None:
+    talk = Talk([*TEN[:3], LONG], long_text="truncate")
+    outcome = talk.to(counting(characters))
+    tried = talk.sent[-1][-1]
+    assert LONG.startswith(tried)
+    assert 50 * characters < len(tried) <= 100 * characters
+    assert (outcome.dense, outcome.errors) == ([*map(vector, TEN[:3]), vector(tried)], {})
+    assert len(talk.sent) < 20
+
+
+@pytest.mark.parametrize("characters", [4.0, 1.0, 0.5])
+def test_averaging_takes_the_mean_of_all_pieces_by_their_length(characters: float) -> None:
+    talk = Talk(["short", LONG], long_text="average", options=BOTH)
+    outcome = talk.to(counting(characters))
+    taken = [t for texts in talk.sent if max(map(len, texts)) <= 100 * characters for t in texts]
+    taken.remove("short")
+    assert "".join(taken) == LONG
+    mean = [sum(len(t) * vector(t)[axis] for t in taken) for axis in (0, 1)]
+    assert outcome.dense == [vector("short"), pytest.approx([x / math.hypot(*mean) for x in mean])]
+    assert outcome.sparse[1] is not None
+    assert outcome.sparse[1].indices == sorted({len(t) for t in taken})
+    assert (outcome.texts, outcome.errors) == (1 + len(taken), {})
+
+
+def test_a_text_of_which_a_piece_is_refused_is_asked_no_further() -> None:
+    talk = Talk([LONG], long_text="average")
+    assert [*talk.to(says(TOO_LONG, no(400, "DataInspectionFailed"))).errors] == [0]
+    assert len(talk.sent) == 2
+
+
+def refusing(*bad: str, code: str = "DataInspectionFailed") -> Service:
+    return lambda texts: no(400, code, "May be improper.") if {*bad} & {*texts} else good(texts)
+
+
+@pytest.mark.parametrize("code", ["DataInspectionFailed", "SomethingNew", "InvalidParameter"])
+def test_one_refused_text_among_ten_costs_its_neighbours_nothing(code: str) -> None:
+    talk = Talk()
+    outcome = talk.to(refusing("text 3", code=code))
+    assert talk.sizes == [10, 5, 2, 3, 1, 2, 1, 1, 5]
+    assert {row: type(error) for row, error in outcome.errors.items()} == {3: errors.BadRequestError}
+    assert outcome.dense == [*map(vector, TEN[:3]), None, *map(vector, TEN[4:])]
+    assert (outcome.abort_error, outcome.texts, outcome.tokens) == (None, 9, 18)  # each was billed once
+
+
+def test_a_refusal_that_every_text_meets_stops_the_job_unless_it_is_about_content() -> None:
+    talk = Talk()
+    outcome = talk.to(refusing(*TEN, code="SomethingNew"))
+    assert (len(talk.sent), sorted(outcome.errors)) == (19, [*range(10)])
+    assert isinstance(outcome.abort_error, errors.BadRequestError)
+    assert Talk().to(refusing(*TEN)).abort_error is None
+    assert Talk().to(refusing(*TEN[1:], code="SomethingNew")).abort_error is None
+
+
+def test_a_split_that_meets_a_dead_end_keeps_what_had_arrived() -> None:
+    for dead_end in (no(401), CANCELLED):
+        outcome = Talk().to(says(no(400, "DataInspectionFailed"), good(TEN[:5]), dead_end))
+        assert type(outcome.abort_error) is (errors.Cancelled if dead_end is CANCELLED else errors.AuthenticationError)
+        assert outcome.dense == [*map(vector, TEN[:5]), *[None] * 5]
+        assert outcome.errors == dict.fromkeys(range(5, 10), outcome.abort_error)
+
+
+@pytest.mark.parametrize("memory", [None, 16])
+def test_no_request_is_without_texts(memory: int | None) -> None:
+    run = planning.batches(["again"] * 5000, planning.BatchPlanner(Limits(10, 8192, None), dedup_window=memory))
+    talks = [Talk(batch.texts) for batch in run]
+    assert [talk.to(good).abort_error for talk in talks] == [None] * len(talks)
+    assert [texts for talk in talks for texts in talk.sent] == [["again"]]
+
+
+@pytest.mark.parametrize("answers", [[], [None], [None, None, no(503)]])
+def test_a_job_given_up_in_any_pause_is_given_up(answers: list[StepResult]) -> None:
+    talk = Talk(pace=Pace(0.5, 0.5))
+    assert [isinstance(talk.flow.send(answer), Sleep) for answer in [None, *answers]][-1]
+    with pytest.raises(StopIteration) as done:
+        talk.flow.send(CANCELLED)
+    assert talk.pace.story == "released"
+    assert isinstance(done.value.value.abort_error, errors.Cancelled)
+
+
+@pytest.mark.parametrize("end", [KeyboardInterrupt, GeneratorExit])
+@pytest.mark.parametrize("answers", [[], [None], [None, no(503)], [None, no(429)], [None, no(503), None]])
+def test_a_flow_ended_anywhere_gives_its_permit_back(answers: list[StepResult], end: type[BaseException]) -> None:
+    talk = Talk(pace=Pace(0.5))
+    for answer in [None, *answers]:
+        talk.flow.send(answer)
+    with pytest.raises(end):
+        talk.flow.throw(end())
+    assert talk.pace.story.count("released") == len(talk.pace.permits)
+
+
+def test_a_driver_that_answers_a_send_with_nothing_is_told_so() -> None:
+    with pytest.raises(TypeError, match="must answer Send with Reply or Failure, not NoneType"):
+        Talk().to(says(None))
+
+
+def test_no_text_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    Talk(["a secret"]).to(says(no(429), no(503), Failure("reset")))
+    assert (len(caplog.records), "secret" in caplog.text) == (3, False)

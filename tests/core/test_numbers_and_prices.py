@@ -1,0 +1,155 @@
+"""Numbers and prices that cannot work are refused when a client is made, before anything is paid."""
+
+from __future__ import annotations
+
+import pickle
+from decimal import Decimal
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from client_helpers import client_for
+
+from dashscope_embeddings import EmbeddingClient, InvalidInput, Price, catalogue
+from dashscope_embeddings._core.exchange import backoff_seconds
+from dashscope_embeddings.emulator import Emulator, faults
+from dashscope_embeddings.langchain import DashScopeEmbeddings
+from dashscope_embeddings.llama_index import DashScopeEmbedding
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+MADE = [EmbeddingClient, DashScopeEmbeddings, DashScopeEmbedding]
+
+
+def client(**settings: Any) -> EmbeddingClient:
+    return EmbeddingClient(base_url="emulator", **settings)
+
+
+# --- numbers -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"timeout": 1e10}, r"timeout=10000000000.0: expected a number above 0, at most 86,400$"),
+        ({"timeout": float("inf")}, "timeout=inf: .* at most 86,400"),
+        ({"timeout": np.float64("nan")}, "timeout=.*nan.*: .* at most 86,400"),
+        ({"timeout": np.True_}, r"timeout=\(bool"),
+        ({"timeout": 10**5000}, r"timeout=\(int\): "),
+        ({"max_retries": 10**9}, "max_retries=1000000000: .* at most 1,000,000"),
+        ({"max_retries": True}, "max_retries=True: expected a whole number"),
+        ({"max_concurrency": 10**6}, "max_concurrency=1000000: .* at most 10,000"),
+        ({"batch_size": np.float64(3)}, "batch_size=.*3.0.*: expected a whole number"),
+        (
+            {"requests_per_minute": 1e-300},
+            "requests_per_minute=1e-300: .* at least 0.01 and at most 1,000,000,",
+        ),
+        ({"tokens_per_minute": 1e300}, "tokens_per_minute=1e[+]300: .* at most"),
+    ],
+)
+def test_a_number_that_would_fail_later_is_refused_with_the_bounds(settings: dict[str, Any], said: str) -> None:
+    with pytest.raises(InvalidInput, match=said):
+        client(**settings)
+
+
+def test_what_is_no_number_is_not_shown_for_it_may_be_a_key() -> None:
+    with pytest.raises(InvalidInput, match=r"timeout=\(str\): ") as caught:
+        client(timeout="made-up-key-0123")
+    assert "made-up" not in str(caught.value)
+
+
+def test_numbers_of_numpy_are_taken_and_become_pythons() -> None:
+    made = client(
+        dimensions=np.int64(64),
+        timeout=np.float32(5),
+        max_retries=np.int8(1),
+        max_concurrency=np.uint16(2),
+        requests_per_minute=np.int32(600),
+        batch_size=np.int64(3),
+    )
+    assert len(made.embed("one").dense[0]) == 64
+    settings = made.settings
+    numbers = (settings.dimensions, settings.timeout, settings.max_retries, settings.batch_size)
+    assert [type(number) for number in numbers] == [int, float, int, int]
+
+
+@pytest.mark.parametrize("failures", [1, 16, 1_024, 1_000_000])
+def test_no_number_of_retries_makes_the_pause_overflow(failures: int) -> None:
+    assert 0 <= backoff_seconds(failures, None) <= 20
+
+
+# --- prices ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", MADE)
+@pytest.mark.parametrize("price", [0.5, Decimal("0.5"), "0.5", ("CNY", 0.5)])
+def test_what_is_no_price_is_refused_at_construction(kind: Callable[..., Any], price: Any) -> None:
+    with pytest.raises(InvalidInput, match=r'price must be a Price, not \w+: write price=Price\("CNY", 0.5\)'):
+        kind(base_url="emulator", price=price)
+
+
+@pytest.mark.parametrize("amount", [0.35, "0.35", Decimal("0.35"), np.float64(0.35)])
+def test_a_price_of_any_number_is_exact_prints_and_pickles(amount: Any) -> None:
+    price = Price("CNY", amount, amount)
+    assert price == Price("CNY", Decimal("0.35"), Decimal("0.35"))
+    assert pickle.loads(pickle.dumps(price)) == price  # noqa: S301 - our own
+    assert str(price.of(1_000_000)) == "CNY 0.35"
+    usage = client(price=price).embed(["one"] * 3).usage
+    assert str(usage).endswith(f"CNY {Decimal('0.35') * usage.tokens / 1_000_000:f}")
+
+
+@pytest.mark.parametrize("amount", ["a lot", None, True, float("nan"), float("inf"), -1, Decimal("-0.1"), [1], 1e300])
+def test_what_is_no_amount_of_money_is_refused_when_the_price_is_made(amount: Any) -> None:
+    with pytest.raises(InvalidInput, match="real_time of a Price must be money"):
+        Price("CNY", amount)
+    if amount is not None:
+        with pytest.raises(InvalidInput, match="batch of a Price must be money"):
+            Price("CNY", 1, amount)
+
+
+@pytest.mark.parametrize("currency", [0.5, "", " ", None])
+def test_a_price_without_a_currency_is_refused(currency: Any) -> None:
+    with pytest.raises(InvalidInput, match="a Price begins with its currency"):
+        Price(currency, 0.5)
+
+
+def test_the_catalogues_prices_are_prices() -> None:
+    prices = [price for model in catalogue.MODELS for price in model.prices.values()]
+    assert len(prices) > 5
+    assert all(type(price.real_time) is Decimal for price in prices)
+
+
+# --- equal clients -----------------------------------------------------------------------------------------
+
+
+def test_equal_settings_are_equal_clients_and_hash_alike() -> None:
+    one, two = client(dimensions=64), client(dimensions=64)
+    assert one == two
+    assert hash(one) == hash(two)
+    assert one == pickle.loads(pickle.dumps(one))  # noqa: S301 - our own
+    for other in (client(dimensions=128), client(timeout=5), client(price=Price("CNY", 1), dimensions=64)):
+        assert one != other
+    assert EmbeddingClient(api_key="sk-one") == EmbeddingClient(api_key="sk-one") != EmbeddingClient(api_key="sk-two")
+    assert one != "a client"
+
+
+def test_a_cache_of_a_function_finds_an_equal_client() -> None:
+    calls = []
+
+    @lru_cache
+    def cached(made: EmbeddingClient, text: str) -> int:
+        calls.append(text)
+        return len(made.embed(text).dense)
+
+    assert [cached(client(), "one"), cached(client(), "one")] == [1, 1]
+    assert calls == ["one"]
+
+
+def test_clients_with_other_limiters_or_hooks_are_not_equal(emulator: Emulator) -> None:
+    emulator.faults = [faults.Blocked(match="never")]
+    hook: Callable[[Any], None] = lambda _: None  # noqa: E731 - one object
+    assert client(on_request=hook) == client(on_request=hook) != client(on_request=print)
+    assert client_for(emulator) != client_for(emulator)  # each has connections of its own
+    assert len({client(on_request=hook), client(on_request=hook)}) == 1

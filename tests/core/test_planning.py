@@ -1,0 +1,291 @@
+"""Texts → batches: bad input refused before it costs, equal texts asked once, nothing read too early."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import re
+import tempfile
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dashscope_embeddings._core.planning import Batch, BatchPlanner, RowRef, abatches, batches
+from dashscope_embeddings._core.text_inputs import avalidate_each, iterate_texts, validate, validate_each
+from dashscope_embeddings._core.text_length import Limits, estimate_tokens
+from dashscope_embeddings._runtime.async_drivers import run_in_thread
+from dashscope_embeddings.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterable, Iterator
+    from pathlib import Path
+
+
+def limits(rows: int = 10, tokens_per_row: int = 8192, tokens_per_request: int | None = None) -> Limits:
+    return Limits(rows, tokens_per_row, tokens_per_request)
+
+
+def planned(texts: Iterable[str], bounds: Limits | None = None, **how: Any) -> list[Batch]:
+    return list(batches(texts, BatchPlanner(bounds or limits(), **how)))
+
+
+def asked(texts: Iterable[str], bounds: Limits | None = None, **how: Any) -> list[list[str]]:
+    return [batch.texts for batch in planned(texts, bounds, **how)]
+
+
+# --- what comes in ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("source", "texts"),
+    [
+        ("one text\nof two lines", ["one text\nof two lines"]),
+        (["a", "b"], ["a", "b"]),
+        (("a",), ["a"]),
+        ((text for text in "ab"), ["a", "b"]),
+        ([], []),
+        (io.StringIO("a\nb"), ["a", "b"]),
+    ],
+)
+def test_a_string_is_one_text_and_an_iterable_many(source: object, texts: list[str]) -> None:
+    assert list(iterate_texts(source)) == texts
+
+
+@pytest.mark.parametrize("newline", [None, ""])
+def test_an_open_file_is_a_text_a_line_whatever_ends_its_lines(newline: str | None, tmp_path: Path) -> None:
+    path = tmp_path / "texts.txt"
+    path.write_bytes("one\r\n 二 \nthree".encode())
+    with path.open(encoding="utf-8", newline=newline) as file:
+        assert list(iterate_texts(file)) == ["one", " 二 ", "three"]
+
+
+def test_a_temporary_file_is_an_open_file_too() -> None:
+    with tempfile.NamedTemporaryFile("w+", encoding="utf-8") as file:
+        file.write("one\ntwo\n")
+        file.seek(0)
+        assert list(iterate_texts(file)) == ["one", "two"]
+    with tempfile.NamedTemporaryFile() as binary:
+        binary.write(b"one\n")
+        binary.seek(0)
+        with pytest.raises(InvalidInput, match="text mode"):
+            list(iterate_texts(binary))
+
+
+@pytest.mark.parametrize("source", [b"bytes", bytearray(b"x"), io.BytesIO(b"a\nb"), 7, None])
+def test_anything_else_is_refused_with_advice(source: object) -> None:
+    with pytest.raises(InvalidInput, match=r"text mode|decode|not int|not NoneType"):
+        list(iterate_texts(source))
+
+
+def test_a_binary_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "texts.txt"
+    path.write_bytes(b"one\n")
+    for buffering in (-1, 0):
+        with path.open("rb", buffering=buffering) as file, pytest.raises(InvalidInput, match="text mode"):
+            list(iterate_texts(file))
+
+
+BAD = [
+    ("", "empty or blank"),
+    (" \n\t　", "empty or blank"),
+    (None, r"is missing \(None or NaN\): leave it out, or fill it"),
+    (float("nan"), r"is missing \(None or NaN\): leave it out, or fill it"),
+    (1.5, "is float, not a string"),
+    (7, "is int, not a string"),
+    (b"x", "is bytes, not a string"),
+    (["x"], "is list, not a string"),
+    ("ab\ud800", "a lone surrogate at character 2"),
+    ("ab\ud83d\ude00", "a surrogate pair at character 2"),
+    ("secret" * 200, "1200 characters"),
+]
+
+
+@pytest.mark.parametrize(("bad", "complaint"), BAD)
+def test_a_bad_text_is_named_by_index_with_its_fault_before_anything_is_sent(bad: Any, complaint: str) -> None:
+    with pytest.raises(InvalidInput, match=f"^text 1 .*{complaint}.*; nothing was sent$") as caught:
+        validate(["fine", bad, "fine"], limits(tokens_per_row=100), "error")
+    assert caught.value.failed == [1]
+    assert re.search(complaint, caught.value.reasons[1])
+    assert "secret" not in str(caught.value)
+
+
+def test_all_bad_texts_of_a_call_are_named_at_once() -> None:
+    with pytest.raises(InvalidInput, match=r"text 0 is empty .*\(texts 0, 2, 3 cannot be embedded\)") as caught:
+        validate(["", "fine", None, " "], limits(), "error")  # type: ignore[list-item] # on purpose
+    assert caught.value.failed == [0, 2, 3]
+    assert caught.value.reasons.keys() == {0, 2, 3}
+
+
+@pytest.mark.parametrize("policy", ["truncate", "average"])
+def test_a_long_text_is_no_fault_where_it_is_cut(policy: Any) -> None:
+    assert validate(["x" * 5000], limits(tokens_per_row=100), policy) == ["x" * 5000]
+
+
+def test_a_stream_meets_a_bad_text_when_it_reads_it() -> None:
+    stream = validate_each(iter(["a", "b", "", "c"]), limits(), "error")
+    assert [next(stream), next(stream)] == ["a", "b"]
+    with pytest.raises(InvalidInput, match="text 2 is empty"):
+        next(stream)
+
+
+def test_a_stream_does_not_claim_that_nothing_was_sent() -> None:
+    with pytest.raises(InvalidInput) as caught:
+        list(validate_each(["a", ""], limits(), "error"))
+    assert str(caught.value).endswith("; the texts before it were sent")
+
+
+# --- batches ----------------------------------------------------------------------------------------------
+
+
+def test_batches_are_cut_by_rows() -> None:
+    texts = [f"t{i}" for i in range(23)]
+    assert asked(texts) == [texts[:10], texts[10:20], texts[20:]]
+    assert asked(texts, max_rows=4)[0] == texts[:4]
+    assert asked(texts, max_rows=400)[0] == texts[:10]
+    assert asked([]) == []
+
+
+def test_batches_are_cut_by_tokens_and_a_text_above_the_budget_goes_alone() -> None:
+    long, short = "x" * 400, ["a" * 40, "b" * 40]  # 100 and 10 tokens
+    for how in ({"bounds": limits(tokens_per_request=30)}, {"max_tokens": 30}):
+        assert asked([*short, long, *short], **how) == [short, [long], short]
+    assert asked(short, limits(tokens_per_request=15), max_tokens=100) == [short[:1], short[1:]]
+    (batch,) = planned(short)
+    assert batch.estimated_tokens == pytest.approx(20)
+
+
+def test_limits_that_shrink_on_the_way_count_for_the_batches_to_come() -> None:
+    bounds = limits()
+    rows = batches((f"t{i}" for i in range(40)), BatchPlanner(bounds))
+    assert len(next(rows).texts) == 10
+    bounds.lower_row_limit(6)
+    assert [len(batch.texts) for batch in rows] == [6] * 5
+
+
+def test_equal_texts_are_asked_once_within_the_memory() -> None:
+    texts = ["a", "b", "a", *"cdefghijkl", "a", "m"]
+    assert asked(texts, dedup_window=None) == [list("abcdefghij"), list("klm")]
+    assert asked(texts, dedup_window=1) == [list("abcdefghij"), list("klm")]
+    assert asked(texts, dedup_window=0) == [list("abcdefghij"), list("klam")]
+    first, second = planned(texts, dedup_window=None)
+    assert [place.index for place in first.slots] == list(range(11))
+    assert (first.slots[2].rows, first.slots[2].is_duplicate) == (first.slots[0].rows, True)
+    assert (second.slots[-2].rows, second.slots[-2].is_duplicate) == ((RowRef(0, 0, 1.0),), True)
+    assert not first.slots[0].is_duplicate
+
+
+def test_a_text_that_is_asked_again_is_the_known_one_from_then_on() -> None:
+    texts = ["x", *"abc", *"def", "x", "y", *"ghi", "x"]
+    assert asked(texts, limits(rows=3), dedup_window=1) == [["x", "a", "b"], list("cde"), ["f", "x", "y"], list("ghi")]
+
+
+def test_a_long_text_names_all_its_pieces_with_their_weights() -> None:
+    text = "".join(f"{i:04} " for i in range(100))  # 125 tokens
+    first, second = planned(["a", text, "z"], limits(rows=3, tokens_per_row=50), long_text="average")
+    assert "".join([*first.texts[1:], *second.texts[:-1]]) == text
+    (place,) = [place for place in second.slots if place.index == 1]
+    assert [(part.batch_number, part.row) for part in place.rows] == [(0, 1), (0, 2), (1, 0)]
+    assert [part.weight for part in place.rows] == [len(t) for t in [*first.texts[1:], second.texts[0]]]
+    assert [place.index for place in first.slots] == [0]
+    assert first.oldest_referenced == 0  # its pieces are needed with the next batch
+    (batch,) = planned([text], limits(tokens_per_row=50), long_text="truncate")
+    assert batch.texts == [text[:200]]
+
+
+def test_equal_long_texts_are_asked_once_too() -> None:
+    text = "".join(f"{i:04} " for i in range(100))
+    once = asked([text], limits(tokens_per_row=50), long_text="average", dedup_window=None)
+    assert asked([text, text], limits(tokens_per_row=50), long_text="average", dedup_window=None) == once
+
+
+WORDS = st.lists(st.sampled_from(["a", "b", "c", "d" * 90, "e" * 170, "f" * 400, "中" * 60]), max_size=60)
+
+
+@settings(deadline=None, derandomize=True, max_examples=60)
+@given(
+    texts=WORDS,
+    rows=st.integers(1, 4),
+    memory=st.none() | st.integers(0, 3),
+    tokens=st.none() | st.integers(1, 60),
+    policy=st.sampled_from(["error", "truncate", "average"]),
+)
+def test_a_consumer_that_keeps_only_what_it_must_finds_every_text(
+    texts: list[str], rows: int, memory: int | None, tokens: int | None, policy: Any
+) -> None:
+    kept: dict[int, list[str]] = {}
+    seen = []
+    plan = BatchPlanner(
+        limits(tokens_per_row=20), long_text=policy, max_rows=rows, max_tokens=tokens, dedup_window=memory
+    )
+    for number, batch in enumerate(batches(texts, plan)):
+        assert batch.number == number
+        assert 0 < len(batch.texts) <= rows
+        assert tokens is None or len(batch.texts) == 1 or sum(map(estimate_tokens, batch.texts)) <= tokens
+        kept[number] = batch.texts
+        for place in batch.slots:
+            found = "".join(kept[part.batch_number][part.row] for part in place.rows)
+            assert texts[place.index].startswith(found) if policy == "truncate" else texts[place.index] == found
+            seen.append(place.index)
+        for old in [old for old in kept if old < batch.oldest_referenced]:
+            del kept[old]
+        assert memory is None or policy == "average" or len(kept) <= memory + 1
+    assert seen == list(range(len(texts)))
+
+
+@pytest.mark.parametrize("memory", [0, 16])
+def test_a_run_of_one_text_comes_out_however_long_it_is(memory: int) -> None:
+    run = batches(itertools.repeat("again", 20_000), BatchPlanner(limits(), dedup_window=memory))
+    places = [place for _ in range(3) for place in next(run).slots]
+    assert [place.index for place in places] == list(range(3 * 4096))
+    assert all(place.rows[0].row == 0 for place in places)
+
+
+# --- reading ----------------------------------------------------------------------------------------------
+
+
+def counted(read: list[str], texts: Iterable[str]) -> Iterator[str]:
+    for text in texts:
+        read.append(text)
+        yield text
+
+
+def test_a_source_is_read_one_text_beyond_the_batch_that_was_asked_for() -> None:
+    read: list[str] = []
+    run = batches(counted(read, (f"t{i}" for i in range(100))), BatchPlanner(limits()))
+    assert read == []
+    for number in (1, 2, 3):
+        next(run)
+        assert len(read) == 10 * number + 1
+
+
+def failing() -> Iterator[str]:
+    yield from ["a", "b", "c"]
+    raise OSError("the disk is gone")
+
+
+def test_an_error_of_the_source_comes_after_the_batches_of_what_it_gave() -> None:
+    run = batches(failing(), BatchPlanner(limits(rows=2)))
+    assert [next(run).texts, next(run).texts] == [["a", "b"], ["c"]]
+    with pytest.raises(OSError, match="disk"):
+        next(run)
+
+
+async def test_asynchronous_sources_are_cut_and_checked_alike() -> None:
+    async def source(texts: Iterable[str]) -> AsyncIterator[str]:
+        for text in texts:
+            yield text
+
+    texts = [*(f"t{i}" for i in range(12)), "t0", "t11"]
+    run = abatches(
+        avalidate_each(source(texts), limits(), "error", in_thread=run_in_thread),
+        BatchPlanner(limits(), dedup_window=None),
+    )
+    assert [batch async for batch in run] == planned(texts, dedup_window=None)
+    run = abatches(source(failing()), BatchPlanner(limits(rows=2)))
+    assert [(await anext(run)).texts, (await anext(run)).texts] == [["a", "b"], ["c"]]
+    with pytest.raises(OSError, match="disk"):
+        await anext(run)
+    with pytest.raises(InvalidInput, match="text 1 is empty"):
+        [text async for text in avalidate_each(source(["a", ""]), limits(), "error", in_thread=run_in_thread)]

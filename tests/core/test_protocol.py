@@ -1,0 +1,356 @@
+"""The service's JSON: exact bodies out; nothing believed that comes in."""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+import struct
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dashscope_embeddings._core import protocol as core_protocol
+from dashscope_embeddings._core.error_codes import ErrorReply
+from dashscope_embeddings._core.protocol import ParsedReply, Reply, RequestOptions
+from dashscope_embeddings.errors import BadReply
+from dashscope_embeddings.vectors import SparseVector
+
+if TYPE_CHECKING:
+    from dashscope_embeddings._core.protocol import ApiProtocol
+    from dashscope_embeddings.vectors import Output
+
+SAMPLES = Path(__file__).parents[1] / "samples"
+DENSE, SPARSE, BOTH = (RequestOptions("native", "m", output=o) for o in ("dense", "sparse", "dense&sparse"))
+OPENAI = RequestOptions("openai", "m")
+
+
+def native(*rows: Any, **more: Any) -> dict[str, Any]:
+    return {"output": {"embeddings": list(rows)}, **more}
+
+
+def openai(*rows: Any, **more: Any) -> dict[str, Any]:
+    return {"object": "list", "data": list(rows), "model": "m", **more}
+
+
+def read(ask: RequestOptions, content: Any, count: int = 1, **headers: str) -> ParsedReply:
+    rows = core_protocol.parse_reply(ask, reply(content, 200, **headers), count)
+    assert isinstance(rows, ParsedReply), rows
+    return rows
+
+
+def refused(ask: RequestOptions, content: Any, status: int, **headers: str) -> ErrorReply:
+    refusal = core_protocol.parse_reply(ask, reply(content, status, **headers), 1)
+    assert isinstance(refusal, ErrorReply), refusal
+    return refusal
+
+
+def reply(content: Any, status: int, **headers: str) -> Reply:
+    body = content if isinstance(content, bytes) else json.dumps(content).encode()
+    return Reply(status, {name.replace("_", "-"): value for name, value in headers.items()}, body)
+
+
+# --- requests ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("ask", "expected"),
+    [
+        (DENSE, {"text_type": "document"}),
+        (RequestOptions("native", "m", text_type="query"), {"text_type": "query"}),
+        (RequestOptions("native", "m", dimension=256), {"text_type": "document", "dimension": 256}),
+        (SPARSE, {"text_type": "document", "output_type": "sparse"}),
+        (BOTH, {"text_type": "document", "output_type": "dense&sparse"}),
+        (RequestOptions("native", "m", "query", instruct="Find"), {"text_type": "query", "instruct": "Find"}),
+        (RequestOptions("native", "m", "document", instruct="Find"), {"text_type": "document"}),
+        (RequestOptions("native", "m", expected_width=1024), {"text_type": "document"}),
+    ],
+)
+def test_a_native_body_holds_what_was_asked_and_nothing_else(ask: RequestOptions, expected: dict[str, Any]) -> None:
+    body = json.loads(core_protocol.request_body(ask, ["a", "二"]))
+    assert body == {"model": "m", "input": {"texts": ["a", "二"]}, "parameters": expected}
+
+
+@pytest.mark.parametrize(
+    "ask", [OPENAI, RequestOptions("openai", "m", "query", "sparse", instruct="Find", expected_width=9)]
+)
+def test_a_compatible_body_has_no_role_instruction_or_sparse(ask: RequestOptions) -> None:
+    expected = {"model": "m", "input": ["a", "b"], "encoding_format": "float"}
+    assert json.loads(core_protocol.request_body(ask, ("a", "b"))) == expected
+    assert json.loads(core_protocol.request_body(replace(ask, dimension=64), ["a", "b"])) == {
+        **expected,
+        "dimensions": 64,
+    }
+
+
+def test_bodies_are_utf_8_and_each_protocol_has_its_path() -> None:
+    assert '"二😀"'.encode() in core_protocol.request_body(DENSE, ["二😀"])
+    assert core_protocol.embeddings_path("native") == "/api/v1/services/embeddings/text-embedding/text-embedding"
+    assert core_protocol.embeddings_path("openai") == "/compatible-mode/v1/embeddings"
+
+
+# --- replies that are believed ----------------------------------------------------------------------------
+
+
+def test_recorded_replies_are_read() -> None:
+    rows = read(DENSE, (SAMPLES / "native_reply.json").read_bytes())
+    assert rows == ParsedReply([[-0.005039, 0.014719]], None, 3, "1773f7b2-2148-9f74-b335-b413e398a116")
+    rows = read(OPENAI, (SAMPLES / "openai_reply.json").read_bytes())
+    assert rows == ParsedReply([[-0.0695, 0.0306]], None, 184, "73591b79-d194-9bca-8bb5-xxxxxxxxxxxx")
+    rows = read(BOTH, native(json.loads((SAMPLES / "native_hybrid_row.json").read_bytes())))
+    assert rows.dense == [[-0.0069]]
+    (sparse,) = rows.sparse or []
+    assert (sparse.indices, sparse.tokens) == ([7149, 111290], ["風", "哀"])
+    assert sparse.values == pytest.approx([0.829, 0.9004])
+
+
+def test_rows_are_placed_by_their_index_not_by_their_order() -> None:
+    rows = [{"text_index": i, "index": i, "embedding": [i / 10]} for i in (2, 0, 3, 1)]
+    for found in (read(DENSE, native(*rows), 4), read(OPENAI, openai(*rows), 4)):
+        assert found.dense == [[0.0], [0.1], [0.2], [0.3]]
+
+
+def test_unknown_fields_and_those_of_the_vendors_pages_are_no_reason_to_doubt() -> None:
+    row = {"text_index": 0, "embedding": [0.5], "new": 1}
+    page = native(row, usage={"total_tokens": 2, "new": {}}, status_code=200, code="", message="", new=[1])
+    assert read(DENSE, page) == ParsedReply([[0.5]], None, 2, None)
+
+
+@pytest.mark.parametrize("usage", [{"total_tokens": 5}, {"prompt_tokens": 5}, {}, None])
+def test_usage_is_read_where_there_is_any(usage: dict[str, int] | None) -> None:
+    row, tokens = {"text_index": 0, "index": 0, "embedding": [0.5]}, 5 if usage else None
+    assert read(DENSE, native(row, usage=usage)).billed_tokens == tokens
+    assert read(OPENAI, openai(row, usage=usage)).billed_tokens == tokens
+    assert read(DENSE, native(row)).billed_tokens is None
+
+
+def test_integers_in_a_vector_become_floats() -> None:
+    for numbers in ([1, 0, 0], [0.6, 0, -0.8], [2**53 - 1, 4.5, -7]):
+        (vector,) = read(DENSE, native({"text_index": 0, "embedding": numbers})).dense or []
+        assert vector == numbers
+        assert {type(x) for x in vector} == {float}
+
+
+def test_base64_of_little_endian_float32_is_read() -> None:
+    packed = base64.b64encode(struct.pack("<3f", 0.25, -0.5, 0.0)).decode()
+    assert read(OPENAI, openai({"index": 0, "embedding": packed})).dense == [[0.25, -0.5, 0.0]]
+
+
+def test_sparse_weights_come_in_the_order_of_the_text_and_leave_by_index() -> None:
+    weights = [(9, 0.5, "c"), (2, 1.0483, "a"), (4, 0.1, "b"), (2, 0.3, "z")]
+    row = {"text_index": 0, "sparse_embedding": [{"index": i, "value": v, "token": t} for i, v, t in weights]}
+    (found,) = read(SPARSE, native(row)).sparse or []
+    assert (found.indices, found.tokens) == ([2, 4, 9], ["a", "b", "c"])
+    assert found.values == [struct.unpack("f", struct.pack("f", v))[0] for v in (1.0483, 0.1, 0.5)]
+
+
+def test_tokens_of_sparse_weights_are_all_named_or_none() -> None:
+    weights = [{"index": 1, "value": 1, "token": "a"}, {"index": 2, "value": 0.5}]
+    rows = read(SPARSE, native({"text_index": 0, "sparse_embedding": weights}))
+    assert rows.sparse == [SparseVector([1, 2], [1.0, 0.5], None)]
+
+
+@pytest.mark.parametrize("dense", [{}, {"embedding": None}, {"embedding": []}])
+def test_where_only_sparse_was_asked_no_dense_vector_is_missed(dense: dict[str, Any]) -> None:
+    row = {"text_index": 0, "sparse_embedding": [{"index": 1, "value": 0.5}], **dense}
+    rows = read(SPARSE, native(row))
+    assert (rows.dense, rows.sparse) == (None, [SparseVector([1], [0.5])])
+    with pytest.raises(BadReply, match="without its vector"):
+        read(BOTH, native(row))
+
+
+# --- replies that are not ---------------------------------------------------------------------------------
+
+ONE, TWO = {"text_index": 0, "embedding": [0.6, 0.8]}, {"text_index": 1, "embedding": [0.0, 1.0]}
+
+
+@pytest.mark.parametrize(
+    ("rows", "complaint"),
+    [
+        ([ONE], "1 rows for 2 texts"),
+        ([], "0 rows for 2 texts"),
+        ([ONE, ONE], "two rows for text 0"),
+        ([ONE, TWO, TWO], "two rows for text 1"),
+        ([ONE, {**TWO, "text_index": 2}], "row for text 2 of a request of 2"),
+        ([ONE, {**TWO, "text_index": -1}], "row for text -1"),
+        ([ONE, {**TWO, "text_index": True}], r"unexpected shape at (data|output\.embeddings)\.1\."),
+        ([ONE, {**TWO, "text_index": "1"}], "unexpected shape"),
+        ([ONE, {"embedding": [0.0, 1.0]}], "unexpected shape"),
+        ([ONE, None], "unexpected shape"),
+        ([ONE, {**TWO, "embedding": [1.0]}], "vector of 1 floats where 2 were expected"),
+        ([ONE, {**TWO, "embedding": []}], "without its vector"),
+        ([ONE, {**TWO, "embedding": None}], "without its vector"),
+        ([ONE, {"text_index": 1}], "unexpected shape|without its vector"),
+    ],
+)
+def test_rows_that_are_not_one_for_each_text_are_refused(rows: list[Any], complaint: str) -> None:
+    with pytest.raises(BadReply, match=complaint):
+        read(DENSE, native(*rows), 2)
+    renamed = json.loads(json.dumps(rows).replace("text_index", "index"))
+    with pytest.raises(BadReply, match=complaint):
+        read(OPENAI, openai(*renamed), 2)
+
+
+def test_a_vector_of_another_width_than_asked_is_refused() -> None:
+    with pytest.raises(BadReply, match="vector of 2 floats where 1024 were expected"):
+        read(RequestOptions("native", "m", expected_width=1024), native(ONE))
+
+
+_NO_NUMBERS = 'NaN|0.5, Infinity|-Infinity|1e999|null|"0.5"|true|0.5, false|[0.5]|{}'
+
+
+@pytest.mark.parametrize("numbers", [*_NO_NUMBERS.split("|"), "9" * 400])
+def test_anything_but_finite_numbers_in_a_vector_is_refused(numbers: str) -> None:
+    with pytest.raises(BadReply, match="vector"):
+        read(DENSE, b'{"output":{"embeddings":[{"text_index":0,"embedding":[%s]}]}}' % numbers.encode())
+
+
+@pytest.mark.parametrize("text", ["", "AAAA", "AACAfw==", "AADAfw==", "é", "AAAA Pw==", "AAAAAA"])
+def test_base64_that_is_no_row_of_finite_float32_is_refused(text: str) -> None:
+    with pytest.raises(BadReply, match="vector"):
+        read(OPENAI, openai({"index": 0, "embedding": text}))
+
+
+_WRONG: list[Any] = [[{"index": index, "value": 0.5}] for index in (1.5, -1, 2**32, True, "1")]
+_WRONG += [[{"index": 1, "value": v}] for v in (math.nan, -math.inf, 1e39, 10**400, True, "0.5", None)]
+
+
+@pytest.mark.parametrize("weights", [None, "x", {"indices": [1]}, [{"index": 1}], *_WRONG])
+def test_sparse_weights_of_another_kind_are_refused(weights: Any) -> None:
+    with pytest.raises(BadReply):
+        read(SPARSE, native({"text_index": 0, "sparse_embedding": weights}))
+    with pytest.raises(BadReply, match="without its sparse vector"):
+        read(SPARSE, native({"text_index": 0, "embedding": [0.5]}))
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"<html>502</html>", b'{"output":', b"\xff\xfe", b"[" * 100_000, b'{"output":{}} trailing']
+)
+def test_a_200_that_is_not_json_is_a_bad_reply_and_another_status_a_refusal(body: bytes) -> None:
+    with pytest.raises(BadReply, match="not JSON") as caught:
+        read(DENSE, body, x_request_id="h-1")
+    assert caught.value.request_id == "h-1"
+    refusal = refused(DENSE, body, 502, x_request_id="h-1")
+    assert (refusal.status, refusal.code, refusal.request_id) == (502, None, "h-1")
+    assert refusal.is_page == body.startswith(b"<html>")
+
+
+@pytest.mark.parametrize("content", [None, 7, [], "text", {}, {"output": None}, {"output": {}}])
+def test_json_of_another_shape_is_a_bad_reply(content: Any) -> None:
+    for ask in (DENSE, SPARSE, OPENAI):
+        with pytest.raises(BadReply, match="unexpected shape"):
+            read(ask, content)
+
+
+def test_a_bad_reply_names_its_request_and_never_what_was_in_it() -> None:
+    with pytest.raises(BadReply) as caught:
+        read(DENSE, native({"text_index": "a secret", "embedding": [0.5]}, request_id="r-1"))
+    assert caught.value.request_id == "r-1"
+    assert "secret" not in str(caught.value)
+
+
+# --- refusals ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        ("native_wrong_key", 401, "InvalidApiKey", "Invalid API-key provided.", "a1c0561c-…"),
+        ("openai_wrong_key", 401, "invalid_api_key", "Incorrect API key provided. ", "h-1"),
+        ("openai_throttled", 429, "limit_requests", "You exceeded your current requests list.", "xxx"),
+    ],
+)
+def test_either_envelope_is_read_in_either_protocol(row: tuple[str, int, str, str, str]) -> None:
+    sample, status, code, message, request_id = row
+    body = (SAMPLES / f"{sample}.json").read_bytes()
+    for ask in (DENSE, OPENAI):
+        assert refused(ask, body, status, x_request_id="h-1") == ErrorReply(status, code, message, request_id)
+
+
+def test_a_200_with_an_error_inside_is_a_refusal() -> None:
+    inside = {"code": "InternalError", "message": "no"}
+    for ask in (DENSE, OPENAI):
+        for content in (inside, {"error": inside}, native(ONE) | inside):
+            assert refused(ask, content, 200) == ErrorReply(200, "InternalError", "no")
+
+
+@pytest.mark.parametrize("content", [[], 7, None, {"error": 7}, {"code": 7, "message": ["x"]}, {"error": {}}])
+def test_a_refusal_of_any_shape_keeps_its_status(content: Any) -> None:
+    assert refused(DENSE, content, 503, x_request_id="h-1") == ErrorReply(503, None, "", "h-1")
+    assert refused(OPENAI, {"error": {"type": "odd", "code": None}}, 503).code == "odd"
+
+
+def test_the_request_id_of_vectors_is_the_headers_where_the_body_has_none() -> None:
+    assert read(DENSE, native(ONE), x_request_id="h-1").request_id == "h-1"
+
+
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        ({"retry_after": "1.5"}, 1.5),
+        ({"retry_after_ms": "250", "retry_after": "9"}, 0.25),
+        ({"retry_after_ms": "soon", "retry_after": "9"}, 9.0),
+        ({"retry_after": "0"}, 0.0),
+        *(({"retry_after": value}, None) for value in ("-1", "nan", "inf", "", "Fri, 20 Nov 2026 10:00 GMT")),
+        ({}, None),
+    ],
+)
+def test_retry_after_is_seconds_or_milliseconds(headers: dict[str, str], seconds: float | None) -> None:
+    assert refused(DENSE, {"code": "Throttling"}, 429, **headers).retry_after == seconds
+    assert refused(DENSE, b"", 429, **headers).retry_after == seconds
+
+
+# --- anything at all --------------------------------------------------------------------------------------
+
+_leaf = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4)
+_keys = st.sampled_from(["output", "embeddings", "data", "index", "value", "code", "message", "error", "id"])
+_poison = st.recursive(_leaf, lambda inner: st.lists(inner) | st.dictionaries(_keys, inner), max_leaves=8)
+
+
+@st.composite
+def pages(draw: st.DrawFn) -> bytes:
+    """A good reply to one or two texts, fit for both protocols, with up to two places poisoned."""
+    rows = [{"text_index": i, "index": i, "embedding": [0.6, -0.8]} for i in range(draw(st.integers(1, 2)))]
+    sparse = {"sparse_embedding": [{"index": 7, "value": 0.5, "token": "a"}]}
+    rows = [row | sparse for row in draw(st.permutations(rows))]
+    page: Any = native(*rows, usage={"total_tokens": 3}, request_id="r", id="r", data=rows)
+    for _ in range(draw(st.integers(0, 2))):
+        inner, key = page, draw(st.sampled_from(["output", "usage", "data", "request_id"]))
+        while isinstance(inner[key], dict | list) and inner[key] and draw(st.integers(0, 4)):
+            inner = inner[key]
+            key = draw(st.sampled_from([*inner] if isinstance(inner, dict) else range(len(inner))))
+        inner[key] = draw(_poison)
+    return json.dumps(page).encode()
+
+
+@settings(deadline=None, derandomize=True, max_examples=120)
+@given(
+    body=st.binary() | pages(),
+    protocol=st.sampled_from(["native", "openai"]),
+    output=st.sampled_from(["dense", "sparse", "dense&sparse"]),
+    status=st.sampled_from([200, 200, 200, 429]),
+    count=st.integers(1, 2),
+)
+def test_any_bytes_are_rows_a_refusal_or_a_bad_reply(
+    body: bytes, protocol: ApiProtocol, output: Output, status: int, count: int
+) -> None:
+    try:
+        found = core_protocol.parse_reply(RequestOptions(protocol, "m", output=output), Reply(status, {}, body), count)
+    except BadReply:
+        return
+    if isinstance(found, ErrorReply):
+        return
+    assert status == 200
+    assert (found.sparse is None) == (output == "dense" or protocol == "openai")
+    assert (found.dense is None) == (output == "sparse" and protocol == "native")
+    for vectors in (found.dense, found.sparse):
+        assert vectors is None or len(vectors) == count
+    assert len({len(vector) for vector in found.dense or []}) <= 1
+    assert all(type(x) is float and math.isfinite(x) for vector in found.dense or [] for x in vector)
+    for sparse in found.sparse or []:
+        assert sparse.indices == sorted(set(sparse.indices))
+        assert all(math.isfinite(x) for x in sparse.values)

@@ -1,0 +1,289 @@
+"""Queries that wait at the same time travel in one request, and nobody's trouble becomes another's."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+import httpx
+import pytest
+from client_helpers import KEY, FakeClock
+
+from dashscope_embeddings import AuthenticationError, BadRequestError, EmbeddingClient
+from dashscope_embeddings._core.error_codes import ErrorReply, service_error
+from dashscope_embeddings._core.exchange import Outcome, RequestContext
+from dashscope_embeddings._core.protocol import RequestOptions
+from dashscope_embeddings._core.query_batcher import BatchCall, Query, QueryBatcher
+from dashscope_embeddings._core.rate_limiter import Limiter
+from dashscope_embeddings._core.text_length import Limits
+from dashscope_embeddings.catalogue import model
+from dashscope_embeddings.emulator import Emulator, faults
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+THROTTLED = service_error(ErrorReply(429, "Throttling.RateQuota"))
+
+
+class Stopped:
+    """A loop that will run no more."""
+
+    def is_running(self) -> bool:
+        return False
+
+
+def terms_of(clock: FakeClock, max_retries: int = 6) -> RequestContext:
+    limits = Limits.from_model(model("text-embedding-v4"))
+    return RequestContext(
+        RequestOptions("native", "text-embedding-v4", "query"), limits, Limiter(clock.now), max_retries=max_retries
+    )
+
+
+def join(waiting: QueryBatcher, *texts: str) -> list[Query]:
+    queries = [Query(text, 5, lambda: None) for text in texts]
+    for query in queries:
+        waiting.enqueue(query)
+    return queries
+
+
+def answer(count: int) -> Outcome:
+    dense: list[list[float] | None] = [[float(i)] for i in range(count)]
+    return Outcome(dense, [None] * count, requests=1, texts=count, tokens=3 * count + 1, request_ids=["r"])
+
+
+# --- without a client --------------------------------------------------------------------------------------
+
+
+def test_a_query_that_nobody_waits_with_goes_at_once_and_alone() -> None:
+    waiting, terms = QueryBatcher(max_in_flight=2), terms_of(FakeClock())
+    (query,) = join(waiting, "a")
+    flight = waiting.poll(query, terms, None)
+    assert isinstance(flight, BatchCall)
+    assert flight.texts == ["a"]
+
+
+def test_those_behind_the_first_travel_with_it_up_to_the_models_rows() -> None:
+    waiting, terms = QueryBatcher(max_in_flight=1), terms_of(FakeClock())
+    first, *others = join(waiting, *(f"query {i}" for i in range(13)))
+    flight = waiting.poll(first, terms, None)
+    assert isinstance(flight, BatchCall)
+    assert flight.texts == [f"query {i}" for i in range(10)]
+    assert isinstance(waiting.poll(others[-1], terms, None), float)  # no lane is free
+    waiting.complete(flight, answer(10), terms)
+    rows = [waiting.poll(query, terms, None) for query in [first, *others[:9]]]
+    assert [row.dense for row in rows if isinstance(row, Outcome)] == [[[float(i)]] for i in range(10)]
+
+
+def test_what_a_flight_was_billed_is_shared_out_without_rest() -> None:
+    waiting, terms = QueryBatcher(max_in_flight=1), terms_of(FakeClock())
+    queries = join(waiting, "a", "b", "c")
+    flight = waiting.poll(queries[0], terms, None)
+    assert isinstance(flight, BatchCall)
+    waiting.complete(flight, answer(3), terms)
+    rows = [row for query in queries if isinstance(row := waiting.poll(query, terms, None), Outcome)]
+    assert [(row.requests, row.texts) for row in rows] == [(1, 1), (0, 1), (0, 1)]
+    assert sum(row.tokens for row in rows) == 10
+
+
+def test_throttled_queries_go_back_to_the_front_and_travel_with_later_ones() -> None:
+    clock = FakeClock()
+    waiting, terms = QueryBatcher(max_in_flight=2), terms_of(clock)
+    (first,) = join(waiting, "first")
+    flight = waiting.poll(first, terms, None)
+    assert isinstance(flight, BatchCall)
+    join(waiting, "second")
+    outcome = Outcome([None], [None], abort_error=THROTTLED)
+    terms.limiter.on_throttled(flight.permit)
+    waiting.complete(flight, outcome, terms)
+    while not isinstance(turn := waiting.poll(first, terms, None), BatchCall):
+        assert isinstance(turn, float)
+        clock.time += turn
+    assert turn.texts == ["first", "second"]
+
+
+@pytest.mark.parametrize("max_retries", [0, 6])
+def test_throttling_ends_where_patience_does(max_retries: int) -> None:
+    clock = FakeClock()
+    waiting, terms = QueryBatcher(max_in_flight=1), terms_of(clock, max_retries)
+    (query,) = join(waiting, "a")
+    for _ in range(5_000):
+        turn = waiting.poll(query, terms, None)
+        if isinstance(turn, Outcome):
+            break
+        if isinstance(turn, BatchCall):
+            terms.limiter.on_throttled(turn.permit)
+            waiting.complete(turn, Outcome([None], [None], abort_error=THROTTLED), terms)
+        else:
+            clock.time += turn
+    assert isinstance(turn, Outcome)
+    assert turn.abort_error is not None
+    assert clock.time - 1_000 >= (300 if max_retries else 0)
+
+
+def test_the_next_goes_when_the_first_is_woken_but_does_not_come() -> None:
+    clock = FakeClock()
+    waiting, terms = QueryBatcher(max_in_flight=1), terms_of(clock)
+    _dead, alive = join(waiting, "of a stopped loop", "alive")
+    clock.time += 1
+    flight = waiting.poll(alive, terms, None)
+    assert isinstance(flight, BatchCall)
+    assert sorted(flight.texts) == ["alive", "of a stopped loop"]
+
+
+def test_who_leaves_makes_room_and_wakes_the_next() -> None:
+    woken: deque[str] = deque()
+    waiting, terms = QueryBatcher(max_in_flight=1), terms_of(FakeClock())
+    queries = [Query(text, 5, lambda text=text: woken.append(text)) for text in ("a", "b")]  # type: ignore[misc]
+    for query in queries:
+        waiting.enqueue(query)
+    waiting.leave(queries[0], terms)
+    assert list(woken) == ["b"]
+    flight = waiting.poll(queries[1], terms, None)
+    assert isinstance(flight, BatchCall)
+    assert flight.texts == ["b"]
+
+
+def test_the_queries_of_a_loop_that_stopped_in_flight_are_carried_by_others() -> None:
+    clock = FakeClock()
+    waiting, terms = QueryBatcher(max_in_flight=1), terms_of(clock)
+    first, second = join(waiting, "a", "b")
+    lost = waiting.poll(first, terms, Stopped())
+    assert isinstance(lost, BatchCall)
+    clock.time += 1
+    flight = waiting.poll(second, terms, None)
+    assert isinstance(flight, BatchCall)
+    assert sorted(flight.texts) == ["a", "b"]
+    assert lost.permit.is_closed  # the limiter waits for no answer that cannot come
+    waiting.complete(lost, answer(2), terms)  # too late: it counts for nobody
+    assert second.outcome is None
+
+
+def test_a_flight_that_is_broken_off_puts_its_queries_back_in_order() -> None:
+    waiting, terms = QueryBatcher(max_in_flight=1), terms_of(FakeClock())
+    queries = join(waiting, "a", "b", "c")
+    flight = waiting.poll(queries[0], terms, None)
+    assert isinstance(flight, BatchCall)
+    terms.limiter.cancel(flight.permit)
+    waiting.complete(flight, None, terms)
+    again = waiting.poll(queries[0], terms, None)
+    assert isinstance(again, BatchCall)
+    assert again.texts == ["a", "b", "c"]
+
+
+# --- with a client -----------------------------------------------------------------------------------------
+
+
+class Gate:
+    """A transport that holds the first request until it is opened."""
+
+    def __init__(self, emulator: Emulator) -> None:
+        self.emulator, self.open, self.reached = emulator, threading.Event(), threading.Event()
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        if not self.reached.is_set():
+            self.reached.set()
+            assert self.open.wait(20)
+        return self.emulator(request)
+
+
+@pytest.fixture
+def gate(emulator: Emulator) -> Gate:
+    return Gate(emulator)
+
+
+@pytest.fixture
+def client(gate: Gate) -> Iterator[EmbeddingClient]:
+    """A client of one lane, so that whoever comes second has to wait."""
+    with httpx.Client(transport=httpx.MockTransport(gate)) as http:
+        yield EmbeddingClient(api_key=KEY, http_client=http, max_concurrency=1)
+
+
+def ask_behind_one_another(client: EmbeddingClient, gate: Gate, asked: list[str]) -> list[object]:
+    """One thread each; the first is held in flight until the others wait."""
+
+    def ask(text: str) -> object:
+        try:
+            return client.embed(text, text_type="query").dense[0]
+        except (BadRequestError, AuthenticationError) as error:
+            return error
+
+    with ThreadPoolExecutor(len(asked)) as pool:
+        jobs = [pool.submit(ask, asked[0])]
+        assert gate.reached.wait(20)
+        jobs += [pool.submit(ask, text) for text in asked[1:]]
+        queue = client._query_batchers["dense"]._waiting
+        while len(queue) < len(asked) - 1:
+            pass
+        gate.open.set()
+        return [job.result() for job in jobs]
+
+
+def test_threads_that_wait_are_answered_by_one_request(client: EmbeddingClient, gate: Gate) -> None:
+    asked = [f"query {i}" for i in range(9)]
+    found = ask_behind_one_another(client, gate, asked)
+    emulator = gate.emulator
+    assert found == [emulator.dense(text, model="text-embedding-v4", text_type="query") for text in asked]
+    assert [len(record.texts) for record in emulator.asked] == [1, 8]
+    assert (client.usage.requests, client.usage.texts) == (2, 9)
+    assert client.usage.tokens == emulator.billed_tokens
+
+
+def test_one_bad_text_harms_nobody_else(client: EmbeddingClient, gate: Gate) -> None:
+    gate.emulator.faults = [faults.Blocked(match="FORBIDDEN")]
+    asked = ["first", "a", "FORBIDDEN", "b", "c"]
+    found = ask_behind_one_another(client, gate, asked)
+    assert isinstance(found[2], BadRequestError)
+    assert found[2].failed == [0]
+    right = [gate.emulator.dense(text, model="text-embedding-v4", text_type="query") for text in asked]
+    assert [vector for vector in found if isinstance(vector, list)] == [right[i] for i in (0, 1, 3, 4)]
+    assert gate.emulator.billed_texts == 4
+
+
+def test_a_failure_of_all_is_an_error_of_its_own_for_each(client: EmbeddingClient, gate: Gate) -> None:
+    gate.emulator.faults = [faults.Fault(), faults.Status(401, code="InvalidApiKey")]
+    found = ask_behind_one_another(client, gate, ["first", "a", "b"])
+    assert isinstance(found[0], list)
+    assert isinstance(found[1], AuthenticationError)
+    assert isinstance(found[2], AuthenticationError)
+    assert found[1] is not found[2]
+
+
+async def test_tasks_that_wait_travel_together_and_one_that_is_cancelled_stops_nobody(emulator: Emulator) -> None:
+    reached, opened = asyncio.Event(), asyncio.Event()
+
+    async def hold(request: httpx.Request) -> httpx.Response:
+        if not reached.is_set():
+            reached.set()
+            await opened.wait()
+        return emulator(request)
+
+    async with httpx.AsyncClient(transport=httpx.MockTransport(hold)) as http:
+        client = EmbeddingClient(api_key=KEY, http_async_client=http, max_concurrency=1)
+        first = asyncio.create_task(client.aembed("first", text_type="query"))
+        await reached.wait()
+        others = [asyncio.create_task(client.aembed(f"query {i}", text_type="query")) for i in range(4)]
+        while len(client._query_batchers["dense"]._waiting) < 4:  # noqa: ASYNC110 - nothing tells when a query joins
+            await asyncio.sleep(0)
+        others[0].cancel()
+        await asyncio.sleep(0)
+        opened.set()
+        done = await asyncio.gather(first, *others, return_exceptions=True)
+    assert isinstance(done[1], asyncio.CancelledError)
+    assert [len(record.texts) for record in emulator.asked] == [1, 3]
+    for i in (1, 2, 3):
+        found = done[i + 1]
+        assert not isinstance(found, BaseException)
+        assert found.dense == [emulator.dense(f"query {i}", model="text-embedding-v4", text_type="query")]
+
+
+def test_queries_of_different_outputs_do_not_mix(emulator: Emulator) -> None:
+    client = EmbeddingClient(base_url="emulator")
+    both = client.embed("a", text_type="query", output="dense&sparse")
+    dense = client.embed("a", text_type="query")
+    assert both.dense == dense.dense
+    assert both.sparse is not None
+    assert dense.sparse is None
+    assert emulator.requests == 0

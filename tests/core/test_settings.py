@@ -1,0 +1,353 @@
+"""Where to ask, with which key, and what fits together: found out before anything costs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from pydantic import SecretStr
+
+from dashscope_embeddings import catalogue
+from dashscope_embeddings._core.address import EMULATOR, Address, resolve_address, resolve_api_key
+from dashscope_embeddings._core.protocol import RequestOptions
+from dashscope_embeddings._core.settings import Settings
+from dashscope_embeddings.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+KEY = "sk-made-up-0123"
+NATIVE, COMPATIBLE = "DASHSCOPE_HTTP_BASE_URL", "DASHSCOPE_COMPATIBLE_BASE_URL"
+WORKSPACE, REGION = "DASHSCOPE_WORKSPACE_ID", "DASHSCOPE_API_REGION"
+BEIJING, FRANKFURT = "https://dashscope.aliyuncs.com", "https://W_1.eu-central-1.maas.aliyuncs.com"
+N, C, GAP = "https://n.example", "https://c.example", "https://{workspace_id}.example"
+HERE = resolve_address(base_url=BEIJING)
+
+
+@pytest.fixture
+def home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    return tmp_path
+
+
+def settings(model: str = "text-embedding-v4", place: Address = HERE, **given: Any) -> Settings:
+    return Settings(model=catalogue.model(model), api_key=SecretStr(KEY), address=place, **given)
+
+
+# --- where to ask -----------------------------------------------------------------------------------------
+
+
+ENDPOINTS = ["", "/", "/api/v1", "/api/v1/", "/compatible-mode/v1", "/compatible-mode/v1/embeddings"]
+ENDPOINTS += ["/api/v1/services/embeddings/text-embedding/text-embedding"]
+ROOTS = [BEIJING, "https://proxy.example:8443/dashscope", "http://127.0.0.1:8000", "http://[::1]:8000"]
+
+
+@pytest.mark.parametrize("root", [*ROOTS, "http://LOCALHOST:1"])
+@pytest.mark.parametrize("endpoint", ENDPOINTS)
+def test_any_address_that_can_be_pasted_leads_to_the_root(root: str, endpoint: str) -> None:
+    assert resolve_address("native", base_url=root + endpoint).root_url == root
+    assert resolve_address("openai", base_url=f" {root}{endpoint}\n").root_url == root
+
+
+def test_a_proxys_prefix_may_look_like_an_endpoint() -> None:
+    given = "https://proxy.example/api/v1/dashscope/compatible-mode/v1"
+    assert resolve_address(base_url=given).root_url == "https://proxy.example/api/v1/dashscope"
+
+
+@pytest.mark.parametrize(
+    ("complaint", "addresses"),
+    [
+        ("must start with https", ["", " ", "dashscope.aliyuncs.com", "ftp://h.example", "https://", "Emulator"]),
+        ("plain http", [f"http://{h}" for h in ("h.example", "localhost.example", "127.0.0.1.x", "0.0.0.0:80")]),
+        ("no user", [f"https://{h}" for h in (f"{KEY}@h.x", f"u:{KEY}@h.x", f"h.x?key={KEY}", f"h.x/#{KEY}")]),
+    ],
+)
+def test_an_address_that_could_lose_the_key_is_refused_without_showing_it(complaint: str, addresses: list[str]) -> None:
+    for bad in addresses:
+        with pytest.raises(InvalidInput, match=complaint) as caught:
+            resolve_address(base_url=bad)
+        assert KEY not in str(caught.value)
+
+
+@pytest.mark.parametrize("bad", ["https://[::1", "https://host:port", "https://host:99999", "https://ho st"])
+def test_an_address_that_nothing_can_open_is_refused(bad: str) -> None:
+    with pytest.raises(InvalidInput):
+        resolve_address(base_url=bad)
+
+
+@pytest.mark.parametrize(
+    ("asked", "root", "region"),
+    [
+        ({}, BEIJING, "cn-beijing"),
+        ({"region": "cn-beijing"}, BEIJING, "cn-beijing"),
+        ({"region": "Beijing"}, BEIJING, "cn-beijing"),
+        ({"region": "singapore"}, "https://dashscope-intl.aliyuncs.com", "ap-southeast-1"),
+        ({"region": "us-east-1"}, "https://dashscope-us.aliyuncs.com", "us-east-1"),
+        ({"workspace": "ws-1"}, "https://ws-1.cn-beijing.maas.aliyuncs.com", "cn-beijing"),
+        ({"region": "Frankfurt", "workspace": "W_1"}, FRANKFURT, "eu-central-1"),
+        ({"base_url": FRANKFURT}, FRANKFURT, "eu-central-1"),
+        ({"region": "xx-new-9", "workspace": "w"}, "https://w.xx-new-9.maas.aliyuncs.com", "xx-new-9"),
+    ],
+)
+def test_a_region_or_a_city_names_the_host(asked: dict[str, str], root: str, region: str) -> None:
+    found = resolve_address(**asked)  # type: ignore[arg-type] # no protocol among them
+    assert found.root_url == root
+    assert found.host == root.removeprefix("https://")
+    assert found.region is not None
+    assert found.region.id == region
+    assert found.workspace is None  # the host names it already
+    assert f"Asked {found.host} ({found.region.city})" in found.key_hint
+    assert f"{region} (" not in found.key_hint.partition("one of")[2]
+
+
+def test_every_city_of_the_catalogue_is_taken() -> None:
+    assert resolve_address(region="Hong Kong").root_url == "https://cn-hongkong.dashscope.aliyuncs.com"
+
+
+@pytest.mark.parametrize("region", ["Tokyo", "eu-central-1", "xx-new-9"])
+def test_a_region_without_a_shared_host_asks_for_a_workspace(region: str) -> None:
+    with pytest.raises(InvalidInput, match="pass workspace="):
+        resolve_address(region=region)
+
+
+@pytest.mark.parametrize("bad", ["ws\n", "a/b", "a.b", "-a", "a b", "a@b", "x" * 65, "ä"])
+def test_what_is_no_label_of_a_host_name_is_refused(bad: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InvalidInput, match="cannot be part of a host name"):
+        resolve_address(workspace=bad)
+    with pytest.raises(InvalidInput, match="cannot be part of a host name"):
+        resolve_address(region=bad, workspace="ws")
+    monkeypatch.setenv(WORKSPACE, bad)
+    with pytest.raises(InvalidInput, match=WORKSPACE):
+        resolve_address(region="Singapore")
+    with pytest.raises(InvalidInput, match=WORKSPACE):
+        resolve_address(base_url=GAP)
+    monkeypatch.setenv(REGION, bad)
+    with pytest.raises(InvalidInput, match=f"{REGION}=.* cannot be part of a host name"):
+        resolve_address()
+
+
+@pytest.mark.parametrize(
+    ("variables", "asked", "root"),
+    [
+        ({NATIVE: N + "/api/v1", COMPATIBLE: C}, {}, N),
+        ({NATIVE: N, COMPATIBLE: C}, {"protocol": "openai"}, C),
+        ({COMPATIBLE: C + "/compatible-mode/v1"}, {}, C),
+        ({NATIVE: "", COMPATIBLE: "", REGION: "", WORKSPACE: ""}, {}, BEIJING),
+        ({NATIVE: N}, {"region": "Beijing"}, BEIJING),
+        ({NATIVE: N}, {"base_url": C}, C),
+        ({NATIVE: N, REGION: "us-east-1"}, {}, N),
+        ({REGION: "ap-southeast-1"}, {}, "https://dashscope-intl.aliyuncs.com"),
+        ({REGION: "ap-southeast-1"}, {"region": "cn-beijing"}, BEIJING),
+        ({REGION: "eu-central-1", WORKSPACE: "W_1"}, {}, FRANKFURT),
+        ({REGION: "cn-beijing", WORKSPACE: "w"}, {}, BEIJING),  # as the vendor's SDK has it
+        ({WORKSPACE: "w"}, {"region": "cn-beijing"}, "https://w.cn-beijing.maas.aliyuncs.com"),
+        ({WORKSPACE: "w"}, {"workspace": "v"}, "https://v.cn-beijing.maas.aliyuncs.com"),
+        ({NATIVE: GAP + "/api/v1", WORKSPACE: "w"}, {}, "https://w.example"),
+        ({WORKSPACE: "w"}, {"base_url": GAP, "workspace": "v"}, "https://v.example"),
+    ],
+)
+def test_arguments_come_before_the_environment_and_an_empty_variable_is_a_missing_one(
+    variables: dict[str, str], asked: dict[str, Any], root: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert resolve_address(**asked).root_url == root
+
+
+def test_a_host_with_a_gap_for_the_workspace_says_how_to_fill_it() -> None:
+    with pytest.raises(InvalidInput, match=f"pass workspace= or set {WORKSPACE}"):
+        resolve_address(base_url=GAP)
+
+
+def test_a_workspace_fills_the_gap_in_the_environments_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(NATIVE, "https://{workspace_id}.ap-southeast-1.maas.aliyuncs.com/api/v1")
+    assert resolve_address(workspace="w").root_url == "https://w.ap-southeast-1.maas.aliyuncs.com"
+
+
+def test_an_empty_region_is_a_missing_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(NATIVE, N)
+    assert resolve_address(region="").root_url == N
+
+
+def test_an_address_and_a_region_that_contradict_each_other_are_refused() -> None:
+    with pytest.raises(InvalidInput, match="asks cn-beijing, and region='Tokyo' another"):
+        resolve_address(base_url=BEIJING, region="Tokyo")
+    assert resolve_address(base_url=BEIJING, region="Beijing") == HERE
+    behind_a_proxy = resolve_address(base_url=N, region="Tokyo")
+    assert behind_a_proxy.root_url == N
+    assert "(Tokyo)" in behind_a_proxy.key_hint
+
+
+def test_a_workspace_that_the_host_does_not_name_is_kept_for_the_header() -> None:
+    assert resolve_address(base_url=BEIJING, workspace="ws").workspace == "ws"
+
+
+def test_the_emulator_is_an_address_without_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(NATIVE, "https://n.example")
+    place = resolve_address(base_url=EMULATOR)
+    assert place.is_emulator
+    assert resolve_api_key(None, place).get_secret_value() == EMULATOR
+    assert not HERE.is_emulator
+
+
+# --- the key ----------------------------------------------------------------------------------------------
+
+
+def key(api_key: Any = None) -> str:
+    return resolve_api_key(api_key, HERE).get_secret_value()
+
+
+def test_the_key_is_sought_from_near_to_far(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InvalidInput, match=r'DASHSCOPE_API_KEY; .* base_url="emulator"'):
+        key()
+    (home / ".dashscope").mkdir()
+    (home / ".dashscope" / "api_key").write_text("sk-default\n")
+    assert key() == "sk-default"
+    (home / "mine").write_text(" sk-file \r\n")
+    monkeypatch.setenv("DASHSCOPE_API_KEY_FILE_PATH", str(home / "mine"))
+    assert key() == "sk-file"
+    monkeypatch.setenv("DASHSCOPE_API_KEY_FILE_PATH", "~/mine")
+    assert key() == "sk-file"
+    monkeypatch.setenv("DASHSCOPE_API_KEY", "sk-variable")
+    assert key() == "sk-variable"
+    assert key("sk-argument") == key(SecretStr("sk-argument")) == "sk-argument"
+    assert key("") == key(SecretStr("")) == "sk-variable"
+
+
+def test_an_empty_variable_is_no_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DASHSCOPE_API_KEY", "")
+    monkeypatch.setenv("DASHSCOPE_API_KEY_FILE_PATH", "")
+    with pytest.raises(InvalidInput, match="no API key"):
+        key()
+
+
+def test_a_key_file_that_cannot_be_read_is_named(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (home / "binary").write_bytes(b"\xff\xfe")
+    for path in (home / "missing", home, home / "binary"):
+        monkeypatch.setenv("DASHSCOPE_API_KEY_FILE_PATH", str(path))
+        with pytest.raises(InvalidInput, match=r"DASHSCOPE_API_KEY_FILE_PATH names .* cannot be read"):
+            key()
+
+
+def test_a_key_file_in_an_unknown_home_is_named_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DASHSCOPE_API_KEY_FILE_PATH", "~no-such-user/api_key")
+    with pytest.raises(InvalidInput):
+        key()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "complaint"),
+    [
+        (KEY + "\n", "a line break around the key"),
+        (" " + KEY, "blanks"),
+        (" ", "blanks"),
+        (f'"{KEY}"', "quotes"),
+        (f"'{KEY}'", "quotes"),
+        ("sk made up 0123", "characters that no key has"),
+        ("sk-made\nup-0123", "characters that no key has"),
+        ("sk-mäde-up-0123", "characters that no key has"),
+    ],
+)
+def test_a_key_that_was_pasted_badly_is_named_but_not_shown(
+    wrong: str, complaint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DASHSCOPE_API_KEY", wrong)
+    for origin, given in {"api_key": wrong, "DASHSCOPE_API_KEY": None}.items():
+        with pytest.raises(InvalidInput, match=f"^{origin} .*{complaint}") as caught:
+            key(given)
+        assert "0123" not in str(caught.value)
+
+
+# --- what fits together -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given", "complaint"),
+    [
+        *(({"dimensions": size}, "has no vectors of|whole number") for size in (0, -1, 100, 4096, True, 64.0, "64")),
+        *(({"max_retries": n}, "max_retries=.* at least 0 ") for n in (-1, 1.0, True, "6")),
+        *(({name: n}, f"{name}=.* at least 1") for name in ("max_concurrency", "batch_size") for n in (0, 2.5)),
+        ({"tokens_per_request": 0}, "tokens_per_request=0: .* at least 1"),
+        *(({"timeout": n}, "timeout=.* above 0") for n in (0, -1, float("inf"), float("nan"), "60", True)),
+        ({"requests_per_minute": 0}, "requests_per_minute=0: .* above 0"),
+        ({"tokens_per_minute": -5}, "tokens_per_minute=-5: .* above 0"),
+        ({"protocol": "grpc"}, 'protocol=\'grpc\': expected "native" or "openai"'),
+        ({"long_text": "cut"}, 'expected "error", "truncate" or "average"'),
+        ({"instruct": "Find", "protocol": "openai"}, 'instruct needs protocol="native"'),
+        ({"instruct": "Find", "model": "text-embedding-v3"}, "v3 takes no instruct; these do: .*v4"),
+        ({"dimensions": 1024, "model": "text-embedding-v2"}, "v2 has no vectors of 1024 dimensions; it has 1536"),
+    ],
+)
+def test_a_setting_that_cannot_work_is_refused_with_what_would(given: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(InvalidInput, match=complaint):
+        settings(**given)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{"timeout": None}, {"max_retries": None}, {"max_concurrency": None}, {"instruct": 7}, {"instruct": "\ud800"}],
+)
+def test_a_setting_that_would_fail_at_the_first_call_is_refused(given: dict[str, Any]) -> None:
+    with pytest.raises(InvalidInput):
+        settings(**given)
+
+
+def test_settings_that_work_are_taken() -> None:
+    assert settings(dimensions=64, timeout=1, max_retries=0, requests_per_minute=0.5).dimensions == 64
+    assert settings("text-embedding-v2", dimensions=1536, protocol="openai").protocol == "openai"
+    with pytest.warns(UserWarning, match="not in the catalogue"):
+        assert settings("text-embedding-v66", dimensions=77, instruct="Find").dimensions == 77
+
+
+def test_sparse_vectors_need_the_native_protocol_and_a_model_that_has_them() -> None:
+    settings().require_sparse()
+    with pytest.raises(InvalidInput, match='protocol="native"'):
+        settings(protocol="openai").require_sparse()
+    with pytest.raises(InvalidInput, match=r"v2 has no sparse vectors; these have: .*v4"):
+        settings("text-embedding-v2").require_sparse()
+
+
+def test_settings_say_what_each_request_asks() -> None:
+    asked = settings(dimensions=64, instruct="Find").request_options("query", "dense&sparse")
+    assert asked == RequestOptions("native", "text-embedding-v4", "query", "dense&sparse", 64, "Find", 64)
+    assert settings(instruct="Find").request_options("document", "dense") == RequestOptions(
+        "native", "text-embedding-v4", expected_width=1024
+    )
+    # A model of one size takes no dimension: it would be ignored without a word.
+    assert settings("text-embedding-v2", dimensions=1536).request_options("document", "dense").dimension is None
+    wrong: list[Any] = [("passage", "dense"), ("query", "both"), (None, "dense")]
+    for bad in wrong:
+        with pytest.raises(InvalidInput, match="expected"):
+            settings().request_options(*bad)
+    with pytest.raises(InvalidInput, match="no sparse vectors"):
+        settings("text-embedding-v2").request_options("query", "sparse")
+
+
+def test_an_account_is_a_key_a_host_and_a_model_and_does_not_hold_the_key() -> None:
+    accounts = {
+        settings().quota_key,
+        settings("text-embedding-v3").quota_key,
+        settings(place=resolve_address(base_url=N)).quota_key,
+    }
+    assert len(accounts) == 3
+    assert settings(dimensions=64).quota_key in accounts
+    assert KEY not in repr(accounts)
+
+
+def test_the_price_is_the_regions_and_the_emulators_is_beijings() -> None:
+    beijing, singapore = settings().price, settings(place=resolve_address(region="Singapore")).price
+    assert beijing is not None
+    assert singapore is not None
+    assert (beijing.currency, singapore.currency) == ("CNY", "USD")
+    assert settings(place=resolve_address(base_url=EMULATOR)).price == beijing
+    assert settings(place=resolve_address(base_url="https://proxy.example")).price is None
+    assert settings("text-embedding-v2", resolve_address(region="Singapore")).price is None
+
+
+def test_neither_repr_nor_str_shows_the_key() -> None:
+    assert KEY not in repr(settings()) + str(settings())
+
+
+def test_neither_repr_nor_str_shows_the_headers() -> None:
+    assert KEY not in repr(settings(headers=(("X-Gateway-Key", SecretStr(KEY)),)))

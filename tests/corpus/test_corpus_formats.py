@@ -1,0 +1,382 @@
+"""Every format that a corpus is read from and written to, and what is said about bad input."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from client_helpers import client_for
+from corpus_helpers import (
+    DIMENSIONS,
+    MODEL,
+    as_float32,
+    expected_vector,
+    read_rejects,
+    read_vectors,
+    write_json_lines,
+    write_lines,
+)
+
+from dashscope_embeddings import InvalidInput, corpus
+from dashscope_embeddings.corpus import readers, writers
+from dashscope_embeddings.emulator import Emulator, faults
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+TEXTS = ["风急天高猿啸哀", "one, two", 'say "hello"', "tab\tand more", "渚清沙白鸟飞回 🐦"]
+ROWS = [{"name": f"n{number}", "body": text, "more": 1} for number, text in enumerate(TEXTS)]
+
+
+def embed(emulator: Emulator, inputs: Any, output: Path, **how: Any) -> corpus.Summary:
+    return corpus.embed_corpus(inputs, output, client=client_for(emulator, dimensions=DIMENSIONS), **how)
+
+
+# --- in ----------------------------------------------------------------------------------------------------
+
+
+def _as_jsonl(path: Path) -> Path:
+    return write_json_lines(path.with_suffix(".jsonl"), ROWS)
+
+
+def _as_table(path: Path, ending: str, dialect: str) -> Path:
+    import csv  # noqa: PLC0415 - here alone
+
+    with path.with_suffix(ending).open("w", encoding="utf-8-sig", newline="") as file:
+        writer = csv.DictWriter(file, ["name", "body", "more"], dialect=dialect)
+        writer.writeheader()
+        writer.writerows(ROWS)
+    return path.with_suffix(ending)
+
+
+def _as_csv(path: Path) -> Path:
+    return _as_table(path, ".csv", "excel")
+
+
+def _as_tsv(path: Path) -> Path:
+    return _as_table(path, ".tsv", "excel-tab")
+
+
+def _as_parquet(path: Path) -> Path:
+    pa = pytest.importorskip("pyarrow")
+    pq = pytest.importorskip("pyarrow.parquet")
+    pq.write_table(pa.Table.from_pylist(ROWS), path.with_suffix(".parquet"), row_group_size=2)
+    return path.with_suffix(".parquet")
+
+
+@pytest.mark.parametrize("made", [_as_jsonl, _as_csv, _as_tsv, _as_parquet])
+def test_fields_of_every_format_are_read(made: Callable[[Path], Path], tmp_path: Path, emulator: Emulator) -> None:
+    output = tmp_path / "out.jsonl"
+    summary = embed(emulator, made(tmp_path / "in"), output, text_field="body", id_field="name", with_text=True)
+    assert (summary.texts, summary.embedded, summary.rejects, summary.finished) == (5, 5, None, True)
+    assert [(row.id, row.text) for row in read_vectors(output)] == [(row["name"], row["body"]) for row in ROWS]
+    assert [row.dense for row in read_vectors(output)] == [expected_vector(emulator, text) for text in TEXTS]
+
+
+def test_a_text_file_has_a_text_a_line_and_its_positions_are_ids(tmp_path: Path, emulator: Emulator) -> None:
+    (tmp_path / "in.txt").write_bytes("\ufeffone\r\ntwo \x0b\u2028three\rfour\nfive".encode())
+    embed(emulator, tmp_path / "in.txt", tmp_path / "out.jsonl", with_text=True)
+    assert [(r.id, r.text) for r in read_vectors(tmp_path / "out.jsonl")] == [
+        (0, "one"),
+        (1, "two \x0b\u2028three\rfour"),
+        (2, "five"),
+    ]
+
+
+def test_folders_globs_and_files_are_read_in_order_without_our_own_outputs(tmp_path: Path, emulator: Emulator) -> None:
+    folder = tmp_path / "docs"
+    (folder / "deep").mkdir(parents=True)
+    write_lines(folder / "b.txt", ["b"])
+    write_lines(folder / "deep" / "c.txt", ["c"])
+    write_lines(folder / "a.txt", ["a"])
+    write_lines(folder / "notes.md", ["not read"])
+    write_lines(tmp_path / "z.txt", ["z"])
+    output = folder / "out.jsonl"
+    asked = [tmp_path / "z.txt", folder, str(folder / "**" / "[bc].txt")]
+    for _ in range(2):
+        embed(emulator, asked, output, with_text=True)
+        assert [row.text for row in read_vectors(output)] == ["z", "a", "b", "c"]
+        assert [row.id for row in read_vectors(output)] == list(range(4))
+    assert emulator.billed_texts == 4
+
+
+def test_standard_input_is_read_once_its_format_is_named(
+    tmp_path: Path, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "out.jsonl"
+    with pytest.raises(InvalidInput, match="needs a format"):
+        embed(emulator, "-", output)
+    raw = io.BytesIO('{"text": "远"}\n{"text": "b"}\n'.encode())
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(raw, encoding="ascii"))
+    embed(emulator, "-", output, format="jsonl", with_text=True)
+    assert [row.text for row in read_vectors(output)] == ["远", "b"]
+    assert not raw.closed
+
+
+def test_another_encoding_is_read_where_it_is_named(tmp_path: Path, emulator: Emulator) -> None:
+    (tmp_path / "in.csv").write_bytes("id,text\n甲,风急\n".encode("gb18030"))
+    output = tmp_path / "out.jsonl"
+    with pytest.raises(InvalidInput, match=r"in\.csv:1: "):
+        embed(emulator, tmp_path / "in.csv", output, id_field="甲")
+    embed(emulator, tmp_path / "in.csv", output, id_field="id", encoding="GB18030", with_text=True)
+    assert [(row.id, row.text) for row in read_vectors(output)] == [("甲", "风急")]
+    with pytest.raises(InvalidInput, match="no such encoding"):
+        embed(emulator, tmp_path / "in.csv", output, encoding="utf-9")
+
+
+def test_whole_numbers_stay_numbers_unless_one_id_is_none(tmp_path: Path, emulator: Emulator) -> None:
+    numbers = write_json_lines(tmp_path / "n.jsonl", [{"id": 7, "text": "a"}, {"id": -3, "text": "b"}])
+    mixed = write_json_lines(tmp_path / "m.jsonl", [{"id": 7, "text": "a"}, {"id": "x", "text": "b"}])
+    same = write_json_lines(tmp_path / "s.jsonl", [{"id": 7, "text": "a"}, {"id": "7", "text": "b"}])
+    output = tmp_path / "out.jsonl"
+    embed(emulator, numbers, output, id_field="id")
+    assert [row.id for row in read_vectors(output)] == [7, -3]
+    embed(emulator, mixed, output, id_field="id")
+    assert [row.id for row in read_vectors(output)] == ["7", "x"]
+    with pytest.raises(InvalidInput, match=r"s\.jsonl:2: has the id '7', which .*s\.jsonl:1 has already"):
+        embed(emulator, same, output, id_field="id")
+
+
+def test_reading_holds_no_more_than_a_few_records(tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "in.jsonl", (json.dumps({"text": f"text {n}"}) for n in range(3)))
+    found = readers.read_records(readers.Source(str(path), "jsonl"), readers.Fields())
+    assert next(found).text == "text 0"
+    assert next(found).place == f"{path}:2"
+
+
+# --- bad input ---------------------------------------------------------------------------------------------
+
+BAD = [
+    ("in.txt", b"good\n\xff\xfe\n", 2, "holds bytes that are not utf-8", {}),
+    ("in.jsonl", b'{"text": "good"}\n{"text": \n', 2, "is no JSON: Expecting value", {}),
+    ("in.jsonl", b'{"text": "good"}\n{"text": " "}\n', 2, "empty or blank", {}),
+    ("in.jsonl", b'{"text": "good"}\n["text"]\n', 2, "is a JSON array: write one object a line", {}),
+    ("in.jsonl", b'{"text": "good"}\n"text"\n', 2, "a JSON str, not an object", {}),
+    ("in.jsonl", b'{"text": "good"}\n{"body": "x"}\n', 2, "no field 'text'; it has 'body'", {}),
+    ("in.jsonl", b'{"text": "good"}\n{"text": null}\n', 2, "nothing in the field 'text'", {}),
+    ("in.jsonl", b'{"text": "good"}\n{"text": 5}\n', 2, "is int, not a string", {}),
+    ("in.jsonl", b'{"text": "good"}\n{"text": "\\ud800"}\n', 2, "lone surrogate", {}),
+    ("in.jsonl", b'{"text": "good"}\n{"text": "b\xff"}\n', 2, "holds bytes that are not utf-8", {}),
+    ("in.jsonl", b'{"text": "a", "id": 1}\n{"text": "b", "id": 1}\n', 2, "in.jsonl:1 has already", {"id_field": "id"}),
+    ("in.jsonl", b'{"text": "a", "id": 1}\n{"text": "b", "id": 1.5}\n', 2, "not float", {"id_field": "id"}),
+    ("in.jsonl", b'{"text": "a", "id": 1}\n{"text": "b", "id": null}\n', 2, "not nothing", {"id_field": "id"}),
+    ("in.jsonl", b'{"text": "a", "id": 1}\n{"text": "b"}\n', 2, "no field 'id'", {"id_field": "id"}),
+    ("in.csv", b'text,n\n"two\nlines",1\nshort\n', 4, "has 1 fields, and the header 2", {}),
+    ("in.csv", b"text,n\ngood,1\n,2\n", 3, "empty or blank", {}),
+    ("in.csv", b"text,n\ngood,1\nb\xffd,2\n", 3, "holds bytes that are not utf-8", {}),
+]
+
+
+@pytest.mark.parametrize("bad", BAD, ids=[f"{name}: {said}" for name, _, _, said, _ in BAD])
+def test_bad_input_is_named_by_file_and_line_before_anything_is_spent(
+    bad: tuple[str, bytes, int, str, dict[str, Any]], tmp_path: Path, emulator: Emulator
+) -> None:
+    name, content, line, said, how = bad
+    (tmp_path / name).write_bytes(content)
+    output = tmp_path / "out.jsonl"
+    with pytest.raises(InvalidInput) as caught:
+        embed(emulator, tmp_path / name, output, **how)
+    assert f"{tmp_path / name}:{line}: " in str(caught.value)
+    assert said in str(caught.value)
+    assert emulator.requests == 0
+    assert not output.exists()
+
+    summary = embed(emulator, tmp_path / name, output, on_bad_input="skip", **how)
+    assert (summary.texts + summary.skipped, summary.skipped) == (len(read_vectors(output)) + 1, 1)
+    (reject,) = read_rejects(output)
+    assert (reject["place"], reject["code"]) == (f"{tmp_path / name}:{line}", None)
+    assert said in reject["reason"]
+
+
+def test_skipped_records_keep_their_positions(tmp_path: Path, emulator: Emulator) -> None:
+    output = tmp_path / "out.jsonl"
+    source = write_json_lines(tmp_path / "in.jsonl", [{"text": "a"}, {"text": ""}, {"text": "b"}])
+    embed(emulator, source, output, on_bad_input="skip")
+    assert [row.id for row in read_vectors(output)] == [0, 2]
+    assert [row["id"] for row in read_rejects(output)] == [1]
+
+
+@pytest.mark.parametrize("on_bad_input", ["fail", "skip"])
+def test_a_file_without_the_column_is_not_one_bad_record(on_bad_input: str, tmp_path: Path, emulator: Emulator) -> None:
+    (tmp_path / "in.csv").write_text("body\nx\ny\n", "utf-8")
+    write_lines(tmp_path / "in.txt", ["good"])
+    with pytest.raises(InvalidInput, match=r"in\.csv:1: has no field 'text'; it has 'body': .*--text-field"):
+        embed(emulator, tmp_path, tmp_path / "out.jsonl", on_bad_input=on_bad_input)
+    assert emulator.requests == 0
+
+
+def test_many_bad_records_are_named_up_to_some(tmp_path: Path, emulator: Emulator) -> None:
+    with pytest.raises(InvalidInput, match=r"in\.jsonl:1: .*\(and at least 19 more\); nothing was sent") as caught:
+        embed(emulator, write_json_lines(tmp_path / "in.jsonl", [{"text": ""}] * 50), tmp_path / "out.jsonl")
+    assert caught.value.failed == list(range(20))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ("gone.txt", "out.jsonl", {}, "no such file to read: gone.txt"),
+        ("in.dat", "out.jsonl", {}, "says nothing about the format"),
+        ([], "out.jsonl", {}, "no input given"),
+        ("empty", "out.jsonl", {}, "no file in empty ends in"),
+        ("in.txt", "out.xlsx", {}, "its ending must be one of .parquet, .jsonl, .npy"),
+        ("in.txt", "nowhere/out.npy", {}, "there is no folder nowhere"),
+        ("in.txt", "out.npy", {"kind": "sparse"}, "holds dense vectors alone"),
+        ("in.txt", "out.jsonl", {"kind": "both"}, "kind='both'"),
+        ("in.txt", "out.jsonl", {"text_type": "title"}, "text_type='title'"),
+        ("in.txt", "out.jsonl", {"on_bad_input": "hope"}, "on_bad_input='hope'"),
+        ("in.txt", "out.jsonl", {"format": "xml"}, "format='xml'"),
+    ],
+)
+def test_wrong_use_is_refused_before_anything_is_asked(
+    wrong: tuple[Any, str, dict[str, Any], str], tmp_path: Path, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs, output, how, said = wrong
+    monkeypatch.chdir(tmp_path)
+    write_lines(tmp_path / "in.txt", ["a"])
+    write_lines(tmp_path / "in.dat", ["a"])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InvalidInput) as caught:
+        embed(emulator, inputs, Path(output), **how)
+    assert said in str(caught.value)
+    assert emulator.requests == 0
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_a_file_that_is_no_parquet_says_so(tmp_path: Path, emulator: Emulator) -> None:
+    pytest.importorskip("pyarrow")
+    write_lines(tmp_path / "in.parquet", ["not really"])
+    with pytest.raises(InvalidInput, match=r"in\.parquet cannot be read"):
+        embed(emulator, tmp_path / "in.parquet", tmp_path / "out.jsonl")
+
+
+def test_parquet_without_pyarrow_names_the_extra_before_anything_is_spent(
+    tmp_path: Path, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    with pytest.raises(ImportError, match=r'pip install "dashscope-embeddings\[corpus\]"'):
+        embed(emulator, write_lines(tmp_path / "in.txt", ["a"]), tmp_path / "out.parquet")
+    assert emulator.requests == 0
+
+
+# --- out ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["dense", "sparse", "dense&sparse"])
+@pytest.mark.parametrize("ending", [".parquet", ".jsonl", ".npy"])
+def test_what_is_written_is_read_back(ending: str, kind: Any, tmp_path: Path, emulator: Emulator) -> None:
+    if ending == ".parquet":
+        pytest.importorskip("pyarrow")
+    if ending == ".npy" and kind != "dense":
+        pytest.skip("refused, as another test says")
+    texts = [f"{text} {number}" for number in range(30) for text in TEXTS]
+    output = tmp_path / f"out{ending}"
+    source = write_json_lines(tmp_path / "in.jsonl", ({"text": text, "id": f"n{n}"} for n, text in enumerate(texts)))
+    embed(emulator, source, output, kind=kind, id_field="id", with_text=True, text_type="query")
+    found = read_vectors(output)
+    width = DIMENSIONS if "dense" in kind else None
+    assert [(row.id, row.text) for row in found] == [(f"n{n}", text) for n, text in enumerate(texts)]
+    assert {(row.model, row.dimension, row.role) for row in found} == {(MODEL, width, "query")}
+    for row, text in zip(found, texts, strict=True):
+        assert row.dense == (expected_vector(emulator, text, text_type="query") if "dense" in kind else None)
+        if "sparse" not in kind:
+            assert row.sparse is None
+            continue
+        weights = sorted((w.index, w.value) for w in emulator.sparse(text, model=MODEL, text_type="query"))
+        assert row.sparse is not None
+        assert row.sparse.indices == [index for index, _ in weights]
+        assert row.sparse.values == as_float32(value for _, value in weights)
+
+
+@pytest.mark.parametrize("ending", [".parquet", ".jsonl", ".npy"])
+def test_a_corpus_whose_texts_are_all_refused_gives_an_empty_output(ending: str, tmp_path: Path) -> None:
+    if ending == ".parquet":
+        pytest.importorskip("pyarrow")
+    output = tmp_path / f"out{ending}"
+    emulator = Emulator(faults=[faults.Blocked(match="refused")])
+    assert embed(emulator, write_lines(tmp_path / "in.txt", ["refused"]), output).finished
+    assert read_vectors(output) == []
+
+
+@pytest.fixture
+def parquet(tmp_path: Path, emulator: Emulator) -> Path:
+    pytest.importorskip("pyarrow")
+    output = tmp_path / "out.parquet"
+    embed(emulator, write_lines(tmp_path / "in.txt", TEXTS), output, kind="dense&sparse")
+    return output
+
+
+def test_pyarrow_finds_fixed_size_lists(parquet: Path) -> None:
+    schema = pytest.importorskip("pyarrow.parquet").read_schema(parquet)
+    assert {name: str(schema.field(name).type).replace(" not null", "") for name in schema.names} == {
+        "id": "int64",
+        "embedding": f"fixed_size_list<element: float>[{DIMENSIONS}]",
+        "sparse_indices": "list<element: uint32>",
+        "sparse_values": "list<element: float>",
+        "model": "string",
+        "dimension": "int32",
+        "role": "string",
+    }
+
+
+def test_pandas_reads_it_without_us(parquet: Path, emulator: Emulator) -> None:
+    frame = pytest.importorskip("pandas").read_parquet(parquet)
+    assert frame["embedding"][2].tolist() == expected_vector(emulator, TEXTS[2])
+    assert frame["id"].tolist() == [0, 1, 2, 3, 4]
+
+
+def test_polars_reads_it_without_us(parquet: Path, emulator: Emulator) -> None:
+    frame = pytest.importorskip("polars").read_parquet(parquet)
+    assert frame["embedding"].to_list()[2] == expected_vector(emulator, TEXTS[2])
+    assert [len(row) for row in frame["sparse_indices"]] == [len(row.sparse or ()) for row in read_vectors(parquet)]
+
+
+def test_duckdb_reads_it_without_us(parquet: Path, emulator: Emulator) -> None:
+    duckdb = pytest.importorskip("duckdb")
+    with duckdb.connect() as database:
+        found = database.execute("SELECT embedding FROM read_parquet(?) WHERE id = 2", [str(parquet)]).fetchall()
+    assert list(found[0][0]) == expected_vector(emulator, TEXTS[2])
+
+
+def test_numpy_loads_the_array_without_us(tmp_path: Path, emulator: Emulator) -> None:
+    numpy = pytest.importorskip("numpy")
+    embed(emulator, write_lines(tmp_path / "in.txt", TEXTS), tmp_path / "out.npy")
+    found = numpy.load(tmp_path / "out.npy", mmap_mode="r")
+    assert (found.shape, str(found.dtype)) == ((5, DIMENSIONS), "float32")
+    assert found[4].tolist() == expected_vector(emulator, TEXTS[4])
+    del found
+
+
+def test_an_array_without_its_ids_is_not_believed(tmp_path: Path, emulator: Emulator) -> None:
+    output = tmp_path / "out.npy"
+    embed(emulator, write_lines(tmp_path / "in.txt", TEXTS), output)
+    writers.ids_path(output).unlink()
+    with pytest.raises(InvalidInput, match="run the command again"):
+        read_vectors(output)
+    embed(emulator, tmp_path / "in.txt", output)
+    assert [row.id for row in read_vectors(output)] == [0, 1, 2, 3, 4]
+    assert emulator.billed_texts == 5
+
+
+def test_reading_another_ending_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match="must be one of"):
+        read_vectors(tmp_path / "out.csv")
+
+
+@pytest.mark.parametrize("on_bad_input", ["fail", "skip"])
+def test_a_quote_that_never_ends_is_not_one_bad_record(tmp_path: Path, on_bad_input: str) -> None:
+    """Skipping it would lose the rest of the file without a word."""
+    (tmp_path / "in.csv").write_text('text,n\ngood,1\n"never ends,2\nx,3\n', "utf-8")
+    emulator = Emulator()
+    with pytest.raises(InvalidInput, match=r"in\.csv:3: a quote that is opened here is never closed"):
+        corpus.embed_corpus(
+            tmp_path / "in.csv",
+            tmp_path / "out.jsonl",
+            client=client_for(emulator),
+            on_bad_input=on_bad_input,  # type: ignore[arg-type] # one of the two
+        )
+    assert emulator.requests == 0

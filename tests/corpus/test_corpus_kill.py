@@ -1,0 +1,108 @@
+"""The command `embed`, killed at any moment, twenty times: nothing is lost, and next to nothing paid for twice."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import random
+import signal
+import sys
+import threading
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from corpus_helpers import read_rejects, read_vectors, run_command, write_json_lines
+
+from dashscope_embeddings import corpus
+from dashscope_embeddings.emulator import Emulator, faults
+
+pytest.importorskip("typer")
+pytest.importorskip("rich")
+
+if TYPE_CHECKING:
+    from multiprocessing.process import BaseProcess
+    from pathlib import Path
+
+KILLS = 20
+IN_FLIGHT = 4
+ROWS = 10
+TEXTS = 1_500
+
+
+class Watch(faults.Fault):
+    """Breaks nothing; tells when so many more requests have come."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.__dict__.update(event=threading.Event(), left=0)
+
+    def wait_for(self, requests: int) -> threading.Event:
+        event = threading.Event()
+        self.__dict__.update(event=event, left=requests)
+        return event
+
+    def is_due(self, *_: Any) -> bool:
+        self.__dict__["left"] -= 1
+        if not self.__dict__["left"]:
+            self.__dict__["event"].set()
+        return False
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    numbers = (number % (TEXTS - 100) for number in range(TEXTS))  # the last hundred are there twice
+    rows = ({"id": f"n{at}", "text": f"text number {number}"} for at, number in enumerate(numbers))
+    return write_json_lines(tmp_path / "in.jsonl", rows)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no fork server")
+def test_killed_at_any_moment_the_same_command_goes_on(source: Path, tmp_path: Path) -> None:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["dashscope_embeddings.cli.embed", "corpus_helpers"])
+    chance = random.Random(7)  # noqa: S311 - the same moments in every run, as far as that goes
+    watch = Watch()
+    emulator = Emulator(faults=[watch, faults.Blocked(match="number 777")], log=0)
+
+    def begin(output: Path) -> BaseProcess:
+        options = ["--id-field", "id", "--dimensions", "64", "--max-concurrency", str(IN_FLIGHT), "--with-text"]
+        arguments = ["embed", str(source), "-o", str(output), *options, "--kind", "dense&sparse"]
+        process = context.Process(target=run_command, args=(arguments, environment, str(tmp_path)))
+        process.start()
+        return process
+
+    def killed(process: BaseProcess, moment: int) -> bool:
+        """Half of the moments are chosen by what was asked, half by the clock, which also meets the other steps."""
+        if moment % 2:
+            process.join(chance.uniform(0.0, 0.25))
+        else:
+            event = watch.wait_for(chance.randint(1, 22))
+            while process.is_alive() and not event.wait(0.02):
+                pass
+        process.kill()
+        process.join()
+        return process.exitcode == -signal.SIGKILL
+
+    output, whole = tmp_path / "out.jsonl", tmp_path / "whole.jsonl"
+    with emulator.serve(latency=0.005) as server:
+        environment = {"DASHSCOPE_HTTP_BASE_URL": server.url, "DASHSCOPE_API_KEY": "sk-made-up"}
+        kills = sum(killed(begin(output), moment) for moment in range(KILLS))
+        spoiled = emulator.billed_texts
+        if output.exists():
+            with contextlib.suppress(FileNotFoundError):
+                assert len(read_vectors(output)) == TEXTS - 2
+        last = begin(output)
+        last.join()
+        billed = emulator.billed_texts
+        uninterrupted = begin(whole)
+        uninterrupted.join()
+
+    assert (last.exitcode, uninterrupted.exitcode) == (3, 3)
+    assert read_vectors(output) == read_vectors(whole)
+    assert [row.id for row in read_vectors(output)] == [f"n{at}" for at in range(TEXTS) if at != 777]
+    assert [row["id"] for row in read_rejects(output)] == ["n777"]
+    assert kills >= KILLS // 2
+    assert spoiled > 200, "killed before anything was paid for"
+    different = TEXTS - 100 - 1
+    assert emulator.billed_texts - billed == different
+    assert different <= billed <= different + kills * IN_FLIGHT * ROWS
+    assert corpus.ledger_beside(output).exists()

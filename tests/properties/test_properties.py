@@ -1,0 +1,683 @@
+"""Any texts, any limits, any accidents: every text gets its own vector, or the error says which did not."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from array import array
+from collections import Counter
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import pytest
+from client_helpers import KEY, AsyncCalls, FakeClock, SyncCalls, client_for
+from hypothesis import assume, event, given
+from hypothesis import strategies as st
+from strategies import any_texts, examples, lists_of, reset_shared_state, texts
+
+from dashscope_embeddings import BadRequestError, DashScopeError, InvalidInput, SparseVector
+from dashscope_embeddings._core import planning, text_length
+from dashscope_embeddings._core.exchange import Outcome
+from dashscope_embeddings._core.results import ResultCollector
+from dashscope_embeddings._core.text_length import Limits
+from dashscope_embeddings.catalogue import DEFAULT_MODEL
+from dashscope_embeddings.emulator import Emulator, faults, synthetic_vectors
+from dashscope_embeddings.errors import BadReply
+from dashscope_embeddings.vectors import mean_pool
+
+if TYPE_CHECKING:
+    from dashscope_embeddings import EmbeddingClient
+    from dashscope_embeddings.emulator import Asked
+    from dashscope_embeddings.emulator.fault_schedule import Fault
+
+HOST = "dashscope.aliyuncs.com"
+WIDTH = 64
+WAYS = st.sampled_from([SyncCalls(), AsyncCalls()])
+LONG = 30_000
+"""A limit of tokens a text that none of these texts reaches."""
+
+
+def right(emulator: Emulator, text: str) -> list[float]:
+    return emulator.dense(text, dimension=WIDTH)
+
+
+@dataclass(frozen=True)
+class World:
+    """A service, a client that may be wrong about its limits, and a way to call it."""
+
+    way: SyncCalls | AsyncCalls
+    emulator: Emulator
+    client: EmbeddingClient
+    rows: int
+    """Texts that the client puts into a request at most."""
+
+
+def make(  # noqa: PLR0913 - each is drawn on its own
+    way: SyncCalls | AsyncCalls,
+    *,
+    rows: int = 10,
+    believed: int | None = None,
+    tokens: int = LONG,
+    believed_tokens: int | None = None,
+    script: tuple[Fault, ...] = (),
+    **client: Any,
+) -> World:
+    reset_shared_state()
+    clock = FakeClock()
+    emulator = Emulator(rows=rows, tokens_per_row=tokens, faults=script, clock=clock.now)
+    thought = rows if believed is None else believed
+    text_length._observed_limits[HOST, DEFAULT_MODEL] = Limits(
+        thought, tokens if believed_tokens is None else believed_tokens, None
+    )
+    made = client_for(emulator, clock, dimensions=WIDTH, **client)
+    # One whose replies take some turns of the loop, so that queries pile up meanwhile.
+    made._user_resources.async_client._transport = httpx.MockTransport(lambda request: _later(emulator, request))
+    for output in ("dense", "dense&sparse"):
+        context = made._request_context("document", output)
+        # Threads that spin on a clock without time can use up five minutes while another computes a vector.
+        made._contexts["document", output] = replace(context, max_throttled_seconds=math.inf)
+    return World(way, emulator, made, min(thought, client.get("batch_size") or thought))
+
+
+async def _later(emulator: Emulator, request: httpx.Request) -> httpx.Response:
+    for _ in range(5):
+        await asyncio.sleep(0)
+    return emulator(request)
+
+
+CLIENTS = st.fixed_dictionaries(
+    {"max_concurrency": st.integers(1, 8)},
+    optional={
+        "batch_size": st.integers(1, 25),
+        "requests_per_minute": st.sampled_from([60.0, 6_000.0]),
+        "tokens_per_minute": st.sampled_from([600.0, 600_000.0]),
+        "protocol": st.just("native"),
+    },
+)
+
+# --- accidents ---------------------------------------------------------------------------------------------
+
+HARMLESS = st.one_of(
+    st.builds(faults.Fault),
+    st.builds(faults.Slow, seconds=st.floats(0, 5)),
+    st.builds(faults.Shuffle),
+    st.builds(faults.ExtraFields),
+    st.builds(faults.WrongContentType, content_type=st.sampled_from([None, "text/html"])),
+    st.builds(faults.Gzip),
+)
+THROTTLED = st.builds(
+    faults.Throttle,
+    retry_after=st.none() | st.floats(0, 70),
+    code=st.sampled_from(
+        ["Throttling.RateQuota", "Throttling.AllocationQuota", "Throttling.BurstRate", "LimitRequests"]
+    ),
+    empty_body=st.booleans(),
+)
+FAILED = st.one_of(
+    st.builds(
+        faults.Status,
+        status=st.sampled_from([408, 500, 502, 503, 504]),
+        body=st.sampled_from(["json", "html", "empty"]),
+    ),
+    st.builds(faults.Drop, how=st.sampled_from(["closed", "reset", "unreachable"]), billed=st.booleans()),
+    st.builds(faults.Stall, share=st.floats(0, 1)),
+    st.builds(faults.Truncate, share=st.floats(0, 0.9), framed=st.booleans()),
+    st.builds(faults.Garbage),
+    st.builds(faults.TrailingBytes),
+    st.builds(faults.WrongCount, by=st.sampled_from([-1, 1, 3])),
+    st.builds(faults.DuplicateIndex),
+    st.builds(faults.WrongWidth, by=st.sampled_from([-1, 1, -WIDTH])),
+    st.builds(faults.NotFinite, value=st.sampled_from([math.nan, math.inf, -math.inf])),
+    st.builds(faults.NullEmbedding),
+)
+PASSING = {"Fault", "Slow", "Shuffle", "ExtraFields", "WrongContentType", "Gzip"}
+FATAL = st.one_of(
+    st.builds(faults.FreeQuotaExhausted, only_free=st.booleans()),
+    st.builds(faults.Overdue),
+    st.builds(faults.Arrearage),
+    st.builds(faults.Redirect),
+    st.builds(
+        faults.Status, status=st.sampled_from([401, 403, 404]), code=st.sampled_from(["InvalidApiKey", "AccessDenied"])
+    ),
+)
+
+
+def at_some_request(accident: st.SearchStrategy[Fault]) -> st.SearchStrategy[Fault]:
+    return st.builds(lambda fault, after: replace(fault, after=after), accident, st.integers(0, 12))
+
+
+RECOVERED = st.lists(at_some_request(HARMLESS | THROTTLED | FAILED), max_size=6).map(tuple)
+"""No more than one request is ready to bear alone."""
+_GARBLING = {"Garbage", "TrailingBytes", "Truncate"}
+LEGIBLE = RECOVERED.map(lambda script: tuple(fault for fault in script if type(fault).__name__ not in _GARBLING))
+"""The same where refusals are part of the plan: a refusal that cannot be read is believed by its status alone."""
+
+
+def answered(emulator: Emulator) -> list[Asked]:
+    """The requests whose replies came back whole and right."""
+    return [asked for asked in emulator.asked if asked.tokens and (asked.fault is None or asked.fault in PASSING)]
+
+
+# --- all is well in the end --------------------------------------------------------------------------------
+
+
+@given(lists_of(texts()), WAYS, st.integers(1, 25), CLIENTS, RECOVERED)
+@examples(120)
+def test_whatever_passes_every_text_gets_its_own_vector_and_the_bill_is_the_services(
+    asked: list[str], way: SyncCalls | AsyncCalls, rows: int, settings: dict[str, Any], script: tuple[Fault, ...]
+) -> None:
+    world = make(way, rows=rows, script=script, **settings)
+    emulator = world.emulator
+    found = way.embed(world.client, asked)
+    assert found.dense == [right(emulator, text) for text in asked]
+    distinct = len(set(asked))
+    good = answered(emulator)
+    assert len(good) == math.ceil(distinct / world.rows)
+    assert emulator.requests - len(good) == sum(record.fault not in {None, *PASSING} for record in emulator.asked)
+    assert Counter(text for record in good for text in record.texts) == Counter(set(asked))
+    assert found.usage.requests == len(good) == len(found.request_ids)
+    assert set(found.request_ids) == {record.request_id for record in good}
+    assert found.usage.texts == distinct
+    assert found.usage.tokens == sum(record.tokens for record in good)
+    assert world.client.usage == found.usage
+    assert len({id(vector) for vector in found.dense}) == len(asked)
+    assert world.client._contexts["document", "dense"].limiter._estimator.in_flight == 0
+
+
+@given(lists_of(texts()), WAYS, st.tuples(st.integers(1, 25), st.integers(1, 25)), CLIENTS, LEGIBLE)
+@examples(60)
+def test_a_client_that_is_wrong_about_rows_loses_nothing(
+    asked: list[str],
+    way: SyncCalls | AsyncCalls,
+    limits: tuple[int, int],
+    settings: dict[str, Any],
+    script: tuple[Fault, ...],
+) -> None:
+    rows, believed = limits
+    world = make(way, rows=rows, believed=believed, script=script, **settings)
+    emulator = world.emulator
+    found = way.embed(world.client, asked)
+    assert found.dense == [right(emulator, text) for text in asked]
+    distinct = len(set(asked))
+    good = answered(emulator)
+    assert all(len(record.texts) <= rows for record in good)
+    assert found.usage.texts == distinct
+    # Each of the requests that were planned may have been cut once.
+    planned = math.ceil(distinct / world.rows)
+    assert len(good) <= planned * math.ceil(world.rows / rows)
+    refused = sum(record.status == 400 and record.fault in {None, *PASSING} for record in emulator.asked)
+    assert refused <= planned
+    assert emulator.requests <= len(good) + refused + len(script)
+    assert world.client._limits.rows <= max(rows, 1) or refused == 0
+
+
+@given(lists_of(texts(), min_size=1), WAYS, CLIENTS, RECOVERED, st.integers(1, 200))
+@examples(40)
+def test_tokens_a_request_are_kept_to(
+    asked: list[str], way: SyncCalls | AsyncCalls, settings: dict[str, Any], script: tuple[Fault, ...], budget: int
+) -> None:
+    world = make(way, script=script, tokens_per_request=budget, **settings)
+    found = way.embed(world.client, asked)
+    assert found.dense == [right(world.emulator, text) for text in asked]
+    for record in world.emulator.asked:
+        assert len(record.texts) == 1 or sum(map(text_length.estimate_tokens, record.texts)) <= budget
+
+
+@given(lists_of(texts()), WAYS, CLIENTS, RECOVERED)
+@examples(40)
+def test_both_halves_are_of_the_same_text(
+    asked: list[str], way: SyncCalls | AsyncCalls, settings: dict[str, Any], script: tuple[Fault, ...]
+) -> None:
+    world = make(way, script=script, **settings)
+    found = way.embed(world.client, asked, output="dense&sparse")
+    assert found.dense == [right(world.emulator, text) for text in asked]
+    assert found.sparse is not None
+    for text, weights in zip(asked, found.sparse, strict=True):
+        tokens = [(token.index, token.value, token.token) for token in world.emulator.sparse(text)]
+        expected = SparseVector.merged((i, array("f", [value])[0], token) for i, value, token in tokens)
+        assert weights == expected
+    assert found.usage.texts == len(set(asked))
+
+
+@given(lists_of(texts()), WAYS, st.integers(1, 25), CLIENTS, RECOVERED)
+@examples(50)
+def test_a_stream_gives_what_embed_gives_and_an_array_holds_the_same_numbers(
+    asked: list[str], way: SyncCalls | AsyncCalls, rows: int, settings: dict[str, Any], script: tuple[Fault, ...]
+) -> None:
+    world = make(way, rows=rows, script=script, **settings)
+    streamed = way.stream(world.client, iter(asked))
+    assert [embedding.index for embedding in streamed] == list(range(len(asked)))
+    assert [embedding.dense for embedding in streamed] == [right(world.emulator, text) for text in asked]
+    assert len({id(embedding.dense) for embedding in streamed}) == len(asked)
+    distinct, good = len(set(asked)), answered(world.emulator)
+    assert distinct <= sum(len(record.texts) for record in good) <= len(asked)
+    assert world.client.usage.tokens == sum(record.tokens for record in good)
+    world.emulator.faults = script
+    packed = way.embed(world.client, asked, array=True)
+    assert len(packed) == len(asked)
+    assert packed.dense == []
+    assert [list(row) for row in packed.dense_array] == [
+        list(array("f", right(world.emulator, text))) for text in asked
+    ]
+
+
+# --- long texts --------------------------------------------------------------------------------------------
+
+LONGER = st.lists(texts(30) | st.sampled_from(["word ", "字。", "\n\n", "!" * 9, "  "]), min_size=1, max_size=12).map(
+    "".join
+)
+MIXED = lists_of((texts(20) | LONGER).filter(lambda text: bool(text.strip())), max_size=12)
+
+
+@given(MIXED, WAYS, st.tuples(st.integers(1, 40), st.integers(1, 60)), CLIENTS, LEGIBLE)
+@examples(80)
+def test_a_truncated_text_has_the_vector_of_its_beginning_and_a_whole_one_its_own(
+    asked: list[str],
+    way: SyncCalls | AsyncCalls,
+    limits: tuple[int, int],
+    settings: dict[str, Any],
+    script: tuple[Fault, ...],
+) -> None:
+    limit, believed = limits
+    world = make(way, tokens=limit, believed_tokens=believed, script=script, long_text="truncate", **settings)
+    found = way.embed(world.client, asked)
+    emulator = world.emulator
+    vectors = {tuple(right(emulator, row)): row for record in answered(emulator) for row in record.texts}
+    assert len(found.dense) == len(asked)
+    for text, vector in zip(asked, found.dense, strict=True):
+        row = vectors[tuple(vector)]
+        assert text.startswith(row) or text.lstrip().startswith(row)
+        if synthetic_vectors.count_tokens(text) <= limit and text_length.estimate_tokens(text) <= min(limit, believed):
+            assert row == text
+    assert all(synthetic_vectors.count_tokens(row) <= limit for row in vectors.values())
+
+
+@given(MIXED, WAYS, st.tuples(st.integers(1, 40), st.integers(1, 60)), CLIENTS, LEGIBLE)
+@examples(80)
+def test_an_averaged_text_has_a_vector_of_all_of_it(
+    asked: list[str],
+    way: SyncCalls | AsyncCalls,
+    limits: tuple[int, int],
+    settings: dict[str, Any],
+    script: tuple[Fault, ...],
+) -> None:
+    limit, believed = limits
+    world = make(way, tokens=limit, believed_tokens=believed, script=script, long_text="average", **settings)
+    found = way.embed(world.client, asked)
+    emulator = world.emulator
+    good = answered(emulator)
+    rows = {row for record in good for row in record.texts}
+    assert len(found.dense) == len(asked)
+    for text, vector in zip(asked, found.dense, strict=True):
+        assert math.hypot(*vector) == pytest.approx(1.0)
+        if synthetic_vectors.count_tokens(text) <= limit and text_length.estimate_tokens(text) <= min(limit, believed):
+            assert vector == right(emulator, text)
+            continue
+        cut = [*text_length.fit_rows(text, "average", believed)]
+        if (
+            rows.issuperset(cut)
+            and believed <= limit
+            and all(synthetic_vectors.count_tokens(piece) <= limit for piece in cut)
+        ):
+            mean = mean_pool([right(emulator, piece) for piece in cut], [float(len(piece)) for piece in cut])
+            assert vector == mean
+    letters = Counter(letter for record in good for row in record.texts for letter in "".join(row.split()))
+    assert all(Counter("".join(text.split())) <= letters for text in set(asked))
+    assert found.usage.tokens == sum(record.tokens for record in good)
+
+
+@given(MIXED, WAYS, st.tuples(st.integers(1, 40), st.integers(1, 60)), CLIENTS, LEGIBLE)
+@examples(80)
+def test_texts_that_are_too_long_are_named_and_their_neighbours_are_kept(
+    asked: list[str],
+    way: SyncCalls | AsyncCalls,
+    limits: tuple[int, int],
+    settings: dict[str, Any],
+    script: tuple[Fault, ...],
+) -> None:
+    limit, believed = limits
+    world = make(way, tokens=limit, believed_tokens=believed, script=script, **settings)
+    emulator = world.emulator
+    too_long = [i for i, text in enumerate(asked) if synthetic_vectors.count_tokens(text) > limit]
+    surely = [i for i, text in enumerate(asked) if 0.4 * text_length.estimate_tokens(text) > believed]
+    if not too_long and not surely:
+        assert way.embed(world.client, asked).dense == [right(emulator, text) for text in asked]
+        return
+    with pytest.raises(DashScopeError) as caught:
+        way.embed(world.client, asked)
+    error = caught.value
+    if surely:
+        assert isinstance(error, InvalidInput)
+        assert (error.failed, emulator.requests) == (surely, 0)
+        return
+    assert isinstance(error, BadRequestError)
+    assert error.failed == too_long
+    assert error.partial == {i: right(emulator, text) for i, text in enumerate(asked) if i not in too_long}
+    assert world.client.usage.tokens == sum(record.tokens for record in answered(emulator))
+
+
+# --- failures ----------------------------------------------------------------------------------------------
+
+
+@given(lists_of(any_texts() | st.sampled_from(["", " \n", "\ud800", "a\udfff", None, 7, b"x"])), WAYS)
+@examples(60)
+def test_texts_that_cannot_be_embedded_are_all_named_before_anything_is_sent(
+    asked: list[Any], way: SyncCalls | AsyncCalls
+) -> None:
+    world = make(way)
+    bad = [i for i, text in enumerate(asked) if not _fine(text)]
+    if not bad:
+        assert len(way.embed(world.client, asked)) == len(asked)
+        return
+    with pytest.raises(InvalidInput) as caught:
+        way.embed(world.client, asked)
+    assert caught.value.failed == bad == sorted(caught.value.reasons)
+    assert world.emulator.requests == 0
+    assert world.client.usage.tokens == 0
+
+
+def _fine(text: object) -> bool:
+    if not isinstance(text, str) or not text.strip():
+        return False
+    return text.encode("utf-8", "ignore").decode() == text
+
+
+def check_failure(world: World, asked: list[str], error: DashScopeError) -> None:
+    """Everything that was paid for and arrived is handed over; the rest is named."""
+    emulator = world.emulator
+    assert not isinstance(error, InvalidInput)
+    assert sorted([*error.partial, *error.failed]) == list(range(len(asked)))
+    assert error.failed == sorted(error.failed)
+    for index, vector in error.partial.items():
+        assert vector == right(emulator, asked[index])
+    paid = {text for record in answered(emulator) for text in record.texts}
+    assert {asked[index] for index in error.partial} == paid
+    usage = world.client.usage
+    assert (usage.requests, usage.texts) == (len(answered(emulator)), len(paid))
+    assert usage.tokens == sum(record.tokens for record in answered(emulator))
+    assert KEY not in str(error)
+    assert world.client._contexts["document", "dense"].limiter._estimator.in_flight == 0
+
+
+@st.composite
+def hopeless(draw: st.DrawFn) -> tuple[Fault, ...]:
+    """A script with an accident in it that ends a job, if the job gets so far."""
+    script = draw(st.lists(at_some_request(HARMLESS | THROTTLED | FAILED | FATAL), max_size=5))
+    script.insert(draw(st.integers(0, len(script))), draw(at_some_request(FATAL)))
+    return tuple(script)
+
+
+@given(lists_of(texts(), min_size=1), WAYS, st.integers(1, 10), CLIENTS, hopeless())
+@examples(100)
+def test_when_a_job_fails_nothing_that_arrived_is_lost(
+    asked: list[str], way: SyncCalls | AsyncCalls, rows: int, settings: dict[str, Any], script: tuple[Fault, ...]
+) -> None:
+    world = make(way, rows=rows, script=script, **settings)
+    try:
+        found = way.embed(world.client, asked)
+    except DashScopeError as error:
+        check_failure(world, asked, error)
+    else:
+        assert found.dense == [right(world.emulator, text) for text in asked]
+        assert all(record.fault not in FATAL_NAMES for record in world.emulator.asked)
+
+
+FATAL_NAMES = {"FreeQuotaExhausted", "Overdue", "Arrearage", "Redirect"}
+
+
+@given(
+    lists_of(texts(), min_size=1),
+    WAYS,
+    CLIENTS,
+    st.integers(0, 2),
+    st.lists(at_some_request(FAILED | THROTTLED), max_size=6),
+)
+@examples(60)
+def test_a_job_without_patience_ends_with_what_it_has(
+    asked: list[str], way: SyncCalls | AsyncCalls, settings: dict[str, Any], retries: int, script: list[Fault]
+) -> None:
+    world = make(way, script=tuple(script), max_retries=retries, **settings)
+    try:
+        found = way.embed(world.client, asked)
+    except DashScopeError as error:
+        check_failure(world, asked, error)
+        assert sum(record.fault is not None for record in world.emulator.asked) > retries
+    else:
+        assert found.dense == [right(world.emulator, text) for text in asked]
+
+
+MARK = "☠"
+MARKED = st.tuples(texts(20), st.sampled_from(["", "", "", MARK])).map("".join)
+
+
+@given(lists_of(MARKED, min_size=1), WAYS, st.integers(1, 12), CLIENTS, LEGIBLE)
+@examples(80)
+def test_a_refused_text_is_named_and_costs_its_neighbours_nothing(
+    asked: list[str], way: SyncCalls | AsyncCalls, rows: int, settings: dict[str, Any], script: tuple[Fault, ...]
+) -> None:
+    world = make(way, rows=rows, script=(faults.Blocked(match=MARK), *script), **settings)
+    refused = [i for i, text in enumerate(asked) if MARK in text]
+    if not refused:
+        assert way.embed(world.client, asked).dense == [right(world.emulator, text) for text in asked]
+        return
+    with pytest.raises(BadRequestError) as caught:
+        way.embed(world.client, asked)
+    assert caught.value.failed == refused == sorted(caught.value.reasons)
+    check_failure(world, asked, caught.value)
+    bad = len({asked[i] for i in refused})
+    # Halving finds a bad text of `rows` in at most so many refusals.
+    depth = math.ceil(math.log2(world.rows)) + 1 if world.rows > 1 else 1
+    blocked = sum(record.fault == "Blocked" for record in world.emulator.asked)
+    assert bad <= blocked <= bad * depth
+
+
+@given(lists_of(MARKED, min_size=1), WAYS, st.integers(1, 12), CLIENTS)
+@examples(50)
+def test_a_stream_goes_on_without_the_texts_that_were_refused(
+    asked: list[str], way: SyncCalls | AsyncCalls, rows: int, settings: dict[str, Any]
+) -> None:
+    world = make(way, rows=rows, script=(faults.Blocked(match=MARK),), **settings)
+    said: dict[int, DashScopeError] = {}
+    arrived: list[str] = []
+
+    def refused(index: int, error: DashScopeError) -> None:
+        said[index] = error
+
+    def came(batch: Any, outcome: Outcome) -> None:
+        arrived.extend(text for text, vector in zip(batch, outcome.dense, strict=True) if vector)
+
+    if isinstance(way, SyncCalls):
+        found = list(world.client.stream(asked, refused=refused, arrived=came))
+    else:
+
+        async def take() -> list[Any]:
+            return [one async for one in world.client.astream(asked, refused=refused, arrived=came)]
+
+        found = asyncio.run(take())
+    assert sorted(said) == [i for i, text in enumerate(asked) if MARK in text]
+    assert [one.index for one in found] == [i for i, text in enumerate(asked) if MARK not in text]
+    assert [one.dense for one in found] == [right(world.emulator, text) for text in asked if MARK not in text]
+    assert set(arrived) == {text for text in asked if MARK not in text}
+
+
+# --- queries -----------------------------------------------------------------------------------------------
+
+
+def ask_at_once(world: World, asked: list[str]) -> list[Any]:
+    """A task for each query; its vector, or its error."""
+
+    async def ask() -> list[Any]:
+        calls = (world.client.aembed(text, text_type="query") for text in asked)
+        return await asyncio.gather(*calls, return_exceptions=True)
+
+    return [found if isinstance(found, Exception) else found.dense for found in asyncio.run(ask())]
+
+
+def right_query(world: World, text: str) -> list[list[float]]:
+    return [world.emulator.dense(text, dimension=WIDTH, text_type="query")]
+
+
+@given(lists_of(MARKED, min_size=1, max_size=30), CLIENTS, st.integers(1, 12), RECOVERED)
+@examples(80)
+def test_queries_that_travel_together_get_their_own_vector_or_their_own_error(
+    asked: list[str], settings: dict[str, Any], rows: int, script: tuple[Fault, ...]
+) -> None:
+    if any(MARK in text for text in asked):  # see the test of a flight that was split, below
+        script = tuple(fault for fault in script if not isinstance(fault, faults.Throttle))
+    world = make(AsyncCalls(), rows=rows, script=(faults.Blocked(match=MARK), *script), **settings)
+    errors: list[Exception] = []
+    for text, found in zip(asked, ask_at_once(world, asked), strict=True):
+        if MARK in text:
+            assert isinstance(found, BadRequestError)
+            assert found.failed == [0]
+            errors.append(found)
+        else:
+            assert found == right_query(world, text)
+    assert len(set(map(id, errors))) == len(errors)
+    good = answered(world.emulator)
+    event(f"most texts in a request: {max(len(record.texts) for record in world.emulator.asked)}")
+    assert Counter(text for record in good for text in record.texts) == Counter(t for t in asked if MARK not in t)
+    assert all(len(record.texts) <= rows for record in world.emulator.asked)
+    assert world.client.usage.tokens == sum(record.tokens for record in good)
+    assert world.client.usage.requests == len(good)
+    if not errors:
+        assert world.client.usage.texts == len(asked)
+    limiters = {terms.limiter for terms in world.client._contexts.values()}
+    assert [limiter._estimator.in_flight for limiter in limiters] == [0] * len(limiters)
+
+
+def test_a_refused_query_is_no_text_that_was_billed() -> None:
+    world = make(AsyncCalls(), script=(faults.Blocked(match=MARK),), max_concurrency=1)
+    asked = ["first", "second", MARK, "fourth"]
+    assert [isinstance(found, BadRequestError) for found in ask_at_once(world, asked)] == [False, False, True, False]
+    assert world.client.usage.texts == world.emulator.billed_texts == 3
+
+
+def test_what_a_split_flight_was_answered_before_a_throttle_is_not_asked_again() -> None:
+    world = make(AsyncCalls(), script=(faults.Throttle(after=3), faults.Blocked(match=MARK)), max_concurrency=1)
+    asked = ["first", "second", "third", MARK]
+    found = ask_at_once(world, asked)
+    assert found[:3] == [right_query(world, text) for text in asked[:3]]
+    assert isinstance(found[3], BadRequestError)
+    assert [record.texts for record in world.emulator.asked][:4] == [
+        ("first",),
+        ("second", "third", MARK),
+        ("second",),
+        ("third", MARK),
+    ]
+    assert world.emulator.billed_texts == 3
+    assert world.client.usage.tokens == world.emulator.billed_tokens
+
+
+# --- planning and assembly alone ---------------------------------------------------------------------------
+
+PLANS = st.fixed_dictionaries(
+    {"long_text": st.sampled_from(["error", "truncate", "average"])},
+    optional={
+        "max_rows": st.integers(1, 6),
+        "max_tokens": st.integers(1, 40),
+        "dedup_window": st.none() | st.integers(0, 4),
+    },
+)
+
+
+@given(lists_of(texts(30), max_size=60), PLANS, st.integers(1, 25), st.integers(1, 30), st.none() | st.integers(1, 50))
+@examples(200)
+def test_a_plan_puts_every_text_into_its_place_and_keeps_to_the_limits(
+    asked: list[str], how: dict[str, Any], rows: int, tokens: int, budget: int | None
+) -> None:
+    limits = Limits(rows, tokens, budget)
+    found = list(planning.batches(asked, planning.BatchPlanner(limits, **how)))
+    most = min(rows, how.get("max_rows", rows))
+    smallest = min(value for value in (how.get("max_tokens"), budget, math.inf) if value is not None)
+    for number, batch in enumerate(found):
+        assert batch.number == number
+        assert batch.texts or batch.slots
+        assert len(batch.texts) <= most
+        assert len(batch.texts) <= 1 or sum(map(text_length.estimate_tokens, batch.texts)) <= smallest + 1e-9
+        assert len(batch.slots) <= planning._MAX_SLOTS
+    places = [(batch, place) for batch in found for place in batch.slots]
+    assert [place.index for _, place in places] == list(range(len(asked)))
+    oldest = 0
+    for batch, place in places:
+        expected = [*text_length.fit_rows(asked[place.index], how["long_text"], tokens)]
+        assert [found[part.batch_number].texts[part.row] for part in place.rows] == expected
+        assert [part.weight for part in place.rows] == [len(row) for row in expected]
+        assert max(part.batch_number for part in place.rows) <= batch.number
+    for batch in found:
+        assert all(part.batch_number >= oldest for place in batch.slots for part in place.rows)
+        oldest = max(oldest, batch.oldest_referenced)
+    sent = sum(len(batch.texts) for batch in found)
+    once = sum(len([*text_length.fit_rows(text, how["long_text"], tokens)]) for text in set(asked))
+    assert once <= sent
+    if how.get("dedup_window", 0) is None:
+        assert sent == once
+
+
+@given(lists_of(texts(30), max_size=40), PLANS, st.integers(1, 6), st.data())
+@examples(120)
+def test_an_assembly_gives_each_text_what_became_of_its_rows(
+    asked: list[str], how: dict[str, Any], rows: int, data: st.DataObject
+) -> None:
+    batches = list(planning.batches(asked, planning.BatchPlanner(Limits(rows, 12, None), **how)))
+    refused = data.draw(st.sets(st.sampled_from([row for batch in batches for row in batch.texts] or [""]), max_size=3))
+    packed = data.draw(st.booleans())
+    job = ResultCollector("dense", None, array_rows=len(asked) if packed else None)
+    vectors = {row: [float(i), 1.0] for i, row in enumerate(dict.fromkeys(row for b in batches for row in b.texts))}
+    streamed, given_out = data.draw(st.booleans()) and not packed, {}
+    for batch in batches:
+        outcome = Outcome(
+            [None if row in refused else vectors[row] for row in batch.texts],
+            [None] * len(batch.texts),
+            {at: BadReply("no") for at, row in enumerate(batch.texts) if row in refused},
+        )
+        job.add(batch, outcome)
+        if streamed:
+            given_out.update({found.index: found.dense for found in job.pop_ready()})
+    expected: dict[int, list[float]] = {}
+    for index, text in enumerate(asked):
+        cut = [*text_length.fit_rows(text, how["long_text"], 12)]
+        if not refused.intersection(cut):
+            expected[index] = mean_pool([vectors[row] for row in cut], [float(len(row)) for row in cut])
+    if len(expected) == len(asked):
+        assert not job.has_failed
+        if streamed:
+            assert given_out == expected
+        elif packed:
+            rows_of = job.result(asked).dense_array
+            assert [list(row) for row in rows_of] == [list(array("f", expected[i])) for i in range(len(asked))]
+        else:
+            assert dict(enumerate(job.result(asked).dense)) == expected
+        return
+    error = job.build_error(len(asked))
+    assert error.failed == [i for i in range(len(asked)) if i not in expected]
+    if packed:
+        expected = {index: list(array("f", vector)) for index, vector in expected.items()}
+    assert {**given_out, **error.partial} == expected
+    assert not set(given_out).intersection(error.partial)
+
+
+@given(
+    lists_of(texts(30), max_size=40), st.sampled_from(["truncate", "average"]), st.lists(st.integers(0, 39), max_size=4)
+)
+@examples(60)
+def test_limits_that_shrink_while_a_plan_is_made_move_no_text(
+    asked: list[str], policy: Any, shrinks: list[int]
+) -> None:
+    limits = Limits(10, 25, None)
+    plan = planning.BatchPlanner(limits, long_text=policy, dedup_window=None)
+    found: list[planning.Batch] = []
+    for index, text in enumerate(asked):
+        if index in shrinks:
+            limits.lower_row_limit(limits.rows // 2)
+            limits.lower_token_limit(limits.tokens_per_row // 2)
+        found += plan.add(text)
+    found += plan.finish()
+    assert [place.index for batch in found for place in batch.slots] == list(range(len(asked)))
+    for place in (place for batch in found for place in batch.slots):
+        rows = [found[part.batch_number].texts[part.row] for part in place.rows]
+        text = asked[place.index]
+        assert "".join("".join(rows).split()) == "".join(text.split()) or text.lstrip().startswith(rows[0])
+    assume(found)
+    assert all(len(batch.texts) <= 10 for batch in found)

@@ -1,0 +1,568 @@
+"""The limiter and the coalescer under any order of events: nobody is forgotten, nothing goes twice or too fast."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    consumes,
+    initialize,
+    invariant,
+    multiple,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+from strategies import profile
+
+from dashscope_embeddings._core.error_codes import ErrorReply, service_error
+from dashscope_embeddings._core.exchange import Outcome, RequestContext
+from dashscope_embeddings._core.protocol import RequestOptions
+from dashscope_embeddings._core.query_batcher import BatchCall, Query, QueryBatcher
+from dashscope_embeddings._core.rate_limiter import Limiter, Permit
+from dashscope_embeddings._core.text_length import Limits
+
+if TYPE_CHECKING:
+    from hypothesis.stateful import MultipleResults
+
+SECONDS = st.sampled_from([0.0, 0.001, 0.005, 0.02, 0.1, 0.25, 1.0, 7.0, 61.0]) | st.floats(0, 2)
+EPSILON = 1e-6
+SLACK = 0.006
+"""Seconds of pace that a late caller may make up for."""
+FULL_SHARE = 0.98
+"""Of a given quota."""
+
+
+class Clock:
+    """A clock that a test moves."""
+
+    def __init__(self) -> None:
+        self.now = 500.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def tighter(one: float | None, other: float | None) -> float | None:
+    return min((value for value in (one, other) if value is not None), default=None)
+
+
+# --- the limiter -------------------------------------------------------------------------------------------
+
+
+class Traffic(RuleBasedStateMachine):
+    """Callers of one limiter, of whom some wait, some are under way and some are gone without a word."""
+
+    waiting = Bundle("waiting")
+    flying = Bundle("flying")
+    ended = Bundle("ended")
+
+    @initialize(
+        requests=st.none() | st.sampled_from([1.0, 60.0, 1_800.0, 1e6]),
+        tokens=st.none() | st.sampled_from([600.0, 60_000.0, 1e9]),
+    )
+    def begin(self, requests: float | None, tokens: float | None) -> None:
+        self.clock = Clock()
+        self.limiter = Limiter(self.clock, requests, tokens)
+        self.requests, self.tokens = requests, tokens
+        self.open: set[Permit] = set()
+        """Granted and not ended."""
+        self.queued: set[Permit] = set()
+        self.grants: list[tuple[float, int]] = []
+        """Time and tokens of each since the settings were changed."""
+        self.retry_at = -math.inf
+        self.exact = True
+        """Whether every bill was what had been estimated, and nothing was refused."""
+        self.billed = 0
+
+    @rule(seconds=SECONDS)
+    def time_passes(self, seconds: float) -> None:
+        self.clock.now += seconds
+
+    @rule(target=waiting, tokens=st.integers(0, 3_000), urgent=st.booleans())
+    def ask(self, tokens: int, urgent: bool) -> Permit:  # noqa: FBT001
+        permit = self.limiter.create_permit(tokens, high_priority=urgent)
+        self.queued.add(permit)
+        return permit
+
+    @rule(
+        target=flying,
+        permit=consumes(waiting),
+        patience=st.integers(0, 40),
+        late=st.sampled_from([0.0, 0.0, 0.003, 0.006, 0.02, 0.045, 0.3]),
+    )
+    def come_back_until_granted(self, permit: Permit, patience: int, late: float) -> MultipleResults[Permit]:
+        for _ in range(patience):
+            wait = self.reserve(permit)
+            if not wait:
+                return multiple(permit)
+            self.clock.now += wait + late
+        if self.reserve(permit):
+            self.limiter.cancel(permit)
+            self.queued.discard(permit)
+            return multiple()
+        return multiple(permit)
+
+    @rule(permit=waiting)
+    def ask_again(self, permit: Permit) -> None:
+        if permit.sent_at is None and permit in self.queued:
+            self.reserve(permit)
+
+    def reserve(self, permit: Permit) -> float:
+        already = permit.sent_at is not None
+        wait = self.limiter.try_acquire(permit)
+        assert 0.0 <= wait <= 0.25
+        if wait or already:
+            return wait
+        now = self.clock.now
+        assert permit.sent_at == now
+        assert now >= self.retry_at - EPSILON, "granted while the service had asked to be left alone"
+        self.queued.discard(permit)
+        self.open.add(permit)
+        self.grants.append((now, max(permit.estimated_tokens, 0)))
+        self.check_quota()
+        return 0.0
+
+    def check_quota(self) -> None:
+        now = self.grants[-1][0]
+        seconds = 0.0
+        for at, tokens in reversed(self.grants[:-1]):
+            if self.requests is not None:
+                seconds += 60.0 / (FULL_SHARE * self.requests)
+                assert now - at >= seconds - SLACK - EPSILON, "more requests than the quota given allows"
+            if self.tokens is not None and self.exact:
+                spent = sum(cost for when, cost in self.grants[:-1] if when >= at)
+                assert now - at >= 60.0 * spent / (FULL_SHARE * self.tokens) - SLACK - EPSILON
+                del tokens
+
+    @rule(target=ended, permit=consumes(flying), error=st.sampled_from([None, 1.0, 0.5, 3.0, 0.0]))
+    def settle(self, permit: Permit, error: float | None) -> Permit:
+        billed = None if error is None else round(permit.estimated_tokens * error)
+        self.exact &= billed is None or billed == permit.estimated_tokens > 0
+        self.billed += max(billed or 0, permit.estimated_tokens) * 3
+        self.limiter.on_success(permit, billed)
+        self.open.discard(permit)
+        return permit
+
+    @rule(target=ended, permit=consumes(flying), retry_after=st.none() | st.sampled_from([0.0, 0.5, 20.0, 3_600.0]))
+    def refuse(self, permit: Permit, retry_after: float | None) -> Permit:
+        self.limiter.on_throttled(permit, retry_after)
+        self.exact = False
+        self.billed += permit.estimated_tokens * 3
+        self.open.discard(permit)
+        if retry_after:
+            self.retry_at = max(self.retry_at, self.clock.now + min(retry_after, 60.0))
+        return permit
+
+    @rule(target=ended, permit=consumes(flying) | consumes(waiting))
+    def release(self, permit: Permit) -> Permit:
+        self.limiter.cancel(permit)
+        self.billed += permit.estimated_tokens * 3
+        self.open.discard(permit)
+        self.queued.discard(permit)
+        assert permit not in self.in_queues()
+        return permit
+
+    @rule(permit=consumes(flying))
+    def never_answered(self, permit: Permit) -> None:
+        self.billed += permit.estimated_tokens * 3
+
+    @rule(permit=consumes(waiting))
+    def never_comes_back(self, permit: Permit) -> None:
+        """Its thread was killed: it cannot even leave the queue."""
+
+    @rule(permit=ended, seconds=st.sampled_from([None, 30.0]))
+    def end_once_more(self, permit: Permit, seconds: float | None) -> None:
+        before = (
+            self.limiter._estimator.in_flight,
+            self.limiter._estimator.next_send_at(self.clock.now),
+            self.limiter._token_quota.next_at,
+        )
+        self.limiter.on_throttled(permit, seconds)
+        self.limiter.on_success(permit, 1_000_000)
+        self.limiter.cancel(permit)
+        assert self.limiter.try_acquire(permit) == 0.0
+        after = (
+            self.limiter._estimator.in_flight,
+            self.limiter._estimator.next_send_at(self.clock.now),
+            self.limiter._token_quota.next_at,
+        )
+        assert after == before
+
+    @rule(requests=st.none() | st.floats(30, 1e4), tokens=st.none() | st.floats(600, 1e6))
+    def tighten(self, requests: float | None, tokens: float | None) -> None:
+        self.limiter.apply_limits(requests, tokens)
+        self.requests, self.tokens = tighter(self.requests, requests), tighter(self.tokens, tokens)
+        assert (self.limiter.requests_per_minute, self.limiter.tokens_per_minute) == (self.requests, self.tokens)
+        self.grants.clear()
+
+    def in_queues(self) -> list[Permit]:
+        return [*self.limiter._high_priority_queue.waiting.values(), *self.limiter._low_priority_queue.waiting.values()]
+
+    @invariant()
+    def no_permit_is_lost_or_kept(self) -> None:
+        queues = self.in_queues()
+        assert len(set(queues)) == len(queues)
+        assert self.queued.issuperset(queues)
+        assert all(permit.high_priority for permit in self.limiter._high_priority_queue.waiting.values())
+        assert self.limiter._estimator.in_flight == len(self.open)
+
+    @invariant()
+    def the_pace_is_a_pace(self) -> None:
+        rate = self.limiter._estimator.rate(self.clock.now)
+        assert 0.0 < rate < math.inf
+        assert self.limiter._estimator.limit_per_second is None or self.limiter._estimator.limit_per_second > 0.0
+
+    def teardown(self) -> None:
+        """Whatever happened: with nothing under way, whoever comes is granted, as soon as quotas allow."""
+        if not hasattr(self, "limiter"):
+            return
+        for permit in self.open:
+            self.limiter.cancel(permit)
+        assert self.limiter._estimator.in_flight == 0
+        permit = self.limiter.create_permit(10)
+        longest = 60.0 + 30.0 + 60.0 * (len(self.queued) + 2) / (self.requests or 60.0)
+        if self.tokens is not None:
+            longest += (
+                60.0
+                * (self.billed + sum(waiting.estimated_tokens for waiting in self.queued) * 3 + 10_000)
+                / self.tokens
+            )
+        until = self.clock.now + longest
+        while wait := self.limiter.try_acquire(permit):
+            assert self.clock.now < until, "held although nothing is under way"
+            self.clock.now += wait
+
+
+def test_a_limiter_forgets_nobody_and_keeps_to_what_it_was_given() -> None:
+    run_state_machine_as_test(Traffic, settings=profile(120, stateful_step_count=40))
+
+
+def test_a_throttle_makes_every_wait_that_was_told_before_it_stale() -> None:
+    clock = Clock()
+    limiter = Limiter(clock, requests_per_minute=600)
+    flying, waiting = limiter.create_permit(1), limiter.create_permit(1)
+    assert limiter.try_acquire(flying) == 0.0
+    told = limiter.try_acquire(waiting)
+    assert told > 0.0
+    limiter.on_throttled(flying, 5.0)
+    clock.now += told
+    assert limiter.try_acquire(waiting) > 0.0
+
+
+def test_a_given_quota_of_requests_holds_where_tokens_turn_out_to_be_short() -> None:
+    """Requests of very different sizes are refused whenever a second's tokens pass 5,000; then come small ones."""
+    clock = Clock()
+    limiter = Limiter(clock, requests_per_minute=1_200)
+    sizes = itertools.cycle([10, 2_500, 100, 600, 2_500, 10, 600, 2_500, 2_500, 100, 600])
+    passed: list[tuple[float, int]] = []
+
+    def ask(tokens: int) -> Permit:
+        permit = limiter.create_permit(tokens)
+        while wait := limiter.try_acquire(permit):
+            clock.now += wait
+        return permit
+
+    for tokens in itertools.islice(sizes, 2_000):
+        permit = ask(tokens)
+        clock.now += 0.005
+        if sum(used for at, used in passed if at > clock.now - 1.0) + tokens > 5_000:
+            limiter.on_throttled(permit)
+        else:
+            passed.append((clock.now, tokens))
+            limiter.on_success(permit, tokens)
+        if limiter._estimator._limited_resource.tokens_per_unit is not None:
+            break
+    assert limiter._estimator._limited_resource.tokens_per_unit is not None
+    clock.now += 1.0
+    began = clock.now
+    for _ in range(200):
+        limiter.on_success(ask(1), 1)
+    assert clock.now - began >= 199 * 60.0 / 1_200
+
+
+# --- the coalescer -----------------------------------------------------------------------------------------
+
+
+class Loop:
+    """An event loop, as far as it matters."""
+
+    def __init__(self) -> None:
+        self.running = True
+
+    def is_running(self) -> bool:
+        return self.running
+
+
+@dataclass(eq=False)
+class Caller:
+    """One query, as its caller sees it."""
+
+    query: Query
+    loop: Loop | None
+    flights: list[BatchCall] = field(default_factory=list)
+    """All that carried it; each but the last came to nothing."""
+    gone: bool = False
+    woken: int = 0
+
+    @property
+    def alive(self) -> bool:
+        return not self.gone and (self.loop is None or self.loop.running)
+
+
+THROTTLED = service_error(ErrorReply(429, "Throttling.RateQuota"))
+REFUSED = service_error(ErrorReply(400, "DataInspectionFailed"))
+FAILED = service_error(ErrorReply(500, "InternalError"))
+
+
+FATES = ["answered", "answered", "refused", "throttled", "failed", "broken"]
+
+
+class Crowd(RuleBasedStateMachine):
+    """Threads and tasks of two loops that ask through one coalescer."""
+
+    @initialize(lanes=st.integers(1, 3), rows=st.integers(1, 4), quota=st.none() | st.sampled_from([60.0, 6_000.0]))
+    def begin(self, lanes: int, rows: int, quota: float | None) -> None:
+        self.clock = Clock()
+        self.limiter = Limiter(self.clock, quota)
+        self.rows, self.lanes = rows, lanes
+        self.terms = RequestContext(RequestOptions("native", "m", "query"), Limits(rows, 8192, None), self.limiter)
+        self.waiting = QueryBatcher(lanes)
+        self.loops = [None, Loop(), Loop()]
+        self.all: dict[Query, Caller] = {}
+        self.up: set[BatchCall] = set()
+        """Under way: neither landed nor lost."""
+        self.late: list[BatchCall] = []
+        """Taken for lost; they land after all if their loop runs again."""
+        self.done: dict[BatchCall, str] = {}
+
+    @rule(seconds=SECONDS.filter(lambda seconds: seconds < 5))
+    def time_passes(self, seconds: float) -> None:
+        self.clock.now += seconds
+
+    @rule(where=st.integers(0, 2), texts=st.lists(st.integers(0, 99), min_size=1, max_size=6))
+    def join(self, where: int, texts: list[int]) -> None:
+        loop = self.loops[where]
+        if loop is not None and not loop.running:
+            loop = self.loops[where] = Loop()
+        for number in texts:
+            self.arrive(f"text {number}", loop)
+
+    def arrive(self, text: str, loop: Loop | None) -> Caller:
+        def wake() -> None:
+            caller.woken += 1
+
+        caller = Caller(Query(text, 5, wake), loop)
+        self.all[caller.query] = caller
+        self.waiting.enqueue(caller.query)
+        return caller
+
+    def present(self) -> list[Caller]:
+        return [caller for caller in self.all.values() if caller.alive]
+
+    @rule(which=st.integers(0, 99))
+    def one_looks(self, which: int) -> None:
+        if present := self.present():
+            self.act(present[which % len(present)])
+
+    @rule(pause=st.sampled_from([0.0, 0.01, 0.25]), backwards=st.booleans())
+    def all_look(self, pause: float, backwards: bool) -> None:  # noqa: FBT001
+        for caller in reversed(self.present()) if backwards else self.present():
+            self.act(caller)
+            self.clock.now += pause
+
+    def act(self, caller: Caller) -> BatchCall | None:
+        """What a driver does: asks, and does what it is told."""
+        if not caller.alive:
+            return None
+        lost = {flight for flight in self.up if flight.is_orphaned}
+        turn = self.waiting.poll(caller.query, self.terms, caller.loop)
+        for flight in lost:
+            self.end(flight, "lost")
+            self.late.append(flight)
+        if isinstance(turn, float):
+            assert 0.0 <= turn <= 0.25
+            return None
+        if isinstance(turn, Outcome):
+            self.check_outcome(caller, turn)
+            self.leave(caller)
+            return None
+        self.check_flight(caller, turn)
+        return turn
+
+    def check_flight(self, caller: Caller, flight: BatchCall) -> None:
+        assert 1 <= len(flight.queries) <= self.rows
+        assert len(set(flight.queries)) == len(flight.queries)
+        assert flight.queries[0] is caller.query
+        assert flight.permit.sent_at == self.clock.now
+        self.up.add(flight)
+        assert len(self.up) <= self.lanes
+        for query in flight.queries:
+            carried = self.all[query]
+            assert query.outcome is None
+            assert all(self.done.get(before) in {"throttled", "broken", "lost"} for before in carried.flights)
+            carried.flights.append(flight)
+
+    def check_outcome(self, caller: Caller, outcome: Outcome) -> None:
+        last = caller.flights[-1]
+        how = self.done[last]
+        assert how in {"answered", "refused", "failed"}
+        if how == "failed":
+            assert outcome.abort_error is not None
+        elif outcome.errors:
+            assert how == "refused"
+            assert outcome.dense == [None]
+            assert outcome.abort_error is None
+        else:
+            assert outcome.dense == [[float(caller.query.text.split()[1])]]
+
+    @rule(which=st.integers(0, 9), how=st.sampled_from(FATES))
+    def land(self, which: int, how: str) -> None:
+        landing = [flight for flight in self.up if not flight.is_orphaned]
+        if landing:
+            self.come_down(min(landing, key=lambda flight: (flight.permit.sent_at or 0.0) * (which % 2 or -1)), how)
+
+    @rule(how=st.sampled_from(FATES))
+    def a_lost_flight_lands_after_all(self, how: str) -> None:
+        landing = [flight for flight in self.late if not flight.is_orphaned]
+        if landing:
+            self.late.remove(landing[0])
+            before = {query: (query.outcome, query.batch_call) for query in landing[0].queries}
+            queue = list(self.waiting._waiting)
+            self.waiting.complete(landing[0], self.outcome_of(landing[0], how), self.terms)
+            assert before == {query: (query.outcome, query.batch_call) for query in landing[0].queries}
+            assert queue == list(self.waiting._waiting)
+
+    @rule(which=st.integers(1, 2))
+    def a_loop_runs_again(self, which: int) -> None:
+        """As with `run_until_complete`, called twice."""
+        loop = self.loops[which]
+        if loop is not None:
+            loop.running = True
+
+    def come_down(self, flight: BatchCall, how: str) -> None:
+        """As `exchange` and a driver's `finally` do it."""
+        if flight not in self.up:
+            return
+        self.end(flight, how)
+        count = len(flight.queries)
+        outcome = self.outcome_of(flight, how)
+        if how in {"answered", "refused"}:
+            self.limiter.on_success(flight.permit, 7 * count + 2)
+        elif how == "throttled":
+            self.limiter.on_throttled(flight.permit)
+        self.limiter.cancel(flight.permit)
+        self.waiting.complete(flight, outcome, self.terms)
+        if outcome is None or how == "throttled":
+            return
+        rows = [query.outcome for query in flight.queries if query.outcome is not None]
+        assert len(rows) == count
+        assert sum(row.tokens for row in rows) == outcome.tokens
+        assert sum(row.requests for row in rows) == outcome.requests
+        assert all(self.all[query].woken for query in flight.queries)
+
+    def outcome_of(self, flight: BatchCall, how: str) -> Outcome | None:
+        count = len(flight.queries)
+        if how in {"answered", "refused"}:
+            dense: list[list[float] | None] = [[float(query.text.split()[1])] for query in flight.queries]
+            outcome = Outcome(dense, [None] * count, requests=1, texts=count, tokens=7 * count + 2, request_ids=["r"])
+            if how == "refused":
+                outcome.dense[-1], outcome.errors[count - 1] = None, REFUSED
+            return outcome
+        if how == "broken":
+            return None
+        stop = THROTTLED if how == "throttled" else FAILED
+        return Outcome([None] * count, [None] * count, dict.fromkeys(range(count), stop), abort_error=stop)
+
+    def end(self, flight: BatchCall, how: str) -> None:
+        self.up.discard(flight)
+        self.done.setdefault(flight, how)
+
+    @rule(which=st.integers(0, 99))
+    def cancel(self, which: int) -> None:
+        """A task that sends for itself alone takes its request along; what others share goes on without it."""
+        if not (present := self.present()):
+            return
+        caller = present[which % len(present)]
+        flight = caller.query.batch_call
+        if flight is not None and caller.loop is not None and flight.queries == [caller.query]:
+            self.come_down(flight, "broken")
+        self.leave(caller)
+
+    def leave(self, caller: Caller) -> None:
+        self.waiting.leave(caller.query, self.terms)
+        caller.gone = True
+        assert caller.query not in self.waiting._waiting
+
+    @precondition(lambda self: any(loop is not None and loop.running for loop in self.loops))
+    @rule(which=st.integers(1, 2))
+    def a_loop_stops(self, which: int) -> None:
+        loop = self.loops[which]
+        if loop is not None:
+            loop.running = False
+
+    @invariant()
+    def the_queue_is_in_order(self) -> None:
+        if not hasattr(self, "waiting"):
+            return
+        queue = list(self.waiting._waiting)
+        assert len(set(queue)) == len(queue)
+        assert all(query.batch_call is None and query.outcome is None for query in queue)
+        assert len(self.waiting._in_flight) <= self.lanes
+        assert self.waiting._in_flight.issuperset(self.up)
+        assert self.limiter._estimator.in_flight <= len(self.up) + sum(
+            flight.is_orphaned for flight in self.waiting._in_flight
+        )
+
+    def teardown(self) -> None:
+        """When all that is under way lands, everybody who still waits gets an outcome, soon."""
+        if not hasattr(self, "waiting"):
+            return
+        for flight in list(self.up):
+            if not flight.is_orphaned:
+                self.come_down(flight, "answered")
+        until = self.clock.now + 60.0 + 3.0 * len(self.all)
+        while left := self.present():
+            assert self.clock.now < until, f"{len(left)} wait for ever"
+            for caller in left:
+                if (started := self.act(caller)) is not None:
+                    self.come_down(started, "answered")
+            self.clock.now += 0.05
+        assert self.limiter._estimator.in_flight == sum(
+            not flight.permit.is_closed for flight in self.waiting._in_flight
+        )
+
+
+def test_a_coalescer_forgets_nobody_and_sends_nothing_twice() -> None:
+    run_state_machine_as_test(Crowd, settings=profile(150, stateful_step_count=40))
+
+
+@pytest.mark.parametrize("how", ["throttled", "broken", "lost"])
+def test_a_query_whose_caller_has_left_is_not_sent_again(how: str) -> None:
+    clock = Clock()
+    terms = RequestContext(RequestOptions("native", "m", "query"), Limits(10, 8192, None), Limiter(clock))
+    waiting, loop = QueryBatcher(max_in_flight=1), Loop()
+    stays, goes = Query("stays", 5, lambda: None), Query("goes", 5, lambda: None)
+    waiting.enqueue(stays)
+    waiting.enqueue(goes)
+    flight = waiting.poll(stays, terms, loop)
+    assert isinstance(flight, BatchCall)
+    assert flight.texts == ["stays", "goes"]
+    waiting.leave(goes, terms)
+    if how == "lost":
+        loop.running = False
+    else:
+        terms.limiter.cancel(flight.permit)
+        stop = Outcome([None, None], [None, None], abort_error=THROTTLED) if how == "throttled" else None
+        waiting.complete(flight, stop, terms)
+    clock.now += 10.0
+    again = waiting.poll(stays, terms, None)
+    assert isinstance(again, BatchCall)
+    assert again.texts == ["stays"]

@@ -1,0 +1,372 @@
+"""What goes over the wire for each call of `EmbeddingClient`, and what comes of every kind of answer."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import math
+from decimal import Decimal
+from typing import TYPE_CHECKING
+
+import pytest
+from client_helpers import AsyncCalls, FakeClock, SyncCalls, client_for
+
+from dashscope_embeddings import (
+    AuthenticationError,
+    BadReply,
+    BadRequestError,
+    Cost,
+    DashScopeError,
+    InvalidInput,
+    QuotaError,
+    RateLimitError,
+    ServerError,
+)
+from dashscope_embeddings.emulator import Emulator, faults
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+pytestmark = pytest.mark.parametrize("way", [SyncCalls(), AsyncCalls()], ids=["sync", "async"])
+Way = SyncCalls | AsyncCalls
+
+
+def texts(count: int) -> list[str]:
+    return [f"text number {i}" for i in range(count)]
+
+
+def expected(emulator: Emulator, asked: list[str], **how: str) -> list[list[float]]:
+    return [emulator.dense(text, model="text-embedding-v4", **how) for text in asked]  # type: ignore[arg-type]
+
+
+def test_a_list_is_cut_to_the_models_rows_and_comes_back_in_order(way: Way) -> None:
+    emulator = Emulator()
+    result = way.embed(client_for(emulator), texts(25))
+    assert sorted(len(asked.texts) for asked in emulator.asked) == [5, 10, 10]
+    assert {asked.text_type for asked in emulator.asked} == {"document"}
+    assert result.dense == expected(emulator, texts(25))
+    assert result.sparse is None
+    assert len(result) == 25
+
+
+def test_roles_and_instruct_arrive(way: Way) -> None:
+    emulator = Emulator()
+    client = client_for(emulator, instruct="Given a question, find its answer", dimensions=256)
+    query = way.embed(client, "what?", text_type="query")
+    document = way.embed(client, "what?")
+    first, second = (asked.body["parameters"] for asked in emulator.asked)
+    assert first == {
+        "text_type": "query",
+        "dimension": 256,
+        "instruct": "Given a question, find its answer",
+    }
+    assert second == {"text_type": "document", "dimension": 256}
+    assert query.dense != document.dense
+    assert len(query.dense[0]) == 256
+
+
+def test_the_vendors_three_inputs(way: Way) -> None:
+    emulator = Emulator()
+    client = client_for(emulator)
+    lines = io.StringIO("one\r\ntwo\nthree", newline="")
+    assert way.embed(client, "one").dense == expected(emulator, ["one"])
+    assert way.embed(client, lines).dense == expected(emulator, ["one", "two", "three"])
+    assert way.embed(client, (t for t in ("one", "two"))).dense == expected(emulator, ["one", "two"])
+    assert emulator.requests == 3
+
+
+def test_equal_texts_are_billed_once_and_share_no_list(way: Way) -> None:
+    emulator = Emulator()
+    result = way.embed(client_for(emulator), ["same", "other"] * 30)
+    assert (emulator.requests, emulator.billed_texts) == (1, 2)
+    assert result.dense[0] == result.dense[58]
+    assert result.dense[0] is not result.dense[58]
+    assert result.usage.texts == 2
+
+
+def test_no_texts_make_no_request(way: Way) -> None:
+    emulator = Emulator()
+    assert way.embed(client_for(emulator), []).dense == []
+    assert emulator.requests == 0
+
+
+def test_both_halves_come_from_one_request(way: Way) -> None:
+    emulator = Emulator()
+    result = way.embed(client_for(emulator), ["深海 deep sea"], output="dense&sparse")
+    assert emulator.requests == 1
+    assert result.dense == expected(emulator, ["深海 deep sea"])
+    assert result.sparse is not None
+    assert result.sparse[0].indices == sorted(set(result.sparse[0].indices))
+    only = way.embed(client_for(emulator), ["深海 deep sea"], output="sparse")
+    assert (only.dense, only.sparse, len(only)) == ([], result.sparse, 1)
+
+
+def test_the_compatible_protocol_gives_the_same_width_and_refuses_sparse_before_asking(way: Way) -> None:
+    emulator = Emulator()
+    client = client_for(emulator, protocol="openai", dimensions=128)
+    assert len(way.embed(client, texts(12)).dense[11]) == 128
+    assert [asked.protocol for asked in emulator.asked] == ["openai", "openai"]
+    assert emulator.asked[0].body["dimensions"] == 128
+    with pytest.raises(InvalidInput, match='protocol="native"'):
+        way.embed(client, "x", output="sparse")
+    assert emulator.requests == 2
+
+
+@pytest.mark.parametrize(
+    "bad",
+    ["", " \n\t", None, 7, "\ud800", "word " * 100_000],
+    ids=["empty", "blank", "none", "number", "surrogate", "long"],
+)
+def test_a_bad_text_is_named_before_anything_is_sent(way: Way, bad: object) -> None:
+    emulator = Emulator()
+    with pytest.raises(InvalidInput, match=r"text 11 .*nothing was sent") as caught:
+        way.embed(client_for(emulator), [*texts(11), bad, *texts(11)])
+    assert caught.value.failed == [11]
+    assert emulator.requests == 0
+
+
+def test_usage_counts_what_was_billed(way: Way) -> None:
+    emulator = Emulator()
+    client = client_for(emulator)
+    result = way.embed(client, texts(25))
+    assert result.usage.requests == 3
+    assert result.usage.tokens == emulator.billed_tokens
+    assert result.usage.cost == Cost(Decimal("0.5") * emulator.billed_tokens / 1_000_000, "CNY")
+    assert len(set(result.request_ids)) == 3
+    way.embed(client, texts(1))
+    assert client.usage.requests == 4
+
+
+# --- faults ------------------------------------------------------------------------------------------------
+
+
+def test_one_throttled_request_in_twenty_costs_one_more_each(way: Way) -> None:
+    emulator = Emulator(faults=[faults.Throttle(every=20)])
+    result = way.embed(client_for(emulator), texts(1_000))
+    throttled = emulator.requests - emulator.billed_requests
+    assert emulator.billed_requests == 100
+    assert throttled == emulator.requests // 20
+    assert emulator.billed_texts == 1_000
+    assert result.dense == expected(emulator, texts(1_000))
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        faults.Status(500),
+        faults.Status(502, "html"),
+        faults.Status(503, "empty"),
+        faults.Status(408),
+        faults.Drop(),
+        faults.Truncate(),
+        faults.Garbage(),
+        faults.TrailingBytes(),
+        faults.WrongCount(-1),
+        faults.WrongCount(1),
+        faults.DuplicateIndex(),
+        faults.WrongWidth(),
+        faults.NotFinite(),
+        faults.NullEmbedding(),
+        faults.Stall(),
+        faults.Throttle(),
+        faults.Throttle(retry_after=2),
+    ],
+    ids=repr,
+)
+def test_a_passing_fault_costs_exactly_one_more_request(way: Way, fault: faults.Fault) -> None:
+    emulator = Emulator(faults=[fault])
+    result = way.embed(client_for(emulator), texts(10))
+    assert emulator.requests == 2
+    assert result.dense == expected(emulator, texts(10))
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [faults.Shuffle(), faults.ExtraFields(), faults.MissingUsage(), faults.Gzip(), faults.WrongContentType()],
+    ids=repr,
+)
+def test_an_odd_but_true_reply_is_taken(way: Way, fault: faults.Fault) -> None:
+    emulator = Emulator(faults=[fault])
+    assert way.embed(client_for(emulator), texts(10)).dense == expected(emulator, texts(10))
+    assert emulator.requests == 1
+
+
+def test_integers_in_json_become_floats(way: Way) -> None:
+    emulator = Emulator(faults=[faults.IntegerComponents()])
+    (vector,) = way.embed(client_for(emulator), "x").dense
+    assert {type(x) for x in vector} == {float}
+
+
+def test_retry_after_is_honoured_up_to_a_minute(way: Way) -> None:
+    clock = FakeClock()
+    emulator = Emulator(faults=[faults.Throttle(retry_after=7), faults.Throttle(retry_after=3_600)])
+    way.embed(client_for(emulator, clock), "x")
+    assert emulator.requests == 3
+    assert 67 <= sum(clock.waits) < 75
+
+
+@pytest.mark.parametrize(
+    ("fault", "error"),
+    [
+        (faults.Arrearage, QuotaError),
+        (faults.FreeQuotaExhausted, QuotaError),
+        (faults.Overdue, QuotaError),
+    ],
+)
+def test_what_only_money_mends_is_raised_at_once(
+    way: Way, fault: type[faults.Fault], error: type[DashScopeError]
+) -> None:
+    emulator = Emulator(faults=[fault()])
+    with pytest.raises(error) as caught:
+        way.embed(client_for(emulator, max_concurrency=1), texts(30))
+    assert emulator.requests == 1
+    assert caught.value.failed == list(range(30))
+    assert caught.value.request_id
+
+
+def test_a_refused_key_names_the_region_asked_and_the_others(way: Way) -> None:
+    emulator = Emulator(api_key="sk-other")
+    with pytest.raises(AuthenticationError, match=r"dashscope\.aliyuncs\.com") as caught:
+        way.embed(client_for(emulator), texts(3))
+    assert emulator.requests == 1
+    assert "Beijing" in str(caught.value)
+    assert "ap-southeast-1 (Singapore)" in str(caught.value)
+    assert "sk-" not in str(caught.value) + repr(caught.value)
+
+
+def test_a_job_that_fails_for_good_stops_asking_and_keeps_what_arrived(way: Way) -> None:
+    emulator = Emulator(faults=[faults.Arrearage(after=3)])
+    client = client_for(emulator, max_concurrency=1)
+    with pytest.raises(QuotaError) as caught:
+        way.embed(client, texts(100))
+    error = caught.value
+    assert emulator.requests == 4
+    assert error.partial == dict(enumerate(expected(emulator, texts(30))))
+    assert error.failed == list(range(30, 100))
+    assert client.usage.texts == 30
+
+
+def test_retries_are_limited_and_backed_off(way: Way) -> None:
+    clock = FakeClock()
+    emulator = Emulator(faults=[faults.Status(500, times=99)])
+    with pytest.raises(ServerError):
+        way.embed(client_for(emulator, clock, max_retries=4), "x")
+    assert emulator.requests == 5
+    assert len(clock.waits) == 4
+    assert all(wait <= min(20, 0.5 * 2 ** (i + 1)) for i, wait in enumerate(clock.waits))
+
+
+def test_throttling_without_end_ends(way: Way) -> None:
+    clock = FakeClock()
+    emulator = Emulator(faults=[faults.Throttle(times=100_000)])
+    with pytest.raises(RateLimitError):
+        way.embed(client_for(emulator, clock), "x")
+    assert 300 <= clock.time - 1_000 < 400
+
+
+def test_a_broken_reply_is_never_believed(way: Way) -> None:
+    emulator = Emulator(faults=[faults.WrongCount(-1, times=99)])
+    with pytest.raises(BadReply, match="9 rows for 10 texts") as caught:
+        way.embed(client_for(emulator, max_retries=2), texts(10))
+    assert emulator.requests == 3
+    assert caught.value.partial == {}
+
+
+# --- rows --------------------------------------------------------------------------------------------------
+
+
+def test_one_blocked_text_costs_its_neighbours_nothing(way: Way) -> None:
+    emulator = Emulator(faults=[faults.Blocked(match="FORBIDDEN")])
+    asked = texts(95)
+    asked[42] = "FORBIDDEN"
+    with pytest.raises(BadRequestError, match="text 42 of 95") as caught:
+        way.embed(client_for(emulator), asked)
+    error = caught.value
+    assert error.failed == [42]
+    assert sorted(error.partial) == [i for i in range(95) if i != 42]
+    assert list(error.reasons) == [42]
+    assert error.partial[41] == expected(emulator, [asked[41]])[0]
+    assert emulator.billed_texts == 94
+
+
+def test_a_smaller_row_limit_is_obeyed_for_the_rest_of_the_process(way: Way) -> None:
+    emulator = Emulator(rows=6)
+    client = client_for(emulator)
+    assert way.embed(client, texts(20)).dense == expected(emulator, texts(20))
+    assert emulator.billed_texts == 20
+    emulator.clear()
+    way.embed(client_for(emulator), texts(18))
+    assert [len(asked.texts) for asked in emulator.asked] == [6, 6, 6]
+
+
+def test_a_text_that_the_service_calls_too_long_is_named(way: Way) -> None:
+    emulator = Emulator(tokens_per_row=50)
+    asked = [*texts(4), "word " * 60, *texts(3)]
+    with pytest.raises(BadRequestError, match="long_text=") as caught:
+        way.embed(client_for(emulator), asked)
+    assert caught.value.failed == [4]
+    assert len(caught.value.partial) == 7
+
+
+@pytest.mark.parametrize("policy", ["truncate", "average"])
+def test_long_texts_fit_after_the_services_word(way: Way, policy: str) -> None:
+    emulator = Emulator(tokens_per_row=50)
+    asked = [*texts(4), "many different words follow each other here. " * 40, *texts(3)]
+    result = way.embed(client_for(emulator, long_text=policy), asked)
+    assert math.isclose(math.hypot(*result.dense[4]), 1.0, abs_tol=1e-6)
+    assert result.dense[3] == expected(emulator, [asked[3]])[0]
+    sent = [text for record in emulator.asked if record.status == 200 for text in record.texts]
+    whole = "".join(text for text in sent if text in asked[4])
+    assert (whole == asked[4]) is (policy == "average")
+
+
+# --- streams -----------------------------------------------------------------------------------------------
+
+
+def test_a_stream_reads_no_further_ahead_than_its_window(way: Way) -> None:
+    read = 0
+
+    def endless() -> Iterator[str]:
+        nonlocal read
+        for i in itertools.count():
+            read = i + 1
+            yield f"text {i}"
+
+    emulator = Emulator()
+    found = way.stream(client_for(emulator, max_concurrency=4), endless(), limit=25)
+    assert [e.index for e in found] == list(range(25))
+    assert found[24].dense == expected(emulator, ["text 24"])[0]
+    assert read <= 30 + 4 * 10
+
+
+def test_an_endless_run_of_one_text_comes_out(way: Way) -> None:
+    emulator = Emulator()
+    found = way.stream(client_for(emulator), itertools.repeat("again"), limit=5_000)
+    assert len(found) == 5_000
+    assert emulator.billed_texts <= 20
+
+
+def test_a_bad_text_ends_a_stream_after_those_before_it(way: Way) -> None:
+    emulator = Emulator()
+    seen: list[int] = []
+
+    def source() -> Iterator[str]:
+        yield from texts(23)
+        yield ""
+
+    client = client_for(emulator)
+    with pytest.raises(InvalidInput, match="text 23"):
+        seen += [e.index for e in way.stream(client, source())]
+    assert emulator.billed_texts == 23
+
+
+def test_a_refused_text_ends_a_stream_with_all_that_arrived(way: Way) -> None:
+    emulator = Emulator(faults=[faults.Blocked(match="FORBIDDEN")])
+    asked = [*texts(12), "FORBIDDEN", *(f"more {i}" for i in range(17))]
+    with pytest.raises(BadRequestError, match="text 12") as caught:
+        way.stream(client_for(emulator), asked)
+    failed, partial = caught.value.failed, caught.value.partial
+    # The third request may or may not have been sent by then; what was billed is there.
+    assert failed[0] == 12
+    assert sorted([*failed, *partial]) == list(range(12, 30))
+    assert emulator.billed_texts == 12 + len(partial)

@@ -1,0 +1,262 @@
+"""Nothing that befalls a caller leaves the client waiting: Ctrl-C at any moment, threads that cannot be started."""
+
+from __future__ import annotations
+
+import _thread
+import gc
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from client_helpers import KEY, FakeClock
+
+from dashscope_embeddings import EmbeddingClient
+from dashscope_embeddings._core import rate_limiter
+from dashscope_embeddings.emulator import Emulator, faults
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+needs_signals = pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="this system has no such signals")
+TEXTS = [f"text {i}" for i in range(45)]
+SUPPORT = Path(__file__).parents[1] / "support"
+
+
+def program(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(  # noqa: S603 - our own program
+        [sys.executable, *([code] if code.endswith(".py") else ["-c", textwrap.dedent(code)]), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+# --- Ctrl-C ------------------------------------------------------------------------------------------------
+
+
+@needs_signals
+@pytest.mark.parametrize("arguments", [["130", "1"], ["70", "2", "--served"]], ids=["in the process", "over http"])
+def test_a_client_answers_after_two_hundred_interruptions_at_random_moments(arguments: list[str]) -> None:
+    done = program(str(SUPPORT / "interrupt_storm.py"), *arguments)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert ": well" in done.stdout
+
+
+SWEEP = """
+    import faulthandler, sys, time
+    from dashscope_embeddings.langchain import DashScopeEmbeddings
+    from dashscope_embeddings.langchain_qdrant import DashScopeSparseEmbeddings
+
+    faulthandler.dump_traceback_later(200, exit=True)
+    dense = DashScopeEmbeddings(base_url="emulator", dimensions=64, max_concurrency=1)
+    sparse = DashScopeSparseEmbeddings(dense)
+    alone = DashScopeEmbeddings(base_url="emulator", dimensions=64, max_concurrency=1)
+    texts = [f"text {i}" for i in range(25)]
+    calls = [
+        (1, lambda: alone.embed_query("a")),
+        (1, lambda: alone.embed_documents(["a"])),
+        (7, lambda: alone.embed_documents(texts)),
+        (2, lambda: [dense.embed_query("a"), sparse.embed_query("a")]),
+    ]
+
+    def interrupted_at(moment, call):
+        # Where a signal handler may run: at the end of a call, and at the beginning of a function.
+        left = moment
+
+        def look(frame, event, _):
+            nonlocal left
+            if event in ("call", "c_return", "return"):
+                left -= 1
+                if left == 0:
+                    sys.setprofile(None)
+                    raise KeyboardInterrupt
+
+        try:
+            sys.setprofile(look)
+            call()
+        except KeyboardInterrupt:
+            return True
+        finally:
+            sys.setprofile(None)
+        return left <= 0
+
+    def in_time(call):
+        began = time.monotonic()
+        call()
+        return time.monotonic() - began < 15
+
+    counts = []
+    for step, call in calls:
+        right, moment = call(), 1
+        while interrupted_at(moment, call):
+            moment += step
+            assert in_time(call), moment
+        assert call() == right
+        counts.append(moment)
+    print(all(count > 50 for count in counts))
+    print([batcher._waiting or batcher._in_flight for batcher in alone.client._query_batchers.values()])
+"""
+
+
+def test_no_call_of_the_main_thread_is_a_moment_at_which_an_interruption_blocks_the_client() -> None:
+    done = program(SWEEP)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == "True\n[set()]\n"
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGALRM"), reason="this system has no alarms")
+def test_a_query_that_was_interrupted_does_not_hold_up_the_next_one() -> None:
+    emulator = Emulator(faults=[faults.Stall(match="never")])
+    arrived = threading.Event()
+
+    def interrupt() -> None:
+        while emulator.requests == 0:
+            arrived.wait(0.005)
+        signal.pthread_kill(main, signal.SIGALRM)
+
+    def handler(*_: object) -> None:
+        raise TimeoutError
+
+    main = threading.get_ident()
+    with emulator.serve() as server:
+        client = EmbeddingClient(api_key=KEY, base_url=server.url, dimensions=64, max_concurrency=1, timeout=60)
+        before = signal.signal(signal.SIGALRM, handler)
+        threading.Thread(target=interrupt, daemon=True).start()
+        try:
+            with pytest.raises(TimeoutError):
+                client.embed("never answered", text_type="query")
+        finally:
+            signal.signal(signal.SIGALRM, before)
+        right = emulator.dense("next", dimension=64, text_type="query")
+        assert client.embed("next", text_type="query").dense == [right]
+
+
+STALLED = """
+    import socket, sys, threading, time
+
+    server = socket.create_server(("127.0.0.1", 0))
+    print(server.getsockname()[1], flush=True)
+
+    def answer(connection):
+        connection.recv(65536)
+        print("asked", flush=True)
+        if "drip" in sys.argv:
+            connection.sendall(b"HTTP/1.1 200 OK\\r\\ncontent-length: 100000\\r\\n\\r\\n")
+            while True:
+                connection.sendall(b" ")
+                time.sleep(0.05)
+        time.sleep(300)
+
+    while True:
+        threading.Thread(target=answer, args=(server.accept()[0],), daemon=True).start()
+"""
+
+
+@needs_signals
+@pytest.mark.parametrize("kind", ["silent", "drip"])
+def test_a_second_ctrl_c_ends_embed_at_once_whatever_the_server_does(kind: str, tmp_path: Path) -> None:
+    pytest.importorskip("typer")
+    (tmp_path / "in.txt").write_text("".join(f"{text}\n" for text in TEXTS))
+    server = subprocess.Popen(  # noqa: S603 - our own program
+        [sys.executable, "-c", textwrap.dedent(STALLED), kind], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert server.stdout is not None
+        address = f"http://127.0.0.1:{server.stdout.readline().strip()}"
+        command = [sys.executable, "-m", "dashscope_embeddings", "embed", str(tmp_path / "in.txt")]
+        embed = subprocess.Popen(  # noqa: S603 - same
+            [*command, "-o", str(tmp_path / "out.jsonl"), "--base-url", address],
+            env={**os.environ, "DASHSCOPE_API_KEY": KEY},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert embed.stderr is not None
+        assert server.stdout.readline().startswith("asked")  # requests may tell it at the same time
+        embed.send_signal(signal.SIGINT)
+        assert "again to end at once" in embed.stderr.readline()
+        embed.send_signal(signal.SIGINT)
+        assert embed.wait(15) == 130
+        assert "Traceback" not in embed.stderr.read()
+        embed.stderr.close()
+    finally:
+        server.kill()
+        server.communicate()
+
+
+# --- threads -----------------------------------------------------------------------------------------------
+
+
+def scarce(monkeypatch: pytest.MonkeyPatch, threads: int) -> None:
+    """From now on, so many more threads can be started."""
+    start, started = threading.Thread.start, _thread.start_new_thread
+    left = [threads]
+
+    def may() -> None:
+        if left[0] <= 0:
+            raise RuntimeError("can't start new thread")
+        left[0] -= 1
+
+    def limited(self: threading.Thread) -> None:
+        may()
+        start(self)
+
+    def limited_too(function: Callable[..., object], arguments: tuple[Any, ...]) -> int:
+        may()
+        return started(function, arguments)
+
+    monkeypatch.setattr(threading.Thread, "start", limited)
+    monkeypatch.setattr(_thread, "start_new_thread", limited_too)
+
+
+@pytest.mark.parametrize("threads", [0, 1, 2, 3, 5])
+def test_where_threads_cannot_be_started_fewer_are_used(
+    threads: int, monkeypatch: pytest.MonkeyPatch, emulator: Emulator
+) -> None:
+    # Inside the process: a server beside it would have no threads either.
+    client = EmbeddingClient(base_url="emulator", dimensions=64, max_concurrency=4)
+    with monkeypatch.context() as patched:
+        scarce(patched, threads)
+        for i in range(6):  # more often than `max_concurrency`
+            texts = [f"{text} of {i}" for text in TEXTS]
+            assert client.embed(texts).dense == [emulator.dense(text, dimension=64) for text in texts]
+            right = emulator.dense(f"query {i}", dimension=64, text_type="query")
+            assert client.embed(f"query {i}", text_type="query").dense == [right]
+    assert len(client.embed(TEXTS).dense) == len(TEXTS)
+
+
+async def test_a_long_list_is_checked_on_the_loop_where_no_thread_can_be_started(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    client = EmbeddingClient(base_url="emulator", dimensions=64)
+    texts = [f"text {i % 10}" for i in range(5_001)]
+    with monkeypatch.context() as patched:
+        scarce(patched, 0)
+        assert len((await client.aembed(texts)).dense) == len(texts)
+
+
+# --- what is kept ------------------------------------------------------------------------------------------
+
+
+def test_limiters_of_keys_that_nobody_uses_any_more_are_freed() -> None:
+    clock = FakeClock()
+    living = rate_limiter.shared_limiter(("key", "host", "model"), clock.now)
+    living.apply_limits(60, None)
+    for i in range(1_000):
+        rate_limiter.shared_limiter((f"key {i}", "host", "model"), clock.now)
+    gc.collect()
+    assert len(rate_limiter._limiters) < 100
+    assert rate_limiter.shared_limiter(("key", "host", "model"), clock.now) is living
+
+
+def test_what_was_learned_outlives_a_client_for_the_next_one_of_its_key() -> None:
+    clock = FakeClock()
+    rate_limiter.shared_limiter(("key", "host", "model"), clock.now).apply_limits(60, None)
+    gc.collect()
+    assert rate_limiter.shared_limiter(("key", "host", "model"), clock.now).requests_per_minute == 60

@@ -1,0 +1,317 @@
+"""Usage wherever work happens: sums over any code, a record for every request, own prices."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import pickle
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import FrozenInstanceError
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from client_helpers import KEY, client_for
+from langchain_core.runnables import RunnableLambda, RunnableParallel
+from langchain_core.vectorstores import InMemoryVectorStore
+from llama_index.core import Document, VectorStoreIndex
+from llama_index.core.async_utils import asyncio_run
+from llama_index.core.instrumentation import get_dispatcher  # type: ignore[attr-defined] # by re-export
+from llama_index.core.instrumentation.event_handlers import BaseEventHandler
+from llama_index.core.instrumentation.events import BaseEvent  # noqa: TC002 - pydantic reads it at run time
+
+from dashscope_embeddings import (
+    Cost,
+    DashScopeError,
+    EmbeddingClient,
+    InvalidInput,
+    Price,
+    RequestRecord,
+    Usage,
+    track_usage,
+)
+from dashscope_embeddings.emulator.faults import Status, Throttle
+from dashscope_embeddings.langchain import DashScopeEmbeddings
+from dashscope_embeddings.llama_index import DashScopeEmbedding, DashScopeSparseEmbedding
+from dashscope_embeddings.llama_index.usage_event import DashScopeUsageEvent
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from dashscope_embeddings.emulator import Emulator
+    from dashscope_embeddings.emulator.http import Server
+
+TEXTS = [f"text number {i}" for i in range(25)]
+
+
+# --- sums over any code ------------------------------------------------------------------------------------
+
+
+def test_a_block_sums_up_what_the_service_billed(emulator: Emulator) -> None:
+    client = client_for(emulator)
+    client.embed("before")
+    before = emulator.billed_tokens
+    with track_usage() as usage:
+        client.embed(TEXTS)
+        client.embed("a query", text_type="query")
+        assert usage.requests == 4
+    client.embed("after")
+    assert (usage.requests, usage.texts) == (4, 26)
+    assert 0 < usage.tokens < emulator.billed_tokens - before
+    assert usage.cost == Cost(Decimal("0.5") * usage.tokens / 1_000_000, "CNY") or usage.cost is None
+
+
+def test_nested_blocks_each_count() -> None:
+    client = EmbeddingClient(base_url="emulator")
+    with track_usage() as outer:
+        client.embed("one")
+        with track_usage() as inner:
+            client.embed("two")
+    assert (outer.requests, inner.requests) == (2, 1)
+
+
+def test_a_failed_call_counts_what_was_paid_before_it_failed(emulator: Emulator) -> None:
+    client = client_for(emulator, max_concurrency=1, max_retries=0)
+    emulator.faults = [Status(status=500, after=1)]
+    with track_usage() as usage, pytest.raises(DashScopeError):
+        client.embed(TEXTS)
+    assert usage.texts == emulator.billed_texts == 10
+
+
+def test_tasks_belong_to_the_block_in_which_they_were_started(emulator: Emulator) -> None:
+    client = client_for(emulator)
+
+    async def counted(texts: list[str]) -> int:
+        with track_usage() as usage:
+            await asyncio.gather(*(client.aembed(text) for text in texts))
+        return usage.texts
+
+    async def both() -> tuple[int, int]:
+        first, second = await asyncio.gather(counted(TEXTS[:3]), counted(TEXTS[3:8]))
+        return first, second
+
+    assert asyncio.run(both()) == (3, 5)
+
+
+def test_a_thread_of_ones_own_needs_the_context_or_everywhere(emulator: Emulator) -> None:
+    client = client_for(emulator)
+    with track_usage() as here, track_usage(everywhere=True) as everywhere, ThreadPoolExecutor(2) as pool:
+        pool.submit(client.embed, "without a context").result()
+        pool.submit(contextvars.copy_context().run, client.embed, "with it").result()
+    assert (here.texts, everywhere.texts) == (1, 2)
+    client.embed("afterwards")
+    assert everywhere.texts == 2
+
+
+def langchain_threads(embeddings: DashScopeEmbeddings) -> int:
+    step = RunnableLambda(embeddings.embed_query)
+    RunnableParallel(a=step, b=RunnableLambda(lambda text: embeddings.embed_query(f"{text}!"))).invoke("a question")
+    step.batch(["one", "two", "three"])
+    return 5
+
+
+def langchain_store(embeddings: DashScopeEmbeddings) -> int:
+    store = InMemoryVectorStore.from_texts(TEXTS, embeddings)
+    store.as_retriever().invoke("a question")
+    return 26
+
+
+def langchain_async(embeddings: DashScopeEmbeddings) -> int:
+    async def run() -> None:
+        store = await InMemoryVectorStore.afrom_texts(TEXTS, embeddings)
+        await asyncio.gather(*(store.asimilarity_search(f"question {i}") for i in range(3)))
+
+    asyncio.run(run())
+    return 28
+
+
+@pytest.mark.parametrize("code", [langchain_threads, langchain_store, langchain_async])
+def test_langchains_threads_and_tasks_are_counted(code: Callable[[DashScopeEmbeddings], int]) -> None:
+    embeddings = DashScopeEmbeddings(base_url="emulator")
+    with track_usage() as usage:
+        texts = code(embeddings)
+    assert usage.texts == texts == embeddings.usage.texts
+
+
+@pytest.mark.parametrize("use_async", [False, True])
+def test_llama_indexs_own_code_is_counted(use_async: bool) -> None:  # noqa: FBT001
+    embed_model = DashScopeEmbedding(base_url="emulator")
+    documents = [Document(text=text) for text in TEXTS]
+    with track_usage() as usage:
+        index = VectorStoreIndex.from_documents(documents, embed_model=embed_model, use_async=use_async)
+        index.as_retriever().retrieve("a question")
+    assert usage.texts == 26 == embed_model.usage.texts
+
+
+def test_llama_indexs_loop_in_a_thread_is_counted() -> None:
+    embed_model = DashScopeEmbedding(base_url="emulator")
+
+    async def notebook() -> int:
+        with track_usage() as usage:
+            asyncio_run(embed_model.aget_text_embedding_batch(TEXTS))
+        return usage.texts
+
+    assert asyncio.run(notebook()) == 25
+
+
+def test_packed_queries_count_for_whom_they_were_asked(emulator: Emulator) -> None:
+    client = client_for(emulator, requests_per_minute=60)  # whoever waits for the pace travels together
+
+    async def one(text: str) -> Usage:
+        with track_usage() as usage:
+            await client.aembed(text, text_type="query")
+        return usage.usage
+
+    async def all_of_them() -> list[Usage]:
+        return await asyncio.gather(*(one(text) for text in TEXTS))
+
+    found = asyncio.run(all_of_them())
+    assert [usage.texts for usage in found] == [1] * 25
+    assert sum(usage.requests for usage in found) == emulator.billed_requests < 25
+    assert sum(usage.tokens for usage in found) == emulator.billed_tokens
+
+
+# --- a record for every request ----------------------------------------------------------------------------
+
+
+def test_the_hook_is_told_of_every_request(emulator: Emulator) -> None:
+    told: list[RequestRecord] = []
+    emulator.faults = [Throttle(times=1), Status(status=500, after=1)]
+    client = client_for(emulator, max_concurrency=1, on_request=told.append)
+    client.embed(TEXTS[:12], text_type="document")
+    client.embed("a query", text_type="query")
+    said = [(r.text_type, r.texts, r.attempt, r.outcome) for r in told]
+    assert said == [
+        ("document", 10, 1, "throttled"),
+        ("document", 10, 2, "failed"),
+        ("document", 10, 3, "answered"),
+        ("document", 2, 1, "answered"),
+        ("query", 1, 1, "answered"),
+    ]
+    assert [r.request_id for r in told] == [asked.request_id for asked in emulator.asked]
+    assert [r.tokens for r in told] == [asked.tokens for asked in emulator.asked]
+    assert {r.model for r in told} == {"text-embedding-v4"}
+    assert [r.error is None for r in told] == [False, False, True, True, True]
+    assert all(r.seconds >= 0 for r in told)
+
+
+def test_a_record_is_frozen_and_holds_no_text(emulator: Emulator) -> None:
+    told: list[RequestRecord] = []
+    client_for(emulator, on_request=told.append).embed("a secret text")
+    with pytest.raises(FrozenInstanceError):
+        told[0].texts = 2  # type: ignore[misc]
+    assert "secret" not in repr(told)
+    assert KEY not in repr(told)
+
+
+def test_a_hook_that_fails_costs_no_vectors(emulator: Emulator, caplog: pytest.LogCaptureFixture) -> None:
+    def hook(_: RequestRecord) -> None:
+        raise ZeroDivisionError
+
+    client = client_for(emulator, on_request=hook)
+    assert client.embed("one").dense == [emulator.dense("one")]
+    assert "on_request failed" in caplog.text
+
+
+def test_both_adapters_take_the_hook_and_leave_it_behind_when_they_travel(served: Server) -> None:
+    told: list[RequestRecord] = []
+    lock = threading.Lock()  # no process can be sent one
+
+    def hook(record: RequestRecord) -> None:
+        with lock:
+            told.append(record)
+
+    made: list[Any] = [
+        DashScopeEmbeddings(api_key=KEY, base_url=served.url, on_request=hook),
+        DashScopeEmbedding(api_key=KEY, base_url=served.url, on_request=hook),
+    ]
+    made[0].embed_query("one")
+    made[1].get_query_embedding("two")
+    assert len(told) == 2
+    copies = [pickle.loads(pickle.dumps(adapter)) for adapter in made]  # noqa: S301 - our own
+    copies[0].embed_query("three")
+    copies[1].get_query_embedding("four")
+    assert len(told) == 2
+    assert made[0].on_request is hook
+
+
+def test_langchain_embeddings_with_a_rate_limiter_say_why_they_cannot_travel() -> None:
+    from langchain_core.rate_limiters import InMemoryRateLimiter  # noqa: PLC0415 - used by this test alone
+
+    embeddings = DashScopeEmbeddings(base_url="emulator", rate_limiter=InMemoryRateLimiter(requests_per_second=100))
+    with pytest.raises(InvalidInput, match="requests_per_minute"):
+        pickle.dumps(embeddings)
+
+
+# --- prices ------------------------------------------------------------------------------------------------
+
+
+def test_a_price_of_ones_own_replaces_the_list_price(emulator: Emulator) -> None:
+    price = Price("EUR", Decimal(2))
+    usage = client_for(emulator, price=price).embed(TEXTS).usage
+    assert usage.cost == Cost(Decimal(2) * usage.tokens / 1_000_000, "EUR")
+    embeddings = DashScopeEmbeddings(base_url="emulator", price=price)
+    embeddings.embed_query("one")
+    assert embeddings.usage.cost is not None
+    assert embeddings.usage.cost.currency == "EUR"
+
+
+def test_a_price_that_is_not_known_says_so(emulator: Emulator) -> None:
+    with pytest.warns(UserWarning, match="not in the catalogue|unknown|not known"):
+        client = EmbeddingClient("some-new-model", api_key=KEY, region="cn-beijing")
+    assert client.settings.price is None
+    usage = client_for(emulator, base_url="http://127.0.0.1:1").embed("one").usage
+    assert usage.cost is None
+    assert "cost unknown" in str(usage)
+
+
+# --- LlamaIndex's events -----------------------------------------------------------------------------------
+
+
+class Listening(BaseEventHandler):
+    """Keeps what it hears of usage."""
+
+    heard: list[DashScopeUsageEvent]
+
+    @classmethod
+    def class_name(cls) -> str:
+        return "Listening"
+
+    def handle(self, event: BaseEvent, **_: Any) -> None:
+        if isinstance(event, DashScopeUsageEvent):
+            self.heard.append(event)
+
+
+@pytest.fixture
+def listening() -> Iterator[Listening]:
+    handler = Listening(heard=[])
+    root = get_dispatcher()
+    root.add_event_handler(handler)
+    yield handler
+    root.event_handlers.remove(handler)
+
+
+def test_llama_indexs_handlers_hear_what_each_call_was_billed(listening: Listening) -> None:
+    embed_model = DashScopeEmbedding(base_url="emulator")
+    documents = [Document(text=text) for text in TEXTS]
+    index = VectorStoreIndex.from_documents(documents, embed_model=embed_model)
+    index.as_retriever().retrieve("a question")
+    asyncio.run(embed_model.aget_text_embedding_batch(TEXTS[:12]))
+    said = [(event.model_name, event.text_type, event.requests, event.texts) for event in listening.heard]
+    assert said == [
+        ("text-embedding-v4", "document", 3, 25),
+        ("text-embedding-v4", "query", 1, 1),
+        ("text-embedding-v4", "document", 2, 12),
+    ]
+    assert sum(event.tokens for event in listening.heard) == embed_model.usage.tokens
+    assert {event.currency for event in listening.heard} == {"CNY"}
+    assert all(event.cost and event.span_id for event in listening.heard)
+
+
+def test_a_linked_pair_is_heard_of_once(listening: Listening) -> None:
+    embed_model = DashScopeEmbedding(base_url="emulator")
+    sparse = DashScopeSparseEmbedding(dense=embed_model)
+    embed_model.get_text_embedding_batch(TEXTS)
+    sparse.encode_documents(TEXTS)
+    assert [event.texts for event in listening.heard] == [25]
