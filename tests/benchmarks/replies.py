@@ -24,12 +24,12 @@ def compare_readers(watch: contextlib.AbstractContextManager[None]) -> dict[str,
     wire = importlib.import_module("dashscope_embeddings._core.protocol")
     asked = list(texts(ROWS, 60))
     body = Answers().native(asked, "document", 800)
-    ask = wire.Ask("native", MODEL, expected_width=DIMENSIONS)
+    ask = wire.RequestOptions("native", MODEL, expected_width=DIMENSIONS)
     reply = wire.Reply(200, {}, body)
-    if said := complaint(wire.read(ask, reply, ROWS).dense, asked, "document"):
+    if said := complaint(wire.parse_reply(ask, reply, ROWS).dense, asked, "document"):
         raise AssertionError(said)
     readers: dict[str, Callable[[], object]] = {
-        "ours": lambda: wire.read(ask, reply, ROWS),
+        "ours": lambda: wire.parse_reply(ask, reply, ROWS),
         "from_json": lambda: from_json(body),
         "typed": lambda: REPLY.validate_json(body),
         "json": lambda: json.loads(body),
