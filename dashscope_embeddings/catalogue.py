@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
+from dashscope_embeddings import _process
 from dashscope_embeddings.errors import InvalidInput
 from dashscope_embeddings.vectors import Cost
 
@@ -213,6 +214,7 @@ _UNKNOWN_MODEL = Model(
 )
 
 _warned: set[str] = set()
+_process.on_reset("warnings shown", _warned.clear)
 
 
 def warn_once(key: str, message: str) -> None:

@@ -50,7 +50,7 @@ def dashscope_emulator(_dashscope_emulator_server: Server, monkeypatch: pytest.M
     are forgotten, and what clients learned of the pace; a client that outlives its test keeps its own. Files and
     batches of the Batch route stay, under ids of their own.
     """
-    from dashscope_embeddings._core import rate_limiter, text_length  # noqa: PLC0415 - see the top of the file
+    from dashscope_embeddings import _process  # noqa: PLC0415 - see the top of the file
     from dashscope_embeddings.emulator import in_process  # noqa: PLC0415 - same
 
     emulator = in_process()
@@ -66,8 +66,7 @@ def dashscope_emulator(_dashscope_emulator_server: Server, monkeypatch: pytest.M
         emulator.faults = ()
         emulator.clear()
         # What clients learned of quotas and limits from one test's faults is not so in the next.
-        rate_limiter._limiters.clear()  # noqa: SLF001 - not for users: clients that live on keep what they learned
-        text_length._observed_limits.clear()  # noqa: SLF001 - same
+        _process.reset(learned_only=True)
 
     reset()
     yield emulator

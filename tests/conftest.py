@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from dashscope_embeddings import catalogue
-from dashscope_embeddings._core import rate_limiter, text_length
-from dashscope_embeddings.emulator import Emulator, in_process
+from dashscope_embeddings import _process
+from dashscope_embeddings.emulator import Emulator
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
@@ -37,11 +36,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.fixture(autouse=True)
 def clean_environment(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """No `DASHSCOPE_*` variable, no key file, and nothing that the process learned in an earlier test."""
-    rate_limiter._limiters.clear()
-    rate_limiter._recent_limiters.clear()
-    text_length._observed_limits.clear()
-    catalogue._warned.clear()
-    in_process.cache_clear()
+    _process.reset()
     if request.node.get_closest_marker("live") is not None:
         return
     for name in [name for name in os.environ if name.startswith("DASHSCOPE_")]:

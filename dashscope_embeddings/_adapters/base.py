@@ -16,7 +16,7 @@ from dashscope_embeddings._core.protocol import ApiProtocol
 from dashscope_embeddings._core.secret_settings import hide_secrets
 from dashscope_embeddings._core.text_inputs import iterate_texts
 from dashscope_embeddings._core.text_length import LongText
-from dashscope_embeddings._runtime.thread_pool import ForkSafeLock
+from dashscope_embeddings._process import ForkSafeLock
 from dashscope_embeddings.catalogue import warn_once
 from dashscope_embeddings.client import EmbeddingClient
 from dashscope_embeddings.errors import InvalidInput

@@ -11,7 +11,6 @@ the lock is only ever held for a moment.
 from __future__ import annotations
 
 import asyncio
-import os
 import threading
 import time
 from array import array
@@ -19,6 +18,7 @@ from collections import Counter, OrderedDict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
+from dashscope_embeddings import _process
 from dashscope_embeddings._runtime.thread_pool import SignalSafeEvent
 from dashscope_embeddings.vectors import SparseVector
 
@@ -97,14 +97,15 @@ class HybridCache:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._capacity, self._expiry_seconds, self._clock = capacity, expiry_seconds, clock
-        self._reset()
+        self.reset_after_fork()
+        _process.on_fork(self)
 
-    def _reset(self) -> None:
+    def reset_after_fork(self) -> None:
+        """Starts empty: the callers and requests of the parent process are not in the child."""
         self._lock = threading.Lock()
         self._documents: OrderedDict[tuple[Component, CacheKey], _Entry] = OrderedDict()
         self._queries: OrderedDict[tuple[Component, CacheKey], _Entry] = OrderedDict()
         self._in_flight: dict[CacheKey, InFlight] = {}
-        self._pid = os.getpid()
 
     def __deepcopy__(self, _: object) -> HybridCache:
         """A copy begins empty: what is kept is given out once."""
@@ -113,13 +114,13 @@ class HybridCache:
     @property
     def size(self) -> int:
         """How many halves wait to be fetched."""
-        with self._fork_safe_lock():
+        with self._lock:
             return len(self._documents) + len(self._queries)
 
     @property
     def free_capacity(self) -> int:
         """How many more halves of documents would be taken."""
-        with self._fork_safe_lock():
+        with self._lock:
             self._evict_expired()
             return self._capacity - len(self._documents)
 
@@ -136,20 +137,20 @@ class HybridCache:
 
         `always`: also beyond the capacity, for what will be fetched at once.
         """
-        with self._fork_safe_lock():
+        with self._lock:
             self._evict_expired()
             for text, vector in zip(texts, vectors, strict=True):
                 self._put(component, (role, text), vector, 1, ignore_capacity=ignore_capacity)
 
     def take(self, component: Component, role: TextType, texts: Sequence[str]) -> list[Vector | None]:
         """A half for each text, None where there is none (any more)."""
-        with self._fork_safe_lock():
+        with self._lock:
             self._evict_expired()
             return [self._take(component, (role, text)) for text in texts]
 
     def missing(self, component: Component, role: TextType, texts: Sequence[str]) -> list[str]:
         """The texts for which there are not enough halves: each as often as it lacks one."""
-        with self._fork_safe_lock():
+        with self._lock:
             self._evict_expired()
             wanted = Counter(texts)
             lacking: list[str] = []
@@ -165,7 +166,7 @@ class HybridCache:
 
         `loop` is the caller's running loop. Who is told to lead must `land` the flight, whatever happens.
         """
-        with self._fork_safe_lock():
+        with self._lock:
             self._evict_expired()
             if (found := self._take(component, key)) is not None:
                 return found
@@ -178,7 +179,7 @@ class HybridCache:
 
     def complete(self, key: CacheKey, in_flight: InFlight, both: Embedding | None) -> None:
         """Ends a flight: wakes who waits, and keeps the half that was asked less often for later."""
-        with self._fork_safe_lock():
+        with self._lock:
             if self._in_flight.get(key) is in_flight:
                 del self._in_flight[key]
             if both is not None:
@@ -191,12 +192,6 @@ class HybridCache:
         in_flight.completed.set()
 
     # --- with the lock held -------------------------------------------------------------------------------
-
-    def _fork_safe_lock(self) -> threading.Lock:
-        """A forked child starts anew: its parent's flights and locks are not its own."""
-        if os.getpid() != self._pid:
-            self._reset()
-        return self._lock
 
     def _partition(self, key: CacheKey) -> OrderedDict[tuple[Component, CacheKey], _Entry]:
         """Queries have room of their own, however many documents nobody fetches."""

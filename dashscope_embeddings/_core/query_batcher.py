@@ -13,12 +13,12 @@ whatever it leaves half done, the others get on after that moment.
 from __future__ import annotations
 
 import math
-import os
 import threading
 from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
+from dashscope_embeddings import _process
 from dashscope_embeddings._core.exchange import Outcome, warn_of_throttling
 from dashscope_embeddings.errors import Action
 
@@ -84,27 +84,34 @@ PollResult: TypeAlias = float | BatchCall | Outcome
 """Wait so many seconds at most; or send this and `land` it; or done."""
 
 
-@dataclass
+@dataclass(eq=False)
 class QueryBatcher:
     """The waiting queries of one client, of one role and output."""
 
     max_in_flight: int
     """Requests that may be under way at once."""
     _lock: threading.Lock = field(default_factory=threading.Lock)
-    _pid: int = field(default_factory=os.getpid)
     _waiting: deque[Query] = field(default_factory=deque)
     _in_flight: set[BatchCall] = field(default_factory=set)
     _last_moved_at: float = -math.inf
     """When the queue last moved."""
 
+    def __post_init__(self) -> None:
+        _process.on_fork(self)
+
+    def reset_after_fork(self) -> None:
+        """Starts with an empty queue: the callers of the parent process are not in the child."""
+        self._lock = threading.Lock()
+        self._waiting, self._in_flight = deque(), set()
+
     def enqueue(self, query: Query) -> None:
         """Queues a query. Whoever joins must `leave`, whatever happens."""
-        with self._lock_in_this_process():
+        with self._lock:
             self._waiting.append(query)
 
     def poll(self, query: Query, context: RequestContext, task: SendingTask | None) -> PollResult:
         """What the caller of `query` has to do next; `carrier` is its task, if it is one."""
-        with self._lock_in_this_process():
+        with self._lock:
             self._requeue_orphaned(context)
             if query.outcome is not None:
                 return query.outcome
@@ -124,7 +131,7 @@ class QueryBatcher:
 
     def complete(self, flight: BatchCall, outcome: Outcome | None, context: RequestContext) -> None:
         """Tells what became of a flight; None: it was broken off, and its queries wait again."""
-        with self._lock_in_this_process():
+        with self._lock:
             now = context.limiter.clock()
             for row, query in reversed(list(enumerate(flight.queries))):
                 if query.batch_call is not flight:
@@ -141,7 +148,7 @@ class QueryBatcher:
 
     def leave(self, query: Query, context: RequestContext) -> None:
         """The caller has its outcome, or does not want it any more."""
-        with self._lock_in_this_process():
+        with self._lock:
             query.has_left = True
             if query.permit is not None:
                 context.limiter.cancel(query.permit)
@@ -150,13 +157,6 @@ class QueryBatcher:
                 self._wake_first(context.limiter.clock())
 
     # --- with the lock held -------------------------------------------------------------------------------
-
-    def _lock_in_this_process(self) -> threading.Lock:
-        """A forked child starts with an empty queue: its parent's callers are not here."""
-        if os.getpid() != self._pid:
-            self._lock, self._pid = threading.Lock(), os.getpid()
-            self._waiting, self._in_flight = deque(), set()
-        return self._lock
 
     def _should_retry(self, query: Query, row: int, outcome: Outcome, context: RequestContext, now: float) -> bool:
         """Whether a query that was throttled is to be asked once more; what has its answer is not."""

@@ -8,13 +8,13 @@ enforced a second at a time: requests are spaced evenly, never sent as a minute'
 from __future__ import annotations
 
 import math
-import os
 import threading
 import weakref
 from collections import OrderedDict, deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from dashscope_embeddings import _process
 from dashscope_embeddings._core.rate_estimator import Permit, RateEstimator
 
 if TYPE_CHECKING:
@@ -167,8 +167,8 @@ class _Queue:
 class Limiter:
     """Paces the requests of one account, host and model. Thread-safe; knows no event loop.
 
-    Given a quota, it goes evenly at 0.98 of it from the first request on. Without, it finds one by itself.
-    Queries go before documents; otherwise whoever came first goes first.
+    With a known quota, requests are spaced evenly at 0.98 of it from the first one on. Without, the limiter finds the
+    rate by itself. Queries go before documents; otherwise the first that came goes first.
 
     Args:
         clock: monotonic seconds.
@@ -182,10 +182,16 @@ class Limiter:
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        self.reset()
+        self._own_limits = self.requests_per_minute, self.tokens_per_minute
+        self._client_limits: list[tuple[weakref.ref[object], float | None, float | None]] = []
+        """Of each client that gave a quota."""
+        self._has_lost_client = False
+        """Set by the garbage collector, which may run while this thread holds the lock: read at the next request."""
+        self.reset_after_fork()
+        _process.on_fork(self)
 
-    def reset(self) -> None:
-        """Forgets everything but the settings: for a forked child, where nobody else can be at work."""
+    def reset_after_fork(self) -> None:
+        """Forgets everything but the settings: a forked child has no requests under way."""
         self._lock = threading.Lock()
         self._estimator = RateEstimator()
         self._token_quota = _TokenQuota(self.tokens_per_minute)
@@ -193,12 +199,30 @@ class Limiter:
         self._last_queue_position = 0
         self._next_at = -math.inf
 
-    def apply_limits(self, requests_per_minute: float | None, tokens_per_minute: float | None) -> None:
-        """Takes over a client's settings: of several, the tightest wins."""
+    def apply_limits(self, client: object, requests_per_minute: float | None, tokens_per_minute: float | None) -> None:
+        """Keeps a client's quota as long as the client lives; of all living clients' quotas, the smallest holds."""
+        if requests_per_minute is None and tokens_per_minute is None:
+            return
         with self._lock:
-            self.requests_per_minute = _min_known(self.requests_per_minute, requests_per_minute)
-            self.tokens_per_minute = _min_known(self.tokens_per_minute, tokens_per_minute)
-            self._token_quota.per_minute = self.tokens_per_minute
+            lost = weakref.ref(client, self._note_lost_client)
+            self._client_limits.append((lost, requests_per_minute, tokens_per_minute))
+            self._apply_smallest_limits()
+
+    def _note_lost_client(self, _: weakref.ref[object]) -> None:
+        self._has_lost_client = True
+
+    def _apply_smallest_limits(self) -> None:
+        self._has_lost_client = False
+        self._client_limits = [entry for entry in self._client_limits if entry[0]() is not None]
+        quotas = [self._own_limits, *(entry[1:] for entry in self._client_limits)]
+        before = self.requests_per_minute, self.tokens_per_minute
+        self.requests_per_minute = min((requests for requests, _ in quotas if requests is not None), default=None)
+        self.tokens_per_minute = min((tokens for _, tokens in quotas if tokens is not None), default=None)
+        self._token_quota.per_minute = self.tokens_per_minute
+        now = self.requests_per_minute, self.tokens_per_minute
+        if any(old is not None and (new is None or new > old) for old, new in zip(before, now, strict=True)):
+            # The next request does not wait for a smaller quota that no longer holds.
+            self._next_at = self._token_quota.next_at = -math.inf
 
     def create_permit(self, estimated_tokens: int, *, high_priority: bool = False) -> Permit:
         """A place for a request of about so many tokens. Ends with `settle`, `refuse` or `release`."""
@@ -209,6 +233,8 @@ class Limiter:
         with self._lock:
             if permit.sent_at is not None or permit.is_closed:
                 return 0.0
+            if self._has_lost_client:
+                self._apply_smallest_limits()
             now = self.clock()
             rate = self._requests_per_second(now)
             due = self._available_at(permit, rate, now)
@@ -302,23 +328,19 @@ def _spacing_start(due: float, now: float) -> float:
     return now if due < now - _IDLE_RESET_SECONDS else max(due, now - _BURST_TOLERANCE_SECONDS)
 
 
-def _min_known(one: float | None, other: float | None) -> float | None:
-    return min((value for value in (one, other) if value is not None), default=None)
-
-
 _MAX_RECENT_LIMITERS = 64
 """Limiters that are kept although no client lives: the next client of that account knows what the last one learned."""
 _limiters: weakref.WeakValueDictionary[tuple[object, ...], Limiter] = weakref.WeakValueDictionary()
 _recent_limiters: OrderedDict[Limiter, None] = OrderedDict()
-_limiters_lock = threading.Lock()
+_limiters_lock = _process.ForkSafeLock()
 
 
 def shared_limiter(quota_key: tuple[object, ...], clock: Callable[[], float]) -> Limiter:
-    """The process's limiter for an account, host and model; `account` must not hold the key itself.
+    """The process's limiter for an account, host and model; `quota_key` must not hold the API key itself.
 
     It lives as long as a client that holds it, and afterwards until 64 others were used.
     """
-    with _limiters_lock:
+    with _limiters_lock.current:
         limiter = _limiters.setdefault(quota_key, Limiter(clock))
         _recent_limiters[limiter] = None
         _recent_limiters.move_to_end(limiter)
@@ -327,13 +349,9 @@ def shared_limiter(quota_key: tuple[object, ...], clock: Callable[[], float]) ->
         return limiter
 
 
-def _reset_after_fork() -> None:
-    """A forked child has its own requests under way, and may have inherited locked locks."""
-    global _limiters_lock  # noqa: PLW0603 - a lock held by another thread at the fork stays locked for good
-    _limiters_lock = threading.Lock()
-    for limiter in list(_limiters.values()):
-        limiter.reset()
+def _forget_limiters() -> None:
+    _limiters.clear()
+    _recent_limiters.clear()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_reset_after_fork)
+_process.on_reset("limiters", _forget_limiters, learned=True)

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from dashscope_embeddings.catalogue import Model
+from dashscope_embeddings import _process
+from dashscope_embeddings.catalogue import Model
 
 LongText = Literal["error", "truncate", "average"]
 """What to do with a text that is longer than the model takes."""
@@ -82,6 +83,9 @@ _observed_limits: dict[tuple[str, str], Limits] = {}
 def shared_limits(host: str, model: Model) -> Limits:
     """The process's limits for a model at a host. No lock: a forked child could find it held for ever."""
     return _observed_limits.setdefault((host, model.name), Limits.from_model(model))
+
+
+_process.on_reset("observed limits", _observed_limits.clear, learned=True)
 
 
 # --- cutting long texts ------------------------------------------------------------------------------------

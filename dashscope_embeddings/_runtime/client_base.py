@@ -20,9 +20,10 @@ from dashscope_embeddings._core.settings import Settings
 from dashscope_embeddings._core.stale_replies import seen_replies_of
 from dashscope_embeddings._core.text_inputs import OnRefused
 from dashscope_embeddings._core.text_length import shared_limits
+from dashscope_embeddings._process import ForkSafeLock
 from dashscope_embeddings._runtime.async_drivers import AsyncDriver, run_in_thread
 from dashscope_embeddings._runtime.drivers import ThreadDriver
-from dashscope_embeddings._runtime.thread_pool import ForkSafeLock, StopEvent
+from dashscope_embeddings._runtime.thread_pool import StopEvent
 from dashscope_embeddings._runtime.transport import Transport
 from dashscope_embeddings._runtime.user_resources import UserResources
 from dashscope_embeddings.errors import InvalidInput
@@ -68,7 +69,7 @@ class ClientBase:
         settings = self.settings
         options = settings.request_options(text_type, output)
         rate_limiter = core_rate_limiter.shared_limiter(settings.quota_key, self._transport.clock.now)
-        rate_limiter.apply_limits(settings.requests_per_minute, settings.tokens_per_minute)
+        rate_limiter.apply_limits(self, settings.requests_per_minute, settings.tokens_per_minute)
         context = self._contexts[text_type, output] = RequestContext(
             options,
             self._limits,

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, TypeVar
 
 from dashscope_embeddings._core.exchange import CANCELLED, Outcome, Send, exchange
 from dashscope_embeddings._core.query_batcher import BatchCall
+from dashscope_embeddings._process import ForkSafeLock
 from dashscope_embeddings._runtime.thread_pool import (
     DaemonThreadPool,
-    ForkSafeLock,
     SignalSafeEvent,
     WorkItem,
     is_main_thread,

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import _thread
 import contextlib
-import os
 import threading
 import weakref
 from queue import Empty, SimpleQueue
@@ -228,28 +227,3 @@ def _run_queued_here(pool: _PoolState) -> None:
             return
         if call is not None:
             call.execute()
-
-
-class ForkSafeLock:
-    """A lock that is free in a forked child, whoever held it in the parent: `with lock.here:`."""
-
-    def __init__(self) -> None:
-        self.current = threading.Lock()
-        """To be taken by `with`: one C call, so that an interruption falls before or after it."""
-        _all_locks.add(self)
-
-    def reset(self) -> None:
-        """Forgets who held it."""
-        self.current = threading.Lock()
-
-
-_all_locks: weakref.WeakSet[ForkSafeLock] = weakref.WeakSet()
-
-
-def _reset_all_locks() -> None:
-    for lock in list(_all_locks):
-        lock.reset()
-
-
-if hasattr(os, "register_at_fork"):  # pragma: no branch - only Windows has none
-    os.register_at_fork(after_in_child=_reset_all_locks)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 
+from dashscope_embeddings import _process
 from dashscope_embeddings.emulator import faults
 from dashscope_embeddings.emulator.batch.service import BatchSettings
 from dashscope_embeddings.emulator.messages import Asked
@@ -19,3 +20,6 @@ __all__ = ["Asked", "BatchSettings", "Emulator", "faults", "in_process"]
 def in_process() -> Emulator:
     """The emulator that `base_url="emulator"` means: one a process; asks for no key; logs 100 requests."""
     return Emulator(key_required=False, log=100)
+
+
+_process.on_reset("emulator", in_process.cache_clear)

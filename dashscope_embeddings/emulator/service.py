@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import threading
 import time
 import uuid
-import weakref
 from collections import deque
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from dashscope_embeddings import catalogue
+from dashscope_embeddings import _process, catalogue
 from dashscope_embeddings.emulator import embeddings, error_responses, synthetic_vectors, transports
 from dashscope_embeddings.emulator.authentication import Authenticator
 from dashscope_embeddings.emulator.batch.file_store import parse_json_object
@@ -35,7 +33,6 @@ _PROTOCOLS: dict[str, WireProtocol] = {
     embeddings.NATIVE_PATH: "native",
     embeddings.COMPATIBLE_PATH: "openai",
 }
-_live_emulators: weakref.WeakSet[Emulator] = weakref.WeakSet()
 
 
 class Emulator:
@@ -94,7 +91,7 @@ class Emulator:
             batches or BatchSettings(), self._models, self._trigger_fault, self._record_batch_line
         )
         self.clear()
-        _live_emulators.add(self)
+        _process.on_fork(self)
 
     def __repr__(self) -> str:
         return f"<Emulator: {self.requests} requests, {self.billed_texts} texts billed>"
@@ -311,8 +308,8 @@ class Emulator:
             self._request_log.append(entry)
             self._bill(len(fields.texts), record.tokens)
 
-    def _after_fork(self) -> None:
-        # Another thread of the parent may have held it at the moment of the fork.
+    def reset_after_fork(self) -> None:
+        """Replaces the locks, which another thread of the parent may have held at the moment of the fork."""
         self._lock = threading.Lock()
         self._authenticator.reset_lock()
         self.batches.reset_lock()
@@ -345,12 +342,3 @@ def _visible_status(response: Response) -> int:
     broken = response.ending in ("closed", "reset", "unreachable")
     silent = response.ending == "stalled" and not response.sent_bytes
     return 0 if broken or silent else response.status
-
-
-def _reset_locks() -> None:
-    for emulator in list(_live_emulators):
-        emulator._after_fork()  # noqa: SLF001  (its own module)
-
-
-if hasattr(os, "register_at_fork"):  # pragma: no branch  (only Windows has none)
-    os.register_at_fork(after_in_child=_reset_locks)

@@ -426,10 +426,7 @@ def test_a_wrong_dimension_is_told_in_a_line() -> None:
 
 @pytest.mark.usefixtures("frameworks")
 @pytest.mark.filterwarnings("default")
-def test_an_unknown_model_is_warned_of_and_refused_without_a_traceback(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(catalogue, "_warned", set())
+def test_an_unknown_model_is_warned_of_and_refused_without_a_traceback() -> None:
     result = run("demo", "--model", "text-embedding-v9")
     assert result.exit_code == 1
     assert result.output.startswith("'text-embedding-v9' is not in the catalogue")

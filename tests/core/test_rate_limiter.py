@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import os
 import random
@@ -23,6 +24,10 @@ class Clock:
 
     def __call__(self) -> float:
         return self.now
+
+
+class Owner:
+    """Stands for a client, which a limiter knows by a weak reference alone."""
 
 
 def send(limiter: Limiter, clock: Clock, tokens: int = 100, *, urgent: bool = False) -> Permit:
@@ -113,11 +118,11 @@ def test_a_request_above_a_seconds_tokens_goes_all_the_same() -> None:
 
 
 def test_of_several_settings_the_tightest_wins() -> None:
-    limiter = Limiter(Clock(), requests_per_minute=600)
-    limiter.apply_limits(None, 5000)
-    limiter.apply_limits(900, 9000)
+    limiter, owner = Limiter(Clock(), requests_per_minute=600), Owner()
+    limiter.apply_limits(owner, None, 5000)
+    limiter.apply_limits(owner, 900, 9000)
     assert (limiter.requests_per_minute, limiter.tokens_per_minute) == (600, 5000)
-    limiter.apply_limits(300, None)
+    limiter.apply_limits(owner, 300, None)
     assert (limiter.requests_per_minute, limiter.tokens_per_minute) == (300, 5000)
     assert limiter.try_acquire(limiter.create_permit(1)) == 0.0
     assert limiter.try_acquire(limiter.create_permit(1)) == pytest.approx(60 / (0.98 * 300))
@@ -418,11 +423,11 @@ def test_one_account_has_one_limiter() -> None:
 def test_a_forked_child_starts_afresh_and_never_inherits_a_locked_lock() -> None:
     clock = Clock()
     account = ("forked account", "host", "model")
-    limiter = shared_limiter(account, clock)
-    limiter.apply_limits(1800, None)
+    limiter, owner = shared_limiter(account, clock), Owner()
+    limiter.apply_limits(owner, 1800, None)
     hit_wall(limiter, clock)
     assert held(limiter)
-    with limiter._lock, module._limiters_lock:
+    with limiter._lock, module._limiters_lock.current:
         child = os.fork()
         if child == 0:
             signal.alarm(10)
@@ -504,3 +509,41 @@ def test_a_killed_process_of_waiters_does_not_slow_the_others() -> None:
         limiter.try_acquire(limiter.create_permit(100))
     outcome = world.run(limiter_simulation.Workload(limiter, [100] * 300))
     assert row.slowness(outcome) <= 1.10
+
+
+# --- the quotas of living clients --------------------------------------------------------------------------
+
+
+def test_the_smallest_quota_of_the_living_clients_holds() -> None:
+    limiter, tight, loose = Limiter(Clock()), Owner(), Owner()
+    limiter.apply_limits(loose, 600.0, 9_000.0)
+    limiter.apply_limits(tight, 60.0, None)
+    assert (limiter.requests_per_minute, limiter.tokens_per_minute) == (60.0, 9_000.0)
+    del tight
+    gc.collect()
+    limiter.on_success(send(limiter, limiter.clock))  # type: ignore[arg-type] # a Clock
+    assert (limiter.requests_per_minute, limiter.tokens_per_minute) == (600.0, 9_000.0)
+
+
+def test_a_client_that_is_gone_slows_nobody_down() -> None:
+    clock = Clock()
+    limiter, owner = Limiter(clock), Owner()
+    limiter.apply_limits(owner, 60.0, None)
+    limiter.on_success(send(limiter, clock))
+    del owner
+    gc.collect()
+    begun = clock.now
+    for _ in range(100):
+        limiter.on_success(send(limiter, clock))
+    assert clock.now - begun < 1.0
+    assert limiter.requests_per_minute is None
+
+
+def test_a_second_client_with_the_same_quota_gives_no_burst() -> None:
+    clock = Clock()
+    limiter, owners = Limiter(clock), [Owner() for _ in range(30)]
+    begun = clock.now
+    for owner in owners:
+        limiter.apply_limits(owner, 60.0, None)
+        limiter.on_success(send(limiter, clock))
+    assert clock.now - begun > 28.0

@@ -16,7 +16,7 @@ import httpx
 import pytest
 
 from dashscope_embeddings import catalogue
-from dashscope_embeddings.emulator import Emulator, faults, in_process, service, synthetic_vectors
+from dashscope_embeddings.emulator import Emulator, faults, in_process, synthetic_vectors
 from dashscope_embeddings.emulator.embeddings import COMPATIBLE_PATH, NATIVE_PATH
 
 SAMPLES = Path(__file__).parents[1] / "samples"
@@ -365,7 +365,7 @@ def test_the_log_can_be_bounded_while_counts_go_on() -> None:
 def test_a_lock_held_at_a_fork_is_replaced() -> None:
     emulator = Emulator()
     with emulator._lock:
-        service._reset_locks()
+        emulator.reset_after_fork()
         assert emulator.asked == []
 
 

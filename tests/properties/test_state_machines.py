@@ -198,7 +198,7 @@ class Traffic(RuleBasedStateMachine):
 
     @rule(requests=st.none() | st.floats(30, 1e4), tokens=st.none() | st.floats(600, 1e6))
     def tighten(self, requests: float | None, tokens: float | None) -> None:
-        self.limiter.apply_limits(requests, tokens)
+        self.limiter.apply_limits(self, requests, tokens)
         self.requests, self.tokens = tighter(self.requests, requests), tighter(self.tokens, tokens)
         assert (self.limiter.requests_per_minute, self.limiter.tokens_per_minute) == (self.requests, self.tokens)
         self.grants.clear()

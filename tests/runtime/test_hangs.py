@@ -247,7 +247,7 @@ async def test_a_long_list_is_checked_on_the_loop_where_no_thread_can_be_started
 def test_limiters_of_keys_that_nobody_uses_any_more_are_freed() -> None:
     clock = FakeClock()
     living = rate_limiter.shared_limiter(("key", "host", "model"), clock.now)
-    living.apply_limits(60, None)
+    living.apply_limits(clock, 60, None)
     for i in range(1_000):
         rate_limiter.shared_limiter((f"key {i}", "host", "model"), clock.now)
     gc.collect()
@@ -257,6 +257,6 @@ def test_limiters_of_keys_that_nobody_uses_any_more_are_freed() -> None:
 
 def test_what_was_learned_outlives_a_client_for_the_next_one_of_its_key() -> None:
     clock = FakeClock()
-    rate_limiter.shared_limiter(("key", "host", "model"), clock.now).apply_limits(60, None)
+    rate_limiter.shared_limiter(("key", "host", "model"), clock.now)._estimator.limit_per_second = 12.0
     gc.collect()
-    assert rate_limiter.shared_limiter(("key", "host", "model"), clock.now).requests_per_minute == 60
+    assert rate_limiter.shared_limiter(("key", "host", "model"), clock.now)._estimator.limit_per_second == 12.0

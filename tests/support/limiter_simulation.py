@@ -277,8 +277,7 @@ class Scenario:
         workloads = []
         for starts in self.process_starts:
             sizes = [generator.randint(*self.tokens) for _ in range(self.requests // len(self.process_starts))]
-            limiter = Limiter(simulation.clock)
-            limiter.apply_limits(self.rpm, self.tpm)
+            limiter = Limiter(simulation.clock, self.rpm, self.tpm)
             workloads.append(Workload(limiter, sizes, self.workers, starts, self.estimate_factor))
         return simulation.run(*workloads)
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 
-from dashscope_embeddings._core import rate_limiter, text_length
+from dashscope_embeddings import _process
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -44,8 +44,7 @@ def examples(count: int) -> Callable[[T], T]:
 
 def reset_shared_state() -> None:
     """What the process learned in the example before: fixtures run only once a test."""
-    rate_limiter._limiters.clear()
-    text_length._observed_limits.clear()
+    _process.reset(learned_only=True)
 
 
 # --- texts -------------------------------------------------------------------------------------------------

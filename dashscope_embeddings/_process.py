@@ -1,0 +1,80 @@
+"""What a process has once: state that its clients share, with one reset; and what a forked child must make anew."""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+# --- shared state ------------------------------------------------------------------------------------------
+
+_resets: dict[str, tuple[Callable[[], object], bool]] = {}
+
+
+def on_reset(name: str, forget: Callable[[], object], *, learned: bool = False) -> None:
+    """Registers how a module forgets the state that it keeps for the whole process.
+
+    Args:
+        name: Of the state.
+        forget: Called by `reset`.
+        learned: The state was learned from replies of the service: limits and rates.
+    """
+    _resets[name] = forget, learned
+
+
+def reset(*, learned_only: bool = False) -> None:
+    """Forgets the state that clients share, for tests: limiters, observed limits, warnings shown, the emulator.
+
+    A client that lives on keeps what it holds already.
+
+    Args:
+        learned_only: Only what was learned from replies of the service.
+    """
+    for forget, learned in _resets.values():
+        if learned or not learned_only:
+            forget()
+
+
+# --- forks -------------------------------------------------------------------------------------------------
+
+
+class ForkSensitive(Protocol):
+    """Holds what belongs to one process alone: a lock that another thread may hold, or callers that wait."""
+
+    def reset_after_fork(self) -> None:
+        """Called in a forked child, in which one thread runs."""
+
+
+_fork_sensitive: weakref.WeakSet[ForkSensitive] = weakref.WeakSet()
+
+
+def on_fork(thing: ForkSensitive) -> None:
+    """Has an object reset in every forked child, as long as the object lives."""
+    _fork_sensitive.add(thing)
+
+
+class ForkSafeLock:
+    """A lock that is free in a forked child, whichever thread of the parent held it: `with lock.current:`."""
+
+    def __init__(self) -> None:
+        self.current = threading.Lock()
+        """To be taken by `with`: one C call, so that an interruption falls before or after it."""
+        on_fork(self)
+
+    def reset_after_fork(self) -> None:
+        """Replaces the lock: the thread that held it does not exist here."""
+        self.current = threading.Lock()
+
+
+def _reset_forked_child() -> None:
+    for thing in list(_fork_sensitive):
+        thing.reset_after_fork()
+
+
+if hasattr(os, "register_at_fork"):  # pragma: no branch - only Windows has none
+    os.register_at_fork(after_in_child=_reset_forked_child)
