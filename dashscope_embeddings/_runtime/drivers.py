@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import contextvars
 import functools
-import os
 from collections import deque
 from typing import TYPE_CHECKING, TypeVar
 
 from dashscope_embeddings._core.exchange import CANCELLED, Outcome, Send, exchange
 from dashscope_embeddings._core.query_batcher import BatchCall
-from dashscope_embeddings._process import ForkSafeLock
+from dashscope_embeddings._process import ForkSafeLock, on_fork
 from dashscope_embeddings._runtime.thread_pool import (
     DaemonThreadPool,
     SignalSafeEvent,
@@ -50,8 +49,13 @@ class ThreadDriver:
     def __init__(self, transport: Transport, max_in_flight: int) -> None:
         self._transport, self._max_in_flight = transport, max_in_flight
         self._lock = ForkSafeLock()
-        self._pool: tuple[int, DaemonThreadPool] | None = None
-        self._caller_thread: tuple[int, DaemonThreadPool] | None = None
+        on_fork(self)
+        self.reset_after_fork()
+
+    def reset_after_fork(self) -> None:
+        """Forgets the threads: a forked child has none of its parent's."""
+        self._pool: DaemonThreadPool | None = None
+        self._caller_thread: DaemonThreadPool | None = None
         """A thread in place of the main one."""
         self._abandoned: list[WorkItem[Outcome]] = []
 
@@ -110,10 +114,10 @@ class ThreadDriver:
         context, caller_left = contextvars.copy_context(), SignalSafeEvent()
         context.run(_caller_left.set, caller_left)
         call = WorkItem(functools.partial(context.run, function))
-        if self._caller_thread is None or self._caller_thread[0] != os.getpid():
-            self._caller_thread = os.getpid(), DaemonThreadPool(1, "dashscope_caller")
+        if self._caller_thread is None:
+            self._caller_thread = DaemonThreadPool(1, "dashscope_caller")
         try:
-            return self._caller_thread[1].submit(call).result()
+            return self._caller_thread.submit(call).result()
         finally:
             if not call.is_done:
                 # It ends with what it does; the next call has another one.
@@ -210,11 +214,10 @@ class ThreadDriver:
         return CANCELLED if self._transport.clock.wait(halt, step.seconds) else None
 
     def _thread_pool(self) -> DaemonThreadPool:
-        """One pool a process: a forked child has none of its parent's threads."""
         with self._lock.current:
-            if self._pool is None or self._pool[0] != os.getpid():
-                self._pool = os.getpid(), DaemonThreadPool(self._max_in_flight, "dashscope")
-            return self._pool[1]
+            if self._pool is None:
+                self._pool = DaemonThreadPool(self._max_in_flight, "dashscope")
+            return self._pool
 
 
 def _next_or_none(items: Iterator[T], errors: list[BaseException]) -> T | None:

@@ -19,6 +19,7 @@ import httpx
 
 from dashscope_embeddings._core import protocol
 from dashscope_embeddings._core.exchange import Failure
+from dashscope_embeddings._process import on_fork
 from dashscope_embeddings._runtime import connect_errors, environment
 from dashscope_embeddings._runtime.connections import (
     CancellableRequest,
@@ -95,7 +96,7 @@ class Transport:
         self._http_options = _build_http_options(settings)
         self._deadline_seconds = settings.deadline_seconds
         self._lock = threading.Lock()
-        self._pid = os.getpid()
+        self._is_forked = False
         self._client: httpx.Client | None = None
         self._proxy: environment.Proxy | None = None
         """Of the environment, for our own clients."""
@@ -103,6 +104,15 @@ class Transport:
         self._loops: dict[asyncio.AbstractEventLoop, _LoopResources] = {}
         self._parent_resources: list[object] = []
         self._is_closed = False
+        on_fork(self)
+
+    def reset_after_fork(self) -> None:
+        """Parent and child must not share sockets: over plain http each would read the other's replies."""
+        # Kept, not closed: closing would say goodbye on the parent's connections.
+        self._parent_resources += [self._client, self._loops]
+        self._lock = threading.Lock()
+        self._slots = threading.BoundedSemaphore(self._settings.max_concurrency)
+        self._client, self._loops, self._is_forked = None, {}, True
 
     def acquire_user_limiter(self) -> None:
         """Waits for the user's, before every request."""
@@ -206,7 +216,7 @@ class Transport:
     def close(self) -> None:
         """Closes the sync client; asynchronous ones are closed by `aclose` or by the end of their loop."""
         self._is_closed = True
-        if self._client is not None and os.getpid() == self._pid:
+        if self._client is not None:
             self._client.close()
 
     async def aclose(self) -> None:
@@ -218,21 +228,13 @@ class Transport:
             await mine.shutdown_hook.aclose()
 
     def _check_usable(self) -> None:
-        """Parent and child must not share sockets: over plain http each would read the other's replies."""
         if self._is_closed:
             raise InvalidInput("this EmbeddingClient is closed: make a new one")
-        if os.getpid() == self._pid:
-            return
-        if self._user_resources.client is not None or self._user_resources.async_client is not None:
+        if self._is_forked and (self._user_resources.client or self._user_resources.async_client) is not None:
             raise InvalidInput(
                 "an http_client that was made before a fork shares its sockets with the parent process: make "
                 "the client, and this object, after the fork"
             )
-        # Kept, not closed: closing would say goodbye on the parent's connections.
-        self._parent_resources += [self._client, self._loops]
-        self._lock = threading.Lock()
-        self._slots = threading.BoundedSemaphore(self._settings.max_concurrency)
-        self._client, self._loops, self._pid = None, {}, os.getpid()
 
     def _client_arguments(self, transport_class: Callable[..., Any]) -> dict[str, Any]:
         """What one of our own clients is made of; `kind` is one of httpx's transports."""
