@@ -53,6 +53,8 @@ class DashScopeError(Exception):
     def __init__(self, message: str, *, request_id: str | None = None) -> None:
         super().__init__(message)
         self.message = message
+        self.summary = ""
+        """`message` without the host, the indices of texts and the hints; empty where it was never shorter."""
         self.request_id = request_id
         """The service's id of the request, for its support; None where no reply came."""
         self._base_message: str | None = None

@@ -118,8 +118,9 @@ def service_error(reply: ErrorReply, redact: Callable[[str], str] = str) -> Serv
         reply.status // 100, "the reply says nothing more"
     )
     code = reply.code and printable(redact(reply.code), _MAX_CODE_CHARACTERS)
-    return kind(
-        f"the service answered {reply.status} {code or '(no code)'}: {words}",
+    summary = f"{reply.status} {code or '(no code)'}: {words}"
+    error = kind(
+        f"the service answered {summary}",
         status=reply.status,
         code=code,
         request_id=reply.request_id and printable(redact(reply.request_id), _MAX_CODE_CHARACTERS),
@@ -127,6 +128,8 @@ def service_error(reply: ErrorReply, redact: Callable[[str], str] = str) -> Serv
         verdict=action,
         limit=limit,
     )
+    error.summary = summary
+    return error
 
 
 def _classify(reply: ErrorReply) -> tuple[type[ServiceError], Action]:

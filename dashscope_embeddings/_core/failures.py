@@ -65,9 +65,11 @@ def error_from_failure(failure: Failure, context: ErrorContext) -> DashScopeErro
     what = context.redactor.redact_http_error(failure.reason)
     if failure.is_unreadable_reply:
         broken = BadReply(f"the reply cannot be read: {what}")
+        broken.summary = broken.message
         broken.action = Action.RETRY if failure.is_retryable else Action.ABORT
         return broken
     error = ConnectionFailed(f"no answer from {context.host}: {what}")
+    error.summary = f"no answer: {what}"
     error.action = Action.RETRY if failure.is_retryable else Action.ABORT
     return error
 
@@ -77,7 +79,7 @@ _ErrorT = TypeVar("_ErrorT", bound=DashScopeError)
 
 def redact_bad_reply(error: _ErrorT, context: ErrorContext, texts: Sequence[str] = ()) -> _ErrorT:
     """A broken reply's error, without what the reply repeats, also in the variables of the frames that read it."""
-    error.message = context.redactor(error.message, texts)
+    error.message = error.summary = context.redactor(error.message, texts)
     error.request_id = context.redactor.redact_request_id(error.request_id, texts)
     error.__context__ = None
     return error.with_traceback(None)

@@ -1,7 +1,7 @@
-"""What a key opens, measured with a few short texts: the host that takes it, the models that answer, a role.
+"""Check what an API key can do: which hosts accept it, which models answer, and the role of the compatible route.
 
-The role is that of the OpenAI-compatible route, which has no parameter for it: no page says whether its vectors are
-those of queries or of documents. Batch files embed over that route, so an index made with them depends on it.
+The OpenAI-compatible route has no parameter for the role, and no page says whether its vectors are those of queries or
+of documents. Batch files embed over that route, so an index made with them depends on it. A few short texts are sent.
 """
 
 from __future__ import annotations
@@ -11,84 +11,92 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias, TypeGuard
+from typing import TypeGuard
 
 from pydantic import SecretStr
 
 from dashscope_embeddings import catalogue
 from dashscope_embeddings._core.address import Address, resolve_address, resolve_api_key
 from dashscope_embeddings.catalogue import REGIONS, WORKSPACE_DOMAIN
-from dashscope_embeddings.check.probes import DENSE_DOCUMENT, NO_ANSWER_IN_TIME, TEXT, Attempt, Prober, run_concurrently
-from dashscope_embeddings.check.role import RoleCheck, RoleMeasurement, measure_role, variants_of
+from dashscope_embeddings.check.probes import (
+    DENSE_DOCUMENT,
+    NO_ANSWER_IN_TIME,
+    TEXT,
+    Attempt,
+    Prober,
+    RoleCheck,
+    measure_role,
+    run_concurrently,
+    variants_of,
+)
 from dashscope_embeddings.client import EmbeddingClient
 from dashscope_embeddings.errors import ConnectionFailed, DashScopeError, ServiceError
 from dashscope_embeddings.vectors import Usage
-
-Attempts: TypeAlias = Sequence[Attempt] | None
 
 __all__ = ["TEXT", "Check", "ModelCheck", "Plan", "RegionCheck", "RoleCheck", "check"]
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What will be sent, told before anything is."""
+    """The requests that are about to be sent."""
 
     hosts: tuple[str, ...]
-    """Each gets one text."""
+    """Hosts that get one text each."""
     texts_a_host: int
-    """Further texts, at most, for each host that takes the key; the role is measured on one of them only."""
+    """Further texts, at most, for each host that accepts the key; the role is measured on one of them only."""
 
     @property
     def texts(self) -> int:
-        """In all, where one host takes the key."""
+        """All texts, if one host accepts the key."""
         return len(self.hosts) + self.texts_a_host
 
 
 @dataclass(frozen=True, slots=True)
 class RegionCheck:
-    """One host and the key."""
+    """One host's answer to the key."""
 
     region: str | None
-    """None: none of the service's known hosts."""
+    """Id of the region; None: the host is none of the service's known ones."""
     host: str | None
-    """None: not known."""
+    """None: not known, so nothing was sent."""
     takes_key: bool | None
-    """None: nobody knows, for nothing answered, or something else than the service did.
+    """Whether the host accepts the key; None: unknown, because the service did not answer.
 
-    A refusal in the service's words other than 401 counts as taken: it is about a model, a quota or a bill, which
-    are looked up by key. No page states that order.
+    A refusal by the service other than 401 counts as accepted: it is about a model, a quota or a bill, which are
+    looked up by key. No page states that order.
     """
     said: str
-    """In words: what it answered, or why there was no answer."""
+    """The host's answer in words, or why there was none."""
     seconds: float | None
-    """Until the answer, with the setting up of the connection; None without one."""
+    """Time to the answer, connection setup included; None: no answer."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelCheck:
-    """One model on a host that takes the key."""
+    """One model on a host that accepts the key."""
 
     host: str
     model: str
     answers: bool | None
-    """False: refused; None: no answer, or none of the service's."""
+    """False: refused; None: unknown, because the service did not answer."""
     said: str
+    """The outcome in words."""
     tokens: int | None = None
-    """Billed for one text; None where it was not answered."""
+    """Tokens billed for one text; None: not answered."""
     seconds: float | None = None
-    """A round trip: of one try with the connection's setting up in it, of several the median."""
+    """Round-trip time: the median of several attempts; of a single one, connection setup included."""
     tries: int = 0
-    """How many were answered."""
+    """Attempts that were answered."""
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """All that was found."""
+    """The whole result."""
 
     regions: tuple[RegionCheck, ...]
     models: tuple[ModelCheck, ...]
     role: RoleCheck | None
-    """None: not measured; where some host takes the key, `notes` say why."""
+    """None: not measured; if some host accepts the key, `notes` say why."""
     usage: Usage
     """What the answers were billed."""
     notes: tuple[str, ...] = ()
@@ -96,11 +104,11 @@ class Check:
 
     @property
     def takes_key(self) -> bool:
-        """Whether some host does."""
-        return any(found.takes_key for found in self.regions)
+        """Whether some host accepts the key."""
+        return any(region.takes_key for region in self.regions)
 
 
-def check(  # noqa: PLR0913 - one for each thing that may differ
+def check(  # noqa: PLR0913 - independent settings
     model: str = catalogue.DEFAULT_MODEL,
     *,
     api_key: str | SecretStr | None = None,
@@ -113,55 +121,51 @@ def check(  # noqa: PLR0913 - one for each thing that may differ
     make_client: Callable[..., EmbeddingClient] | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Check:
-    """Asks all hosts at once with one short text, then the models and the routes of those that take the key.
+    """Send one short text to all hosts at once, then probe models and routes on those that accept the key.
 
-    Nothing is tried twice, except for the model's time: what is throttled or cut off is told as such.
+    No request is retried, so throttling and broken connections are reported as they occur.
 
     Args:
-        model: Whose time and role are measured; a key is tried with it.
+        model: Model that the key is tried with, and whose time and role are measured.
         api_key: As for `EmbeddingClient`.
-        region: Ask its host only.
-        workspace: Ask the workspace's hosts, not the shared ones; else `DASHSCOPE_WORKSPACE_ID`.
-        base_url: Ask this address only. An address in the environment does the same, unless it is the service's.
-        models: Which to try besides; None: all of the catalogue, wherever the key is taken.
-        timeout: Seconds that an answer may take.
+        region: Probe the host of this region only.
+        workspace: Probe the workspace's hosts instead of the shared ones; default `DASHSCOPE_WORKSPACE_ID`.
+        base_url: Probe this address only. An address in the environment does the same, unless it is the service's.
+        models: Further models to probe; None: all of the catalogue.
+        timeout: Seconds to wait for an answer.
         announce: Called with the plan before anything is sent.
         make_client: Makes the clients, from the arguments of `EmbeddingClient`.
-        clock: Seconds, for the times.
+        clock: Returns seconds; measures the round trips.
 
     Raises:
         InvalidInput: no key, or an address that cannot work; nothing was sent.
     """
     workspace = workspace or os.environ.get("DASHSCOPE_WORKSPACE_ID") or None
     addresses = _addresses_to_check(region, workspace, base_url)
-    known_addresses = [place for place in addresses if place.root_url]
+    known_addresses = [address for address in addresses if address.root_url]
     prober = Prober(resolve_api_key(api_key, known_addresses[0]), timeout, make_client or EmbeddingClient, clock)
     catalogue_model = catalogue.model(model)
-    names = list(
-        dict.fromkeys([*(row.name for row in catalogue.MODELS), model] if models is None else [model, *models])
-    )
-    probes = [prober.probe(place, model) for place in known_addresses]
+    names = [*(row.name for row in catalogue.MODELS), model] if models is None else [model, *models]
+    names = list(dict.fromkeys(names))
+    probes = [prober.probe(address, model) for address in known_addresses]
     if announce is not None:
         texts = len(names) - 1 + _TIMED_ATTEMPTS + len(variants_of(catalogue_model)) + 1
-        announce(Plan(tuple(place.host for place in known_addresses), texts))
+        announce(Plan(tuple(address.host for address in known_addresses), texts))
     first_attempts = dict(zip(known_addresses, run_concurrently(probes, timeout), strict=True))
-    regions = tuple(_region_check(place, first_attempts.get(place)) for place in addresses)
-    accepting = [place for place, found in zip(addresses, regions, strict=True) if found.takes_key]
+    regions = tuple(_region_check(address, first_attempts.get(address)) for address in addresses)
+    accepting = [address for address, found in zip(addresses, regions, strict=True) if found.takes_key]
     attempts_by_model = _probe_models(prober, accepting, names, model)
-    measurement = _role_measurement(prober, attempts_by_model, catalogue_model)
+    role, role_attempts = _measure_role(prober, attempts_by_model, catalogue_model)
     notes = _notes(regions, known_addresses, prober.key, workspace)
-    if accepting and measurement.role is None:
-        notes.append(f"The role of the compatible route was not measured: {measurement.reason}")
-    attempts = [
-        one
-        for some in (*first_attempts.values(), *attempts_by_model.values(), measurement.attempts)
-        for one in some or ()
-    ]
+    if accepting and isinstance(role, str):
+        notes.append(f"The role of the compatible route was not measured: {role}")
+    attempt_lists = (*first_attempts.values(), *attempts_by_model.values(), role_attempts)
+    answers = [attempt.embeddings for attempts in attempt_lists for attempt in attempts if attempt.embeddings]
     return Check(
         regions,
-        tuple(_model_check(place, name, some) for (place, name), some in attempts_by_model.items()),
-        measurement.role,
-        sum((one.embeddings.usage for one in attempts if one.embeddings is not None), Usage()),
+        tuple(_model_check(address, name, attempts) for (address, name), attempts in attempts_by_model.items()),
+        None if isinstance(role, str) else role,
+        sum((embeddings.usage for embeddings in answers), Usage()),
         tuple(notes),
     )
 
@@ -170,30 +174,30 @@ def check(  # noqa: PLR0913 - one for each thing that may differ
 
 
 def _addresses_to_check(region: str | None, workspace: str | None, base_url: str | None) -> list[Address]:
-    """An address without a root stands for a region whose host is not known."""
+    """The addresses to probe; one without a root stands for a region whose host is not known."""
     named = resolve_address(region=region, workspace=workspace, base_url=base_url)
     if region is not None or base_url is not None or named.region is None:
         return [named]
-    found = []
+    addresses = []
     for each in REGIONS:
         host = f"{workspace}.{each.id}.{WORKSPACE_DOMAIN}" if workspace else each.shared_host
-        found.append(resolve_address(base_url=f"https://{host}") if host else Address("", each))
+        addresses.append(resolve_address(base_url=f"https://{host}") if host else Address("", each))
     # The environment may name a host of the service that is none of these.
-    return found if named.host in {place.host for place in found} else [named, *found]
+    return addresses if named.host in {address.host for address in addresses} else [named, *addresses]
 
 
-def _region_check(host_address: Address, attempts: Attempts) -> RegionCheck:
-    region = host_address.region.id if host_address.region else None
-    if not host_address.root_url:
+def _region_check(address: Address, attempts: Sequence[Attempt] | None) -> RegionCheck:
+    region = address.region.id if address.region else None
+    if attempts is None:
         return RegionCheck(region, None, None, "not asked: no shared host is known, only hosts of workspaces", None)
     if not attempts:
-        return RegionCheck(region, host_address.host, None, NO_ANSWER_IN_TIME, None)
+        return RegionCheck(region, address.host, None, NO_ANSWER_IN_TIME, None)
     error, message = attempts[0].error, attempts[0].message
     is_accepted = _accepts_key(error)
     if is_accepted:
         message = "takes the key" if error is None else f"takes the key, but not the request: {message}"
     seconds = None if isinstance(error, ConnectionFailed) else attempts[0].seconds
-    return RegionCheck(region, host_address.host, is_accepted, message, seconds)
+    return RegionCheck(region, address.host, is_accepted, message, seconds)
 
 
 _UNAUTHORIZED = 401
@@ -207,74 +211,73 @@ def _accepts_key(error: DashScopeError | None) -> bool | None:
 
 
 def _is_refusal(error: DashScopeError | None) -> TypeGuard[ServiceError]:
-    """Whether the service itself said no. Without a code it may be a proxy, a portal, another server."""
+    """Whether the service itself refused. A reply without a code may come from a proxy or another server."""
     return isinstance(error, ServiceError) and error.code is not None and error.status < _SERVER_ERROR
 
 
 # --- models ------------------------------------------------------------------------------------------------
 
 _TIMED_ATTEMPTS = 3
-"""Of the chosen model, for the median of their times."""
+"""Requests to the timed model; its time is their median."""
 
 
 def _probe_models(
     prober: Prober, addresses: Sequence[Address], names: Sequence[str], timed_model: str
-) -> dict[tuple[Address, str], Attempts]:
-    combinations = [(place, name) for place in addresses for name in names]
+) -> dict[tuple[Address, str], list[Attempt]]:
+    combinations = [(address, name) for address in addresses for name in names]
     tasks = [
-        prober.probe(place, name, [DENSE_DOCUMENT] * (_TIMED_ATTEMPTS if name == timed_model else 1))
-        for place, name in combinations
+        prober.probe(address, name, [DENSE_DOCUMENT] * (_TIMED_ATTEMPTS if name == timed_model else 1))
+        for address, name in combinations
     ]
     return dict(zip(combinations, run_concurrently(tasks, prober.timeout * _TIMED_ATTEMPTS), strict=True))
 
 
-def _model_check(host_address: Address, name: str, attempts: Attempts) -> ModelCheck:
+def _model_check(address: Address, name: str, attempts: Sequence[Attempt]) -> ModelCheck:
     if not attempts:
-        return ModelCheck(host_address.host, name, None, NO_ANSWER_IN_TIME)
-    answered = [one for one in attempts if one.embeddings is not None]
-    if not answered:
-        return ModelCheck(
-            host_address.host, name, False if _is_refusal(attempts[0].error) else None, attempts[0].message
-        )
+        return ModelCheck(address.host, name, None, NO_ANSWER_IN_TIME)
+    first = attempts[0]
+    if first.embeddings is None:
+        return ModelCheck(address.host, name, False if _is_refusal(first.error) else None, first.message)
+    seconds = [attempt.seconds for attempt in attempts if attempt.error is None]
     return ModelCheck(
-        host_address.host,
+        address.host,
         name,
         answers=True,
         said="answers",
-        tokens=answered[0].embeddings.usage.tokens if answered[0].embeddings is not None else None,
-        seconds=statistics.median(one.seconds for one in answered),
-        tries=len(answered),
+        tokens=first.embeddings.usage.tokens,
+        seconds=statistics.median(seconds),
+        tries=len(seconds),
     )
 
 
-def _role_measurement(
-    prober: Prober, attempts_by_model: Mapping[tuple[Address, str], Attempts], model: catalogue.Model
-) -> RoleMeasurement:
-    """On the first host where the model answers."""
-    for (place, name), attempts in attempts_by_model.items():
+def _measure_role(
+    prober: Prober, attempts_by_model: Mapping[tuple[Address, str], Sequence[Attempt]], model: catalogue.Model
+) -> tuple[RoleCheck | str, Sequence[Attempt]]:
+    """Measure on the first host where the model answers."""
+    for (address, name), attempts in attempts_by_model.items():
         if name == model.name and attempts and attempts[0].dense is not None:
-            return measure_role(prober, place, model, attempts[0].dense)
-    return RoleMeasurement(None, f"{model.name} does not answer", ())
+            return measure_role(prober, address, model, attempts[0].dense)
+    return f"{model.name} does not answer", ()
 
 
 # --- what to do --------------------------------------------------------------------------------------------
 
 # https://www.alibabacloud.com/help/model-studio/base-url and the pages of error codes, seen 2026-11-20.
 _OTHER_PLAN_HINT = (
-    "The key begins with sk-sp-: it is of a Coding or Token plan, which are for chat only. Embeddings need a key of "
-    "Model Studio itself."
+    "The key begins with sk-sp-: it belongs to a Coding or Token plan, which are for chat only. Embeddings need a key "
+    "of Model Studio itself."
 )
 _KEY_REFUSED_HINT = (
-    "No host that answered takes the key. It may be mistyped, cut off, disabled or deleted; of an account with "
-    "another host (finance cloud, Qwen Cloud, a trial: --base-url); or of another plan: keys of Coding and Token "
-    "plans begin with sk-sp- and are for chat only."
+    "No host that answered takes the key. It may be mistyped, cut off, disabled or deleted. It may belong to an "
+    "account with another host (finance cloud, Qwen Cloud, a trial: pass --base-url), or to another plan: keys of "
+    "Coding and Token plans begin with sk-sp- and are for chat only."
 )
 _OFFLINE_HINT = (
-    "No host answered as the service does: is this machine online, may it reach these hosts, and does it need a "
-    "proxy (HTTPS_PROXY)? Whether the key is good is not known."
+    "No host answered as the service does, so it is not known whether the key is valid: is this machine online, may "
+    "it reach these hosts, and does it need a proxy (HTTPS_PROXY)?"
 )
 
-_EMULATOR_NOTE = "The emulator makes its vectors up: this says nothing about the service."
+_EMULATOR_NOTE = "The emulator makes its vectors up: this result says nothing about the service."
 
 
 def _notes(
@@ -282,12 +285,12 @@ def _notes(
 ) -> list[str]:
     notes = [
         _EMULATOR_NOTE
-        if place.is_emulator
-        else f"{place.host} is none of the service's known hosts: all of this is about that one."
-        for place in addresses
-        if place.region is None
+        if address.is_emulator
+        else f"{address.host} is none of the service's known hosts: the whole result is about that host."
+        for address in addresses
+        if address.region is None
     ]
-    acceptances = {found.takes_key for found in regions}
+    acceptances = {region.takes_key for region in regions}
     if True in acceptances:
         if len(addresses) > 1:
             own = f', workspace="{workspace}"' if workspace else ""
@@ -295,9 +298,9 @@ def _notes(
     elif False in acceptances:
         notes.append(_OTHER_PLAN_HINT if key.get_secret_value().startswith("sk-sp-") else _KEY_REFUSED_HINT)
         if len(addresses) == 1:
-            notes.append("Only one host was asked: name no region and no address to ask all that are known.")
+            notes.append("Only one host was asked: leave out the region and the address to ask all known hosts.")
         elif workspace:
-            notes.append("Only the workspace's hosts were asked: name no workspace to ask the shared ones.")
+            notes.append("Only the workspace's hosts were asked: leave out the workspace to ask the shared hosts.")
     else:
         notes.append(_OFFLINE_HINT)
     return notes

@@ -1,14 +1,14 @@
-"""One short text at a time, in threads: what it gave, how long it took, in which words it was refused."""
+"""Requests of `check`: one short text to one host and model, and the role of the compatible route from them."""
 
 from __future__ import annotations
 
 import functools
+import math
 import threading
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Literal
 
-from dashscope_embeddings._core.error_codes import hint_for
 from dashscope_embeddings.errors import DashScopeError
 
 if TYPE_CHECKING:
@@ -19,39 +19,44 @@ if TYPE_CHECKING:
 
     from dashscope_embeddings._core.address import Address
     from dashscope_embeddings._core.protocol import ApiProtocol
+    from dashscope_embeddings.catalogue import Model
     from dashscope_embeddings.client import EmbeddingClient
     from dashscope_embeddings.vectors import Embeddings, Output, TextType
 
     RequestVariant: TypeAlias = tuple[TextType, Output]
-
-T = TypeVar("T")
+    Task: TypeAlias = "Callable[[], list[Attempt]]"
 
 TEXT = "The cat sleeps in the sun."
-"""All that is ever sent."""
+"""The only text that is ever sent."""
 DENSE_DOCUMENT: RequestVariant = ("document", "dense")
 NO_ANSWER_IN_TIME = "no answer in time"
 _JOIN_MARGIN_SECONDS = 2.0
-"""Seconds beyond the timeout, for who has to look a name up first."""
+"""Seconds to wait beyond the timeout, which does not cover a slow name lookup."""
 
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """One text, asked once."""
+    """One request with one text."""
 
     embeddings: Embeddings | None
+    """None: it failed, with `error`."""
     error: DashScopeError | None
-    message: str
     seconds: float
 
     @property
+    def message(self) -> str:
+        """The outcome in words."""
+        return "answers" if self.error is None else self.error.summary or self.error.message
+
+    @property
     def dense(self) -> list[float] | None:
-        """Its dense vector; None where there was no answer."""
+        """The dense vector; None if the request failed."""
         return self.embeddings.dense[0] if self.embeddings is not None else None
 
 
 @dataclass(frozen=True, slots=True)
 class Prober:
-    """Whose key it is, and how to ask with it."""
+    """The key to check, and how clients for it are made."""
 
     key: SecretStr
     timeout: float
@@ -65,8 +70,8 @@ class Prober:
         variants: Sequence[RequestVariant] = (DENSE_DOCUMENT,),
         *,
         protocol: ApiProtocol = "native",
-    ) -> Callable[[], list[Attempt]]:
-        """To call: tries these asks one after the other on one connection, up to the first that fails."""
+    ) -> Task:
+        """A task that sends one request for each variant, in order on one connection, and stops at a failure."""
         client = self.make_client(
             model,
             api_key=self.key,
@@ -74,7 +79,7 @@ class Prober:
             workspace=host_address.workspace,
             protocol=protocol,
             timeout=self.timeout,
-            # More would also mean five minutes of patience with throttling, which is worth telling at once.
+            # With retries the client would also wait up to five minutes when throttled, instead of reporting it.
             max_retries=0,
         )
         return functools.partial(self._run, client, variants)
@@ -83,42 +88,30 @@ class Prober:
         attempts: list[Attempt] = []
         try:
             for text_type, output in variants:
-                attempts.append(self._attempt(client, text_type, output))
-                if attempts[-1].error is not None:
+                start = self.clock()
+                try:
+                    embeddings = client.embed(TEXT, text_type=text_type, output=output)
+                except DashScopeError as error:
+                    attempts.append(Attempt(None, error, self.clock() - start))
                     break
+                attempts.append(Attempt(embeddings, None, self.clock() - start))
         finally:
             client.close()
         return attempts
 
-    def _attempt(self, client: EmbeddingClient, text_type: TextType, output: Output) -> Attempt:
-        start = self.clock()
-        try:
-            embeddings = client.embed(TEXT, text_type=text_type, output=output)
-        except DashScopeError as error:
-            return Attempt(None, error, self._message(error, client.settings.address), self.clock() - start)
-        return Attempt(embeddings, None, "answers", self.clock() - start)
 
-    def _message(self, error: DashScopeError, host_address: Address) -> str:
-        """The reply's own words: which text it was, and which other regions there are, is said elsewhere."""
-        message = error.message.removeprefix("text 0 of 1: ").removeprefix("the service answered ")
-        message = message.replace(f"no answer from {host_address.host}: ", "no answer: ")
-        message = message.partition(f". {host_address.key_hint}")[0].partition(" Asked ")[0]
-        message, hint, _ = message.partition(f" {hint_for(error)}")
-        return message.removesuffix(".") if hint else message
+def run_concurrently(tasks: Sequence[Task], timeout_seconds: float) -> list[list[Attempt]]:
+    """Run each task in a thread of its own; the result of a task that takes too long is empty.
 
-
-def run_concurrently(tasks: Sequence[Callable[[], T]], timeout_seconds: float) -> list[T | None]:
-    """What each gives, in a thread of its own; None where it takes longer.
-
-    Nobody waits for who is late: looking up a name, which no timeout covers, cannot be broken off.
+    A late task is abandoned, not awaited: a name lookup has no timeout and cannot be cancelled.
     """
-    results: dict[int, T] = {}
+    results: dict[int, list[Attempt]] = {}
     errors: list[Exception] = []
 
-    def run(index: int, task: Callable[[], T]) -> None:
+    def run(index: int, task: Task) -> None:
         try:
             results[index] = task()
-        except Exception as error:  # noqa: BLE001 - raised again where somebody hears it
+        except Exception as error:  # noqa: BLE001 - raised below, in the calling thread
             errors.append(error)
 
     threads = [threading.Thread(target=run, args=each, daemon=True) for each in enumerate(tasks)]
@@ -129,4 +122,100 @@ def run_concurrently(tasks: Sequence[Callable[[], T]], timeout_seconds: float) -
         thread.join(max(0.0, end - time.monotonic()))
     if errors:
         raise errors[0]
-    return [results.get(at) for at in range(len(tasks))]
+    return [results.get(index, []) for index in range(len(tasks))]
+
+
+# --- the role of the compatible route -----------------------------------------------------------------------
+
+RoleVerdict = Literal["query", "document", "both alike", "neither"]
+
+_EQUALITY_TOLERANCE = 1e-4
+"""Vectors whose cosine is nearer to 1 than this are equal: a third party saw 1.0000 for equal roles, 0.99 and less
+for different ones (qwen3.7-text-embedding, 2026-09-25)."""
+
+
+@dataclass(frozen=True, slots=True)
+class RoleCheck:
+    """Cosine similarities between the compatible route's vector of one text and its native vectors in both roles."""
+
+    query: float
+    """Compatible and native `text_type=query`."""
+    document: float
+    """Compatible and native `text_type=document`."""
+    verdict: RoleVerdict
+    between: float
+    """Native query and native document: 1 if the role makes no difference."""
+    repeated: float
+    """Native document and the same request repeated: how equal two equal requests are on this host."""
+    length: float
+    """Euclidean length of the compatible vector."""
+    joint: float | None
+    """Dense vector of a dense&sparse request and that of a dense one; None: not measured."""
+    host: str
+    model: str
+
+
+def variants_of(model: Model) -> list[RequestVariant]:
+    """The native requests that the role is measured with; one more goes over the compatible route."""
+    variants: list[RequestVariant] = [("query", "dense"), DENSE_DOCUMENT]
+    return [*variants, ("document", "dense&sparse")] if model.sparse else variants
+
+
+def measure_role(
+    prober: Prober, host_address: Address, model: Model, document_vector: list[float]
+) -> tuple[RoleCheck | str, list[Attempt]]:
+    """Request one text in each variant.
+
+    Args:
+        prober: sends the requests.
+        host_address: a host where the model answers.
+        model: the model to measure.
+        document_vector: the text's native document vector from an earlier request.
+
+    Returns:
+        The figures, or why there are none; and the attempts.
+    """
+    variants = variants_of(model)
+    tasks = [
+        prober.probe(host_address, model.name, variants),
+        prober.probe(host_address, model.name, protocol="openai"),
+    ]
+    native, compatible = run_concurrently(tasks, prober.timeout * len(variants))
+    attempts = [*compatible, *native]
+    vectors = [attempt.dense for attempt in attempts[:3] if attempt.dense is not None]
+    if len(compatible) != 1 or len(vectors) != 3:  # noqa: PLR2004 - compatible, query, document
+        failed = (attempt.message for attempt in attempts[:3] if attempt.error is not None)
+        return next(failed, NO_ANSWER_IN_TIME), attempts
+    compatible_vector, query, document = vectors
+    joint = native[2].dense if len(native) > 2 else None  # noqa: PLR2004 - the third is dense&sparse
+    repeated = cosine_similarity(document, document_vector)
+    to_query, to_document = cosine_similarity(compatible_vector, query), cosine_similarity(compatible_vector, document)
+    role = RoleCheck(
+        query=to_query,
+        document=to_document,
+        verdict=_role_verdict(to_query, to_document, repeated),
+        between=cosine_similarity(query, document),
+        repeated=repeated,
+        length=math.hypot(*compatible_vector),
+        joint=None if joint is None else cosine_similarity(joint, document),
+        host=host_address.host,
+        model=model.name,
+    )
+    return role, attempts
+
+
+def cosine_similarity(first: Sequence[float], second: Sequence[float]) -> float:
+    """The cosine of the angle between two vectors; 0 if one has no length or their widths differ."""
+    lengths = math.hypot(*first) * math.hypot(*second)
+    if not lengths or len(first) != len(second):
+        return 0.0
+    return math.fsum(x * y for x, y in zip(first, second, strict=True)) / lengths
+
+
+def _role_verdict(query: float, document: float, repeated: float) -> RoleVerdict:
+    """Vectors are equal if they differ at most twice as much as two answers to the same request."""
+    tolerance = max(_EQUALITY_TOLERANCE, 2 * (1 - repeated))
+    is_query, is_document = 1 - query <= tolerance, 1 - document <= tolerance
+    if is_query:
+        return "both alike" if is_document else "query"
+    return "document" if is_document else "neither"

@@ -1,4 +1,4 @@
-"""The command `check`: says what it will send, asks, and prints what a key opens."""
+"""The command `check`: announce the requests, send them, and print which hosts and models accept the key."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ if TYPE_CHECKING:
     from dashscope_embeddings.check import Check, ModelCheck, Plan, RegionCheck, RoleCheck
 
 EXIT_NO_HOST = 1
-"""Exit code: no host takes the key."""
+"""Exit code: no host accepts the key."""
 
 _CITIES = {region.id: region.city for region in REGIONS}
 
 
 def check(
     *,
-    model: Annotated[str, typer.Option(help="Whose time and role are measured.")] = DEFAULT_MODEL,
+    model: Annotated[str, typer.Option(help="Model whose time and role are measured.")] = DEFAULT_MODEL,
     region: Annotated[
-        str | None, typer.Option(help="Ask there only, such as ap-southeast-1.", show_default="all")
+        str | None, typer.Option(help="Probe this region only, such as ap-southeast-1.", show_default="all")
     ] = None,
-    workspace: Annotated[str | None, typer.Option(help="Ask its hosts, not the shared ones.")] = None,
-    base_url: Annotated[str | None, typer.Option(help="Ask this address only; emulator for none.")] = None,
+    workspace: Annotated[str | None, typer.Option(help="Probe its hosts, not the shared ones.")] = None,
+    base_url: Annotated[str | None, typer.Option(help="Probe this address only; emulator: none.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Ask the service what your key opens: which host, which models, which role.
+    """Check what your key opens: which host, which models, which role.
 
     Sends a short text about 16 times, which costs some hundred tokens, and
     says so first. The role is that of the compatible route: Batch files
@@ -57,7 +57,7 @@ def check(
     except InvalidInput as error:
         fail(str(error), EXIT_USAGE)
     if as_json:
-        # A character that the terminal lacks is escaped there: it must not be replaced.
+        # Escape non-ASCII on other encodings: a character replaced by the terminal would change the data.
         unicode = (sys.stdout.encoding or "").lower().startswith("utf")
         typer.echo(json.dumps(_to_json_object(result), ensure_ascii=not unicode, indent=2))
     elif (console := Console(highlight=False)).is_terminal:
@@ -69,7 +69,7 @@ def check(
         raise typer.Exit(EXIT_NO_HOST)
 
 
-# --- what is said ------------------------------------------------------------------------------------------
+# --- output ------------------------------------------------------------------------------------------------
 
 
 def _plan_text(plan: Plan) -> str:
@@ -130,11 +130,11 @@ def _report_lines(result: Check) -> Iterator[str]:
 
 def _print_report(result: Check, console: Console) -> None:
     hosts = _table("Hosts", "region", "host", "key", "time", "")
-    words = {True: Text("takes it", "green"), False: Text("refuses it", "red"), None: Text("–")}
+    key_texts = {True: Text("takes it", "green"), False: Text("refuses it", "red"), None: Text("–")}
     for region in result.regions:
         message = "" if region.takes_key and region.said == "takes the key" else region.said
         name = Text(region.host or "–")
-        hosts.add_row(_city(region), name, words[region.takes_key], _milliseconds(region.seconds), Text(message))
+        hosts.add_row(_city(region), name, key_texts[region.takes_key], _milliseconds(region.seconds), Text(message))
     console.print(hosts)
     for host in dict.fromkeys(model.host for model in result.models):
         models = _table(f"Models at {host}", "model", "")
@@ -150,10 +150,10 @@ def _print_report(result: Check, console: Console) -> None:
 
 
 def _table(title: str, *heads: str) -> Table:
-    # As text: an address may have brackets, which rich would take for its own.
+    # As Text: rich would read the brackets of an IPv6 address as markup.
     table = Table(title=Text(title, "bold"), title_justify="left", box=None, pad_edge=False)
     for head in heads:
-        # A host that is broken into two lines cannot be copied; words can be.
+        # A host broken into two lines cannot be copied; the last column, without a head, holds prose and may wrap.
         table.add_column(head, no_wrap=bool(head), header_style="cyan", overflow="fold")
     return table
 

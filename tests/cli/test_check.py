@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from dashscope_embeddings import EmbeddingClient, InvalidInput, catalogue, check
-from dashscope_embeddings.check import probes, role
+from dashscope_embeddings.check import probes
 from dashscope_embeddings.emulator import Emulator, in_process
 from dashscope_embeddings.emulator.embeddings import COMPATIBLE_PATH, NATIVE_PATH
 
@@ -85,7 +85,7 @@ def test_a_key_is_found_in_its_region_with_one_text_for_each_other_host(world: d
         "eu-central-1": None,
         "ap-northeast-1": None,
     }
-    assert regions(found)["cn-beijing"].said == "401 InvalidApiKey: Invalid API-key provided"
+    assert regions(found)["cn-beijing"].said == "401 InvalidApiKey: Invalid API-key provided."
     assert regions(found)["us-east-1"].said == "no answer: ConnectError: [Errno -2] Name or service not known"
     assert regions(found)["us-east-1"].seconds is None
     assert regions(found)["eu-central-1"].host is None
@@ -97,7 +97,7 @@ def test_a_key_is_found_in_its_region_with_one_text_for_each_other_host(world: d
     assert [(path, body) for host, path, body in net.asked if host != SINGAPORE] == [(NATIVE_PATH, first)] * 3
 
 
-def test_the_plan_is_told_before_anything_is_sent_and_kept_to(world: dict[str, Answer]) -> None:
+def test_the_plan_is_announced_before_anything_is_sent_and_kept_to(world: dict[str, Answer]) -> None:
     net = Net(world)
     plans = []
     found = net.check(announce=lambda plan: plans.append((plan, len(net.asked))))
@@ -195,7 +195,7 @@ def test_a_host_that_does_not_answer_in_time_is_not_waited_for(monkeypatch: pyte
     assert found.models == ()
 
 
-def test_a_fault_of_our_own_is_raised_not_told_as_the_hosts() -> None:
+def test_a_fault_of_our_own_is_raised_not_reported_as_the_hosts() -> None:
     def broken(_: httpx.Request) -> httpx.Response:
         raise ZeroDivisionError
 
@@ -215,7 +215,7 @@ def test_a_fault_of_our_own_is_raised_not_told_as_the_hosts() -> None:
         ("sk-sp-made-up", {}, ["begins with sk-sp-", "for chat only"], "mistyped"),
     ],
 )
-def test_a_key_that_is_refused_everywhere_is_told_what_may_be_wrong(
+def test_a_key_that_is_refused_everywhere_gets_notes_on_what_may_be_wrong(
     key: str, given: dict[str, str], said: list[str], unsaid: str
 ) -> None:
     refusing = Emulator(api_key=OTHER)
@@ -234,7 +234,7 @@ def test_a_workspace_that_takes_the_key_is_named_in_the_advice() -> None:
 
 
 @pytest.mark.parametrize("key", [KEY, "a-key-of-another-form"])
-def test_a_service_that_repeats_the_key_does_not_get_it_told(key: str) -> None:
+def test_a_key_that_the_service_repeats_is_not_shown(key: str) -> None:
     answers = {BEIJING: saying(401, "InvalidApiKey", f"Incorrect key: {key}.")}
     found = Net(answers).check(api_key=key)
     assert found.regions[0].said.startswith("401 InvalidApiKey: Incorrect key: ")
@@ -245,7 +245,7 @@ def test_a_service_that_repeats_the_key_does_not_get_it_told(key: str) -> None:
 # --- models ------------------------------------------------------------------------------------------------
 
 
-def test_every_model_of_the_catalogue_is_asked_and_its_tokens_or_refusal_told() -> None:
+def test_every_model_of_the_catalogue_is_asked_and_its_tokens_or_refusal_reported() -> None:
     service = Emulator(api_key=KEY, models=[row for row in catalogue.MODELS if row.name.endswith(("v4", "v3"))])
     found = Net({SINGAPORE: service}).check()
     assert [each.model for each in found.models] == [row.name for row in catalogue.MODELS]
@@ -400,7 +400,7 @@ def test_the_verdict_is_the_role_whose_native_vector_the_compatible_one_equals(
 def test_equal_is_what_differs_no_more_than_a_request_asked_twice(
     query: float, document: float, repeated: float, verdict: str
 ) -> None:
-    assert role._role_verdict(query, document, repeated) == verdict
+    assert probes._role_verdict(query, document, repeated) == verdict
 
 
 def test_a_model_without_sparse_vectors_is_measured_with_one_request_less() -> None:
@@ -436,15 +436,15 @@ def test_a_refused_dense_and_sparse_request_leaves_only_its_own_figure_out() -> 
 
 
 def test_vectors_without_length_or_of_different_width_are_not_alike() -> None:
-    assert role.cosine_similarity([0.0, 0.0], [1.0, 0.0]) == 0
-    assert role.cosine_similarity([1.0, 0.0], [1.0]) == 0
-    assert role.cosine_similarity([3.0, 4.0], [4.0, 3.0]) == pytest.approx(0.96)
+    assert probes.cosine_similarity([0.0, 0.0], [1.0, 0.0]) == 0
+    assert probes.cosine_similarity([1.0, 0.0], [1.0]) == 0
+    assert probes.cosine_similarity([3.0, 4.0], [4.0, 3.0]) == pytest.approx(0.96)
 
 
 def test_the_emulator_needs_no_key_and_says_that_it_is_none_of_the_service() -> None:
     found = check.check(base_url="emulator")
     assert found.takes_key
-    assert found.notes == ("The emulator makes its vectors up: this says nothing about the service.",)
+    assert found.notes == ("The emulator makes its vectors up: this result says nothing about the service.",)
     assert in_process().billed_texts == found.usage.texts == 13
 
 
@@ -555,13 +555,13 @@ def test_a_terminal_lists_each_hosts_models_and_its_refusals_apart(command: Call
     both = {BEIJING: Emulator(), SINGAPORE: Emulator(models=v2)}
     result = command(both, "--model", "text-embedding-v2", terminal=True)
     _, beijing, rest = re.split(r"Models at ", result.stdout)
-    singapore, told = rest.split("Role of the compatible route")
+    singapore, role_text = rest.split("Role of the compatible route")
     assert beijing.startswith(BEIJING)
     assert singapore.startswith(SINGAPORE)
     assert (beijing.count("answers, "), beijing.count("404 ModelNotFound")) == (6, 0)
     assert (singapore.count("answers, "), singapore.count("404 ModelNotFound")) == (1, 5)
-    assert f"text-embedding-v2 on {BEIJING}" in told
-    assert "dense&sparse" not in told
+    assert f"text-embedding-v2 on {BEIJING}" in role_text
+    assert "dense&sparse" not in role_text
 
 
 def test_a_terminal_shows_what_looks_like_markup_as_it_is(command: Callable[..., Any]) -> None:
