@@ -1,6 +1,6 @@
-"""The text embedding service on this machine: no key, no network, no bill.
+"""An emulator of the text embedding service: no key, no network, no bill.
 
-Written from the service's documents, not from this package's own client, so that each keeps the other honest.
+It is written from the service's documents, not from this package's client, so that each is a test of the other.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ __all__ = ["Asked", "BatchSettings", "Emulator", "faults", "in_process"]
 
 @lru_cache(maxsize=1)
 def in_process() -> Emulator:
-    """The emulator that `base_url="emulator"` means: one a process; asks for no key; logs 100 requests."""
+    """The emulator behind `base_url="emulator"`: one per process; needs no key; logs the latest 100 requests."""
     return Emulator(key_required=False, log=100)
 
 

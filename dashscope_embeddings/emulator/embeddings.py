@@ -1,4 +1,4 @@
-"""The two synchronous embedding endpoints: what they read out of a body, refuse, and answer.
+"""The two synchronous embedding endpoints: read the fields of a request, validate them, build the reply.
 
 Shapes and limits: https://www.alibabacloud.com/help/en/model-studio/text-embedding-synchronous-api and
 https://help.aliyun.com/zh/model-studio/text-embedding-api, read 2026-11-20.
@@ -52,12 +52,12 @@ class EmbeddingRequest:
     instruct: str
     encoding_format: str
     tokens: int
-    """What it will be billed."""
+    """Tokens to bill."""
 
 
 @dataclass(frozen=True, slots=True)
 class RequestFields:
-    """The fields of a body under one name for both protocols, unchecked."""
+    """The fields of a body, not validated, with the same names for both protocols."""
 
     model: Any
     contents: Any
@@ -69,7 +69,7 @@ class RequestFields:
 
     @property
     def texts(self) -> tuple[str, ...]:
-        """The texts, none where the input is no text or list of texts."""
+        """The texts; none if the input is neither a text nor a list of texts."""
         if isinstance(self.contents, str):
             return (self.contents,)
         if isinstance(self.contents, list) and all(isinstance(text, str) for text in self.contents):
@@ -77,8 +77,10 @@ class RequestFields:
         return ()
 
 
-def read_fields(protocol: WireProtocol, body: Mapping[str, Any]) -> RequestFields:
-    """The fields of a body, whatever their types."""
+def read_fields(protocol: WireProtocol | None, body: Mapping[str, Any]) -> RequestFields:
+    """The fields of a body, whatever their types; none on a path without a protocol."""
+    if protocol is None:
+        return RequestFields(None, None)
     if protocol == "native":
         input_value, parameters = body.get("input"), body.get("parameters")
         parameters = parameters if isinstance(parameters, dict) else {}
@@ -87,7 +89,7 @@ def read_fields(protocol: WireProtocol, body: Mapping[str, Any]) -> RequestField
             input_value.get("texts") if isinstance(input_value, dict) else None,
             *(parameters.get(name) for name in ("text_type", "output_type", "dimension", "instruct")),
         )
-    # text_type, output_type, instruct and dimension (without s) are no parameters here: they are ignored.
+    # The compatible protocol ignores text_type, output_type, instruct and dimension (without s).
     return RequestFields(
         body.get("model"),
         body.get("input"),
@@ -97,10 +99,10 @@ def read_fields(protocol: WireProtocol, body: Mapping[str, Any]) -> RequestField
 
 
 def validate(protocol: WireProtocol, body: Mapping[str, Any], models: Mapping[str, Model]) -> EmbeddingRequest:
-    """What is asked.
+    """The checked request.
 
     Raises:
-        Refusal: looking at model, input, rows, each row, parameters in this order.
+        ApiError: something is invalid; the order of the checks is model, input, rows, each row, parameters.
     """
     fields = read_fields(protocol, body)
     if not fields.model:
@@ -120,7 +122,7 @@ def validate(protocol: WireProtocol, body: Mapping[str, Any], models: Mapping[st
         model.name,
         fields.texts,
         COMPATIBLE_ROLE if protocol == "openai" else _choice("text_type", fields.text_type, ("document", "query")),
-        # Models without sparse vectors have no such parameter; as with `dimension`, they give what they have.
+        # Models without sparse vectors have no such parameter; like `dimension`, it is ignored there.
         _choice("output_type", fields.output_type, _OUTPUT_TYPES) if model.sparse else "dense",
         dimension,
         instruct,
@@ -175,7 +177,7 @@ def _vector(request: EmbeddingRequest, text: str) -> list[float]:
         model=request.model,
         text_type=request.text_type,
         dimension=request.dimension,
-        # Documents say that an instruction needs the role `query`; with another it is taken to do nothing.
+        # The documents say that an instruction needs the role `query`; assumed: with another role it does nothing.
         instruct=request.instruct if request.text_type == "query" else "",
     )
 
@@ -186,19 +188,19 @@ def _base64(vector: list[float]) -> str:
 
 def _check_rows(fields: RequestFields, model: Model) -> None:
     contents, fixed = fields.contents, model.name in _FIXED_DIMENSION_MODELS
-    place = "payload.input.contents" if fixed else "input.contents"
+    field = "payload.input.contents" if fixed else "input.contents"
     value_error = "" if fixed else "Value error, "
     if not isinstance(contents, (str, list)) or (contents and not fields.texts):
-        raise invalid_parameter(f"{value_error}contents is neither str nor list of str.: {place}")
+        raise invalid_parameter(f"{value_error}contents is neither str nor list of str.: {field}")
     if isinstance(contents, list) and not contents:
-        # The words for an empty list are known from chat messages only.
-        raise invalid_parameter(f"[] is too short: {place}")
+        # The message for an empty list is known from chat endpoints only.
+        raise invalid_parameter(f"[] is too short: {field}")
     if len(fields.texts) > model.rows:
         raise invalid_parameter(
-            f"{value_error}batch size is invalid, it should not be larger than {model.rows}.: {place}"
+            f"{value_error}batch size is invalid, it should not be larger than {model.rows}.: {field}"
         )
     for text in fields.texts:
-        # The words for an empty text are not documented, nor whether blanks are stripped first.
+        # The message for an empty text is not documented, nor whether blanks are stripped first.
         if not text.strip() or synthetic_vectors.count_tokens(text) > model.tokens_per_row_limit:
             raise invalid_parameter(f"Range of input length should be [1, {model.tokens_per_row_limit}]")
 
@@ -212,14 +214,14 @@ def _dimension(fields: RequestFields, model: Model) -> int:
             return fields.dimension
         if not model.dimensions and fields.dimension > 0:
             return fields.dimension
-    # The list that the service names for v3 holds sizes that it refuses; for other models none was seen.
+    # The list in the service's message for v3 has sizes that it refuses; for other models no message was seen.
     listed = _V3_DIMENSIONS if model.name == "text-embedding-v3" else str(sorted(model.dimensions))
     name = model.name.removeprefix("text-embedding-")
     raise invalid_parameter(f"Value error, dimension for embedding {name} is invalid, its value shold be in {listed}")
 
 
 def _instruct(fields: RequestFields, model: Model) -> str:
-    """A model without instructions is taken to ignore them, like `dimension`: the documents do not say."""
+    """The instruction. Assumed: a model that supports none ignores it, like `dimension`; not documented."""
     if not model.instruct or fields.instruct is None:
         return ""
     if not isinstance(fields.instruct, str):
@@ -228,9 +230,9 @@ def _instruct(fields: RequestFields, model: Model) -> str:
 
 
 def _choice(name: str, value: Any, allowed: tuple[str, ...]) -> str:
-    """One of the allowed words, the first by default.
+    """One of the allowed values, the first by default.
 
-    What the service does with another word is not documented; to refuse it shows the caller's mistake.
+    What the service does with another value is not documented; an error shows the caller's mistake.
     """
     if value is None:
         return allowed[0]

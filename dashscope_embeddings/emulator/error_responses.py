@@ -1,7 +1,7 @@
-"""The service's refusals, in its own words and envelopes.
+"""The service's error responses: codes, messages and envelopes of both protocols.
 
-Words and codes: https://docs.qwencloud.com/api-reference/preparation/error-messages and real replies quoted
-in public issues, read 2026-11-20. Where a text below is this emulator's guess, the line says so.
+Codes and messages: https://docs.qwencloud.com/api-reference/preparation/error-messages and real replies quoted
+in public issues, read 2026-11-20. A message below that is this emulator's guess is marked as one.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from dashscope_embeddings.emulator.messages import WireProtocol
 
 Origin = Literal["gateway", "algorithm"]
-"""Who refuses: the compatible protocol words and wraps the two differently."""
+"""Which server refuses: the compatible protocol has other messages and envelopes for each."""
 
 _ALGORITHM_PREFIX = "<400> InternalError.Algo.InvalidParameter: "
 
@@ -52,7 +52,7 @@ THROTTLING_MESSAGES = {
     "PrepaidBillOverdue": "The prepaid bill is overdue.",
     "PostpaidBillOverdue": "The postpaid bill is overdue.",
 }
-"""Codes that come with HTTP 429, and their words; the last three's words are a guess."""
+"""Codes that come with HTTP 429, and their messages; those of the last three are a guess."""
 FREE_QUOTA_MESSAGE = "Free allocated quota exceeded."
 
 
@@ -62,9 +62,9 @@ class ApiError(Exception):
     Args:
         status: the HTTP status.
         code: the native code; the compatible one follows from it.
-        message: the native words.
-        origin: `algorithm` wraps the words as the model's own server does in the compatible protocol.
-        reworded: whether the compatible protocol says it in other words, where such are known.
+        message: the native message.
+        origin: `algorithm` wraps the message as the model's own server does in the compatible protocol.
+        reworded: whether the compatible protocol has its own message, if one is known.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class ApiError(Exception):
         self.origin, self.reworded = origin, reworded
 
     def response(self, protocol: WireProtocol, request_id: str) -> Response:
-        """The reply in the envelope of the protocol."""
+        """The response in the envelope of the protocol."""
         if protocol == "native":
             body: dict[str, object] = {"code": self.code, "message": self.message, "request_id": request_id}
         else:
@@ -88,7 +88,7 @@ class ApiError(Exception):
             error = {"message": _ALGORITHM_PREFIX + self.message, "type": code, "param": None, "code": code}
             return {"error": error, "id": request_id, "request_id": request_id}
         message = _COMPATIBLE_MESSAGES.get(self.code, self.message) if self.reworded else self.message
-        # Throttles and arrears repeat the code as type; the key's refusal, in the documents, has no id.
+        # Errors of quotas and arrears repeat the code as type; the one of a wrong key, in the documents, has no id.
         repeats = self.status == 429 or code == "Arrearage"  # noqa: PLR2004
         error = {
             "message": message,
@@ -100,7 +100,7 @@ class ApiError(Exception):
 
 
 def to_json(body: object) -> bytes:
-    """JSON as the service writes it: no spaces, text unescaped where UTF-8 can hold it."""
+    """JSON as the service writes it: no spaces, and non-ASCII text unescaped unless UTF-8 cannot encode it."""
     text = json.dumps(body, ensure_ascii=False, separators=(",", ":"))
     try:
         return text.encode()
@@ -109,27 +109,27 @@ def to_json(body: object) -> bytes:
 
 
 def json_headers(request_id: str) -> dict[str, str]:
-    """Headers of every JSON reply."""
+    """Headers of every JSON response."""
     return {"content-type": "application/json", "x-request-id": request_id}
 
 
 def invalid_parameter(message: str) -> ApiError:
-    """What the model's own server refuses."""
+    """A refusal by the model's own server."""
     return ApiError(400, "InvalidParameter", message, "algorithm")
 
 
 def invalid_api_key() -> ApiError:
-    """A missing key too: the documents do not part the two."""
+    """A wrong or missing key: the documents do not distinguish the two."""
     return ApiError(401, "InvalidApiKey", "Invalid API-key provided.")
 
 
 def path_not_found() -> ApiError:
-    """The documents do not say what an unknown path gets: a guess."""
+    """An unknown path; not documented, a guess."""
     return ApiError(404, "NotFound", "The requested path does not exist.")
 
 
 def model_not_found(protocol: WireProtocol, name: str) -> ApiError:
-    """A model that does not exist, or that this key may not use."""
+    """A model that does not exist or that the key has no access to."""
     if protocol == "native":
         return ApiError(404, "ModelNotFound", "Model can not be found.")
     message = f"The model {name} does not exist or you do not have access to it."
@@ -137,6 +137,6 @@ def model_not_found(protocol: WireProtocol, name: str) -> ApiError:
 
 
 def throttled(code: str = "Throttling.RateQuota", message: str | None = None) -> ApiError:
-    """HTTP 429 with one of the codes of `THROTTLES`, or any other."""
-    words = THROTTLING_MESSAGES.get(code, "Too many requests.") if message is None else message
-    return ApiError(429, code, words, reworded=message is None)
+    """HTTP 429 with a code of `THROTTLING_MESSAGES`, or any other."""
+    text = THROTTLING_MESSAGES.get(code, "Too many requests.") if message is None else message
+    return ApiError(429, code, text, reworded=message is None)

@@ -1,8 +1,8 @@
-"""What can go wrong, as data: `Emulator(faults=[Throttle(times=3), Drop(after=10), Shuffle(every=2)])`.
+"""Faults that an emulator can inject: `Emulator(faults=[Throttle(times=3), Drop(after=10), Shuffle(every=2)])`.
 
-At most one fault strikes a request: the first of the list that is due. A list thus reads as a script,
-`[Throttle(), Drop(), Slow(2)]` being three requests' fate. Connections are broken by the faces: a socket
-really closes, the in-process transport raises what httpx would.
+At most one fault triggers per request: the first in the list that is due. A list thus reads as a script:
+`[Throttle(), Drop(), Slow(2)]` affects three requests, one after another. The transports break connections: a socket
+is closed, the in-process transport raises the exception of httpx.
 """
 
 from __future__ import annotations
@@ -69,14 +69,14 @@ __all__ = [
 
 @dataclass(frozen=True)
 class _ErrorFault(Fault, ABC):
-    """The service refuses."""
+    """The service answers with an error; nothing is computed or billed."""
 
     def intercept(self, protocol: WireProtocol, request_id: str) -> Response:
         return self._error().response(protocol, request_id)
 
     @abstractmethod
     def _error(self) -> ApiError:
-        """What it says."""
+        """The error."""
 
 
 @dataclass(frozen=True)
@@ -86,10 +86,10 @@ class Throttle(_ErrorFault):
     retry_after: float | None = None
     code: str = "Throttling.RateQuota"
     message: str | None = None
-    """None: the service's words for the code."""
+    """None: the service's message for the code."""
     empty_body: bool = False
     retry_after_ms: float | None = None
-    """Milliseconds in a header of their own, which the vendor's newer client code reads."""
+    """Milliseconds for a header of its own, which the vendor's newer client code reads."""
 
     def intercept(self, protocol: WireProtocol, request_id: str) -> Response:  # noqa: D102
         response = super().intercept(protocol, request_id)
@@ -112,14 +112,13 @@ class FreeQuotaExhausted(_ErrorFault):
 
     def _error(self) -> ApiError:
         if self.only_free:
-            words = "The free tier of the model has been exhausted."
-            return ApiError(403, "AllocationQuota.FreeTierOnly", words)
+            return ApiError(403, "AllocationQuota.FreeTierOnly", "The free tier of the model has been exhausted.")
         return throttled("Throttling.AllocationQuota", FREE_QUOTA_MESSAGE)
 
 
 @dataclass(frozen=True)
 class Overdue(_ErrorFault):
-    """HTTP 429 for money: `PrepaidBillOverdue`, `PostpaidBillOverdue` or `CommodityNotPurchased`."""
+    """HTTP 429 that only a payment ends: `PrepaidBillOverdue`, `PostpaidBillOverdue` or `CommodityNotPurchased`."""
 
     code: str = "PrepaidBillOverdue"
 
@@ -137,16 +136,15 @@ class Arrearage(_ErrorFault):
 
 @dataclass(frozen=True)
 class Blocked(_ErrorFault):
-    """The content inspection refuses: give `match` to block a text wherever it is sent."""
+    """The content inspection refuses the request: pass `match` to block a text in every request."""
 
     def _error(self) -> ApiError:
-        words = "Input or output data may contain inappropriate content."
-        return ApiError(400, "DataInspectionFailed", words)
+        return ApiError(400, "DataInspectionFailed", "Input or output data may contain inappropriate content.")
 
 
 @dataclass(frozen=True)
 class RowRefused(_ErrorFault):
-    """HTTP 400 `InvalidParameter` in given words: give `match` for a text that spoils its whole request."""
+    """HTTP 400 `InvalidParameter` with `message`: pass `match` to refuse every request with a certain text."""
 
     message: str = "Range of input length should be [1, 8192]"
 
@@ -162,7 +160,7 @@ _SERVER_ERRORS = {
 
 @dataclass(frozen=True)
 class Status(Fault):
-    """Any other status, with a JSON error, a proxy's HTML page, or nothing as its body."""
+    """Any other status; the body is a JSON error, a proxy's HTML page, or empty."""
 
     status: int = 500
     code: str | None = None
@@ -170,7 +168,7 @@ class Status(Fault):
     message: str | None = None
     body: Literal["json", "html", "empty"] = "json"
     retry_after: float | None = None
-    """Seconds in a header, as proxies send it."""
+    """Seconds for a `retry-after` header, as proxies send it."""
 
     def intercept(self, protocol: WireProtocol, request_id: str) -> Response:  # noqa: D102
         response = self._error_response(protocol, request_id)
@@ -184,13 +182,13 @@ class Status(Fault):
             return Response(self.status, page, {"content-type": "text/html"})
         if self.body == "empty":
             return Response(self.status, b"", {"x-request-id": request_id})
-        code, words = _SERVER_ERRORS.get(self.status, _SERVER_ERRORS[500])
-        return ApiError(self.status, self.code or code, self.message or words).response(protocol, request_id)
+        code, message = _SERVER_ERRORS.get(self.status, _SERVER_ERRORS[500])
+        return ApiError(self.status, self.code or code, self.message or message).response(protocol, request_id)
 
 
 @dataclass(frozen=True)
 class Redirect(Fault):
-    """A redirect to another address, which a key must not follow."""
+    """A redirect to another host, to which a client must not send its key."""
 
     location: str = "http://elsewhere.invalid/"
     status: int = 307
@@ -202,11 +200,11 @@ class Redirect(Fault):
 
 @dataclass(frozen=True)
 class Drop(Fault):
-    """The connection ends without a reply: closed, reset, or (in process only; else reset) never made."""
+    """The connection ends without a reply: closed, reset, or never made (in process; a socket is reset)."""
 
     how: Literal["closed", "reset", "unreachable"] = "closed"
     billed: bool = False
-    """Whether the work was done, and billed, before the reply got lost."""
+    """Whether the request was processed and billed before the reply was lost."""
 
     def intercept(self, protocol: WireProtocol, request_id: str) -> Response | None:  # noqa: D102
         del protocol, request_id
@@ -218,7 +216,7 @@ class Drop(Fault):
 
 @dataclass(frozen=True)
 class Slow(Fault):
-    """The reply comes late."""
+    """The reply is late by `seconds`."""
 
     seconds: float = 1.0
 
@@ -228,7 +226,7 @@ class Slow(Fault):
 
 @dataclass(frozen=True)
 class Stall(Fault):
-    """The reply never comes, or stops after a share of its body; the connection stays open."""
+    """The reply never comes, or stops after a share of its body; the connection stays open until the client closes."""
 
     share: float = 0.0
 
@@ -238,7 +236,7 @@ class Stall(Fault):
 
 @dataclass(frozen=True)
 class Truncate(Fault):
-    """Only a share of the body comes, then the connection closes; `framed`: the length header fits it."""
+    """The connection closes after a share of the body; `framed`: `content-length` matches that share."""
 
     share: float = 0.5
     framed: bool = False
@@ -252,7 +250,7 @@ class Truncate(Fault):
 
 @dataclass(frozen=True)
 class Garbage(Fault):
-    """HTTP 200 with a body that is no JSON."""
+    """HTTP 200 with a body that is not JSON."""
 
     body: bytes = b"\x00\xff upstream connect error"
 
@@ -262,7 +260,7 @@ class Garbage(Fault):
 
 @dataclass(frozen=True)
 class TrailingBytes(Fault):
-    """Bytes after the JSON."""
+    """Extra bytes follow the JSON."""
 
     extra: bytes = b"\n}"
 
@@ -272,7 +270,7 @@ class TrailingBytes(Fault):
 
 @dataclass(frozen=True)
 class WrongContentType(Fault):
-    """Good JSON under another content type, or none."""
+    """Valid JSON with another content type, or none."""
 
     content_type: str | None = "text/plain"
 
@@ -285,16 +283,16 @@ class WrongContentType(Fault):
 
 @dataclass(frozen=True)
 class Gzip(Fault):
-    """The same reply, compressed; or in a compressed form that was damaged on its way."""
+    """The reply is compressed; optionally the compressed bytes are damaged."""
 
     broken: Literal["cut", "corrupt"] | None = None
-    """`cut`: its second half is missing, but the length header fits; `corrupt`: a byte in it is another."""
+    """`cut`: the second half is missing, and `content-length` matches; `corrupt`: one byte is changed."""
 
     def corrupt(self, response: Response) -> Response:  # noqa: D102
         body = gzip.compress(response.body, mtime=0)
         if self.broken == "cut":
             body = body[: len(body) // 2]
         elif self.broken == "corrupt":
-            # In the checksum at the end: whatever was compressed, whoever checks must notice.
+            # A byte of the checksum at the end, which every decoder verifies.
             body = body[:-8] + bytes([body[-8] ^ 0xFF]) + body[-7:]
         return replace(response, body=body, headers={**response.headers, "content-encoding": "gzip"})

@@ -1,4 +1,4 @@
-"""The socket face: HTTP/1.1 on 127.0.0.1, one thread a connection."""
+"""The socket transport: HTTP/1.1 on 127.0.0.1, one thread per connection."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 
 
 class Server:
-    """An emulator at an address of this machine, until it is closed; also a context manager.
+    """Serves an emulator on a local port until it is closed; also a context manager.
 
     Args:
-        emulator: what answers.
+        emulator: answers the requests.
         port: 0 takes a free one.
         latency: seconds that every reply takes; may be changed while it runs.
     """
@@ -48,18 +48,18 @@ class Server:
 
     @property
     def url(self) -> str:
-        """The root, to which both protocols' paths are joined."""
+        """The root URL, to which the paths of both protocols are appended."""
         host, port = self._tcp.server_address[:2]
         return f"http://{host!s}:{port}"
 
     @property
     def peak_connections(self) -> int:
-        """The most connections that were open at the same time."""
+        """Highest number of connections that were open at the same time."""
         return self._connections.peak
 
     @property
     def peak_in_flight(self) -> int:
-        """The most requests that were being answered at the same time."""
+        """Highest number of requests in flight at the same time."""
         return self._in_flight.peak
 
     def close(self) -> None:
@@ -89,7 +89,7 @@ class Server:
 
     @contextmanager
     def track_connection(self, connection: socket.socket) -> Iterator[None]:
-        """Count a connection while it lasts."""
+        """Count a connection while it is open."""
         with self._lock:
             self._sockets.add(connection)
         try:
@@ -100,7 +100,7 @@ class Server:
                 self._sockets.discard(connection)
 
     def answer(self, request: Request) -> Response:
-        """The emulator's answer, after the time that it takes."""
+        """The emulator's response, after its delay."""
         with self._in_flight:
             response = self.emulator.answer(request)
             pause = self.latency + response.delay_seconds
@@ -109,7 +109,7 @@ class Server:
             return response
 
     def stall(self, connection: socket.socket) -> None:
-        """Keep silent until the other side gives up or the server closes."""
+        """Send nothing until the client closes the connection or the server is closed."""
         with self._in_flight:
             while not self._closing.wait(0.02):
                 if select.select([connection], [], [], 0)[0] and not connection.recv(1, socket.MSG_PEEK):
@@ -117,7 +117,7 @@ class Server:
 
 
 class _PeakCounter:
-    """How many are inside now, and the most that ever were."""
+    """Counts the threads inside its `with` blocks, and remembers the highest count."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -135,7 +135,7 @@ class _PeakCounter:
 
 
 class _ThreadingServer(ThreadingMixIn, TCPServer):
-    """Not http.server's own class, whose constructor asks the name service for this machine's name."""
+    """Used instead of http.server's class, whose constructor looks up this machine's host name."""
 
     daemon_threads = True
     block_on_close = False
@@ -143,7 +143,7 @@ class _ThreadingServer(ThreadingMixIn, TCPServer):
     request_queue_size = 512
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """A client that hangs up is none of the server's errors."""
+        """Ignore errors: a client that disconnects is not an error of the server."""
 
 
 def _handler_for(server: Server) -> type[BaseHTTPRequestHandler]:
@@ -170,10 +170,10 @@ def _handler_for(server: Server) -> type[BaseHTTPRequestHandler]:
             if response.ending == "closed":
                 return
             if response.ending in ("reset", "unreachable"):
-                # Lingering for zero seconds makes close() send a reset instead of a farewell.
+                # A linger time of zero makes close() send RST instead of FIN.
                 linger = struct.pack("hh" if os.name == "nt" else "ii", 1, 0)
                 self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
-                # Else socketserver would say farewell by a shutdown of its own.
+                # Close here, because socketserver would call shutdown() first, which sends FIN.
                 self.connection.close()
                 return
             body = response.body if response.ending == "whole" else response.body[: response.sent_bytes]
@@ -183,7 +183,7 @@ def _handler_for(server: Server) -> type[BaseHTTPRequestHandler]:
                 server.stall(self.connection)
 
         def log_message(self, format: str, *args: object) -> None:  # noqa: A002
-            """The emulator keeps its own log."""
+            """Print nothing: the emulator has its own log."""
 
     return Handler
 

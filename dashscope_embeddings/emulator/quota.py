@@ -1,4 +1,4 @@
-"""Requests and tokens a window: what makes the emulator answer 429.
+"""Quotas of requests and tokens over a sliding window: what makes the emulator answer 429.
 
 The service states its limits a minute and may enforce a sixtieth of them each second
 (https://www.alibabacloud.com/help/en/model-studio/rate-limit, read 2026-11-20).
@@ -6,19 +6,20 @@ The service states its limits a minute and may enforce a sixtieth of them each s
 
 from __future__ import annotations
 
+import math
 from collections import deque
 
 from dashscope_embeddings.emulator.error_responses import THROTTLING_MESSAGES, ApiError
 
 
 class SlidingWindow:
-    """A sliding window that admits so much of something.
+    """Admits a limited amount in any window of time.
 
-    What is larger than the whole limit is admitted alone, and then fills as many windows as it takes.
+    An amount above the whole limit is admitted alone, and then fills as many windows as it takes.
 
     Args:
-        limit: how much a window admits.
-        seconds: how long it is.
+        limit: amount that a window admits.
+        window_seconds: length of the window.
     """
 
     def __init__(self, limit: float, window_seconds: float) -> None:
@@ -31,16 +32,33 @@ class SlidingWindow:
         while self._entries and self._entries[0][0] <= now:
             self._used -= self._entries.popleft()[1]
         used, until = self._used, now
-        for leaves, part in self._entries:
+        for expiry, entry_amount in self._entries:
             if used + amount <= self._limit:
                 break
-            used, until = used - part, leaves
+            used, until = used - entry_amount, expiry
         return until - now
 
     def add(self, amount: float, now: float) -> None:
-        """Fill the window by an amount that fits."""
+        """Count an amount that fits."""
         self._used += amount
         self._entries.append((now + self._window_seconds * max(1.0, amount / self._limit), amount))
+
+
+class QuotaExceededError(ApiError):
+    """HTTP 429 for an exceeded quota.
+
+    Args:
+        code: the code of the quota.
+        seconds: time until the same request would be admitted.
+    """
+
+    def __init__(self, code: str, seconds: float) -> None:
+        super().__init__(429, code, THROTTLING_MESSAGES[code])
+        # The vendor's newer SDK code reads both headers; neither has been seen in a reply.
+        self.retry_headers = {
+            "retry-after": str(math.ceil(seconds)),
+            "retry-after-ms": str(math.ceil(seconds * 1000)),
+        }
 
 
 class Quota:
@@ -49,7 +67,7 @@ class Quota:
     Args:
         requests_per_minute: None: no limit.
         tokens_per_minute: None: no limit.
-        window: seconds over which both are enforced.
+        window_seconds: length of the window over which both are enforced.
     """
 
     def __init__(
@@ -64,26 +82,16 @@ class Quota:
             if limit is not None
         ]
 
-    def admit(self, tokens: int, now: float) -> tuple[str, float] | None:
-        """None, and the request is counted; or the refusal's code and the seconds until it would pass."""
-        amounts = [tokens if counts_tokens else 1 for _, _, counts_tokens in self._windows]
-        for (code, window, _), amount in zip(self._windows, amounts, strict=True):
+    def admit(self, tokens: int, now: float) -> None:
+        """Count one request.
+
+        Raises:
+            QuotaExceededError: it exceeds a limit; it is not counted.
+        """
+        amounts = [(window, code, tokens if counts_tokens else 1) for code, window, counts_tokens in self._windows]
+        for window, code, amount in amounts:
             seconds = window.seconds_until_fits(amount, now)
             if seconds > 0:
-                return code, seconds
-        for (_, window, _), amount in zip(self._windows, amounts, strict=True):
+                raise QuotaExceededError(code, seconds)
+        for window, _, amount in amounts:
             window.add(amount, now)
-        return None
-
-
-class QuotaExceededError(ApiError):
-    """A refusal that knows when it would be none.
-
-    Args:
-        code: the code of the quota.
-        seconds: until the same request would pass.
-    """
-
-    def __init__(self, code: str, seconds: float) -> None:
-        super().__init__(429, code, THROTTLING_MESSAGES[code])
-        self.retry_after_seconds = seconds

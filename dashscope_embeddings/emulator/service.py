@@ -1,29 +1,31 @@
-"""The service on this machine: from a request to a response, without a socket and without waiting."""
+"""The emulated service: turns a request into a response, without a socket and without waiting."""
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 import json
 import math
 import threading
 import time
 import uuid
 from collections import deque
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
+
+import httpx
 
 from dashscope_embeddings import _process, catalogue
 from dashscope_embeddings.emulator import embeddings, error_responses, synthetic_vectors, transports
-from dashscope_embeddings.emulator.authentication import Authenticator
 from dashscope_embeddings.emulator.batch.file_store import parse_json_object
 from dashscope_embeddings.emulator.batch.service import BatchService, BatchSettings
+from dashscope_embeddings.emulator.error_responses import ApiError
 from dashscope_embeddings.emulator.fault_schedule import Fault, FaultSchedule
 from dashscope_embeddings.emulator.messages import Asked, Request, Response, WireProtocol
 from dashscope_embeddings.emulator.quota import Quota, QuotaExceededError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
-
-    import httpx
 
     from dashscope_embeddings.emulator.batch.lifecycle import BatchLine
     from dashscope_embeddings.emulator.fault_schedule import Target
@@ -38,22 +40,22 @@ _PROTOCOLS: dict[str, WireProtocol] = {
 class Emulator:
     """The text embedding service, native and OpenAI-compatible, as its documents describe it.
 
-    Give it to httpx as `httpx.MockTransport(emulator)` or `emulator.transport()`, or `serve()` it on this
-    machine. All methods may be called from any thread.
+    Give it to httpx as `httpx.MockTransport(emulator)` or `emulator.transport()`, or `serve()` it on a local port.
+    All methods are thread-safe.
 
     Args:
-        api_key: the only key that is let in; None: any key is.
-        key_required: False lets requests without a key in.
-        models: what is on offer; any other model is unknown.
-        rows: texts a request may hold, for all models; None: as each model's row in the catalogue says.
-        tokens_per_row: tokens a text may have, likewise.
-        requests_per_second: quota of each model; None: no limit. The tighter of this and the next counts.
+        api_key: the only key that is accepted; None: any key is.
+        key_required: False accepts requests without a key.
+        models: the available models; any other is unknown.
+        rows: texts allowed in a request, for all models; None: each model's number in the catalogue.
+        tokens_per_row: tokens allowed in a text, likewise.
+        requests_per_second: quota of each model; None: no limit. The tighter of this and the next one applies.
         requests_per_minute: quota of each model; None: no limit.
         tokens_per_minute: quota of each model; None: no limit.
         window: seconds over which quotas are enforced.
-        retry_after: whether a refusal for a quota says in a header when to come again.
-        faults: what shall go wrong.
-        clock: gives seconds; for quotas and the log.
+        retry_after: whether a reply to an exceeded quota has headers that say when to retry.
+        faults: what goes wrong, and when.
+        clock: returns seconds; for quotas, batches and the log.
         log: how many requests `asked`, and lines `batch_lines`, keeps, the latest; None: all.
         batches: how the Batch route runs.
     """
@@ -76,10 +78,11 @@ class Emulator:
         log: int | None = None,
         batches: BatchSettings | None = None,
     ) -> None:
-        self._authenticator = Authenticator(api_key, required=key_required)
+        self._accepted_key = None if api_key is None else _fingerprint(api_key)
+        self._key_required = key_required
         self._models = {model.name: _with_limits(model, rows, tokens_per_row) for model in models}
         if requests_per_second is not None:
-            requests_per_minute = min(requests_per_second * 60, requests_per_minute or float("inf"))
+            requests_per_minute = min(requests_per_second * 60, requests_per_minute or math.inf)
         self._quota_settings = (requests_per_minute, tokens_per_minute, window)
         self._sends_retry_after = retry_after
         self._clock = clock
@@ -96,68 +99,69 @@ class Emulator:
     def __repr__(self) -> str:
         return f"<Emulator: {self.requests} requests, {self.billed_texts} texts billed>"
 
-    # Faces
+    # Transports
 
     def __call__(self, request: httpx.Request) -> httpx.Response:
         """Answer an httpx request, as the handler of an `httpx.MockTransport`.
 
         Raises:
-            httpx.TransportError: where a fault breaks the connection or outlasts the request's read timeout.
+            httpx.TransportError: a fault breaks the connection or outlasts the request's read timeout.
         """
         return transports.to_httpx(request, self.answer(transports.from_httpx(request)))
 
     def transport(self) -> httpx.MockTransport:
-        """A transport for `httpx.Client` and `httpx.AsyncClient`; a slow reply is never really waited for."""
-        return transports.transport(self)
+        """A transport for `httpx.Client` and `httpx.AsyncClient`; delays of replies are not waited for."""
+        return httpx.MockTransport(self)
 
     def serve(self, port: int = 0, *, latency: float = 0.0) -> Server:
-        """Serve it on 127.0.0.1 until the returned server is closed.
+        """Serve HTTP on 127.0.0.1 until the returned server is closed.
 
         Args:
             port: 0 takes a free one.
             latency: seconds that every reply takes.
         """
-        from dashscope_embeddings.emulator.http import Server  # noqa: PLC0415  (sockets only for who wants them)
+        from dashscope_embeddings.emulator.http import Server  # noqa: PLC0415  (only this method needs sockets)
 
         return Server(self, port, latency)
 
-    # What it was asked
+    # The log
 
     @property
     def asked(self) -> list[Asked]:
-        """The requests of the log, in the order of their answers."""
+        """The logged requests, in the order of their answers."""
         with self._lock:
             return list(self._request_log)
 
     @property
     def batch_lines(self) -> list[BatchLine]:
-        """Lines of batches that were worked on, in that order; as batches, it moves when somebody asks for them."""
+        """The processed lines of batches, in the order of processing, which goes on whenever a request comes."""
         with self._lock:
             return list(self._batch_line_log)
 
     @property
     def keys_seen(self) -> frozenset[str]:
-        """SHA-256 of every key that came along, in hex: never the key."""
-        return self._authenticator.seen_fingerprints
+        """SHA-256, in hex, of every key in a request; keys themselves are not stored."""
+        with self._lock:
+            return frozenset(self._keys_seen)
 
     def clear(self) -> None:
-        """Forget all requests: the log, the counts, the quotas' windows, what faults have done; not files, batches."""
+        """Forget all requests: log, counts, quota windows, what faults have done. Files and batches stay."""
         self.batches.clear()
         with self._lock:
             self._request_log.clear()
             self._batch_line_log.clear()
-            self._authenticator.clear()
+            self._keys_seen: set[str] = set()
             self._quotas: dict[str, Quota] = {}
             self._fault_schedule = FaultSchedule(self._fault_schedule.faults)
             self.requests = 0
-            """Requests that came, refused ones too."""
+            """Requests received, refused ones included."""
             self.billed_requests = 0
             self.billed_texts = 0
             self.billed_tokens = 0
 
     @property
     def faults(self) -> tuple[Fault, ...]:
-        """What shall go wrong; setting it starts their counts anew, with the next request as the first."""
+        """What goes wrong; setting it restarts all fault counts, with the next request as the first."""
         return self._fault_schedule.faults
 
     @faults.setter
@@ -165,7 +169,7 @@ class Emulator:
         with self._lock:
             self._fault_schedule = FaultSchedule(faults)
 
-    # What it would answer
+    # Expected vectors
 
     def dense(  # noqa: D417  (the others are the service's own parameters)
         self,
@@ -192,43 +196,56 @@ class Emulator:
         """The sparse vector that a client must get for a text, in the service's order: that of the text."""
         return synthetic_vectors.sparse(text, model=model, text_type=text_type)
 
-    # The core
+    # Requests
 
     def answer(self, request: Request) -> Response:
         """Answer one request: check the path, faults, the key, the body, the quota, in this order."""
-        request_id = str(uuid.uuid4())
+        request_id, now = str(uuid.uuid4()), self._clock()
         is_batch_route = self.batches.handles(request)
         protocol = "openai" if is_batch_route else _PROTOCOLS.get(request.path) if request.method == "POST" else None
-        # A file of a batch is large, and no JSON.
-        body = parse_json_object(request.body) if request.body[:1] != b"-" else None
-        fields = (
-            embeddings.read_fields(protocol, body or {})
-            if protocol is not None
-            else embeddings.RequestFields(None, None)
-        )
-        now = self._clock()
+        # An uploaded file is a large multipart form, which begins with a hyphen: not worth parsing as JSON.
+        body = None if request.body.startswith(b"-") else parse_json_object(request.body)
+        fields = embeddings.read_fields(protocol, body or {})
         fault = self._trigger_fault(fields.texts, f"{request.method} {request.path}", "requests")
         response = fault.intercept(protocol or "native", request_id) if fault is not None else None
         tokens = 0
         if response is None:
             try:
                 if is_batch_route:
-                    response = self.batches.answer(request, self._authenticator.authenticate(request), now, request_id)
+                    response = self.batches.answer(request, self._authenticate(request), now, request_id)
                 else:
                     embedding_request = self._validate_request(request, protocol, body, now)
-                    response, tokens = (
-                        embeddings.success_response(embedding_request, request_id),
-                        embedding_request.tokens,
-                    )
-            except error_responses.ApiError as refusal:
-                response = refusal.response(protocol or _protocol_of(request.path), request_id)
-                response = self._add_retry_after(response, refusal)
+                    response = embeddings.success_response(embedding_request, request_id)
+                    tokens = embedding_request.tokens
+            except ApiError as error:
+                response = error.response(protocol or _protocol_of(request.path), request_id)
+                if self._sends_retry_after and isinstance(error, QuotaExceededError):
+                    response = replace(response, headers={**response.headers, **error.retry_headers})
             if fault is not None:
                 response = fault.corrupt(response)
-        name = None if fault is None else type(fault).__name__
-        self._log_request(
-            request, body, fields, _ReplyRecord(now, protocol, _visible_status(response), tokens, request_id, name)
+        entry = Asked(
+            time=now,
+            method=request.method,
+            path=request.path,
+            headers={name: value for name, value in request.headers.items() if name != "authorization"},
+            body=body or {},
+            protocol=protocol,
+            model=fields.model,
+            texts=fields.texts,
+            text_type=fields.text_type,
+            output_type=fields.output_type,
+            dimension=fields.dimension,
+            instruct=fields.instruct,
+            encoding_format=fields.encoding_format,
+            status=_visible_status(response),
+            tokens=tokens,
+            request_id=request_id,
+            fault=None if fault is None else type(fault).__name__,
+            query=request.query,
         )
+        with self._lock:
+            self._request_log.append(entry)
+            self._bill(len(fields.texts), tokens)
         return response
 
     def _trigger_fault(self, texts: tuple[str, ...], name: str, target: Target) -> Fault | None:
@@ -247,82 +264,49 @@ class Emulator:
             self.billed_texts += text_count
             self.billed_tokens += tokens
 
+    def _authenticate(self, request: Request) -> str:
+        """The fingerprint of a request's key; empty if it has none and needs none. Raises ApiError."""
+        scheme, _, key = request.headers.get("authorization", "").partition(" ")
+        key = key.strip() if scheme.lower() == "bearer" else ""
+        if not key:
+            if self._key_required:
+                raise error_responses.invalid_api_key()
+            return ""
+        fingerprint = _fingerprint(key)
+        with self._lock:
+            self._keys_seen.add(fingerprint)
+        if self._accepted_key is not None and not hmac.compare_digest(self._accepted_key, fingerprint):
+            raise error_responses.invalid_api_key()
+        return fingerprint
+
     def _validate_request(
         self, request: Request, protocol: WireProtocol | None, body: dict[str, Any] | None, now: float
     ) -> embeddings.EmbeddingRequest:
-        """Raises Refusal."""
+        """Raises ApiError."""
         if protocol is None:
             raise error_responses.path_not_found()
-        self._authenticator.authenticate(request)
+        self._authenticate(request)
         if request.headers.get("x-dashscope-async") == "enable":
-            raise error_responses.ApiError(403, "AccessDenied", "Current user api does not support asynchronous calls.")
+            raise ApiError(403, "AccessDenied", "Current user api does not support asynchronous calls.")
         if body is None:
-            # What a body that is no JSON object gets is not documented.
-            raise error_responses.ApiError(400, "BadRequest.IllegalInput", "The request body requires json format.")
+            # The reply to a body that is no JSON object is not documented.
+            raise ApiError(400, "BadRequest.IllegalInput", "The request body requires json format.")
         embedding_request = embeddings.validate(protocol, body, self._models)
-        # Whether requests refused for their content count is not documented: here they do not.
-        self._check_quota(embedding_request, now)
+        # Whether requests refused for their content count against the quota is not documented: here they do not.
+        with self._lock:
+            quota = self._quotas.setdefault(embedding_request.model, Quota(*self._quota_settings))
+            quota.admit(embedding_request.tokens, now)
         return embedding_request
-
-    def _check_quota(self, embedding_request: embeddings.EmbeddingRequest, now: float) -> None:
-        with self._lock:
-            quota = self._quotas.get(embedding_request.model)
-            if quota is None:
-                quota = self._quotas[embedding_request.model] = Quota(*self._quota_settings)
-            exceeded = quota.admit(embedding_request.tokens, now)
-        if exceeded is not None:
-            raise QuotaExceededError(*exceeded)
-
-    def _add_retry_after(self, response: Response, error: error_responses.ApiError) -> Response:
-        if not self._sends_retry_after or not isinstance(error, QuotaExceededError):
-            return response
-        # The vendor's newer SDK code reads both; neither has been seen in a reply.
-        milliseconds = math.ceil(error.retry_after_seconds * 1000)
-        hints = {"retry-after": str(math.ceil(error.retry_after_seconds)), "retry-after-ms": str(milliseconds)}
-        return replace(response, headers={**response.headers, **hints})
-
-    def _log_request(
-        self, request: Request, body: dict[str, Any] | None, fields: embeddings.RequestFields, record: _ReplyRecord
-    ) -> None:
-        entry = Asked(
-            time=record.time,
-            method=request.method,
-            path=request.path,
-            headers={name: value for name, value in request.headers.items() if name != "authorization"},
-            body=body or {},
-            protocol=record.protocol,
-            model=fields.model,
-            texts=fields.texts,
-            text_type=fields.text_type,
-            output_type=fields.output_type,
-            dimension=fields.dimension,
-            instruct=fields.instruct,
-            encoding_format=fields.encoding_format,
-            status=record.status,
-            tokens=record.tokens,
-            request_id=record.request_id,
-            fault=record.fault,
-            query=request.query,
-        )
-        with self._lock:
-            self._request_log.append(entry)
-            self._bill(len(fields.texts), record.tokens)
 
     def reset_after_fork(self) -> None:
         """Replaces the locks, which another thread of the parent may have held at the moment of the fork."""
         self._lock = threading.Lock()
-        self._authenticator.reset_lock()
         self.batches.reset_lock()
 
 
-@dataclass(frozen=True, slots=True)
-class _ReplyRecord:
-    time: float
-    protocol: WireProtocol | None
-    status: int
-    tokens: int
-    request_id: str
-    fault: str | None
+def _fingerprint(key: str) -> str:
+    """SHA-256 in hex."""
+    return hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def _with_limits(model: catalogue.Model, rows: int | None, tokens: int | None) -> catalogue.Model:
@@ -338,7 +322,7 @@ def _protocol_of(path: str) -> WireProtocol:
 
 
 def _visible_status(response: Response) -> int:
-    """What the caller gets to see."""
+    """The status that reaches the client; 0: none."""
     broken = response.ending in ("closed", "reset", "unreachable")
     silent = response.ending == "stalled" and not response.sent_bytes
     return 0 if broken or silent else response.status

@@ -1,8 +1,8 @@
-"""Vectors out of words: deterministic, of unit length, near each other where texts share words.
+"""Synthetic vectors computed from words: deterministic, of unit length, similar for texts that share words.
 
-A stand-in for the models' own vectors. Nothing here resembles them except in what a program can rely on:
-equal questions get equal answers, texts with common words are neighbours, a query and a document of one text
-are close but not equal, and another model, dimension or instruction gives other numbers.
+They stand in for the models' vectors and resemble them only in what a program can rely on: equal requests get equal
+vectors, texts with common words are neighbours, a query and a document of one text are close but not equal, and
+another model, dimension or instruction gives other numbers.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 VOCABULARY_SIZE = 250_002
-"""Sparse indices lie below this; the service has been seen to give 246,351."""
+"""Sparse indices are below this; the highest one seen from the service is 246,351."""
 
 _CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff\U00020000-\U0003ffff"
 _find_word_runs = re.compile(r"\w+").findall
@@ -43,9 +43,9 @@ which while who whom why will with within without would you your etc
 """
 _STOPWORDS = frozenset(_STOPWORD_TEXT.split())
 _CONTEXT_ENERGY_SHARE = 0.05
-"""Share of a vector's energy that tells the role, the model and the instruction; the rest are the words."""
+"""Share of a vector's energy that depends on role, model and instruction; the rest depends on the words."""
 _FINGERPRINT_NORM = 0.12
-"""Length of what tells apart texts of the same words, against the length of the words' part."""
+"""Norm of the part that distinguishes texts of the same words, relative to the norm of the words' part."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ class Token:
 
 
 def count_tokens(text: str) -> int:
-    """Tokens of a text by this emulator's own rule: six letters, a mark, or 0.7 for a Chinese character.
+    """Tokens of a text by the emulator's own rule: one for six letters or a mark, 0.7 for a Chinese character.
 
     The service's tokenizer is not public for every model; its own example counts 22 tokens for 33 Chinese
     characters and 29 for 133 English ones.
@@ -75,15 +75,15 @@ def dense(text: str, *, model: str, text_type: str, dimension: int, instruct: st
     vector = [0.0] * dimension
     for word, times in Counter(_words(text.lower())).items():
         if times == 1:
-            for place, share in _features(word, model, dimension):
-                vector[place] += share
+            for index, share in _features(word, model, dimension):
+                vector[index] += share
         else:
             weight = 1.0 + math.log(times)
-            for place, share in _features(word, model, dimension):
-                vector[place] += share * weight
-    words = math.hypot(*vector) or 1.0
-    for place, share in _fingerprint(text, dimension):
-        vector[place] += share * words
+            for index, share in _features(word, model, dimension):
+                vector[index] += share * weight
+    word_norm = math.hypot(*vector) or 1.0
+    for index, share in _fingerprint(text, dimension):
+        vector[index] += share * word_norm
     scale = math.sqrt(1.0 - _CONTEXT_ENERGY_SHARE) / (math.hypot(*vector) or 1.0)
     context = _context_vector(model, text_type, instruct, dimension)
     vector = [value * scale + own for value, own in zip(vector, context, strict=True)]
@@ -92,9 +92,9 @@ def dense(text: str, *, model: str, text_type: str, dimension: int, instruct: st
 
 
 def sparse(text: str, *, model: str, text_type: str) -> list[Token]:
-    """The weighted tokens of one text, each once, in the order of the text as the service gives them.
+    """The weighted tokens of one text, each once, in the order of the text, as the service returns them.
 
-    A text without any word, such as a row of marks, gives these whole.
+    If a text has no words, its runs of marks are the tokens.
     """
     forms: dict[str, str] = {}
     times: Counter[str] = Counter()
@@ -112,7 +112,7 @@ def sparse(text: str, *, model: str, text_type: str) -> list[Token]:
 
 
 def to_json_array(vector: list[float]) -> str:
-    """A vector as JSON: eleven digits after the point, which is nine or ten that count."""
+    """A vector as JSON: eleven decimals, of which nine or ten are significant."""
     return _json_template(len(vector)) % tuple(vector)
 
 
@@ -131,12 +131,12 @@ def _words(text: str) -> Iterator[str]:
                 yield piece
                 continue
             yield from piece
-            for place in range(len(piece) - 1):
-                yield piece[place : place + 2]
+            for start in range(len(piece) - 1):
+                yield piece[start : start + 2]
 
 
 def _word_weight(word: str) -> float:
-    """Common words say little about a text, short ones less than long ones; a Chinese pair says much."""
+    """Weight of a word: low for stopwords, rising with length; a pair of Chinese characters counts much."""
     if word in _STOPWORDS:
         return 0.12
     if not word.isascii():
@@ -145,7 +145,7 @@ def _word_weight(word: str) -> float:
 
 
 def _digest(text: str, domain: str, size: int) -> bytes:
-    # A JSON string may hold half of a surrogate pair, which plain UTF-8 refuses.
+    # A JSON string may contain a lone surrogate, which plain UTF-8 cannot encode.
     domain_bytes = domain.encode("utf-8", "surrogatepass")
     key = domain_bytes if len(domain_bytes) <= blake2b.MAX_KEY_SIZE else blake2b(domain_bytes).digest()
     return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=size, key=key).digest()
@@ -153,24 +153,24 @@ def _digest(text: str, domain: str, size: int) -> bytes:
 
 @lru_cache(maxsize=32_768)
 def _features(word: str, model: str, dimension: int) -> tuple[tuple[int, float], ...]:
-    """Where a word and its pieces of four letters fall, with sign and weight."""
+    """The components, with signed weights, that a word and its four-letter pieces add to."""
     weight = _word_weight(word)
     numbers = unpack("<6I", _digest(word, model, 24))
-    places = [((number >> 1) % dimension, weight * 0.408 if number & 1 else -weight * 0.408) for number in numbers]
+    components = [((number >> 1) % dimension, weight * 0.408 if number & 1 else -weight * 0.408) for number in numbers]
     if len(word) > 3 and word not in _STOPWORDS:  # noqa: PLR2004  (a word this short is its own piece)
         padded = f"<{word}>".encode("utf-8", "surrogatepass")
         salt = crc32(model.encode())
         grams = len(padded) - 3
         share = 0.5 * weight / math.sqrt(grams)
         for start in range(grams):
-            # Multiplied, because neighbouring checksums differ in few bits.
+            # The multiplication spreads checksums of similar pieces, which differ in few bits.
             number = (crc32(padded[start : start + 4], salt) * 0x9E3779B1 & 0xFFFFFFFF) >> 8
-            places.append(((number >> 1) % dimension, share if number & 1 else -share))
-    return tuple(places)
+            components.append(((number >> 1) % dimension, share if number & 1 else -share))
+    return tuple(components)
 
 
 def _fingerprint(text: str, dimension: int) -> Iterator[tuple[int, float]]:
-    """Parts that depend on every character, so that two texts of the same words never get equal vectors."""
+    """Components that depend on every character, so that texts of the same words get different vectors."""
     share = _FINGERPRINT_NORM / 4
     for number in unpack("<16I", _digest(text, "text", 64)):
         yield (number >> 1) % dimension, share if number & 1 else -share
@@ -178,7 +178,7 @@ def _fingerprint(text: str, dimension: int) -> Iterator[tuple[int, float]]:
 
 @lru_cache(maxsize=256)
 def _context_vector(model: str, text_type: str, instruct: str, dimension: int) -> tuple[float, ...]:
-    """The part that all texts of one model, role and instruction have in common: it fills every component."""
+    """The dense part that all texts of one model, role and instruction have in common."""
     seed = _digest(f"{text_type}\0{instruct}", f"{model} {dimension}", 32)
     generator = random.Random(int.from_bytes(seed, "big"))  # noqa: S311  (reproducible noise, no secret)
     noise = [generator.gauss(0.0, 1.0) for _ in range(dimension)]

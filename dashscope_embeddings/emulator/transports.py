@@ -1,39 +1,29 @@
-"""The in-process face: httpx requests and responses, with broken connections as httpx's own exceptions."""
+"""The in-process transport for httpx; a broken connection becomes the exception that httpx itself would raise."""
 
 from __future__ import annotations
-
-from typing import TYPE_CHECKING
 
 import httpx
 
 from dashscope_embeddings.emulator.messages import Request, Response
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
 
 def from_httpx(request: httpx.Request) -> Request:
-    """The core's request; the body must have been read, as MockTransport does."""
+    """The emulator's request; the body must have been read, as MockTransport does."""
     headers = dict(request.headers.items())
     return Request(request.method, request.url.path, headers, request.content, request.url.query.decode("ascii"))
 
 
 def to_httpx(request: httpx.Request, response: Response) -> httpx.Response:
-    """The response, or what a client of a socket would meet in its place.
+    """The httpx response.
 
     Raises:
-        httpx.TransportError: where the connection breaks.
+        httpx.TransportError: the connection breaks or the read timeout passes, as on a socket.
     """
     error = _transport_error(request, response)
     if error is not None:
         raise error
     headers = {**response.headers, "content-length": str(len(response.body))}
     return httpx.Response(response.status, headers=headers, content=response.body, request=request)
-
-
-def transport(handler: Callable[[httpx.Request], httpx.Response]) -> httpx.MockTransport:
-    """One transport for sync and async clients."""
-    return httpx.MockTransport(handler)
 
 
 def _transport_error(request: httpx.Request, response: Response) -> httpx.TransportError | None:
@@ -43,7 +33,7 @@ def _transport_error(request: httpx.Request, response: Response) -> httpx.Transp
         return httpx.RemoteProtocolError("Server disconnected without sending a response.", request=request)
     if response.ending == "reset":
         return httpx.ReadError("Connection reset by peer", request=request)
-    # An endless wait is no use to anybody in process: a stall ends at once even without a timeout.
+    # A stall is reported at once, even without a timeout: in process nothing could end the wait.
     read_timeout = request.extensions.get("timeout", {}).get("read")
     if response.ending == "stalled" or (read_timeout is not None and response.delay_seconds > read_timeout):
         return httpx.ReadTimeout("The read operation timed out", request=request)

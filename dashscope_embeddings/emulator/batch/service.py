@@ -63,7 +63,7 @@ from dashscope_embeddings.emulator.batch.lifecycle import FINAL_STATUSES, Batch,
 from dashscope_embeddings.emulator.batch.lists import batch_filter, listing, page
 from dashscope_embeddings.emulator.error_responses import throttled, to_json
 from dashscope_embeddings.emulator.messages import Response
-from dashscope_embeddings.emulator.quota import Quota, QuotaExceededError
+from dashscope_embeddings.emulator.quota import Quota
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -280,10 +280,7 @@ class BatchService:
         return batch
 
     def _check_quota(self, call: _RouteCall, operation: str, limit: int | None) -> None:
-        quota = self._quotas.setdefault((call.owner, operation), Quota(limit, None, 60.0))
-        exceeded = quota.admit(0, call.now)
-        if exceeded is not None:
-            raise QuotaExceededError(*exceeded)
+        self._quotas.setdefault((call.owner, operation), Quota(limit, None, 60.0)).admit(0, call.now)
 
 
 def _route(request: Request) -> tuple[tuple[str, str], str]:
