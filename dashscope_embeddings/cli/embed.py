@@ -1,12 +1,11 @@
-"""The command `embed`: options, progress, and an exit code that says what became of a corpus."""
+"""The command `embed`: its options, its progress display, its summary and its exit codes."""
 
 from __future__ import annotations
 
 import contextlib
 import threading
 import time
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -16,12 +15,14 @@ from rich.text import Text
 
 from dashscope_embeddings import corpus
 from dashscope_embeddings.catalogue import DEFAULT_MODEL
+from dashscope_embeddings.cli import options
 from dashscope_embeddings.cli.common import EXIT_FAILED, EXIT_REJECTED, EXIT_USAGE, exit_on_error, fail, stop_signals
 from dashscope_embeddings.client import EmbeddingClient
 from dashscope_embeddings.corpus.sources import printable_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from rich.progress import Task
 
@@ -30,143 +31,97 @@ if TYPE_CHECKING:
 
 
 def embed(  # noqa: PLR0913 - one for each option
-    inputs: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="INPUT...",
-            show_default=False,
-            help=".txt (a text a line), .jsonl, .csv, .tsv, .parquet, folders, globs, or - for standard input.",
-        ),
-    ],
+    inputs: options.Inputs,
     *,
-    output: Annotated[
-        Path, typer.Option("--output", "-o", help="Where to: .parquet, .jsonl or .npy.", show_default=False)
-    ],
-    text_field: Annotated[str, typer.Option(help="Field or column that holds the text.")] = "text",
-    id_field: Annotated[
-        str | None, typer.Option(help="The one that holds a unique id.", show_default="position in the input")
-    ] = None,
-    form: Annotated[
-        str | None,
-        typer.Option("--format", help="txt, jsonl, csv, tsv or parquet.", show_default="by each file's ending"),
-    ] = None,
-    encoding: Annotated[str, typer.Option(help="Of text files, such as gb18030.")] = "utf-8",
-    on_bad_input: Annotated[
-        str, typer.Option(help="fail: before anything is spent; skip: name it in OUTPUT.rejects.jsonl.")
-    ] = "fail",
-    with_text: Annotated[bool, typer.Option("--with-text", help="Put the texts into the output as well.")] = False,
-    model: Annotated[str, typer.Option(help="See the command models.")] = DEFAULT_MODEL,
-    dimensions: Annotated[
-        int | None, typer.Option(min=1, show_default="the model's", help="Floats in a dense vector.")
-    ] = None,
+    output: options.Output,
+    text_field: options.TextField = "text",
+    id_field: options.IdField = None,
+    format: options.Format = None,  # noqa: A002 - the option's name
+    encoding: options.Encoding = "utf-8",
+    on_bad_input: options.OnBadInput = "fail",
+    with_text: options.WithText = False,
+    model: options.Model = DEFAULT_MODEL,
+    dimensions: options.Dimensions = None,
     kind: Annotated[str, typer.Option(help="dense, sparse or dense&sparse.")] = "dense",
     text_type: Annotated[str, typer.Option(help="document or query.")] = "document",
     instruct: Annotated[str | None, typer.Option(help="What queries are for, in a sentence.")] = None,
-    long_text: Annotated[str, typer.Option(help="error (rejects it), truncate or average.")] = "error",
+    long_text: options.LongText = "error",
     protocol: Annotated[str | None, typer.Option(help="native or openai.", show_default="native")] = None,
     region: Annotated[str | None, typer.Option(help="Such as ap-southeast-1.", show_default="cn-beijing")] = None,
-    workspace: Annotated[str | None, typer.Option(help="Its own host is asked.")] = None,
-    base_url: Annotated[str | None, typer.Option(help="Another address; emulator for none.")] = None,
+    workspace: options.Workspace = None,
+    base_url: options.BaseUrl = None,
     max_concurrency: Annotated[int, typer.Option(min=1, help="Requests in flight at once.")] = 16,
     requests_per_minute: Annotated[
-        float | None, typer.Option(show_default="found by itself", help="The account's quota.")
+        float | None, typer.Option(show_default="found automatically", help="The account's quota.")
     ] = None,
     tokens_per_minute: Annotated[
-        float | None, typer.Option(show_default="found by itself", help="The account's quota.")
+        float | None, typer.Option(show_default="found automatically", help="The account's quota.")
     ] = None,
-    retry_rejected: Annotated[
-        bool, typer.Option("--retry-rejected", help="Ask again for what the service refused before.")
-    ] = False,
+    retry_rejected: options.RetryRejected = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check the input, count, and estimate the price; ask nothing.")
+        bool, typer.Option("--dry-run", help="Check the input, count, and estimate the price; send nothing.")
     ] = False,
 ) -> None:
-    """Embed files of texts into one file of vectors; after any interruption, the same command goes on.
+    """Embed files of texts into one file of vectors; after any interruption, the same command continues.
 
-    What was paid for is kept in OUTPUT.ledger and is not paid for again: not after a crash, not for equal
-    texts, not in a later run over a changed input.
+    OUTPUT.ledger keeps what was paid for. It is not paid for again: not after a crash, not for equal texts,
+    not in a later run over a changed input.
 
-    Exit codes: 0 all embedded, 1 failed or stopped (run it again to go on), 2 wrong use or bad input,
+    Exit codes: 0 all embedded, 1 failed or stopped (run it again to continue), 2 wrong use or bad input,
     3 some texts were rejected or skipped (OUTPUT.rejects.jsonl).
     """
-    options: dict[str, Any] = {
-        "text_field": text_field,
-        "id_field": id_field,
-        "format": form,
-        "encoding": encoding,
-        "text_type": text_type,
-        "kind": kind,
-        "on_bad_input": on_bad_input,
-        "retry_rejected": retry_rejected,
-    }
+    arguments = locals()
     if instruct and text_type != "query":
         fail("--instruct is for queries: add --text-type query, or leave it out", EXIT_USAGE)
     with exit_on_error(f"What was paid for is in {corpus.ledger_beside(output)}"):
         outages = _OutageTracker()
         client = EmbeddingClient(
-            model,
-            # Nothing is asked: a key need not be there.
+            **options.client_options(arguments),
+            # A dry run sends nothing and needs no key.
             api_key="none-needed-for-a-dry-run" if dry_run else None,
-            dimensions=dimensions,
-            instruct=instruct,
-            protocol=protocol,  # type: ignore[arg-type] # checked by the client, as are the others
-            region=region,
-            workspace=workspace,
-            base_url=base_url,
-            max_concurrency=max_concurrency,
-            requests_per_minute=requests_per_minute,
-            tokens_per_minute=tokens_per_minute,
-            long_text=long_text,  # type: ignore[arg-type]
             on_request=outages.on_request,
         )
+        settings = options.input_options(arguments) | {"client": client, "text_type": text_type, "kind": kind}
         if dry_run:
-            _print_estimate(corpus.estimate_corpus(inputs, output, client=client, **options))
+            _print_estimate(corpus.estimate_corpus(inputs, output, **settings))
             return
         with stop_signals(_STOPPING_MESSAGE) as stopped, _show_progress(outages) as progress:
-            summary = corpus.embed_corpus(
-                inputs,
-                output,
-                client=client,
-                with_text=with_text,
-                progress=progress,
-                stop=stopped.is_set,
-                **options,
-            )
+            summary = corpus.embed_corpus(inputs, output, progress=progress, stop=stopped.is_set, **settings)
         _print_summary(summary, output)
 
 
 _STOPPING_MESSAGE = "stopping when what is in flight has arrived; again to end at once"
 
-# --- what is said ------------------------------------------------------------------------------------------
+# --- results -----------------------------------------------------------------------------------------------
 
 
-def _print_estimate(found: Estimate) -> None:
-    typer.echo(f"{found.texts:,} texts, of which {found.pending:,} are to be embedded (equal ones once)")
-    if found.skipped:
-        typer.echo(f"{found.skipped:,} records are no usable texts and would be skipped")
-    typer.echo(f"about {found.tokens:,} tokens, by a rule of thumb that may be a third off")
-    typer.echo(f"list price, real time: {found.real_time or 'not known'}")
-    typer.echo(f"list price, Batch files: {found.batch or 'not known'}")
-    typer.echo("Nothing was asked.")
+def _print_estimate(estimate: Estimate) -> None:
+    typer.echo(f"{estimate.texts:,} texts, of which {estimate.pending:,} are to be embedded (equal ones once)")
+    if estimate.skipped:
+        typer.echo(f"{estimate.skipped:,} records are no usable texts and would be skipped")
+    typer.echo(f"about {estimate.tokens:,} tokens, by a rule of thumb that may be a third off")
+    typer.echo(f"list price, real time: {estimate.real_time or 'not known'}")
+    typer.echo(f"list price, Batch files: {estimate.batch or 'not known'}")
+    typer.echo("Nothing was sent.")
 
 
-def _print_summary(found: Summary, output: Path) -> None:
-    if not found.finished:
-        fail(f"stopped after {found.embedded:,} texts ({found.usage}); the same command goes on", EXIT_FAILED)
-    rows = found.texts - found.rejected
-    typer.echo(f"{printable_name(output)}: {rows:,} vectors, {found.embedded:,} texts embedded now ({found.usage})")
-    if found.spent != found.usage:
-        typer.echo(f"all runs together: {found.spent}")
-    if found.rejects is not None:
-        typer.echo(f"{found.rejected:,} rejected, {found.skipped:,} skipped: see {printable_name(found.rejects)}")
-        if found.rejected:
-            typer.echo("rejected texts are asked again with --retry-rejected, or with another --long-text")
+def _print_summary(summary: Summary, output: Path) -> None:
+    if not summary.finished:
+        fail(f"stopped after {summary.embedded:,} texts ({summary.usage}); the same command goes on", EXIT_FAILED)
+    rows, embedded = summary.texts - summary.rejected, summary.embedded
+    typer.echo(f"{printable_name(output)}: {rows:,} vectors, {embedded:,} texts embedded now ({summary.usage})")
+    if summary.spent != summary.usage:
+        typer.echo(f"all runs together: {summary.spent}")
+    if summary.rejects is not None:
+        typer.echo(f"{summary.rejected:,} rejected, {summary.skipped:,} skipped: see {printable_name(summary.rejects)}")
+        if summary.rejected:
+            typer.echo("rejected texts are sent again with --retry-rejected, or with another --long-text")
         else:
-            typer.echo("mend them in the input and run the same command")
+            typer.echo("correct them in the input and run the same command")
         raise typer.Exit(EXIT_REJECTED)
 
 
-# --- while it runs -----------------------------------------------------------------------------------------
+# --- progress ----------------------------------------------------------------------------------------------
 
 _LINE_INTERVAL_SECONDS = 10.0
 _DRAW_INTERVAL_SECONDS = 0.2
@@ -174,7 +129,7 @@ _DRAW_INTERVAL_SECONDS = 0.2
 
 @contextlib.contextmanager
 def _show_progress(outages: _OutageTracker) -> Iterator[Callable[[Progress], None]]:
-    """A bar on a terminal; elsewhere a line every ten seconds. Both say when the service gives no vectors."""
+    """A bar on a terminal; elsewhere a line every ten seconds. Both show when the service returns no vectors."""
     console = Console(stderr=True, highlight=False)
     reporter = _ProgressReporter(_DRAW_INTERVAL_SECONDS if console.is_terminal else _LINE_INTERVAL_SECONDS)
     if not console.is_terminal:
@@ -193,14 +148,14 @@ def _show_progress(outages: _OutageTracker) -> Iterator[Callable[[Progress], Non
 
 
 class _OutageTracker:
-    """Why no vectors come, for as long as none do. Heard from any thread."""
+    """Tracks why no vectors arrive, from the first failed request to the next answered one. Called from any thread."""
 
     def __init__(self) -> None:
         self._outage: tuple[float, str] | None = None
-        """Since when, and what."""
+        """Monotonic time of its first failed request in seconds, and the latest failure."""
 
     def on_request(self, record: RequestRecord) -> None:
-        """What came of a request."""
+        """Notes the outcome of a request."""
         if record.outcome == "answered":
             self._outage = None
         elif record.outcome != "refused":
@@ -208,33 +163,33 @@ class _OutageTracker:
             self._outage = since, f"{record.outcome} ({record.error})"
 
     def describe(self) -> str:
-        """In a few words; nothing while vectors come."""
-        found, now = self._outage, time.monotonic()
-        if found is None or now - found[0] < _OUTAGE_GRACE_SECONDS:
+        """Describes the outage in a few words; empty: there is none."""
+        outage, now = self._outage, time.monotonic()
+        if outage is None or now - outage[0] < _OUTAGE_GRACE_SECONDS:
             return ""
-        return f"{found[1]} for {now - found[0]:.0f} s, asking again"
+        return f"{outage[1]} for {now - outage[0]:.0f} s, asking again"
 
 
 _OUTAGE_GRACE_SECONDS = 0.5
-"""Seconds without an answer after which a throttled request is more than a part of finding the pace."""
+"""Outages shorter than this, in seconds, are not shown: short throttling is normal while the rate is being found."""
 
 
 class _StatusColumn(ProgressColumn):
-    """How fast it goes, or why it does not."""
+    """Shows the speed, or the outage."""
 
     def __init__(self, outages: _OutageTracker) -> None:
         super().__init__()
         self._outages = outages
 
     def render(self, task: Task) -> Text:
-        """The text of the column."""
+        """Returns the text of the column."""
         message = self._outages.describe()
         return Text(message, "yellow") if message else Text(task.fields["status"])
 
 
 @contextlib.contextmanager
 def _print_outages(outages: _OutageTracker) -> Iterator[None]:
-    """Says it in a line, and once more every ten seconds, while the caller waits for vectors."""
+    """Prints a line when an outage begins and every ten seconds while it lasts."""
     done = threading.Event()
 
     def watch() -> None:
@@ -253,7 +208,7 @@ def _print_outages(outages: _OutageTracker) -> Iterator[None]:
 
 
 class _ProgressReporter:
-    """When to say how far a run is, and how fast it goes."""
+    """Decides when progress is reported, and formats it."""
 
     def __init__(self, interval_seconds: float) -> None:
         self._interval_seconds = interval_seconds
@@ -261,7 +216,7 @@ class _ProgressReporter:
         self._last_report = 0.0
 
     def is_due(self, now: Progress) -> bool:
-        """Whether it is time to say something."""
+        """Whether the next report is due."""
         time_now = time.monotonic()
         if self._start is None:
             self._start, self._last_report = (time_now, now.done), time_now
@@ -272,13 +227,13 @@ class _ProgressReporter:
         return True
 
     def format_speed(self, now: Progress) -> str:
-        """Texts a second, tokens, cost."""
+        """Texts per second, tokens, cost."""
         cost = f", {now.usage.cost}" if now.usage.cost is not None else ""
         rejected = f", {now.rejected:,} rejected" if now.rejected else ""
         return f"{self._rate(now):,.0f} texts/s, {now.usage.tokens:,} tokens{cost}{rejected}"
 
     def format_line(self, now: Progress) -> str:
-        """All of it."""
+        """Progress, speed and remaining time in one line."""
         left = ""
         if rate := self._rate(now):
             minutes, seconds = divmod(round((now.total - now.done) / rate), 60)

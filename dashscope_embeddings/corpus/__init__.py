@@ -1,4 +1,4 @@
-"""Whole corpora: files of texts in, a file of vectors out, interrupted at will.
+"""Embed whole corpora: files of texts in, one file of vectors out, continued after any interruption.
 
 from dashscope_embeddings import EmbeddingClient, corpus
 
@@ -19,7 +19,7 @@ from dashscope_embeddings.corpus.batch.api import (
 )
 from dashscope_embeddings.corpus.batch.types import BatchEstimate, BatchFile, BatchProgress, BatchSummary
 from dashscope_embeddings.corpus.embedder import Progress
-from dashscope_embeddings.corpus.inputs import OnBadInput
+from dashscope_embeddings.corpus.options import OnBadInput
 from dashscope_embeddings.corpus.realtime import (
     Estimate,
     Summary,

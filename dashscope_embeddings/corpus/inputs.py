@@ -1,4 +1,7 @@
-"""A corpus's input: found, checked, and taken into the ledger, on terms that do not change from run to run."""
+"""The input of a corpus: find the files, check the records, and load them into the checkpoint.
+
+All runs into one checkpoint must have the same settings; `settings_fingerprint` lists them.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +9,18 @@ import contextlib
 import itertools
 import logging
 import sqlite3
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from dashscope_embeddings._core.text_inputs import text_problem
 from dashscope_embeddings._core.text_length import shared_limits
-from dashscope_embeddings.corpus import readers
 from dashscope_embeddings.corpus.checkpoint.opening import translate_error
 from dashscope_embeddings.corpus.checkpoint.rows import InputText
 from dashscope_embeddings.corpus.checkpoint.store import CheckpointStore
+from dashscope_embeddings.corpus.encodings import has_lone_surrogates
+from dashscope_embeddings.corpus.options import DEFAULTS, InputOptions, OnBadInput
+from dashscope_embeddings.corpus.readers import Fields, read_records
 from dashscope_embeddings.corpus.sources import find_sources
 from dashscope_embeddings.errors import InvalidInput
 from dashscope_embeddings.vectors import Output
@@ -24,28 +30,25 @@ if TYPE_CHECKING:
 
     from dashscope_embeddings._core.settings import Settings
     from dashscope_embeddings.client import EmbeddingClient
-    from dashscope_embeddings.corpus.readers import Fields, Format, Record, Source
+    from dashscope_embeddings.corpus.readers import Record, Source
     from dashscope_embeddings.vectors import TextType
 
 _log = logging.getLogger("dashscope_embeddings")
 
-OnBadInput = Literal["fail", "skip"]
-"""What to do about a record that holds no usable text."""
-
 Route = Literal["real-time", "batch"]
-"""Which way vectors came: it is not known whether both ways give the same ones."""
+"""How vectors are requested. Whether both routes return the same vectors is not documented."""
 
 
-# --- what a run agrees on ----------------------------------------------------------------------------------
+# --- settings ----------------------------------------------------------------------------------------------
 
 
 def settings_fingerprint(client: EmbeddingClient, text_type: TextType, kind: Output, route: Route) -> dict[str, Any]:
-    """What two vectors must have in common to stand in one output."""
+    """The settings that all vectors of one output must share."""
     if kind not in get_args(Output):
         raise InvalidInput(f'kind={kind!r}: expected "dense", "sparse" or "dense&sparse"')
     settings = client.settings
     options = settings.request_options(text_type, kind)
-    place = settings.address
+    address = settings.address
     return {
         "model": options.model,
         "dimension": options.expected_width,
@@ -55,27 +58,44 @@ def settings_fingerprint(client: EmbeddingClient, text_type: TextType, kind: Out
         "protocol": options.protocol,
         "route": route,
         "long_text": settings.long_text,
-        # A region's hosts serve the same models; of another region, or an emulator, that is not known.
-        "service": place.region.id if place.region else place.host,
+        # All hosts of a region serve the same models. Whether another region or an emulator does is unknown.
+        "service": address.region.id if address.region else address.host,
     }
 
 
+@dataclass(frozen=True, slots=True)
+class CorpusSource:
+    """The files of a corpus and how they are read."""
+
+    files: list[Source]
+    fields: Fields
+    options: InputOptions
+    """Complete: each option that the caller left out has its default."""
+
+
 def resolve_inputs(
-    inputs: str | Path | Iterable[str | Path], file_format: Format | None, output: Path | None, on_bad_input: str
-) -> list[Source]:
-    """The files to read."""
-    if on_bad_input not in get_args(OnBadInput):
-        raise InvalidInput(f'on_bad_input={on_bad_input!r}: expected "fail" or "skip"')
-    return find_sources([inputs] if isinstance(inputs, (str, Path)) else inputs, file_format, output=output)
+    inputs: str | Path | Iterable[str | Path], output: Path | None, options: InputOptions
+) -> CorpusSource:
+    """Finds the files to read and checks the options, before anything is written.
+
+    Raises:
+        InvalidInput: no file was found, or an option has an unknown value.
+    """
+    options = {**DEFAULTS, **options}
+    if options["on_bad_input"] not in get_args(OnBadInput):
+        raise InvalidInput(f'on_bad_input={options["on_bad_input"]!r}: expected "fail" or "skip"')
+    fields = Fields(options["text_field"], options["id_field"], options["encoding"])
+    paths = [inputs] if isinstance(inputs, (str, Path)) else inputs
+    return CorpusSource(find_sources(paths, options["format"], output=output), fields, options)
 
 
 @contextlib.contextmanager
 def open_checkpoint(path: Path | None, output: Path | None = None) -> Iterator[CheckpointStore]:
-    """The ledger at a path, for as long as it is needed; None: one for the moment.
+    """Opens the checkpoint at a path for the `with` block; None: a temporary one.
 
     Raises:
-        InvalidInput: the ledger is none, is damaged, or knows nothing of the `output` that is there.
-        OSError: the disk is full, or the like.
+        InvalidInput: the file is not a checkpoint or is damaged, or `output` exists and the checkpoint is new.
+        OSError: for example, the disk is full.
     """
     check_output(path, output)
     try:
@@ -91,65 +111,61 @@ def open_checkpoint(path: Path | None, output: Path | None = None) -> Iterator[C
 
 
 def check_output(path: Path | None, output: Path | None) -> None:
-    """Raises InvalidInput for an output without its ledger, or with an empty file in its place."""
+    """Raises InvalidInput if an output exists whose checkpoint is missing or an empty file."""
     if path is None or output is None or not output.exists():
         return
     if not path.exists():
-        raise InvalidInput(f"{output} is there, but not its ledger: move it away, or write to another output")
+        raise InvalidInput(
+            f"{output} exists, but its checkpoint {path} does not: move the output away, or write to another output"
+        )
     if path.is_file() and not path.stat().st_size:
         raise InvalidInput(_CHECKPOINT_MISMATCH.format(output=output, checkpoint=path))
 
 
 _CHECKPOINT_MISMATCH = (
-    "{output} is there, but its ledger {checkpoint} is empty or was replaced: put the ledger back, or move all of them "
-    "away, or write to another output"
+    "{output} exists, but its checkpoint {checkpoint} is empty or was replaced: put the checkpoint back, or move all "
+    "of these files away, or write to another output"
 )
 
 
-# --- taking the input in -----------------------------------------------------------------------------------
+# --- loading -----------------------------------------------------------------------------------------------
 
 _RECORDS_PER_INSERT = 400
-"""Records that go to the ledger at once: SQLite's older versions take 999 values a statement."""
+"""Records per insert. Older versions of SQLite accept at most 999 values per statement."""
 _MAX_REPORTED = 20
 _INT64_BOUND = 2**63
 _LONG_TEXTS_WARNING = (
-    "%d texts may be longer than the %d tokens that %s takes (the first: %s); the service decides. To have long texts "
-    "cut or averaged instead of rejected: long_text, --long-text truncate or average"
+    "%d texts may be longer than the %d tokens that %s accepts (the first: %s); the service decides. To truncate or "
+    "average long texts instead of rejecting them: long_text, --long-text truncate or average"
 )
 
 
 class _InputLoader:
-    """All input on its way into the ledger."""
+    """Loads the input into the checkpoint, file by file, and collects what is wrong with it."""
 
-    def __init__(
-        self, checkpoint: CheckpointStore, fields: Fields, settings: Settings, *, skip_invalid: bool, with_text: bool
-    ) -> None:
-        self._checkpoint, self._fields, self._skip_invalid, self._with_text = (
-            checkpoint,
-            fields,
-            skip_invalid,
-            with_text,
-        )
+    def __init__(self, checkpoint: CheckpointStore, source: CorpusSource, settings: Settings) -> None:
+        self._checkpoint, self._fields, self._settings = checkpoint, source.fields, settings
+        self._skip_invalid = source.options["on_bad_input"] == "skip"
+        self._with_text = source.options["with_text"]
         self._limits = shared_limits(settings.address.host, settings.model)
-        self._settings = settings
         self._position = 0
         self._empty_sources: list[Source] = []
         self._long_texts, self._first_long_place = 0, ""
-        """Texts that may be too long, and the place of the first."""
+        """Number of texts that may be too long, and the place of the first."""
         self.invalid: dict[int, str] = {}
-        """Position → place and reason, of what ends the run."""
-        self.all_skippable = not skip_invalid
-        """Whether all of that could be skipped."""
+        """Position → place and reason, of the records that end the run."""
+        self.all_skippable = not self._skip_invalid
+        """Whether on_bad_input="skip" would skip all of these."""
 
     def load(self, source: Source) -> None:
-        """One file.
+        """Loads one file.
 
         Raises:
-            InvalidInput: many bad records.
+            InvalidInput: there are too many bad records to go on collecting them.
         """
         begin, first, has_usable_text = self._position, "", False
-        found = readers.read_records(source, self._fields)
-        while batch := list(itertools.islice(found, _RECORDS_PER_INSERT)):
+        records = read_records(source, self._fields)
+        while batch := list(itertools.islice(records, _RECORDS_PER_INSERT)):
             items = []
             for record in batch:
                 reason = self._find_problem(record)
@@ -166,15 +182,17 @@ class _InputLoader:
                 message = f"has the id {item.id!r}, which {earlier} has already"
                 self._add_invalid(item.position, item.place, item.id, message)
         if first and not has_usable_text and self._skip_invalid and begin not in self.invalid:
-            self._add_fatal(begin, f"{first}; the file gives no text at all ({self._position - begin:,} such records)")
+            self._add_fatal(
+                begin, f"{first}; the file contains no usable text ({self._position - begin:,} bad records)"
+            )
         if self._position == begin:
             self._empty_sources.append(source)
 
     def finish(self) -> None:
-        """Says what is remarkable about the whole input.
+        """Reports problems of the whole input.
 
         Raises:
-            InvalidInput: bad records, or no records at all.
+            InvalidInput: there are bad records, or no records at all.
         """
         if self.invalid:
             raise _invalid_input(self.invalid, all_skippable=self.all_skippable)
@@ -197,9 +215,9 @@ class _InputLoader:
         self, position: int, place: str, record_id: object, reason: str, *, affects_whole_file: bool = False
     ) -> None:
         if self._skip_invalid and not affects_whole_file:
-            # An id may be what is bad about a record.
-            named = None if record_id is None else str(record_id).encode(errors="backslashreplace").decode()
-            self._checkpoint.add_invalid(position, place, named, reason)
+            # The id itself may be invalid, for example contain a lone surrogate.
+            id_text = None if record_id is None else str(record_id).encode(errors="backslashreplace").decode()
+            self._checkpoint.add_invalid(position, place, id_text, reason)
             return
         self.all_skippable = self.all_skippable and not affects_whole_file
         self._add_fatal(position, f"{place}: {reason}")
@@ -210,7 +228,7 @@ class _InputLoader:
             raise _invalid_input(self.invalid, all_skippable=self.all_skippable, is_truncated=True)
 
     def _find_problem(self, record: Record) -> str | None:
-        """What is wrong with a record."""
+        """What is wrong with a record; None: nothing."""
         if record.problem is not None:
             return record.problem
         if record.text is None:
@@ -223,56 +241,48 @@ class _InputLoader:
         return None if self._fields.id is None else _id_problem(record.id)
 
 
-def load_inputs(  # noqa: PLR0913 - what a run is told of its input
-    checkpoint: CheckpointStore,
-    sources: list[Source],
-    fields: Fields,
-    settings: Settings,
-    *,
-    skip_invalid: bool,
-    with_text: bool,
+def load_inputs(
+    checkpoint: CheckpointStore, source: CorpusSource, settings: Settings, fingerprint: dict[str, Any]
 ) -> None:
-    """Reads all input into the ledger.
+    """Starts a run and reads all input into the checkpoint.
 
     Raises:
-        InvalidInput: names the bad records, up to some; where they are to be skipped, only what would lose more than
-            a record: a file that gives no text at all, that lacks a field, or whose quotes do not match.
+        InvalidInput: the vectors in the checkpoint have other settings. Or there are bad records, of which it names the
+            first ones; with on_bad_input="skip", only problems that would lose more than one record: a file without
+            any usable text, without the field, or with unmatched quotes.
     """
-    loader = _InputLoader(checkpoint, fields, settings, skip_invalid=skip_invalid, with_text=with_text)
-    for source in sources:
-        loader.load(source)
+    checkpoint.start_run(fingerprint, retry_rejected=source.options["retry_rejected"])
+    loader = _InputLoader(checkpoint, source, settings)
+    for file in source.files:
+        loader.load(file)
     loader.finish()
     if checkpoint.damaged_texts:
         _log.warning(
-            "the vectors of %d texts are damaged in the ledger or its file of vectors: these texts are asked for again",
+            "the vectors of %d texts are damaged in the checkpoint or its vector file: these texts are sent again",
             checkpoint.damaged_texts,
         )
 
 
-def _id_problem(found: object) -> str | None:
-    if isinstance(found, str):
-        return (
-            None if found.strip() and not readers.has_lone_surrogates(found) else "its id is blank or cannot be written"
-        )
-    if isinstance(found, int) and not isinstance(found, bool):
-        return (
-            None
-            if -_INT64_BOUND <= found < _INT64_BOUND
-            else "its id is a number of more than 64 bits: write it as a string"
-        )
-    kind = "nothing" if found is None else type(found).__name__
+def _id_problem(record_id: object) -> str | None:
+    if isinstance(record_id, str):
+        is_valid = record_id.strip() and not has_lone_surrogates(record_id)
+        return None if is_valid else "its id is blank or cannot be written"
+    if isinstance(record_id, int) and not isinstance(record_id, bool):
+        is_valid = -_INT64_BOUND <= record_id < _INT64_BOUND
+        return None if is_valid else "its id is a number of more than 64 bits: write it as a string"
+    kind = "nothing" if record_id is None else type(record_id).__name__
     return f"its id must be a string or a whole number of 64 bits, not {kind}"
 
 
 def _invalid_input(reasons: dict[int, str], *, all_skippable: bool, is_truncated: bool = False) -> InvalidInput:
-    message = [reasons[seq] for seq in sorted(reasons)]
-    also = f" (and {'at least ' if is_truncated else ''}{len(message) - 1} more)" if len(message) > 1 else ""
+    reasons = dict(sorted(reasons.items()))
+    first, *others = reasons.values()
+    more = f" (and {'at least ' if is_truncated else ''}{len(others)} more)" if others else ""
     advice = (
-        "Mend it, or have such records skipped (on_bad_input, --on-bad-input skip)"
+        "Correct it, or skip such records (on_bad_input, --on-bad-input skip)"
         if all_skippable
-        else "Mend the file, or leave it out: only single records are skipped (on_bad_input, --on-bad-input skip)"
+        else "Correct the file, or leave it out: only single records are skipped (on_bad_input, --on-bad-input skip)"
     )
-    error = InvalidInput(f"{message[0]}{also}; nothing was sent. {advice}")
-    error.failed = sorted(reasons)
-    error.reasons = {seq: reasons[seq] for seq in sorted(reasons)}
+    error = InvalidInput(f"{first}{more}; nothing was sent. {advice}")
+    error.failed, error.reasons = list(reasons), reasons
     return error

@@ -184,7 +184,7 @@ def test_advice_about_rejected_texts_is_for_those_alone(tmp_path: Path) -> None:
     result = run("embed", "in.jsonl", "-o", "out.jsonl", "--base-url", "emulator", "--on-bad-input", "skip")
     assert result.exit_code == 3
     assert "--retry-rejected" not in result.stdout
-    assert "mend them in the input and run the same command" in result.stdout
+    assert "correct them in the input and run the same command" in result.stdout
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="names of files are bytes on Linux alone")

@@ -400,7 +400,7 @@ def test_stopped_while_it_waits_it_goes_on(source: Path, output: Path, service: 
     stop = threading.Event()
 
     def progress(now: corpus.BatchProgress) -> None:
-        if "created" in now.said:
+        if "created" in now.message:
             stop.set()
 
     found = corpus.batch_run(source, output, client=client(service, clock), progress=progress, stop=stop)

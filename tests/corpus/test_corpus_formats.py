@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import json
 import sys
@@ -22,7 +23,7 @@ from corpus_helpers import (
 )
 
 from dashscope_embeddings import InvalidInput, corpus
-from dashscope_embeddings.corpus import readers, writers
+from dashscope_embeddings.corpus import options, readers, writers
 from dashscope_embeddings.emulator import Emulator, faults
 
 if TYPE_CHECKING:
@@ -380,3 +381,17 @@ def test_a_quote_that_never_ends_is_not_one_bad_record(tmp_path: Path, on_bad_in
             on_bad_input=on_bad_input,  # type: ignore[arg-type] # one of the two
         )
     assert emulator.requests == 0
+
+
+# --- signatures --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["embed_corpus", "estimate_corpus", "batch_submit", "batch_run"])
+def test_signatures_list_the_input_options_and_a_misspelt_one_is_answered(name: str) -> None:
+    function = getattr(corpus, name)
+    parameters = inspect.signature(function).parameters
+    assert {option: parameters[option].default for option in options.DEFAULTS} == options.DEFAULTS
+    assert options.DEFAULTS.keys() == options.InputOptions.__annotations__.keys()
+    assert "options" not in parameters
+    with pytest.raises(TypeError, match=rf"{name}\(…\) has no argument text_feild: is text_field meant\?"):
+        function("in.txt", "out.jsonl", client=None, text_feild="body")

@@ -154,7 +154,7 @@ def test_long_texts_may_be_shortened_later_but_not_in_two_ways(source: Path, out
 
 def test_an_output_without_its_ledger_is_not_overwritten(source: Path, output: Path, emulator: Emulator) -> None:
     output.write_text("somebody's", "utf-8")
-    with pytest.raises(InvalidInput, match="is there, but not its ledger"):
+    with pytest.raises(InvalidInput, match=r"exists, but its checkpoint .* does not"):
         embed(emulator, source, output)
     assert output.read_text("utf-8") == "somebody's"
     assert emulator.requests == 0

@@ -1,1 +1,1 @@
-"""A corpus at half the price: the service's Batch route, which answers within hours."""
+"""A corpus through the service's Batch files: half the price, results within hours or days."""

@@ -1,7 +1,8 @@
-"""Whole corpora at half the price, within a day or days: the service's OpenAI-compatible Batch files.
+"""The public functions that embed a corpus through the service's OpenAI-compatible Batch files.
 
-What is submitted is money: `{output}.ledger` knows every batch before and after each step, so that a job can be cut
-off anywhere, closed, and taken up days later on another machine with the ledger alone.
+They cost half of the real-time price and take hours or days. Each step is recorded in the checkpoint `{output}.ledger`
+before and after it is taken: a job can be interrupted anywhere and continued days later, on another machine too, with
+the checkpoint alone.
 """
 
 from __future__ import annotations
@@ -10,88 +11,70 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from typing_extensions import Unpack
+
 from dashscope_embeddings._runtime.thread_pool import StopEvent
 from dashscope_embeddings.client import EmbeddingClient
 from dashscope_embeddings.corpus import inputs as corpus_inputs
-from dashscope_embeddings.corpus.batch.job import BatchOptions, InputOptions, Inputs, ProgressCallback, open_job
+from dashscope_embeddings.corpus.batch.context import BatchOptions
+from dashscope_embeddings.corpus.batch.job import Inputs, ProgressCallback, open_job
 from dashscope_embeddings.corpus.batch.store import JobStore
 from dashscope_embeddings.corpus.batch.types import BatchEstimate, BatchSummary
-from dashscope_embeddings.corpus.inputs import OnBadInput
-from dashscope_embeddings.corpus.readers import Format
+from dashscope_embeddings.corpus.options import InputOptions, accepts_input_options
 from dashscope_embeddings.corpus.realtime import ledger_beside
 from dashscope_embeddings.errors import InvalidInput
 
 
-def batch_submit(  # noqa: PLR0913 - every one a thing that a corpus may need; keywords but for two
+@accepts_input_options
+def batch_submit(  # noqa: PLR0913 - all but two are keywords with defaults
     inputs: Inputs | None,
     output: str | Path,
     *,
     client: EmbeddingClient,
-    text_field: str = "text",
-    id_field: str | None = None,
-    format: Format | None = None,  # noqa: A002 - what everybody calls it
-    encoding: str = "utf-8",
-    on_bad_input: OnBadInput = "fail",
-    with_text: bool = False,
-    retry_rejected: bool = False,
     window: str = "24h",
     name: str | None = None,
     description: str | None = None,
     before: Callable[[BatchEstimate], object] | None = None,
     progress: ProgressCallback | None = None,
     stop: StopEvent | None = None,
+    **options: Unpack[InputOptions],
 ) -> BatchSummary:
-    """Submits all texts of some files for embedding at half the price; `batch_fetch` brings the vectors.
+    """Submits all texts of some files for embedding at half the price; `batch_fetch` fetches the vectors.
 
-    Texts that are paid for, or under way, are not submitted again. Which role the service gives to these texts is
-    not documented. Batch files for embeddings are documented for Beijing only; their price is half of that of
-    real-time requests, without free quota or other discounts
+    Texts that are paid for or under way are not submitted again. The vendor does not document which role (query or
+    document) these texts get. Batch files for embeddings are documented for Beijing only; they cost half of the price
+    of real-time requests, without free quota or other discounts
     (https://www.alibabacloud.com/help/en/model-studio/batch-interfaces-compatible-with-openai, seen 2026-11-20).
 
     Args:
-        inputs: As in `embed_corpus`; None: what the ledger holds of the submission before.
+        inputs: As in `embed_corpus`; None: the input of the last submission, which the checkpoint holds.
         output: A file ending in .parquet, .jsonl or .npy.
-        client: Whom to ask, of protocol="openai"; its model, dimensions, `long_text`, and `batch_size` as the
-            texts of a line count.
-        text_field: As in `embed_corpus`, like the others up to `retry_rejected`.
-        id_field: See there.
-        format: See there.
-        encoding: See there.
-        on_bad_input: See there.
-        with_text: See there.
-        retry_rejected: See there.
-        window: How long the service may take: "24h" to "336h", or "1d" to "14d".
-        name: For the console, at most 100 characters.
-        description: The same, at most 200.
-        before: Called with an estimate before anything is sent; what it raises ends the call.
-        progress: Called in the caller's thread whenever something happened.
-        stop: Once it is set nothing more is sent; what is submitted stays so.
+        client: Sends the requests, with protocol="openai"; its model, dimensions and `long_text` apply, and its
+            `batch_size` limits the texts per line.
+        window: Time that the service may take: "24h" to "336h", or "1d" to "14d".
+        name: Shown in the service's console, at most 100 characters.
+        description: Shown in the service's console, at most 200 characters.
+        before: Called with an estimate before anything is sent; an exception that it raises ends the call.
+        progress: Called in the caller's thread after each event.
+        stop: Once it is set, nothing more is sent; submitted batches go on.
+        **options: How the input is read, as in `embed_corpus`.
 
     Raises:
         InvalidInput: bad input, or settings that cannot work. Nothing was sent.
-        DashScopeError: the service refuses, or cannot be reached. The same call goes on.
-        OSError: the disk is full, or the like; the same.
+        DashScopeError: the service refuses, or cannot be reached. The same call continues.
+        OSError: for example, the disk is full. The same call continues.
     """
-    input_options = InputOptions(
-        inputs, text_field, id_field, format, encoding, on_bad_input, with_text, retry_rejected
-    )
     batch_options = BatchOptions(window, name, description)
-    with open_job(output, client, input_options, batch_options, before) as runner:
+    with open_job(output, client, inputs, options, batch_options, before) as runner:
         return runner.run(runner.create_flow(progress).submit_all(), stop)
 
 
+@accepts_input_options
 def batch_run(  # noqa: PLR0913 - as batch_submit
     inputs: Inputs | None,
     output: str | Path,
     *,
     client: EmbeddingClient,
-    text_field: str = "text",
-    id_field: str | None = None,
-    format: Format | None = None,  # noqa: A002 - as batch_submit
-    encoding: str = "utf-8",
-    on_bad_input: OnBadInput = "fail",
-    with_text: bool = False,
-    retry_rejected: bool = False,
     window: str = "24h",
     name: str | None = None,
     description: str | None = None,
@@ -99,21 +82,19 @@ def batch_run(  # noqa: PLR0913 - as batch_submit
     before: Callable[[BatchEstimate], object] | None = None,
     progress: ProgressCallback | None = None,
     stop: StopEvent | None = None,
+    **options: Unpack[InputOptions],
 ) -> BatchSummary:
-    """Submits, waits, fetches, and submits what failed once more, until the output is written.
+    """Submits, waits, fetches, and resubmits failed texts until the output is written. This may take days.
 
-    It may take days. After any interruption the same call goes on; so does `batch_fetch`.
+    After any interruption, the same call or `batch_fetch` continues.
 
-    Arguments and errors are those of `batch_submit`, and `poll`: seconds between two looks; None: from half a
-    minute, growing to two.
+    Arguments and errors are those of `batch_submit`, and `poll`: seconds between two status requests; None: 30 s at
+    first, growing to 120 s.
     """
     if poll is not None and not 0 < poll < float("inf"):
         raise InvalidInput(f"poll={poll!r}: expected seconds, above 0")
-    input_options = InputOptions(
-        inputs, text_field, id_field, format, encoding, on_bad_input, with_text, retry_rejected
-    )
     batch_options = BatchOptions(window, name, description)
-    with open_job(output, client, input_options, batch_options, before) as runner:
+    with open_job(output, client, inputs, options, batch_options, before) as runner:
         return runner.run(runner.create_flow(progress).run(poll), stop)
 
 
@@ -125,20 +106,20 @@ def batch_fetch(
     progress: ProgressCallback | None = None,
     stop: StopEvent | None = None,
 ) -> BatchSummary:
-    """Brings the vectors of batches that have ended; with the last of them, writes the output.
+    """Fetches the vectors of batches that have ended; after the last of them, writes the output.
 
-    Needs the ledger, but not the input.
+    Needs the checkpoint, but not the input.
 
     Args:
-        output: As it was submitted.
-        client: Of the same settings: see `batch_client`.
-        retry: Whether texts whose lines failed are submitted once more; those of a cancelled batch never are.
-        progress: Called in the caller's thread whenever something happened.
-        stop: Once it is set nothing more is sent.
+        output: The output of the submission.
+        client: A client with the settings of the submission: see `batch_client`.
+        retry: Whether texts of failed lines are submitted again; those of a cancelled batch never are.
+        progress: Called in the caller's thread after each event.
+        stop: Once it is set, nothing more is sent.
 
     Raises:
-        InvalidInput: there is no such job, or the client is another's.
-        DashScopeError: the service refuses something, or cannot be reached; what arrived is kept.
+        InvalidInput: there is no such job, or the client has other settings.
+        DashScopeError: the service refuses a request, or cannot be reached; results that arrived are stored.
     """
     with open_job(output, client) as runner:
         return runner.run(runner.create_flow(progress).fetch(resubmit=retry), stop)
@@ -147,7 +128,7 @@ def batch_fetch(
 def batch_status(
     output: str | Path, *, client: EmbeddingClient, progress: ProgressCallback | None = None
 ) -> BatchSummary:
-    """Asks how far all batches are; changes, fetches and submits nothing.
+    """Requests the status of all batches; fetches, submits and cancels nothing.
 
     Arguments and errors are those of `batch_fetch`.
     """
@@ -158,10 +139,10 @@ def batch_status(
 def batch_cancel(
     output: str | Path, *, client: EmbeddingClient, progress: ProgressCallback | None = None
 ) -> BatchSummary:
-    """Stops all batches. What was done by then is billed: `batch_fetch` brings it.
+    """Cancels all batches. Lines that are done by then are billed: `batch_fetch` fetches their vectors.
 
-    Of a batch that has ended already, the results are taken in at once; lines whose results the service counts but
-    does not give are then free to be submitted, and paid, again.
+    The results of a batch that has already ended are imported at once. Lines that the service counts as done, but
+    whose results it does not return, may then be submitted, and paid for, again.
 
     Arguments and errors are those of `batch_fetch`.
     """
@@ -170,12 +151,12 @@ def batch_cancel(
 
 
 def batch_client(output: str | Path, **settings: Any) -> EmbeddingClient:
-    """A client with the settings of a job that was submitted; the key comes from where it always does.
+    """A client with the settings of a submitted job; the key comes from the environment as usual.
 
     Args:
-        output: As it was submitted.
-        settings: Of `EmbeddingClient`, in place of those that the ledger names. An address that is neither the
-            service's nor the emulator's is never taken from a ledger: a key would go where a file says.
+        output: The output of the submission.
+        settings: Settings of `EmbeddingClient` that replace those in the checkpoint. An address in the checkpoint is
+            used only if it is the service's or the emulator's: a file must not decide where the key is sent.
 
     Raises:
         InvalidInput: there is no such job.
@@ -186,9 +167,7 @@ def batch_client(output: str | Path, **settings: Any) -> EmbeddingClient:
     with corpus_inputs.open_checkpoint(path) as checkpoint:
         saved_settings = JobStore(checkpoint).get_note("client")
     if saved_settings is None:
-        raise InvalidInput(f"{path} knows of no batch: it is that of a job in real time")
-    elsewhere = any(settings.get(name) for name in ("base_url", "region", "workspace"))
-    known = {
-        key: value for key, value in saved_settings.items() if not elsewhere or key not in {"base_url", "workspace"}
-    }
-    return EmbeddingClient(**{**known, **{key: value for key, value in settings.items() if value is not None}})
+        raise InvalidInput(f"{path} contains no batch: it belongs to a real-time job")
+    if any(settings.get(name) for name in ("base_url", "region", "workspace")):
+        saved_settings = {key: saved_settings[key] for key in saved_settings.keys() - {"base_url", "workspace"}}
+    return EmbeddingClient(**{**saved_settings, **{key: value for key, value in settings.items() if value is not None}})

@@ -1,9 +1,9 @@
-"""What all steps of one command on batches share."""
+"""State that all steps of one batch command share."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from dashscope_embeddings._core.protocol import RequestOptions
@@ -14,26 +14,35 @@ if TYPE_CHECKING:
     from dashscope_embeddings.errors import DashScopeError
 
 
+class BatchOptions(NamedTuple):
+    """How new batches are created."""
+
+    window: str
+    """Time that the service may take: "24h" to "336h", or "1d" to "14d"."""
+    name: str | None
+    description: str | None
+
+
 @dataclass(slots=True)
 class Totals:
-    """What the batches of one command came to."""
+    """Counts of one command, over all its batches."""
 
     embedded: int = 0
     """Different texts embedded."""
     billed_lines: int = 0
     """Lines billed."""
     billed_texts: int = 0
-    """Texts billed: pieces, and texts whose vectors were spoilt, count too."""
+    """Texts billed, including chunks of long texts and texts whose vectors were unusable."""
     tokens: int = 0
     unknown_results: int = 0
     """Results that belong to no line of their batch."""
     errors: list[DashScopeError] = field(default_factory=list)
-    """What ends the job once everything that can be had is in."""
+    """Errors to raise after all available results are imported."""
 
 
 @dataclass(frozen=True, slots=True)
 class BatchContext:
-    """Where vectors come from and where they go."""
+    """The checkpoint and the client's settings."""
 
     checkpoint: CheckpointStore
     job_store: JobStore

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from dashscope_embeddings._core.protocol import Reply
-    from dashscope_embeddings.corpus.batch.context import BatchContext
+    from dashscope_embeddings.corpus.batch.context import BatchContext, BatchOptions
     from dashscope_embeddings.corpus.batch.messages import BatchStatus
     from dashscope_embeddings.corpus.batch.requests import RequestFlow
     from dashscope_embeddings.corpus.batch.store import BatchRecord, Selection
@@ -60,10 +60,9 @@ class BatchFlow:
         self,
         context: BatchContext,
         output: Path,
-        batch_options: tuple[str, str | None, str | None],
+        batch_options: BatchOptions,
         on_event: EventCallback,
     ) -> None:
-        """`order`: completion window, name and description of new batches."""
         self._context, self._output, self._batch_options = context, output, batch_options
         self._job_store, self._errors = context.job_store, context.totals.errors
         self._on_event = on_event

@@ -1,4 +1,4 @@
-"""One command on batches: what it is given, what it finds in the ledger, and what it leaves there."""
+"""One batch command from start to end: open the checkpoint, load the input, run a flow, write the output."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import contextlib
 import math
 import re
 from collections.abc import Callable, Generator, Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -17,61 +16,23 @@ from dashscope_embeddings._runtime.thread_pool import SignalSafeEvent, StopEvent
 from dashscope_embeddings.catalogue import BEIJING
 from dashscope_embeddings.client import EmbeddingClient
 from dashscope_embeddings.corpus import inputs as corpus_inputs
-from dashscope_embeddings.corpus import readers, writers
+from dashscope_embeddings.corpus import writers
 from dashscope_embeddings.corpus.batch import request_file
-from dashscope_embeddings.corpus.batch.context import BatchContext
+from dashscope_embeddings.corpus.batch.context import BatchContext, BatchOptions
 from dashscope_embeddings.corpus.batch.flow import BatchFlow
 from dashscope_embeddings.corpus.batch.store import BatchRecord, JobStore
 from dashscope_embeddings.corpus.batch.types import BatchEstimate, BatchFile, BatchProgress, BatchSummary
-from dashscope_embeddings.corpus.checkpoint.store import CheckpointStore
-from dashscope_embeddings.corpus.inputs import OnBadInput
-from dashscope_embeddings.corpus.readers import Format
-from dashscope_embeddings.corpus.realtime import ledger_beside, rejects_beside, write_output
+from dashscope_embeddings.corpus.options import InputOptions
+from dashscope_embeddings.corpus.realtime import batch_cost, ledger_beside, rejects_beside, write_output
 from dashscope_embeddings.errors import Cancelled, InvalidInput
-from dashscope_embeddings.vectors import Cost, Usage
+from dashscope_embeddings.vectors import Usage
 
 Inputs: TypeAlias = str | Path | Iterable[str | Path]
 ProgressCallback: TypeAlias = Callable[[BatchProgress], object]
 
 
-@dataclass(frozen=True, slots=True)
-class InputOptions:
-    """The input of a submission."""
-
-    inputs: Inputs | None
-    text_field: str
-    id_field: str | None
-    file_format: Format | None
-    encoding: str
-    on_bad_input: OnBadInput
-    with_text: bool
-    retry_rejected: bool
-
-
-@dataclass(frozen=True, slots=True)
-class BatchOptions:
-    """How batches are asked for."""
-
-    window: str
-    name: str | None
-    description: str | None
-
-    def validate(self) -> None:
-        """Raises InvalidInput."""
-        match = re.fullmatch(r"([0-9]{1,3})([hd])", self.window)
-        hours = int(match[1]) * (24 if match[2] == "d" else 1) if match is not None else 0
-        if not _MIN_WINDOW_HOURS <= hours <= _MAX_WINDOW_HOURS:
-            raise InvalidInput(f"window={self.window!r}: expected 24h to 336h, or 1d to 14d")
-        for what, value, max_characters in (("name", self.name, 100), ("description", self.description, 200)):
-            if value is not None and len(value) > max_characters:
-                raise InvalidInput(f"{what} has {len(value)} characters, and may have {max_characters}")
-
-
-_MIN_WINDOW_HOURS, _MAX_WINDOW_HOURS = 24, 336
-
-
 class BatchJobRunner:
-    """One command at work."""
+    """Runs the flows of one command on an open job."""
 
     def __init__(
         self, context: BatchContext, client: EmbeddingClient, output: Path, batch_options: BatchOptions
@@ -79,19 +40,18 @@ class BatchJobRunner:
         self._context, self._client, self._output, self._batch_options = context, client, output, batch_options
 
     def create_flow(self, progress: ProgressCallback | None) -> BatchFlow:
-        """The flows to choose from."""
+        """The flows of this command; `progress` is called with each event."""
 
         def report(message: str, batch: BatchRecord | None) -> None:
             if progress is not None:
                 progress(BatchProgress(message, None if batch is None else _to_batch_file(batch)))
 
-        batch_options = (self._batch_options.window, self._batch_options.name, self._batch_options.description)
-        return BatchFlow(self._context, self._output, batch_options, report)
+        return BatchFlow(self._context, self._output, self._batch_options, report)
 
     def run(
         self, flow: Generator[Step, StepResult, None], stop: StopEvent | None, *, write: bool = True
     ) -> BatchSummary:
-        """From its first step to where the job then stands."""
+        """Runs a flow to its end, writes the output if all texts are done, and returns the state of the job."""
         stopped = False
         try:
             self._client.run(flow, stop or SignalSafeEvent())
@@ -128,51 +88,68 @@ class BatchJobRunner:
         )
 
     def _usage(self, lines: int, texts: int, tokens: int) -> Usage:
-        return Usage(lines, tokens, texts, _cost(self._client, tokens))
+        return Usage(lines, tokens, texts, batch_cost(self._context.settings.price, tokens))
 
     def estimate(self) -> BatchEstimate:
-        """What a submission will ask for."""
+        """What a submission will send and cost."""
         counts, settings = self._context.checkpoint.counts(), self._context.settings
         texts, tokens, size = self._context.job_store.unsubmitted()
         lines = math.ceil(texts / min(settings.batch_size or self._context.limits.rows, self._context.limits.rows))
         files = max(math.ceil(lines / request_file.MAX_FILE_LINES), math.ceil(size / request_file.MAX_FILE_BYTES))
-        place = settings.address
+        address = settings.address
         return BatchEstimate(
             texts=counts.texts,
             pending=texts,
             tokens=tokens,
             skipped=counts.invalid,
             files=files,
-            cost=_cost(self._client, tokens),
-            documented=place.region is None or place.region.id == BEIJING,
+            cost=batch_cost(settings.price, tokens),
+            documented=address.region is None or address.region.id == BEIJING,
         )
 
 
 @contextlib.contextmanager
-def open_job(
+def open_job(  # noqa: PLR0913, PLR0917 - only the first two are required
     output: str | Path,
     client: EmbeddingClient,
+    inputs: Inputs | None = None,
     input_options: InputOptions | None = None,
     batch_options: BatchOptions | None = None,
     on_estimate: Callable[[BatchEstimate], object] | None = None,
 ) -> Iterator[BatchJobRunner]:
-    """Opens the ledger, takes the input in if there is any, and checks that all fits together."""
+    """Opens the checkpoint of a job and loads the input, if there is any.
+
+    Raises:
+        InvalidInput: the client or the options cannot work, the input is bad, or there is no such job.
+    """
+    if client.settings.protocol != "openai":
+        raise InvalidInput('Batch files are OpenAI-compatible: create the client with protocol="openai"')
     output = Path(output)
     path = ledger_beside(output)
-    sources = _validate(output, client, input_options, batch_options)
+    if batch_options is not None:
+        _check_batch_options(batch_options)
+    source = None
+    if inputs is not None:
+        writers.validate_output(output, "dense")
+        corpus_inputs.check_output(path, output)
+        source = corpus_inputs.resolve_inputs(inputs, output, input_options or {})
+    elif not path.exists():
+        raise InvalidInput(f"there is no {path}: nothing was submitted for this output")
     fingerprint = corpus_inputs.settings_fingerprint(client, "document", "dense", "batch")
     with corpus_inputs.open_checkpoint(path, output) as checkpoint:
         with checkpoint.transaction(commit=False):
             checkpoint.check_settings(fingerprint)
         job_store = JobStore(checkpoint)
         with checkpoint.transaction():
-            if sources and input_options is not None:
-                _load_inputs(checkpoint, job_store, client, input_options, sources)
+            if source is not None:
+                corpus_inputs.load_inputs(checkpoint, source, client.settings, fingerprint)
+                job_store.set_note("numbers", checkpoint.has_integer_ids)
+                job_store.set_note("with_text", source.options["with_text"])
             if batch_options is not None:
                 job_store.set_note("client", _portable_settings(client))
-                job_store.set_note("order", [batch_options.window, batch_options.name, batch_options.description])
+                job_store.set_note("order", batch_options)
         if job_store.get_note("client") is None or job_store.get_note("with_text") is None:
-            raise InvalidInput(f"{path} knows of no batch: nothing was submitted for this output")
+            raise InvalidInput(f"{path} contains no batch: nothing was submitted for this output")
         settings = client.settings
         limits = shared_limits(settings.address.host, settings.model)
         context = BatchContext(checkpoint, job_store, settings, limits, settings.request_options("document", "dense"))
@@ -182,50 +159,23 @@ def open_job(
         yield runner
 
 
-def _validate(
-    output: Path, client: EmbeddingClient, input_options: InputOptions | None, batch_options: BatchOptions | None
-) -> list[readers.Source]:
-    """What can be refused before anything is opened."""
-    if client.settings.protocol != "openai":
-        raise InvalidInput('Batch files are OpenAI-compatible: make the client with protocol="openai"')
-    path = ledger_beside(output)
-    if batch_options is not None:
-        batch_options.validate()
-    if input_options is None or input_options.inputs is None:
-        if not path.exists():
-            raise InvalidInput(f"there is no {path}: nothing was submitted for this output")
-        return []
-    writers.validate_output(output, "dense")
-    corpus_inputs.check_output(path, output)
-    return corpus_inputs.resolve_inputs(
-        input_options.inputs, input_options.file_format, output, input_options.on_bad_input
-    )
+_MIN_WINDOW_HOURS, _MAX_WINDOW_HOURS = 24, 336
 
 
-def _load_inputs(
-    checkpoint: CheckpointStore,
-    job_store: JobStore,
-    client: EmbeddingClient,
-    input_options: InputOptions,
-    sources: list[readers.Source],
-) -> None:
-    fields = readers.Fields(input_options.text_field, input_options.id_field, input_options.encoding)
-    checkpoint.start_run(
-        corpus_inputs.settings_fingerprint(client, "document", "dense", "batch"),
-        retry_rejected=input_options.retry_rejected,
-    )
-    skip = input_options.on_bad_input == "skip"
-    corpus_inputs.load_inputs(
-        checkpoint, sources, fields, client.settings, skip_invalid=skip, with_text=input_options.with_text
-    )
-    job_store.set_note("numbers", checkpoint.has_integer_ids)
-    job_store.set_note("with_text", input_options.with_text)
+def _check_batch_options(options: BatchOptions) -> None:
+    match = re.fullmatch(r"([0-9]{1,3})([hd])", options.window)
+    hours = int(match[1]) * (24 if match[2] == "d" else 1) if match is not None else 0
+    if not _MIN_WINDOW_HOURS <= hours <= _MAX_WINDOW_HOURS:
+        raise InvalidInput(f"window={options.window!r}: expected 24h to 336h, or 1d to 14d")
+    for name, value, max_characters in (("name", options.name, 100), ("description", options.description, 200)):
+        if value is not None and len(value) > max_characters:
+            raise InvalidInput(f"{name} has {len(value)} characters, and may have {max_characters}")
 
 
 def _portable_settings(client: EmbeddingClient) -> dict[str, Any]:
-    """What another machine's client must be made with. The key is not among it, nor any address of strangers."""
+    """Client settings for continuing the job on another machine: no key, and no address but the service's own."""
     settings = client.settings
-    found: dict[str, Any] = {
+    portable: dict[str, Any] = {
         "model": settings.model.name,
         "protocol": "openai",
         "dimensions": settings.dimensions,
@@ -234,17 +184,10 @@ def _portable_settings(client: EmbeddingClient) -> dict[str, Any]:
         "tokens_per_request": settings.tokens_per_request,
     }
     if settings.address.is_emulator:
-        found["base_url"] = EMULATOR
+        portable["base_url"] = EMULATOR
     elif settings.address.region is not None:
-        found["base_url"], found["workspace"] = settings.address.root_url, settings.address.workspace
-    return found
-
-
-def _cost(client: EmbeddingClient, tokens: int) -> Cost | None:
-    price = client.settings.price
-    if price is None or price.batch is None:
-        return None
-    return Cost(price.batch * tokens / 1_000_000, price.currency)
+        portable["base_url"], portable["workspace"] = settings.address.root_url, settings.address.workspace
+    return portable
 
 
 def _to_batch_file(batch: BatchRecord) -> BatchFile:

@@ -12,6 +12,7 @@ from dashscope_embeddings._core.protocol import ParsedReply
 from dashscope_embeddings._core.splitting import Chunk, split_request
 from dashscope_embeddings.corpus.batch import messages
 from dashscope_embeddings.corpus.batch.request_file import line_number
+from dashscope_embeddings.corpus.batch.requests import RETRYABLE_ACTIONS
 from dashscope_embeddings.corpus.embedder import pack_vectors
 from dashscope_embeddings.errors import Action, BadReply, ServiceError
 
@@ -155,7 +156,7 @@ class ResultImporter:
                 if failed is not None and failed.was_answered:
                     checkpoint.store_reply({}, 1, len(units), failed.tokens)
                     self._add_to_totals(0, len(units), failed.tokens)
-                if failed is None or failed.error.action in _RETRYABLE_ACTIONS or job_error is not None:
+                if failed is None or failed.error.action in RETRYABLE_ACTIONS or job_error is not None:
                     job_store.schedule_retry(units, invalid=invalid, deferred=deferred or job_error is not None)
                 elif failed.error.action is Action.ABORT:
                     abort_error = abort_error or failed.error
@@ -207,6 +208,3 @@ class ResultImporter:
         self._job_store.drop_chunks(key)
         code = error.code if isinstance(error, ServiceError) else None
         self._checkpoint.reject(key, error.message, code, error.request_id)
-
-
-_RETRYABLE_ACTIONS = frozenset({Action.RETRY, Action.BACK_OFF})

@@ -1,4 +1,4 @@
-"""What users are told of batches."""
+"""Public result types of the batch functions: files, estimates, progress events and summaries."""
 
 from __future__ import annotations
 
@@ -10,80 +10,85 @@ from dashscope_embeddings.vectors import Cost, Usage
 
 @dataclass(frozen=True, slots=True)
 class BatchFile:
-    """One file of lines, and the service's batch that works on it."""
+    """One request file, and the service's batch that processes it."""
 
     number: int
-    """In this ledger, from 1."""
+    """Number in this checkpoint, from 1."""
     state: str
-    """"planned", "uploaded", "creating", "running" (the service has it) or "closed" (its results are in the ledger)."""
+    """"planned", "uploaded", "creating", "running" (the batch exists) or "closed" (its results are imported)."""
     batch_id: str | None
-    """The service's name for it; None: not created yet."""
+    """The service's id of the batch; None: not created yet."""
     status: str | None
-    """In the service's words, such as "in_progress", when it was last asked."""
+    """The service's status at the last poll, such as "in_progress"."""
     lines: int
     texts: int
     completed: int | None
-    """Lines done when it was last asked; None: not told."""
+    """Lines done at the last poll; None: not reported."""
     failed: int | None
 
 
 @dataclass(frozen=True, slots=True)
 class BatchEstimate:
-    """What a submission will ask for."""
+    """What a submission will send and cost."""
 
     texts: int
     """Usable texts of the input."""
     pending: int
     """Different texts that will be submitted."""
     tokens: int
-    """Of those, estimated by a rule of thumb: expect to be a third off."""
+    """Estimated tokens of the pending texts, by a rule of thumb that may be a third off."""
     skipped: int
-    """Records that are no usable texts."""
+    """Records without a usable text."""
     files: int
-    """About."""
+    """Estimated number of request files."""
     cost: Cost | None
-    """List price of the tokens through Batch files; None: not known."""
+    """List price of the tokens through Batch files; None: unknown."""
     documented: bool
-    """Whether the vendor's pages offer Batch files for embeddings at this address."""
+    """Whether the vendor documents Batch files for embeddings at this address."""
 
 
 @dataclass(frozen=True, slots=True)
 class BatchProgress:
-    """Something happened."""
+    """One event of a batch command."""
 
-    said: str
-    """In a line."""
+    message: str
+    """What happened, in one line."""
     file: BatchFile | None
-    """To which file; None: to none alone."""
+    """The file that the event concerns; None: no single file."""
+
+    @property
+    def said(self) -> str:
+        """The former name of `message`."""
+        return self.message
 
 
 @dataclass(frozen=True, slots=True)
 class BatchSummary:
-    """Where a job stands."""
+    """The state of a job after a call."""
 
     texts: int
-    """Usable texts of the input; when finished, each has vectors in the output, unless it was rejected."""
+    """Usable texts of the input; when finished, each has vectors in the output unless the service rejected it."""
     embedded: int
-    """Different texts whose vectors came with this call."""
+    """Different texts whose vectors this call fetched."""
     under_way: int
-    """Different texts that are in batches, or about to be."""
+    """Different texts that are in batches or in files about to be submitted."""
     pending: int
     """Different texts that have neither vectors nor a refusal, those under way included."""
     given_up: int
-    """Of those, how many failed too often, or were in a cancelled or refused batch: a new submission tries them."""
+    """Pending texts that failed too often, or were in a cancelled or refused batch: a new submission retries them."""
     rejected: int
     """Texts of the input that the service refused."""
     skipped: int
-    """Records that were no usable texts."""
+    """Records without a usable text."""
     usage: Usage
-    """What the results of this call were billed: lines that succeeded, at the price of Batch files."""
+    """What the results that this call fetched were billed: successful lines, at the price of Batch files."""
     spent: Usage
     """The same for all calls so far."""
     files: tuple[BatchFile, ...]
-    """All files of this ledger, in their order."""
+    """All request files of this checkpoint, in order."""
     rejects: Path | None
-    """Where the rejected and the skipped are named; None: there are none, or it is not finished."""
+    """The file that lists rejected texts and skipped records; None: there are none, or the job is not finished."""
     finished: bool
     """Whether the output is written."""
     stopped: bool
-    """Whether `stop` was set meanwhile."""
+    """Whether `stop` ended the call."""
