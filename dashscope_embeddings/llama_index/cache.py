@@ -1,4 +1,7 @@
-"""LlamaIndex's `embeddings_cache`, which looks vectors up by their text alone, parted by all that makes a vector."""
+"""LlamaIndex's `embeddings_cache` with one namespace for each model, dimension, instruct and role.
+
+LlamaIndex looks vectors up by their text alone, so without namespaces a query would get a document's vector.
+"""
 
 from __future__ import annotations
 
@@ -7,26 +10,28 @@ import contextvars
 import math
 import uuid
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from llama_index.core.storage.kvstore.types import DEFAULT_COLLECTION, BaseKVStore
 
+from dashscope_embeddings._adapters.flows import Call, arun, run
 from dashscope_embeddings._adapters.vector_cache import warn_read_failed, warn_write_failed
 from dashscope_embeddings.llama_index.prefetched import take_prefetched
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from dashscope_embeddings._adapters.flows import Flow
     from dashscope_embeddings._core.settings import Settings
     from dashscope_embeddings.vectors import TextType
 
 _VECTORS = "embeddings"
-"""The collection in which LlamaIndex keeps vectors."""
+"""The collection in which LlamaIndex stores vectors."""
 
 
 @dataclass(frozen=True)
 class KVCache:
-    """A `VectorCache` in a store of LlamaIndex's, in the shape in which LlamaIndex itself keeps vectors there."""
+    """A `VectorCache` in a key-value store of LlamaIndex, in the format in which LlamaIndex stores vectors there."""
 
     store: BaseKVStore
     collection: str
@@ -34,40 +39,35 @@ class KVCache:
 
     @classmethod
     def for_role(cls, store: BaseKVStore, settings: Settings, role: TextType) -> KVCache:
-        """The part of a store that belongs to one role of these settings."""
+        """The collection of a store for one role of these settings."""
         return cls(
             store, f"{_VECTORS}-{settings.namespace(role)}", settings.request_options(role, "dense").expected_width
         )
 
-    def read(self, texts: list[str]) -> list[list[float] | None]:
+    def read(self, texts: list[str]) -> Flow[list[list[float] | None]]:
         """As in `VectorCache`."""
-        return [self._decode(self.store.get(text, self.collection)) for text in texts]
+        vectors: list[list[float] | None] = []
+        for text in texts:
+            entry = yield Call(self.store.get, self.store.aget, text, self.collection)
+            vectors.append(self._decode(entry))
+        return vectors
 
-    async def aread(self, texts: list[str]) -> list[list[float] | None]:
-        """As in `VectorCache`."""
-        return [self._decode(await self.store.aget(text, self.collection)) for text in texts]
-
-    def write(self, vectors: dict[str, Sequence[float]]) -> None:
+    def write(self, vectors: dict[str, Sequence[float]]) -> Flow[None]:
         """As in `VectorCache`."""
         for text, vector in vectors.items():
-            self.store.put(text, _entry(vector), self.collection)
-
-    async def awrite(self, vectors: dict[str, Sequence[float]]) -> None:
-        """As in `VectorCache`."""
-        for text, vector in vectors.items():
-            await self.store.aput(text, _entry(vector), self.collection)
+            yield Call(self.store.put, self.store.aput, text, _entry(vector), self.collection)
 
     def as_stored(self, vector: list[float]) -> list[float]:
-        """As it is."""
+        """Unchanged."""
         return vector
 
     def _decode(self, entry: Any) -> list[float] | None:
-        """The vector of an entry; None: there is none, or not one of these."""
-        found = next(iter(entry.values()), None) if isinstance(entry, dict) else None
-        if not isinstance(found, list) or self.width not in {None, len(found)} or not found:
+        """The vector of an entry; None if it is damaged or of another width."""
+        vector = next(iter(entry.values()), None) if isinstance(entry, dict) else None
+        if not isinstance(vector, list) or self.width not in {None, len(vector)} or not vector:
             return None
-        whole = all(isinstance(number, (int, float)) and math.isfinite(number) for number in found)
-        return [float(number) for number in found] if whole else None
+        is_finite = all(isinstance(number, (int, float)) and math.isfinite(number) for number in vector)
+        return [float(number) for number in vector] if is_finite else None
 
 
 _current_cache: contextvars.ContextVar[KVCache | None] = contextvars.ContextVar("dashscope_cache", default=None)
@@ -75,7 +75,7 @@ _current_cache: contextvars.ContextVar[KVCache | None] = contextvars.ContextVar(
 
 @contextlib.contextmanager
 def use_cache(cache: KVCache) -> Iterator[None]:
-    """Whose vectors LlamaIndex looks up and keeps inside the block."""
+    """Inside the block, LlamaIndex looks vectors up and stores them in this cache."""
     token = _current_cache.set(cache)
     try:
         yield
@@ -85,59 +85,50 @@ def use_cache(cache: KVCache) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class NamespacedCache(BaseKVStore):
-    """A user's store in which a query never finds a document's vector, nor one model another's.
+    """A user's store in which vectors are found only by the same role and model.
 
-    A store that fails is done without. It has no length: LlamaIndex asks a cache for its truth, and takes an empty
-    one for none.
+    Errors of the store become warnings. The class defines no `__len__`: LlamaIndex tests a cache for truth, and
+    would ignore an empty one.
     """
 
     wrapped: BaseKVStore
 
     def put(self, key: str, val: dict[str, Any], collection: str = DEFAULT_COLLECTION) -> None:
-        """Keeps an entry."""
-        if (cache := _cache_of(collection)) is None:
-            self.wrapped.put(key, val, collection)
-            return
-        try:
-            self.wrapped.put(key, val, cache.collection)
-        except Exception as error:  # noqa: BLE001 - whatever a user's store raises
-            warn_write_failed(error)
+        """Stores an entry."""
+        run(self._put_flow(key, val, collection))
 
     async def aput(self, key: str, val: dict[str, Any], collection: str = DEFAULT_COLLECTION) -> None:
         """`put` on the running loop."""
-        if (cache := _cache_of(collection)) is None:
-            await self.wrapped.aput(key, val, collection)
-            return
+        await arun(self._put_flow(key, val, collection))
+
+    def _put_flow(self, key: str, val: dict[str, Any], collection: str) -> Flow[None]:
+        call = Call(self.wrapped.put, self.wrapped.aput, key, val, _namespaced(collection))
         try:
-            await self.wrapped.aput(key, val, cache.collection)
-        except Exception as error:  # noqa: BLE001 - as in `put`
+            yield call
+        except Exception as error:
+            if _cache_of(collection) is None:
+                raise
             warn_write_failed(error)
 
     def get(self, key: str, collection: str = DEFAULT_COLLECTION) -> dict[str, Any] | None:
-        """An entry; None: there is none."""
-        if (cache := _cache_of(collection)) is None:
-            return self.wrapped.get(key, collection)
-        if (known := take_prefetched([key])) is not None:
-            return _entry(known[0])
-        try:
-            [found] = cache.read([key])
-        except Exception as error:  # noqa: BLE001 - as in `put`
-            warn_read_failed(error)
-            return None
-        return None if found is None else _entry(found)
+        """An entry; None if there is none."""
+        return run(self._get_flow(key, collection))
 
     async def aget(self, key: str, collection: str = DEFAULT_COLLECTION) -> dict[str, Any] | None:
         """`get` on the running loop."""
+        return await arun(self._get_flow(key, collection))
+
+    def _get_flow(self, key: str, collection: str) -> Flow[dict[str, Any] | None]:
         if (cache := _cache_of(collection)) is None:
-            return await self.wrapped.aget(key, collection)
+            return cast("dict[str, Any] | None", (yield Call(self.wrapped.get, self.wrapped.aget, key, collection)))
         if (known := take_prefetched([key])) is not None:
             return _entry(known[0])
         try:
-            [found] = await cache.aread([key])
-        except Exception as error:  # noqa: BLE001 - as in `put`
+            [vector] = yield from cache.read([key])
+        except Exception as error:  # noqa: BLE001 - whatever a user's store raises
             warn_read_failed(error)
             return None
-        return None if found is None else _entry(found)
+        return None if vector is None else _entry(vector)
 
     def get_all(self, collection: str = DEFAULT_COLLECTION) -> dict[str, dict[str, Any]]:
         """All entries of a collection."""
@@ -148,7 +139,7 @@ class NamespacedCache(BaseKVStore):
         return await self.wrapped.aget_all(_namespaced(collection))
 
     def delete(self, key: str, collection: str = DEFAULT_COLLECTION) -> bool:
-        """Forgets an entry; False: there was none."""
+        """Deletes an entry; False if there was none."""
         return self.wrapped.delete(key, _namespaced(collection))
 
     async def adelete(self, key: str, collection: str = DEFAULT_COLLECTION) -> bool:
@@ -157,7 +148,7 @@ class NamespacedCache(BaseKVStore):
 
 
 def _cache_of(collection: str) -> KVCache | None:
-    """The part that is in use, if it is vectors that are asked for."""
+    """The cache in use, if `collection` is LlamaIndex's one for vectors."""
     return _current_cache.get() if collection == _VECTORS else None
 
 
@@ -167,5 +158,5 @@ def _namespaced(collection: str) -> str:
 
 
 def _entry(vector: Sequence[float]) -> dict[str, Any]:
-    """A vector as LlamaIndex keeps it."""
+    """A vector in LlamaIndex's format."""
     return {str(uuid.uuid4()): list(vector)}
