@@ -78,7 +78,7 @@ class HybridEmbedder:
         if cache is None or cache.free_capacity <= 0:
             result: Embeddings = yield self._embed(texts, role, "dense", progress, on_vectors)
             return result.dense
-        hook = None if on_vectors is None else lambda both: on_vectors(_component_by_index(both, "dense"))
+        hook = None if on_vectors is None else lambda embeddings: on_vectors(_component_by_index(embeddings, "dense"))
         try:
             result = yield self._embed(texts, role, "dense&sparse", progress, hook)
         except ANY_EXCEPTION as error:

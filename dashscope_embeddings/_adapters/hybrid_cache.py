@@ -1,11 +1,12 @@
-"""The other half of a `dense&sparse` reply, kept until its sibling asks for it.
+"""A cache for paired adapters: keeps the second component of a `dense&sparse` reply until it is fetched.
 
-Stores ask the dense and the sparse adapter one after the other (or at once) for the same texts. Whoever comes
-first pays for both; the memo holds what the other will want.
+Stores call the dense and the sparse adapter one after the other (or at once) with the same texts. The first call
+requests both components; the cache holds the other one. Concurrent calls for the same query share one request
+(single-flight): the first caller leads and sends it, the others wait for its `InFlight`.
 
-A half is given out as often as it was put in, and then forgotten. A full memo refuses new halves instead of
-dropping old ones, for the oldest are wanted first; what nobody fetches expires. No request is made here, so
-the lock is only ever held for a moment.
+A component can be taken as often as it was put, and is then deleted. A full cache refuses new entries instead of
+evicting old ones, because stores fetch the oldest first; entries that are never fetched expire. Nothing here sends
+requests, so the lock is only held for a moment.
 """
 
 from __future__ import annotations
@@ -30,17 +31,17 @@ if TYPE_CHECKING:
 Component: TypeAlias = Literal["dense", "sparse"]
 Vector: TypeAlias = "SparseVector | list[float]"
 CacheKey: TypeAlias = "tuple[TextType, str]"
-"""Role and text. Model, dimension and instruct are the client's, and every client has a memo of its own."""
+"""Role and text. Model, dimension and instruct belong to the client, and each client has its own cache."""
 
 CAPACITY_TEXTS = 65_536
-"""Texts; about 2 KiB each with 200 tokens."""
+"""Texts; a sparse vector of 200 tokens takes about 2 KiB."""
 EXPIRY_SECONDS = 3_600.0
-"""Seconds; a pipeline may embed a whole corpus before its store asks for the first sparse vector."""
+"""Seconds; a pipeline may embed a whole corpus before its store fetches the first sparse vector."""
 
 
 @dataclass(slots=True)
 class _Entry:
-    """One half, packed: a vector of 200 tokens takes 1.8 KiB this way and 13 KiB as lists."""
+    """One component as arrays: a sparse vector of 200 tokens takes 1.8 KiB this way and 13 KiB as lists."""
 
     indices: array[int] | None
     values: array[float]
@@ -50,7 +51,7 @@ class _Entry:
     @classmethod
     def pack(cls, vector: Vector, expires_at: float) -> _Entry:
         if isinstance(vector, SparseVector):
-            # Weights are float32 since they were read: nothing is lost.
+            # Lossless: weights were rounded to float32 when the reply was parsed.
             return cls(array("I", vector.indices), array("f", vector.values), 0, expires_at)
         return cls(None, array("d", vector), 0, expires_at)
 
@@ -62,33 +63,34 @@ class _Entry:
 
 @dataclass(slots=True, eq=False)
 class InFlight:
-    """A request for both halves that is under way, and who waits for it."""
+    """A request for both components of one query, shared by all callers that want one of them."""
 
     loop: asyncio.AbstractEventLoop | None
+    """The leader's running loop; None if a thread without a loop leads."""
     leader_task: asyncio.Task[Any] | None = None
-    """Who leads it, if a task does."""
     completed: SignalSafeEvent = field(default_factory=SignalSafeEvent)
     result: Embedding | None = None
-    """Both halves; None if the request failed, and whoever waits has to ask again."""
+    """None if the request failed: the waiting callers then send their own."""
     request_counts: Counter[str] = field(default_factory=Counter)
+    """Callers by component."""
 
     @property
     def is_orphaned(self) -> bool:
-        """Whether it cannot land any more: Ctrl-C tore its task out of a loop, or its loop has stopped."""
+        """Whether it can never complete: its loop has stopped, or Ctrl-C ended the leader's task."""
         return self.loop is not None and (
             not self.loop.is_running() or (self.leader_task is not None and self.leader_task.done())
         )
 
     def would_block(self, loop: asyncio.AbstractEventLoop | None) -> bool:
-        """Whether a sync call on this loop's thread must not wait: its loop would stand still meanwhile.
+        """Whether a sync call on the thread of `loop` must not wait, because it would block that loop.
 
-        Also for a flight of another loop, whose thread may be waiting for this one in the same way.
+        Also if the leader runs on another loop: the thread of that loop may be waiting for this one in the same way.
         """
         return loop is not None and self.loop is not None
 
 
 class HybridCache:
-    """One for a pair of adapters; safe to use from any thread, task or loop."""
+    """The cache of one pair of adapters; safe to use from any thread, task or loop."""
 
     def __init__(
         self,
@@ -108,18 +110,18 @@ class HybridCache:
         self._in_flight: dict[CacheKey, InFlight] = {}
 
     def __deepcopy__(self, _: object) -> HybridCache:
-        """A copy begins empty: what is kept is given out once."""
+        """A copy starts empty, because each entry may be taken only once."""
         return HybridCache(self._capacity, self._expiry_seconds, self._clock)
 
     @property
     def size(self) -> int:
-        """How many halves wait to be fetched."""
+        """Number of entries."""
         with self._lock:
             return len(self._documents) + len(self._queries)
 
     @property
     def free_capacity(self) -> int:
-        """How many more halves of documents would be taken."""
+        """Number of further entries of documents that fit."""
         with self._lock:
             self._evict_expired()
             return self._capacity - len(self._documents)
@@ -133,9 +135,14 @@ class HybridCache:
         *,
         ignore_capacity: bool = False,
     ) -> None:
-        """Keeps a half of each text, once for every time that the text occurs.
+        """Stores one component of each text; a text that occurs twice can be taken twice.
 
-        `always`: also beyond the capacity, for what will be fetched at once.
+        Args:
+            component: "dense" or "sparse".
+            role: of the texts.
+            texts: as the partner will pass them.
+            vectors: one for each text.
+            ignore_capacity: store beyond the capacity as well, for entries that are fetched right away.
         """
         with self._lock:
             self._evict_expired()
@@ -143,33 +150,33 @@ class HybridCache:
                 self._put(component, (role, text), vector, 1, ignore_capacity=ignore_capacity)
 
     def take(self, component: Component, role: TextType, texts: Sequence[str]) -> list[Vector | None]:
-        """A half for each text, None where there is none (any more)."""
+        """The component of each text, or None; uses up one of its entries."""
         with self._lock:
             self._evict_expired()
             return [self._take(component, (role, text)) for text in texts]
 
     def missing(self, component: Component, role: TextType, texts: Sequence[str]) -> list[str]:
-        """The texts for which there are not enough halves: each as often as it lacks one."""
+        """The texts without enough entries, each as often as an entry is missing."""
         with self._lock:
             self._evict_expired()
             wanted = Counter(texts)
-            lacking: list[str] = []
+            missing: list[str] = []
             for text, count in wanted.items():
                 entry = self._partition((role, text)).get((component, (role, text)))
-                lacking += [text] * (count - (entry.remaining_uses if entry else 0))
-            return lacking
+                missing += [text] * (count - (entry.remaining_uses if entry else 0))
+            return missing
 
     def join_or_start(
         self, component: Component, key: CacheKey, loop: asyncio.AbstractEventLoop | None
     ) -> Vector | tuple[InFlight, bool]:
-        """For one text: its half if it is here; else the flight to wait for, or to lead if True.
+        """The component of one text if it is cached; else the request to wait for, or (if True) to send.
 
-        `loop` is the caller's running loop. Who is told to lead must `land` the flight, whatever happens.
+        A leader must call `complete`, however its request ends. `loop` is the caller's running loop.
         """
         with self._lock:
             self._evict_expired()
-            if (found := self._take(component, key)) is not None:
-                return found
+            if (vector := self._take(component, key)) is not None:
+                return vector
             in_flight = self._in_flight.get(key)
             is_leader = in_flight is None or in_flight.is_orphaned
             if in_flight is None or is_leader:
@@ -177,24 +184,24 @@ class HybridCache:
             in_flight.request_counts[component] += 1
             return in_flight, is_leader
 
-    def complete(self, key: CacheKey, in_flight: InFlight, both: Embedding | None) -> None:
-        """Ends a flight: wakes who waits, and keeps the half that was asked less often for later."""
+    def complete(self, key: CacheKey, in_flight: InFlight, embedding: Embedding | None) -> None:
+        """Hands the result to the waiting callers, and stores the component that fewer of them requested."""
         with self._lock:
             if self._in_flight.get(key) is in_flight:
                 del self._in_flight[key]
-            if both is not None:
-                more = in_flight.request_counts["dense"] - in_flight.request_counts["sparse"]
-                if more > 0 and both.sparse is not None:
-                    self._put("sparse", key, both.sparse, more)
-                elif more < 0 and both.dense is not None:
-                    self._put("dense", key, both.dense, -more)
-        in_flight.result = both
+            if embedding is not None:
+                surplus = in_flight.request_counts["dense"] - in_flight.request_counts["sparse"]
+                if surplus > 0 and embedding.sparse is not None:
+                    self._put("sparse", key, embedding.sparse, surplus)
+                elif surplus < 0 and embedding.dense is not None:
+                    self._put("dense", key, embedding.dense, -surplus)
+        in_flight.result = embedding
         in_flight.completed.set()
 
     # --- with the lock held -------------------------------------------------------------------------------
 
     def _partition(self, key: CacheKey) -> OrderedDict[tuple[Component, CacheKey], _Entry]:
-        """Queries have room of their own, however many documents nobody fetches."""
+        """Queries have their own capacity, so that documents which are never fetched cannot use it up."""
         return self._queries if key[0] == "query" else self._documents
 
     def _put(

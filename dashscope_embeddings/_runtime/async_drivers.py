@@ -1,4 +1,4 @@
-"""The driver for tasks: see `drivers`, which it mirrors."""
+"""The driver for tasks on an event loop: performs the steps that flows yield. Mirrors `drivers`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 
 class AsyncDriver:
-    """Async code: a lone flow in its caller's task, several in tasks of their own."""
+    """Async code: a single flow in the caller's task, several in tasks of their own."""
 
     def __init__(self, transport: Transport, max_in_flight: int) -> None:
         self._transport, self._max_in_flight = transport, max_in_flight
@@ -34,10 +34,10 @@ class AsyncDriver:
     async def run_many(
         self, flows: AsyncIterator[tuple[T, Exchange]], halt: asyncio.Event
     ) -> AsyncGenerator[tuple[T, Outcome], None]:
-        """As `Threads.window`; when the caller is cancelled, so is every request in flight."""
+        """`ThreadDriver.run_many` for a loop. If the caller is cancelled, every request in flight is too."""
         errors: list[BaseException] = []
         head: deque[tuple[T, Exchange]] = deque()
-        while len(head) < 2 and (pair := await _anext_or_none(flows, errors)) is not None:  # noqa: PLR2004 - a lone one
+        while len(head) < 2 and (pair := await _anext_or_none(flows, errors)) is not None:  # noqa: PLR2004 - one or more
             head.append(pair)
         if len(head) == 1:
             label, flow = head.popleft()
@@ -69,7 +69,7 @@ class AsyncDriver:
             raise errors[0]
 
     async def run_query(self, query: Query, batcher: QueryBatcher, context: RequestContext) -> Outcome:
-        """One query, alone or with others that wait: its own row."""
+        """The outcome of one query, which may share a request."""
         loop = asyncio.get_running_loop()
         own_task = _SendingTask(loop, asyncio.current_task())
         woken: asyncio.Event | None = None
@@ -80,7 +80,7 @@ class AsyncDriver:
                     if len(action.queries) == 1:
                         await self._send_batch(action, batcher, context)
                         continue
-                    # In a task of its own: who is cancelled takes nobody along.
+                    # In its own task: cancelling this caller must not cancel the other callers' queries.
                     task = asyncio.create_task(self._send_batch(action, batcher, context))
                     action.task = _SendingTask(loop, task)
                     self._batch_tasks.add(task)
@@ -104,7 +104,7 @@ class AsyncDriver:
             batcher.complete(batch_call, outcome, context)
 
     async def run(self, flow: Exchange, halt: asyncio.Event) -> Outcome:
-        """As `Threads.perform`, in this task and in one of the loop's slots."""
+        """The outcome of one flow, run in this task in one of the loop's slots; see `ThreadDriver.run`."""
         answer: StepResult = None
         raised: BaseException | None = None
         async with await self._transport.aslots():
@@ -128,8 +128,8 @@ class AsyncDriver:
     async def _run_catching(self, flow: Exchange, halt: asyncio.Event) -> Outcome | BaseException:
         try:
             return await self.run(flow, halt)
-        # asyncio lets the last two of a task end the loop, past whoever awaits the task.
-        except (Exception, SystemExit, KeyboardInterrupt) as error:  # noqa: BLE001 - raised again by `window`
+        # A task that ends with one of the last two makes asyncio stop the loop, although the task is awaited.
+        except (Exception, SystemExit, KeyboardInterrupt) as error:  # noqa: BLE001 - raised again by `run_many`
             return error
 
     async def _run_steps(self, flow: Generator[Step, StepResult, T], halt: asyncio.Event) -> T:
@@ -154,7 +154,7 @@ class AsyncDriver:
 
 @dataclass(slots=True, eq=False)
 class _SendingTask:
-    """Whose task sends a request: an interruption that passes through a loop may end it without a word."""
+    """The task that sends a request. KeyboardInterrupt in a loop may end it without notice: `is_running` tells."""
 
     loop: asyncio.AbstractEventLoop
     task: asyncio.Task[Any] | None
@@ -164,12 +164,12 @@ class _SendingTask:
 
 
 async def run_in_thread(call: Callable[..., T], *args: Any) -> T:
-    """The result of a call that would stop the loop. Who is cancelled waits for it: what it changes is theirs."""
+    """The result of a call that would block the loop. A cancelled caller waits for its end, as it may change data."""
     item = WorkItem(functools.partial(contextvars.copy_context().run, call, *args))
     try:
         calling = asyncio.get_running_loop().run_in_executor(None, item.execute)
     except RuntimeError:
-        item.execute()  # no thread can be started: here, unless one that was there has got it
+        item.execute()  # no thread can be started: run it here, unless an existing thread has taken it
         return item.result()
     try:
         await asyncio.shield(calling)
@@ -181,13 +181,13 @@ async def run_in_thread(call: Callable[..., T], *args: Any) -> T:
 
 def set_event_threadsafe(loop: asyncio.AbstractEventLoop, woken: asyncio.Event) -> None:
     """Sets an event of a loop, from any thread."""
-    with contextlib.suppress(RuntimeError):  # its loop is closed: it waits no more
+    with contextlib.suppress(RuntimeError):  # the loop is closed: nothing waits there
         loop.call_soon_threadsafe(woken.set)
 
 
 async def _anext_or_none(items: AsyncIterator[T], errors: list[BaseException]) -> T | None:
     try:
         return await anext(items, None)
-    except Exception as error:  # noqa: BLE001 - as in `Threads.window`
+    except Exception as error:  # noqa: BLE001 - as in `drivers`
         errors.append(error)
         return None

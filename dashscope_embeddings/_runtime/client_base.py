@@ -1,4 +1,4 @@
-"""What all calls of a client have in common, sync or async."""
+"""The base of `EmbeddingClient`: its parts (connections, limiter, counters) and what sync and async calls share."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ T = TypeVar("T")
 
 
 class ClientBase:
-    """Settings, and what is made of them: connections, limiter, counters. Only the settings are pickled.
+    """Settings, and the connections, limiter and counters made from them. Only the settings are pickled.
 
-    An `on_request` hook stays in the process that it was given in.
+    A pickle does not hold the `on_request` hook: it stays in the process where it was passed.
     """
 
     def _set_up(self, settings: Settings, user_resources: UserResources) -> None:
@@ -55,7 +55,7 @@ class ClientBase:
 
     @property
     def key(self) -> SecretStr | None:
-        """The key that was found; None where none is needed."""
+        """The resolved API key; None for the emulator."""
         return None if self.settings.address.is_emulator else self.settings.api_key
 
     @property
@@ -83,7 +83,7 @@ class ClientBase:
         return context
 
     def _prepare_query(self, texts: list[str], context: RequestContext) -> tuple[Batch, Query, QueryBatcher] | None:
-        """A lone query that may travel with others; None for everything else."""
+        """A single query, which may share a request with others; None for any other call."""
         if len(texts) != 1 or context.options.text_type != "query":
             return None
         if (batch := planning.single_row_batch(texts[0], self._limits, context.long_text)) is None:
@@ -105,15 +105,15 @@ class ClientBase:
         )
 
     def run(self, flow: Generator[Step, StepResult, T], halt: StopEvent) -> T:
-        """Performs another flow with this client's connections, on the caller's thread."""
+        """What a flow returns, run with this client's connections on the caller's thread."""
         return self._thread_driver.run_steps(flow, halt)
 
     def run_uninterrupted(self, function: Callable[[], T]) -> T:
-        """Does it where no exception of a signal handler can fall, as others wait for how it ends."""
+        """Calls it where no signal handler can raise; for a call that others wait for."""
         return self._thread_driver.run_uninterrupted(function)
 
     def drain(self) -> None:
-        """Waits for requests of sync code that are under way although their caller has left."""
+        """Waits for requests of sync code that are still in flight after their caller was interrupted."""
         self._thread_driver.drain()
 
     def _new_collector(self, output: Output, *, packed: int | None = None) -> ResultCollector:
@@ -143,14 +143,14 @@ class ClientBase:
         return _Billing(self, collector, texts)
 
     def _finish_call(self, collector: ResultCollector) -> None:
-        """Its caller is here no more."""
+        """Counts the usage of a call that ends; outcomes that arrive later are counted by `_count_late`."""
         with self._lock.current:
             collector.is_abandoned = True
         collector.count_abandoned()
         self._add_usage(collector.usage)
 
     def _count_late(self, collector: ResultCollector, outcome: Outcome) -> None:
-        """What came when the caller had left is billed all the same."""
+        """Counts an outcome that arrived after its caller had left: it is billed."""
         self._add_usage(collector.make_usage(outcome.requests, outcome.texts, outcome.tokens))
 
     def _add_usage(self, usage: Usage) -> None:
@@ -174,7 +174,7 @@ class ClientBase:
     # --- copies and processes -----------------------------------------------------------------------------
 
     def __eq__(self, other: object) -> bool:
-        """Whether both ask the same in the same way: what caches of functions compare."""
+        """Whether both send the same requests in the same way; caches of functions compare clients."""
         if not isinstance(other, ClientBase):
             return NotImplemented
         return type(self) is type(other) and (self.settings, self._user_resources) == (
@@ -186,14 +186,14 @@ class ClientBase:
         return hash(self.settings)
 
     def __deepcopy__(self, _: object) -> Self:
-        """Itself: it may be shared."""
+        """The client itself, which may be shared."""
         return self
 
     def __getstate__(self) -> Settings:
         if replace(self._user_resources, on_request=None) != UserResources():
             raise InvalidInput(
-                "a client with an http_client or rate_limiter of yours cannot be copied to another process: "
-                "sockets and locks stay here. Make it there, or set proxies by environment variables"
+                "a client with an http_client or rate_limiter of yours cannot be pickled: sockets and locks belong "
+                "to this process. Make the client in the other process, or set proxies by environment variables"
             )
         return self.settings
 
@@ -202,21 +202,21 @@ class ClientBase:
 
     def __repr__(self) -> str:
         if not hasattr(self, "settings"):
-            return "EmbeddingClient()"  # it was refused while it was made
+            return "EmbeddingClient()"  # its settings were refused
         return f"EmbeddingClient(model={self.settings.model.name!r}, host={self.settings.address.host!r})"
 
 
 class _Billing:
-    """Adds what a job was billed, however it ends; whatever ends it takes along what had arrived.
+    """Counts what a job was billed, however it ends, and gives the exception that ends it `partial` and `failed`.
 
-    Not a generator: `contextlib` writes to what passes, which some exceptions do not allow.
+    Not a `contextlib` generator: that assigns to attributes of a passing exception, which some do not allow.
     """
 
     def __init__(self, client: ClientBase, collector: ResultCollector, texts: Sequence[str] | None) -> None:
         self._client, self._collector, self._texts = client, collector, texts
 
     def __enter__(self) -> None:
-        """Nothing yet."""
+        """Does nothing."""
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         if error is not None and not isinstance(error, GeneratorExit):
@@ -225,14 +225,14 @@ class _Billing:
 
 
 class CallbackGuard:
-    """Around calls of a caller's functions: the first failure ends the job, once what is in flight has come back."""
+    """Around calls of a caller's callbacks: the first error stops the job, and is raised once nothing is in flight."""
 
     def __init__(self, stop: Callable[[], object]) -> None:
         self._stop = stop
         self._failure: Exception | None = None
 
     def __enter__(self) -> None:
-        """Nothing yet."""
+        """Does nothing."""
 
     def __exit__(self, _: object, failure: BaseException | None, __: object) -> bool:
         if not isinstance(failure, Exception):
@@ -242,27 +242,27 @@ class CallbackGuard:
         return True
 
     def raise_first_error(self) -> None:
-        """Raises what was kept."""
+        """Raises the first error of a callback, if there was one."""
         if self._failure is not None:
             raise self._failure
 
 
 def skip_refused(collector: ResultCollector, outcome: Outcome, refused: OnRefused | None) -> None:
-    """Where the whole job fails, refusals of single texts are not to be believed."""
+    """Reports per-text refusals, and leaves the texts out; not if the job was aborted, which may be their cause."""
     if refused is not None and outcome.abort_error is None:
         for index, error in collector.skip_refused().items():
             refused(index, error)
 
 
 async def add_result(collector: ResultCollector, batch: Batch, outcome: Outcome) -> int:
-    """`Assembly.take`, in a thread where the mean of a huge text's vectors would stop the loop."""
-    if max((len(place.rows) for place in batch.slots), default=0) < _MIN_PARTS_FOR_THREAD:
+    """`ResultCollector.add`; in a thread if a text has so many chunks that averaging would block the loop."""
+    if max((len(slot.rows) for slot in batch.slots), default=0) < _MIN_CHUNKS_FOR_THREAD:
         return collector.add(batch, outcome)
     return await run_in_thread(collector.add, batch, outcome)
 
 
-_MIN_PARTS_FOR_THREAD = 50
+_MIN_CHUNKS_FOR_THREAD = 50
 
 
 def _no_op() -> None:
-    """Whom a query wakes before its caller waits."""
+    """Wake-up of a query until its caller waits."""

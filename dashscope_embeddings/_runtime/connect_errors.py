@@ -1,4 +1,4 @@
-"""What a request that got no reply means: the cause in words of the network, and what to do about it."""
+"""Explains why a request got no reply: the cause (DNS, TLS, proxy, certificate) and what to do about it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _NOT_HTTP_SIGNS = ("illegal request line", "illegal status line")
 def explain_network_error(
     error: httpx.RequestError, url: httpx.URL, timeout: httpx.Timeout, proxy: Proxy | None
 ) -> Failure:
-    """Why no reply came from an address, and whether asking again can help. `proxy` is None where none is known of."""
+    """The cause of a network error, and whether a retry can help. `proxy`: None if none is used or known."""
     message, host = f"{type(error).__name__}: {error}", url.host
     if isinstance(error, httpx.ProxyError):
         return _proxy_failure(str(error), host, proxy)
@@ -35,7 +35,7 @@ def explain_network_error(
         return _connect_failure(error, message, host, proxy)
     if any(sign in message for sign in _NOT_HTTP_SIGNS):
         tls = " If it speaks TLS, write https:// in base_url." if url.scheme == "http" else ""
-        return Failure(f"what answers there speaks no HTTP ({message}).{tls} Is it the right host and port?")
+        return Failure(f"the server does not speak HTTP ({message}).{tls} Is it the right host and port?")
     return Failure(message, is_retryable=not isinstance(error, (httpx.UnsupportedProtocol, httpx.LocalProtocolError)))
 
 
@@ -44,49 +44,49 @@ def _proxy_failure(message: str, host: str, proxy: Proxy | None) -> Failure:
     if message.startswith("407"):
         variable = proxy.variable if proxy else "the proxy's address"
         return Failure(
-            f"{name} asks for a user and a password, or refuses those it was given ({message}). Set them in "
-            f"{variable}, as in http://user:password@host:port, or go to {host} directly with NO_PROXY={host}",
+            f"{name} requires a user and a password, or refused those in its address ({message}). Set them in "
+            f"{variable}, as in http://user:password@host:port, or connect to {host} directly with NO_PROXY={host}",
             is_retryable=False,
         )
     return Failure(
-        f"{name} does not connect to {host} ({message}). Ask who runs it whether it allows this host and port, or go "
-        f"there directly with NO_PROXY={host}",
+        f"{name} does not connect to {host} ({message}). Ask its administrator whether it allows this host and port, "
+        f"or connect directly with NO_PROXY={host}",
         is_retryable=not message.startswith("4"),
     )
 
 
 def _connect_failure(error: httpx.RequestError, message: str, host: str, proxy: Proxy | None) -> Failure:
-    if found := _CERTIFICATE_ERROR.search(message):
-        return Failure(_certificate_message(f"CERTIFICATE_VERIFY_FAILED: {found[1]}", host), is_retryable=False)
+    if match := _CERTIFICATE_ERROR.search(message):
+        return Failure(_certificate_message(f"CERTIFICATE_VERIFY_FAILED: {match[1]}", host), is_retryable=False)
     if any(sign in message for sign in _NOT_TLS_SIGNS):
         if proxy is not None and proxy.scheme == "https":
-            return Failure(f"the proxy {proxy} speaks no TLS. Write http:// in {proxy.variable}")
-        return Failure(f"what answers there speaks no TLS ({error}). Is it the right host and port?")
+            return Failure(f"the proxy {proxy} does not speak TLS. Write http:// in {proxy.variable}")
+        return Failure(f"the server does not speak TLS ({error}). Is it the right host and port?")
     first_hop = f"the proxy {proxy}" if proxy else "it"
     if _is_dns_error(error):
         name = f"the name of {first_hop}" if proxy else "its name"
-        return Failure(f"{name} cannot be found ({error}). Is it spelt right, and is there a network with DNS?")
+        return Failure(f"{name} cannot be resolved ({error}). Is it spelt correctly, and is there a network with DNS?")
     if proxy is None:
         return Failure(message)
-    # Nearly all proxies for https are spoken to without TLS; one that waits for a request says nothing.
-    tls = f". If it speaks no TLS itself, write http:// in {proxy.variable}" if proxy.scheme == "https" else ""
+    # Nearly all proxies for https expect plain HTTP, and one that waits for a request stays silent during a handshake.
+    tls = f". If it does not speak TLS itself, write http:// in {proxy.variable}" if proxy.scheme == "https" else ""
     return Failure(f"{first_hop} cannot be reached: {message}{tls}")
 
 
 def _certificate_message(reason: str, host: str) -> str:
     if "mismatch" in reason:
-        return f"the certificate shown for {host} is for another host ({reason}): something else stands at this address"
+        return f"the certificate shown for {host} is for another host ({reason}): another server has this address"
     if "expired" in reason or "not yet valid" in reason:
         return f"the certificate of {host} is out of date ({reason}). Is the clock of this machine right?"
     return (
-        f"the certificate of {host} is not signed by an authority that this machine trusts ({reason}). A proxy or "
-        "firewall of a company signs with its own authority: set SSL_CERT_FILE to a PEM file that holds it. Now the "
+        f"the certificate of {host} is not signed by an authority that this machine trusts ({reason}). A company's "
+        "proxy or firewall signs with its own authority: set SSL_CERT_FILE to a PEM file that holds it. At present the "
         f"authorities of {certificate_source()} are trusted"
     )
 
 
 def _is_dns_error(error: BaseException | None) -> bool:
-    """Whether a host's name was not found."""
+    """Whether the lookup of a host name failed."""
     while error is not None and not isinstance(error, socket.gaierror):
         error = error.__cause__ or error.__context__
     return error is not None

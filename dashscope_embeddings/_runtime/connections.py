@@ -1,9 +1,9 @@
-"""Connections of one event loop, and requests that may be cancelled at any time.
+"""A connection pool for one event loop whose requests may be cancelled at any time without leaking connections.
 
-A cancelled task can leave httpx's pool with a connection that counts as in use for good: between two steps
-of a request its clean-up is itself interrupted. So every connection here is a transport of its own, and whoever
-is cancelled closes the one that it used. A user's own client cannot be taken apart: there a request is broken off
-only at the steps where httpx cleans up after itself.
+httpx's own pool can leak: if a task is cancelled between two steps of a request, the clean-up is itself interrupted,
+and the connection counts as in use for good. So `ConnectionPool` gives every connection a transport of its own, and a
+cancelled request closes the one that it used. A user's client has only httpx's pool: there a request is cancelled only
+at the steps where httpx cleans up after itself.
 """
 
 from __future__ import annotations
@@ -28,28 +28,28 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _GRACE_SECONDS = 0.05
-"""Seconds that a cancelled caller waits at most for a TCP connection or a TLS handshake that is under way."""
+"""Longest time in seconds that a cancelled caller waits for a TCP connect or a TLS handshake to finish."""
 _traced_clients: weakref.WeakSet[Any] = weakref.WeakSet()
-"""Users' clients that tell their steps: others, such as those made for tests, have no pool that could lose anything."""
+"""Users' clients that report trace events. Others, such as mock transports, have no pool that could leak."""
 _abandoned_tasks: set[asyncio.Task[Any]] = set()
 
 
 class CancellableRequest:
-    """One request in a task of its own, which its caller's cancellation ends at a safe step.
+    """One request in its own task; if the caller is cancelled, the task is cancelled at a safe step.
 
-    What it is doing is told by httpx's request extension `trace`, for which `self.trace` has to be passed.
+    Pass `self.trace` as httpx's request extension `trace`, which reports the steps.
     """
 
     def __init__(self, client: Any = None) -> None:
         self._client = client
-        """A user's, whose connections are not ours; None: the whole transport is closed after a cancellation."""
+        """The user's client; None for our own, whose transport is closed after a cancellation."""
         self._http_event: str | None = None
         self._is_cancelled = False
         self.opened_streams: list[Any] = []
-        """Sockets that were opened: httpcore forgets one whose TLS handshake is cancelled."""
+        """Opened sockets, to be closed after a cancellation: httpcore loses one whose TLS handshake is cancelled."""
 
     async def trace(self, event: str, info: dict[str, Any]) -> None:
-        """Notes which step the request is at; ends one that nobody wants any more."""
+        """Records the present step of the request; raises if the request is cancelled and this step is safe."""
         if self._http_event is None and self._client is not None:
             _traced_clients.add(self._client)
         step, _, state = event.rpartition(".")
@@ -61,18 +61,18 @@ class CancellableRequest:
 
     @property
     def _may_cancel_anywhere(self) -> bool:
-        """Whether any step will do once the grace is over."""
+        """Whether the request may be cancelled at any step after the grace period."""
         return self._client is None or self._client not in _traced_clients
 
     @property
     def _is_safe_to_cancel(self) -> bool:
-        """Whether httpcore closes the connection of a request that is cancelled at this step."""
+        """Whether httpcore closes the connection if the request is cancelled at the present step."""
         if self._http_event is None:
             return self._may_cancel_anywhere
         return self._http_event.startswith("http") and not self._http_event.endswith("response_closed")
 
     async def run(self, request: Coroutine[Any, Any, T]) -> T:
-        """The result of the request; a cancelled caller gets away at once, or after the grace."""
+        """The result of the request; a cancelled caller returns at once, or after the grace period."""
         task = asyncio.create_task(request)
         try:
             await asyncio.wait((task,))
@@ -90,25 +90,25 @@ class CancellableRequest:
             task.cancel()
             await _wait_despite_cancellation(task)
         elif not task.done():
-            # It ends by itself, at its next safe step or by its timeouts.
+            # It ends later: at its next safe step, or by a timeout.
             _abandoned_tasks.add(task)
             task.add_done_callback(_abandoned_tasks.discard)
 
 
 def _consume_exception(task: asyncio.Task[Any]) -> None:
-    """Else asyncio would complain of an error that nobody looked at."""
+    """Otherwise asyncio logs that the exception was never retrieved."""
     if not task.cancelled():
         task.exception()
 
 
 async def _wait_despite_cancellation(task: asyncio.Task[Any], seconds: float = math.inf) -> bool:
-    """Waits for a task, however often the waiting is cancelled; returns whether it was."""
+    """Waits for a task even if the waiting is cancelled, any number of times; returns whether it was."""
     cancelled = False
     end = time.monotonic() + seconds
     while not task.done() and (left := end - time.monotonic()) > 0:
         try:
             await asyncio.wait((task,), timeout=None if left == math.inf else left)
-        except asyncio.CancelledError:  # noqa: PERF203 - it may come again, and the waiting goes on
+        except asyncio.CancelledError:  # noqa: PERF203 - it may happen again, and the wait goes on
             cancelled = True
     return cancelled
 
@@ -119,24 +119,24 @@ class _Connection:
 
     transport: httpx.AsyncBaseTransport
     streams: list[Any] = field(default_factory=list)
-    """What is closed beside it; the last is the one that replies come from."""
+    """Sockets, closed along with the transport; replies are read from the last one."""
     idle_since: float = 0.0
 
     @property
     def is_usable(self) -> bool:
-        """Whether the server is silent: what comes between two requests is its farewell, or no answer to the next."""
+        """Whether no data waits to be read: between requests that is a shutdown notice, or belongs to no request."""
         return bool(self.streams) and not self.streams[-1].get_extra_info("is_readable")
 
     async def close(self) -> None:
-        for closing in (self.transport, *self.streams):
+        for resource in (self.transport, *self.streams):
             with contextlib.suppress(Exception):
-                await closing.aclose()
+                await resource.aclose()
 
 
 class ConnectionPool(httpx.AsyncBaseTransport):
-    """A transport that keeps as many others as requests are in flight, each with one connection.
+    """A pool of transports with one connection each, as many as requests are in flight.
 
-    `make` gives a transport that keeps its connection for ever; here it is kept for `idle` seconds.
+    `make_transport` returns a transport that never closes its connection; the pool closes it after `idle_seconds`.
     """
 
     def __init__(self, make_transport: Callable[[], httpx.AsyncBaseTransport], idle_seconds: float) -> None:
@@ -155,13 +155,13 @@ class ConnectionPool(httpx.AsyncBaseTransport):
                 connection = _Connection(self._make_transport())
                 self._connections.add(connection)
                 response = await self._send_first(connection, request)
-        # Nothing can be awaited while the loop ends in any other way; `aclose` still knows the connection.
+        # After any other BaseException the loop is ending and cannot await; `aclose` still closes the connection.
         except (Exception, asyncio.CancelledError):
             if connection is not None:
                 await self._drop(connection)
             raise
         if not isinstance(response.stream, httpx.AsyncByteStream):
-            raise TypeError("a transport for event loops must give an asynchronous stream")
+            raise TypeError("an asynchronous transport must return an asynchronous stream")
         response.stream = _PooledBody(response.stream, self, connection)
         return response
 
@@ -174,7 +174,7 @@ class ConnectionPool(httpx.AsyncBaseTransport):
         return response
 
     async def _take_idle(self) -> _Connection | None:
-        """The connection that was used last: the others may grow old and be closed."""
+        """The most recently used idle connection, so that the others can expire; None if there is none."""
         oldest = time.monotonic() - self._idle_seconds
         while self._idle and self._idle[0].idle_since < oldest:
             await self._drop(self._idle.popleft())
@@ -185,7 +185,7 @@ class ConnectionPool(httpx.AsyncBaseTransport):
         return None
 
     async def release(self, connection: _Connection, body: httpx.AsyncByteStream | None) -> None:
-        """Takes a connection back with the `body` that was read to its end; None: it was not."""
+        """Returns a connection to the pool if its `body` was read to the end; drops it if `body` is None."""
         if body is not None and not self._is_closed:
             try:
                 await body.aclose()
@@ -198,7 +198,7 @@ class ConnectionPool(httpx.AsyncBaseTransport):
             await self._drop(connection)
 
     async def _drop(self, connection: _Connection) -> None:
-        """Closes a connection, even where its user is cancelled meanwhile."""
+        """Closes a connection, even if the caller is cancelled meanwhile."""
         if await _wait_despite_cancellation(asyncio.create_task(connection.close())):
             self._connections.discard(connection)
             raise asyncio.CancelledError
@@ -213,15 +213,15 @@ class ConnectionPool(httpx.AsyncBaseTransport):
 
 
 class _PooledBody(httpx.AsyncByteStream):
-    """The body of a reply, which gives its connection back when it was read."""
+    """The body of a reply, which returns its connection to the pool once it was read."""
 
     def __init__(self, body: httpx.AsyncByteStream, pool: ConnectionPool, connection: _Connection) -> None:
         self._body, self._pool, self._connection = body, pool, connection
         self._is_complete = self._is_closed = False
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        async for part in self._body:
-            yield part
+        async for chunk in self._body:
+            yield chunk
         self._is_complete = True
 
     async def aclose(self) -> None:
@@ -230,7 +230,7 @@ class _PooledBody(httpx.AsyncByteStream):
             await self._pool.release(self._connection, self._body if self._is_complete else None)
 
 
-# --- loops --------------------------------------------------------------------------------------------------
+# --- shutdown of loops --------------------------------------------------------------------------------
 
 _shutdown_hooks: dict[httpx.AsyncClient, tuple[asyncio.AbstractEventLoop, AsyncGenerator[None, None]]] = {}
 _CLOSE_DELAY_SECONDS = 1.0
@@ -238,10 +238,10 @@ _close_tasks: set[asyncio.Task[None]] = set()
 
 
 async def close_on_loop_shutdown(client: httpx.AsyncClient) -> AsyncGenerator[None, None]:
-    """A started generator whose end closes the client: a loop that shuts down runs it by itself.
+    """Closes the client via `loop.shutdown_asyncgens()`, the only hook that a loop awaits at shutdown.
 
-    Nothing else is asked at that moment; `weakref.finalize` and `__del__` cannot await, and the loop may be
-    gone when they come.
+    Returns the started generator whose end closes the client. `weakref.finalize` and `__del__` cannot await, and may
+    run when the loop is closed already.
     """
 
     async def close_at_end() -> AsyncGenerator[None, None]:
@@ -251,8 +251,8 @@ async def close_on_loop_shutdown(client: httpx.AsyncClient) -> AsyncGenerator[No
             _shutdown_hooks.pop(client, None)
             await client.aclose()
 
-    for dead in [known for known, (loop, _) in list(_shutdown_hooks.items()) if loop.is_closed()]:
-        _shutdown_hooks.pop(dead, None)
+    for stale in [other for other, (loop, _) in list(_shutdown_hooks.items()) if loop.is_closed()]:
+        _shutdown_hooks.pop(stale, None)
     hook = close_at_end()
     await anext(hook)
     _shutdown_hooks[client] = asyncio.get_running_loop(), hook
@@ -260,12 +260,12 @@ async def close_on_loop_shutdown(client: httpx.AsyncClient) -> AsyncGenerator[No
 
 
 def close_soon(loop: asyncio.AbstractEventLoop, client: httpx.AsyncClient, pid: int) -> None:
-    """Nobody holds the sessions any more: the loop, if it still runs, is to close their client."""
+    """Schedules the closing of a garbage-collected transport's client on its loop, if that still runs."""
     if os.getpid() != pid or loop.is_closed():
         return
-    with contextlib.suppress(RuntimeError):  # closed by another thread meanwhile
-        # Not at once: at the end of `asyncio.run` a task of ours would be cancelled in the middle of closing,
-        # where a moment later the loop's own shutdown closes everything.
+    with contextlib.suppress(RuntimeError):  # another thread closed the loop
+        # Not at once: `asyncio.run` cancels remaining tasks at its end, so a closing task would be cancelled halfway,
+        # and right after that the loop's own shutdown closes everything.
         loop.call_soon_threadsafe(loop.call_later, _CLOSE_DELAY_SECONDS, _close_now, client)
 
 
@@ -277,7 +277,7 @@ def _close_now(client: httpx.AsyncClient) -> None:
 
 
 def check_running_loop() -> None:
-    """Raises: InvalidInput: no event loop of asyncio runs here."""
+    """Raises InvalidInput if no asyncio event loop runs on this thread."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:

@@ -1,7 +1,8 @@
-"""The driver for threads: it performs the steps of flows and decides nothing. `async_drivers` has that for tasks.
+"""The driver for threads: performs the steps that flows yield, and decides nothing.
 
-Each has a window, which keeps some flows under way and gives back their outcomes in order. The two mirror each other
-on purpose; whatever could differ between them belongs into the flow.
+`run` drives one flow; `run_many` keeps several in flight and yields their outcomes in order; `run_query` drives a
+single query, which may share a request with others. `async_drivers` does the same for tasks. The two modules mirror
+each other on purpose: what need not differ between threads and tasks belongs into the flow.
 """
 
 from __future__ import annotations
@@ -33,17 +34,17 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _NEVER_SET = SignalSafeEvent()
-"""Of a flow that nobody gives up."""
+"""For a flow that must not be cancelled."""
 
 _caller_left: contextvars.ContextVar[SignalSafeEvent] = contextvars.ContextVar("dashscope_left", default=_NEVER_SET)
-"""Set once the caller for whom this thread works, in its place, has been interrupted."""
+"""Set when the caller on whose behalf this thread runs has been interrupted."""
 
 
 class ThreadDriver:
-    """Sync code: a lone flow on its caller's thread, several on a pool of the client's.
+    """Sync code: a single flow on the caller's thread, several on the client's thread pool.
 
-    Nothing that others wait for is done on the main thread, where an interruption may fall between any two calls:
-    inside httpx, between a place taken and noted. Other threads of ours do it, and the main thread waits for them.
+    On the main thread a signal handler may raise between any two bytecodes, for instance inside httpx or between
+    taking a slot and recording it. So no request is sent there: other threads do, and the main thread waits.
     """
 
     def __init__(self, transport: Transport, max_in_flight: int) -> None:
@@ -53,19 +54,19 @@ class ThreadDriver:
         self.reset_after_fork()
 
     def reset_after_fork(self) -> None:
-        """Forgets the threads: a forked child has none of its parent's."""
+        """Drops the thread pools: a forked child has none of its parent's threads."""
         self._pool: DaemonThreadPool | None = None
         self._caller_thread: DaemonThreadPool | None = None
-        """A thread in place of the main one."""
+        """A pool of one thread, which runs calls on behalf of the main thread."""
         self._abandoned: list[WorkItem[Outcome]] = []
 
     def run_many(
         self, flows: Iterator[tuple[T, Exchange]], halt: SignalSafeEvent
     ) -> Generator[tuple[T, Outcome], None, None]:
-        """The outcomes in order, with at most so many flows under way.
+        """Yields the outcomes in order, with at most `max_in_flight` flows at once.
 
-        Once `halt` is set (an outcome or an error that stops the job sets it), nothing more is started or sent; what
-        was in flight still comes back. The first error of `flows` or of a flow is raised after the outcomes.
+        Once `halt` is set (by an error, or by an outcome that aborts the job), nothing more is started or sent, and the
+        outcomes of requests in flight are still yielded. The first error of `flows` or of a flow is raised after them.
         """
         errors: list[BaseException] = []
         head = deque(pair for _ in range(2) if (pair := _next_or_none(flows, errors)) is not None)
@@ -79,7 +80,7 @@ class ThreadDriver:
                     pair = head.popleft() if head else _next_or_none(flows, errors)
                     if pair is None:
                         break
-                    # In a copy of the caller's context, so that tracing and usage counters reach the thread.
+                    # In a copy of the caller's context: tracing and usage trackers are context variables.
                     run = contextvars.copy_context().run
                     call = WorkItem(functools.partial(run, self.run, pair[1], halt))
                     window.append((pair[0], call))
@@ -96,19 +97,19 @@ class ThreadDriver:
                     errors.append(call.error)
         finally:
             halt.set()
-            left = [call for _, call in window if not call.cancel()]
+            running = [call for _, call in window if not call.cancel()]
             with self._lock.current:
-                self._abandoned = [call for call in (*self._abandoned, *left) if not call.is_done]
+                self._abandoned = [call for call in (*self._abandoned, *running) if not call.is_done]
         if errors:
             raise errors[0]
 
     def drain(self) -> None:
-        """Waits for what was under way when its caller left: none of it sends anything more."""
+        """Waits for flows that were running when their caller was interrupted; they send no further requests."""
         for call in tuple(self._abandoned):
             call.wait()
 
     def run_uninterrupted(self, function: Callable[[], T]) -> T:
-        """Does it where no exception of a signal handler can fall: on this thread, unless it is the main one."""
+        """Calls it where no signal handler can raise: on this thread, or on another one if this is the main thread."""
         if not is_main_thread():
             return function()
         context, caller_left = contextvars.copy_context(), SignalSafeEvent()
@@ -120,7 +121,7 @@ class ThreadDriver:
             return self._caller_thread.submit(call).result()
         finally:
             if not call.is_done:
-                # It ends with what it does; the next call has another one.
+                # That thread ends after its present call; the next call gets a new one.
                 self._caller_thread = None
                 caller_left.set()
                 call.cancel()
@@ -128,7 +129,7 @@ class ThreadDriver:
     def run_query(
         self, query: Query, batcher: QueryBatcher, context: RequestContext, on_late_outcome: Callable[[Outcome], object]
     ) -> Outcome:
-        """One query, alone or with others that wait: its own row; `late` is told where its caller has left."""
+        """The outcome of one query, which may share a request; `on_late_outcome` gets it too if the caller has left."""
         return self.run_uninterrupted(functools.partial(self._run_query, query, batcher, context, on_late_outcome))
 
     def _run_query(
@@ -145,7 +146,7 @@ class ThreadDriver:
                 elif caller_left.is_set():
                     raise Cancelled(CANCELLED.reason)
                 elif woken is None:
-                    # Made only by who has to wait, and looks once more: nothing could wake it until now.
+                    # Created only if this query must wait. Then poll again: until now nothing could wake it.
                     woken = SignalSafeEvent()
                     query.wake = woken.set
                 else:
@@ -163,15 +164,15 @@ class ThreadDriver:
         outcome = None
         try:
             flow = exchange(batch_call.texts, context.fail_fast.for_one_call(), batch_call.permit)
-            # Who carries others goes on for their sake.
+            # A request that carries other callers' queries too is not cancelled with this caller.
             outcome = self.run_steps(flow, caller_left if len(batch_call.queries) == 1 else _NEVER_SET)
         finally:
             batcher.complete(batch_call, outcome, context)
 
     def run(self, flow: Exchange, halt: SignalSafeEvent) -> Outcome:
-        """One flow from its first step to its outcome, on this thread, in one of the client's slots.
+        """The outcome of one flow, run on this thread in one of the client's slots.
 
-        Where something raises, the flow ends with what it has, and the error passes.
+        If a step raises, the flow is cancelled so that it can settle what arrived, and the error is raised again.
         """
         answer: StepResult = None
         raised: BaseException | None = None
@@ -194,7 +195,7 @@ class ThreadDriver:
         return outcome
 
     def run_steps(self, flow: Generator[Step, StepResult, T], halt: StopEvent) -> T:
-        """Any flow, on this thread and in no slot: what it returns."""
+        """What a flow returns, run on this thread without a slot."""
         answer: StepResult = None
         try:
             while True:
@@ -221,9 +222,9 @@ class ThreadDriver:
 
 
 def _next_or_none(items: Iterator[T], errors: list[BaseException]) -> T | None:
-    """The next item; None at the end, and where the source fails, whose error is kept for later."""
+    """The next item; None at the end. An error of the source is appended to `errors` and ends it too."""
     try:
         return next(items, None)
-    except Exception as error:  # noqa: BLE001 - raised again once the outcomes before it are given out
+    except Exception as error:  # noqa: BLE001 - raised again after the outcomes before it
         errors.append(error)
         return None

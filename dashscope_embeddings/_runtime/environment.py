@@ -1,8 +1,9 @@
-"""The proxies and certificates that the environment names: read here, so that what is wrong is told by its variable.
+"""Reads proxies and certificate authorities from environment variables, and names the variable in errors.
 
 Names and meanings are those of curl and of requests, which the vendor's SDK uses: `HTTPS_PROXY`, `ALL_PROXY`,
-`NO_PROXY`; `SSL_CERT_FILE`, `SSL_CERT_DIR`, `REQUESTS_CA_BUNDLE`, `CURL_CA_BUNDLE`. An empty variable counts as a
-missing one. They are read when a connection pool is made: by the first sync call, and by the first on an event loop.
+`NO_PROXY`; `SSL_CERT_FILE`, `SSL_CERT_DIR`, `REQUESTS_CA_BUNDLE`, `CURL_CA_BUNDLE`. An empty variable counts as
+missing. They are read when a connection pool is created: at the first sync call, and at the first call on each event
+loop.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ _MAX_PORT = 65_535
 
 @dataclass(frozen=True)
 class Proxy:
-    """A proxy, and where it was named."""
+    """A proxy, and the variable that named it."""
 
     variable: str
     httpx_proxy: httpx.Proxy
@@ -49,35 +50,35 @@ class Proxy:
 
 
 def proxy_for(url: httpx.URL) -> Proxy | None:
-    """The proxy that requests to an address go through; None: they go there directly, to this machine always.
+    """The proxy for requests to an address; None for a direct connection, as always to this machine.
 
     Raises:
-        InvalidInput: a proxy is named that cannot be used.
+        InvalidInput: the variable's proxy cannot be used.
     """
-    named = None if is_loopback(url.host) else _proxy_variable(url)
-    return None if named is None else Proxy(named[0], _parse_proxy(*named, url.host))
+    setting = None if is_loopback(url.host) else _proxy_variable(url)
+    return None if setting is None else Proxy(setting[0], _parse_proxy(*setting, url.host))
 
 
 def _proxy_variable(url: httpx.URL) -> tuple[str, SecretStr] | None:
-    """The variable that speaks of an address, and its value, which may hold a password."""
-    # Of the system's settings as well, on Windows and macOS.
-    named = urllib.request.getproxies()
-    scheme = next((scheme for scheme in (url.scheme, "all") if named.get(scheme)), None)
-    if scheme is None or any(_matches_no_proxy(entry, url) for entry in re.split(r"[\s,]+", named.get("no", ""))):
+    """The variable that applies to an address, and its value, which may hold a password."""
+    # Includes the system settings on Windows and macOS.
+    proxies = urllib.request.getproxies()
+    scheme = next((scheme for scheme in (url.scheme, "all") if proxies.get(scheme)), None)
+    if scheme is None or any(_matches_no_proxy(entry, url) for entry in re.split(r"[\s,]+", proxies.get("no", ""))):
         return None
     variable = f"{scheme}_proxy"
-    spelt = (name for name in os.environ if name.lower() == variable and os.environ[name] == named[scheme])
-    return next(spelt, variable), SecretStr(named[scheme].strip())
+    spellings = (name for name in os.environ if name.lower() == variable and os.environ[name] == proxies[scheme])
+    return next(spellings, variable), SecretStr(proxies[scheme].strip())
 
 
 def _matches_no_proxy(entry: str, url: httpx.URL) -> bool:
-    """Whether an entry of NO_PROXY stands for an address: a name and those below it, an IP or a range, with a port."""
+    """Whether a NO_PROXY entry matches: a host name and its subdomains, an IP or a range; optionally with a port."""
     scheme, _, entry = entry.lower().rpartition("://")
     if scheme not in {"", "all", url.scheme}:
         return False
     entry = entry.rstrip("/")
     host = url.host.lower().rstrip(".")
-    # An IPv6 address has colons of its own: without brackets it has no port.
+    # An IPv6 address contains colons: without brackets it has no port.
     parts = re.fullmatch(r"\[([^\]]+)\]((?:/\d+)?)(?::(\d+))?|([^:]+)()(?::(\d+))?|(.+:.*:.*)", entry)
     if parts is None:
         return False
@@ -87,16 +88,16 @@ def _matches_no_proxy(entry: str, url: httpx.URL) -> bool:
         return False
     try:
         return ipaddress.ip_address(host) in ipaddress.ip_network(name, strict=False)
-    except ValueError:  # one of them is a name
+    except ValueError:  # host or entry is a name
         name = name.rstrip(".")
         bare = name.lstrip("*").lstrip(".")
         return name == "*" or fnmatch.fnmatchcase(host, name) or (bare != "" and f".{host}".endswith(f".{bare}"))
 
 
 def _parse_proxy(variable: str, value: SecretStr, host: str) -> httpx.Proxy:
-    """The proxy that a variable names."""
-    named = re.match(r"([^:/@]+)://", value.get_secret_value())  # no other part of it, which a traceback would show
-    scheme = named[1].lower() if named else "http"
+    """The proxy in a variable's value; raises InvalidInput if it cannot be used for `host`."""
+    prefix = re.match(r"([^:/@]+)://", value.get_secret_value())  # nothing else: tracebacks may show local variables
+    scheme = prefix[1].lower() if prefix else "http"
     if scheme not in _PROXY_SCHEMES:
         problem = f"its scheme is none of {', '.join(_PROXY_SCHEMES)}"
         if scheme.startswith("socks"):
@@ -106,14 +107,14 @@ def _parse_proxy(variable: str, value: SecretStr, host: str) -> httpx.Proxy:
     else:
         problem = "it is no address: expected one like http://127.0.0.1:7890 or http://user:password@host:port"
         try:
-            proxy = httpx.Proxy(f"{'' if named else 'http://'}{value.get_secret_value()}")
+            proxy = httpx.Proxy(f"{'' if prefix else 'http://'}{value.get_secret_value()}")
             if proxy.url.host.encode("idna") and 0 < (1 if proxy.url.port is None else proxy.url.port) <= _MAX_PORT:
                 return proxy
         except (httpx.InvalidURL, UnicodeError, ValueError):
             pass
     raise InvalidInput(
         f"{variable}={_without_credentials(value.get_secret_value())} cannot be used as a proxy: {problem}. "
-        f"Set {variable} right, or go to {host} directly with NO_PROXY={host}"
+        f"Correct {variable}, or connect to {host} directly with NO_PROXY={host}"
     )
 
 
@@ -121,32 +122,32 @@ def _without_credentials(address: str) -> str:
     """An address without user and password."""
     scheme, _, rest = address.rpartition("://")
     prefix = f"{scheme}://" if scheme else ""
-    _, signed, place = rest.rpartition("@")
-    return f"{prefix}{'…@' if signed else ''}{place.rstrip('/')}"
+    _, at_sign, host = rest.rpartition("@")
+    return f"{prefix}{'…@' if at_sign else ''}{host.rstrip('/')}"
 
 
 # --- certificates ------------------------------------------------------------------------------------------
 
 
 def certificate_source() -> str:
-    """Where the certificates come from that this machine trusts."""
-    variable = next((name for name in _CERTIFICATE_VARIABLES if os.environ.get(name)), None)
+    """The variable, or package, that provides the trusted certificate authorities."""
+    variable = _certificate_variable()
     return f"{variable}={os.environ[variable]}" if variable else "the package certifi"
 
 
 def make_ssl_context(url: httpx.URL) -> ssl.SSLContext:
-    """What decides whether a server's certificate is believed.
+    """The TLS settings for an address, with the certificate authorities that the environment names.
 
     Raises:
-        InvalidInput: a variable names a file or folder that is not there or holds no certificates.
+        InvalidInput: a variable names a file or folder that does not exist or holds no certificates.
     """
     if url.scheme == "http":
-        return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # not used; the usual one takes its time
-    variable = next((name for name in _CERTIFICATE_VARIABLES if os.environ.get(name)), None)
+        return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # never used; loading certificates is slow
+    variable = _certificate_variable()
     if variable is None:
         return httpx.create_ssl_context(trust_env=False)
     value = os.environ[variable]
-    # OpenSSL takes a list of folders.
+    # OpenSSL accepts a list of folders.
     try:
         folders = [part for part in value.split(os.pathsep) if Path(part).is_dir()]
         if folders and variable != "SSL_CERT_FILE":
@@ -155,13 +156,17 @@ def make_ssl_context(url: httpx.URL) -> ssl.SSLContext:
             raise NotADirectoryError(f"there is {'no folder in it' if Path(value).exists() else 'no such folder'}")
         return ssl.create_default_context(cafile=value)
     except ssl.SSLError:
-        why = "the file holds no certificates in PEM form"
+        problem = "the file holds no certificates in PEM form"
     except FileNotFoundError:
-        why = "there is no such file"
+        problem = "there is no such file"
     except OSError as error:
-        why = error.strerror or str(error)
-    wanted = "folder of certificates named by hash" if variable == "SSL_CERT_DIR" else "PEM file of authorities"
+        problem = error.strerror or str(error)
+    expected = "folder of certificates named by hash" if variable == "SSL_CERT_DIR" else "PEM file of authorities"
     raise InvalidInput(
-        f"{variable}={value} names the certificate authorities to trust, and cannot be used: {why}. Point it at a "
-        f"{wanted}, or unset it"
+        f"{variable}={value} names the certificate authorities to trust, and cannot be used: {problem}. Set it to a "
+        f"{expected}, or unset it"
     )
+
+
+def _certificate_variable() -> str | None:
+    return next((name for name in _CERTIFICATE_VARIABLES if os.environ.get(name)), None)

@@ -1,4 +1,4 @@
-"""Requests beside the one for embeddings: other methods and paths, files that go up and come down."""
+"""Requests to endpoints other than embeddings: other methods and paths, uploads and downloads of files."""
 
 from __future__ import annotations
 
@@ -27,47 +27,48 @@ if TYPE_CHECKING:
     from dashscope_embeddings._core.protocol import Reply
 
 _FILE_TIMEOUT_SECONDS = 600.0
-"""Seconds without a sign of life: a gateway that takes in 500 MB may be silent for long."""
+"""Read timeout in seconds while a file is sent: a gateway that receives 500 MB may stay silent for long."""
 _MAX_FILE_BYTES = 64 << 30
-"""Bytes. 50,000 lines of 25 texts, with vectors of 2,048 numbers, are about 56 GB of text."""
+"""Bytes. A result of 50,000 lines of 25 texts, with vectors of 2,048 numbers, has about 56 GB."""
 
 
-def transfer(client: Any, root_url: str, step: Send, options: dict[str, Any], deadline_seconds: float) -> Reply:
-    """One request to another endpoint of the same host, under the same headers; `step.target` is set.
+class FileTransfer:
+    """Sends requests to other endpoints of the same host, with the same headers, on the caller's thread."""
 
-    Raises:
-        httpx.RequestError: no reply came, or not all of it.
-        UnusableBody: its body is broken or too large.
-        Overdue: it took longer than `seconds`, without moving a file at a fair pace.
-        OSError: a file cannot be read or written.
-    """
-    endpoint: Any = step.endpoint
-    headers, timeout = httpx.Headers(options["headers"]), options["timeout"]
-    if endpoint.upload_file is None:
-        request = _build_request(root_url, endpoint, headers, timeout, content=step.body or None)
-        return _send(client, request, step, Deadline(deadline_seconds))
-    del headers["Content-Type"]  # a form has its own
-    timeout = httpx.Timeout(max(_FILE_TIMEOUT_SECONDS, timeout.read or 0.0), connect=timeout.connect)
-    with endpoint.upload_file.open("rb") as file:
-        # A name on disk may be bytes that are not UTF-8, which a form cannot carry.
-        files = {"file": (endpoint.upload_file.name.encode(errors="replace").decode(), file)}
-        request = _build_request(root_url, endpoint, headers, timeout, data=dict(endpoint.form_fields), files=files)
-        return _send(
-            client,
-            request,
-            step,
-            Deadline(deadline_seconds + _FILE_TIMEOUT_SECONDS, endpoint.upload_file.stat().st_size),
+    def __init__(self, root_url: str, http_options: dict[str, Any], deadline_seconds: float) -> None:
+        self._root_url, self._http_options, self._deadline_seconds = root_url, http_options, deadline_seconds
+
+    def send(self, client: Any, step: Send, endpoint: Endpoint) -> Reply:
+        """Sends one request and reads its whole reply, to a file if the endpoint names one.
+
+        Raises:
+            httpx.RequestError: no reply came, or not all of it.
+            UnusableBody: its body is broken or too large.
+            DeadlineExceeded: it took too long; the deadline is extended for the bytes of files.
+            OSError: a file cannot be read or written.
+        """
+        headers, timeout = httpx.Headers(self._http_options["headers"]), self._http_options["timeout"]
+        deadline_seconds = self._deadline_seconds
+        if endpoint.upload_file is None:
+            request = self._build_request(endpoint, headers, timeout, content=step.body or None)
+            return _send(client, request, step, Deadline(deadline_seconds))
+        del headers["Content-Type"]  # httpx sets that of a form
+        timeout = httpx.Timeout(max(_FILE_TIMEOUT_SECONDS, timeout.read or 0.0), connect=timeout.connect)
+        with endpoint.upload_file.open("rb") as file:
+            # A file name may contain bytes that are not UTF-8, which a form cannot carry.
+            files = {"file": (endpoint.upload_file.name.encode(errors="replace").decode(), file)}
+            request = self._build_request(endpoint, headers, timeout, data=dict(endpoint.form_fields), files=files)
+            deadline = Deadline(deadline_seconds + _FILE_TIMEOUT_SECONDS, endpoint.upload_file.stat().st_size)
+            return _send(client, request, step, deadline)
+
+    def _build_request(
+        self, endpoint: Endpoint, headers: httpx.Headers, timeout: httpx.Timeout, **body_arguments: Any
+    ) -> httpx.Request:
+        # Not built by the client, whose default headers would send a form as JSON.
+        extensions = {"timeout": timeout.as_dict()}
+        return httpx.Request(
+            endpoint.method, self._root_url + endpoint.path, headers=headers, extensions=extensions, **body_arguments
         )
-
-
-def _build_request(
-    root_url: str, endpoint: Endpoint, headers: httpx.Headers, timeout: httpx.Timeout, **body_arguments: Any
-) -> httpx.Request:
-    # Not built by the client, which would add its own headers: a form would go as JSON.
-    extensions = {"timeout": timeout.as_dict()}
-    return httpx.Request(
-        endpoint.method, root_url + endpoint.path, headers=headers, extensions=extensions, **body_arguments
-    )
 
 
 def _send(client: Any, request: httpx.Request, step: Send, deadline: Deadline) -> Reply:
@@ -78,7 +79,7 @@ def _send(client: Any, request: httpx.Request, step: Send, deadline: Deadline) -
         else:
             content = b""
             _write_file(_read_whole_body(response, deadline), download_to, deadline)
-        # Nothing in these replies would tell the copy of another one.
+        # A duplicate of another reply could not be recognised here: never reuse the connection.
         close_connection(response)
         return make_reply(response, content)
 
@@ -91,13 +92,13 @@ def _read_whole_body(response: httpx.Response, deadline: Deadline) -> Iterator[b
 
 
 def _write_file(body: Iterator[bytes], download_to: Path, deadline: Deadline) -> None:
-    # Of this thread alone: one that an interrupted caller left may still be at work on its own.
+    # A name per thread: the thread of an interrupted call may still be writing its own file.
     part = download_to.with_name(f"{download_to.name}.{threading.get_ident():x}.part")
     try:
         with files.create_replacing(part) as file:
-            for piece in body:
-                file.write(piece)
-                deadline.extend_for(len(piece))
+            for chunk in body:
+                file.write(chunk)
+                deadline.extend_for(len(chunk))
             file.flush()
             os.fsync(file.fileno())
     except BaseException:

@@ -1,4 +1,4 @@
-"""Files that this package writes: created exclusively, private where they hold texts, and replaced as a whole."""
+"""Safe file writes: created exclusively, readable only by their owner if they hold texts, replaced atomically."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 PRIVATE_MODE = 0o600
-"""Mode of a file that holds texts and is nobody else's business."""
+"""Mode of a file that holds texts: only its owner may read it."""
 _OUTPUT_MODE = 0o666
-"""Mode of an output, from which the umask takes away."""
+"""Mode of an output file; the umask applies."""
 # O_NOFOLLOW is missing on Windows, O_BINARY everywhere else.
 _EXCLUSIVE_FLAGS = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
 
 
 def create_exclusive(path: Path, mode: int = PRIVATE_MODE) -> IO[bytes]:
-    """Makes a file that was not there, for reading and writing.
+    """Creates a file for reading and writing.
 
     Raises:
-        FileExistsError: something is there, if only a symbolic link to nothing: it is never written through.
+        FileExistsError: the path exists, even as a dangling symbolic link: links are never written through.
     """
     return os.fdopen(os.open(path, _EXCLUSIVE_FLAGS, mode), "w+b")
 
 
 def ensure_private_file(path: Path) -> None:
-    """Makes a private file where there is none.
+    """Creates an empty private file if the path does not exist.
 
     Raises:
-        InvalidInput: a symbolic link to nothing is there.
-        FileExistsError: something came to be there meanwhile.
+        InvalidInput: the path is a dangling symbolic link.
+        FileExistsError: another process created it at the same time.
     """
     if path.exists():
         return
@@ -45,28 +45,28 @@ def ensure_private_file(path: Path) -> None:
 
 
 def create_replacing(path: Path, mode: int = PRIVATE_MODE) -> IO[bytes]:
-    """The same, in place of what an earlier run left behind: a link is removed, and not what it points to."""
+    """`create_exclusive` after removing what an earlier run left at the path; of a link, the link only."""
     path.unlink(missing_ok=True)
     return create_exclusive(path, mode)
 
 
 def make_private(path: Path) -> None:
-    """Takes others' rights on a file away, where it is ours and the system knows such rights."""
+    """Removes other users' permissions on a file, if this user owns it and the system has such permissions."""
     with contextlib.suppress(OSError):
         if stat.S_IMODE(path.stat().st_mode) & ~PRIVATE_MODE:
             path.chmod(PRIVATE_MODE)
 
 
 def partial_path(path: Path) -> Path:
-    """Where a file is while it is being written."""
+    """Path of a file while it is being written."""
     return path.with_name(f"{path.name}.partial")
 
 
 @contextlib.contextmanager
 def write_partials(*paths: Path) -> Iterator[list[IO[bytes]]]:
-    """Files to write, which are on the disk as `partial_of` each path at the end; after an error none is there.
+    """Opens the `partial_path` of each path for writing; syncs them to disk at the end, removes all after an error.
 
-    They are made in the given order and removed in the other one: see `settle_pair`.
+    They are created in this order and removed in reverse: `recover_pair` depends on it.
     """
     try:
         with contextlib.ExitStack() as opened:
@@ -82,7 +82,7 @@ def write_partials(*paths: Path) -> Iterator[list[IO[bytes]]]:
 
 
 def publish(path: Path) -> None:
-    """Gives a file that `partials` wrote its name."""
+    """Renames the file that `write_partials` wrote to its final path."""
     try:
         partial_path(path).replace(path)
     except OSError:
@@ -91,11 +91,11 @@ def publish(path: Path) -> None:
     _sync_folder(path.parent)
 
 
-# --- two files that are one ---------------------------------------------------------------------------------
+# --- a pair of files ------------------------------------------------------------------------------------
 
 
 def publish_pair(path: Path, companion: Path) -> None:
-    """The same for a file and the one that belongs to it; after an error both are the old ones, or both are new."""
+    """`publish` for a file and its companion: after an error both are old, or both are new."""
     try:
         if companion.exists():
             companion.replace(_old_companion(companion))
@@ -106,9 +106,10 @@ def publish_pair(path: Path, companion: Path) -> None:
 
 
 def recover_pair(path: Path, companion: Path) -> None:
-    """Ends a replacement that was cut off anywhere: goes on with it if `path` is new already, else undoes it.
+    """Completes or undoes a `publish_pair` that was interrupted at any point.
 
-    `path` is new when its partial file is gone and that of `beside` is not: no other step leaves that state.
+    It is completed if `path` is new already: its partial file is gone and that of `companion` is not. No other step
+    leaves that state.
     """
     if current_companion(path, companion) == partial_path(companion):
         publish(companion)
@@ -119,7 +120,7 @@ def recover_pair(path: Path, companion: Path) -> None:
 
 
 def current_companion(path: Path, companion: Path) -> Path:
-    """Where the file is that belongs to `path`, although a replacement of both may have been cut off."""
+    """Path of the companion that belongs to `path`, even after an interrupted `publish_pair`."""
     if companion.exists():
         return companion
     new, old = partial_path(companion), _old_companion(companion)
@@ -127,7 +128,7 @@ def current_companion(path: Path, companion: Path) -> Path:
 
 
 def _old_companion(companion: Path) -> Path:
-    """Where the old file is until the new one has its name: a reader must not take it for that of the new `path`."""
+    """Path of the old companion until the new one is in place: readers must not combine it with the new `path`."""
     return companion.with_name(f"{companion.name}.old")
 
 

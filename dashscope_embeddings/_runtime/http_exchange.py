@@ -1,4 +1,7 @@
-"""One HTTP request and its whole reply: bounded in time and size, and judged before its connection is given back."""
+"""Sends one HTTP request and reads its whole reply, within bounds of time and size.
+
+The reply is checked while its connection is still held, so a connection that delivers wrong replies is not reused.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ import httpx
 from dashscope_embeddings._core.protocol import Reply
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Iterable, Iterator
+    from collections.abc import Coroutine, Iterator
 
     from dashscope_embeddings._core.exchange import Send
 
@@ -23,43 +26,43 @@ ACCEPT_ENCODING = "gzip"
 """The only compression asked for: its decoder can be stopped after any number of bytes."""
 
 _MIN_BYTES_PER_SECOND = 32_000
-"""Bytes in a second. A file that moves at least so fast is never cut off."""
+"""Bytes per second. The transfer of a file at this speed never exceeds its deadline."""
 _MAX_PIECE_BYTES = 1 << 20
 _GZIP_MAGIC, _GZIP_WBITS = b"\x1f\x8b", zlib.MAX_WBITS | 16
 _UNSUPPORTED_ENCODINGS = frozenset({"br", "zstd", "compress"})
 _SUPPORTED_ENCODINGS = frozenset({"gzip", "x-gzip", "deflate"})
 _SUSPICIOUS_BYTES = 64 << 20
 _MAX_COMPRESSION_RATIO = 100
-"""A body that is so many times as large as what came over the network, and larger than `_SUSPICIOUS`, is a trap."""
+"""A body larger than `_SUSPICIOUS_BYTES` that expands by more than this ratio is refused as a decompression bomb."""
 
 
-class UnusableBody(Exception):  # noqa: N818 - named for what came
-    """A reply came whose body cannot be read, or is larger than any answer."""
+class UnusableBody(Exception):  # noqa: N818 - the name is the event
+    """A reply whose body cannot be read, or is larger than any valid reply."""
 
-    def __init__(self, why: str, *, retry: bool = True) -> None:
-        super().__init__(why)
+    def __init__(self, message: str, *, retry: bool = True) -> None:
+        super().__init__(message)
         self.retry = retry
-        """Whether another try may bring one that can be read."""
+        """Whether another attempt may succeed."""
 
 
 class DeadlineExceeded(Exception):  # noqa: N818 - the name is the event
-    """A request was not over within its deadline, although the server was never silent for long."""
+    """A request did not end within its deadline, although the server was never silent for `timeout` seconds."""
 
 
 class Deadline:
-    """When a request must be over."""
+    """The time at which a request must have ended."""
 
     def __init__(self, seconds: float, upload_bytes: int = 0) -> None:
-        """`upload`: bytes of a file that is sent, which may take its time."""
+        """`upload_bytes`: size of a file to send, which extends the deadline."""
         self.ends_at = time.monotonic() + seconds + upload_bytes / _MIN_BYTES_PER_SECOND
 
     def extend_for(self, byte_count: int) -> None:
-        """Bytes of a file have come."""
+        """Extends the deadline for received bytes of a file."""
         self.ends_at += byte_count / _MIN_BYTES_PER_SECOND
 
     @property
     def seconds_left(self) -> float:
-        """Seconds."""
+        """Seconds until the deadline; negative after it."""
         return self.ends_at - time.monotonic()
 
 
@@ -67,12 +70,12 @@ class Deadline:
 
 
 def send_and_read(client: Any, request: httpx.Request, step: Send, deadline: Deadline) -> Reply:
-    """Sends a request and reads its reply whole.
+    """Sends a request and reads its whole reply.
 
     Raises:
         httpx.RequestError: no reply came, or not all of it.
         UnusableBody: its body is broken or too large.
-        Overdue: it took too long.
+        DeadlineExceeded: it took too long.
     """
     with StreamedResponse(client, request, deadline) as response:
         body = BodyReader(response, step.max_reply_bytes)
@@ -83,14 +86,14 @@ def send_and_read(client: Any, request: httpx.Request, step: Send, deadline: Dea
 
 
 def close_connection(response: httpx.Response) -> None:
-    """Closes the connection of a response: no other request is to read what may still come on it."""
+    """Closes the connection of a response, so that no other request reads what may still arrive on it."""
     if (stream := _network_stream(response)) is not None:
         stream.discarded = True
         stream.close()
 
 
 class StreamedResponse:
-    """A request that is sent; inside, its response, of which only the head has come."""
+    """Context manager that sends a request; gives the response with its head read, and closes it."""
 
     def __init__(self, client: Any, request: httpx.Request, deadline: Deadline) -> None:
         self._client, self._request, self._deadline = client, request, deadline
@@ -112,7 +115,7 @@ class StreamedResponse:
         try:
             self._response = self._client.send(self._request, stream=True, follow_redirects=False)
         except httpx.RequestError:
-            # Another thread discarded a connection between the two looks that the pool takes at it.
+            # Nothing was sent: another thread closed the connection after the pool had checked it. Try again.
             if not _thread_state.unsent or self._deadline.seconds_left <= 0:
                 raise
 
@@ -127,11 +130,11 @@ class StreamedResponse:
 
 
 def read_body(response: httpx.Response, body: BodyReader, deadline: Deadline) -> Iterator[bytes]:
-    """The decompressed body, in pieces of a megabyte at most."""
-    if response.is_stream_consumed:  # a hook of the user's client has read it, or a transport for tests
+    """The decompressed body, in pieces of at most 1 MiB."""
+    if response.is_stream_consumed:  # read by a hook of the user's client, or by a mock transport
         yield response.content
         return
-    # Not `iter_bytes`, which decompresses without a bound, and gives the connection back before the reply is judged.
+    # Not `iter_bytes`: it decompresses without a bound, and releases the connection before the reply is checked.
     for chunk in response.stream:  # type: ignore[union-attr] # of a sync client
         if deadline.seconds_left <= 0:
             raise DeadlineExceeded
@@ -141,41 +144,41 @@ def read_body(response: httpx.Response, body: BodyReader, deadline: Deadline) ->
 
 
 _thread_state = threading.local()
-"""`deadline`: of the request that this thread performs; `unsent`: whether it met a connection that is closed."""
+"""`deadline`: of this thread's request; `unsent`: whether it failed because its connection had been closed by us."""
 
 
 def _trace(event: str, info: dict[str, Any]) -> None:
-    """Told by httpcore what it does (request extension "trace"): finds the connections that are opened."""
+    """Called by httpcore at every step (request extension "trace"): applies deadlines to opened connections."""
     if event.endswith(("connect_tcp.complete", "start_tls.complete", "connect_unix_socket.complete")):
         _apply_deadline(info["return_value"])
 
 
 def _apply_deadline(stream: Any) -> None:
-    """Makes every read and write of a connection heed the deadline of the request that performs it.
+    """Bounds every read and write of a connection by the deadline of the request that performs it.
 
-    httpcore's own timeouts bound silence alone: a head that drips, or "100 Continue" again and again, would last
-    for ever.
+    httpcore's timeouts limit silence only: headers that arrive byte by byte, or endless "100 Continue" replies, would
+    never time out.
     """
-    kind, itself = type(stream), weakref.ref(stream)
+    stream_type, stream_ref = type(stream), weakref.ref(stream)
 
     def read(max_bytes: int, timeout: float | None = None) -> bytes:
-        connection = itself()
-        data: bytes = kind.read(connection, max_bytes, _remaining_timeout(timeout, connection))
+        connection = stream_ref()
+        data: bytes = stream_type.read(connection, max_bytes, _remaining_timeout(timeout, connection))
         return data
 
     def write(buffer: bytes, timeout: float | None = None) -> None:
-        connection = itself()
+        connection = stream_ref()
         if getattr(connection, "discarded", False):
             _thread_state.unsent = True
         for start in range(0, len(buffer), _MAX_WRITE_BYTES):
             part = buffer[start : start + _MAX_WRITE_BYTES] if len(buffer) > _MAX_WRITE_BYTES else buffer
-            kind.write(connection, part, _remaining_timeout(timeout, connection))
+            stream_type.write(connection, part, _remaining_timeout(timeout, connection))
 
     stream.read, stream.write = read, write
 
 
 _MAX_WRITE_BYTES = 65_536
-"""Bytes written before the clock is looked at again."""
+"""Bytes between two checks of the deadline."""
 
 
 def _remaining_timeout(timeout: float | None, connection: Any) -> float | None:
@@ -183,7 +186,7 @@ def _remaining_timeout(timeout: float | None, connection: Any) -> float | None:
     if deadline is None:
         return timeout
     if (left := deadline.seconds_left) <= 0:
-        connection.close()  # what is read or written then fails with the transport's own error
+        connection.close()  # the read or write then fails with the transport's own error
         return timeout
     return left if timeout is None else min(timeout, left)
 
@@ -192,24 +195,24 @@ def _remaining_timeout(timeout: float | None, connection: Any) -> float | None:
 
 
 async def run_with_deadline(seconds: float, request: Coroutine[Any, Any, Reply]) -> Reply:
-    """The reply to a request of the running loop, which is cancelled when its time is over.
+    """The reply to a request on the running loop, which is cancelled at the deadline.
 
     Raises:
-        Overdue: it took too long.
+        DeadlineExceeded: it took too long.
     """
     task, is_overdue = asyncio.current_task(), False
 
-    def end() -> None:
+    def cancel_overdue() -> None:
         nonlocal is_overdue
         is_overdue = True
         if task is not None:
             task.cancel()
 
-    timer = asyncio.get_running_loop().call_later(seconds, end)
+    timer = asyncio.get_running_loop().call_later(seconds, cancel_overdue)
     try:
         return await request
     except asyncio.CancelledError:
-        # As `asyncio.timeout`, which Python 3.10 lacks: a cancellation from outside goes on.
+        # Like `asyncio.timeout`, which Python 3.10 lacks: a cancellation by others is raised again.
         if not is_overdue or (hasattr(task, "uncancel") and task is not None and task.uncancel() > 0):
             raise
         raise DeadlineExceeded from None
@@ -218,7 +221,7 @@ async def run_with_deadline(seconds: float, request: Coroutine[Any, Any, Reply])
 
 
 async def asend_and_read(client: Any, request: httpx.Request, step: Send) -> Reply:
-    """`exchanged` on the running loop, without a deadline."""
+    """`send_and_read` on the running loop, without a deadline."""
     response = await client.send(request, stream=True, follow_redirects=False)
     try:
         if response.is_stream_consumed:
@@ -247,7 +250,7 @@ async def asend_and_read(client: Any, request: httpx.Request, step: Send) -> Rep
 
 
 class BodyReader:
-    """Decompresses a body up to a size. Of a refusal, which is a refusal whatever its body says, the rest is cut."""
+    """Decompresses a body up to a size limit. Of an error reply the rest is dropped: its status alone decides."""
 
     def __init__(self, response: httpx.Response, max_bytes: int) -> None:
         self._max_bytes, self._is_success = max_bytes, response.is_success
@@ -255,51 +258,48 @@ class BodyReader:
         self._encoding = response.headers.get("content-encoding", "").strip().lower()
         self._inflater: Any = None
         self.is_cut_off = False
-        """Whether there is more that nobody wants: the connection is to be closed."""
-        named = self._encoding.replace(" ", "").split(",")
+        """Whether the rest of the body is not read: the connection must be closed."""
+        names = self._encoding.replace(" ", "").split(",")
         if (
-            len(set(named) & _SUPPORTED_ENCODINGS) > 1
-            or named.count("gzip") > 1
-            or not _UNSUPPORTED_ENCODINGS.isdisjoint(named)
+            len(set(names) & _SUPPORTED_ENCODINGS) > 1
+            or names.count("gzip") > 1
+            or not _UNSUPPORTED_ENCODINGS.isdisjoint(names)
         ):
-            why = f"something on the way compresses it with {self._encoding[:40]!r}, where gzip was asked for"
-            self._fail(why, retry=False)
+            message = f"a proxy or gateway compressed it with {self._encoding[:40]!r}, although gzip was requested"
+            self._fail(message, retry=False)
 
     def decompress(self, chunk: bytes) -> Iterator[bytes]:
-        """What a part of the raw body stands for."""
+        """The decompressed bytes of the next chunk, in pieces of at most 1 MiB."""
         if self._received_bytes == 0 and chunk:
             self._inflater = self._make_inflater(chunk[0])
         self._received_bytes += len(chunk)
-        for piece in self._decompress_chunk(chunk):
+        for piece in (chunk,) if self._inflater is None else self._inflate(chunk):
             self._produced_bytes += len(piece)
             if self._produced_bytes > self._max_bytes:
-                self._fail(f"it is larger than {self._max_bytes:,} bytes, which no answer to this request is")
+                self._fail(f"it is larger than {self._max_bytes:,} bytes, the limit for a reply to this request")
             elif self._produced_bytes > max(_SUSPICIOUS_BYTES, _MAX_COMPRESSION_RATIO * self._received_bytes):
-                self._fail(f"it grows more than {_MAX_COMPRESSION_RATIO} times where it is decompressed")
+                self._fail(f"it expands more than {_MAX_COMPRESSION_RATIO} times when decompressed")
             if self.is_cut_off:
                 return
             yield piece
 
     @property
     def is_complete(self) -> bool:
-        """Whether its compressed form has come to its end."""
+        """Whether the compressed data is complete."""
         return self._inflater is None or self._inflater.eof
 
-    def _make_inflater(self, first: int) -> Any:
-        """By what the body is: some servers name a compression and send plain JSON, or name what is none."""
-        if "gzip" in self._encoding and first == _GZIP_MAGIC[0]:
+    def _make_inflater(self, first_byte: int) -> Any:
+        """Checks the first byte as well: some servers name an encoding and send plain JSON."""
+        if "gzip" in self._encoding and first_byte == _GZIP_MAGIC[0]:
             return zlib.decompressobj(_GZIP_WBITS)
-        if "deflate" in self._encoding and first not in b"{[ \t\r\n":
-            return zlib.decompressobj(zlib.MAX_WBITS if first & 0x0F == zlib.DEFLATED else -zlib.MAX_WBITS)
+        if "deflate" in self._encoding and first_byte not in b"{[ \t\r\n":
+            return zlib.decompressobj(zlib.MAX_WBITS if first_byte & 0x0F == zlib.DEFLATED else -zlib.MAX_WBITS)
         return None
 
-    def _decompress_chunk(self, chunk: bytes) -> Iterable[bytes]:
-        return (chunk,) if self._inflater is None else self._inflate(chunk)
-
     def _inflate(self, chunk: bytes) -> Iterator[bytes]:
-        more = True
-        while more:
-            if self._inflater.eof:  # the next of several members, which make one body
+        has_more = True
+        while has_more:
+            if self._inflater.eof:  # the next gzip member of the same body
                 if not chunk.startswith(_GZIP_MAGIC):
                     return
                 self._inflater = zlib.decompressobj(_GZIP_WBITS)
@@ -310,25 +310,25 @@ class BodyReader:
                 return
             yield piece
             chunk = self._inflater.unconsumed_tail or self._inflater.unused_data
-            more = bool(chunk) or len(piece) == _MAX_PIECE_BYTES
+            has_more = bool(chunk) or len(piece) == _MAX_PIECE_BYTES
 
-    def _fail(self, why: str, *, retry: bool = True) -> None:
+    def _fail(self, message: str, *, retry: bool = True) -> None:
         self.is_cut_off = True
         if self._is_success:
-            raise UnusableBody(why, retry=retry)
+            raise UnusableBody(message, retry=retry)
 
 
 def make_reply(response: httpx.Response, content: bytes) -> Reply:
-    """A reply with this body."""
+    """The reply for a response and its decompressed body."""
     return Reply(response.status_code, response.headers, content, _connection_number(response))
 
 
 def _connection_number(response: httpx.Response) -> int | None:
-    """What tells a connection from others; None: HTTP/2, which numbers its replies, or no connection at all."""
+    """A number for the connection; None for HTTP/2, which numbers its replies, and for mock transports."""
     stream = _network_stream(response)
     if stream is None or response.extensions.get("http_version") == b"HTTP/2":
         return None
-    # A number, not the connection: what was seen on it is remembered by the thousand.
+    # A number, because thousands of seen replies refer to it and must not keep the connection alive.
     return _connection_numbers.setdefault(stream, next(_next_number))
 
 
@@ -337,5 +337,5 @@ _next_number = itertools.count(1)
 
 
 def _network_stream(response: httpx.Response) -> Any:
-    """The connection; None of a transport for tests."""
+    """The connection of a response; None for mock transports."""
     return response.extensions.get("network_stream")

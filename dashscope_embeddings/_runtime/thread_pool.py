@@ -1,8 +1,8 @@
-"""Threads that outlive a call but never the program, and what to wait with where a signal may come at any moment.
+"""Daemon threads, and an event and a future that an exception from a signal handler cannot leave locked.
 
-Python runs signal handlers on the main thread, between any two of its calls, and what a handler raises (Ctrl-C, a soft
-time limit) appears there. `Event`, `Condition`, `Semaphore` and `Future` take their locks in Python code: an exception
-that falls right after leaves them taken for good. Here, locks are taken by single C calls only, or on other threads.
+Python runs signal handlers on the main thread, between any two bytecodes, and what a handler raises (Ctrl-C, a soft
+time limit) is raised there. `Event`, `Condition`, `Semaphore` and `Future` take their locks in Python code: an
+exception right after leaves them locked for good. Here, locks are taken by single C calls only, or on other threads.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _POLL_SECONDS = 0.25
-"""Seconds after which who waits looks again: where a wait cannot be interrupted, an interruption is heard by then."""
+"""Longest single wait in seconds: where a wait cannot be interrupted, a pending signal is handled after it."""
 
 
 def is_main_thread() -> bool:
-    """Whether this is the thread that signal handlers run on."""
+    """Whether this is the main thread, on which signal handlers run."""
     return threading.get_ident() == threading.main_thread().ident
 
 
 class StopEvent(Protocol):
-    """A `Flag`, or the `threading.Event` of a caller of ours."""
+    """A `SignalSafeEvent`, or a `threading.Event`."""
 
     def is_set(self) -> bool:
-        """Whether the job is given up."""
+        """Whether the job is cancelled."""
 
     def wait(self, seconds: float, /) -> bool:
-        """Until it is, or so long; whether it is."""
+        """Waits until it is set, or for so many seconds; returns whether it is."""
 
 
 class SignalSafeEvent:
@@ -48,45 +48,45 @@ class SignalSafeEvent:
         self._waiters: list[Callable[[], object]] = []
 
     def is_set(self) -> bool:
-        """Whether it is."""
+        """Whether it is set."""
         return self._set
 
     def set(self) -> None:
-        """Wakes whoever waits."""
+        """Sets it and calls all waiters."""
         self._set = True
         for wake in tuple(self._waiters):
-            with contextlib.suppress(RuntimeError):  # woken already
+            with contextlib.suppress(RuntimeError):  # released already
                 wake()
 
     def clear(self) -> None:
-        """From now on it has to be set again."""
+        """Unsets it."""
         self._set = False
 
     def wait(self, seconds: float) -> bool:
-        """Until it is set, or so long; whether it is."""
+        """Waits until it is set, or for so many seconds; returns whether it is."""
         if self._set:
             return True
-        mine = threading.Lock()
-        mine.acquire()
-        self.add_waiter(mine.release)
+        lock = threading.Lock()
+        lock.acquire()
+        self.add_waiter(lock.release)
         try:
-            if not self._set:  # it may have been, before there was anyone to wake
-                mine.acquire(timeout=seconds)
+            if not self._set:  # it may have been set before the waiter was added
+                lock.acquire(timeout=seconds)
         finally:
-            self.remove_waiter(mine.release)
+            self.remove_waiter(lock.release)
         return self._set
 
     def add_waiter(self, wake: Callable[[], object]) -> None:
-        """Has it called when this is set; not if it is already."""
+        """Calls `wake` when this is set; not if it is set already."""
         self._waiters.append(wake)
 
     def remove_waiter(self, wake: Callable[[], object]) -> None:
-        """Has it called no more."""
+        """No longer calls `wake`."""
         self._waiters.remove(wake)
 
 
 class WorkItem(Generic[T]):
-    """Something for another thread to do, and what came of it."""
+    """A call for another thread, and its result: a future."""
 
     __slots__ = ("_done_lock", "_function", "_result", "_start_lock", "error", "is_done")
 
@@ -97,24 +97,24 @@ class WorkItem(Generic[T]):
         self._done_lock.acquire()
         self._result: list[T] = []
         self.is_done = False
-        """Whether it has ended."""
+        """Whether it has returned, raised or been cancelled."""
         self.error: BaseException | None = None
-        """What it raised, once it is over."""
+        """What it raised."""
 
     def execute(self) -> None:
-        """Does it here, unless it was cancelled."""
+        """Calls it on this thread, unless it was cancelled or called already."""
         run, self._function = self._function, None
         if run is None or not self._start_lock.acquire(blocking=False):
             return
         try:
             self._result.append(run())
-        except BaseException as error:  # noqa: BLE001 - whoever waits for it is told
+        except BaseException as error:  # noqa: BLE001 - `result` raises it
             self.error = error
         finally:
             self._mark_done()
 
     def cancel(self) -> bool:
-        """True: it has not begun, and never will."""
+        """Whether it was cancelled: False if it has begun."""
         if not self._start_lock.acquire(blocking=False):
             return False
         self._mark_done()
@@ -125,13 +125,13 @@ class WorkItem(Generic[T]):
         self._done_lock.release()
 
     def wait(self) -> None:
-        """Until it has ended."""
+        """Waits until it is done."""
         while not self.is_done:
             if self._done_lock.acquire(timeout=_POLL_SECONDS):
-                self._done_lock.release()  # for the next who waits
+                self._done_lock.release()  # for the next waiter
 
     def result(self) -> T:
-        """What it returned, or raises what it raised."""
+        """What it returned; raises what it raised."""
         self.wait()
         if self.error is None:
             return self._result[0]
@@ -142,10 +142,10 @@ class WorkItem(Generic[T]):
 
 
 class _PoolState:
-    """What the threads of `Workers` know. They hold no reference to it."""
+    """State shared by a pool's threads, which hold no reference to the `DaemonThreadPool` itself."""
 
-    def __init__(self, most: int, name: str) -> None:
-        self.max_threads, self.name = most, name
+    def __init__(self, max_threads: int, name: str) -> None:
+        self.max_threads, self.name = max_threads, name
         self.work_items: SimpleQueue[WorkItem[Any] | None] = SimpleQueue()
         self.has_started = False
         """Whether a first thread has been started."""
@@ -154,10 +154,10 @@ class _PoolState:
 
 
 class DaemonThreadPool:
-    """At most so many daemon threads, started when they are needed, ended when nobody holds this any more.
+    """A thread pool that never delays the end of the program.
 
-    `ThreadPoolExecutor` makes a program wait at its end for every thread, and with it for a reply that nobody
-    wants any more, as after Ctrl-C.
+    Threads start when they are needed, and end when this object is garbage collected. `ThreadPoolExecutor` would make
+    the program wait at exit for every thread, and so for replies that nobody needs, for instance after Ctrl-C.
     """
 
     def __init__(self, max_threads: int, name: str) -> None:
@@ -165,14 +165,14 @@ class DaemonThreadPool:
         weakref.finalize(self, self._pool.work_items.put, None).atexit = False
 
     def submit(self, call: WorkItem[T]) -> WorkItem[T]:
-        """Has it done, now or when a thread is free; here, where no thread can be started."""
+        """Queues a call; runs it on this thread if no thread can be started."""
         pool = self._pool
         pool.work_items.put(call)
         if pool.has_started:
             return call
         try:
             if is_main_thread():
-                # `Thread.start` takes locks in Python code: another thread calls it.
+                # `Thread.start` takes locks in Python code, so another thread calls it.
                 _thread.start_new_thread(_start_first_thread, (pool,))
             else:
                 _new_thread(pool).start()
@@ -191,13 +191,14 @@ def _start_first_thread(pool: _PoolState) -> None:
     try:
         _new_thread(pool).start()
     except (RuntimeError, MemoryError):
-        _worker_loop(pool)  # there will be no second thread: this one does
+        _worker_loop(pool)  # no second thread can start: this one works
 
 
 def _worker_loop(pool: _PoolState) -> None:
-    """Takes calls as long as there are any. Whoever takes one makes sure that another thread waits for the next.
+    """Executes queued calls until the pool ends.
 
-    So callers, who may be interrupted anywhere, only ever put a call into a queue. Holds no reference to what was done.
+    A thread that takes a call makes sure that another thread waits for the next one. So `submit`, which may be
+    interrupted anywhere, only puts a call into a queue. Keeps no reference to a finished call.
     """
     with pool.lock:
         if pool.thread_count >= pool.max_threads:
@@ -209,14 +210,14 @@ def _worker_loop(pool: _PoolState) -> None:
             pool.idle_count -= 1
             more = not pool.idle_count and pool.thread_count < pool.max_threads
         if more:
-            # At the limit of this machine or container it takes longer, with fewer threads.
+            # At the thread limit of the machine or container the pool goes on with fewer threads.
             with contextlib.suppress(RuntimeError, MemoryError):
                 _new_thread(pool).start()
         call.execute()
         del call
         with pool.lock:
             pool.idle_count += 1
-    pool.work_items.put(None)  # for the next
+    pool.work_items.put(None)  # ends the next thread
 
 
 def _run_queued_here(pool: _PoolState) -> None:

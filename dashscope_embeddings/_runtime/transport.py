@@ -1,6 +1,6 @@
-"""Owned httpx clients: one for sync code, one for each event loop, rebuilt in a forked child.
+"""Sends requests: owns one httpx client for sync code and one per event loop, rebuilt in a forked child.
 
-What they are made of is in `connections.py` and `environment.py`; nothing before these touches httpx or a clock.
+`connections` and `environment` provide their parts. The modules above these use neither httpx nor a clock.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from dashscope_embeddings._runtime.connections import (
     close_on_loop_shutdown,
     close_soon,
 )
-from dashscope_embeddings._runtime.file_transfer import transfer
+from dashscope_embeddings._runtime.file_transfer import FileTransfer
 from dashscope_embeddings._runtime.http_exchange import (
     ACCEPT_ENCODING,
     Deadline,
@@ -49,23 +49,23 @@ if TYPE_CHECKING:
     from dashscope_embeddings._runtime.thread_pool import StopEvent
 
 _IDLE_SECONDS = 30.0
-"""Seconds that an idle connection is kept: gateways drop them without a word after a minute or so."""
+"""Seconds until an idle connection is closed: gateways drop idle ones silently after about a minute."""
 _CONNECT_TIMEOUT_SECONDS = 10.0
 
 
 class Clock:
-    """Real time; tests put their own in its place."""
+    """Real time; tests replace it."""
 
     def now(self) -> float:
         """Seconds on a clock that never goes back."""
         return time.monotonic()
 
     def wait(self, halt: StopEvent, seconds: float) -> bool:
-        """Lets time pass; True at once when the job is given up."""
+        """Sleeps; returns True as soon as `halt` is set."""
         return halt.wait(seconds)
 
     async def wait_async(self, halt: asyncio.Event, seconds: float) -> bool:
-        """The same for a task."""
+        """`wait` for a task."""
         try:
             await asyncio.wait_for(halt.wait(), seconds)
         except asyncio.TimeoutError:
@@ -75,7 +75,7 @@ class Clock:
 
 @dataclass
 class _LoopResources:
-    """What belongs to one event loop."""
+    """The client and slots of one event loop."""
 
     client: httpx.AsyncClient
     slots: asyncio.Semaphore
@@ -84,22 +84,23 @@ class _LoopResources:
 
 
 class Transport:
-    """Posts bodies to the one endpoint of some settings, from any thread, loop or process."""
+    """Sends the requests of one client, from any thread, event loop or process."""
 
     def __init__(self, settings: Settings, user_resources: UserResources) -> None:
         self._settings = settings
         self._user_resources = user_resources
         self.clock = Clock()
         self._root_url = "http://emulator" if settings.address.is_emulator else settings.address.root_url
-        # Read once: httpx takes as long for it as for a tenth of a request.
+        # Parsed once: httpx needs a tenth of a request's CPU time for it.
         self._embeddings_url = _parse_url(self._root_url + protocol.embeddings_path(settings.protocol))
         self._http_options = _build_http_options(settings)
         self._deadline_seconds = settings.deadline_seconds
+        self._file_transfer = FileTransfer(self._root_url, self._http_options, settings.deadline_seconds)
         self._lock = threading.Lock()
         self._is_forked = False
         self._client: httpx.Client | None = None
         self._proxy: environment.Proxy | None = None
-        """Of the environment, for our own clients."""
+        """From the environment; a user's client has its own."""
         self._slots = threading.BoundedSemaphore(settings.max_concurrency)
         self._loops: dict[asyncio.AbstractEventLoop, _LoopResources] = {}
         self._parent_resources: list[object] = []
@@ -107,44 +108,44 @@ class Transport:
         on_fork(self)
 
     def reset_after_fork(self) -> None:
-        """Parent and child must not share sockets: over plain http each would read the other's replies."""
-        # Kept, not closed: closing would say goodbye on the parent's connections.
+        """Drops the sockets: over plain http, parent and child would read replies to each other's requests."""
+        # Kept, not closed: closing would send shutdown notices on the parent's connections.
         self._parent_resources += [self._client, self._loops]
         self._lock = threading.Lock()
         self._slots = threading.BoundedSemaphore(self._settings.max_concurrency)
         self._client, self._loops, self._is_forked = None, {}, True
 
     def acquire_user_limiter(self) -> None:
-        """Waits for the user's, before every request."""
+        """Waits for the user's rate limiter, before every request."""
         if self._user_resources.rate_limiter is not None:
             self._user_resources.rate_limiter.acquire()
 
     async def aacquire_user_limiter(self) -> None:
-        """`ask_rate_limiter` on the running loop."""
+        """`acquire_user_limiter` on the running loop."""
         if (limiter := self._user_resources.rate_limiter) is not None:
             await (limiter.aacquire() if hasattr(limiter, "aacquire") else limiter.async_acquire())
 
     # --- sync ---------------------------------------------------------------------------------------------
 
     def send(self, step: Send) -> Reply | Failure:
-        """One request on the caller's thread."""
+        """Sends one request on this thread."""
         client = self._sync_client()
         try:
             if step.endpoint is not None:
-                return transfer(client, self._root_url, step, self._http_options, self._deadline_seconds)
+                return self._file_transfer.send(client, step, step.endpoint)
             return send_and_read(client, self._build_request(client, step), step, Deadline(self._deadline_seconds))
         except (httpx.RequestError, UnusableBody, DeadlineExceeded) as error:
             return self._network_failure(error)
         except RuntimeError as error:
             return self._runtime_failure(error)
         except Exception as error:
-            # Of no class that httpx promises. Below our own client, frames hold the head of the request with its key.
+            # Not an httpx error. Frames inside our own client hold the request headers with the key: drop them.
             if self._user_resources.client is None:
                 raise error.with_traceback(None) from error.__cause__
             raise
 
     def slots(self) -> threading.BoundedSemaphore:
-        """Held by a batch from first try to end: never more than `max_concurrency` at once."""
+        """Held by a batch from its first attempt to its end, to bound concurrency by `max_concurrency`."""
         self._check_usable()
         return self._slots
 
@@ -162,7 +163,7 @@ class Transport:
     # --- async --------------------------------------------------------------------------------------------
 
     async def asend(self, step: Send) -> Reply | Failure:
-        """One request on the running loop; one that moves files in a thread, as disks keep a loop waiting."""
+        """Sends one request on the running loop; transfers files in a thread, because disk access blocks."""
         if step.endpoint is not None:
             return await asyncio.to_thread(self.send, step)
         client = (await self._loop_resources()).client
@@ -178,7 +179,7 @@ class Transport:
             return self._runtime_failure(error)
 
     async def _send_with_user_client(self, client: Any, step: Send) -> Reply:
-        """A request of the user's client, broken off where its pool can bear it."""
+        """Sends with the user's client; a cancellation waits for a step where its pool cannot leak."""
         check_open("http_async_client", client)
         attempt = CancellableRequest(client)
         request = self._build_request(client, step)
@@ -186,46 +187,46 @@ class Transport:
         return await run_with_deadline(self._deadline_seconds, attempt.run(asend_and_read(client, request, step)))
 
     async def aslots(self) -> asyncio.Semaphore:
-        """As `slots`, for the running loop."""
+        """`slots` of the running loop."""
         return (await self._loop_resources()).slots
 
     async def _loop_resources(self) -> _LoopResources:
-        """The running loop's client and slots, made on first use; those of closed loops are let go."""
+        """The running loop's client and slots, made on first use; those of closed loops are dropped."""
         self._check_usable()
         loop = asyncio.get_running_loop()
-        if (found := self._loops.get(loop)) is not None:
-            return found
+        if (known := self._loops.get(loop)) is not None:
+            return known
         with self._lock:
-            for dead in [known for known in self._loops if known.is_closed()]:
-                gone = self._loops.pop(dead)
-                if gone.finalizer is not None:
-                    gone.finalizer.detach()
+            for closed_loop in [other for other in self._loops if other.is_closed()]:
+                dropped = self._loops.pop(closed_loop)
+                if dropped.finalizer is not None:
+                    dropped.finalizer.detach()
         slots = asyncio.Semaphore(self._settings.max_concurrency)
         if self._user_resources.async_client is not None:
-            made = _LoopResources(self._user_resources.async_client, slots)
+            resources = _LoopResources(self._user_resources.async_client, slots)
         else:
             client = httpx.AsyncClient(**self._client_arguments(httpx.AsyncHTTPTransport))
-            made = _LoopResources(client, slots, await close_on_loop_shutdown(client))
-            made.finalizer = weakref.finalize(self, close_soon, loop, client, os.getpid())
-            made.finalizer.atexit = False
+            resources = _LoopResources(client, slots, await close_on_loop_shutdown(client))
+            resources.finalizer = weakref.finalize(self, close_soon, loop, client, os.getpid())
+            resources.finalizer.atexit = False
         with self._lock:
-            return self._loops.setdefault(loop, made)
+            return self._loops.setdefault(loop, resources)
 
     # --- both ---------------------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Closes the sync client; asynchronous ones are closed by `aclose` or by the end of their loop."""
+        """Closes the sync client. An asynchronous client is closed by `aclose`, or when its loop shuts down."""
         self._is_closed = True
         if self._client is not None:
             self._client.close()
 
     async def aclose(self) -> None:
-        """Closes the running loop's client, and the sync one."""
+        """Closes the running loop's client and the sync one."""
         self.close()
-        mine = self._loops.pop(asyncio.get_running_loop(), None)
-        if mine is not None and mine.shutdown_hook is not None and mine.finalizer is not None:
-            mine.finalizer.detach()
-            await mine.shutdown_hook.aclose()
+        resources = self._loops.pop(asyncio.get_running_loop(), None)
+        if resources is not None and resources.shutdown_hook is not None and resources.finalizer is not None:
+            resources.finalizer.detach()
+            await resources.shutdown_hook.aclose()
 
     def _check_usable(self) -> None:
         if self._is_closed:
@@ -237,46 +238,46 @@ class Transport:
             )
 
     def _client_arguments(self, transport_class: Callable[..., Any]) -> dict[str, Any]:
-        """What one of our own clients is made of; `kind` is one of httpx's transports."""
+        """Arguments of an owned httpx client. `transport_class`: httpx's sync or asynchronous transport."""
         if self._settings.address.is_emulator:
-            from dashscope_embeddings.emulator import in_process  # noqa: PLC0415 - for this one address alone
+            from dashscope_embeddings.emulator import in_process  # noqa: PLC0415 - only needed for this address
 
             return {"transport": in_process().transport(), **self._http_options}
         self._proxy = environment.proxy_for(self._embeddings_url)
         verify = environment.make_ssl_context(self._embeddings_url)
-        make = functools.partial(
+        make_transport = functools.partial(
             transport_class, verify=verify, trust_env=False, proxy=self._proxy and self._proxy.httpx_proxy
         )
         if transport_class is httpx.AsyncHTTPTransport:
-            one = httpx.Limits(max_connections=1, max_keepalive_connections=1, keepalive_expiry=None)
-            transport: Any = ConnectionPool(functools.partial(make, limits=one), _IDLE_SECONDS)
+            limits = httpx.Limits(max_connections=1, max_keepalive_connections=1, keepalive_expiry=None)
+            transport: Any = ConnectionPool(functools.partial(make_transport, limits=limits), _IDLE_SECONDS)
         else:
-            max_connections = 2 * self._settings.max_concurrency  # documents in their slots, and queries beside them
+            max_connections = 2 * self._settings.max_concurrency  # queries need connections beside the documents' slots
             limits = httpx.Limits(
                 max_connections=max_connections,
                 max_keepalive_connections=max_connections,
                 keepalive_expiry=_IDLE_SECONDS,
             )
-            transport = make(limits=limits)
+            transport = make_transport(limits=limits)
         return {"transport": transport, "trust_env": False, "cookies": _NoCookies(), **self._http_options}
 
     def _build_request(self, client: Any, step: Send) -> httpx.Request:
-        """What is sent; our own clients have the headers already."""
+        """The request for a step; owned clients have the headers already."""
         is_user_client = client is self._user_resources.client or client is self._user_resources.async_client
-        # No variable holds the headers: an error that passes takes the frame's variables along.
+        # No local variable holds the headers with the key: tracebacks may show the variables of this frame.
         request: httpx.Request = client.build_request(
             "POST", self._embeddings_url, content=step.body, **(self._http_options if is_user_client else {})
         )
         return request
 
     def _runtime_failure(self, error: RuntimeError) -> Failure:
-        """What a client means that was closed by another thread, or a loop that cannot look up a host's name."""
+        """Explains the RuntimeError of a client that another thread closed, or of a loop that cannot start a thread."""
         self._check_usable()
         if "start new thread" not in str(error):
             raise error
         return Failure(
-            "this process may start no more threads, and a host's name is looked up in one: raise the limit of threads "
-            "(ulimit -u, the container's pids limit), or let fewer run"
+            "this process cannot start another thread, which the lookup of a host name needs: raise the thread limit "
+            "(ulimit -u, the container's pids limit), or run fewer threads"
         )
 
     def _network_failure(self, error: httpx.RequestError | UnusableBody | DeadlineExceeded) -> Failure:
@@ -292,14 +293,14 @@ class Transport:
 def _parse_url(address: str) -> httpx.URL:
     try:
         url = httpx.URL(address)
-        url.host  # noqa: B018 - it is decoded when it is read, which may fail
+        url.host  # noqa: B018 - decoding it may fail
     except (httpx.InvalidURL, UnicodeError, ValueError) as error:
-        raise InvalidInput(f"base_url is no address that can be asked: {error}") from None
+        raise InvalidInput(f"base_url is not a valid address: {error}") from None
     return url
 
 
 def _build_http_options(settings: Settings) -> dict[str, Any]:
-    """What every request is sent with; our own headers win over the user's."""
+    """Headers and timeouts of every request; our headers win over the user's `default_headers`."""
     own = {
         "Authorization": f"Bearer {settings.api_key.get_secret_value()}",
         "Content-Type": "application/json",
@@ -308,18 +309,18 @@ def _build_http_options(settings: Settings) -> dict[str, Any]:
     }
     if settings.address.workspace is not None:
         own["X-DashScope-WorkSpace"] = settings.address.workspace
-    taken = {name.lower() for name in own}
-    users = {name: value.get_secret_value() for name, value in settings.headers if name.lower() not in taken}
+    own_names = {name.lower() for name in own}
+    users = {name: value.get_secret_value() for name, value in settings.headers if name.lower() not in own_names}
     timeout = httpx.Timeout(settings.timeout, connect=min(settings.timeout, _CONNECT_TIMEOUT_SECONDS))
-    # Not a plain dict: its repr, in whatever frame an error passes, hides the key.
+    # Not a plain dict: the repr of `Headers`, which a traceback may show, hides the key.
     return {"headers": httpx.Headers(users | own), "timeout": timeout}
 
 
 class _NoCookies(CookieJar):
-    """Takes none: requests are alike, and heads must not grow with what a gateway sets."""
+    """Accepts no cookies, so that request headers do not grow with what a gateway sets."""
 
     def extract_cookies(self, response: object, request: object) -> None:
-        """Looks at nothing."""
+        """Ignores all."""
 
 
 def _close_unless_forked(client: httpx.Client, pid: int, getpid: Callable[[], int] = os.getpid) -> None:

@@ -1,4 +1,4 @@
-"""What the user brought: looked at before it is used, so that a wrong kind is told as such."""
+"""Objects that the user passes (HTTP clients, rate limiter, hook), checked so that a wrong kind is named early."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class UserResources:
-    """What the user brought: used as it is, never closed, rebuilt or copied."""
+    """Objects that the user passed: used as they are, never closed, rebuilt or copied."""
 
     client: Any = None
     async_client: Any = None
@@ -28,23 +28,24 @@ class UserResources:
 
 
 def _check_client(name: str, client: Any, close_method: str) -> None:
-    """Told apart by shape, as other packages than httpx have such clients."""
+    """Checks methods, not classes: packages other than httpx have such clients too."""
     if client is None:
         return
-    kind, wanted = type(client).__name__, "httpx.Client" if close_method == "close" else "httpx.AsyncClient"
-    other = "aclose" if close_method == "close" else "close"
+    is_sync = close_method == "close"
+    expected, other_name = ("httpx.Client", "http_async_client") if is_sync else ("httpx.AsyncClient", "http_client")
     if isinstance(client, type):
-        raise InvalidInput(f"{name} must be an {wanted}, not its class: write {name}={client.__name__}()")
-    shaped = all(hasattr(client, part) for part in ("post", "send", "is_closed", close_method))
-    if not shaped or hasattr(client, other):
-        where = "http_async_client" if close_method == "close" else "http_client"
-        swapped = hasattr(client, other) and hasattr(client, "is_closed")
-        mend = f": pass it as {where}" if swapped else ", for proxies, certificates and the like"
-        raise InvalidInput(f"{name} must be an {wanted}, not {type(client).__module__}.{kind}{mend}")
+        raise InvalidInput(f"{name} must be an {expected}, not its class: write {name}={client.__name__}()")
+    has_methods = all(hasattr(client, part) for part in ("post", "send", "is_closed", close_method))
+    is_other_kind = hasattr(client, "aclose" if is_sync else "close")
+    if not has_methods or is_other_kind:
+        is_swapped = is_other_kind and hasattr(client, "is_closed")
+        advice = f": pass it as {other_name}" if is_swapped else ", for proxies, certificates and the like"
+        kind = f"{type(client).__module__}.{type(client).__name__}"
+        raise InvalidInput(f"{name} must be an {expected}, not {kind}{advice}")
     check_open(name, client)
 
 
 def check_open(name: str, client: Any) -> None:
     """Raises: InvalidInput: the user's client is closed."""
     if client.is_closed is True:
-        raise InvalidInput(f"the {name} that was given is closed: open a new one, and make this object with it")
+        raise InvalidInput(f"{name} is closed: open a new one, and make this object with it")

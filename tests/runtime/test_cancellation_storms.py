@@ -276,9 +276,9 @@ def test_a_closed_client_is_told_as_such_at_construction_and_at_the_call(emulato
     client = EmbeddingClient(api_key=KEY, http_client=http, http_async_client=ahttp)
     http.close()
     asyncio.run(ahttp.aclose())
-    with pytest.raises(InvalidInput, match="http_client that was given is closed"):
+    with pytest.raises(InvalidInput, match="http_client is closed"):
         client.embed("a")
-    with pytest.raises(InvalidInput, match="http_async_client that was given is closed"):
+    with pytest.raises(InvalidInput, match="http_async_client is closed"):
         asyncio.run(client.aembed("a"))
     with pytest.raises(InvalidInput, match="is closed"):
         EmbeddingClient(api_key=KEY, http_client=http)

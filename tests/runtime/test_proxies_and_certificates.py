@@ -254,8 +254,8 @@ def test_a_variable_that_is_mended_is_heard_by_the_same_client(monkeypatch: pyte
 @pytest.mark.parametrize(
     ("reply", "tries", "words"),
     [
-        ("407 Proxy Authentication Required", 1, "asks for a user and a password, or refuses those it was given"),
-        ("403 Forbidden", 1, f"does not connect to {HOST} .*Ask who runs it"),
+        ("407 Proxy Authentication Required", 1, "requires a user and a password, or refused those in its address"),
+        ("403 Forbidden", 1, f"does not connect to {HOST} .*Ask its administrator"),
         ("502 Bad Gateway", 1 + RETRIES, f"does not connect to {HOST} "),
     ],
 )
@@ -282,7 +282,7 @@ def test_a_proxy_that_is_not_there_and_one_without_tls_are_named(
         monkeypatch.setenv("HTTPS_PROXY", proxy.address.replace("http:", "https:"))
         error = refused(way, client_at())
     error_matches(
-        error, f"the proxy HTTPS_PROXY=https://127.0.0.1:{proxy.port} speaks no TLS. Write http:// in HTTPS_PROXY"
+        error, f"the proxy HTTPS_PROXY=https://127.0.0.1:{proxy.port} does not speak TLS. Write http:// in HTTPS_PROXY"
     )
 
 
@@ -290,7 +290,7 @@ def test_a_proxy_that_waits_for_a_request_and_not_for_tls_is_told_as_such(monkey
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setenv("ALL_PROXY", f"https://127.0.0.1:{silent.getsockname()[1]}")
         error = refused(SyncCalls(), client_at(timeout=0.2, max_retries=0))
-    error_matches(error, r"cannot be reached: nothing within 0.2 s .* speaks no TLS itself, write http:// in ALL_PROXY")
+    error_matches(error, r"reached: nothing within 0.2 s .* does not speak TLS itself, write http:// in ALL_PROXY")
 
 
 @WAYS
@@ -304,9 +304,9 @@ def test_a_name_that_is_not_found_is_told_as_such(
     monkeypatch.setattr(socket, "getaddrinfo", unknown)
     if whose == "proxy":
         monkeypatch.setenv("HTTPS_PROXY", "http://proxy.invalid:3128")
-        words = "the name of the proxy HTTPS_PROXY=http://proxy.invalid:3128 cannot be found"
+        words = "the name of the proxy HTTPS_PROXY=http://proxy.invalid:3128 cannot be resolved"
     else:
-        words = f"no answer from {HOST}: its name cannot be found"
+        words = f"no answer from {HOST}: its name cannot be resolved"
     error_matches(refused(way, client_at()), words)
 
 
@@ -451,7 +451,7 @@ def test_a_server_that_speaks_tls_and_is_asked_without_is_told_as_such(way: Sync
         threading.Thread(target=serve, daemon=True).start()
         error = refused(way, client_at(f"http://127.0.0.1:{listening.getsockname()[1]}"))
         listening.shutdown(socket.SHUT_RDWR)
-    error_matches(error, r"speaks no HTTP .* If it speaks TLS, write https:// in base_url")
+    error_matches(error, r"does not speak HTTP .* If it speaks TLS, write https:// in base_url")
 
 
 # --- pages of a network -------------------------------------------------------------------------------------
