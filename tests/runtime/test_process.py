@@ -112,7 +112,7 @@ def test_only_configuration_is_pickled(emulator: Emulator, served: Server) -> No
 
 
 def test_a_users_http_client_is_not_pickled_away() -> None:
-    with httpx.Client() as http, pytest.raises(InvalidInput, match="cannot be copied"):
+    with httpx.Client() as http, pytest.raises(InvalidInput, match="cannot be pickled"):
         pickle.dumps(EmbeddingClient(api_key=KEY, http_client=http))
 
 
