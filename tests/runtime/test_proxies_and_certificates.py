@@ -386,8 +386,8 @@ def test_a_companys_authority_that_is_not_trusted_is_told_with_the_variable_to_s
     error = refused(way, client_at())
     assert type(error) is ConnectionFailed
     error_matches(error, f"the certificate of {HOST} is not signed by an authority that this machine trusts")
-    error_matches(error, "set SSL_CERT_FILE to a PEM file that holds it. At present the authorities of the package certifi")
-    assert "HTTPS_PROXY right" not in str(error)
+    error_matches(error, "set SSL_CERT_FILE to a PEM file that holds it. At present the authorities of the package c")
+    assert "Correct HTTPS_PROXY" not in str(error)
     assert (len(company.asked), emulator.requests) == (1, 0)
 
 
