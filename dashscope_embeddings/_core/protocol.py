@@ -11,10 +11,10 @@ import json
 import math
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import TypeAdapter, ValidationError
-from pydantic_core import from_json, to_json
+from pydantic import ValidationError
+from pydantic_core import to_json
 
 from dashscope_embeddings._core import html_pages
 from dashscope_embeddings._core.error_codes import ErrorReply
@@ -25,7 +25,7 @@ from dashscope_embeddings._core.reply_fields import (
     request_id_of,
     sparse_vector,
 )
-from dashscope_embeddings._core.reply_types import COMMON_REPLY, COMPATIBLE_REPLY, NATIVE_REPLY
+from dashscope_embeddings._core.reply_types import COMPATIBLE_REPLY, NATIVE_REPLY
 from dashscope_embeddings.errors import BadReply
 
 if TYPE_CHECKING:
@@ -126,77 +126,57 @@ def max_reply_bytes(options: RequestOptions, text_count: int, request_bytes: int
 
 
 def parse_reply(options: RequestOptions, reply: Reply, text_count: int) -> ParsedReply | ErrorReply:
-    """Reads and checks a reply to `count` texts: one vector of the right width for each, all finite.
+    """Reads and checks a reply to `text_count` texts: one vector of the right width for each, all finite.
+
+    A sound reply is parsed once, strictly. Any other body is parsed a second time, leniently, either to accept a
+    gateway's spelling of the same reply or to say what is wrong with it.
 
     Raises:
-        BadReply: the reply breaks the contract. It names what, never what the texts were.
+        BadReply: the reply breaks the contract. It says how, and never quotes a text.
     """
-    success = _SUCCESS_STATUS_START <= reply.status < _SUCCESS_STATUS_END
-    if success and (rows := _parse_common_reply(options, reply, text_count)) is not None:
-        return rows
+    reply_type = NATIVE_REPLY[options.output] if options.protocol == "native" else COMPATIBLE_REPLY
+    success = _is_success(reply.status)
+    if success:
+        with contextlib.suppress(ValidationError):
+            content = reply_type.validate_json(reply.body)
+            if not _has_error(content):
+                return _checked_reply(options, reply, content, text_count)
     try:
         content = _parse_json(reply.body)
     except ValueError:
         if success:
             page = html_pages.describe_foreign_body(reply.headers, reply.body)
             problem = f"the reply is not JSON: {page}" if page else "the reply is not JSON"
-            raise BadReply(problem, request_id=_request_id_header(reply)) from None
+            raise BadReply(problem, request_id=_request_id(reply, None)) from None
         return _error_reply(reply, None)
     if not success or _has_error(content):
         return _error_reply(reply, content)
-    request_id = request_id_of(content) or _request_id_header(reply)
     try:
-        dense, sparse = _parse_vectors(options, reply, content, text_count)
-    except BadReply as error:
-        error.request_id = request_id
-        raise
-    return ParsedReply(dense, sparse, billed_tokens(content.get("usage")), request_id)
+        content = reply_type.validate_python(content)
+    except ValidationError as error:
+        raise BadReply(_describe_mismatch(error), request_id=_request_id(reply, content)) from None
+    return _checked_reply(options, reply, content, text_count)
 
 
-_SUCCESS_STATUS_START = 200
-_SUCCESS_STATUS_END = 300
+def _is_success(status: int) -> bool:
+    return 200 <= status < 300  # noqa: PLR2004 - HTTP's class of successes
 
 
-def _parse_json(body: bytes, *, integral_floats_as_int: bool = False) -> Any:
-    """What a body says, also behind a byte order mark, or with a side field that is no UTF-8.
-
-    `whole`: numbers such as 3.0 are read as 3.
+def _parse_json(body: bytes) -> Any:
+    """Parses JSON leniently: accepts a byte order mark, bytes that are not UTF-8, and 3.0 for 3.
 
     Raises:
-        ValueError: it is not JSON.
+        ValueError: the body is not JSON.
     """
-    with contextlib.suppress(ValueError):
-        if not integral_floats_as_int:
-            return from_json(body)
     try:
-        return json.loads(
-            body.decode("utf-8-sig", "replace"), parse_float=_int_if_integral if integral_floats_as_int else None
-        )
+        return json.loads(body.decode("utf-8-sig", "replace"), parse_float=_int_if_integral)
     except RecursionError:
         raise ValueError("nested too deeply") from None
 
 
 def _int_if_integral(number: str) -> float:
+    # Some gateways write every number as a float, row indices too. In a vector, an int becomes a float again.
     return int(value) if (value := float(number)).is_integer() else value
-
-
-def _parse_common_reply(options: RequestOptions, reply: Reply, text_count: int) -> ParsedReply | None:
-    """Reads what nearly every reply is, in the time that JSON takes alone; None: it takes a closer look."""
-    try:
-        content = COMMON_REPLY[options.protocol].validate_json(reply.body)
-    except ValidationError:
-        return None
-    rows = content["output"]["embeddings"] if options.protocol == "native" else content["data"]
-    index = "text_index" if options.protocol == "native" else "index"
-    whole = len(rows) == text_count and all(row[index] == at for at, row in enumerate(rows))
-    if options.output != "dense" or not whole or content.get("code") or content.get("error"):
-        return None
-    dense = [row["embedding"] for row in rows]
-    if any(len(vector) != (options.expected_width or len(dense[0])) or not vector for vector in dense):
-        return None
-    return ParsedReply(
-        dense, None, billed_tokens(content.get("usage")), request_id_of(content) or _request_id_header(reply)
-    )
 
 
 _NO_ERROR_CODES = frozenset({"0", "200", "200 ok", "true", "ok", "success"})
@@ -208,64 +188,50 @@ def _has_error(content: Any) -> bool:
         return False
     code = content.get("code")
     error = content.get("error")
-    return any(said and str(said).lower() not in _NO_ERROR_CODES for said in (code, error))
+    return any(value and str(value).lower() not in _NO_ERROR_CODES for value in (code, error))
 
 
-_DenseAndSparse: TypeAlias = "tuple[list[list[float]] | None, list[SparseVector] | None]"
+def _describe_mismatch(error: ValidationError) -> str:
+    first = error.errors(include_input=False, include_url=False)[0]
+    names = [str(part) for part in first["loc"]]
+    if "embedding" in names:
+        place = ".".join(names[: names.index("embedding") + 1])
+        return f"the reply has a vector that is not finite float32 numbers, at {place}: {first['msg']}"
+    return f"the reply has an unexpected shape at {'.'.join(names) or 'its top level'}: {first['msg']}"
 
 
-def _parse_vectors(options: RequestOptions, reply: Reply, content: Any, text_count: int) -> _DenseAndSparse:
-    parse_rows = _parse_native_rows if options.protocol == "native" else _parse_compatible_rows
-    try:
-        return parse_rows(options, content, text_count)
-    except BadReply:
-        # Some gateways write every number as a float, the places of the rows too.
-        if b".0" not in reply.body:
-            raise
-        try:
-            return parse_rows(options, _parse_json(reply.body, integral_floats_as_int=True), text_count)
-        except (BadReply, ValueError):
-            pass
-        raise
-
-
-def _parse_native_rows(options: RequestOptions, content: Any, text_count: int) -> _DenseAndSparse:
-    reply = _validate(NATIVE_REPLY, content)
-    rows = _order_by_index([(row["text_index"], row) for row in reply["output"]["embeddings"]], text_count)
+def _checked_reply(options: RequestOptions, reply: Reply, content: Any, text_count: int) -> ParsedReply:
+    """The vectors of a reply whose JSON has the right types, in the order of the texts."""
+    request_id = _request_id(reply, content)
     dense = sparse = None
-    if options.output != "sparse":
-        dense = _require_width([dense_vector(row.get("embedding")) for row in rows], options.expected_width)
-    if options.output != "dense":
-        sparse = [sparse_vector(row.get("sparse_embedding")) for row in rows]
-    return dense, sparse
-
-
-def _parse_compatible_rows(options: RequestOptions, content: Any, text_count: int) -> _DenseAndSparse:
-    reply = _validate(COMPATIBLE_REPLY, content)
-    rows = _order_by_index([(row["index"], row) for row in reply["data"]], text_count)
-    return _require_width([dense_vector(row["embedding"]) for row in rows], options.expected_width), None
-
-
-def _validate(adapter: TypeAdapter[Any], content: Any) -> Any:
     try:
-        return adapter.validate_python(content)
-    except ValidationError as error:
-        first = error.errors(include_input=False, include_url=False)[0]
-        place = ".".join(str(part) for part in first["loc"]) or "the whole"
-        raise BadReply(f"the reply has an unexpected shape at {place}: {first['msg']}") from None
+        if options.protocol == "native":
+            rows = _order_by_index(content["output"]["embeddings"], "text_index", text_count)
+            if options.output != "dense":
+                sparse = [sparse_vector(row.get("sparse_embedding")) for row in rows]
+        else:
+            rows = _order_by_index(content["data"], "index", text_count)
+        if options.output != "sparse" or options.protocol == "openai":
+            vectors = [dense_vector(row.get("embedding")) for row in rows]
+            dense = _require_width(vectors, options.expected_width)
+    except BadReply as error:
+        error.request_id = request_id
+        raise
+    return ParsedReply(dense, sparse, billed_tokens(content.get("usage")), request_id)
 
 
-def _order_by_index(rows: list[tuple[int, Any]], text_count: int) -> list[Any]:
-    placed: list[Any] = [None] * text_count
-    for index, row in rows:
+def _order_by_index(rows: list[Any], index_name: str, text_count: int) -> list[Any]:
+    ordered: list[Any] = [None] * text_count
+    for row in rows:
+        index = row[index_name]
         if not 0 <= index < text_count:
             raise BadReply(f"the reply has a row for text {index} of a request of {text_count}")
-        if placed[index] is not None:
+        if ordered[index] is not None:
             raise BadReply(f"the reply has two rows for text {index} of its request")
-        placed[index] = row
+        ordered[index] = row
     if len(rows) != text_count:
         raise BadReply(f"the reply has {len(rows)} rows for {text_count} texts")
-    return placed
+    return ordered
 
 
 def _require_width(vectors: list[list[float]], expected_width: int | None) -> list[list[float]]:
@@ -285,7 +251,7 @@ def parse_error_reply(reply: Reply) -> ErrorReply | None:
         content = _parse_json(reply.body)
     except ValueError:
         content = None
-    if _SUCCESS_STATUS_START <= reply.status < _SUCCESS_STATUS_END and not _has_error(content):
+    if _is_success(reply.status) and not _has_error(content):
         return None
     return _error_reply(reply, content)
 
@@ -301,13 +267,13 @@ def _error_reply(reply: Reply, content: Any) -> ErrorReply:
         code=code,
         message=first_string(source, ("message",)) or page or "",
         is_page=page is not None,
-        request_id=request_id_of(content) or _request_id_header(reply),
+        request_id=_request_id(reply, content),
         retry_after=_retry_after_seconds(reply.headers),
     )
 
 
-def _request_id_header(reply: Reply) -> str | None:
-    return reply.headers.get("x-request-id") or None
+def _request_id(reply: Reply, content: Any) -> str | None:
+    return request_id_of(content) or reply.headers.get("x-request-id") or None
 
 
 def _retry_after_seconds(headers: Mapping[str, str]) -> float | None:

@@ -9,37 +9,24 @@ import sys
 from array import array
 from typing import TYPE_CHECKING, Any
 
-from dashscope_embeddings._core.reply_types import MAX_FLOAT32
 from dashscope_embeddings.errors import BadReply
 from dashscope_embeddings.vectors import SparseVector
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from dashscope_embeddings._core.reply_types import SparseWeight
+    from dashscope_embeddings._core.reply_types import SparseEntry
 
 
 # --- vectors ----------------------------------------------------------------------------------------------
 
 
-def dense_vector(value: Any) -> list[float]:
-    """A list of finite Python floats, from a JSON list or from base64 of little-endian float32."""
-    if isinstance(value, str):
-        return _dense_from_base64(value)
-    if not isinstance(value, list) or not value:
+def dense_vector(value: list[float] | str | None) -> list[float]:
+    """The floats of a vector whose types pydantic has checked, or of base64 of little-endian float32."""
+    if not value:
         raise BadReply("the reply has a text without its vector")
-    if not {int, float}.issuperset(map(type, value)):
-        raise BadReply("the reply has a vector that holds something else than numbers")
-    try:
-        floats = list(map(float, value))
-    except OverflowError:
-        floats = [math.inf]
-    if not math.hypot(*floats) <= MAX_FLOAT32:
-        raise BadReply("the reply has a vector with a number that is not finite, or too large for float32")
-    return floats
-
-
-def _dense_from_base64(value: str) -> list[float]:
+    if isinstance(value, list):
+        return value
     try:
         floats = array("f", base64.b64decode(value, validate=True))
     except (binascii.Error, ValueError):
@@ -51,27 +38,15 @@ def _dense_from_base64(value: str) -> list[float]:
     return floats.tolist()
 
 
-_MAX_SPARSE_INDEX = 2**32 - 1
-
-
-def sparse_vector(weights: list[SparseWeight] | None) -> SparseVector:
-    """By ascending index, for the service gives text order; rounded to float32, which is what stores keep."""
-    if weights is None:
+def sparse_vector(entries: list[SparseEntry] | None) -> SparseVector:
+    """Sorted by index, because the service sends text order; rounded to float32, the precision of vector stores."""
+    if entries is None:
         raise BadReply("the reply has a text without its sparse vector")
-    values = array("f", [weight["value"] for weight in weights])
-    for weight, value in zip(weights, values, strict=True):
-        if not 0 <= weight["index"] <= _MAX_SPARSE_INDEX:
-            raise BadReply(f"the reply has a sparse index of {weight['index']}")
-        if not math.isfinite(value):
-            raise BadReply("the reply has a sparse weight that is not a finite float32")
+    values = array("f", [entry["value"] for entry in entries])
     return SparseVector.merged(
-        (weight["index"], value, _string_or_none(weight.get("token")))
-        for weight, value in zip(weights, values, strict=True)
+        (entry["index"], value, token if isinstance(token := entry.get("token"), str) else None)
+        for entry, value in zip(entries, values, strict=True)
     )
-
-
-def _string_or_none(found: Any) -> str | None:
-    return found if isinstance(found, str) else None
 
 
 # --- side fields ------------------------------------------------------------------------------------------

@@ -1,8 +1,12 @@
-"""The service's replies as types, for `wire.py` alone: what pydantic checks of them."""
+"""The shape of a successful reply, as types that pydantic checks while it parses the JSON.
+
+Checking every number during parsing is faster than checking it afterwards. A component that was not requested
+is typed `Any`: whatever stands there, the requested vectors are still good.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Generic, TypeAlias, TypeVar
 
 from pydantic import ConfigDict, Field, TypeAdapter, with_config
 from typing_extensions import NotRequired, TypedDict
@@ -10,96 +14,72 @@ from typing_extensions import NotRequired, TypedDict
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-_STRICT = ConfigDict(strict=True)
+    from dashscope_embeddings.vectors import Output
+
+_STRICT_FINITE = ConfigDict(strict=True, allow_inf_nan=False)
+_MAX_FLOAT32 = 3.4028234e38
+"""Vectors are computed and stored as float32."""
+_Float32 = Annotated[float, Field(ge=-_MAX_FLOAT32, le=_MAX_FLOAT32)]
 
 
-@with_config(_STRICT)
-class SparseWeight(TypedDict):
+@with_config(_STRICT_FINITE)
+class SparseEntry(TypedDict):
     """One entry of a sparse vector."""
 
-    index: int
-    value: float
-    # Any: it decides nothing, and whatever is no text is left out.
+    index: Annotated[int, Field(ge=0, le=2**32 - 1)]
+    value: _Float32
     token: NotRequired[Any]
 
 
-@with_config(_STRICT)
-class _NativeRow(TypedDict):
+# Some gateways send base64 of float32, and null in place of a missing component.
+_Dense: TypeAlias = list[_Float32] | str | None
+_Sparse: TypeAlias = list[SparseEntry] | None
+_DenseT = TypeVar("_DenseT")
+_SparseT = TypeVar("_SparseT")
+
+
+@with_config(_STRICT_FINITE)
+class _NativeRow(TypedDict, Generic[_DenseT, _SparseT]):
     text_index: int
-    # Any: absent, null or empty where only sparse was asked; `_floats` says what is wrong otherwise.
-    embedding: NotRequired[Any]
-    sparse_embedding: NotRequired[list[SparseWeight] | None]
+    embedding: NotRequired[_DenseT]
+    sparse_embedding: NotRequired[_SparseT]
 
 
-@with_config(_STRICT)
-class _NativeOutput(TypedDict):
-    embeddings: list[_NativeRow]
+@with_config(_STRICT_FINITE)
+class _NativeOutput(TypedDict, Generic[_DenseT, _SparseT]):
+    embeddings: list[_NativeRow[_DenseT, _SparseT]]
 
 
-@with_config(_STRICT)
-class _NativeReply(TypedDict):
-    output: _NativeOutput
+@with_config(_STRICT_FINITE)
+class _NativeReply(TypedDict, Generic[_DenseT, _SparseT]):
+    output: _NativeOutput[_DenseT, _SparseT]
+    # Any, here and below: `protocol` reads side fields leniently, as they do not change the vectors.
+    usage: NotRequired[Any]
+    request_id: NotRequired[Any]
+    id: NotRequired[Any]
+    code: NotRequired[Any]
+    error: NotRequired[Any]
 
 
-@with_config(_STRICT)
+@with_config(_STRICT_FINITE)
 class _CompatibleRow(TypedDict):
     index: int
-    embedding: Any
+    embedding: NotRequired[_Dense]
 
 
-@with_config(_STRICT)
+@with_config(_STRICT_FINITE)
 class _CompatibleReply(TypedDict):
     data: list[_CompatibleRow]
-
-
-# Typed to the last number, strict and finite, which is quicker than looking at the numbers afterwards. Whatever
-# does not fit goes the slow way, which says what is wrong with it.
-_STRICT_FINITE = ConfigDict(strict=True, allow_inf_nan=False)
-MAX_FLOAT32 = 3.4028234e38
-"""What float32 can hold, in which vectors are made and kept."""
-_Float32 = Annotated[float, Field(ge=-MAX_FLOAT32, le=MAX_FLOAT32)]
-
-
-@with_config(_STRICT_FINITE)
-class _CommonNativeRow(TypedDict):
-    text_index: int
-    embedding: list[_Float32]
-
-
-@with_config(_STRICT_FINITE)
-class _CommonNativeOutput(TypedDict):
-    embeddings: list[_CommonNativeRow]
-
-
-@with_config(_STRICT_FINITE)
-class _CommonNativeReply(TypedDict):
-    output: _CommonNativeOutput
-    # Any: vectors are worth the same whatever stands beside them; `wire` reads what can be read.
     usage: NotRequired[Any]
     request_id: NotRequired[Any]
-    code: NotRequired[Any]
-    error: NotRequired[Any]
-
-
-@with_config(_STRICT_FINITE)
-class _CommonCompatibleRow(TypedDict):
-    index: int
-    embedding: list[_Float32]
-
-
-@with_config(_STRICT_FINITE)
-class _CommonCompatibleReply(TypedDict):
-    data: list[_CommonCompatibleRow]
-    usage: NotRequired[Any]
     id: NotRequired[Any]
-    request_id: NotRequired[Any]
     code: NotRequired[Any]
     error: NotRequired[Any]
 
 
-COMMON_REPLY: Mapping[str, TypeAdapter[Any]] = {
-    "native": TypeAdapter(_CommonNativeReply),
-    "openai": TypeAdapter(_CommonCompatibleReply),
+NATIVE_REPLY: Mapping[Output, TypeAdapter[Any]] = {
+    "dense": TypeAdapter(_NativeReply[_Dense, Any]),
+    "sparse": TypeAdapter(_NativeReply[Any, _Sparse]),
+    "dense&sparse": TypeAdapter(_NativeReply[_Dense, _Sparse]),
 }
-NATIVE_REPLY = TypeAdapter(_NativeReply)
-COMPATIBLE_REPLY = TypeAdapter(_CompatibleReply)
+COMPATIBLE_REPLY: TypeAdapter[Any] = TypeAdapter(_CompatibleReply)
