@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from dashscope_embeddings import _process
 from dashscope_embeddings.errors import InvalidInput
-from dashscope_embeddings.vectors import Cost
+from dashscope_embeddings.vectors import Cost, Usage
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +44,12 @@ class Price:
             object.__setattr__(self, "batch", _amount("batch", self.batch))
 
     def of(self, tokens: int) -> Cost:
-        """The real-time price of so many tokens."""
+        """The list price of this many tokens in real time."""
         return Cost(self.real_time * tokens / 1_000_000, self.currency)
+
+    def of_batch(self, tokens: int) -> Cost | None:
+        """The list price of this many tokens through Batch files; None where there is no such route."""
+        return None if self.batch is None else Cost(self.batch * tokens / 1_000_000, self.currency)
 
 
 def _amount(name: str, value: object) -> Decimal:
@@ -59,6 +63,11 @@ def _amount(name: str, value: object) -> Decimal:
 
 
 _MAX_PRICE = 1_000_000_000
+
+
+def priced_usage(price: Price | None, requests: int, texts: int, tokens: int) -> Usage:
+    """A bill with its real-time list price; of an unknown price, without."""
+    return Usage(requests, tokens, texts, None if price is None else price.of(tokens))
 
 
 @dataclass(frozen=True, slots=True)

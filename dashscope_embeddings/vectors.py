@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from itertools import chain
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 # `array` has no parameters at run time before Python 3.12, where `typing.get_type_hints` reads them.
 if TYPE_CHECKING:
@@ -180,17 +180,30 @@ class Embeddings:
         return len(self.dense if self.sparse is None else self.sparse)
 
 
-def mean_pool(vectors: Sequence[list[float]], weights: Sequence[float]) -> list[float]:
-    """The weighted mean of some vectors, at unit length; one vector stays as it is."""
-    if len(vectors) == 1:
-        return vectors[0]
-    mean = [math.fsum(map(operator.mul, weights, column)) for column in zip(*vectors, strict=True)]
-    norm = math.hypot(*mean)
-    return [x / norm for x in mean] if norm else mean
+class Part(NamedTuple):
+    """The vectors of a text, or of one part of it, and their weight in a mean."""
+
+    dense: list[float] | None
+    sparse: SparseVector | None
+    weight: float
 
 
-def max_pool(vectors: Sequence[SparseVector]) -> SparseVector:
-    """Each index with its largest weight in any of the vectors."""
-    if len(vectors) == 1:
-        return vectors[0]
-    return SparseVector.merged(weight for vector in vectors for weight in vector.weights())
+def combine(parts: Sequence[Part]) -> Part:
+    """One vector for a long text from those of its parts; a single part stays as it is.
+
+    The dense vector is the weighted mean at unit length. The result weighs what its parts weigh together (the length
+    of their weighted sum), so combining results of `combine` is the same as combining all their parts at once. The
+    sparse vector has each index with its largest value in any part. A component that a part lacks is None.
+    """
+    if len(parts) == 1:
+        return parts[0]
+    dense = [part.dense for part in parts if part.dense is not None]
+    sparse = [part.sparse for part in parts if part.sparse is not None]
+    mean, weight = None, math.fsum(part.weight for part in parts)
+    if len(dense) == len(parts):
+        weights = [part.weight for part in parts]
+        mean = [math.fsum(map(operator.mul, weights, column)) for column in zip(*dense, strict=True)]
+        weight = math.hypot(*mean)
+        mean = [x / weight for x in mean] if weight else mean
+    entries = (entry for vector in sparse for entry in vector.weights())
+    return Part(mean, SparseVector.merged(entries) if len(sparse) == len(parts) else None, weight)

@@ -1,4 +1,4 @@
-"""The service's refusals → errors: which class a code or status stands for, what to do about it, and what to advise."""
+"""Maps the service's error codes and statuses to exception classes, to actions of the flow, and to hints."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from dashscope_embeddings.errors import (
 )
 
 # Sources, seen 2026-11-20: the vendor's pages (error codes, messages, best practices for rate limits) and
-# recorded replies. A code is looked up whole, then by its dotted beginnings.
+# recorded replies. A code is looked up as it is, then without its last dotted part, and so on.
 ACTIONS_BY_CODE: Mapping[str, tuple[type[ServiceError], Action]] = {
     "InvalidApiKey": (AuthenticationError, Action.ABORT),
     "invalid_api_key": (AuthenticationError, Action.ABORT),
@@ -38,8 +38,8 @@ ACTIONS_BY_CODE: Mapping[str, tuple[type[ServiceError], Action]] = {
     "PrepaidBillOverdue": (QuotaError, Action.ABORT),
     "LimitRequests": (RateLimitError, Action.BACK_OFF),
     "Throttling": (RateLimitError, Action.BACK_OFF),
-    # A tokens-a-minute limit here, and no matter of money as the same name is at OpenAI: the vendor's page
-    # on rate limits, and a third party's 188 of 188 that went through later.
+    # Here a limit of tokens per minute, not of money as at OpenAI: the vendor's page on rate limits says so, and
+    # in a third party's log 188 of 188 such requests succeeded later.
     "insufficient_quota": (RateLimitError, Action.BACK_OFF),
     "limit_burst_rate": (RateLimitError, Action.BACK_OFF),
     "limit_requests": (RateLimitError, Action.BACK_OFF),
@@ -57,7 +57,7 @@ ACTIONS_BY_CODE: Mapping[str, tuple[type[ServiceError], Action]] = {
     "InternalError.Algo.InvalidParameter": (BadRequestError, Action.BISECT),
 }
 
-# Where the message decides, it does so by a part of it: wording and links around it have changed before.
+# Messages are matched by a part: the wording and the links around it have changed before.
 _BILLING_MESSAGES = ("Free allocated quota exceeded", "free tier of the model has been exhausted")
 _WHOLE_REQUEST_MESSAGES = (
     "dimension",
@@ -82,14 +82,14 @@ _ACTIONS_BY_STATUS: Mapping[int, tuple[type[ServiceError], Action]] = {
     429: (RateLimitError, Action.BACK_OFF),
 }
 _NETWORK_STATUSES = frozenset({401, 403, 407, 511})
-"""Refusals of firewalls, proxies and login pages, where a page comes with them."""
+"""Statuses that come from a firewall, a proxy or a login page if the body is a page."""
 _SERVER_ERROR_STATUS_START = 500
 _MESSAGE_BY_STATUS_CLASS = {3: "a redirect, which is not followed: it would take the key elsewhere"}
 
 
 @dataclass(frozen=True, slots=True)
 class ErrorReply:
-    """What a refusing reply says, whichever envelope it came in."""
+    """The content of an error reply, from either protocol's format."""
 
     status: int
     code: str | None = None
@@ -97,33 +97,28 @@ class ErrorReply:
     request_id: str | None = None
     retry_after: float | None = None
     is_page: bool = False
-    """Whether it is a page for people: not the service's words, but of something before it."""
+    """Whether the body is a page or text of something in front of the service."""
 
 
-def service_error(reply: ErrorReply, redact: Callable[[str], str] = str) -> ServiceError:
-    """The error that a refusing reply stands for, with the verdict on what to do about it.
-
-    `hide` takes out of the service's words what must not be shown.
-    """
+def service_error(reply: ErrorReply, redact: Callable[[str], str] = printable) -> ServiceError:
+    """The exception for an error reply, with the action to take; `redact` makes the service's text safe to show."""
     kind, action = _classify(reply)
     limit = None
     if action is Action.BISECT:
-        if found := _ROW_LIMIT_PATTERN.search(reply.message):
-            action, limit = Action.REDUCE_BATCH, int(found[1])
-        elif found := _TOKEN_LIMIT_PATTERN.search(reply.message):
-            action, limit = Action.TRUNCATE, int(found[1])
+        if match := _ROW_LIMIT_PATTERN.search(reply.message):
+            action, limit = Action.REDUCE_BATCH, int(match[1])
+        elif match := _TOKEN_LIMIT_PATTERN.search(reply.message):
+            action, limit = Action.TRUNCATE, int(match[1])
         elif reply.code != "DataInspectionFailed" and any(p in reply.message for p in _WHOLE_REQUEST_MESSAGES):
             action = Action.ABORT
-    words = printable(redact(reply.message)) or _MESSAGE_BY_STATUS_CLASS.get(
-        reply.status // 100, "the reply says nothing more"
-    )
-    code = reply.code and printable(redact(reply.code), _MAX_CODE_CHARACTERS)
-    summary = f"{reply.status} {code or '(no code)'}: {words}"
+    message = redact(reply.message) or _MESSAGE_BY_STATUS_CLASS.get(reply.status // 100, "the reply says nothing more")
+    code = reply.code and redact(reply.code)[:_MAX_CODE_CHARACTERS]
+    summary = f"{reply.status} {code or '(no code)'}: {message}"
     error = kind(
         f"the service answered {summary}",
         status=reply.status,
         code=code,
-        request_id=reply.request_id and printable(redact(reply.request_id), _MAX_CODE_CHARACTERS),
+        request_id=reply.request_id and redact(reply.request_id)[:_MAX_CODE_CHARACTERS],
         retry_after=reply.retry_after,
         verdict=action,
         limit=limit,
@@ -136,14 +131,14 @@ def _classify(reply: ErrorReply) -> tuple[type[ServiceError], Action]:
     if any(part in reply.message for part in _BILLING_MESSAGES):
         return QuotaError, Action.ABORT
     if reply.is_page and reply.status in _NETWORK_STATUSES:
-        return ServiceError, Action.ABORT  # says nothing about the key
+        return ServiceError, Action.ABORT  # not about the key
     by_code = _look_up_code(reply.code)
     by_status = _ACTIONS_BY_STATUS.get(reply.status)
     if by_code is not None and by_code[0] is ServerError and by_status is not None:
-        # "InternalError.Algo" also comes with a 400, and then means the request.
+        # "InternalError.Algo" with a 400 is about the request.
         by_code = None
-    if found := by_code or by_status:
-        return found
+    if known := by_code or by_status:
+        return known
     if reply.status >= _SERVER_ERROR_STATUS_START:
         return ServerError, Action.RETRY
     return BadRequestError, Action.ABORT
@@ -158,12 +153,12 @@ def _look_up_code(code: str | None) -> tuple[type[ServiceError], Action] | None:
 
 
 def hint_for(error: DashScopeError) -> str | None:
-    """What its reader can do; None: the message says so already, or nobody knows."""
+    """What the user can do; None: the message says so already, or there is nothing to suggest."""
     if isinstance(error, BadRequestError):
         return _LEAVE_OUT_HINT if error.action is Action.BISECT else None
     if isinstance(error, ConnectionFailed) and error.action is Action.ABORT:
-        return _ASK_AGAIN_HINT  # the message says what to mend
-    return next((words for kind, words in _HINTS.items() if isinstance(error, kind)), None)
+        return _ASK_AGAIN_HINT  # the message says what to correct
+    return next((hint for kind, hint in _HINTS.items() if isinstance(error, kind)), None)
 
 
 _LEAVE_OUT_HINT = "Leave the text out, or change it: vectors of the others are in error.partial"

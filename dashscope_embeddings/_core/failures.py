@@ -1,4 +1,4 @@
-"""The error that a missing reply, a refusal or a broken reply stands for: what was asked, and what to try."""
+"""Turns a missing reply, an error reply or a broken reply into an exception that says what to try."""
 
 from __future__ import annotations
 
@@ -26,30 +26,31 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """No reply came; `what` says why, without texts or keys."""
+    """There is no usable reply."""
 
     reason: str
+    """Why, without texts or keys."""
     is_retryable: bool = True
-    """False: trying again cannot help, as with a URL that no client can open."""
+    """False: a retry cannot help, as with a malformed URL."""
     is_unreadable_reply: bool = False
-    """A reply came, but cannot be read."""
+    """Whether a reply came that cannot be decoded."""
 
 
 CANCELLED = Failure("not sent, because the job had failed elsewhere", is_retryable=False)
-"""A driver's answer to any step of a job that is over."""
+"""A driver's answer to every step after the call has ended."""
 
 
 @dataclass(frozen=True, slots=True)
 class ErrorContext:
-    """Who is asked for what, for the words of errors."""
+    """Host, endpoint and model of a request, for error messages."""
 
     root_url: str = ""
-    """As `Address.root`."""
+    """As `Address.root_url`."""
     path: str = ""
-    """Of the endpoint for embeddings; empty for any other."""
+    """Path of the embeddings endpoint; empty for any other endpoint."""
     model: str = ""
     key_hint: str = ""
-    """What to try when the key is refused: keys belong to one region."""
+    """What to check when the key is refused: a key belongs to one region."""
     redactor: Redactor = field(default_factory=Redactor)
 
     @property
@@ -59,17 +60,17 @@ class ErrorContext:
 
 
 def error_from_failure(failure: Failure, context: ErrorContext) -> DashScopeError:
-    """The error that a missing reply stands for."""
+    """The exception for a missing or unreadable reply."""
     if failure is CANCELLED:
         return Cancelled(CANCELLED.reason)
-    what = context.redactor.redact_http_error(failure.reason)
+    reason = context.redactor.redact_http_error(failure.reason)
+    error: DashScopeError
     if failure.is_unreadable_reply:
-        broken = BadReply(f"the reply cannot be read: {what}")
-        broken.summary = broken.message
-        broken.action = Action.RETRY if failure.is_retryable else Action.ABORT
-        return broken
-    error = ConnectionFailed(f"no answer from {context.host}: {what}")
-    error.summary = f"no answer: {what}"
+        error = BadReply(f"the reply cannot be read: {reason}")
+        error.summary = error.message
+    else:
+        error = ConnectionFailed(f"no answer from {context.host}: {reason}")
+        error.summary = f"no answer: {reason}"
     error.action = Action.RETRY if failure.is_retryable else Action.ABORT
     return error
 
@@ -78,7 +79,7 @@ _ErrorT = TypeVar("_ErrorT", bound=DashScopeError)
 
 
 def redact_bad_reply(error: _ErrorT, context: ErrorContext, texts: Sequence[str] = ()) -> _ErrorT:
-    """A broken reply's error, without what the reply repeats, also in the variables of the frames that read it."""
+    """Removes what the reply repeats of the request from its error, and from the local variables in its traceback."""
     error.message = error.summary = context.redactor(error.message, texts)
     error.request_id = context.redactor.redact_request_id(error.request_id, texts)
     error.__context__ = None
@@ -86,8 +87,8 @@ def redact_bad_reply(error: _ErrorT, context: ErrorContext, texts: Sequence[str]
 
 
 def error_from_reply(reply: ErrorReply, context: ErrorContext, texts: Sequence[str] = ()) -> ServiceError:
-    """The error that a refusal stands for, with what to try, and without keys and texts that the service repeats."""
-    error = service_error(reply, lambda words: context.redactor(words, texts))
+    """The exception for an error reply, with a hint, and without keys and texts that the service repeats."""
+    error = service_error(reply, lambda message: context.redactor(message, texts))
     error.request_id = context.redactor.redact_request_id(reply.request_id, texts)
     if isinstance(error, AuthenticationError):
         error.add_hint(context.key_hint)
@@ -96,7 +97,7 @@ def error_from_reply(reply: ErrorReply, context: ErrorContext, texts: Sequence[s
     return error
 
 
-# --- what to try -------------------------------------------------------------------------------------------
+# --- hints -------------------------------------------------------------------------------------------------
 
 _UNKNOWN_MODEL_CODES = ("ModelNotFound", "model_not_found", "model_not_supported")
 _UNKNOWN_MODEL_MESSAGES = ("Model not exist", "Model can not be found")
@@ -106,12 +107,12 @@ _PAYLOAD_TOO_LARGE = 413
 
 
 def _hint_for(error: ServiceError, reply: ErrorReply, context: ErrorContext) -> str | None:
-    if reply.code in _UNKNOWN_MODEL_CODES or any(words in reply.message for words in _UNKNOWN_MODEL_MESSAGES):
+    if reply.code in _UNKNOWN_MODEL_CODES or any(part in reply.message for part in _UNKNOWN_MODEL_MESSAGES):
         return _suggest_models(context.model)
     place = f"Asked {context.host}{urlsplit(context.root_url).path}{context.path}"
     if error.status == _PAYLOAD_TOO_LARGE and context.path:
         return f"{place}, which takes no request of this size: pass a smaller batch_size"
-    # Of files and batches, a 404 with words is about one of them.
+    # At the endpoints of files and batches, a 404 with a message is about a missing file or batch.
     no_path = error.status in _WRONG_PATH_STATUSES and (context.path or not reply.message)
     if "url error" in reply.message or (no_path and reply.code not in _UNRELATED_404_CODES):
         return f"{place}. {_suggest_address(context)}"

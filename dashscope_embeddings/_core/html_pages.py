@@ -1,4 +1,4 @@
-"""Pages and texts that come in place of the service's JSON: of firewalls, proxies and login pages of a network."""
+"""Describes a page or text that came instead of the service's JSON, from a firewall, a proxy or a login page."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ _MAX_TITLE_CHARACTERS = 80
 
 
 def describe_foreign_body(headers: Mapping[str, str], body: bytes) -> str | None:
-    """What to say of a reply in other words than the service's; None: it is empty, or JSON that is broken."""
+    """What the body is, and what to check; None: it is empty, or JSON that is broken."""
     start = body[:_INSPECTED_BYTES].removeprefix(b"\xef\xbb\xbf").strip()
-    kind, words = "text", start
+    kind, content = "text", start
     if _HTML_START.match(start) or "text/html" in headers.get("content-type", "").lower():
         title = _TITLE.search(start)
-        kind, words = "an HTML page", title[1] if title else b""
+        kind, content = "an HTML page", title[1] if title else b""
     elif not _TEXT_START.match(start):
         return None
-    shown = " ".join(html.unescape(words.decode("utf-8", "replace")).split())[:_MAX_TITLE_CHARACTERS]
-    named = f' ("{shown}")' if shown else ""
+    shown = " ".join(html.unescape(content.decode("utf-8", "replace")).split())[:_MAX_TITLE_CHARACTERS]
+    quoted = f' ("{shown}")' if shown else ""
     return (
-        f"{kind}{named} came in place of the service's JSON. It is of a firewall, a proxy, a gateway or a login "
+        f"{kind}{quoted} came in place of the service's JSON. It is of a firewall, a proxy, a gateway or a login "
         "page on the way: is base_url right, and does this network let requests to this host through?"
     )

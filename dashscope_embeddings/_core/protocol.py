@@ -1,7 +1,7 @@
-"""The service's JSON, both protocols. No other file knows its names.
+"""Builds request bodies and parses replies, in both protocols; only this module and its helpers know the JSON.
 
 Native: https://www.alibabacloud.com/help/en/model-studio/text-embedding-synchronous-api, seen 2026-11-20.
-OpenAI-compatible: the same page's first half. Where pages and recorded replies differ, both shapes are read.
+OpenAI-compatible: the first half of the same page. Where the page and recorded replies differ, both are accepted.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from dashscope_embeddings._core.reply_fields import (
 )
 from dashscope_embeddings._core.reply_types import COMPATIBLE_REPLY, NATIVE_REPLY
 from dashscope_embeddings.errors import BadReply
+from dashscope_embeddings.vectors import Part
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -38,39 +39,44 @@ ApiProtocol = Literal["native", "openai"]
 
 @dataclass(frozen=True, slots=True)
 class RequestOptions:
-    """What all requests of one call have in common."""
+    """Options shared by all requests of one call."""
 
     protocol: ApiProtocol
     model: str
     text_type: TextType = "document"
     output: Output = "dense"
     dimension: int | None = None
-    """Sent only where asked for: some models refuse or ignore it."""
+    """None: not sent, as some models refuse or ignore it."""
     instruct: str | None = None
     expected_width: int | None = None
-    """Floats expected in a dense vector; None: not known before the first reply."""
+    """Floats in a dense vector; None: not known before the first reply."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """An HTTP reply of any status, as the drivers hand it over."""
+    """An HTTP reply of any status, as a driver returns it."""
 
     status: int
     headers: Mapping[str, str]
     body: bytes
     connection_id: int | None = field(default=None, compare=False, repr=False)
-    """Number of the connection that it was read from; None: it cannot hold another request's reply."""
+    """Number of the connection that carried it; None: a connection that cannot carry another request's reply."""
 
 
 @dataclass(frozen=True, slots=True)
 class ParsedReply:
-    """A checked reply: one entry for each text, in the order of the texts."""
+    """A checked reply with one entry for each text, in the order of the texts."""
 
     dense: list[list[float]] | None
     sparse: list[SparseVector] | None
     billed_tokens: int | None
-    """What the service billed; None where it did not say."""
+    """None: the reply does not say."""
     request_id: str | None
+
+    def part(self, row: int, weight: float) -> Part:
+        """The vectors of one row, with their weight in a mean."""
+        dense = None if self.dense is None else self.dense[row]
+        return Part(dense, None if self.sparse is None else self.sparse[row], weight)
 
 
 # --- requests ---------------------------------------------------------------------------------------------
@@ -82,12 +88,12 @@ _EMBEDDINGS_PATHS: Mapping[ApiProtocol, str] = {
 
 
 def embeddings_path(protocol: ApiProtocol) -> str:
-    """The endpoint below the host's root."""
+    """Path of the embeddings endpoint, relative to the host's root."""
     return _EMBEDDINGS_PATHS[protocol]
 
 
 def request_body(options: RequestOptions, texts: Sequence[str]) -> bytes:
-    """The JSON body, UTF-8, that asks for these texts."""
+    """The JSON body, in UTF-8, that requests vectors of these texts."""
     if options.protocol == "openai":
         compatible: dict[str, Any] = {"model": options.model, "input": list(texts), "encoding_format": "float"}
         if options.dimension is not None:
@@ -105,21 +111,22 @@ def request_body(options: RequestOptions, texts: Sequence[str]) -> bytes:
 
 _MAX_DIMENSION = 16_384
 _MIN_ALLOWED_DIMENSION = 4_096
-"""A reply of vectors that are wider than asked is read whole, so that its error tells their width."""
+"""Floats: vectors up to this width are read completely even if fewer were requested, so that the error names the
+width."""
 _MAX_BYTES_PER_FLOAT = 64
 _SPARSE_BYTES_PER_REQUEST_BYTE = 64
 _OVERHEAD_BYTES = 1 << 20
 
 
 def max_reply_bytes(options: RequestOptions, text_count: int, request_bytes: int) -> int:
-    """Bytes that no sound reply to a request of `count` texts exceeds, decompressed; `request`: bytes of its body.
+    """Upper limit of a valid reply's decompressed size in bytes; `request_bytes` is the size of the request's body.
 
-    A float in text form takes about 22 bytes. A sparse vector has at most an entry for each token, of about 100
-    bytes, and a token is not shorter than a byte or two of the request.
+    A float written as text takes about 22 bytes. A sparse vector has at most one entry for each token, an entry
+    takes about 100 bytes, and a token takes at least one or two bytes of the request.
     """
     width = max(options.expected_width or _MAX_DIMENSION, _MIN_ALLOWED_DIMENSION)
-    weights = 0 if options.output == "dense" else request_bytes * _SPARSE_BYTES_PER_REQUEST_BYTE
-    return _OVERHEAD_BYTES + text_count * width * _MAX_BYTES_PER_FLOAT + weights
+    sparse_bytes = 0 if options.output == "dense" else request_bytes * _SPARSE_BYTES_PER_REQUEST_BYTE
+    return _OVERHEAD_BYTES + text_count * width * _MAX_BYTES_PER_FLOAT + sparse_bytes
 
 
 # --- replies ----------------------------------------------------------------------------------------------
@@ -183,7 +190,7 @@ _NO_ERROR_CODES = frozenset({"0", "200", "200 ok", "true", "ok", "success"})
 
 
 def _has_error(content: Any) -> bool:
-    """A 200 may still carry an error: the pages show `code` and `message` in it, empty when all is well."""
+    """Whether the JSON carries an error; a 200 may: its documented `code` and `message` are empty on success."""
     if not isinstance(content, dict):
         return False
     code = content.get("code")
@@ -242,11 +249,11 @@ def _require_width(vectors: list[list[float]], expected_width: int | None) -> li
     return vectors
 
 
-# --- refusals ---------------------------------------------------------------------------------------------
+# --- error replies ----------------------------------------------------------------------------------------
 
 
 def parse_error_reply(reply: Reply) -> ErrorReply | None:
-    """What a reply of any other endpoint refuses; None: it is a success, or no JSON."""
+    """The error in a reply of any other endpoint; None: the reply is a success."""
     try:
         content = _parse_json(reply.body)
     except ValueError:
@@ -257,7 +264,7 @@ def parse_error_reply(reply: Reply) -> ErrorReply | None:
 
 
 def _error_reply(reply: Reply, content: Any) -> ErrorReply:
-    """Reads either envelope whatever the protocol: gateways answer in the other one's at times."""
+    """Reads the error format of either protocol: gateways sometimes use that of the other one."""
     inner = content.get("error") if isinstance(content, dict) else None
     source = inner if isinstance(inner, dict) else content
     code = first_string(source, ("code", "type"))
@@ -277,7 +284,7 @@ def _request_id(reply: Reply, content: Any) -> str | None:
 
 
 def _retry_after_seconds(headers: Mapping[str, str]) -> float | None:
-    """Seconds. No recorded reply has these headers; the vendor's newer transport reads them."""
+    """Seconds to wait. No recorded reply has these headers, but the vendor's newer transport reads them."""
     for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
         try:
             seconds = float(headers.get(name, "")) * unit
@@ -289,10 +296,10 @@ def _retry_after_seconds(headers: Mapping[str, str]) -> float | None:
 
 
 def _seconds_until(moment: str | None, now: str | None) -> float | None:
-    """Seconds to a moment that a gateway names as a date, by the gateway's own clock."""
+    """Seconds from `now` to `moment`, both HTTP dates of the same reply, so that our clock does not matter."""
     if not moment or not now:
         return None
     try:
         return max(0.0, (parsedate_to_datetime(moment) - parsedate_to_datetime(now)).total_seconds())
-    except (ValueError, TypeError, OverflowError):  # no dates; with and without a time zone; beyond all years
+    except (ValueError, TypeError, OverflowError):  # not dates; only one has a time zone; year out of range
         return None

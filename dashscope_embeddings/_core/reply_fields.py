@@ -1,4 +1,4 @@
-"""Single fields of the service's replies: vectors are read strictly, side fields leniently."""
+"""Reads single fields of replies: vectors strictly, all other fields leniently."""
 
 from __future__ import annotations
 
@@ -52,15 +52,15 @@ def sparse_vector(entries: list[SparseEntry] | None) -> SparseVector:
 # --- side fields ------------------------------------------------------------------------------------------
 
 _SAFE_INTEGER_LIMIT = 2**53
-"""No bill is that long, and no number; JSON's whole numbers have no end."""
+"""Larger integers in a reply are ignored: JSON sets no limit, and no real bill or id is that long."""
 
 
 def billed_tokens(usage: Any) -> int | None:
-    """What a reply says was billed, however it writes the number; None: it does not say."""
+    """The billed tokens in a reply's `usage`, as a number or a string; None: not stated."""
     if not isinstance(usage, dict):
         return None
-    found = (_token_count(usage.get(name)) for name in ("total_tokens", "prompt_tokens"))
-    return next((number for number in found if number is not None), None)
+    counts = (_token_count(usage.get(name)) for name in ("total_tokens", "prompt_tokens"))
+    return next((count for count in counts if count is not None), None)
 
 
 def _token_count(value: Any) -> int | None:
@@ -78,7 +78,7 @@ def _token_count(value: Any) -> int | None:
 
 
 def first_string(source: Any, names: Sequence[str]) -> str | None:
-    """The first of these fields that holds a text."""
+    """The first of these fields that holds a non-empty string."""
     if not isinstance(source, dict):
         return None
     return next(
@@ -88,13 +88,13 @@ def first_string(source: Any, names: Sequence[str]) -> str | None:
 
 
 def _replace_surrogates(text: str) -> str:
-    """JSON may name half of a surrogate pair, which no file, terminal or log takes."""
+    """JSON may escape a lone surrogate, which cannot be written to a file, terminal or log."""
     return text if text.isascii() else text.encode("utf-8", "replace").decode()
 
 
 def request_id_of(content: Any) -> str | None:
-    """The id of a reply; some gateways number theirs."""
-    if (found := first_string(content, ("request_id", "id"))) is not None or not isinstance(content, dict):
-        return found
+    """The request id in a reply; some gateways send it as a number."""
+    if (text := first_string(content, ("request_id", "id"))) is not None or not isinstance(content, dict):
+        return text
     numbers = (content.get(name) for name in ("request_id", "id"))
     return next((str(number) for number in numbers if type(number) is int and abs(number) < _SAFE_INTEGER_LIMIT), None)

@@ -1,4 +1,4 @@
-"""What to send in place of a refused request: fewer texts, or shorter ones."""
+"""Splits a refused request into requests with fewer or shorter texts."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """A text to ask for, and the row of the batch that it stands for, alone or with others."""
+    """A text of a request: a row of the batch, or one part of that row."""
 
     row: int
     text: str
 
 
 def split_request(group: list[Chunk], error: DashScopeError, limits: Limits, long_text: LongText) -> list[list[Chunk]]:
-    """The requests to send in place of a refused one; none: the refusal stands."""
+    """The requests to send instead of a refused one; an empty list if the error is final."""
     limit = error.limit if isinstance(error, ServiceError) else None
     if error.action is Action.REDUCE_BATCH:
         if limit is None or not 0 < limit < len(group):
@@ -32,9 +32,9 @@ def split_request(group: list[Chunk], error: DashScopeError, limits: Limits, lon
         limits.lower_token_limit(limit)
         if len(group) == 1:
             return _shorten(group[0], limit, long_text)
-        long = [piece for piece in group if text_length.estimate_tokens(piece.text) > limit]
+        long = [chunk for chunk in group if text_length.estimate_tokens(chunk.text) > limit]
         if 0 < len(long) < len(group):
-            return [[piece for piece in group if piece not in long], *([piece] for piece in long)]
+            return [[chunk for chunk in group if chunk not in long], *([chunk] for chunk in long)]
     if error.action in {Action.BISECT, Action.TRUNCATE}:
         return _bisect(group)
     return []
@@ -46,21 +46,15 @@ def _bisect(group: list[Chunk]) -> list[list[Chunk]]:
 
 
 def _shorten(chunk: Chunk, token_limit: int, long_text: LongText) -> list[list[Chunk]]:
-    """The text that was too long, cut as the caller wants it; none: it is to be an error."""
+    """Cuts a text that was too long, as `long_text` says; an empty list for an error."""
     if long_text == "error" or len(chunk.text) < _MIN_CHARACTERS:
         return []
-    # The service counted more than `limit` tokens: where we had estimated fewer, our estimate is not to be
-    # trusted for this text, and a share of its length is taken instead.
+    # The service counted more than `token_limit` tokens. If our estimate is lower, it is wrong for this text, so
+    # cut to a share of the estimate instead.
     estimated = text_length.estimate_tokens(chunk.text)
     if long_text == "truncate":
-        return [
-            [
-                Chunk(
-                    chunk.row,
-                    text_length.truncate_after_blanks(chunk.text, min(token_limit, estimated * _TRUNCATION_RATIO)),
-                )
-            ]
-        ]
+        max_tokens = min(token_limit, estimated * _TRUNCATION_RATIO)
+        return [[Chunk(chunk.row, text_length.truncate_after_blanks(chunk.text, max_tokens))]]
     parts = text_length.chunks(chunk.text, min(token_limit * _TRUNCATION_RATIO, estimated * _CHUNK_RATIO))
     return [[Chunk(chunk.row, part)] for part in parts]
 

@@ -1,4 +1,4 @@
-"""What a flow asks a driver to do, and what it is answered."""
+"""The steps that a flow yields to a driver, and the results that the driver sends back."""
 
 from __future__ import annotations
 
@@ -15,34 +15,34 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Another endpoint than that of embeddings, and files that are too large to be held as a body."""
+    """An endpoint other than that of embeddings; files are streamed, as they may not fit in memory."""
 
     method: str
     path: str
-    """Below the host's root, with its query if it has one."""
+    """Relative to the host's root, including the query string."""
     upload_file: Path | None = None
-    """Sent as the file of a form, with `fields`."""
+    """Sent as multipart form data, together with `form_fields`."""
     form_fields: Mapping[str, str] = field(default_factory=dict)
     download_to: Path | None = None
-    """Where the body of a successful reply is written, whole or not at all; the reply then comes without it."""
+    """File for the body of a successful reply, written completely or not at all; `Reply.body` is then empty."""
 
 
 @dataclass(frozen=True, slots=True)
 class Send:
-    """Post this body to the endpoint; send back a `Reply`, or a `Failure` if none came."""
+    """POST the body to the endpoint. Result: a `Reply`, or a `Failure` if there was none."""
 
     body: bytes = b""
     endpoint: Endpoint | None = None
-    """None: the endpoint of embeddings."""
+    """None: the embeddings endpoint."""
     max_reply_bytes: int = 64 << 20
-    """Bytes of a reply's body, decompressed, that are read: no answer is larger."""
+    """Limit of the decompressed reply body, in bytes; a longer body is an error."""
     may_reuse_connection: Callable[[Reply], bool] | None = field(default=None, compare=False, repr=False)
-    """Called with the reply while its connection is still held: whether another request may use it."""
+    """Called with the reply while its connection is still held; returns whether it may be reused."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sleep:
-    """Let so many seconds pass; send back None, or a `Failure` if the job was given up meanwhile."""
+    """Wait. Result: None, or a `Failure` if the call was cancelled meanwhile."""
 
     seconds: float
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from dashscope_embeddings._core.text_inputs import text_problem
 from dashscope_embeddings._core.text_length import shared_limits
+from dashscope_embeddings.catalogue import priced_usage
 from dashscope_embeddings.corpus.checkpoint.rows import PackedVectors
 from dashscope_embeddings.errors import DashScopeError, ServiceError
 from dashscope_embeddings.vectors import Embedding, SparseVector, Usage
@@ -75,7 +76,7 @@ class Embedder:
     def usage(self) -> Usage:
         """What was billed so far."""
         with self._lock:
-            return billed_usage(self._client, self._requests, self._texts, self._tokens)
+            return priced_usage(self._client.settings.price, self._requests, self._texts, self._tokens)
 
     def run(self, progress: Callable[[Progress], object] | None) -> None:
         """Asks for all open texts.
@@ -209,12 +210,6 @@ class Embedder:
             self._errors.append(error)
         else:
             self._rejected += 1
-
-
-def billed_usage(client: EmbeddingClient, requests: int, texts: int, tokens: int) -> Usage:
-    """A bill with its list price."""
-    price = client.settings.price
-    return Usage(requests, tokens, texts, None if price is None else price.of(tokens))
 
 
 def pack_vectors(dense: list[float] | None, sparse: SparseVector | None) -> PackedVectors:

@@ -11,12 +11,12 @@ from pathlib import Path
 
 from typing_extensions import Unpack
 
-from dashscope_embeddings.catalogue import Price
+from dashscope_embeddings.catalogue import Price, priced_usage
 from dashscope_embeddings.client import EmbeddingClient
 from dashscope_embeddings.corpus import inputs as corpus_inputs
 from dashscope_embeddings.corpus import writers
 from dashscope_embeddings.corpus.checkpoint.store import CheckpointStore
-from dashscope_embeddings.corpus.embedder import Embedder, Progress, billed_usage
+from dashscope_embeddings.corpus.embedder import Embedder, Progress
 from dashscope_embeddings.corpus.options import InputOptions, accepts_input_options
 from dashscope_embeddings.vectors import Cost, Output, TextType, Usage
 
@@ -128,7 +128,7 @@ def embed_corpus(  # noqa: PLR0913 - all but two are keywords with defaults
             rejected=counts.rejected,
             skipped=counts.invalid,
             usage=embedder.usage,
-            spent=billed_usage(client, *checkpoint.total_billed()),
+            spent=priced_usage(client.settings.price, *checkpoint.total_billed()),
             rejects=rejects_beside(output) if finished and counts.rejected + counts.invalid else None,
             finished=finished,
         )
@@ -167,9 +167,7 @@ def estimate_corpus(
 
 def batch_cost(price: Price | None, tokens: int) -> Cost | None:
     """List price of tokens through Batch files; None: unknown."""
-    if price is None or price.batch is None:
-        return None
-    return Cost(price.batch * tokens / 1_000_000, price.currency)
+    return None if price is None else price.of_batch(tokens)
 
 
 # --- the output ---------------------------------------------------------------------------------------------

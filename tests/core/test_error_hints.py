@@ -243,7 +243,7 @@ def test_long_throttling_is_told_once_a_minute_with_host_and_bound(
     assert 1 <= len(told) <= 6
     host = served.url.removeprefix("http://")
     assert all(line.startswith(f"throttled by {host} for ") for line in told)
-    assert all("asking again when it allows, for 300 s at most" in line for line in told)
+    assert all("retrying for up to 300 s" in line for line in told)
     assert find_secret(told, KEY) == []
 
 

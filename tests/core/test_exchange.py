@@ -16,6 +16,7 @@ from dashscope_embeddings._core.exchange import CANCELLED, Failure, Outcome, Req
 from dashscope_embeddings._core.failures import ErrorContext
 from dashscope_embeddings._core.protocol import Reply, RequestOptions
 from dashscope_embeddings._core.rate_limiter import Permit
+from dashscope_embeddings._core.results import ResultCollector
 from dashscope_embeddings._core.text_length import Limits
 from dashscope_embeddings.vectors import SparseVector
 
@@ -271,6 +272,22 @@ def test_averaging_takes_the_mean_of_all_pieces_by_their_length(characters: floa
     assert outcome.sparse[1] is not None
     assert outcome.sparse[1].indices == sorted({len(t) for t in taken})
     assert (outcome.texts, outcome.errors) == (1 + len(taken), {})
+
+
+@pytest.mark.parametrize("characters", [4.0, 2.0, 1.0])
+def test_a_piece_that_is_cut_again_weighs_what_its_own_pieces_weigh(characters: float) -> None:
+    text = LONG + "x" * 500
+    collector, taken = ResultCollector("dense&sparse", None), list[str]()
+    for batch in planning.batches([text], planning.BatchPlanner(Limits(1, 200, None), long_text="average")):
+        talk = Talk(batch.texts, long_text="average", options=BOTH)
+        collector.add(batch, talk.to(counting(characters)))
+        taken += [t for texts in talk.sent if max(map(len, texts)) <= 100 * characters for t in texts]
+    assert "".join(taken) == text
+    mean = [sum(len(t) * vector(t)[axis] for t in taken) for axis in (0, 1)]
+    found = collector.result([text])
+    assert found.dense == [pytest.approx([x / math.hypot(*mean) for x in mean], rel=1e-12)]
+    assert found.sparse is not None
+    assert found.sparse[0].indices == sorted({len(t) for t in taken})
 
 
 def test_a_text_of_which_a_piece_is_refused_is_asked_no_further() -> None:

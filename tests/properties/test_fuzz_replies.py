@@ -35,7 +35,7 @@ from dashscope_embeddings.emulator import Emulator
 from dashscope_embeddings.emulator.embeddings import COMPATIBLE_PATH, NATIVE_PATH
 from dashscope_embeddings.emulator.messages import Request, Response
 from dashscope_embeddings.errors import BadReply, DashScopeError, InvalidInput, ServiceError
-from dashscope_embeddings.vectors import SparseVector, max_pool
+from dashscope_embeddings.vectors import Part, SparseVector, combine
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -552,7 +552,8 @@ def test_a_sparse_vector_keeps_of_each_index_the_largest_weight(
         assert stored
         assert all(value > 0 for value in stored.values())
         assert not any(value > 0 for value in largest.values()) or stored.items() <= largest.items()
-    both = max_pool([vector, SparseVector.merged(other)])
+    both = combine([Part(None, vector, 1.0), Part(None, SparseVector.merged(other), 1.0)]).sparse
+    assert both is not None
     assert both.as_dict() == SparseVector.merged([*one, *other]).as_dict()
 
 

@@ -24,7 +24,7 @@ from dashscope_embeddings._core.text_length import Limits
 from dashscope_embeddings.catalogue import DEFAULT_MODEL
 from dashscope_embeddings.emulator import Emulator, faults, synthetic_vectors
 from dashscope_embeddings.errors import BadReply
-from dashscope_embeddings.vectors import mean_pool
+from dashscope_embeddings.vectors import Part, combine
 
 if TYPE_CHECKING:
     from dashscope_embeddings import EmbeddingClient
@@ -320,8 +320,7 @@ def test_an_averaged_text_has_a_vector_of_all_of_it(
             and believed <= limit
             and all(synthetic_vectors.count_tokens(piece) <= limit for piece in cut)
         ):
-            mean = mean_pool([right(emulator, piece) for piece in cut], [float(len(piece)) for piece in cut])
-            assert vector == mean
+            assert vector == combine([Part(right(emulator, piece), None, float(len(piece))) for piece in cut]).dense
     letters = Counter(letter for record in good for row in record.texts for letter in "".join(row.split()))
     assert all(Counter("".join(text.split())) <= letters for text in set(asked))
     assert found.usage.tokens == sum(record.tokens for record in good)
@@ -639,7 +638,7 @@ def test_an_assembly_gives_each_text_what_became_of_its_rows(
     for index, text in enumerate(asked):
         cut = [*text_length.fit_rows(text, how["long_text"], 12)]
         if not refused.intersection(cut):
-            expected[index] = mean_pool([vectors[row] for row in cut], [float(len(row)) for row in cut])
+            expected[index] = combine([Part(vectors[row], None, float(len(row))) for row in cut]).dense or []
     if len(expected) == len(asked):
         assert not job.has_failed
         if streamed:

@@ -125,7 +125,7 @@ async def test_a_huge_text_is_checked_averaged_and_cut_without_stopping_the_loop
     emulator = Emulator()
     client = client_for(emulator, model="text-embedding-v2", long_text="average", max_concurrency=2, dimensions=1536)
     checks = _in_thread_only(monkeypatch, text_inputs, "text_problem")
-    means = _in_thread_only(monkeypatch, results, "mean_pool")
+    means = _in_thread_only(monkeypatch, results, "combine")
     cut_before: list[int] = []
     asend = client._transport.asend
 

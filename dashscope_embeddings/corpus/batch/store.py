@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from dashscope_embeddings.corpus.batch import tables
 from dashscope_embeddings.corpus.checkpoint.checksums import record_checksum, text_differs
-from dashscope_embeddings.vectors import mean_pool
+from dashscope_embeddings.vectors import Part, combine
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -317,8 +317,8 @@ class JobStore:
         if not found:
             return None
         fetch_all("DELETE FROM batch_pieces WHERE key = ?", (key,))
-        vectors = [array.array("f", vector).tolist() for _, vector in found]
-        return key, mean_pool(vectors, [float(len(text)) for text, _ in found])
+        mean = combine([Part(array.array("f", dense).tolist(), None, float(len(text))) for text, dense in found]).dense
+        return key, mean or []
 
     def _check_chunks(self, condition: str, number: int) -> None:
         found = self._checkpoint.fetch_all(

@@ -1,0 +1,86 @@
+"""Turns a driver's answer to a request into vectors, or into the error that it stands for."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Literal
+
+from dashscope_embeddings._core import protocol
+from dashscope_embeddings._core.failures import Failure, error_from_failure, error_from_reply, redact_bad_reply
+from dashscope_embeddings._core.protocol import ParsedReply, Reply
+from dashscope_embeddings.errors import Action, BadReply, DashScopeError, ServiceError
+from dashscope_embeddings.usage import RequestRecord
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from dashscope_embeddings._core.exchange import RequestContext
+    from dashscope_embeddings._core.steps import StepResult
+
+
+class ReplyReader:
+    """Parses a reply while its connection is still held; returns whether the connection may be reused."""
+
+    __slots__ = ("_body", "_context", "_is_repeat", "_texts", "is_stale", "result")
+
+    def __init__(self, body: bytes, context: RequestContext, texts: Sequence[str], *, is_repeat: bool) -> None:
+        self._body, self._context, self._texts, self._is_repeat = body, context, texts, is_repeat
+        self.result: ParsedReply | DashScopeError | None = None
+        self.is_stale = False
+
+    def __call__(self, reply: Reply) -> bool:
+        """Sets `result` and `is_stale`; returns whether the connection may be reused."""
+        result = self.result = interpret(reply, self._context, self._texts)
+        if isinstance(result, BadReply):
+            return False
+        answered = isinstance(result, ParsedReply)
+        decision = self._context.seen_replies.judge(
+            self._body, reply, result.request_id, has_vectors=answered, is_repeat=self._is_repeat
+        )
+        if decision == "stale":
+            self.is_stale = True
+            self.result = BadReply(_STALE_MESSAGE, request_id=result.request_id)
+        return decision == "keep"
+
+
+_STALE_MESSAGE = "the reply repeats an earlier one, to other texts: a server or gateway on the way mixes up its replies"
+
+
+def request_record(
+    context: RequestContext, texts: int, attempt: int, started_at: float, result: ParsedReply | DashScopeError
+) -> RequestRecord:
+    """What a user's `on_request` hook receives."""
+    seconds = context.limiter.clock() - started_at
+    request = (context.options.model, context.options.text_type, texts)
+    if isinstance(result, ParsedReply):
+        return RequestRecord(*request, result.billed_tokens, seconds, attempt, result.request_id, "answered")
+    outcome: Literal["throttled", "refused", "failed"] = "refused"
+    if result.action is Action.BACK_OFF:
+        outcome = "throttled"
+    elif result.action is Action.RETRY or not isinstance(result, ServiceError):
+        outcome = "failed"
+    code = result.code if isinstance(result, ServiceError) else None
+    return RequestRecord(*request, 0, seconds, attempt, result.request_id, outcome, code or type(result).__name__)
+
+
+def interpret(answer: StepResult, context: RequestContext, texts: Sequence[str]) -> ParsedReply | DashScopeError:
+    """The vectors of a driver's answer to `Send`, or the error that it stands for."""
+    if isinstance(answer, Failure):
+        return error_from_failure(answer, context.error_context)
+    if not isinstance(answer, Reply):
+        raise TypeError(f"a driver must answer Send with Reply or Failure, not {type(answer).__name__}")
+    try:
+        parsed = protocol.parse_reply(context.options, answer, len(texts))
+    except BadReply as error:
+        return redact_bad_reply(error, context.error_context, texts)
+    if not isinstance(parsed, ParsedReply):
+        return error_from_reply(parsed, context.error_context, texts)
+    if context.observed_widths is not None and parsed.dense is not None:
+        width = len(parsed.dense[0])
+        if (first := context.observed_widths.setdefault("dense", width)) != width:
+            return BadReply(
+                f"the reply has vectors of {width} floats where the first reply of this call had {first}",
+                request_id=parsed.request_id,
+            )
+    request_id = context.error_context.redactor.redact_request_id(parsed.request_id, texts)
+    return parsed if request_id is parsed.request_id else replace(parsed, request_id=request_id)
