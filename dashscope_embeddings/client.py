@@ -6,29 +6,23 @@ import asyncio
 import contextlib
 import functools
 import inspect
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
 from typing import Any, TypeAlias
 
-from pydantic import SecretStr
+from typing_extensions import Self, Unpack
 
 from dashscope_embeddings import catalogue
 from dashscope_embeddings._core import planning, text_inputs
-from dashscope_embeddings._core.address import resolve_address, resolve_api_key, resolve_protocol
 from dashscope_embeddings._core.argument_names import reject_unknown_init_arguments, reject_unknown_keywords
+from dashscope_embeddings._core.client_options import ClientOptions, documented
 from dashscope_embeddings._core.exchange import RequestContext
-from dashscope_embeddings._core.protocol import ApiProtocol
-from dashscope_embeddings._core.secret_settings import hide_secrets
 from dashscope_embeddings._core.settings import Settings
 from dashscope_embeddings._core.text_inputs import OnRefused
-from dashscope_embeddings._core.text_length import LongText
 from dashscope_embeddings._runtime.async_drivers import run_in_thread
 from dashscope_embeddings._runtime.client_base import CallbackGuard, ClientBase, OnBatchDone, add_result, skip_refused
 from dashscope_embeddings._runtime.connections import check_running_loop
 from dashscope_embeddings._runtime.thread_pool import SignalSafeEvent
 from dashscope_embeddings._runtime.user_resources import UserResources
-from dashscope_embeddings.catalogue import Price
-from dashscope_embeddings.errors import InvalidInput
-from dashscope_embeddings.usage import OnRequest
 from dashscope_embeddings.vectors import Embedding, Embeddings, Output, TextType
 
 Texts: TypeAlias = str | Iterable[str]
@@ -36,107 +30,41 @@ Progress: TypeAlias = Callable[[int], object]
 OnVectors: TypeAlias = Callable[[dict[int, Any]], Any]
 
 
+@documented
 class EmbeddingClient(ClientBase):
     """Embeds texts with one model of one account. Safe to share between threads, tasks and event loops.
 
+    May be used as a context manager, `with` or `async with`, which closes its connections at the end; without it they
+    are closed when nothing holds the client any more.
+
     Args:
         model: A model's name; the catalogue knows its limits, an unknown one works with cautious limits.
-        api_key: Else `DASHSCOPE_API_KEY`, the file that `DASHSCOPE_API_KEY_FILE_PATH` names, or
-            `~/.dashscope/api_key`.
-        dimensions: Floats in a dense vector; None: the model's default. `dimension` is the same.
-        instruct: What queries are for, in a sentence; sent with queries only.
-        protocol: "native" (default), or "openai" for the OpenAI-compatible endpoint, without roles and sparse
-            vectors.
-        region: Such as "cn-beijing" (default) or "ap-southeast-1"; a key belongs to one.
-        workspace: Its own host, `{workspace}.{region}.maas.aliyuncs.com`, is asked.
-        base_url: Another address: a root or anything pasted from the vendor's pages; "emulator" for none.
-        timeout: Seconds without an answer, or without more of it, before a request is tried again.
-        request_deadline: Seconds that one request may take as a whole, even if its answer never pauses for
-            `timeout`; then it is tried again. Files of the Batch route get more by their size. None: ten times
-            `timeout`.
-        max_retries: Further tries of one request after network errors, 5xx and broken replies. Throttled
-            requests are tried for five minutes (or not at all with 0).
-        max_concurrency: Requests in flight at once in sync code, and as many in each event loop.
-        requests_per_minute: The account's quota, if known; without it the pace is found by itself.
-        tokens_per_minute: The same for tokens.
-        long_text: What to do with a text that is longer than the model takes: "error" names it; "truncate"
-            embeds its beginning; "average" embeds all of it in pieces and takes their length-weighted mean,
-            at unit length (for sparse vectors: each token's largest weight).
-        batch_size: At most so many texts a request; None: the model's limit.
-        tokens_per_request: At most about so many tokens a request; None: the model's limit, if it has one.
-        default_headers: Sent with every request.
-        rate_limiter: One of LangChain's or LlamaIndex's, asked before every request, besides our own pace.
-        http_client: Your `httpx.Client`, for proxies, certificates and the like; never closed by us.
-        http_async_client: Your `httpx.AsyncClient`; it belongs to one event loop.
-        price: What you pay for a million tokens, in place of the list price.
-        on_request: Called with a `RequestRecord` after every request, in whichever thread or task asked; it
-            stays in this process when the client is pickled.
+        {settings}
 
     Raises:
         InvalidInput: a setting that cannot work, or no key.
+        TypeError: an argument that does not exist.
     """
 
     @reject_unknown_init_arguments
-    def __init__(  # noqa: PLR0913 - every one a setting that a user may need; keywords but for the first
-        self,
-        model: str = catalogue.DEFAULT_MODEL,
-        *,
-        api_key: str | SecretStr | None = None,
-        dimensions: int | None = None,
-        dimension: int | None = None,
-        instruct: str | None = None,
-        protocol: ApiProtocol | None = None,
-        region: str | None = None,
-        workspace: str | None = None,
-        base_url: str | None = None,
-        timeout: float = 60.0,
-        request_deadline: float | None = None,
-        max_retries: int = 6,
-        max_concurrency: int = 16,
-        requests_per_minute: float | None = None,
-        tokens_per_minute: float | None = None,
-        long_text: LongText = "error",
-        batch_size: int | None = None,
-        tokens_per_request: int | None = None,
-        default_headers: Mapping[str, str | SecretStr] | None = None,
-        rate_limiter: Any = None,
-        http_client: Any = None,
-        http_async_client: Any = None,
-        price: Price | None = None,
-        on_request: OnRequest | None = None,
-    ) -> None:
-        given: dict[str, Any] = {"model": model, "api_key": api_key, "instruct": instruct, "region": region}
-        given |= {"workspace": workspace, "base_url": base_url, "default_headers": default_headers}
-        del model, api_key, instruct, region, workspace, base_url, default_headers
-        hide_secrets(given)
-        if dimension is not None and dimensions not in {None, dimension}:
-            raise InvalidInput(f"dimensions={dimensions} and dimension={dimension} are two names of one thing")
-        protocol = resolve_protocol(protocol, region=given["region"], base_url=given["base_url"])
-        place = resolve_address(
-            protocol, region=given["region"], workspace=given["workspace"], base_url=given["base_url"]
+    def __init__(self, model: str = catalogue.DEFAULT_MODEL, **options: Unpack[ClientOptions]) -> None:
+        http_client, http_async_client = options.get("http_client"), options.get("http_async_client")
+        resources = UserResources(
+            http_client, http_async_client, options.get("rate_limiter"), options.get("on_request")
         )
-        self._set_up(
-            Settings(
-                model=catalogue.model(given["model"]),
-                api_key=resolve_api_key(given["api_key"], place),
-                address=place,
-                protocol=protocol,
-                dimensions=dimensions if dimensions is not None else dimension,
-                instruct=given["instruct"] or None,
-                timeout=timeout,
-                request_deadline=request_deadline,
-                max_retries=max_retries,
-                max_concurrency=max_concurrency,
-                requests_per_minute=requests_per_minute,
-                tokens_per_minute=tokens_per_minute,
-                long_text=long_text,
-                batch_size=batch_size,
-                tokens_per_request=tokens_per_request,
-                price_override=price,
-                headers=tuple((given["default_headers"] or {}).items()),
-            ),
-            UserResources(http_client, http_async_client, rate_limiter, on_request),
-        )
+        self._set_up(Settings.from_options(model, options), resources)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
 
     # --- sync ---------------------------------------------------------------------------------------------
 

@@ -23,14 +23,20 @@ from dashscope_embeddings.vectors import TextType
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from langchain_core.rate_limiters import BaseRateLimiter
     from langchain_core.stores import BaseStore
-    from typing_extensions import Self
+    from typing_extensions import Self, Unpack
 
-    from dashscope_embeddings._core.protocol import ApiProtocol
-    from dashscope_embeddings._core.text_length import LongText
-    from dashscope_embeddings.catalogue import Price
-    from dashscope_embeddings.usage import OnRequest
+    from dashscope_embeddings._core.client_options import AdapterOptions
+
+    class _Options(AdapterOptions, total=False):
+        """Arguments of the class, with all names that a field may have: pydantic tells type checkers of one each."""
+
+        model: str
+        text_type: TextType
+        dashscope_api_key: SecretStr | str | None
+        api_key: SecretStr | str | None
+        show_progress_bar: bool
+        embeddings_cache: BaseStore[str, bytes] | None
 
 
 class DashScopeEmbeddings(ClientFields, Embeddings):
@@ -96,48 +102,12 @@ class DashScopeEmbeddings(ClientFields, Embeddings):
     dashscope_api_key: SecretStr | None = Field(
         default=None, exclude=True, repr=False, validation_alias=AliasChoices("dashscope_api_key", "api_key")
     )
-    batch_size: int | None = Field(
-        default=None, exclude=True, validation_alias=AliasChoices("batch_size", "chunk_size")
-    )
     show_progress_bar: bool = Field(default=False, exclude=True)
     embeddings_cache: Any = Field(default=None, exclude=True, repr=False)
 
     if TYPE_CHECKING:
-        # For editors and type checkers, which do not know that a field may have several names.
-        def __init__(  # noqa: PLR0913
-            self,
-            *,
-            model: str = DEFAULT_MODEL,
-            text_type: TextType = "document",
-            dashscope_api_key: SecretStr | str | None = None,
-            api_key: SecretStr | str | None = None,
-            dimensions: int | None = None,
-            dimension: int | None = None,
-            instruct: str | None = None,
-            protocol: ApiProtocol = "native",
-            long_text: LongText = "error",
-            region: str | None = None,
-            workspace: str | None = None,
-            base_url: str | None = None,
-            timeout: float = 60.0,
-            request_timeout: float = 60.0,
-            request_deadline: float | None = None,
-            max_retries: int = 6,
-            max_concurrency: int = 16,
-            requests_per_minute: float | None = None,
-            tokens_per_minute: float | None = None,
-            tokens_per_request: int | None = None,
-            batch_size: int | None = None,
-            chunk_size: int | None = None,
-            default_headers: dict[str, str] | None = None,
-            rate_limiter: BaseRateLimiter | None = None,
-            show_progress_bar: bool = False,
-            embeddings_cache: BaseStore[str, bytes] | None = None,
-            http_client: Any = None,
-            http_async_client: Any = None,
-            price: Price | None = None,
-            on_request: OnRequest | None = None,
-        ) -> None: ...
+
+        def __init__(self, **options: Unpack[_Options]) -> None: ...
 
     @field_validator("embeddings_cache")
     @classmethod
@@ -152,8 +122,7 @@ class DashScopeEmbeddings(ClientFields, Embeddings):
         return self
 
     def _settings(self) -> dict[str, Any]:
-        own = {"model": self.model, "api_key": self.dashscope_api_key, "batch_size": self.batch_size}
-        return super()._settings() | own
+        return super()._settings() | {"model": self.model, "api_key": self.dashscope_api_key}
 
     def __getstate__(self) -> dict[Any, Any]:
         if self.rate_limiter is not None:

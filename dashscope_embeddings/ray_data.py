@@ -13,8 +13,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
+from typing_extensions import Unpack
+
+from dashscope_embeddings._core import client_options
+from dashscope_embeddings._core.client_options import ModelOptions
 from dashscope_embeddings._core.secret_settings import hide_secrets
 from dashscope_embeddings._core.text_inputs import text_problem
 from dashscope_embeddings._core.text_length import shared_limits
@@ -59,9 +63,7 @@ def embed_dataset(
         TypeError: an argument that there is not.
         ImportError: Ray is not installed.
     """
-    hide_secrets(
-        how, {*(EmbeddingClient.__init__.__kwdefaults__ or ()), *(EmbedBatch.__init__.__kwdefaults__ or ()), "model"}
-    )
+    hide_secrets(how, {*client_options.settings(), *(EmbedBatch.__init__.__kwdefaults__ or ()), "model"})
     try:
         from ray.data import ActorPoolStrategy  # noqa: PLC0415 - `EmbedBatch` alone needs no Ray
     except ImportError as missing:
@@ -131,9 +133,9 @@ class EmbedBatch:
         on_error: OnError = "raise",
         id_column: str | None = None,
         workers: int | None = None,
-        **settings: Any,
+        **settings: Unpack[ModelOptions],
     ) -> None:
-        hide_secrets(settings, {*(EmbeddingClient.__init__.__kwdefaults__ or ()), "model"})
+        hide_secrets(cast("dict[str, Any]", settings), {*client_options.settings(), "model"})
         if on_error not in get_args(OnError):
             raise InvalidInput(f'on_error={on_error!r}: expected "raise" or "null"')
         self.client = EmbeddingClient(**{**settings, **_quota_share(settings, workers)})

@@ -11,11 +11,10 @@ from typing_extensions import Self
 
 from dashscope_embeddings._adapters.hybrid import HybridEmbedder
 from dashscope_embeddings._adapters.hybrid_cache import CAPACITY_TEXTS, HybridCache
+from dashscope_embeddings._core import client_options as options
 from dashscope_embeddings._core.argument_names import check_argument_names, suggestion
-from dashscope_embeddings._core.protocol import ApiProtocol
 from dashscope_embeddings._core.secret_settings import hide_secrets
 from dashscope_embeddings._core.text_inputs import iterate_texts
-from dashscope_embeddings._core.text_length import LongText
 from dashscope_embeddings._process import ForkSafeLock
 from dashscope_embeddings.catalogue import warn_once
 from dashscope_embeddings.client import EmbeddingClient
@@ -32,29 +31,30 @@ class ClientFields(BaseModel):
     `model_copy(update=…)` and unpickling all get what they ask for, and equal copies share one client.
     """
 
-    dimensions: int | None = Field(default=None, validation_alias=AliasChoices("dimensions", "dimension"))
-    instruct: str | None = None
-    protocol: ApiProtocol = "native"
-    long_text: LongText = "error"
-    region: str | None = None
-    workspace: str | None = None
-    # Part of dumps, because the emulator's vectors must never pass for the service's.
-    base_url: str | None = Field(default=None, validation_alias=AliasChoices("base_url", "api_base"))
+    dimensions: options.Dimensions = options.AS_DEFINED
+    instruct: options.Instruct = options.AS_DEFINED
+    protocol: options.Protocol = options.AS_DEFINED
+    long_text: options.LongTextPolicy = options.AS_DEFINED
+    region: options.Region = options.AS_DEFINED
+    workspace: options.Workspace = options.AS_DEFINED
+    base_url: options.BaseUrl = options.AS_DEFINED
     # What the environment said when this object was made: its key must not follow a variable to another host.
     found_address: str | None = Field(default=None, exclude=True, repr=False)
-    timeout: float = Field(default=60.0, exclude=True, validation_alias=AliasChoices("timeout", "request_timeout"))
-    request_deadline: float | None = Field(default=None, exclude=True)
-    max_retries: int = Field(default=6, exclude=True)
-    max_concurrency: int = Field(default=16, exclude=True)
-    requests_per_minute: float | None = Field(default=None, exclude=True)
-    tokens_per_minute: float | None = Field(default=None, exclude=True)
-    tokens_per_request: int | None = Field(default=None, exclude=True)
+    timeout: options.Timeout = options.AS_DEFINED
+    request_deadline: options.RequestDeadline = options.AS_DEFINED
+    max_retries: options.MaxRetries = options.AS_DEFINED
+    max_concurrency: options.MaxConcurrency = options.AS_DEFINED
+    requests_per_minute: options.RequestsPerMinute = options.AS_DEFINED
+    tokens_per_minute: options.TokensPerMinute = options.AS_DEFINED
+    batch_size: options.BatchSize = options.AS_DEFINED
+    tokens_per_request: options.TokensPerRequest = options.AS_DEFINED
+    # Its values are hidden before pydantic sees them.
     default_headers: dict[str, SecretStr] | None = Field(default=None, exclude=True, repr=False)
-    rate_limiter: Any = Field(default=None, exclude=True, repr=False)
-    http_client: Any = Field(default=None, exclude=True, repr=False)
-    http_async_client: Any = Field(default=None, exclude=True, repr=False)
-    price: Any = Field(default=None, exclude=True)
-    on_request: Any = Field(default=None, exclude=True, repr=False)
+    rate_limiter: options.RateLimiter = options.AS_DEFINED
+    http_client: options.HttpClient = options.AS_DEFINED
+    http_async_client: options.HttpAsyncClient = options.AS_DEFINED
+    price: options.OwnPrice = options.AS_DEFINED
+    on_request: options.RequestHook = options.AS_DEFINED
 
     _client: EmbeddingClient | None = PrivateAttr(default=None)
     _hybrid_cache: tuple[EmbeddingClient, HybridCache] | None = PrivateAttr(default=None)
@@ -122,8 +122,6 @@ class ClientFields(BaseModel):
         """Arguments of `EmbeddingClient`; adapters add those that are named otherwise in their framework."""
         settings = {name: getattr(self, name) for name in ClientFields.model_fields}
         found = settings.pop("found_address")
-        if "protocol" not in self.model_fields_set:
-            settings["protocol"] = None
         if self.base_url is None and self.region is None and self.workspace is None:
             settings["base_url"] = found
         return settings
@@ -202,7 +200,7 @@ class ClientFields(BaseModel):
         return spaces[0] if settings.instruct is None else f"{spaces[0]}_for_{spaces[1].rpartition('_')[2]}"
 
     def _warn_of_roles(self) -> None:
-        if self.protocol == "openai":
+        if self.client.settings.protocol == "openai":
             warn_once(
                 "roles",
                 'protocol="openai" cannot tell queries from documents: both are embedded alike, and no page '

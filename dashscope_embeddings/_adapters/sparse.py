@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 from pydantic import AliasChoices, ConfigDict, Field, SecretStr
+from typing_extensions import Unpack
 
 from dashscope_embeddings._adapters.base import ClientFields
 from dashscope_embeddings._adapters.hybrid import HybridEmbedder
+from dashscope_embeddings._core.client_options import SparseOptions
 from dashscope_embeddings._core.secret_settings import hide_secrets
 from dashscope_embeddings.catalogue import DEFAULT_MODEL
 from dashscope_embeddings.errors import InvalidInput
@@ -29,7 +31,6 @@ class SparseSettings(ClientFields):
     api_key: SecretStr | None = Field(
         default=None, exclude=True, validation_alias=AliasChoices("api_key", "dashscope_api_key")
     )
-    batch_size: int | None = Field(default=None, validation_alias=AliasChoices("batch_size", "chunk_size"))
 
     def model_post_init(self, context: Any, /) -> None:
         """Checks at construction that this can work."""
@@ -38,25 +39,27 @@ class SparseSettings(ClientFields):
         self._adopt("api_key", self.client)
 
     def _settings(self) -> dict[str, Any]:
-        own = {"model": self.model, "api_key": self.api_key, "batch_size": self.batch_size}
-        return super()._settings() | own
+        return super()._settings() | {"model": self.model, "api_key": self.api_key}
 
 
 class SparseAdapter:
     """What the sparse adapters have in common: whom they ask. Pickles as settings only."""
 
-    def __init__(self, dense: ClientFields | None = None, *, memo_size: int | None = None, **settings: Any) -> None:
+    def __init__(
+        self, dense: ClientFields | None = None, *, memo_size: int | None = None, **options: Unpack[SparseOptions]
+    ) -> None:
         """`dense`: the dense adapter to share requests with; without it, settings of `EmbeddingClient`."""
+        settings = cast("dict[str, Any]", options)  # not a copy: what hides a key in one hides it in both
         settings["dense"] = dense
         del dense  # a string may be a key
         hide_secrets(settings, SparseSettings._argument_names())  # noqa: SLF001 - the class above
         dense = settings.pop("dense")
         if dense is None and memo_size is not None:
-            raise InvalidInput("memo_size is of a linked adapter: pass dense= as well")
+            raise InvalidInput("memo_size belongs to a paired adapter: pass dense= as well")
         if dense is None:
             self._source: ClientFields = SparseSettings(**settings)
         elif settings:
-            raise InvalidInput(f"{', '.join(settings)}: a linked adapter has the settings of the dense one")
+            raise InvalidInput(f"{', '.join(settings)}: a paired adapter has the settings of the dense one")
         elif not isinstance(dense, ClientFields):
             kind = "str" if isinstance(dense, SecretStr) else type(dense).__name__
             raise InvalidInput(f"expected a dense adapter of this package, not {kind}")
@@ -72,12 +75,12 @@ class SparseAdapter:
 
     @property
     def document_role(self) -> TextType:
-        """The role that the dense side gives to documents: a text's halves come from one request."""
+        """The role that the dense adapter gives to documents: both vectors of a text come from one request."""
         return self._source.document_role
 
     @property
     def hybrid(self) -> HybridEmbedder:
-        """The client, and the memo if there is one."""
+        """The client, and the cache of a pair."""
         return self._source.hybrid
 
     @property

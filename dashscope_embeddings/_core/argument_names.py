@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 from pydantic import AliasChoices, BaseModel, ValidationError
 from pydantic_core import PydanticCustomError
 
+from dashscope_embeddings._core.client_options import settings as client_settings
+from dashscope_embeddings._core.client_options import signature
 from dashscope_embeddings._core.secret_settings import hide_secrets
 
 if TYPE_CHECKING:
@@ -63,7 +65,7 @@ def reject_unknown_init_arguments(init: Callable[Params, None]) -> Callable[Para
     Raises:
         TypeError: as Python's own, without values.
     """
-    names = frozenset(init.__kwdefaults__ or ()) | {"model"}
+    names = client_settings().keys() | {"model"}
 
     @functools.wraps(init)
     def checked(self: Any, *args: Any, **settings: Any) -> None:
@@ -85,9 +87,8 @@ def reject_unknown_init_arguments(init: Callable[Params, None]) -> Callable[Para
         settings.clear()  # a key may be among them, and frames are shown
         raise TypeError(f"{type(self).__name__} {problem}")
 
-    found = cast("Callable[Params, None]", checked)
-    found.__kwdefaults__ = init.__kwdefaults__  # its names are looked up there
-    return found
+    checked.__signature__ = signature()  # type: ignore[attr-defined] # what `inspect.signature` looks for
+    return cast("Callable[Params, None]", checked)
 
 
 def reject_unknown_keywords(call: Callable[Params, ReturnT]) -> Callable[Params, ReturnT]:

@@ -1,4 +1,4 @@
-"""What a client was asked to be: checked at construction, so that a wrong setting costs nothing."""
+"""The checked settings of a client: a wrong one is refused when the client is made, before anything is sent."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from numbers import Integral, Real
 from typing import TYPE_CHECKING, get_args
 
 from dashscope_embeddings import catalogue
+from dashscope_embeddings._core.address import resolve_address, resolve_api_key, resolve_protocol
+from dashscope_embeddings._core.client_options import ClientOptions, with_defaults
 from dashscope_embeddings._core.failures import ErrorContext
 from dashscope_embeddings._core.protocol import ApiProtocol, RequestOptions, embeddings_path
 from dashscope_embeddings._core.redaction import Redactor
@@ -33,21 +35,51 @@ class Settings:
     model: Model
     api_key: SecretStr
     address: Address
-    protocol: ApiProtocol = "native"
-    dimensions: int | None = None
-    instruct: str | None = None
-    timeout: float = 60.0
-    request_deadline: float | None = None
-    max_retries: int = 6
-    max_concurrency: int = 16
-    requests_per_minute: float | None = None
-    tokens_per_minute: float | None = None
-    long_text: LongText = "error"
-    batch_size: int | None = None
-    tokens_per_request: int | None = None
+    protocol: ApiProtocol
+    dimensions: int | None
+    instruct: str | None
+    timeout: float
+    request_deadline: float | None
+    max_retries: int
+    max_concurrency: int
+    requests_per_minute: float | None
+    tokens_per_minute: float | None
+    long_text: LongText
+    batch_size: int | None
+    tokens_per_request: int | None
     price_override: Price | None = None
     """In place of the list price."""
     headers: tuple[tuple[str, SecretStr], ...] = field(default=(), repr=False)
+
+    @classmethod
+    def from_options(cls, model: str, options: ClientOptions) -> Settings:
+        """The settings of a client, with its address and key found.
+
+        Raises:
+            InvalidInput: a setting that cannot work, or no key.
+        """
+        given = with_defaults(options)
+        dimension, price, headers = given.pop("dimension"), given.pop("price"), given.pop("default_headers")
+        if dimension is not None and given["dimensions"] not in {None, dimension}:
+            raise InvalidInput(f"dimensions={given['dimensions']} and dimension={dimension} are two names of one thing")
+        place = {name: given.pop(name) for name in ("region", "workspace", "base_url")}
+        protocol = resolve_protocol(given.pop("protocol"), region=place["region"], base_url=place["base_url"])
+        address = resolve_address(protocol, **place)
+        api_key = resolve_api_key(given.pop("api_key"), address)
+        for name in ("http_client", "http_async_client", "rate_limiter", "on_request"):
+            del given[name]
+        if given["dimensions"] is None:
+            given["dimensions"] = dimension
+        given["instruct"] = given["instruct"] or None
+        return cls(
+            model=catalogue.model(model),
+            api_key=api_key,
+            address=address,
+            protocol=protocol,
+            price_override=price,
+            headers=tuple((headers or {}).items()),
+            **given,
+        )
 
     def __post_init__(self) -> None:
         _check_numbers(self)

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast, get_args
 
 import llama_index.core.instrumentation as instrument
 from llama_index.core.base.embeddings.base import BaseEmbedding
-from pydantic import AliasChoices, ConfigDict, Field, SecretStr, model_validator
+from pydantic import ConfigDict, Field, SecretStr, model_validator
+from typing_extensions import Unpack
 
 from dashscope_embeddings._adapters import vector_cache
 from dashscope_embeddings._adapters.base import ClientFields, as_single_text, as_text_list
 from dashscope_embeddings._adapters.progress import progress_bar
+from dashscope_embeddings._core.client_options import AdapterOptions
 from dashscope_embeddings._core.secret_settings import hide_secrets
 from dashscope_embeddings.catalogue import DEFAULT_MODEL
 from dashscope_embeddings.errors import InvalidInput
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from dashscope_embeddings._adapters.hybrid import HybridEmbedder
+
 
 _Method = TypeVar("_Method")
 # Of the module whose methods are overridden: handlers may be attached there as well as at the root.
@@ -51,6 +54,16 @@ class _PerRequestRateLimiter:
 
     async def async_acquire(self, num_tokens: int = 0) -> None:
         """Says yes."""
+
+
+class _Options(AdapterOptions, total=False):
+    """Keywords of the class: the client's, and those of LlamaIndex's base class."""
+
+    model: str
+    callback_manager: Any
+    class_name: str
+    embeddings_cache: Any
+    num_workers: int | None
 
 
 class DashScopeEmbedding(ClientFields, BaseEmbedding):
@@ -86,9 +99,6 @@ class DashScopeEmbedding(ClientFields, BaseEmbedding):
     api_key: SecretStr | None = Field(default=None, exclude=True, repr=False)
     embed_batch_size: int = Field(default=MAX_TEXTS_PER_CALL, gt=0, le=MAX_TEXTS_PER_CALL)
     embeddings_cache: Any = Field(default=None, exclude=True)
-    batch_size: int | None = Field(
-        default=None, exclude=True, validation_alias=AliasChoices("batch_size", "chunk_size")
-    )
 
     def __init__(
         self,
@@ -96,9 +106,9 @@ class DashScopeEmbedding(ClientFields, BaseEmbedding):
         text_type: TextType = "document",
         api_key: str | SecretStr | None = None,
         embed_batch_size: int = MAX_TEXTS_PER_CALL,
-        **kwargs: Any,
+        **kwargs: Unpack[_Options],
     ) -> None:
-        settings = {"model_name": model_name, "text_type": text_type, "api_key": api_key, **kwargs}
+        settings: dict[str, Any] = {"model_name": model_name, "text_type": text_type, "api_key": api_key, **kwargs}
         del model_name, text_type, api_key, kwargs
         hide_secrets(settings, self._argument_names() | {"model"})
         settings.pop("class_name", None)

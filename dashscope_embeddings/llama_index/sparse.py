@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 from llama_index.core.base.embeddings.base_sparse import BaseSparseEmbedding
 from pydantic import ConfigDict, Field, PrivateAttr
+from typing_extensions import Unpack
 
 from dashscope_embeddings._adapters.base import ClientFields, as_single_text, as_text_list
 from dashscope_embeddings._adapters.sparse import SparseAdapter, SparseSettings
+from dashscope_embeddings._core.client_options import SparseOptions
 from dashscope_embeddings._core.secret_settings import hide_secrets
 from dashscope_embeddings.llama_index.usage_event import emit_usage
 from dashscope_embeddings.vectors import SparseVector, TextType, Usage
@@ -48,12 +50,14 @@ class DashScopeSparseEmbedding(BaseSparseEmbedding):
         *,
         embed_batch_size: int = MAX_TEXTS_PER_CALL,
         num_workers: int | None = None,
-        **settings: Any,
+        memo_size: int | None = None,
+        **options: Unpack[SparseOptions],
     ) -> None:
+        settings = cast("dict[str, Any]", options)  # not a copy: what hides a key in one hides it in both
         settings["dense"] = dense
         del dense  # a string may be a key
         hide_secrets(settings, SparseSettings._argument_names())  # noqa: SLF001 - of this package
-        sparse = SparseAdapter(**settings)
+        sparse = SparseAdapter(memo_size=memo_size, **settings)
         super().__init__(
             model_name=sparse.hybrid.client.settings.model.name,
             embed_batch_size=embed_batch_size,

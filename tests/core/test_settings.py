@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -9,6 +10,7 @@ from pydantic import SecretStr
 
 from dashscope_embeddings import catalogue
 from dashscope_embeddings._core.address import EMULATOR, Address, resolve_address, resolve_api_key
+from dashscope_embeddings._core.client_options import with_defaults
 from dashscope_embeddings._core.protocol import RequestOptions
 from dashscope_embeddings._core.settings import Settings
 from dashscope_embeddings.errors import InvalidInput
@@ -32,7 +34,10 @@ def home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 
 def settings(model: str = "text-embedding-v4", place: Address = HERE, **given: Any) -> Settings:
-    return Settings(model=catalogue.model(model), api_key=SecretStr(KEY), address=place, **given)
+    names = {field.name for field in dataclasses.fields(Settings)}
+    defaults = {name: default for name, default in with_defaults({}).items() if name in names}
+    defaults |= {"protocol": "native", "model": catalogue.model(model), "api_key": SecretStr(KEY), "address": place}
+    return Settings(**{**defaults, **given})
 
 
 # --- where to ask -----------------------------------------------------------------------------------------

@@ -176,3 +176,23 @@ def test_parent_and_child_never_read_each_others_replies(served: Server, *, used
         check=False,
     )
     assert done.returncode == 0, done.stderr.decode()
+
+
+# --- as a context manager ----------------------------------------------------------------------------------
+
+
+def test_with_gives_the_client_and_closes_it_at_the_end(emulator: Emulator) -> None:
+    with emulator.serve() as server, EmbeddingClient(api_key="sk-x", base_url=server.url, dimensions=64) as client:
+        assert client.embed("one").dense == [emulator.dense("one", dimension=64)]
+    with pytest.raises(InvalidInput, match="is closed"):
+        client.embed("two")
+    assert emulator.requests == 1
+
+
+async def test_async_with_does_too(emulator: Emulator) -> None:
+    with emulator.serve() as server:
+        async with EmbeddingClient(api_key="sk-x", base_url=server.url, dimensions=64) as client:
+            assert (await client.aembed("one")).dense == [emulator.dense("one", dimension=64)]
+        with pytest.raises(InvalidInput, match="is closed"):
+            await client.aembed("two")
+    assert emulator.requests == 1

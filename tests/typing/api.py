@@ -155,6 +155,21 @@ async def llama_index_async() -> None:
     assert_type(await embedding.aget_query_embedding("a"), list[float])
 
 
+async def context_managers() -> None:
+    with EmbeddingClient(base_url="emulator") as client:
+        assert_type(client, EmbeddingClient)
+    async with EmbeddingClient(base_url="emulator") as client:
+        assert_type(client, EmbeddingClient)
+
+
+def slips_that_a_type_checker_sees() -> None:
+    EmbeddingClient(dimenson=512)  # type: ignore[call-arg] # pyright: ignore[reportCallIssue]
+    EmbeddingClient(max_retries="6")  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
+    EmbeddingClient().embed("a", input_type="query")  # type: ignore[call-arg] # pyright: ignore[reportCallIssue]
+    DashScopeEmbeddings(model_name="text-embedding-v4")  # type: ignore[call-arg] # pyright: ignore[reportCallIssue]
+    DashScopeEmbedding(dashscope_api_key="sk-x")  # type: ignore[call-arg] # pyright: ignore[reportCallIssue]
+
+
 def errors(client: EmbeddingClient) -> dict[int, list[float]]:
     try:
         client.embed(["a"])

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from typing_extensions import Unpack
 
+from dashscope_embeddings._core.client_options import ModelOptions
 from dashscope_embeddings._runtime.thread_pool import StopEvent
 from dashscope_embeddings.client import EmbeddingClient
 from dashscope_embeddings.corpus import inputs as corpus_inputs
@@ -150,7 +150,7 @@ def batch_cancel(
         return runner.run(runner.create_flow(progress).cancel(), None, write=False)
 
 
-def batch_client(output: str | Path, **settings: Any) -> EmbeddingClient:
+def batch_client(output: str | Path, **settings: Unpack[ModelOptions]) -> EmbeddingClient:
     """A client with the settings of a submitted job; the key comes from the environment as usual.
 
     Args:

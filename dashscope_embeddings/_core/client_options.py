@@ -1,0 +1,278 @@
+"""The settings of a client: the name, type, default and sentence of each, written once.
+
+`EmbeddingClient`, the adapters of LangChain and LlamaIndex, the sparse adapters, Ray, the command line and README's
+table are made from this list.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import textwrap
+from collections.abc import Mapping
+from typing import Annotated, Any, TypeAlias, TypedDict, TypeVar, get_type_hints
+
+from pydantic import AliasChoices, Field, SecretStr, SkipValidation
+from pydantic.fields import FieldInfo
+
+from dashscope_embeddings._core.protocol import ApiProtocol
+from dashscope_embeddings._core.text_length import LongText
+from dashscope_embeddings.catalogue import DEFAULT_MODEL, Price
+from dashscope_embeddings.usage import OnRequest
+
+ClassT = TypeVar("ClassT", bound=type)
+
+
+def _setting(
+    default: Any, sentence: str, *, shown: bool = False, secret: bool = False, aliases: tuple[str, ...] = ()
+) -> Any:
+    """A pydantic field, so that an adapter gets its default and description from it.
+
+    Args:
+        default: What holds where it is not given.
+        sentence: What it does, for docstrings, help texts and README.
+        shown: Part of an adapter's dumps, because it changes vectors or where they come from.
+        secret: Left out of an adapter's `repr`.
+        aliases: Names that it has elsewhere, the first of which is its own.
+    """
+    return Field(
+        default,
+        description=sentence,
+        exclude=not shown or None,
+        repr=not secret,
+        validation_alias=AliasChoices(*aliases) if aliases else None,
+    )
+
+
+AS_DEFINED: Any = Field()
+"""Stands where a pydantic model takes one of these types with the default and description that it carries: type
+checkers do not look for a default within a type."""
+
+ApiKey: TypeAlias = Annotated[
+    SecretStr | str | None,
+    _setting(
+        None,
+        "Else `DASHSCOPE_API_KEY`, the file that `DASHSCOPE_API_KEY_FILE_PATH` names, or `~/.dashscope/api_key`.",
+        secret=True,
+    ),
+]
+Dimensions: TypeAlias = Annotated[
+    int | None,
+    _setting(
+        None,
+        "Floats in a dense vector; None: the model's default.",
+        shown=True,
+        aliases=("dimensions", "dimension"),
+    ),
+]
+DimensionAlias: TypeAlias = Annotated[int | None, _setting(None, "The same as `dimensions`.")]
+Instruct: TypeAlias = Annotated[
+    str | None, _setting(None, "What queries are for, in a sentence; sent with queries only.", shown=True)
+]
+Protocol: TypeAlias = Annotated[
+    ApiProtocol | None,
+    _setting(
+        None,
+        'None: "native", or "openai" where the address is one of the OpenAI-compatible endpoint, which has neither '
+        "roles nor sparse vectors.",
+        shown=True,
+    ),
+]
+LongTextPolicy: TypeAlias = Annotated[
+    LongText,
+    _setting(
+        "error",
+        'What to do with a text that is longer than the model takes: "error" names it; "truncate" embeds its '
+        'beginning; "average" embeds all of it in pieces and takes their length-weighted mean, at unit length (for '
+        "sparse vectors: each token's largest weight).",
+        shown=True,
+    ),
+]
+Region: TypeAlias = Annotated[
+    str | None,
+    _setting(None, 'Such as "cn-beijing" (default) or "ap-southeast-1"; a key belongs to one.', shown=True),
+]
+Workspace: TypeAlias = Annotated[
+    str | None,
+    _setting(None, "The workspace whose own host, `{workspace}.{region}.maas.aliyuncs.com`, is asked.", shown=True),
+]
+BaseUrl: TypeAlias = Annotated[
+    str | None,
+    _setting(
+        None,
+        'Another address: a root or anything pasted from the vendor\'s pages; "emulator" for none.',
+        shown=True,  # the emulator's vectors must never pass for the service's
+        aliases=("base_url", "api_base"),
+    ),
+]
+Timeout: TypeAlias = Annotated[
+    float,
+    _setting(
+        60.0,
+        "Seconds without an answer, or without more of it, before a request is sent again.",
+        aliases=("timeout", "request_timeout"),
+    ),
+]
+RequestDeadline: TypeAlias = Annotated[
+    float | None,
+    _setting(
+        None,
+        "Seconds that one request may take as a whole, even if its answer never pauses for `timeout`; then it is sent "
+        "again. Files of the Batch route get more by their size. None: ten times `timeout`.",
+    ),
+]
+MaxRetries: TypeAlias = Annotated[
+    int,
+    _setting(
+        6,
+        "Further tries of one request after network errors, 5xx and broken replies. Throttled requests are tried for "
+        "five minutes (or not at all with 0).",
+    ),
+]
+MaxConcurrency: TypeAlias = Annotated[
+    int, _setting(16, "Requests in flight at once in sync code, and as many in each event loop.")
+]
+RequestsPerMinute: TypeAlias = Annotated[
+    float | None,
+    _setting(None, "The account's quota of requests a minute, if known; without it the rate is found by itself."),
+]
+TokensPerMinute: TypeAlias = Annotated[float | None, _setting(None, "The same for tokens.")]
+BatchSize: TypeAlias = Annotated[
+    int | None,
+    _setting(None, "Texts in one request at most; None: the model's limit.", aliases=("batch_size", "chunk_size")),
+]
+TokensPerRequest: TypeAlias = Annotated[
+    int | None, _setting(None, "Tokens in one request at most, by estimate; None: the model's limit, if it has one.")
+]
+DefaultHeaders: TypeAlias = Annotated[
+    Mapping[str, str | SecretStr] | None, _setting(None, "Headers that are sent with every request.", secret=True)
+]
+RateLimiter: TypeAlias = Annotated[
+    Any,
+    _setting(
+        None, "One of LangChain's or LlamaIndex's, asked before every request, besides our own limiter.", secret=True
+    ),
+]
+HttpClient: TypeAlias = Annotated[
+    Any,
+    _setting(
+        None, "Your `httpx.Client`, for proxies, certificates and the like; it is never closed here.", secret=True
+    ),
+]
+HttpAsyncClient: TypeAlias = Annotated[
+    Any, _setting(None, "Your `httpx.AsyncClient`; it belongs to one event loop.", secret=True)
+]
+OwnPrice: TypeAlias = Annotated[
+    Price | None,
+    SkipValidation,
+    _setting(None, "What you pay for a million tokens, in place of the list price."),
+]
+RequestHook: TypeAlias = Annotated[
+    OnRequest | None,
+    SkipValidation,
+    _setting(
+        None,
+        "Called with a `RequestRecord` after every request, in the thread or task that sent it; it stays in this "
+        "process when the client is pickled.",
+        secret=True,
+    ),
+]
+
+
+class SharedOptions(TypedDict, total=False):
+    """What `EmbeddingClient` and every adapter take, under these names."""
+
+    dimensions: Dimensions
+    dimension: DimensionAlias
+    instruct: Instruct
+    protocol: Protocol
+    region: Region
+    workspace: Workspace
+    base_url: BaseUrl
+    timeout: Timeout
+    request_deadline: RequestDeadline
+    max_retries: MaxRetries
+    max_concurrency: MaxConcurrency
+    requests_per_minute: RequestsPerMinute
+    tokens_per_minute: TokensPerMinute
+    long_text: LongTextPolicy
+    batch_size: BatchSize
+    tokens_per_request: TokensPerRequest
+    default_headers: DefaultHeaders
+    rate_limiter: RateLimiter
+    http_client: HttpClient
+    http_async_client: HttpAsyncClient
+    price: OwnPrice
+    on_request: RequestHook
+
+
+class ClientOptions(SharedOptions, total=False):
+    """What `EmbeddingClient` takes besides the model."""
+
+    api_key: ApiKey
+
+
+class ModelOptions(ClientOptions, total=False):
+    """What functions take that make a client."""
+
+    model: str
+
+
+class AdapterOptions(SharedOptions, total=False):
+    """What adapters take: the same under the names of LangChain and LlamaIndex as well."""
+
+    chunk_size: int | None
+    request_timeout: float
+    api_base: str | None
+
+
+class SparseOptions(AdapterOptions, total=False):
+    """What sparse adapters take that have no dense one."""
+
+    model: str
+    model_name: str
+    api_key: ApiKey
+    dashscope_api_key: ApiKey
+
+
+# --- the same at run time ----------------------------------------------------------------------------------
+
+
+@functools.cache
+def settings() -> Mapping[str, FieldInfo]:
+    """Name → default and description of each setting besides the model, the key first."""
+    hints = get_type_hints(ClientOptions, include_extras=True)
+    return {
+        name: next(data for data in hints[name].__metadata__ if isinstance(data, FieldInfo))
+        for name in ("api_key", *(name for name in hints if name != "api_key"))
+    }
+
+
+def with_defaults(options: ClientOptions) -> dict[str, Any]:
+    """All settings: what was given, and else the default."""
+    return {name: options.get(name, setting.default) for name, setting in settings().items()}
+
+
+def signature() -> inspect.Signature:
+    """What editors and agents are shown of `EmbeddingClient(model, **options)`."""
+    types = get_type_hints(ClientOptions)
+    this = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    model = inspect.Parameter("model", inspect.Parameter.POSITIONAL_OR_KEYWORD, default=DEFAULT_MODEL, annotation=str)
+    keywords = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=setting.default, annotation=types[name])
+        for name, setting in settings().items()
+    ]
+    return inspect.Signature([this, model, *keywords], return_annotation=None)
+
+
+def documented(cls: ClassT) -> ClassT:
+    """Writes the settings into a class's docstring, in place of `{settings}`."""
+    lines = [
+        line
+        for name, setting in settings().items()
+        for line in textwrap.wrap(
+            f"{name}: {setting.description}", 112, initial_indent=" " * 8, subsequent_indent=" " * 12
+        )
+    ]
+    cls.__doc__ = (cls.__doc__ or "").replace("        {settings}", "\n".join(lines))
+    return cls
