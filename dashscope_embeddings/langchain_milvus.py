@@ -14,25 +14,25 @@ from dashscope_embeddings._adapters.sparse import SparseAdapter
 
 
 class DashScopeSparseEmbeddings(SparseAdapter, BaseSparseEmbedding):
-    """Sparse vectors, alone or from the same requests as a dense adapter's.
+    """Sparse vectors, from requests of their own or from those of a dense adapter.
 
     ```python
     Milvus.from_texts(texts, [dense, DashScopeSparseEmbeddings(dense)], vector_field=["dense", "sparse"], ...)
     ```
 
-    A text without any weight gets a placeholder that no search finds, because Milvus refuses an empty row.
+    A text without any weight gets a placeholder that no search finds, because Milvus rejects an empty row.
 
     Args:
         dense: the `DashScopeEmbeddings` to share requests with: each text is then sent, and billed, once.
-        memo_size: texts whose sparse vectors wait for the store, about 2 KiB each.
-        **settings: of `EmbeddingClient`, without `dense`.
+        memo_size: sparse vectors that may wait for the store to fetch them, about 2 KiB each.
+        **settings: arguments of `EmbeddingClient`, if `dense` is None.
 
     Raises:
-        InvalidInput: a model or protocol without sparse vectors, or settings beside `dense`.
+        InvalidInput: the model or protocol has no sparse vectors, or settings were passed along with `dense`.
     """
 
     def embed_documents(self, texts: list[str]) -> list[dict[int, float]]:
-        """Index → weight, one for each text."""
+        """Index → weight, one dict for each text."""
         return [row.as_milvus() for row in self.hybrid.sparse(as_text_list(texts), self.document_role)]
 
     def embed_query(self, query: str) -> dict[int, float]:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class DashScopeSparseEmbeddings(SparseAdapter, SparseEmbeddings):
-    """Sparse vectors, alone or from the same requests as a dense adapter's.
+    """Sparse vectors, from requests of their own or from those of a dense adapter.
 
     ```python
     QdrantVectorStore.from_texts(
@@ -30,11 +30,11 @@ class DashScopeSparseEmbeddings(SparseAdapter, SparseEmbeddings):
 
     Args:
         dense: the `DashScopeEmbeddings` to share requests with: each text is then sent, and billed, once.
-        memo_size: texts whose sparse vectors wait for the store, about 2 KiB each.
-        **settings: of `EmbeddingClient`, without `dense`.
+        memo_size: sparse vectors that may wait for the store to fetch them, about 2 KiB each.
+        **settings: arguments of `EmbeddingClient`, if `dense` is None.
 
     Raises:
-        InvalidInput: a model or protocol without sparse vectors, or settings beside `dense`.
+        InvalidInput: the model or protocol has no sparse vectors, or settings were passed along with `dense`.
     """
 
     def embed_documents(self, texts: list[str]) -> list[SparseVector]:

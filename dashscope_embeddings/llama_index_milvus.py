@@ -1,4 +1,4 @@
-"""Sparse vectors for LlamaIndex's `MilvusVectorStore`, and a store that asks for them together."""
+"""Sparse vectors for LlamaIndex's `MilvusVectorStore`, and a store that requests them in batches."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ if TYPE_CHECKING:
 
 
 class DashScopeSparseFunction(SparseAdapter, BaseSparseEmbeddingFunction):
-    """Sparse vectors, alone or from the same requests as a dense adapter's.
+    """Sparse vectors, from requests of their own or from those of a dense adapter.
 
-    Milvus's store hands over one node's text at a time, without the metadata that the dense text may have:
-    with `BatchedMilvusVectorStore` those texts are asked for together.
+    The store passes one node's text at a time, without the metadata that the dense text may contain. Use
+    `BatchedMilvusVectorStore` to request the vectors of these texts in batches.
 
     Args:
         dense: the `DashScopeEmbedding` to share requests with.
-        memo_size: texts whose sparse vectors wait for the store, about 2 KiB each.
-        **settings: of `EmbeddingClient`, without `dense`.
+        memo_size: sparse vectors that may wait for the store to fetch them, about 2 KiB each.
+        **settings: arguments of `EmbeddingClient`, if `dense` is None.
 
     Raises:
-        InvalidInput: a model or protocol without sparse vectors, or settings beside `dense`.
+        InvalidInput: the model or protocol has no sparse vectors, or settings were passed along with `dense`.
     """
 
     def encode_documents(self, documents: list[str]) -> list[dict[int, float]]:
-        """Index → weight, one for each text; never empty, for Milvus would refuse the row."""
+        """Index → weight, one dict for each text; never empty, because Milvus rejects an empty row."""
         return [row.as_milvus() for row in self.hybrid.sparse(as_text_list(documents), self.document_role)]
 
     def encode_queries(self, queries: list[str]) -> list[dict[int, float]]:
-        """The same for texts to search with."""
+        """`encode_documents` for texts to search with."""
         return [row.as_milvus(query=True) for row in self.hybrid.sparse(as_text_list(queries), "query")]
 
     async def async_encode_documents(self, documents: list[str]) -> list[dict[int, float]]:
@@ -54,9 +54,9 @@ class DashScopeSparseFunction(SparseAdapter, BaseSparseEmbeddingFunction):
         return [row.as_milvus(query=True) for row in await self.hybrid.asparse(as_text_list(queries), "query")]
 
     def prefetch(self, documents: Sequence[str]) -> None:
-        """Asks at once for what `encode_documents` will be asked one by one, but for what is known already.
+        """Requests the vectors that `encode_documents` will return one by one, in as few requests as possible.
 
-        Only a linked function has a place to keep it.
+        Vectors that are cached already are not requested. Does nothing without `dense`: there is no cache then.
         """
         self.hybrid.prefetch(documents, self.document_role)
 
@@ -66,9 +66,9 @@ class DashScopeSparseFunction(SparseAdapter, BaseSparseEmbeddingFunction):
 
 
 class BatchedMilvusVectorStore(MilvusVectorStore):
-    """LlamaIndex's Milvus store, which asks for its nodes' sparse vectors together instead of one by one.
+    """LlamaIndex's Milvus store, which requests the sparse vectors of its nodes in batches instead of one by one.
 
-    Takes the same arguments; `sparse_embedding_function` should be a linked `DashScopeSparseFunction`.
+    Takes the same arguments; `sparse_embedding_function` should be a `DashScopeSparseFunction` with `dense`.
     """
 
     def add(self, nodes: list[BaseNode], **add_kwargs: Any) -> list[str]:
@@ -85,5 +85,5 @@ class BatchedMilvusVectorStore(MilvusVectorStore):
 
 
 def _node_texts(nodes: list[BaseNode]) -> list[str]:
-    """What the store itself reads of a node: its text without metadata."""
+    """The texts that the store itself embeds: without metadata."""
     return [cast("TextNode", node).text for node in nodes]

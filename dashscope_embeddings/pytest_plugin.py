@@ -1,14 +1,14 @@
-"""A pytest fixture, `dashscope_emulator`: code under test asks the service on this machine, unchanged.
+"""A pytest fixture, `dashscope_emulator`: unchanged code under test uses the emulator instead of the service.
 
     def test_the_index_is_asked_once(dashscope_emulator):
         dashscope_emulator.faults = [faults.Throttle(times=1)]
         my_application.index(["one", "two"])
         assert dashscope_emulator.billed_texts == 2
 
-pytest loads it in every run wherever this package is installed, so it costs next to nothing until a test asks for
-the fixture. It is installed as a module of its own as well, `pytest_dashscope_embeddings`, beside the package, and
-pytest loads that one: an import of this one imports the package, with httpx and pydantic, before coverage is measured.
-Switched off by `-p no:dashscope_embeddings`.
+pytest loads the plugin in every run where this package is installed, so it imports the emulator only when a test uses
+the fixture. It is also installed as a top-level module, `pytest_dashscope_embeddings`, and pytest loads that one:
+importing this one would import the package, with httpx and pydantic, before coverage is measured.
+`-p no:dashscope_embeddings` disables it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _CLEARED_VARIABLES = ("DASHSCOPE_API_KEY_FILE_PATH", "DASHSCOPE_API_REGION", "DA
 
 @pytest.fixture(scope="session")
 def _dashscope_emulator_server() -> Iterator[Server]:
-    """One address for the whole run: an object that outlives its test still reaches somebody."""
+    """One server for the whole run, so that an object that outlives its test can still connect."""
     from dashscope_embeddings.emulator import in_process  # noqa: PLC0415 - see the top of the file
 
     with in_process().serve() as server:
@@ -39,16 +39,16 @@ def _dashscope_emulator_server() -> Iterator[Server]:
 
 @pytest.fixture
 def dashscope_emulator(_dashscope_emulator_server: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Emulator]:
-    """The emulator that everything asks while the test runs; nothing of earlier tests is left in it.
+    """The emulator that serves all requests while the test runs, without state of earlier tests.
 
-    Both `base_url="emulator"` and the addresses in `DASHSCOPE_HTTP_BASE_URL` and `DASHSCOPE_COMPATIBLE_BASE_URL`,
-    which it sets to a port of this machine, lead to it; `DASHSCOPE_API_KEY` is a made-up key, and any key is let
-    in. Not led here: code that passes another `base_url=`, `region=` or `workspace=` itself.
+    It serves `base_url="emulator"`, and a port of this machine to which it sets `DASHSCOPE_HTTP_BASE_URL` and
+    `DASHSCOPE_COMPATIBLE_BASE_URL`. `DASHSCOPE_API_KEY` is set to a made-up key; any key is accepted. Code that
+    passes another `base_url=`, `region=` or `workspace=` itself does not reach it.
 
-    What was asked is in `requests`, `billed_texts`, `billed_tokens` (counts) and `asked` (the latest 100 requests
-    in full). `faults = [...]` sets what goes wrong, from the next request on. Between tests requests and faults
-    are forgotten, and what clients learned of the pace; a client that outlives its test keeps its own. Files and
-    batches of the Batch route stay, under ids of their own.
+    `requests`, `billed_texts` and `billed_tokens` count what it received; `asked` holds the latest 100 requests.
+    `faults = [...]` injects faults from the next request on. Between tests, requests and faults are cleared, and the
+    rate limits and model limits that clients measured; a client that outlives its test keeps its own. Files and
+    batches of the Batch route stay, under their own ids.
     """
     from dashscope_embeddings import _process  # noqa: PLC0415 - see the top of the file
     from dashscope_embeddings.emulator import in_process  # noqa: PLC0415 - same
@@ -65,7 +65,7 @@ def dashscope_emulator(_dashscope_emulator_server: Server, monkeypatch: pytest.M
     def reset() -> None:
         emulator.faults = ()
         emulator.clear()
-        # What clients learned of quotas and limits from one test's faults is not so in the next.
+        # Limits measured under one test's faults do not hold in the next.
         _process.reset(learned_only=True)
 
     reset()

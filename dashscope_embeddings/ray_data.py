@@ -1,12 +1,12 @@
-"""Ray Data: the rows of a dataset in, the same rows with their vectors out, by actors that share one account.
+"""Ray Data: adds vectors to the rows of a dataset, with actors that share one account's quota.
 
 texts = ray.data.read_parquet("texts/")
 embed_dataset(texts, workers=2, requests_per_minute=6_000).write_parquet("vectors/")
 
-Needs the extra `ray`. A batch that raises fails the job, with the error's words in Ray's; as the class it is,
-where `ds.context.raise_original_map_exception` is set. `DataContext.max_errored_blocks` would drop the rows of
-a failed block instead. Ray asks for a block again whose actor was lost, and it is paid for again. All this was
-read in Ray 2.60; the first two were tried with it.
+Needs the extra `ray`. A batch that raises fails the job: Ray's error contains the message, or has the original class
+if `ds.context.raise_original_map_exception` is set. `DataContext.max_errored_blocks` would drop the rows of a failed
+block instead. If an actor is lost, Ray processes its block again, which is billed again. Source: the code of Ray 2.60;
+the first two statements were tried with it.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ if TYPE_CHECKING:
     from ray.data import Dataset
 
 OnError = Literal["raise", "null"]
-"""What to do about a row whose text cannot be embedded."""
+"""What to do with a row whose text cannot be embedded."""
 
 BATCH_SIZE = 1_000
-"""Rows that `embed_dataset` gives an actor at once: a hundred requests, and 4 MB of 1,024 floats a row."""
+"""Rows per call of an actor: 100 requests of 10 texts, and 4 MB of vectors with 1,024 floats each."""
 CPUS = 0.5
-"""What an actor keeps of its node's: less than half a CPU was busy at 1,600 texts a second."""
+"""CPUs reserved for an actor: at 1,600 texts per second less than half a CPU was busy."""
 _ERROR_COLUMN = "error"
 _MAX_IDS_SHOWN = 5
 
@@ -46,21 +46,21 @@ _MAX_IDS_SHOWN = 5
 def embed_dataset(
     ds: Dataset, *, workers: int, batch_size: int = BATCH_SIZE, num_cpus: float = CPUS, **how: Any
 ) -> Dataset:
-    """The dataset with vectors, embedded by so many actors when it is read or written.
+    """The dataset with vectors, which `workers` actors embed when the dataset is read or written.
 
-    All arguments are checked here and now; key and address are found here too, in the argument or in this
-    process's environment, and travel to the actors inside Ray's own messages.
+    All arguments are checked now. Key and address are resolved now as well, from the arguments or this process's
+    environment, and are sent to the actors in Ray's own messages.
 
     Args:
         ds: Any dataset with a column of texts.
-        workers: Actors, and the parts that a quota is divided into.
-        batch_size: Rows that are embedded, and fail, together; Ray joins blocks that are smaller.
-        num_cpus: What Ray keeps free for each actor.
-        **how: Arguments of `EmbedBatch`, and with them those of `EmbeddingClient`.
+        workers: Number of actors; each gets an equal part of the quota.
+        batch_size: Rows that are embedded, and fail, together; Ray joins smaller blocks.
+        num_cpus: CPUs that Ray reserves for each actor.
+        **how: Arguments of `EmbedBatch`, which include those of `EmbeddingClient`.
 
     Raises:
         InvalidInput: a setting or a column that cannot work, or no key.
-        TypeError: an argument that there is not.
+        TypeError: an unknown argument.
         ImportError: Ray is not installed.
     """
     hide_secrets(how, {*client_options.settings(), *(EmbedBatch.__init__.__kwdefaults__ or ()), "model"})
@@ -68,13 +68,13 @@ def embed_dataset(
         from ray.data import ActorPoolStrategy  # noqa: PLC0415 - `EmbedBatch` alone needs no Ray
     except ImportError as missing:
         raise ImportError('datasets need Ray: pip install "dashscope-embeddings[ray]"') from missing
-    if mine := [name for name in _UNPICKLABLE_ARGUMENTS if how.get(name) is not None]:
-        raise InvalidInput(f"{mine[0]} cannot travel to other processes: its sockets and locks stay here")
+    if unpicklable := [name for name in _UNPICKLABLE_ARGUMENTS if how.get(name) is not None]:
+        raise InvalidInput(f"{unpicklable[0]} cannot be sent to other processes: it belongs to this one")
     trial = EmbedBatch(workers=workers, **how)
     if (columns := ds.columns(fetch_if_missing=False)) is not None:
         trial.check(columns)
     settings = trial.client.settings
-    # The environment of the actors may name another key and another host: it is not to be asked again.
+    # Passed explicitly, because the environment of the actors may name another key and another host.
     how |= {
         "api_key": trial.client.key,
         "base_url": settings.address.root_url,
@@ -97,34 +97,34 @@ _UNPICKLABLE_ARGUMENTS = ("http_client", "http_async_client", "rate_limiter", "o
 class EmbedBatch:
     """Adds vectors to the rows of a batch: a callable class for `Dataset.map_batches(batch_format="pyarrow")`.
 
-    Each actor makes one and keeps its client: connections, and what was learned of quota and limits, live as
-    long as the actor does. `embed_dataset` is the same with all arguments checked before any actor starts.
+    Each actor creates one and keeps its client, so connections and measured limits last as long as the actor.
+    `embed_dataset` does the same, and checks all arguments before any actor starts.
 
-    The columns that it adds are named and typed as in the Parquet files of `embed_corpus`: `embedding`, lists
-    of float32 of one fixed size; `sparse_indices`, lists of uint32, ascending; `sparse_values`, lists of
-    float32. Equal texts of a batch are asked, and billed, once.
+    The added columns have the names and types of the Parquet files of `embed_corpus`: `embedding`, lists of
+    float32 of one fixed size; `sparse_indices`, lists of uint32, ascending; `sparse_values`, lists of float32.
+    Equal texts of a batch are sent, and billed, once.
 
     Args:
-        column: The one that holds the texts.
-        text_type: "document" for what is searched, "query" for what a user asks with.
+        column: Name of the column of texts.
+        text_type: "document" for texts to be searched, "query" for texts to search with.
         output: "dense", "sparse" or "dense&sparse" (one request, billed once).
-        on_error: "raise" fails the batch and names its bad rows: those without text before anything is sent,
-            those that the service refuses once the rest of the batch was asked. "null" leaves such a row
-            without vectors, says why in a column `error`, and goes on; what is wrong with the account, the
-            connection or the whole request is raised all the same.
-        id_column: The one whose values name bad rows in messages; else they are places in their batch.
-        workers: How many actors share the account, at most: each takes its part of the quota.
-        **settings: Arguments of `EmbeddingClient`. `requests_per_minute` and `tokens_per_minute` are the whole
-            account's, to be divided by `workers`; without them each actor finds its pace by itself. `api_key`
-            is best a pydantic `SecretStr`, because Ray can export the arguments of operators as they print;
-            without it the environment of the actor is asked.
+        on_error: "raise" fails the batch and names its bad rows: rows without text before anything is sent, rows
+            that the service refuses after the rest of the batch was embedded. "null" gives a bad row no vectors,
+            writes the reason into a column `error`, and goes on. Errors of the account, the connection or the
+            whole request are raised in both cases.
+        id_column: Name of a column whose values identify bad rows in messages; None: their index in the batch.
+        workers: Maximum number of actors that share the account; each gets an equal part of the quota.
+        **settings: Arguments of `EmbeddingClient`. `requests_per_minute` and `tokens_per_minute` are the quota of
+            the whole account, which is divided by `workers`; without them each actor measures its rate limit.
+            Pass `api_key` as a pydantic `SecretStr`, because Ray can export the arguments of operators as text;
+            without it the key comes from the actor's environment.
 
     Raises:
         InvalidInput: a setting that cannot work, no key, or a quota without `workers`.
-        TypeError: an argument that there is not.
+        TypeError: an unknown argument.
     """
 
-    def __init__(  # noqa: PLR0913 - every one a thing that a dataset may need; all keywords
+    def __init__(  # noqa: PLR0913 - each a setting that a dataset may need; all keywords
         self,
         *,
         column: str = "text",
@@ -146,21 +146,21 @@ class EmbedBatch:
         self._is_null_on_error = on_error == "null"
 
     def check(self, columns: Sequence[str]) -> None:
-        """Whether rows with these columns can be embedded.
+        """Checks that rows with these columns can be embedded.
 
         Raises:
-            InvalidInput: a column that is named is not there, or one that would be added is.
+            InvalidInput: a column named by an argument is missing, or a column to be added exists.
         """
         for argument, name in (("column", self._column), ("id_column", self._id_column)):
             if name is not None and name not in columns:
-                found = ", ".join(map(repr, columns))
-                raise InvalidInput(f"there is no column {name!r}, only {found}: name the right one with {argument}=")
+                listing = ", ".join(map(repr, columns))
+                raise InvalidInput(f"there is no column {name!r}, only {listing}: name the right one with {argument}=")
         added = [f.name for f in self._added_fields()]
         if taken := [name for name in added if name in columns]:
             raise InvalidInput(f"there is a column {taken[0]!r} already: drop or rename it before")
 
     def __call__(self, batch: Any) -> Any:
-        """The rows of a batch with their vectors, in their order.
+        """The rows of a batch with their vectors, in the same order.
 
         Args:
             batch: A `pyarrow.Table`; a pandas frame or a dict of one-dimensional arrays becomes one.
@@ -170,8 +170,8 @@ class EmbedBatch:
 
         Raises:
             InvalidInput: the columns do not fit, or rows have no text; nothing was sent.
-            DashScopeError: as from `EmbeddingClient.embed`. `failed` and `reasons` name rows of the batch;
-                `partial` is empty, because what arrived of a failed batch is lost with it.
+            DashScopeError: as from `EmbeddingClient.embed`. `failed` and `reasons` are indices of rows in the batch;
+                `partial` is empty, because Ray drops all rows of a failed batch.
         """
         table = _as_table(batch)
         self.check(table.column_names)
@@ -183,35 +183,35 @@ class EmbedBatch:
         except DashScopeError as error:
             if not self._is_null_on_error or not _is_about_rows_only(error):
                 raise self._batch_error(error, rows, table) from None
-            reasons |= {rows[at]: said for at, said in error.reasons.items()}
+            reasons |= {rows[index]: reason for index, reason in error.reasons.items()}
             vectors = _partial_vectors(error, rows)
         return self._with_columns(table, vectors, reasons)
 
     def _embed_rows(self, texts: list[Any], rows: list[int]) -> _RowVectors:
-        asked = [texts[row] for row in rows]
-        result = self.client.embed(asked, text_type=self._text_type, output=self._output, array=True)
+        good_texts = [texts[row] for row in rows]
+        result = self.client.embed(good_texts, text_type=self._text_type, output=self._output, array=True)
         dense = result.dense_array if "dense" in self._output else ()
         return _RowVectors(dict(zip(rows, dense, strict=False)), dict(zip(rows, result.sparse or (), strict=False)))
 
     def _input_errors(self, texts: list[Any]) -> dict[int, str]:
         settings = self.client.settings
         limits = shared_limits(settings.address.host, settings.model)
-        complaints = {row: text_problem(text, limits, settings.long_text) for row, text in enumerate(texts)}
+        problems = {row: text_problem(text, limits, settings.long_text) for row, text in enumerate(texts)}
         return {
-            row: "there is no text" if texts[row] is None else f"the text {words}; not sent"
-            for row, words in complaints.items()
-            if words is not None
+            row: "there is no text" if texts[row] is None else f"the text {problem}; not sent"
+            for row, problem in problems.items()
+            if problem is not None
         }
 
     def _batch_error(self, error: DashScopeError, rows: list[int], table: Any) -> DashScopeError:
-        """The error in terms of the batch: it crosses processes, and takes no vectors along that nobody gets."""
+        """A copy of the error with indices of the batch, without `partial`, which would be pickled for nothing."""
         batch_error = error.copy()
-        batch_error.failed = [rows[at] for at in error.failed]
-        batch_error.reasons = {rows[at]: said for at, said in error.reasons.items()}
+        batch_error.failed = [rows[index] for index in error.failed]
+        batch_error.reasons = {rows[index]: reason for index, reason in error.reasons.items()}
         if not _is_about_rows_only(error):
             return batch_error
         if self._id_column is None:
-            batch_error.add_hint("These are places in one batch: id_column= names a column to tell rows by")
+            batch_error.add_hint("These are indices within one batch: id_column= names a column that identifies rows")
         else:
             ids = [str(table.column(self._id_column)[row].as_py()) for row in batch_error.failed[:_MAX_IDS_SHOWN]]
             batch_error.add_hint(
@@ -223,7 +223,7 @@ class EmbedBatch:
     # --- Arrow --------------------------------------------------------------------------------------------
 
     def _added_fields(self) -> list[Any]:
-        """What is added: vectors as the corpus' Parquet has them, and why there are none."""
+        """The added columns: vectors as in the Parquet files of `embed_corpus`, and the reason if there are none."""
         pa = import_pyarrow()
         vectors = vector_fields(self._output, self._width)
         return [*vectors, pa.field(_ERROR_COLUMN, pa.string())] if self._is_null_on_error else vectors
@@ -255,8 +255,8 @@ def _quota_share(settings: Mapping[str, Any], workers: Any) -> dict[str, Any]:
         raise InvalidInput(f"workers={workers!r}: expected a whole number of at least 1")
     quotas = {name: settings[name] for name in _QUOTA_ARGUMENTS if settings.get(name) is not None}
     if quotas and workers is None:
-        raise InvalidInput(f"{next(iter(quotas))} is the account's: say with workers= how many actors share it")
-    # What is no number is named by the client.
+        raise InvalidInput(f"{next(iter(quotas))} is the account's: pass workers=, the number of actors that share it")
+    # A value that is no number is refused by the client.
     return {
         name: quota / (workers or 1) if isinstance(quota, (int, float)) else quota for name, quota in quotas.items()
     }
@@ -266,20 +266,20 @@ _QUOTA_ARGUMENTS = ("requests_per_minute", "tokens_per_minute")
 
 
 def _is_about_rows_only(error: DashScopeError) -> bool:
-    """Whether single texts were refused, and nothing else failed."""
+    """Whether the only failures are refusals of single texts."""
     return bool(error.reasons) and sorted(error.reasons) == sorted(error.failed)
 
 
 def _partial_vectors(error: DashScopeError, rows: list[int]) -> _RowVectors:
-    """What arrived all the same."""
-    found = _RowVectors()
-    for at, vectors in error.partial.items():
-        arrived = as_embedding(at, vectors)
-        if arrived.dense is not None:
-            found.dense[rows[at]] = arrived.dense
-        if arrived.sparse is not None:
-            found.sparse[rows[at]] = arrived.sparse
-    return found
+    """The vectors that arrived before the error."""
+    row_vectors = _RowVectors()
+    for index, vectors in error.partial.items():
+        embedding = as_embedding(index, vectors)
+        if embedding.dense is not None:
+            row_vectors.dense[rows[index]] = embedding.dense
+        if embedding.sparse is not None:
+            row_vectors.sparse[rows[index]] = embedding.sparse
+    return row_vectors
 
 
 def _as_table(batch: Any) -> Any:
@@ -292,11 +292,11 @@ def _as_table(batch: Any) -> Any:
         return pa.Table.from_pandas(batch, preserve_index=False).replace_schema_metadata()
     except (pa.ArrowException, AttributeError, TypeError):
         kind = type(batch).__name__
-        raise InvalidInput(f'this {kind} is no plain table: use map_batches(…, batch_format="pyarrow")') from None
+        raise InvalidInput(f'this {kind} is not a table: use map_batches(…, batch_format="pyarrow")') from None
 
 
 def _column_texts(table: Any, name: str) -> list[Any]:
-    """Whatever is in the column: single rows without text are named later."""
+    """The values of a column; some may be None or no text, which `_input_errors` or the client reports."""
     column = table.column(name)
     texts = column.to_pylist()
     if any(text is not None for text in texts) and not any(isinstance(text, str) for text in texts):
@@ -305,13 +305,13 @@ def _column_texts(table: Any, name: str) -> list[Any]:
 
 
 def _as_column(values: Mapping[int, Any], rows: int, kind: Any) -> Any:
-    """A column with nulls where there is no value."""
+    """An Arrow column with null for each row without a value."""
     pa = import_pyarrow()
     if not pa.types.is_fixed_size_list(kind):
         return pa.array([values.get(row) for row in range(rows)], kind)
     import numpy as np  # noqa: PLC0415 - comes with Ray
 
-    # Rows without vectors hold zeros under their null: an element itself is never null.
+    # A null row holds zeros, because the elements of the list are declared as never null.
     matrix = np.zeros((rows, kind.list_size), np.float32)
     for row, vector in values.items():
         matrix[row] = vector

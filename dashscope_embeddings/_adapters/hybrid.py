@@ -156,9 +156,9 @@ class HybridEmbedder:
         return Call(self._run_shared, arun, self._query_flow(cache, component, text))
 
     def _run_shared(self, flow: Flow[Any]) -> Any:
-        """An interrupted leader would leave others waiting for a request that nobody sends: none can fall here."""
+        """Runs where no signal handler can raise: an interrupted leader would never complete the shared request."""
         if _running_loop() is not None:
-            return run(flow)  # the flow needs to know this thread's loop
+            return run(flow)  # on this thread, because the flow reads its running loop
         return self.client.run_uninterrupted(functools.partial(run, flow))
 
 

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def progress_bar(total: int, *, show: bool) -> Iterator[Callable[[int], object] | None]:
-    """Gives what to call with the number of further texts that are done; None where no bar is wanted.
+    """Gives a function to call with the number of further texts done; None if `show` is false.
 
     Raises:
         ImportError: tqdm is not installed.
@@ -20,8 +20,8 @@ def progress_bar(total: int, *, show: bool) -> Iterator[Callable[[int], object] 
         yield None
         return
     try:
-        from tqdm.auto import tqdm  # noqa: PLC0415 - only who wants a bar needs it
+        from tqdm.auto import tqdm  # noqa: PLC0415 - an optional dependency
     except ImportError as missing:
         raise ImportError("a progress bar needs tqdm: pip install tqdm") from missing
-    with tqdm(total=total, desc="Embedding", unit="text") as shown:
-        yield shown.update
+    with tqdm(total=total, desc="Embedding", unit="text") as bar:
+        yield bar.update

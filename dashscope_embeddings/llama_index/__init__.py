@@ -1,7 +1,7 @@
 """LlamaIndex's `BaseEmbedding` and `BaseSparseEmbedding` over DashScope."""
 
 try:
-    import llama_index.core  # noqa: F401 - only to say what is missing
+    import llama_index.core  # noqa: F401 - only to name the missing package
 except ImportError as missing:
     raise ImportError('LlamaIndex is not installed: pip install "dashscope-embeddings[llama-index]"') from missing
 

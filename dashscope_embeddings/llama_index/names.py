@@ -1,4 +1,4 @@
-"""Models and roles by the names that LlamaIndex's older integration gave them."""
+"""Enums of models and roles under the names of LlamaIndex's older integration, for drop-in replacement."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from enum import Enum
 
 
 class DashScopeTextEmbeddingType(str, Enum):
-    """The roles, by the names of LlamaIndex's older integration."""
+    """Roles, under the names of LlamaIndex's older integration."""
 
     TEXT_TYPE_QUERY = "query"
     TEXT_TYPE_DOCUMENT = "document"
 
 
 class DashScopeTextEmbeddingModels(str, Enum):
-    """Models, by the names of LlamaIndex's older integration."""
+    """Models, under the names of LlamaIndex's older integration."""
 
     TEXT_EMBEDDING_V1 = "text-embedding-v1"
     TEXT_EMBEDDING_V2 = "text-embedding-v2"

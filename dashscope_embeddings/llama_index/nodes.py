@@ -1,4 +1,4 @@
-"""Nodes without text, which the service refuses: a step of LlamaIndex's pipelines that leaves them out."""
+"""A step of LlamaIndex's pipelines that drops nodes without text, which cannot be embedded."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ BLANK_NODES_HINT = (
 
 
 class DropBlankNodes(TransformComponent):
-    """Leaves out nodes of which there is nothing to embed: no text, and no metadata that is embedded with it.
+    """Drops nodes with nothing to embed: neither text nor metadata that is embedded with it.
 
-    `VectorStoreIndex` leaves them out by itself, an `IngestionPipeline` does not, and stops with an error.
+    `VectorStoreIndex` drops them itself. An `IngestionPipeline` does not, and stops with an error.
 
     ```python
     IngestionPipeline(transformations=[SentenceSplitter(), DropBlankNodes(), DashScopeEmbedding()])
@@ -27,7 +27,7 @@ class DropBlankNodes(TransformComponent):
     """
 
     def __call__(self, nodes: Sequence[BaseNode], **_: Any) -> list[BaseNode]:
-        """The nodes whose text, as the embedding gets it, is not blank; says in the log how many are not among them."""
+        """The nodes whose text for embedding is not blank; logs the number of dropped nodes."""
         kept = [node for node in nodes if node.get_content(MetadataMode.EMBED).strip()]
         if len(kept) < len(nodes):
             _log.info("DropBlankNodes left out %d of %d nodes: they have no text", len(nodes) - len(kept), len(nodes))
@@ -35,5 +35,5 @@ class DropBlankNodes(TransformComponent):
 
     @classmethod
     def class_name(cls) -> str:
-        """Its id in LlamaIndex's serialised pipelines."""
+        """The name of this class in LlamaIndex's serialised pipelines."""
         return "DropBlankNodes"

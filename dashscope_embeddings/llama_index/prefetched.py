@@ -1,7 +1,8 @@
-"""LlamaIndex hands texts over in slices; here all are asked for at once, and the slices draw from what came.
+"""Vectors that are embedded before LlamaIndex passes their texts in slices, held in a context variable.
 
-Slice by slice, one after the other, a job would be as slow as its slices are small, an error would count from the
-beginning of its slice, and the vectors of the other slices would be lost with it.
+The adapter embeds all texts in one call; each slice then takes its vectors from here. If each slice were a call, slices
+would run one after the other, errors would name indices within a slice, and an error would lose the other slices'
+vectors.
 """
 
 from __future__ import annotations
@@ -14,15 +15,15 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 _prefetched: contextvars.ContextVar[dict[str, list[float]] | None] = contextvars.ContextVar(
-    "dashscope_ahead", default=None
+    "dashscope_prefetched", default=None
 )
 
 
 @contextlib.contextmanager
 def prefetched(texts: Sequence[str], vectors: Sequence[list[float]]) -> Iterator[None]:
-    """Inside the block, and the tasks that are started there, these vectors need not be asked for.
+    """Inside the block, and in tasks started there, `take_prefetched` returns these vectors.
 
-    A cache gives them out too: some versions of LlamaIndex put vectors on the wrong texts where a cache holds a part.
+    Our cache returns them too: some versions of LlamaIndex assign vectors to wrong texts if a cache holds only a part.
     """
     token = _prefetched.set(dict(zip(texts, vectors, strict=True)))
     try:
@@ -32,8 +33,8 @@ def prefetched(texts: Sequence[str], vectors: Sequence[list[float]]) -> Iterator
 
 
 def take_prefetched(texts: Sequence[str]) -> list[list[float]] | None:
-    """The vectors of a slice, each a list of its own; None: they are not here, ask for them."""
-    found = _prefetched.get()
-    if found is None or any(text not in found for text in texts):
+    """Copies of the vectors of a slice; None if one is missing, so that the slice must be requested."""
+    vectors = _prefetched.get()
+    if vectors is None or any(text not in vectors for text in texts):
         return None
-    return [list(found[text]) for text in texts]
+    return [list(vectors[text]) for text in texts]

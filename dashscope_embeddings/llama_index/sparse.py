@@ -16,11 +16,11 @@ from dashscope_embeddings.llama_index.usage_event import emit_usage
 from dashscope_embeddings.vectors import SparseVector, TextType, Usage
 
 MAX_TEXTS_PER_CALL = 2048
-"""The largest `embed_batch_size` that LlamaIndex allows: cutting is left to our own planner."""
+"""The largest `embed_batch_size` that LlamaIndex allows, so that the client plans the requests."""
 
 
 class DashScopeSparseEmbedding(BaseSparseEmbedding):
-    """Sparse vectors for LlamaIndex's stores, alone or from the same requests as a dense adapter's.
+    """Sparse vectors for LlamaIndex's stores, from requests of their own or from those of a dense adapter.
 
     ```python
     sparse = DashScopeSparseEmbedding(dense=embed_model)
@@ -30,13 +30,13 @@ class DashScopeSparseEmbedding(BaseSparseEmbedding):
 
     Args:
         dense: the `DashScopeEmbedding` to share requests with: each text is then sent, and billed, once.
-        embed_batch_size: texts that LlamaIndex hands over at once; best left alone.
-        num_workers: LlamaIndex's own, async only.
-        memo_size: texts whose sparse vectors wait for the store, about 2 KiB each.
-        **settings: of `EmbeddingClient`, without `dense`.
+        embed_batch_size: texts that LlamaIndex passes at once; the default is best.
+        num_workers: a setting of LlamaIndex, for async only.
+        memo_size: sparse vectors that may wait for the store to fetch them, about 2 KiB each.
+        **settings: arguments of `EmbeddingClient`, if `dense` is None.
 
     Raises:
-        InvalidInput: a model or protocol without sparse vectors, or settings beside `dense`.
+        InvalidInput: the model or protocol has no sparse vectors, or settings were passed along with `dense`.
     """
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=("pydantic_model_",), hide_input_in_errors=True)
@@ -70,20 +70,20 @@ class DashScopeSparseEmbedding(BaseSparseEmbedding):
 
     @classmethod
     def class_name(cls) -> str:
-        """Its id in LlamaIndex's serialisation."""
+        """The name of this class in LlamaIndex's serialisation."""
         return "DashScopeSparseEmbedding"
 
     @property
     def usage(self) -> Usage:
-        """What was billed so far; of a linked pair, to both together."""
+        """What was billed so far; with `dense`, to both adapters together."""
         return self._adapter.usage
 
     def encode_documents(self, texts: list[str]) -> tuple[list[list[int]], list[list[float]]]:
-        """What Qdrant's store takes as `sparse_doc_fn`: indices and values, one list for each text."""
+        """Indices and values, one list for each text: the `sparse_doc_fn` of Qdrant's store."""
         return _indices_and_values(self._embed(as_text_list(texts), self._adapter.document_role))
 
     def encode_queries(self, texts: list[str]) -> tuple[list[list[int]], list[list[float]]]:
-        """What Qdrant's store takes as `sparse_query_fn`."""
+        """`encode_documents` for texts to search with: the `sparse_query_fn` of Qdrant's store."""
         return _indices_and_values(self._embed(as_text_list(texts), "query"))
 
     def _embed(self, texts: list[str], role: TextType) -> list[SparseVector]:

@@ -1,4 +1,4 @@
-"""What calls were billed, as an event of LlamaIndex's instrumentation."""
+"""Reports what calls were billed, as an event of LlamaIndex's instrumentation."""
 
 from __future__ import annotations
 
@@ -23,28 +23,28 @@ if TYPE_CHECKING:
 class DashScopeUsageEvent(EmbeddingStartEvent):
     """What one call of an embedding of this package was billed, for handlers of LlamaIndex's instrumentation.
 
-    Comes once a call, also where it failed after something was paid; not where nothing was. It is an
-    `EmbeddingStartEvent`, as core's own `SparseEmbeddingStartEvent` is, because tracing integrations that choose by
-    class (OpenInference) log a warning for every event that is of none they know. Who counts calls leaves it out.
+    Emitted once per billed call, also if the call failed after a billed request. It derives from `EmbeddingStartEvent`,
+    as core's `SparseEmbeddingStartEvent` does, because tracing integrations that dispatch by class (OpenInference) log
+    a warning for every event of an unknown class. A handler that counts calls must skip it.
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True, protected_namespaces=())
 
     model_dict: dict[str, Any]
-    """`model_name` alone."""
+    """Only `model_name`."""
     model_name: str
     text_type: TextType
-    """The role of the texts."""
+    """Role of the texts."""
     requests: int
     texts: int
     tokens: int
     cost: Decimal | None
-    """Price of the tokens; None: not known."""
+    """Price of the tokens; None if unknown."""
     currency: str | None
 
     @classmethod
     def class_name(cls) -> str:
-        """Its name in LlamaIndex's event handlers."""
+        """The name of this class in LlamaIndex's event handlers."""
         return "DashScopeUsageEvent"
 
 
@@ -53,7 +53,7 @@ _dispatcher = instrument.get_dispatcher(__name__)  # type: ignore[attr-defined] 
 
 @contextlib.contextmanager
 def emit_usage(hybrid: HybridEmbedder, role: TextType) -> Iterator[HybridEmbedder]:
-    """Tells LlamaIndex's event handlers what the calls inside were billed."""
+    """Emits a `DashScopeUsageEvent` for the calls inside the block."""
     with track_usage() as spent:
         try:
             yield hybrid

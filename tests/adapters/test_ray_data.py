@@ -192,7 +192,7 @@ def test_each_actor_takes_its_part_of_the_accounts_quota(emulator: Emulator) -> 
 @pytest.mark.parametrize(
     ("how", "words"),
     [
-        ({"requests_per_minute": 60}, "requests_per_minute is the account's: say with workers="),
+        ({"requests_per_minute": 60}, "requests_per_minute is the account's: pass workers="),
         ({"tokens_per_minute": 60}, "tokens_per_minute is the account's"),
         ({"workers": 0}, "workers=0"),
         ({"workers": 2, "requests_per_minute": "many"}, r"requests_per_minute=\(str\)"),
@@ -333,7 +333,7 @@ def test_two_actors_embed_what_one_machine_does_and_a_block_costs_only_itself(
             ray_data.embed_dataset(ds, workers=2)
         with pytest.raises(InvalidInput, match="only 'id', 'text'"):
             ray_data.embed_dataset(ray.data.from_arrow(table()), workers=2, api_key=KEY, column="body")
-        with httpx.Client() as http, pytest.raises(InvalidInput, match="http_client cannot travel"):
+        with httpx.Client() as http, pytest.raises(InvalidInput, match="http_client cannot be sent"):
             ray_data.embed_dataset(ds, workers=2, api_key=KEY, http_client=http)
 
         small = ray.data.from_arrow(table())
