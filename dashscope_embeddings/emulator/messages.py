@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -27,6 +28,14 @@ class Request:
     body: bytes = field(repr=False)
     query: str = ""
     """The query string, as sent, without its question mark."""
+
+    def json_object(self) -> dict[str, Any] | None:
+        """The JSON object in the body; None if the body is something else."""
+        try:
+            value = json.loads(self.body)
+        except (ValueError, RecursionError):
+            return None
+        return value if isinstance(value, dict) else None
 
 
 @dataclass(frozen=True, slots=True)

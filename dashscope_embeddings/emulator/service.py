@@ -17,7 +17,6 @@ import httpx
 
 from dashscope_embeddings import _process, catalogue
 from dashscope_embeddings.emulator import embeddings, error_responses, synthetic_vectors, transports
-from dashscope_embeddings.emulator.batch.file_store import parse_json_object
 from dashscope_embeddings.emulator.batch.service import BatchService, BatchSettings
 from dashscope_embeddings.emulator.error_responses import ApiError
 from dashscope_embeddings.emulator.fault_schedule import Fault, FaultSchedule
@@ -204,7 +203,7 @@ class Emulator:
         is_batch_route = self.batches.handles(request)
         protocol = "openai" if is_batch_route else _PROTOCOLS.get(request.path) if request.method == "POST" else None
         # An uploaded file is a large multipart form, which begins with a hyphen: not worth parsing as JSON.
-        body = None if request.body.startswith(b"-") else parse_json_object(request.body)
+        body = None if request.body.startswith(b"-") else request.json_object()
         fields = embeddings.read_fields(protocol, body or {})
         fault = self._trigger_fault(fields.texts, f"{request.method} {request.path}", "requests")
         response = fault.intercept(protocol or "native", request_id) if fault is not None else None

@@ -1,4 +1,4 @@
-"""Quotas, faults and connections: the emulator fails as it was told to, in process and on a socket."""
+"""Quotas, faults and connections: the emulator fails as its faults say, in process and on a socket."""
 
 from __future__ import annotations
 

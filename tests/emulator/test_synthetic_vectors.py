@@ -34,8 +34,8 @@ def test_role_model_instruction_and_spelling_change_a_vector() -> None:
     document, query = emulator.dense(text), emulator.dense(text, text_type="query")
     assert 0.9 <= cosine(document, query) <= 0.98
     assert emulator.dense(text, text_type="document") == document
-    told = emulator.dense(text, text_type="query", instruct="Given a contract, find the clause")
-    assert 0.85 < cosine(told, query) < 0.999
+    instructed = emulator.dense(text, text_type="query", instruct="Given a contract, find the clause")
+    assert 0.85 < cosine(instructed, query) < 0.999
     assert emulator.dense(text, instruct="Given a contract, find the clause") == document
     assert abs(cosine(document, emulator.dense(text, model="text-embedding-v3"))) < 0.3
     assert cosine(document, emulator.dense("find the Liability on clause")) < 0.9999

@@ -80,9 +80,9 @@ def test_the_vendors_package_sends_role_dimension_and_instruction(text_embedding
     reply = text_embedding.call(
         model=MODEL, input=LINES, text_type="query", dimension=256, instruct="Find the poem of a line."
     )
-    told: dict[str, Any] = {"text_type": "query", "dimension": 256, "instruct": "Find the poem of a line."}
-    assert vectors(reply) == [emulator.dense(line, **told) for line in LINES]
-    assert emulator.asked[0].body["parameters"] == told
+    parameters: dict[str, Any] = {"text_type": "query", "dimension": 256, "instruct": "Find the poem of a line."}
+    assert vectors(reply) == [emulator.dense(line, **parameters) for line in LINES]
+    assert emulator.asked[0].body["parameters"] == parameters
     assert reply.usage["total_tokens"] == emulator.billed_tokens > 0
 
 

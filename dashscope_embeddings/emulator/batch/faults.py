@@ -1,4 +1,4 @@
-"""What can go wrong with batches and their lines."""
+"""Faults of batches and of their lines."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _MESSAGES = {
 
 @dataclass(frozen=True)
 class BatchFails(Fault):
-    """A batch fails its validation; by default in the only words that were seen in a real reply."""
+    """A batch fails its validation; by default with the only error that was seen in a real reply."""
 
     target: ClassVar[Target] = "batches"
 
@@ -31,22 +31,22 @@ class BatchFails(Fault):
 
 @dataclass(frozen=True)
 class BatchExpires(Fault):
-    """A batch expires at the moment when its lines should be done."""
+    """A batch expires at the time when its lines should be done."""
 
     target: ClassVar[Target] = "batches"
 
     share: float = 0.5
-    """The part of its lines that was done."""
+    """Share of its lines that was done."""
 
 
 @dataclass(frozen=True)
 class _LineFault(Fault):
-    """Something about one line."""
+    """A fault of one line."""
 
     target: ClassVar[Target] = "lines"
 
     custom_id: str | None = None
-    """Only the line of this name, without end: in a later batch too, unless `times` says otherwise."""
+    """Only the line of this name, in every batch unless `times` limits it."""
 
     def applies_to(self, name: str) -> bool:
         return self.custom_id is None or name == self.custom_id
@@ -58,22 +58,22 @@ class _LineFault(Fault):
 
 @dataclass(frozen=True)
 class LineFails(_LineFault):
-    """A line is refused: it comes back in the error file and is not billed."""
+    """A line is refused: it is in the error file and is not billed."""
 
     code: str = "DataInspectionFailed"
-    """As it shall stand in the error file."""
+    """Code in the error file, written as given."""
     message: str | None = None
-    """None: the service's words for the code, where such are known."""
+    """None: the service's message for the code, if it is known."""
 
     @property
     def error_message(self) -> str:
-        """The message."""
+        """Message in the error file."""
         return _MESSAGES.get(self.code, "The request failed.") if self.message is None else self.message
 
 
 @dataclass(frozen=True)
 class LineLost(_LineFault):
-    """A line comes back in neither file."""
+    """A line is in neither file of results."""
 
     billed: bool = False
-    """Whether it was done: then it is billed, and `request_counts` has it among the completed lines."""
+    """Whether it was done: then it is billed, and counted as completed in `request_counts`."""

@@ -1,4 +1,4 @@
-"""One batch on its way from `validating` to its end, as far as the clock has got."""
+"""One batch: its status, which advances with the emulator's clock from `validating` to a final one, and its results."""
 
 from __future__ import annotations
 
@@ -12,15 +12,13 @@ from typing import TYPE_CHECKING, Any, Literal
 from dashscope_embeddings.emulator import embeddings
 from dashscope_embeddings.emulator.batch import lines as batch_lines
 from dashscope_embeddings.emulator.batch.faults import BatchExpires, BatchFails, LineFails, LineLost
-from dashscope_embeddings.emulator.batch.file_store import InvalidFieldError, StoredFile
+from dashscope_embeddings.emulator.batch.files import InvalidFieldError, StoredFile
 from dashscope_embeddings.emulator.error_responses import ApiError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
-    from dashscope_embeddings.catalogue import Model
-    from dashscope_embeddings.emulator.batch.service import BatchSettings
-    from dashscope_embeddings.emulator.fault_schedule import Fault, Target
+    from dashscope_embeddings.emulator.batch.service import BatchService
 
 BatchStatus = Literal[
     "validating", "in_progress", "finalizing", "completed", "failed", "expired", "cancelling", "cancelled"
@@ -31,49 +29,37 @@ _UNFINISHED_ERRORS = {
     "expired": ("batch_expired", "This request could not be executed before the completion window expired."),
     "cancelled": ("batch_cancelled", "This request was not executed: the batch was cancelled."),
 }
-"""As OpenAI does; this service's way is not documented."""
+"""Code and message of lines that were not processed, as at OpenAI; this service's way is not documented."""
 
 
 @dataclass(frozen=True, slots=True)
 class BatchLine:
-    """One line that was worked on."""
+    """One processed line, in the log."""
 
     batch: str
+    """Id of the batch."""
     custom_id: str
     model: str
     texts: tuple[str, ...]
     tokens: int
-    """What was billed: 0 for a line that failed."""
+    """Tokens billed: 0 for a line that failed."""
     code: str | None
-    """Of its error; None: it succeeded."""
+    """Code of its error; None: it succeeded."""
     fault: str | None
-    """Name of the fault that struck."""
-
-
-@dataclass(frozen=True, slots=True)
-class BatchEnvironment:
-    """What a batch needs of the emulator around it."""
-
-    models: Mapping[str, Model]
-    trigger_fault: Callable[[tuple[str, ...], str, Target], Fault | None]
-    record_line: Callable[[BatchLine], None]
-    """Log and bill a line."""
-    store_file: Callable[[StoredFile], None]
-    """Keep a file of results."""
-    unix_time: Callable[[float], int]
-    """The clock's time as Unix seconds."""
+    """Class name of the fault that triggered."""
 
 
 @dataclass(frozen=True, slots=True)
 class BatchRequest:
-    """What somebody asked for."""
+    """The parameters of a batch."""
 
     owner: str
+    """Fingerprint of the key that created it."""
     input_file: StoredFile
     endpoint: str
     completion_window: str
     window_seconds: float
-    """The same in seconds."""
+    """`completion_window` in seconds."""
     metadata: dict[str, Any] | None
 
 
@@ -81,22 +67,21 @@ class Batch:
     """A batch.
 
     Args:
-        order: what was asked.
-        now: when, by the clock.
-        settings: how long it takes, and its limits.
-        account: where it works.
+        request: the parameters.
+        now: time of its creation, by the emulator's clock.
+        service: gives the settings at its creation, models and faults; logs lines and stores files.
     """
 
-    def __init__(self, order: BatchRequest, now: float, settings: BatchSettings, environment: BatchEnvironment) -> None:
-        self.request = order
+    def __init__(self, request: BatchRequest, now: float, service: BatchService) -> None:
+        self.request = request
         self.id = f"batch_{uuid.uuid4()}"
         self.status: BatchStatus = "validating"
-        self.created_at = environment.unix_time(now)
-        self._settings, self._environment = settings, environment
-        # Deleting its file does not stop a batch here; what the service does is not documented.
-        self._content = order.input_file.read()
-        self._stage_start, self._deadline = now, now + order.window_seconds
-        self._fault = environment.trigger_fault((), self.id, "batches")
+        self.created_at = service.unix_time(now)
+        self._service, self._settings = service, service.settings
+        # Deleting the input file does not stop a batch here; what the service does is not documented.
+        self._content = request.input_file.read()
+        self._stage_start, self._deadline = now, now + request.window_seconds
+        self._fault = service.trigger_fault((), self.id, "batches")
         self._timestamps: dict[str, int] = {}
         self._errors: list[batch_lines.ErrorEntry] = []
         self._lines = batch_lines.FileLines(b"")
@@ -108,7 +93,7 @@ class Batch:
         self._error_file: StoredFile | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """As the service tells of it."""
+        """The batch as JSON."""
         request = self.request
         return {
             "id": self.id,
@@ -121,7 +106,7 @@ class Batch:
             "output_file_id": None if self._output_file is None else self._output_file.id,
             "error_file_id": None if self._error_file is None else self._error_file.id,
             "created_at": self.created_at,
-            # It was seen to stay null, deadline or not.
+            # It was seen to stay null despite the deadline.
             "expires_at": None,
             **{f"{name}_at": self._timestamps.get(name) for name in _TIMESTAMPED_STATUSES},
             "request_counts": {
@@ -133,17 +118,17 @@ class Batch:
         }
 
     def advance(self, now: float) -> None:
-        """Go through every stage whose time is over, and do the lines that are due in the present one."""
+        """Finish every stage whose time is over, and process the lines that are due in the current one."""
         while self.status not in FINAL_STATUSES and now >= (until := self._stage_end()):
             self._finish_stage(until)
         if self.status == "in_progress":
             self._process_until(self._due_line_count(now))
 
     def cancel(self, now: float) -> None:
-        """Stop where it is.
+        """Stop processing.
 
         Raises:
-            BadField: where it has ended.
+            InvalidFieldError: the status is final.
         """
         if self.status in FINAL_STATUSES:
             raise InvalidFieldError(f"Cannot cancel a batch with status '{self.status}'.", None)
@@ -174,12 +159,13 @@ class Batch:
 
     def _set_status(self, status: BatchStatus, at: float) -> None:
         self.status, self._stage_start = status, at
-        self._timestamps[status] = self._environment.unix_time(at)
+        self._timestamps[status] = self._service.unix_time(at)
 
     def _validate(self, at: float) -> None:
-        settings, environment, fault = self._settings, self._environment, self._fault
-        lines, self._errors = batch_lines.validate(self._content, self.request.endpoint, settings, environment.models)
-        if isinstance(fault, BatchFails):
+        lines, self._errors = batch_lines.validate(
+            self._content, self.request.endpoint, self._settings, self._service.models
+        )
+        if isinstance(fault := self._fault, BatchFails):
             self._errors = [batch_lines.error_entry(fault.code, fault.message, fault.param, fault.line)]
         if self._errors:
             self._set_status("failed", at)
@@ -188,7 +174,7 @@ class Batch:
         self._set_status("in_progress", at)
 
     def _due_line_count(self, now: float) -> int:
-        """How many lines are done by then."""
+        """Lines that are processed by then."""
         share = (now - self._stage_start) / self._settings.seconds if self._settings.seconds else 1.0
         if isinstance(self._fault, BatchExpires):
             share *= self._fault.share
@@ -200,18 +186,18 @@ class Batch:
         self._processed_count = max(self._processed_count, until)
 
     def _process_line(self, index: int) -> None:
-        """Check a line, and book it; its vectors are computed when somebody reads them."""
+        """Validate and record a line; its vectors are computed when the output file is read."""
         line = self._lines[index]
         name, body = line["custom_id"], line["body"]
         texts = embeddings.read_fields("openai", body).texts
-        fault = self._environment.trigger_fault(texts, name, "lines")
+        fault = self._service.trigger_fault(texts, name, "lines")
         tokens, code = 0, None
         try:
             if isinstance(fault, LineFails):
                 code, message = fault.code, fault.error_message
                 self._failed.append((index, code, message))
             else:
-                tokens = embeddings.validate("openai", body, self._environment.models).tokens
+                tokens = embeddings.validate("openai", body, self._service.models).tokens
                 if isinstance(fault, LineLost):
                     self._lost_count += fault.billed
                     tokens *= fault.billed
@@ -220,9 +206,9 @@ class Batch:
         except ApiError as refusal:
             error = json.loads(refusal.response("openai", "").body)["error"]
             code = error["code"]
-            self._failed.append((index, error["code"], error["message"]))
+            self._failed.append((index, code, error["message"]))
         fault_name = None if fault is None else type(fault).__name__
-        self._environment.record_line(BatchLine(self.id, name, body["model"], texts, tokens, code, fault_name))
+        self._service.record_line(BatchLine(self.id, name, body["model"], texts, tokens, code, fault_name))
 
     def _finish(self, status: Literal["completed", "expired", "cancelled"], at: float) -> None:
         if status in _UNFINISHED_ERRORS and self._settings.unfinished == "errors":
@@ -230,9 +216,9 @@ class Batch:
                 (index, *_UNFINISHED_ERRORS[status]) for index in self._line_order[self._processed_count :]
             ]
         self._set_status(status, at)
-        # A file without lines is not made: a batch of failures has no output file.
+        # An empty file is not created: a batch whose lines all failed has no output file.
         if self._succeeded:
-            make = partial(batch_lines.output_file, self.id, self._lines, self._succeeded, self._environment.models)
+            make = partial(batch_lines.output_file, self.id, self._lines, self._succeeded, self._service.models)
             self._output_file = self._store_file("output", at, make)
         if self._failed:
             self._error_file = self._store_file(
@@ -241,13 +227,13 @@ class Batch:
 
     def _store_file(self, kind: str, at: float, make_content: Callable[[], bytes]) -> StoredFile:
         name = f"{self.id}_{kind}.jsonl"
-        file = StoredFile(self.request.owner, name, "batch_output", self._environment.unix_time(at), make_content)
-        self._environment.store_file(file)
+        file = StoredFile(self.request.owner, name, "batch_output", self._service.unix_time(at), make_content)
+        self._service.store_file(file)
         return file
 
 
 def _shuffled(count: int) -> list[int]:
-    """All numbers below, never in their own order: whoever joins results by place must notice."""
+    """The numbers below `count`, never in ascending order, to expose clients that join results by position."""
     sequence = list(range(count))
     random.Random(count).shuffle(sequence)  # noqa: S311  (repeatable disorder)
     if sequence == sorted(sequence):

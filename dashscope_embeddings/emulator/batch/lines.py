@@ -1,4 +1,4 @@
-"""The lines of a batch's file: found, checked, and answered as the synchronous endpoint answers them."""
+"""The lines of a batch's input file: parsing and validation, and the lines of its output and error files."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import json
 import uuid
 from array import array
 from hashlib import blake2b
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from dashscope_embeddings.emulator import embeddings as emulator_embeddings
+from dashscope_embeddings.emulator import embeddings
 from dashscope_embeddings.emulator.error_responses import to_json
 
 if TYPE_CHECKING:
@@ -19,11 +20,11 @@ if TYPE_CHECKING:
 
 EMBEDDINGS_URL = "/v1/embeddings"
 _MAX_ERRORS = 100
-"""How many errors a failed validation names: a guess."""
+"""Errors that a failed validation lists at most: a guess."""
 
 
 class FileLines:
-    """The lines of a file that are not blank, as places in its bytes: a copy of each would double them."""
+    """The non-blank lines of a file, stored as byte offsets, because copies would double the memory."""
 
     def __init__(self, content: bytes) -> None:
         self._content = content
@@ -46,7 +47,7 @@ class FileLines:
         """The JSON value of a line.
 
         Raises:
-            ValueError: where it is none.
+            ValueError: the line is not JSON.
         """
         return json.loads(self._content[self._starts[index] : self._ends[index]].decode())
 
@@ -55,7 +56,7 @@ class FileLines:
         return self._ends[index] - self._starts[index]
 
     def line_number(self, index: int) -> int:
-        """Its place in the file, from 1, blank lines counted."""
+        """Number of a line in the file, from 1, with blank lines counted."""
         return self._numbers[index]
 
 
@@ -70,10 +71,10 @@ def error_entry(code: str, message: str, param: str | None = None, line: int | N
 def validate(
     content: bytes, endpoint: str, settings: BatchSettings, models: Mapping[str, Model]
 ) -> tuple[FileLines, list[ErrorEntry]]:
-    """The lines of a file, and what is wrong with them.
+    """The lines of a file, and their validation errors.
 
-    Documented codes: `url_not_found` (with its words), `mismatched_model`, `duplicate_custom_id`,
-    `model_not_found`. The other codes, and the other words, are guesses.
+    Documented codes: `url_not_found` (with its message), `mismatched_model`, `duplicate_custom_id`,
+    `model_not_found`. The other codes, and the other messages, are guesses.
     """
     if len(content) > settings.file_bytes:
         return FileLines(b""), [error_entry("file_too_large", f"The file is larger than {settings.file_bytes} bytes.")]
@@ -82,25 +83,19 @@ def validate(
         return lines, [error_entry("too_many_lines", f"The file has more than {settings.lines} lines.")]
     if not len(lines):
         return lines, [error_entry("empty_file", "The file has no lines.")]
-    errors = []
-    for error in _validation_errors(lines, endpoint, settings, models):
-        errors.append(error)
-        if len(errors) == _MAX_ERRORS:
-            break
-    return lines, errors
+    return lines, list(islice(_validation_errors(lines, endpoint, settings, models), _MAX_ERRORS))
 
 
 def _validation_errors(
     lines: FileLines, endpoint: str, settings: BatchSettings, models: Mapping[str, Model]
 ) -> Iterator[ErrorEntry]:
-    """At most one a line."""
+    """At most one error for each line."""
     names: set[str] = set()
     first_model: str | None = None
     for index in range(len(lines)):
         number = lines.line_number(index)
         if lines.size_bytes(index) > settings.line_bytes:
-            words = f"The line is larger than {settings.line_bytes} bytes."
-            yield error_entry("line_too_large", words, None, number)
+            yield error_entry("line_too_large", f"The line is larger than {settings.line_bytes} bytes.", None, number)
             continue
         try:
             line = lines[index]
@@ -109,26 +104,26 @@ def _validation_errors(
         if not isinstance(line, dict):
             yield error_entry("invalid_json_line", "This line is not parseable as valid JSON.", None, number)
             continue
-        found = _missing_field(line) or _url_error(line["url"], endpoint)
-        if found is None:
+        error = _field_error(line) or _url_error(line["url"], endpoint)
+        if error is None:
             name, model = line["custom_id"], line["body"].get("model")
             first_model = model if first_model is None else first_model
             if name in names:
-                found = ("duplicate_custom_id", f"The custom_id '{name}' is not unique.", "custom_id")
+                error = ("duplicate_custom_id", f"The custom_id '{name}' is not unique.", "custom_id")
             elif model not in models:
-                found = ("model_not_found", f"The model '{model}' does not exist.", "body.model")
+                error = ("model_not_found", f"The model '{model}' does not exist.", "body.model")
             elif model != first_model:
-                words = f"The model '{model}' is not that of the first line, '{first_model}'."
-                found = ("mismatched_model", words, "body.model")
+                message = f"The model '{model}' is not that of the first line, '{first_model}'."
+                error = ("mismatched_model", message, "body.model")
             names.add(name)
-        if found is not None:
-            yield error_entry(*found, number)
+        if error is not None:
+            yield error_entry(*error, number)
 
 
-def _missing_field(line: dict[str, Any]) -> tuple[str, str, str] | None:
-    kinds = {"custom_id": str, "method": str, "url": str, "body": dict}
-    for name, kind in kinds.items():
-        if not isinstance(line.get(name), kind) or not line[name]:
+def _field_error(line: dict[str, Any]) -> tuple[str, str, str] | None:
+    types = {"custom_id": str, "method": str, "url": str, "body": dict}
+    for name, expected_type in types.items():
+        if not isinstance(line.get(name), expected_type) or not line[name]:
             return ("missing_required_parameter", f"Missing required parameter: '{name}'.", name)
     if line["method"] != "POST":
         return ("invalid_method", f"The method '{line['method']}' is not supported.", "method")
@@ -147,27 +142,29 @@ def _url_error(url: str, endpoint: str) -> tuple[str, str, str] | None:
 
 
 def output_file(batch: str, lines: FileLines, indices: Iterable[int], models: Mapping[str, Model]) -> bytes:
-    """The output file: one line each of those that were answered, in the order of their answers."""
+    """The output file: one line for each answered request, in the order of processing."""
     return b"".join(_output_line(batch, lines, index, models) for index in indices)
 
 
 def _output_line(batch: str, lines: FileLines, index: int, models: Mapping[str, Model]) -> bytes:
-    line, name = lines[index], _request_id(batch, index)
-    body = emulator_embeddings.success_response(emulator_embeddings.validate("openai", line["body"], models), name).body
-    head = f'{{"id":"{name}","custom_id":'.encode() + to_json(line["custom_id"])
-    return (
-        head + f',"response":{{"status_code":200,"request_id":"{name}","body":'.encode() + body + b'},"error":null}\n'
+    line, request_id = lines[index], _request_id(batch, index)
+    body = embeddings.success_response(embeddings.validate("openai", line["body"], models), request_id).body
+    return b'{"id":"%b","custom_id":%b,"response":{"status_code":200,"request_id":"%b","body":%b},"error":null}\n' % (
+        request_id.encode(),
+        to_json(line["custom_id"]),
+        request_id.encode(),
+        body,
     )
 
 
 def error_file(batch: str, lines: FileLines, failed: Iterable[tuple[int, str, str]]) -> bytes:
-    """The error file: one line each of (index, code, message)."""
+    """The error file: one line for each (index, code, message)."""
     entries = []
     for index, code, message in failed:
         entry = {
             "id": _request_id(batch, index),
             "custom_id": lines[index]["custom_id"],
-            # Both are documented.
+            # The documents show both.
             "response": None if index % 2 else {},
             "error": {"code": code, "message": message},
         }
@@ -176,5 +173,5 @@ def error_file(batch: str, lines: FileLines, failed: Iterable[tuple[int, str, st
 
 
 def _request_id(batch: str, index: int) -> str:
-    """The same at every download, without being kept."""
+    """An id that is the same at every download without being stored."""
     return str(uuid.UUID(bytes=blake2b(f"{batch} {index}".encode(), digest_size=16).digest()))
