@@ -52,7 +52,7 @@ ApiKey: TypeAlias = Annotated[
     SecretStr | str | None,
     _setting(
         None,
-        "Else `DASHSCOPE_API_KEY`, the file that `DASHSCOPE_API_KEY_FILE_PATH` names, or `~/.dashscope/api_key`.",
+        "None: `DASHSCOPE_API_KEY`, the file that `DASHSCOPE_API_KEY_FILE_PATH` names, or `~/.dashscope/api_key`.",
         secret=True,
     ),
 ]
@@ -73,8 +73,8 @@ Protocol: TypeAlias = Annotated[
     ApiProtocol | None,
     _setting(
         None,
-        'None: "native", or "openai" where the address is one of the OpenAI-compatible endpoint, which has neither '
-        "roles nor sparse vectors.",
+        '"native", or "openai" for the OpenAI-compatible endpoint, which has neither roles nor sparse vectors. None: '
+        "native, with a warning if the address is a compatible one.",
         shown=True,
     ),
 ]

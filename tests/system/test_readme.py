@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
+import settings_table
 
 import dashscope_embeddings
 from dashscope_embeddings import DashScopeError, EmbeddingClient
@@ -52,6 +53,14 @@ def test_models_are_those_of_the_catalogue() -> None:
     for page in PAGES.values():
         (table,) = re.findall(r"<!-- models: .*?-->\n(\|.*?)\n\n", page, flags=re.DOTALL)
         assert table == models_markdown()
+
+
+def test_settings_are_those_of_the_client_in_both_languages() -> None:
+    assert PAGES.keys() == settings_table.HEADS.keys()
+    for name, page in PAGES.items():
+        sentences = settings_table.ENGLISH if name == "README.md" else settings_table.sentences_of(page)
+        assert all(sentences.get(setting) for setting in settings_table.ENGLISH)
+        assert settings_table.table(name, sentences) in page
 
 
 def test_it_opens_with_two_commands() -> None:
