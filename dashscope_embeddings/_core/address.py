@@ -1,7 +1,7 @@
-"""Where to ask and with which key: checked, so that a key never goes where it should not.
+"""Finds the service's address and the API key, and checks them, so that a key never reaches the wrong host.
 
-Names and meanings of the environment's variables are those of the vendor's SDK (`dashscope` 1.27 and 2.0,
-env.py and api_key.py, seen 2026-11-21). An empty variable counts as a missing one.
+The environment variables have the names and meanings of the vendor's SDK (`dashscope` 1.27 and 2.0, env.py and
+api_key.py, seen 2026-11-21). An empty variable counts as unset.
 """
 
 from __future__ import annotations
@@ -31,17 +31,18 @@ EMULATOR = "emulator"
 """As `base_url`: the emulator inside this process, without key or network."""
 
 
-# --- where to ask ------------------------------------------------------------------------------------------
+# --- the address -------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Address:
-    """Root of the service's endpoints, without a slash at its end."""
+    """A host of the service."""
 
     root_url: str
+    """Root of the endpoints, without a trailing slash."""
     region: Region | None = None
     workspace: str | None = None
-    """Sent as a header where the host does not name it."""
+    """Sent as a header, because the host name does not contain it."""
 
     @property
     def is_emulator(self) -> bool:
@@ -50,17 +51,17 @@ class Address:
 
     @property
     def host(self) -> str:
-        """The host as asked, for messages and for telling accounts apart."""
+        """The host, with its port, for messages and as part of the limiter's key."""
         return self.root_url if self.is_emulator else urlsplit(self.root_url).netloc
 
     @cached_property
     def key_hint(self) -> str:
-        """What to check when the key was refused."""
+        """What to check when the service refuses the key."""
         here = f" ({self.region.city})" if self.region else ""
         others = ", ".join(f"{r.id} ({r.city})" for r in REGIONS if r != self.region)
         return (
-            f"Asked {self.host}{here}. A key belongs to one region: if yours is of another, name it with "
-            f"region=, one of {others}"
+            f"Asked {self.host}{here}. A key belongs to one region: if yours belongs to another one, pass region=, "
+            f"one of {others}"
         )
 
 
@@ -70,14 +71,14 @@ _KNOWN_PATH_SUFFIX = re.compile(r"/(?:api/v1(?:/services(?:/[^/]+)*)?|compatible
 _DNS_LABEL_LIMIT = 64
 _HOST_PATTERN = re.compile(r"[A-Za-z0-9.:_\[\]-]+")
 _BASE_URL_VARIABLES: Mapping[ApiProtocol, tuple[str, str]] = {
-    # The other protocol's address names the same host: better than another region's.
+    # The other protocol's variable names the same host, which is a better guess than the default region.
     "native": ("DASHSCOPE_HTTP_BASE_URL", "DASHSCOPE_COMPATIBLE_BASE_URL"),
     "openai": ("DASHSCOPE_COMPATIBLE_BASE_URL", "DASHSCOPE_HTTP_BASE_URL"),
 }
 
 
 def resolve_protocol(protocol: ApiProtocol | None, *, region: str | None, base_url: str | None) -> ApiProtocol:
-    """The protocol that was asked for; native where none was, with a warning if the address is of the other one."""
+    """The chosen protocol, or else native, with a warning if the address belongs to the other protocol."""
     if protocol is not None:
         return protocol
     origin = "base_url"
@@ -87,9 +88,9 @@ def resolve_protocol(protocol: ApiProtocol | None, *, region: str | None, base_u
     if _COMPATIBLE_PATH.search(base_url or ""):
         catalogue.warn_once(
             "protocol",
-            f"{origin} is an OpenAI-compatible address, but the native protocol of its host is asked, because no "
-            'protocol was chosen. Vectors of the two differ: protocol="openai" gives those of an index that was made '
-            'over this address; protocol="native" tells queries from documents and silences this warning',
+            f"{origin} is an OpenAI-compatible address, but the native protocol of its host is used, because no "
+            'protocol was chosen. Their vectors differ: protocol="openai" matches an index that was built through '
+            'this address; protocol="native" tells queries from documents and silences this warning',
         )
     return "native"
 
@@ -104,10 +105,10 @@ def resolve_address(
     workspace: str | None = None,
     base_url: str | None = None,
 ) -> Address:
-    """Finds the host: `base_url`, then `region` and `workspace`, then the environment, then Beijing.
+    """Resolves the host from `base_url`, or `region` and `workspace`, or the environment; the default is Beijing.
 
     Raises:
-        InvalidInput: an address that would leave the service, or send the key over plain http.
+        InvalidInput: the address is malformed, or would send the key over plain http.
     """
     if protocol not in _BASE_URL_VARIABLES:
         raise InvalidInput(f'protocol={protocol!r}: expected "native" or "openai"')
@@ -125,10 +126,10 @@ def resolve_address(
 
 def _address_from_url(base_url: str, region: str | None, workspace: str | None) -> Address:
     if "{workspace_id}" in base_url:
-        filled = workspace or os.environ.get("DASHSCOPE_WORKSPACE_ID")
-        if not filled or not _WORKSPACE_PATTERN.fullmatch(filled):
-            raise InvalidInput("the address holds {workspace_id}: pass workspace= or set DASHSCOPE_WORKSPACE_ID")
-        base_url = base_url.replace("{workspace_id}", filled)
+        workspace_id = workspace or os.environ.get("DASHSCOPE_WORKSPACE_ID")
+        if not workspace_id or not _WORKSPACE_PATTERN.fullmatch(workspace_id):
+            raise InvalidInput("the address contains {workspace_id}: pass workspace= or set DASHSCOPE_WORKSPACE_ID")
+        base_url = base_url.replace("{workspace_id}", workspace_id)
     try:
         parts = urlsplit(base_url.strip())
         host = parts.hostname if parts.port != 0 and _HOST_PATTERN.fullmatch(parts.netloc.rpartition("@")[2]) else None
@@ -143,14 +144,16 @@ def _address_from_url(base_url: str, region: str | None, workspace: str | None) 
         raise InvalidInput("base_url must hold no user, password, query or fragment")
     if parts.scheme == "http" and not is_loopback(host):
         raise InvalidInput(
-            f"base_url asks {host} over plain http, which would show your key to everybody on the "
-            "way: use https (http is for 127.0.0.1 alone)"
+            f"base_url asks {host} over plain http, which would show your key to everyone on the "
+            "way: use https (http is only for 127.0.0.1)"
         )
     path = _KNOWN_PATH_SUFFIX.sub("", parts.path.rstrip("/")).rstrip("/")
-    stands, asked = region_of_host(host), _find_region(region)
-    if region is not None and stands is not None and stands != asked:
-        raise InvalidInput(f"base_url asks {stands.id}, and region={region!r} another region: leave one of them out")
-    return Address(f"{parts.scheme}://{parts.netloc}{path}", stands or asked, workspace)
+    host_region, asked = region_of_host(host), _find_region(region)
+    if region is not None and host_region is not None and host_region != asked:
+        raise InvalidInput(
+            f"base_url asks {host_region.id}, and region={region!r} another region: leave one of them out"
+        )
+    return Address(f"{parts.scheme}://{parts.netloc}{path}", host_region or asked, workspace)
 
 
 def _find_region(region: str | None) -> Region | None:
@@ -158,13 +161,13 @@ def _find_region(region: str | None) -> Region | None:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a host is this machine: what is sent there never leaves it."""
+    """Whether a host is this machine, so that plain http is safe."""
     try:
-        found = ipaddress.ip_address(host)
+        address = ipaddress.ip_address(host)
     except ValueError:
         return host.lower() == "localhost"
-    mapped = found.ipv4_mapped if isinstance(found, ipaddress.IPv6Address) else None
-    return (mapped or found).is_loopback
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return (mapped or address).is_loopback
 
 
 def _address_from_region(region: str | None, workspace: str | None) -> Address:
@@ -175,18 +178,19 @@ def _address_from_region(region: str | None, workspace: str | None) -> Address:
         raise InvalidInput(f"{origin}={asked!r} cannot be part of a host name: expected one like 'cn-beijing'")
     region_id = known.id if known else asked
     if workspace is None and (region is not None or region_id != catalogue.BEIJING):
-        # As in the vendor's SDK: Beijing without being asked for stays on the shared host.
+        # As in the vendor's SDK: the default region uses the shared host even if a workspace is set.
         workspace = os.environ.get("DASHSCOPE_WORKSPACE_ID") or None
         if workspace is not None and not _WORKSPACE_PATTERN.fullmatch(workspace):
             raise InvalidInput("DASHSCOPE_WORKSPACE_ID cannot be part of a host name")
     if workspace is not None:
-        found = known or Region(region_id, region_id, None)
-        return Address(f"https://{workspace}.{region_id}.{WORKSPACE_DOMAIN}", found)
+        return Address(
+            f"https://{workspace}.{region_id}.{WORKSPACE_DOMAIN}", known or Region(region_id, region_id, None)
+        )
     if known is None or known.shared_host is None:
         regions = ", ".join(f"{r.id} ({r.city})" for r in REGIONS)
         raise InvalidInput(
-            f"region {asked!r} has no shared host that is known: pass workspace= as well, or a region that has one. "
-            f"Known: {regions}"
+            f"region {asked!r} has no shared host that is known: pass workspace= as well, or another region. "
+            f"Known regions: {regions}"
         )
     return Address(f"https://{known.shared_host}", known)
 
@@ -197,12 +201,12 @@ _DEFAULT_KEY_FILE = "~/.dashscope/api_key"
 
 
 def resolve_api_key(api_key: str | SecretStr | None, address: Address) -> SecretStr:
-    """The key from the argument, the environment, the file it names, or the vendor's default file.
+    """The key from the argument, the environment, the file that the environment names, or the vendor's default file.
 
     Raises:
-        InvalidInput: there is none, or it cannot be sent; the key itself is never in the message.
+        InvalidInput: there is no key, or it cannot be sent in a header; the message never contains the key.
     """
-    # Hidden from the first line on: error reporters collect the variables of the frames that an error passed.
+    # Wrapped at once, because error reporters collect the local variables of every frame in a traceback.
     api_key = as_secret(api_key)
     if address.is_emulator:
         return SecretStr(EMULATOR)
@@ -227,8 +231,8 @@ def resolve_api_key(api_key: str | SecretStr | None, address: Address) -> Secret
 
 
 def _validated_key(key: SecretStr, origin: str) -> SecretStr:
-    if (complaint := _key_problem(key)) is not None:
-        raise InvalidInput(f"{origin} {complaint}")
+    if (problem := _key_problem(key)) is not None:
+        raise InvalidInput(f"{origin} {problem}")
     return key
 
 
@@ -239,7 +243,7 @@ def _key_problem(secret_key: SecretStr) -> str | None:
     if key[0] in "\"'" or key[-1] in "\"'":
         return "has quotes around the key: remove them"
     if key.lower().startswith("bearer "):
-        return 'begins with "Bearer", which is no part of the key: remove it'
+        return 'begins with "Bearer", which is not part of the key: remove it'
     if not key.isascii() or not key.isprintable() or " " in key:
-        return "holds characters that no key has: copy it again"
+        return "contains characters that no key has: copy it again"
     return None

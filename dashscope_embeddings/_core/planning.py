@@ -1,7 +1,7 @@
-"""Checked texts → batches: cut by rows and tokens.
+"""Groups checked texts into batches, limited by rows and tokens.
 
-Equal texts are asked once, and every place of such a text names the same row. A long text may become several
-rows; its place then names all of them, with their weights.
+A repeated text is sent once: its slots refer to the same row. A long text may become several rows: its slot
+refers to all of them, with their weights.
 """
 
 from __future__ import annotations
@@ -21,53 +21,53 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class RowRef:
-    """Where the vector of a text, or of a piece of it, will be: a batch by its number, and a row in it."""
+    """A row of a batch, which will hold the vector of a text or of a part of it."""
 
     batch_number: int
     row: int
     weight: float
+    """The part's length in characters."""
 
 
 @dataclass(frozen=True, slots=True)
 class TextSlot:
-    """Where one text's vectors will be."""
+    """A text of the input, and the rows that its vectors come from."""
 
     index: int
     """The text's position in the input."""
     rows: tuple[RowRef, ...]
-    """Rows of this batch or earlier ones; several where a long text was cut, none where it was refused."""
+    """In this batch or earlier ones; several if a long text was cut, none if it was refused."""
     text: str = ""
     first_index: int = 0
-    """The position where the same text stood first, whose rows these are."""
+    """Index of the first equal text, which these rows were made for."""
 
     @property
     def is_duplicate(self) -> bool:
-        """Whether another text holds the same rows already."""
+        """Whether an earlier text has the same rows."""
         return self.first_index != self.index
 
 
 @dataclass(slots=True)
 class Batch:
-    """What one request asks, and which texts are complete with it."""
+    """The texts of one request, and the texts of the input that are complete with it."""
 
     number: int
     texts: list[str] = field(default_factory=list)
     estimated_tokens: float = 0.0
-    """Estimated."""
     slots: list[TextSlot] = field(default_factory=list)
-    """In the order of the texts."""
+    """In input order."""
     oldest_referenced: int = 0
-    """No later batch refers to one before this number: their vectors may be let go."""
+    """Vectors of batches before this number may be freed: no later batch refers to them."""
 
 
 _MAX_SLOTS = 4096
-"""Texts that one batch may complete: an endless run of one text must still come out."""
+"""Limit of texts that one batch completes: an endless stream of equal texts must still yield results."""
 
 
 class BatchPlanner:
-    """Cuts checked texts, given one by one, into batches.
+    """Groups checked texts, added one by one, into batches.
 
-    Equal texts that lie at most `memory` batches apart are asked once; None: however far apart.
+    A repeated text is sent once if its copies are at most `dedup_window` batches apart; None: at any distance.
     """
 
     def __init__(
@@ -83,14 +83,14 @@ class BatchPlanner:
         self._max_rows, self._max_tokens = max_rows, max_tokens
         self._dedup_window = dedup_window
         self._known_texts: OrderedDict[str, tuple[int, tuple[RowRef, ...]]] = OrderedDict()
-        """Text → the index where it stood first, and its rows."""
+        """Text → index of its first copy, and its rows."""
         self._batch = Batch(0)
         self._text_count = 0
 
     def add(self, text: str | None) -> Iterator[Batch]:
-        """Takes the next text, or the gap where one was refused; gives the batches that are full with it.
+        """Adds the next text, or None for a refused one; yields the batches that it fills.
 
-        A huge text is cut as its batches are taken, not at once.
+        A very long text is cut lazily, as its batches are consumed.
         """
         index, self._text_count = self._text_count, self._text_count + 1
         if text is None:
@@ -98,13 +98,13 @@ class BatchPlanner:
             return
         first, known = self._known_texts.get(text, (index, ()))
         if not known or known[0].batch_number < self._oldest_reusable_batch():
-            first, parts = index, list[RowRef]()
+            first, refs = index, list[RowRef]()
             for row in fit_rows(text, self._long_text, self._limits.tokens_per_row):
                 tokens = estimate_tokens(row)
                 if self._is_full(tokens):
-                    yield self._close_batch(parts[0].batch_number if parts else self._batch.number + 1)
-                parts.append(self._append_row(row, tokens))
-            known = tuple(parts)
+                    yield self._close_batch(refs[0].batch_number if refs else self._batch.number + 1)
+                refs.append(self._append_row(row, tokens))
+            known = tuple(refs)
             self._known_texts[text] = first, known
             self._known_texts.move_to_end(text)
         self._batch.slots.append(TextSlot(index, known, text, first))
@@ -112,7 +112,7 @@ class BatchPlanner:
             yield self._close_batch(self._batch.number + 1)
 
     def finish(self) -> Iterator[Batch]:
-        """The last batch, if any text is left."""
+        """Yields the last batch, if it has texts."""
         if self._batch.slots:
             yield self._close_batch(self._batch.number + 1)
 
@@ -131,20 +131,18 @@ class BatchPlanner:
         return len(self._batch.texts) >= min(self._max_rows or self._limits.rows, self._limits.rows)
 
     def _close_batch(self, oldest_referenced: int) -> Batch:
-        """`first`: the batch with the first piece of the text at hand, which its last piece refers to."""
-        done = self._batch
-        self._batch = Batch(done.number + 1)
-        done.oldest_referenced = min(oldest_referenced, self._oldest_reusable_batch())
-        while (
-            self._known_texts
-            and next(iter(self._known_texts.values()))[1][0].batch_number < self._oldest_reusable_batch()
-        ):
+        """`oldest_referenced`: the first batch of a text that is still being cut, or the next batch."""
+        closed = self._batch
+        self._batch = Batch(closed.number + 1)
+        oldest_reusable = self._oldest_reusable_batch()
+        closed.oldest_referenced = min(oldest_referenced, oldest_reusable)
+        while self._known_texts and next(iter(self._known_texts.values()))[1][0].batch_number < oldest_reusable:
             self._known_texts.popitem(last=False)
-        return done
+        return closed
 
 
 def single_row_batch(text: str, limits: Limits, long_text: LongText) -> Batch | None:
-    """The batch of one checked text; None where it is cut into several rows."""
+    """A batch of one checked text; None if it has to be cut into several rows."""
     rows = [*islice(fit_rows(text, long_text, limits.tokens_per_row), 2)]
     if len(rows) != 1:
         return None
@@ -157,10 +155,10 @@ def _min_known(*values: int | None) -> int | None:
 
 
 def batches(texts: Iterable[str | None], planner: BatchPlanner) -> Iterator[Batch]:
-    """Reads no further ahead than the next batch.
+    """Reads `texts` no further than the next batch.
 
     Raises:
-        InvalidInput, or what `texts` raises: after the batch of the texts before it.
+        InvalidInput: or whatever `texts` raises, after a batch with the texts before it.
     """
     try:
         for text in texts:

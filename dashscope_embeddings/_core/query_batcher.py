@@ -1,13 +1,13 @@
-"""Queries that wait at the same time travel in one request.
+"""Micro-batching: queries that wait at the same time are sent in one request.
 
-A query that nobody waits with goes alone and at once. Where queries have to wait, for a free lane or for the
-limiter, whoever is first takes along those behind it, as late as possible: when the request may really go.
+A query that waits alone is sent alone, at once. If queries have to wait, for a request to end or for the limiter,
+the first one takes those behind it along at the last moment, when its request may be sent.
 
-There is no leader that could die with the others waiting for it. Every caller asks `step` what to do, and
-does it: wait, send what it is handed, or take its vectors. The first in the queue is woken when it is its turn;
-if it does not act, because its task was cancelled or its loop stopped, the next ones do after a moment. Nothing
-here waits or sends; threads, tasks and event loops may mix. Ctrl-C may tear a task out of any line of this module:
-whatever it leaves half done, the others get on after that moment.
+Leaderless: each caller polls `poll` and performs the returned action, which is to wait, to send a batch, or to take
+its result. So a cancelled caller cannot block the rest. The first query in the queue is woken when it is its turn;
+if it does not act, because its task was cancelled or its loop stopped, the others do after `_POLL_SECONDS`. Nothing
+here waits or sends, so threads, tasks and event loops may be mixed. Ctrl-C may interrupt a caller at any line of
+this module: whatever state that leaves, the others go on after the same time.
 """
 
 from __future__ import annotations
@@ -29,72 +29,72 @@ if TYPE_CHECKING:
     from dashscope_embeddings._core.rate_limiter import Permit
 
 _POLL_SECONDS = 0.25
-"""Seconds after which a waiting caller looks again by itself; nobody depends on being woken."""
+"""Seconds after which a waiting caller polls again by itself, so that no caller depends on being woken."""
 
 
 class SendingTask(Protocol):
     """A task that sends a request."""
 
     def is_running(self) -> bool:
-        """Whether it can go on: its loop runs, and it has not ended."""
+        """Whether it can continue: it has not ended, and its event loop is running."""
 
 
 @dataclass(slots=True, eq=False)
 class Query:
-    """One caller and its text."""
+    """A caller and its text."""
 
     text: str
     estimated_tokens: int
     wake: Callable[[], object]
     is_interrupted: Callable[[], bool] = lambda: False
-    """Whether its caller was interrupted: the thread that acts for it may be busy for long."""
+    """Whether its caller was interrupted; the thread that acts for it may go on for long."""
     permit: Permit | None = None
     batch_call: BatchCall | None = None
-    """The request that carries it now."""
+    """The request that contains it now."""
     throttled_since: float = math.inf
     outcome: Outcome | None = None
-    """What became of it: one row."""
+    """Its result, of one row."""
     has_left: bool = False
-    """Its caller waits no more."""
+    """Whether its caller stopped waiting."""
 
 
 @dataclass(slots=True, eq=False)
 class BatchCall:
-    """A request that may go now, for one query or several."""
+    """A request that may be sent now, for one query or several."""
 
     queries: list[Query]
     permit: Permit
     task: SendingTask | None
-    """What sends it; None: a thread, which always comes back."""
+    """The task that sends it; None: a thread, which cannot disappear."""
 
     @property
     def texts(self) -> list[str]:
-        """One for each query."""
+        """The texts, one for each query."""
         return [query.text for query in self.queries]
 
     @property
     def is_orphaned(self) -> bool:
-        """Whether it can no longer land, as its loop has stopped or its task was torn down; or nobody wants it."""
+        """Whether it will not complete, because its task or loop has ended, or its only caller was interrupted."""
         if self.task is not None and not self.task.is_running():
             return True
         return len(self.queries) == 1 and self.queries[0].is_interrupted()
 
 
 PollResult: TypeAlias = float | BatchCall | Outcome
-"""Wait so many seconds at most; or send this and `land` it; or done."""
+"""Wait at most this many seconds; or send this batch and call `complete`; or the result."""
 
 
 @dataclass(eq=False)
 class QueryBatcher:
-    """The waiting queries of one client, of one role and output."""
+    """The waiting queries of one client with the same role and output."""
 
     max_in_flight: int
-    """Requests that may be under way at once."""
+    """Limit of concurrent requests."""
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _waiting: deque[Query] = field(default_factory=deque)
     _in_flight: set[BatchCall] = field(default_factory=set)
     _last_moved_at: float = -math.inf
-    """When the queue last moved."""
+    """When a request last started or ended."""
 
     def __post_init__(self) -> None:
         _process.on_fork(self)
@@ -105,12 +105,12 @@ class QueryBatcher:
         self._waiting, self._in_flight = deque(), set()
 
     def enqueue(self, query: Query) -> None:
-        """Queues a query. Whoever joins must `leave`, whatever happens."""
+        """Queues a query. Its caller must call `leave` in every case."""
         with self._lock:
             self._waiting.append(query)
 
     def poll(self, query: Query, context: RequestContext, task: SendingTask | None) -> PollResult:
-        """What the caller of `query` has to do next; `carrier` is its task, if it is one."""
+        """What the caller of `query` has to do next; `task` is the caller's task, None for a thread."""
         with self._lock:
             self._requeue_orphaned(context)
             if query.outcome is not None:
@@ -129,25 +129,25 @@ class QueryBatcher:
                 return min(wait, _POLL_SECONDS)
             return self._start_batch(query, context, task, now)
 
-    def complete(self, flight: BatchCall, outcome: Outcome | None, context: RequestContext) -> None:
-        """Tells what became of a flight; None: it was broken off, and its queries wait again."""
+    def complete(self, batch_call: BatchCall, outcome: Outcome | None, context: RequestContext) -> None:
+        """Hands the outcome of a request to its queries; None: it was interrupted, and they wait again."""
         with self._lock:
             now = context.limiter.clock()
-            for row, query in reversed(list(enumerate(flight.queries))):
-                if query.batch_call is not flight:
-                    continue  # it was taken for lost, and another flight carries it
+            for row, query in reversed(list(enumerate(batch_call.queries))):
+                if query.batch_call is not batch_call:
+                    continue  # this request was taken for orphaned, and another one contains the query
                 query.batch_call = None
                 if outcome is None or self._should_retry(query, row, outcome, context, now):
                     self._requeue(query)
                 else:
-                    query.outcome = _outcome_of_row(outcome, row, flight)
+                    query.outcome = _outcome_of_row(outcome, row, batch_call)
                     query.wake()
-            # Last: a landing that an interruption breaks off is found among the lost.
-            self._in_flight.discard(flight)
+            # Last: if an interruption ends this method early, the request is still found to be orphaned.
+            self._in_flight.discard(batch_call)
             self._wake_first(now)
 
     def leave(self, query: Query, context: RequestContext) -> None:
-        """The caller has its outcome, or does not want it any more."""
+        """Removes a query: its caller has the result, or stopped waiting."""
         with self._lock:
             query.has_left = True
             if query.permit is not None:
@@ -159,14 +159,14 @@ class QueryBatcher:
     # --- with the lock held -------------------------------------------------------------------------------
 
     def _should_retry(self, query: Query, row: int, outcome: Outcome, context: RequestContext, now: float) -> bool:
-        """Whether a query that was throttled is to be asked once more; what has its answer is not."""
+        """Whether a throttled query is sent again; not if it has a result of its own."""
         if _is_final(outcome, row) or outcome.abort_error is None or outcome.abort_error.action is not Action.BACK_OFF:
             return False
         query.throttled_since = min(query.throttled_since, now)
-        again = context.max_retries > 0 and now - query.throttled_since <= context.max_throttled_seconds
-        if again:
+        should_retry = context.max_retries > 0 and now - query.throttled_since <= context.max_throttled_seconds
+        if should_retry:
             warn_of_throttling(context, outcome.abort_error, now, query.throttled_since)
-        return again
+        return should_retry
 
     def _requeue(self, query: Query) -> None:
         if not query.has_left and not query.is_interrupted():
@@ -175,9 +175,9 @@ class QueryBatcher:
     def _start_batch(self, query: Query, context: RequestContext, task: SendingTask | None, now: float) -> BatchCall:
         permit = query.permit
         if permit is None:
-            raise RuntimeError("a query without a permit cannot take off")
+            raise RuntimeError("a query without a permit cannot be sent")
         query.permit = None
-        # Where an interruption tore a task out of this very code, its query may stand nowhere, or others' for ever.
+        # An earlier interruption in this method may have removed the query from the queue already.
         if query in self._waiting:
             self._waiting.remove(query)
         others: list[Query] = []
@@ -190,8 +190,8 @@ class QueryBatcher:
                 others.append(other)
         batch_call = BatchCall([query, *others], permit, task)
         self._in_flight.add(batch_call)
-        for carried in batch_call.queries:
-            carried.batch_call = batch_call
+        for member in batch_call.queries:
+            member.batch_call = batch_call
         self._wake_first(now)
         return batch_call
 
@@ -201,13 +201,13 @@ class QueryBatcher:
             self._waiting[0].wake()
 
     def _requeue_orphaned(self, context: RequestContext) -> None:
-        for flight in [flight for flight in self._in_flight if flight.is_orphaned]:
-            context.limiter.cancel(flight.permit)
-            for query in reversed(flight.queries):
-                if query.batch_call is flight:
+        for orphan in [call for call in self._in_flight if call.is_orphaned]:
+            context.limiter.cancel(orphan.permit)
+            for query in reversed(orphan.queries):
+                if query.batch_call is orphan:
                     query.batch_call = None
                     self._requeue(query)
-            self._in_flight.discard(flight)
+            self._in_flight.discard(orphan)
 
 
 def _has_vectors(outcome: Outcome, row: int) -> bool:
@@ -215,16 +215,16 @@ def _has_vectors(outcome: Outcome, row: int) -> bool:
 
 
 def _is_final(outcome: Outcome, row: int) -> bool:
-    """Whether this row has its vectors, or a refusal of its own."""
+    """Whether this row has its vectors, or an error of its own."""
     error = outcome.errors.get(row)
     return _has_vectors(outcome, row) or (error is not None and error is not outcome.abort_error)
 
 
 def _outcome_of_row(outcome: Outcome, row: int, batch_call: BatchCall) -> Outcome:
-    """One query's part of what came back. The first that was answered is billed the requests, each its text."""
+    """One query's share of the outcome. The first answered query is billed the requests, each one its own text."""
     count = len(batch_call.queries)
     answered = [i for i in range(count) if _has_vectors(outcome, i)]
-    billed = answered or [0]  # a text of which pieces were answered before one was refused
+    billed = answered or [0]  # no row is complete, but chunks of a long text may have been answered
     own = Outcome([outcome.dense[row]], [outcome.sparse[row]])
     own.request_ids = list(outcome.request_ids)
     if row in billed:

@@ -1,11 +1,15 @@
-"""How fast requests may go, found out from what was answered and what was throttled. Pure: told the time.
+"""Estimates the request rate that the service allows, from its answers and 429s. Pure: the time is an argument.
 
-The service may enforce a quota a minute over windows of seconds, by requests or by tokens, and does not say
-what is left (https://www.alibabacloud.com/help/en/model-studio/rate-limit, seen 2026-11-20). So: start fast,
-since most accounts are never throttled; at a wall, stop, count what had passed in the last second, and carry
-on at that rate; then try a little more, ever more rarely where the same ceiling is met again. Refusals that
-come one at a time, and at rates that had been fine, are strays: a busy service, not a quota. Slowing down
-would not make them fewer.
+The service may enforce a quota per minute over windows of seconds, by requests or by tokens, and does not report
+what is left (https://www.alibabacloud.com/help/en/model-studio/rate-limit, seen 2026-11-20). In the terms of
+congestion control:
+
+- Slow start: begin fast and double with success, because most accounts are never throttled.
+- Circuit breaker: on a confirmed limit, stop. The throughput of the sliding window before the 429 is the new
+  limit. A half-open probe closes the circuit.
+- Cubic probe: approach the limit, stay, then exceed it a little, and less often if the same limit is met again.
+- CUSUM (`ThrottleDetector`): single 429s at rates that used to pass are random, from a busy service and not from
+  a quota. They do not lower the rate, because that would not make them fewer.
 """
 
 from __future__ import annotations
@@ -22,66 +26,67 @@ from dashscope_embeddings._core.throttle_detector import (
 )
 
 _START_REQUESTS_PER_SECOND = 200.0
-"""Requests a second at first, doubled with every 40 answers: a quota that is not there costs nothing."""
+"""Slow start: initial rate, doubled with every 40 answers; accounts without a quota lose no time."""
 _MAX_DOUBLINGS = 9.0
-"""At most so many: more is no limit at all."""
+"""Limit of doublings: a higher rate is as good as no limit."""
 _MIN_FIRST_REQUESTS_PER_SECOND = 5.0
-"""Requests a second after a first wall that let less pass: others may have used up what there was."""
+"""Lower bound of the first limit found: another process may have used up the quota before."""
 _WINDOW_SECONDS = 1.0
-"""Seconds the service counts over, until it turns out to be more."""
+"""Length of the service's counting window, until a longer one is found."""
 _MAX_WINDOW_SECONDS = 60.0
 _MAX_UPLINK_SECONDS = 0.1
-"""Seconds at most that a request takes to be counted, however long its answer takes."""
+"""Upper bound of the time from sending a request until the service counts it."""
 _WINDOW_MARGIN_SECONDS = 0.005
-"""Seconds by which a window is waited out for longer than it lasts."""
+"""Added to the wait for a window to end."""
 _PROBE_DELAY_SECONDS = 0.06
-"""Seconds until a request tells whether a refusal was a stray, when no reply under way does."""
+"""Pause before a probe is sent to check a suspected limit, unless replies in flight decide earlier."""
 _PROBE_TIMEOUT_SECONDS = 5.0
-"""Seconds after which an unanswered probe is given up: its caller may be gone."""
+"""After this long, an unanswered probe is dropped: its caller may be gone."""
 _IDLE_SECONDS = 60.0
-"""Seconds without a request after which no hold is left: every window is over."""
+"""After this long without a request, the circuit closes: every counting window has ended."""
 _MAX_RETRY_AFTER_SECONDS = 60.0
 _RELATIVE_TOLERANCE = 0.12
-"""Relative difference of two counts that say the same."""
+"""Two measured rates are equal within this relative difference."""
 _MIN_PROBE_INTERVAL_SECONDS, _PROBE_INTERVAL_SECONDS, _MAX_PROBE_INTERVAL_SECONDS = 1.0, 2.0, 16.0
-"""Seconds to approach a limit, and then again to exceed it by a little."""
+"""Cubic probe: seconds to approach the limit, and the same again to exceed it."""
 _OVERSHOOT = 0.03
+"""Cubic probe: share by which it exceeds the limit."""
 _DOUBLING_SECONDS = 1.5
-"""Seconds in which the rate doubles once exceeding the limit went unpunished."""
+"""After a probe without a 429, the rate doubles in this time."""
 _MAX_REMEMBERED_PERMITS = 4096
 
 
 @dataclass(slots=True, eq=False)
 class Permit:
-    """One request's place with the limiter, from asking to answer."""
+    """One request's state in the limiter, from the first `try_acquire` to its answer."""
 
     estimated_tokens: int
-    """About how many the request will be billed."""
+    """Estimate of the tokens that the request will be billed."""
     high_priority: bool = False
-    """A query: goes before documents that wait."""
+    """True for a query, which precedes waiting documents."""
     sent_at: float | None = None
     is_closed: bool = False
     answered_at: float | None = None
     is_uncounted: bool = False
-    """Or given up: in either case not counted by the service, as far as we know."""
+    """Throttled or cancelled: presumably not counted by the service."""
     circuit_number: int = 0
-    """Number of the hold during which it was sent, to see whether that is over."""
+    """Number of the circuit in which it was sent as a probe; 0: it is no probe."""
     weight: float = 1.0
-    """What it takes from the pace: 1, or its size when tokens are what is short."""
+    """Its share of the rate: 1, or in proportion to its tokens if tokens are limited."""
     charged_tokens: float = 0.0
-    """Its tokens as the token quota was charged with them."""
+    """The tokens that the token quota was charged."""
     queue_position: int = 0
-    """Place in the queue; 0: never had to wait."""
+    """0: it never had to wait."""
     retry_at: float = 0.0
-    """When it was told to ask again."""
+    """When its caller will ask again."""
 
 
 @dataclass(slots=True)
 class RateEstimator:
-    """The rate of one account, host and model, and whether sending is on hold."""
+    """The rate of one account, host and model, and the state of its circuit breaker."""
 
     limit_per_second: float | None = None
-    """The quota found, in requests a second; None: none yet."""
+    """The estimated limit in units of weight a second; None: slow start."""
     in_flight: int = 0
     _recent_permits: deque[Permit] = field(default_factory=lambda: deque(maxlen=_MAX_REMEMBERED_PERMITS))
     _last_sent_at: float = -math.inf
@@ -91,28 +96,30 @@ class RateEstimator:
     _accepted_weight: float = 0.0
     _window_seconds: float = _WINDOW_SECONDS
     _best_rate: float = 0.0
-    """The highest rate that went well since the last wall."""
+    """The highest rate without a 429 since the limit was last found."""
     _adjusted_at: float = -math.inf
-    """Refusals of what was sent earlier are old news."""
+    """429s of requests that were sent before the last adjustment are ignored."""
     _accepted_since: int = 0
-    """Answers to what was sent after that."""
+    """Answers to requests that were sent after it."""
     _lowered_at: float = -math.inf
     _interval_start: float = 0.0
-    """The trial of a limit: its beginning, half its length and how far below the limit it starts."""
+    """Cubic probe: its start time. It reaches the limit after `_probe_interval_seconds`."""
     _probe_interval_seconds: float = _PROBE_INTERVAL_SECONDS
     _cubic_coefficient: float = 0.05
+    """Cubic probe: share by which it starts below the limit."""
     _suspected_at: float | None = None
-    """When the refused request was sent of which it is open whether it is a stray."""
+    """Send time of the 429 under investigation; None if there is none."""
     _suspicion_balance: int = 0
-    """Refusals of what was sent later, less answers to it."""
+    """429s minus successes among requests sent after the suspected 429."""
     _is_open: bool = False
+    """Whether the circuit is open: only probes are sent."""
     _circuit_number: int = 1
-    """Number of the hold, or of the next."""
+    """Number of the open circuit, or of the next one."""
     _blocked_until: float = -math.inf
     _retry_after_until: float = -math.inf
     _probe_permit: Permit | None = None
     _failed_probes: int = 0
-    """Refused in this hold."""
+    """Probes that were throttled while this circuit is open."""
     _limit_hit_at: float = 0.0
     _last_throttled_at: float = 0.0
     _rate_at_limit: float = 0.0
@@ -120,7 +127,7 @@ class RateEstimator:
     _accepted_at_epoch_start: float = 0.0
 
     def next_send_at(self, now: float) -> float:
-        """When a request may go as far as holds are concerned, or when to look for a probe's answer."""
+        """When the circuit allows the next request, or when to look for a probe's answer."""
         if (self._is_open or self._suspected_at is not None) and now > max(
             self._last_sent_at, self._blocked_until
         ) + _IDLE_SECONDS:
@@ -137,7 +144,7 @@ class RateEstimator:
         return at
 
     def rate(self, now: float) -> float:
-        """Requests a second, or units of weight."""
+        """The allowed rate, in units of weight a second."""
         if self.limit_per_second is None:
             return _START_REQUESTS_PER_SECOND * math.pow(2.0, min(self._accepted_weight / 40.0, _MAX_DOUBLINGS))
         x = (now - self._interval_start) / self._probe_interval_seconds - 1.0
@@ -149,12 +156,12 @@ class RateEstimator:
         return self.limit_per_second * (1.0 + _OVERSHOOT) * math.pow(2.0, min(doublings, _MAX_DOUBLINGS))
 
     def on_sent(self, permit: Permit, now: float, *, was_queued: bool) -> None:
-        """A request goes; `waited`: it would have gone earlier at a higher rate."""
+        """A request is sent; `was_queued`: a higher rate would have sent it earlier."""
         if self._epoch_start is None:
             self._epoch_start = self._last_sent_at = now
         gap = now - self._last_sent_at
         if not was_queued:
-            self._interval_start += gap  # a rate that nobody needs is not on trial
+            self._interval_start += gap  # the probe pauses while the rate is not used
             if gap > _WINDOW_SECONDS:
                 self._epoch_start += gap
         self._last_sent_at = permit.sent_at = now
@@ -169,7 +176,7 @@ class RateEstimator:
             permit.circuit_number, self._probe_permit = self._circuit_number, permit
 
     def on_cancelled(self, permit: Permit) -> None:
-        """A request that was sent ended without an answer."""
+        """A request in flight ended without an answer."""
         self.in_flight = max(0, self.in_flight - 1)
         permit.is_uncounted = True
         self._clear_probe(permit)
@@ -191,7 +198,7 @@ class RateEstimator:
             self._weigh_success(self._suspected_at, now)
 
     def on_throttled(self, permit: Permit, now: float, retry_after_seconds: float | None) -> None:
-        """A request was throttled; nothing is sent for the seconds the service asked for."""
+        """A request was throttled; nothing is sent for `retry_after_seconds`, if the service asked for them."""
         self.in_flight = max(0, self.in_flight - 1)
         permit.is_uncounted, permit.answered_at = True, now
         sent_at = permit.sent_at or now
@@ -213,7 +220,7 @@ class RateEstimator:
             self._probe_permit = None
 
     def _assess_throttle(self, permit: Permit, sent_at: float, now: float) -> None:
-        """A refusal that is news: a stray, the limit a little exceeded, or a wall?"""
+        """Decides what a 429 is: random, a slight overshoot, or a suspected limit."""
         if self._suspected_at is not None:
             self._suspicion_balance += permit.circuit_number > 0 or sent_at > self._suspected_at
             if self._suspicion_balance > 1 and self._detector.limit_score >= ACCEPT_THRESHOLD_NATS:
@@ -231,7 +238,7 @@ class RateEstimator:
             self._blocked_until = max(self._blocked_until, now + _PROBE_DELAY_SECONDS)
 
     def _weigh_success(self, suspected_at: float, now: float) -> None:
-        """An answer speaks for the suspect being a stray."""
+        """A success after a suspected 429: more successes than 429s clear the suspicion."""
         self._suspicion_balance -= 1
         if self._suspicion_balance < 0:
             self._suspected_at = self._probe_permit = None
@@ -239,7 +246,7 @@ class RateEstimator:
             self._on_isolated_throttle(suspected_at, now)
 
     def _on_isolated_throttle(self, sent_at: float, now: float) -> None:
-        """A refusal with answers around it."""
+        """A 429 among successes: random, or a slight overshoot."""
         if self._is_rate_excluded(now):
             self._detector.count_random()
         if self.limit_per_second is None:
@@ -249,7 +256,7 @@ class RateEstimator:
             self._lower_limit(sent_at, now)
 
     def _is_rate_excluded(self, now: float) -> bool:
-        """Whether a refusal now would not be the rate's fault, as far as we know."""
+        """Whether the current rate is too low to be the cause of a 429."""
         if self.limit_per_second is None:
             return True
         low = now < self._interval_start + 0.8 * self._probe_interval_seconds or self.rate(now) < 0.85 * self._best_rate
@@ -261,7 +268,7 @@ class RateEstimator:
         )
 
     def _passed_permits(self, until: float, seconds: float) -> list[Permit]:
-        """What was sent in the seconds before, and not refused."""
+        """The requests sent in the `seconds` before `until` that were not throttled."""
         return [
             permit
             for permit in self._recent_permits
@@ -269,14 +276,14 @@ class RateEstimator:
         ]
 
     def _measured_rate(self, until: float) -> float:
-        """Requests a second that passed, over the window before."""
+        """Throughput of the sliding window before `until`, in units of weight a second."""
         window = self._window_seconds
         if len(self._recent_permits) == _MAX_REMEMBERED_PERMITS:
             window = max(0.1, min(window, until - (self._recent_permits[0].sent_at or 0.0)))
         return sum(permit.weight for permit in self._passed_permits(until, window)) / window
 
     def _lower_limit(self, sent_at: float, now: float) -> None:
-        """The limit was exceeded, by little: do not stop."""
+        """Lowers the limit after a slight overshoot, without opening the circuit."""
         measured, limit = self._measured_rate(sent_at), self.limit_per_second or _MIN_FIRST_REQUESTS_PER_SECOND
         near, tried = self._is_near(measured), now > self._interval_start + 0.5 * self._probe_interval_seconds
         self.limit_per_second = max(measured, (0.95 if near else 0.85) * limit)
@@ -304,7 +311,7 @@ class RateEstimator:
         self._detector.reset_scores()
 
     def _open_circuit(self, sent_at: float, now: float) -> None:
-        """A wall: send nothing until what it counted has left the window."""
+        """A confirmed limit: sends nothing until the counted requests have left the service's window."""
         self._suspected_at = self._probe_permit = None
         self._is_open, self._failed_probes = True, 0
         self._circuit_number += 1
@@ -319,7 +326,7 @@ class RateEstimator:
         self._blocked_until = max(self._blocked_until, counted + _WINDOW_SECONDS + _WINDOW_MARGIN_SECONDS)
 
     def _on_failed_probe(self, sent_at: float, now: float) -> None:
-        """A probe was refused."""
+        """A half-open probe was throttled: waits longer before the next one."""
         self._last_throttled_at = sent_at
         self._rate_at_limit = self._measured_rate(sent_at)
         held = now - self._limit_hit_at
@@ -328,7 +335,7 @@ class RateEstimator:
         self._blocked_until = now + pause
 
     def _on_successful_probe(self, sent_at: float, now: float) -> None:
-        """A probe was answered: the wall is behind us, and where it stood is known better."""
+        """A half-open probe was answered: refines the limit and closes the circuit."""
         found = self._rate_at_limit
         if self._last_throttled_at - self._limit_hit_at > 1.1 * self._window_seconds:
             elapsed = max(_WINDOW_SECONDS, (self._last_throttled_at + sent_at) / 2.0 - (self._epoch_start or 0.0))

@@ -1,8 +1,8 @@
-"""When the next request may go: says how long to wait, and never waits itself.
+"""Rate limiter: says how long to wait before the next request, and never waits itself.
 
 Quotas belong to an account, a host and a model (https://www.alibabacloud.com/help/en/model-studio/rate-limit,
-seen 2026-11-20), so all clients of a process with the same three share one limiter. Limits a minute may be
-enforced a second at a time: requests are spaced evenly, never sent as a minute's burst.
+seen 2026-11-20), so all clients of a process with the same three share one limiter. A limit per minute may be
+enforced per second, so requests are spaced evenly (GCRA) and never sent as one burst a minute.
 """
 
 from __future__ import annotations
@@ -23,37 +23,39 @@ if TYPE_CHECKING:
 __all__ = ["Limiter", "Permit", "shared_limiter"]
 
 _BURST_TOLERANCE_SECONDS = 0.006
-"""Seconds of pace that a late caller may make up for: about what a busy machine's timers are late."""
+"""Burst tolerance: a caller delayed by timer jitter may catch up by this much."""
 _IDLE_RESET_SECONDS = 0.05
-"""Seconds without anyone whose turn it is after which nobody counts as late."""
+"""After this long without a request, spacing starts anew: an idle limiter saves up no burst."""
 _MAX_WAIT_SECONDS = 0.25
-"""Nobody is told to wait longer before asking again: what is true then may be better."""
+"""Longest wait before a caller asks again, because the estimate may have improved by then."""
 _QUOTA_SHARE = 0.98
-"""Share of a given quota that is used: the service's clock is not ours."""
+"""Share of a configured quota that is used, because the service's clock differs from ours."""
 _SLIDING_WINDOW_SECONDS, _SMOOTHING_SHARE = 1.003, 1.12
-"""Where a second's tokens are counted exactly, that count is kept to, and the even pace only shapes it."""
+"""If the service enforces tokens per one-second window, also enforce a sliding window of 1.003 s; smoothing may then
+run at 112 %."""
 _WINDOW_RETEST_SECONDS = 60.0
-"""Seconds after which it is tried again whether they still are."""
+"""After this long, test again whether the service still enforces the window."""
 _LATE_GRACE_SECONDS = 0.03
-"""Seconds a caller may come back late without losing its place; then others go first until it does."""
+"""A caller that is late by more than this is skipped in the queue until it asks again."""
 
 
 @dataclass(slots=True)
 class _TokenQuota:
-    """Paces tokens under a quota, and learns how far off the estimates are."""
+    """Spaces tokens under a configured quota, and learns the ratio of billed to estimated tokens."""
 
     per_minute: float | None = None
     next_at: float = -math.inf
+    """When the next request is due."""
     _mean_tokens: float = 0.0
     _estimated_sum: float = 0.0
     _billed_sum: float = 0.0
     _window_permits: deque[Permit] = field(default_factory=lambda: deque(maxlen=4096))
     _window_tokens: float = 0.0
     _window_enforced_since: float | None = None
-    """Since when requests are known to be refused that would overfill a window of one second."""
+    """Since when the service is known to refuse requests that exceed the tokens of a one-second window."""
 
     def queue_delay(self, head: Permit, queued_ahead: int) -> float:
-        """Seconds that those ahead take of the quota: too few rather than too many, or turns would pass."""
+        """Seconds of the quota that the queue ahead takes; an underestimate, as an overestimate wastes quota."""
         if self.per_minute is None:
             return 0.0
         return (self._expected_tokens(head) + 0.3 * (queued_ahead - 1) * self._mean_tokens) / self._tokens_per_second()
@@ -63,21 +65,21 @@ class _TokenQuota:
         return share * (self.per_minute or 1.0) / 60.0
 
     def available_at(self, permit: Permit, now: float) -> float:
-        """When the request's tokens fit."""
+        """When the request's tokens fit into the quota."""
         if self.per_minute is None or not self._is_window_enforced(now):
             return self.next_at
-        room = self.per_minute / 60.0 - self._expected_tokens(permit)
+        free = self.per_minute / 60.0 - self._expected_tokens(permit)
         self._drop_expired(now)
         used, due = self._window_tokens, self.next_at
         for earlier in self._window_permits:
-            if used <= max(room, 0.0):
+            if used <= max(free, 0.0):
                 break
             used -= earlier.charged_tokens
             due = max(due, (earlier.sent_at or 0.0) + _SLIDING_WINDOW_SECONDS)
         return due
 
     def charge(self, permit: Permit, now: float) -> None:
-        """The request goes."""
+        """Takes the request's tokens from the quota as it is sent."""
         if self.per_minute is None:
             return
         permit.charged_tokens = self._expected_tokens(permit)
@@ -90,7 +92,7 @@ class _TokenQuota:
         self._window_tokens += permit.charged_tokens
 
     def record_billed(self, permit: Permit, billed_tokens: int | None) -> None:
-        """The request was billed so much; None: it does not count, or nobody knows."""
+        """Corrects the estimate by the billed tokens; None: unknown."""
         if billed_tokens is None:
             return
         if billed_tokens > 0:
@@ -103,7 +105,7 @@ class _TokenQuota:
             permit.charged_tokens = billed_tokens
 
     def explains_throttle(self, permit: Permit) -> bool:
-        """Whether a refusal comes from counting tokens a second at a time, which we did not know yet."""
+        """Whether a 429 is due to a one-second window of tokens that was not known to be enforced."""
         if self.per_minute is None or permit.sent_at is None:
             return False
         if self._is_window_enforced(permit.sent_at):
@@ -132,7 +134,7 @@ class _TokenQuota:
 
 @dataclass(slots=True)
 class _Queue:
-    """Who waits, in the order of arrival; who does not come back for its turn is skipped until it does."""
+    """Waiting permits in order of arrival; a caller that does not ask again in time is skipped until it does."""
 
     waiting: OrderedDict[int, Permit] = field(default_factory=OrderedDict)
 
@@ -144,7 +146,7 @@ class _Queue:
             del self.waiting[head.queue_position]
 
     def count_ahead(self, permit: Permit) -> int:
-        """How many go first, at most."""
+        """Upper bound of the permits that go first."""
         if not self.waiting:
             return 0
         if permit.queue_position == 0:
@@ -165,13 +167,13 @@ class _Queue:
 
 @dataclass(eq=False)
 class Limiter:
-    """Paces the requests of one account, host and model. Thread-safe; knows no event loop.
+    """Limits the request rate of one account, host and model. Thread-safe; independent of event loops.
 
-    With a known quota, requests are spaced evenly at 0.98 of it from the first one on. Without, the limiter finds the
-    rate by itself. Queries go before documents; otherwise the first that came goes first.
+    With a configured quota, requests are spaced evenly at 98 % of it from the first one on. Without, the limit is
+    estimated from replies. Queries have priority over documents; otherwise first come, first served.
 
     Args:
-        clock: monotonic seconds.
+        clock: monotonic time in seconds.
         requests_per_minute: the account's quota; None: unknown.
         tokens_per_minute: likewise.
     """
@@ -225,11 +227,11 @@ class Limiter:
             self._next_at = self._token_quota.next_at = -math.inf
 
     def create_permit(self, estimated_tokens: int, *, high_priority: bool = False) -> Permit:
-        """A place for a request of about so many tokens. Ends with `settle`, `refuse` or `release`."""
+        """A permit for one request. It must end with `on_success`, `on_throttled` or `cancel`."""
         return Permit(estimated_tokens, high_priority)
 
     def try_acquire(self, permit: Permit) -> float:
-        """0.0: send now. Otherwise seconds until it is worth asking again, 0.25 at most."""
+        """0.0: send now. Otherwise the seconds to wait before asking again, at most 0.25."""
         with self._lock:
             if permit.sent_at is not None or permit.is_closed:
                 return 0.0
@@ -250,12 +252,12 @@ class Limiter:
             queue.remove(permit)
             self._token_quota.charge(permit, now)
             self._estimator.on_sent(permit, now, was_queued=permit.queue_position != 0)
-            # A small request, where tokens are what is short, waits less: but never less than was given.
+            # If tokens are limited, a small request has a short interval, but not below that of the configured quota.
             self._next_at = _spacing_start(self._next_at, now) + max(permit.weight / rate, self._min_interval_seconds)
             return 0.0
 
     def on_success(self, permit: Permit, billed_tokens: int | None = None) -> None:
-        """The request was answered; `tokens` is what it was billed, where the service said so."""
+        """The request was answered; `billed_tokens` is None if the service did not say."""
         with self._lock:
             if self._close_permit(permit):
                 return
@@ -263,7 +265,7 @@ class Limiter:
             self._estimator.on_success(permit, self.clock())
 
     def on_throttled(self, permit: Permit, retry_after_seconds: float | None = None) -> None:
-        """The request was throttled; `retry_after`: seconds the service asked for, honoured up to 60."""
+        """The request was throttled; `retry_after_seconds` are honoured up to 60."""
         with self._lock:
             if self._close_permit(permit):
                 return
@@ -275,13 +277,13 @@ class Limiter:
                 self._estimator.on_throttled(permit, self.clock(), retry_after_seconds)
 
     def cancel(self, permit: Permit) -> None:
-        """The request ended without an answer, or was never sent. Does nothing after another end."""
+        """The request ended without an answer, or was never sent. Has no effect on a permit that has ended."""
         with self._lock:
             if not self._close_permit(permit):
                 self._estimator.on_cancelled(permit)
 
     def _close_permit(self, permit: Permit) -> bool:
-        """Whether there is nothing to learn from the permit's end: it had ended before, or was never sent."""
+        """Ends the permit; returns whether the estimator must ignore this: it ended before, or was never sent."""
         over, permit.is_closed = permit.is_closed or permit.sent_at is None, True
         if permit.sent_at is None:
             (self._high_priority_queue if permit.high_priority else self._low_priority_queue).remove(permit)
@@ -298,7 +300,7 @@ class Limiter:
         return min(rate, _QUOTA_SHARE * self.requests_per_minute / 60.0)
 
     def _available_at(self, permit: Permit, rate: float, now: float) -> float:
-        """When the permit's turn is, as things stand."""
+        """When the permit may be sent, by what is known now."""
         self._high_priority_queue.drop_absent(permit, now)
         ahead = (
             self._high_priority_queue.count_ahead(permit)
@@ -308,23 +310,23 @@ class Limiter:
         if not permit.high_priority:
             self._low_priority_queue.drop_absent(permit, now)
             ahead += self._low_priority_queue.count_ahead(permit)
-        opens = self._estimator.next_send_at(now)
+        circuit_closes_at = self._estimator.next_send_at(now)
         if not ahead and self._is_unpaced():
-            return opens
-        due = max(self._next_at, self._token_quota.available_at(permit, now), opens)
+            return circuit_closes_at
+        due = max(self._next_at, self._token_quota.available_at(permit, now), circuit_closes_at)
         if ahead:
             head = next(iter((self._high_priority_queue.waiting or self._low_priority_queue.waiting).values()))
             due += max(ahead / rate, self._token_quota.queue_delay(head, ahead))
         return due
 
     def _is_unpaced(self) -> bool:
-        """A lone caller of an account without a known quota: there is nothing to pace."""
-        given = self.requests_per_minute is not None or self.tokens_per_minute is not None
-        return not given and self._estimator.limit_per_second is None and self._estimator.in_flight == 0
+        """Whether to send without spacing: no quota is known, and no other request is in flight."""
+        has_quota = self.requests_per_minute is not None or self.tokens_per_minute is not None
+        return not has_quota and self._estimator.limit_per_second is None and self._estimator.in_flight == 0
 
 
 def _spacing_start(due: float, now: float) -> float:
-    """From when on the next request is spaced: who is late makes up for a little, a pause for nothing."""
+    """Start of the interval after this request: a slightly late one catches up, one after a pause does not."""
     return now if due < now - _IDLE_RESET_SECONDS else max(due, now - _BURST_TOLERANCE_SECONDS)
 
 

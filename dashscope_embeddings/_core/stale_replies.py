@@ -1,9 +1,9 @@
-"""Tells a reply to this request from the copy of an earlier one.
+"""Detects stale replies: a copy of a reply to an earlier request, read as the reply to this one.
 
 A server or gateway that writes a reply twice leaves the second copy on the connection, where it would answer the
-next request. Two signs give a copy away: a request id, or where there is none a whole body, that was seen before
-in answer to another request. Servers that repeat themselves in good faith are told apart by asking once more on
-another connection: a copy waits on the connection of its original only.
+next request. A copy is recognised by its request id, or by its whole body if it has no id, when the same was seen
+in a reply to another request. Some servers repeat ids or bodies without being wrong. Repeating the request on
+another connection distinguishes them: a copy can only be on the connection of its original.
 """
 
 from __future__ import annotations
@@ -16,29 +16,29 @@ if TYPE_CHECKING:
     from dashscope_embeddings._core.protocol import Reply
 
 Decision: TypeAlias = Literal["keep", "close", "stale"]
-"""Believe the reply and keep its connection; believe it and close the connection; ask again on another one."""
+"""Accept the reply and keep its connection; accept it and close the connection; repeat the request on another one."""
 
 _MAX_REMEMBERED_REPLIES = 5_000
-"""Replies in each of two generations: about a megabyte at most."""
+"""Replies in each of the two generations, together about a megabyte at most."""
 _MAX_DOUBTED_IDS = 3
-"""How many repeated ids are doubted although they came on another connection; after that, such a reply is believed and
-its connection closed."""
+"""How many times a fingerprint seen on another connection leads to a repeated request; after that, such a reply is
+accepted and its connection closed."""
 _MAX_DOUBTED_FINGERPRINTS = 64
 
 
 @dataclass
 class SeenReplies:
-    """What the latest replies on some connections looked like. Threads and tasks may share it."""
+    """Fingerprints of the latest replies on some connections. May be shared by threads and tasks."""
 
     _recent: dict[int, tuple[int, int | None]] = field(default_factory=dict)
-    """Hash of an id or body → hash of the request that it answered first, and its connection."""
+    """Fingerprint (hash of an id or body) → hash of the first request that it answered, and its connection."""
     _older: dict[int, tuple[int, int | None]] = field(default_factory=dict)
     _ambiguous_kinds: set[str] = field(default_factory=set)
-    """Of "id" and "body", what this server repeats for different requests."""
+    """Fingerprint kinds, "id" or "body", that this server repeats for different requests."""
     _repeats_replies: bool = False
-    """Whether it repeats whole replies for equal requests."""
+    """Whether this server repeats whole replies for equal requests."""
     _doubted_fingerprints: set[int] = field(default_factory=set)
-    """Signs for which some request was asked again, the latest ones."""
+    """The latest fingerprints that led to a repeated request."""
     _doubt_count: int = 0
 
     def judge(
@@ -46,7 +46,7 @@ class SeenReplies:
     ) -> Decision:
         """Whether `reply` belongs to `request`.
 
-        `answered`: it brings vectors. `again`: an earlier reply to this request was found to be stale.
+        `is_repeat`: an earlier reply to this request was found to be stale.
         """
         if reply.connection_id is None:
             return "keep"
@@ -55,7 +55,7 @@ class SeenReplies:
             if "id" not in self._ambiguous_kinds:
                 return decision
         if not has_vectors:
-            # Nothing tells a copy of it: none must be read.
+            # A copy of an error without an id could not be recognised, so do not read from this connection again.
             return "close"
         return (
             "keep"
@@ -83,17 +83,17 @@ class SeenReplies:
         return "stale"
 
     def _first_seen(self, fingerprint: int, request_hash: int, connection: int | None) -> tuple[int, int | None]:
-        """The request and connection that this was seen with first; without a connection where that is now."""
-        found = self._recent.get(fingerprint) or self._older.get(fingerprint)
-        if found is not None:
-            return found
+        """The request and connection of the first reply with this fingerprint; (`request_hash`, None) if this is it."""
+        first = self._recent.get(fingerprint) or self._older.get(fingerprint)
+        if first is not None:
+            return first
         if len(self._recent) >= _MAX_REMEMBERED_REPLIES:
             self._older, self._recent = self._recent, {}
         self._recent[fingerprint] = request_hash, connection
         return request_hash, None
 
     def _decide_equal_request(self, *, same_connection: bool) -> Decision:
-        """A copy answers an equal request as well as its own reply would, which still waits on the connection."""
+        """A copy is a valid answer to an equal request, but the real reply is then still on the connection."""
         if self._repeats_replies:
             return "keep"
         self._repeats_replies = not same_connection
@@ -104,12 +104,12 @@ _seen_by_user_client: weakref.WeakKeyDictionary[Any, SeenReplies] = weakref.Weak
 
 
 def seen_replies_of(*clients: Any) -> SeenReplies:
-    """What was seen on the connections of a user's HTTP clients, which several of our clients may share."""
+    """The replies seen on the connections of a user's HTTP clients, which several of our clients may share."""
     owners = [client for client in clients if client is not None]
     try:
         known = next((_seen_by_user_client[owner] for owner in owners if owner in _seen_by_user_client), SeenReplies())
         for owner in owners:
             _seen_by_user_client.setdefault(owner, known)
-    except TypeError:  # it cannot be hashed, or has no weak references
+    except TypeError:  # not hashable, or without weak references
         return SeenReplies()
     return known

@@ -1,4 +1,4 @@
-"""What is taken as texts, and what is wrong with one: found before anything is spent."""
+"""Reads the caller's texts and validates each one before anything is sent or billed."""
 
 from __future__ import annotations
 
@@ -27,33 +27,34 @@ OnRefused: TypeAlias = Callable[[int, DashScopeError], object]
 
 
 def iterate_texts(source: object) -> Iterator[str]:
-    """The vendor's three inputs: one string, an open text file (a text a line), any iterable of strings in an order.
+    """The texts in `source`: one string, an open text file (one text a line), or an ordered iterable of strings.
 
-    Columns of strings are taken too: a Series of pandas or polars, an array of numpy or pyarrow.
+    These are the inputs of the vendor's SDK. Columns of strings are accepted too: a Series of pandas or polars, an
+    array of numpy or pyarrow.
 
     Raises:
-        InvalidInput: it is none of these.
+        InvalidInput: `source` is none of these.
     """
     if (problem := _source_problem(source)) is not None:
         raise InvalidInput(f"texts must be a string, a text file or an iterable of strings, {problem}")
     if isinstance(source, str):
         yield source
     elif isinstance(source, io.TextIOBase) or (hasattr(source, "readline") and hasattr(source, "__iter__")):
-        # Also what wraps a file without being one, such as `tempfile.NamedTemporaryFile`.
+        # Also wrappers of files, such as `tempfile.NamedTemporaryFile`.
         for line in source:
             if not isinstance(line, str):
                 raise InvalidInput("texts must be strings: open the file in text mode")
             yield line.rstrip("\r\n")
     else:
-        # pyarrow's arrays give scalars, which are no strings.
-        yield from source.to_pylist() if hasattr(source, "to_pylist") else source  # type: ignore[misc] # see _no_texts
+        # pyarrow's arrays iterate over scalars, which are not strings.
+        yield from source.to_pylist() if hasattr(source, "to_pylist") else source  # type: ignore[misc] # see _source_problem
 
 
 def _source_problem(source: object) -> str | None:
-    """Why the texts cannot be taken from this, and what to pass instead; None: they can.
+    """Why this is not a source of texts, and what to pass instead; None: it is one.
 
-    What gives something else than its texts when it is iterated (a table its columns' names, a dict its keys, a set
-    its strings in any order) would be embedded, and billed, without an error.
+    Some objects iterate over something other than their texts: a table over its column names, a dict over its keys,
+    a set in arbitrary order. Without this check those would be embedded, and billed, without an error.
     """
     if isinstance(source, (str, list, tuple, KeysView)):
         return None
@@ -64,7 +65,7 @@ def _source_problem(source: object) -> str | None:
     if hasattr(type(source), "columns"):
         return f'not {kind}, which would give its columns: pass one column, such as df["text"].tolist()'
     try:
-        iter(source)  # type: ignore[call-overload] # what has no iterator is told so
+        iter(source)  # type: ignore[call-overload] # the TypeError is the point
     except TypeError:
         return f"not {kind}"
     return None
@@ -85,7 +86,7 @@ _SURROGATE_PAIR = re.compile("[\ud800-\udbff][\udc00-\udfff]")
 
 
 def text_problem(text: object, limits: Limits, long_text: LongText) -> str | None:
-    """What is wrong with a text and what to do about it; None: nothing."""
+    """What is wrong with a text, and what to do about it; None: nothing."""
     if not isinstance(text, str):
         return _non_string_problem(text)
     if not text or text.isspace():
@@ -96,8 +97,8 @@ def text_problem(text: object, limits: Limits, long_text: LongText) -> str | Non
         except UnicodeEncodeError as error:
             pair = _SURROGATE_PAIR.match(text, error.start) is not None
             return (
-                f"holds {'a surrogate pair' if pair else 'a lone surrogate'} at character {error.start}, which UTF-8 "
-                'cannot carry: mend it with text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")'
+                f"has {'a surrogate pair' if pair else 'a lone surrogate'} at character {error.start}, which UTF-8 "
+                'cannot encode: repair it with text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")'
             )
     if long_text == "error" and limits.certainly_too_long(text):
         return (
@@ -110,7 +111,7 @@ def text_problem(text: object, limits: Limits, long_text: LongText) -> str | Non
 def _non_string_problem(value: object) -> str:
     kind = type(value).__name__
     number = isinstance(value, Number)
-    # NaN is the one number that differs from itself; the names are pandas' NA and NaT, which is not imported here.
+    # NaN is the only number not equal to itself. NA and NaT of pandas are matched by name, to avoid importing pandas.
     if value is None or kind in {"NAType", "NaTType"} or (number and value != value):  # noqa: PLR0124
         return "is missing (None or NaN): leave it out, or fill it with a text"
     if number:
@@ -121,38 +122,38 @@ def _non_string_problem(value: object) -> str:
 
 
 _MAX_INLINE_TEXTS, _MAX_INLINE_CHARACTERS = 5_000, 500_000
-"""More than this is checked in a thread, for the sake of an event loop's other tasks."""
+"""Beyond these sizes, texts are checked in a thread, so that the event loop is not blocked."""
 
 
 def needs_thread(texts: Sequence[object]) -> bool:
-    """Whether checking these texts would stop an event loop for longer than its other tasks should notice."""
+    """Whether checking these texts would block an event loop for noticeably long."""
     if len(texts) > _MAX_INLINE_TEXTS:
         return True
     return sum(len(text) for text in texts if isinstance(text, str)) > _MAX_INLINE_CHARACTERS
 
 
 def validate(texts: Iterable[str], limits: Limits, long_text: LongText) -> list[str]:
-    """All texts, or one error that names every bad one, before anything is sent.
+    """All texts as a list.
 
     Raises:
-        InvalidInput: with `failed` and `reasons` filled.
+        InvalidInput: some are invalid; `failed` and `reasons` name all of them.
     """
-    good = list(texts)
-    problems = {i: said for i, text in enumerate(good) if (said := text_problem(text, limits, long_text))}
+    checked = list(texts)
+    problems = {i: problem for i, text in enumerate(checked) if (problem := text_problem(text, limits, long_text))}
     if problems:
-        raise invalid_input_error(problems, {i: good[i] for i in problems}, "nothing was sent")
-    return good
+        raise invalid_input_error(problems, {i: checked[i] for i in problems}, "nothing was sent")
+    return checked
 
 
 def validate_each(
     texts: Iterable[str], limits: Limits, long_text: LongText, on_refused: OnRefused | None = None
 ) -> Iterator[str | None]:
-    """The texts one by one, for a source that may have no end.
+    """The texts one by one, for a source that may be endless.
 
-    `refused` is told of bad ones, in whose place comes None.
+    Yields None for an invalid text, after `on_refused` was called with its index and error.
 
     Raises:
-        InvalidInput: at the first bad one, where nobody wants to be told.
+        InvalidInput: at the first invalid text, if there is no `on_refused`.
     """
     for index, text in enumerate(texts):
         yield _accept_or_refuse(index, text, text_problem(text, limits, long_text), on_refused)
@@ -166,7 +167,7 @@ async def avalidate_each(
     *,
     in_thread: Callable[..., Awaitable[str | None]],
 ) -> AsyncIterator[str | None]:
-    """`checking` of an asynchronous source; huge texts are checked by `in_thread`."""
+    """`validate_each` of an asynchronous source; `in_thread` checks very long texts."""
     index = 0
     async for text in texts:
         if needs_thread([text]):
@@ -189,11 +190,11 @@ def _accept_or_refuse(index: int, text: str, problem: str | None, on_refused: On
 def invalid_input_error(
     problems: dict[int, str], texts: dict[int, Any], consequence: str = "the texts before it were sent"
 ) -> InvalidInput:
-    """One error for all bad texts of a call."""
-    bad = sorted(problems)
-    more = f" ({describe_indices(bad)} cannot be embedded)" if len(bad) > 1 else ""
-    error = InvalidInput(f"text {bad[0]} {problems[bad[0]]}{more}; {consequence}")
-    error.failed = bad
-    error.reasons = {i: problems[i] for i in bad}
-    error.refused = {i: texts[i] for i in bad}
+    """One error for all invalid texts of a call; `problems` and `texts` are by index."""
+    indices = sorted(problems)
+    more = f" ({describe_indices(indices)} cannot be embedded)" if len(indices) > 1 else ""
+    error = InvalidInput(f"text {indices[0]} {problems[indices[0]]}{more}; {consequence}")
+    error.failed = indices
+    error.reasons = {i: problems[i] for i in indices}
+    error.refused = {i: texts[i] for i in indices}
     return error

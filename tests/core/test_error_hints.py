@@ -156,7 +156,7 @@ def test_a_compatible_address_without_a_protocol_is_warned_of_once_at_the_users_
         given = {}
     (warning,) = said(lambda: kind(**given))
     assert str(warning.message).startswith(f"{origin} is an OpenAI-compatible address")
-    for way in ('protocol="openai" gives those of an index', 'protocol="native" tells queries from documents'):
+    for way in ('protocol="openai" matches an index', 'protocol="native" tells queries from documents'):
         assert way in str(warning.message)
     assert warning.filename == __file__
 
