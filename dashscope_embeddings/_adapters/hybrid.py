@@ -16,7 +16,7 @@ from dashscope_embeddings._adapters.flows import Call, arun, run
 from dashscope_embeddings._core.results import partial_of, set_attributes
 from dashscope_embeddings._runtime.async_drivers import set_event_threadsafe
 from dashscope_embeddings.errors import DashScopeError
-from dashscope_embeddings.vectors import Embedding, SparseVector
+from dashscope_embeddings.vectors import Embedding
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from dashscope_embeddings._adapters.flows import Flow
     from dashscope_embeddings._adapters.hybrid_cache import Component, HybridCache, InFlight
     from dashscope_embeddings.client import EmbeddingClient
-    from dashscope_embeddings.vectors import Embeddings, Output, TextType
+    from dashscope_embeddings.vectors import Embeddings, Output, SparseVector, TextType
 
     Progress: TypeAlias = Callable[[int], object]
     OnVectors: TypeAlias = Callable[[Mapping[int, Any]], Flow[None]]
@@ -203,7 +203,7 @@ def _first_embedding(result: Embeddings) -> Embedding:
 def _component_of(embedding: Embedding, component: Component) -> Any:
     """One component, copied: several callers share the embedding, and each may change its own list."""
     if component == "sparse":
-        return embedding.sparse and SparseVector(list(embedding.sparse.indices), list(embedding.sparse.values))
+        return embedding.sparse and embedding.sparse.copy()
     return list(embedding.dense or [])
 
 

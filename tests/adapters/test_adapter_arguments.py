@@ -114,7 +114,7 @@ def test_langchains_class_takes_the_role_of_documents_for_symmetric_tasks(served
     assert embeddings.cache_namespace != plain.cache_namespace
 
 
-def test_a_linked_sparse_adapter_follows_the_role_of_its_dense_one(served: Server, emulator: Emulator) -> None:
+def test_a_paired_sparse_adapter_follows_the_role_of_its_dense_one(served: Server, emulator: Emulator) -> None:
     dense = DashScopeEmbeddings(api_key=KEY, base_url=served.url, text_type="query")
     sparse = DashScopeSparseEmbeddings(dense)
     dense.embed_documents(["a", "b"])

@@ -1,4 +1,4 @@
-"""Two adapters over one memo: how many requests reach the service, and who gets which half."""
+"""Two adapters over one cache: how many requests reach the service, and which component each caller gets."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ QUESTION = "which words are rare?"
 
 
 class Sync:
-    def ask(self, halves: HybridEmbedder, half: str, texts: list[str], role: str = "document") -> Any:
-        return getattr(halves, half)(texts, role)
+    def ask(self, hybrid: HybridEmbedder, component: str, texts: list[str], role: str = "document") -> Any:
+        return getattr(hybrid, component)(texts, role)
 
 
 class Async:
-    def ask(self, halves: HybridEmbedder, half: str, texts: list[str], role: str = "document") -> Any:
-        return asyncio.run(getattr(halves, f"a{half}")(texts, role))
+    def ask(self, hybrid: HybridEmbedder, component: str, texts: list[str], role: str = "document") -> Any:
+        return asyncio.run(getattr(hybrid, f"a{component}")(texts, role))
 
 
 Way: TypeAlias = "Sync | Async"
@@ -37,12 +37,12 @@ def texts(count: int) -> list[str]:
     return [f"paragraph {n} about number{n % 7}" for n in range(count)]
 
 
-def linked(emulator: Emulator, memo: HybridCache | None = None, **settings: Any) -> HybridEmbedder:
+def paired(emulator: Emulator, cache: HybridCache | None = None, **settings: Any) -> HybridEmbedder:
     client = client_for(emulator, **{"dimensions": 64, **settings})
-    return HybridEmbedder(client, memo if memo is not None else HybridCache())
+    return HybridEmbedder(client, cache if cache is not None else HybridCache())
 
 
-def alone(emulator: Emulator) -> HybridEmbedder:
+def unpaired(emulator: Emulator) -> HybridEmbedder:
     # Another account, whose pace is not measured by the other clients' clock.
     return HybridEmbedder(client_for(emulator, dimensions=64, api_key=f"{KEY}-alone"))
 
@@ -52,63 +52,63 @@ def asked(emulator: Emulator) -> list[tuple[str | None, str | None, int]]:
     return sorted((a.text_type, a.output_type or "dense", len(a.texts)) for a in emulator.asked)
 
 
-def kept(halves: HybridEmbedder) -> int:
-    assert halves.cache is not None
-    return halves.cache.size
+def cached(hybrid: HybridEmbedder) -> int:
+    assert hybrid.cache is not None
+    return hybrid.cache.size
 
 
 # Documents
 
 
 @both_ways
-def test_documents_are_billed_once_for_both_halves(emulator: Emulator, way: Way) -> None:
-    halves = linked(emulator)
-    dense = way.ask(halves, "dense", texts(25))
+def test_documents_are_billed_once_for_both_components(emulator: Emulator, way: Way) -> None:
+    hybrid = paired(emulator)
+    dense = way.ask(hybrid, "dense", texts(25))
     assert asked(emulator) == [("document", "dense&sparse", n) for n in (5, 10, 10)]
-    sparse = way.ask(halves, "sparse", texts(25))
-    assert (emulator.requests, emulator.billed_texts, kept(halves)) == (3, 25, 0)
+    sparse = way.ask(hybrid, "sparse", texts(25))
+    assert (emulator.requests, emulator.billed_texts, cached(hybrid)) == (3, 25, 0)
     apart = Emulator()
-    assert dense == way.ask(alone(apart), "dense", texts(25))
-    missed = way.ask(alone(apart), "sparse", texts(25))
+    assert dense == way.ask(unpaired(apart), "dense", texts(25))
+    missed = way.ask(unpaired(apart), "sparse", texts(25))
     assert [(row.indices, row.values) for row in sparse] == [(row.indices, row.values) for row in missed]
     assert (apart.requests, apart.billed_texts) == (6, 50)
 
 
 @both_ways
-def test_without_a_sibling_each_half_is_asked_alone(emulator: Emulator, way: Way) -> None:
-    halves = alone(emulator)
-    way.ask(halves, "dense", texts(3))
-    way.ask(halves, "sparse", [QUESTION], "query")
+def test_without_a_partner_each_component_is_requested_alone(emulator: Emulator, way: Way) -> None:
+    hybrid = unpaired(emulator)
+    way.ask(hybrid, "dense", texts(3))
+    way.ask(hybrid, "sparse", [QUESTION], "query")
     assert asked(emulator) == [("document", "dense", 3), ("query", "sparse", 1)]
 
 
 @both_ways
-def test_equal_documents_are_sent_once_and_taken_as_often_as_asked(emulator: Emulator, way: Way) -> None:
-    halves = linked(emulator)
+def test_equal_documents_are_sent_once_and_taken_as_often_as_requested(emulator: Emulator, way: Way) -> None:
+    hybrid = paired(emulator)
     repeated = ["a word", "another", "a word", "a word"]
-    way.ask(halves, "dense", repeated)
-    rows = way.ask(halves, "sparse", repeated)
-    assert (emulator.requests, emulator.billed_texts, kept(halves)) == (1, 2, 0)
+    way.ask(hybrid, "dense", repeated)
+    rows = way.ask(hybrid, "sparse", repeated)
+    assert (emulator.requests, emulator.billed_texts, cached(hybrid)) == (1, 2, 0)
     assert rows[0] == rows[2] == rows[3] != rows[1]
     assert rows[0].indices is not rows[2].indices
 
 
 @both_ways
-def test_a_sparse_document_that_is_missing_is_asked_alone(emulator: Emulator, way: Way) -> None:
-    halves = linked(emulator)
-    way.ask(halves, "dense", texts(4))
-    rows = way.ask(halves, "sparse", texts(6))
+def test_a_missing_sparse_document_is_requested_alone(emulator: Emulator, way: Way) -> None:
+    hybrid = paired(emulator)
+    way.ask(hybrid, "dense", texts(4))
+    rows = way.ask(hybrid, "sparse", texts(6))
     assert asked(emulator) == [("document", "dense&sparse", 4), ("document", "sparse", 2)]
     assert [row.indices for row in rows] == [
         sorted(token.index for token in emulator.sparse(text)) for text in texts(6)
     ]
-    assert kept(halves) == 0
+    assert cached(hybrid) == 0
 
 
 @both_ways
 def test_no_texts_make_no_request(emulator: Emulator, way: Way) -> None:
-    halves = linked(emulator)
-    assert way.ask(halves, "dense", []) == way.ask(halves, "sparse", []) == []
+    hybrid = paired(emulator)
+    assert way.ask(hybrid, "dense", []) == way.ask(hybrid, "sparse", []) == []
     assert emulator.requests == 0
 
 
@@ -124,35 +124,35 @@ def test_no_texts_make_no_request(emulator: Emulator, way: Way) -> None:
 )
 def test_three_thousand_nodes(emulator: Emulator, capacity: int, call: int, requests: int, billed: int) -> None:
     """A pipeline embeds all before its store asks; an index 2,048 nodes. Stores ask 64 texts at a time."""
-    halves = linked(emulator, HybridCache(capacity))
+    hybrid = paired(emulator, HybridCache(capacity))
     nodes = texts(3_000)
     for start in range(0, len(nodes), call):
         part = nodes[start : start + call]
-        halves.dense(part, "document")
+        hybrid.dense(part, "document")
         for at in range(0, len(part), 64):
-            halves.sparse(part[at : at + 64], "document")
+            hybrid.sparse(part[at : at + 64], "document")
     assert emulator.requests <= requests
     assert emulator.billed_texts <= billed
-    assert kept(halves) == 0
+    assert cached(hybrid) == 0
 
 
 @both_ways
-def test_what_a_full_memo_could_not_keep_is_not_asked_for(emulator: Emulator, way: Way) -> None:
-    halves = linked(emulator, HybridCache(capacity=10))
+def test_what_a_full_cache_could_not_store_is_not_requested(emulator: Emulator, way: Way) -> None:
+    hybrid = paired(emulator, HybridCache(capacity=10))
     for documents in (texts(10), texts(20)[10:]):
-        way.ask(halves, "dense", documents)
+        way.ask(hybrid, "dense", documents)
     assert asked(emulator) == [("document", "dense", 10), ("document", "dense&sparse", 10)]
 
 
-def test_expired_halves_are_asked_again(emulator: Emulator) -> None:
+def test_expired_components_are_requested_again(emulator: Emulator) -> None:
     now = [0.0]
-    halves = linked(emulator, HybridCache(expiry_seconds=60.0, clock=lambda: now[0]))
-    halves.dense(texts(10), "document")
+    hybrid = paired(emulator, HybridCache(expiry_seconds=60.0, clock=lambda: now[0]))
+    hybrid.dense(texts(10), "document")
     now[0] = 59.0
-    halves.sparse(texts(5), "document")
+    hybrid.sparse(texts(5), "document")
     assert emulator.requests == 1
     now[0] = 60.0
-    halves.sparse(texts(10)[5:], "document")
+    hybrid.sparse(texts(10)[5:], "document")
     assert asked(emulator) == [("document", "dense&sparse", 10), ("document", "sparse", 5)]
 
 
@@ -161,14 +161,14 @@ def test_expired_halves_are_asked_again(emulator: Emulator) -> None:
 
 @both_ways
 @pytest.mark.parametrize("order", [("dense", "sparse"), ("sparse", "dense")])
-def test_a_query_is_one_request_whichever_half_comes_first(
+def test_a_query_is_one_request_whichever_component_comes_first(
     emulator: Emulator, way: Way, order: tuple[Component, Component]
 ) -> None:
-    halves = linked(emulator)
-    found = {half: way.ask(halves, half, [QUESTION], "query")[0] for half in order}
+    hybrid = paired(emulator)
+    found = {component: way.ask(hybrid, component, [QUESTION], "query")[0] for component in order}
     assert asked(emulator) == [("query", "dense&sparse", 1)]
-    assert kept(halves) == 0
-    apart = alone(Emulator())
+    assert cached(hybrid) == 0
+    apart = unpaired(Emulator())
     assert found["dense"] == way.ask(apart, "dense", [QUESTION], "query")[0]
     missed = way.ask(apart, "sparse", [QUESTION], "query")[0]
     assert (found["sparse"].indices, found["sparse"].values) == (missed.indices, missed.values)
@@ -176,25 +176,25 @@ def test_a_query_is_one_request_whichever_half_comes_first(
 
 @both_ways
 def test_several_queries_at_once_share_requests_too(emulator: Emulator, way: Way) -> None:
-    halves = linked(emulator)
-    way.ask(halves, "dense", texts(12), "query")
-    way.ask(halves, "sparse", texts(12), "query")
+    hybrid = paired(emulator)
+    way.ask(hybrid, "dense", texts(12), "query")
+    way.ask(hybrid, "sparse", texts(12), "query")
     assert asked(emulator) == [("query", "dense&sparse", 2), ("query", "dense&sparse", 10)]
 
 
 def test_a_document_is_no_substitute_for_the_query_of_the_same_text(emulator: Emulator) -> None:
-    halves = linked(emulator)
-    halves.dense([QUESTION], "document")
-    [row] = halves.sparse([QUESTION], "query")
-    assert row.values != halves.sparse([QUESTION], "document")[0].values
+    hybrid = paired(emulator)
+    hybrid.dense([QUESTION], "document")
+    [row] = hybrid.sparse([QUESTION], "query")
+    assert row.values != hybrid.sparse([QUESTION], "document")[0].values
     assert emulator.requests == 2
 
 
-def test_a_hybrid_query_is_one_request_though_the_memo_is_full_of_documents(emulator: Emulator) -> None:
-    halves = linked(emulator, HybridCache(capacity=10))
-    halves.dense(texts(10), "document")
-    halves.dense([QUESTION], "query")
-    halves.sparse([QUESTION], "query")
+def test_a_hybrid_query_is_one_request_though_the_cache_is_full_of_documents(emulator: Emulator) -> None:
+    hybrid = paired(emulator, HybridCache(capacity=10))
+    hybrid.dense(texts(10), "document")
+    hybrid.dense([QUESTION], "query")
+    hybrid.sparse([QUESTION], "query")
     assert emulator.requests == 2
 
 
@@ -206,28 +206,28 @@ def test_an_error_carries_the_dense_vectors_that_arrived(emulator: Emulator, way
     emulator.faults = [faults.RowRefused(match="bad")]
     given = [*texts(17), "a bad one", *texts(30)[17:]]
     with pytest.raises(DashScopeError) as caught:
-        way.ask(linked(emulator), "dense", given)
+        way.ask(paired(emulator), "dense", given)
     assert caught.value.failed == [17]
     assert caught.value.partial == {i: emulator.dense(t, dimension=64) for i, t in enumerate(given) if i != 17}
     assert all(asked.output_type == "dense&sparse" for asked in emulator.asked)
 
 
 @both_ways
-def test_the_error_of_a_query_carries_no_half_of_it(emulator: Emulator, way: Way) -> None:
+def test_the_error_of_a_query_carries_no_component_of_it(emulator: Emulator, way: Way) -> None:
     emulator.faults = [faults.RowRefused(match="rare")]
-    halves = linked(emulator)
+    hybrid = paired(emulator)
     with pytest.raises(DashScopeError) as caught:
-        way.ask(halves, "sparse", [QUESTION], "query")
-    assert (caught.value.failed, caught.value.partial, kept(halves)) == ([0], {}, 0)
+        way.ask(hybrid, "sparse", [QUESTION], "query")
+    assert (caught.value.failed, caught.value.partial, cached(hybrid)) == ([0], {}, 0)
 
 
 @both_ways
 def test_the_error_of_sparse_documents_names_them_by_the_callers_index(emulator: Emulator, way: Way) -> None:
     emulator.faults = [faults.RowRefused(match="bad")]
-    halves = linked(emulator)
-    way.ask(halves, "dense", texts(5))
+    hybrid = paired(emulator)
+    way.ask(hybrid, "dense", texts(5))
     with pytest.raises(DashScopeError) as caught:
-        way.ask(halves, "sparse", [*texts(5), "a good one", "a bad one", "another"])
+        way.ask(hybrid, "sparse", [*texts(5), "a good one", "a bad one", "another"])
     assert caught.value.failed == [6]
     assert sorted(caught.value.partial) == [0, 1, 2, 3, 4, 5, 7]
 
@@ -235,60 +235,60 @@ def test_the_error_of_sparse_documents_names_them_by_the_callers_index(emulator:
 @both_ways
 def test_the_words_of_that_error_name_the_callers_index_too(emulator: Emulator, way: Way) -> None:
     emulator.faults = [faults.RowRefused(match="bad")]
-    halves = linked(emulator)
-    way.ask(halves, "dense", texts(5))
+    hybrid = paired(emulator)
+    way.ask(hybrid, "dense", texts(5))
     with pytest.raises(DashScopeError, match=r"^text 6 of 8:"):
-        way.ask(halves, "sparse", [*texts(5), "a good one", "a bad one", "another"])
+        way.ask(hybrid, "sparse", [*texts(5), "a good one", "a bad one", "another"])
 
 
 # Prefetching
 
 
-def prefetch(way: Way, halves: HybridEmbedder, documents: list[str]) -> None:
-    way.ask(halves, "prefetch", documents)
+def prefetch(way: Way, hybrid: HybridEmbedder, documents: list[str]) -> None:
+    way.ask(hybrid, "prefetch", documents)
 
 
 @both_ways
 def test_what_was_prefetched_costs_nothing_one_by_one(emulator: Emulator, way: Way) -> None:
-    halves = linked(emulator)
-    prefetch(way, halves, texts(25))
+    hybrid = paired(emulator)
+    prefetch(way, hybrid, texts(25))
     assert asked(emulator) == [("document", "sparse", n) for n in (5, 10, 10)]
     for text in texts(25):
-        way.ask(halves, "sparse", [text])
-    assert (emulator.requests, emulator.billed_texts, kept(halves)) == (3, 25, 0)
+        way.ask(hybrid, "sparse", [text])
+    assert (emulator.requests, emulator.billed_texts, cached(hybrid)) == (3, 25, 0)
 
 
 @both_ways
 def test_only_what_is_missing_is_prefetched(emulator: Emulator, way: Way) -> None:
-    halves = linked(emulator)
-    way.ask(halves, "dense", texts(10))
-    prefetch(way, halves, [*texts(12), "paragraph 11 about number4"])
-    prefetch(way, halves, texts(12))
+    hybrid = paired(emulator)
+    way.ask(hybrid, "dense", texts(10))
+    prefetch(way, hybrid, [*texts(12), "paragraph 11 about number4"])
+    prefetch(way, hybrid, texts(12))
     assert asked(emulator) == [("document", "dense&sparse", 10), ("document", "sparse", 2)]
-    way.ask(halves, "sparse", [*texts(12), "paragraph 11 about number4"])
-    assert (emulator.requests, kept(halves)) == (2, 0)
+    way.ask(hybrid, "sparse", [*texts(12), "paragraph 11 about number4"])
+    assert (emulator.requests, cached(hybrid)) == (2, 0)
 
 
 @both_ways
-def test_without_a_place_to_keep_it_nothing_is_prefetched(emulator: Emulator, way: Way) -> None:
-    prefetch(way, alone(emulator), texts(3))
+def test_without_a_cache_nothing_is_prefetched(emulator: Emulator, way: Way) -> None:
+    prefetch(way, unpaired(emulator), texts(3))
     assert emulator.requests == 0
 
 
 @both_ways
-def test_prefetching_into_a_full_memo_bills_no_text_twice(emulator: Emulator, way: Way) -> None:
-    halves = linked(emulator, HybridCache(capacity=10))
-    prefetch(way, halves, texts(30))
+def test_prefetching_into_a_full_cache_bills_no_text_twice(emulator: Emulator, way: Way) -> None:
+    hybrid = paired(emulator, HybridCache(capacity=10))
+    prefetch(way, hybrid, texts(30))
     for text in texts(30):
-        way.ask(halves, "sparse", [text])
+        way.ask(hybrid, "sparse", [text])
     assert emulator.billed_texts == 30
 
 
 @both_ways
 def test_prefetching_needs_no_room_among_documents_that_nobody_fetches(emulator: Emulator, way: Way) -> None:
-    halves = linked(emulator, HybridCache(capacity=10))
-    way.ask(halves, "dense", [f"with metadata: {text}" for text in texts(10)])
-    prefetch(way, halves, texts(20))
+    hybrid = paired(emulator, HybridCache(capacity=10))
+    way.ask(hybrid, "dense", [f"with metadata: {text}" for text in texts(10)])
+    prefetch(way, hybrid, texts(20))
     for text in texts(20):
-        way.ask(halves, "sparse", [text])
+        way.ask(hybrid, "sparse", [text])
     assert (emulator.requests, emulator.billed_texts) == (1 + 2, 10 + 20)

@@ -1,4 +1,4 @@
-"""The memo alone: counted, bounded, expiring, and safe between threads and processes."""
+"""`HybridCache` alone: counted, bounded, expiring, and safe between threads and processes."""
 
 from __future__ import annotations
 
@@ -39,70 +39,70 @@ def row(number: int) -> SparseVector:
     return SparseVector([number], [0.5])
 
 
-def fill(memo: HybridCache, *texts: str) -> None:
-    memo.put("sparse", "document", texts, [row(ord(text)) for text in texts])
+def fill(cache: HybridCache, *texts: str) -> None:
+    cache.put("sparse", "document", texts, [row(ord(text)) for text in texts])
 
 
-def taken(memo: HybridCache, *texts: str) -> list[Vector | None]:
-    return memo.take("sparse", "document", texts)
+def taken(cache: HybridCache, *texts: str) -> list[Vector | None]:
+    return cache.take("sparse", "document", texts)
 
 
-def departed(memo: HybridCache, half: Component, loop: asyncio.AbstractEventLoop | None = None) -> InFlight:
-    """The flight that a caller has to lead or to wait for."""
-    boarded = memo.join_or_start(half, QUESTION, loop)
-    assert isinstance(boarded, tuple)
-    return boarded[0]
+def joined(cache: HybridCache, component: Component, loop: asyncio.AbstractEventLoop | None = None) -> InFlight:
+    """The request that a caller has to send or to wait for."""
+    answer = cache.join_or_start(component, QUESTION, loop)
+    assert isinstance(answer, tuple)
+    return answer[0]
 
 
-def land(memo: HybridCache, flight: InFlight, both: Embedding | None) -> None:
-    memo.complete(QUESTION, flight, both)
+def complete(cache: HybridCache, in_flight: InFlight, embedding: Embedding | None) -> None:
+    cache.complete(QUESTION, in_flight, embedding)
 
 
 # Counted
 
 
-def test_a_half_is_given_out_as_often_as_it_was_put_in_and_then_forgotten() -> None:
-    memo = HybridCache()
-    fill(memo, "a", "b", "a", "a")
-    assert memo.size == 2
-    assert taken(memo, "a", "b", "a", "a") == [row(97), row(98), row(97), row(97)]
-    assert memo.size == 0
-    assert taken(memo, "a", "b") == [None, None]
+def test_a_component_can_be_taken_as_often_as_it_was_put_and_is_then_deleted() -> None:
+    cache = HybridCache()
+    fill(cache, "a", "b", "a", "a")
+    assert cache.size == 2
+    assert taken(cache, "a", "b", "a", "a") == [row(97), row(98), row(97), row(97)]
+    assert cache.size == 0
+    assert taken(cache, "a", "b") == [None, None]
 
 
 def test_what_is_asked_more_often_than_it_was_put_in_is_missing_the_last_times() -> None:
-    memo = HybridCache()
-    fill(memo, "a", "a")
-    assert taken(memo, "a", "a", "a") == [row(97), row(97), None]
+    cache = HybridCache()
+    fill(cache, "a", "a")
+    assert taken(cache, "a", "a", "a") == [row(97), row(97), None]
 
 
-def test_halves_and_roles_of_one_text_are_kept_apart() -> None:
-    memo = HybridCache()
-    memo.put("sparse", "document", ["a"], [row(1)])
-    memo.put("sparse", "query", ["a"], [row(2)])
-    memo.put("dense", "query", ["a"], [DENSE])
-    assert memo.take("dense", "document", ["a"]) == [None]
-    assert memo.take("dense", "query", ["a"]) == [DENSE]
-    assert memo.take("sparse", "query", ["a"]) == [row(2)]
-    assert memo.take("sparse", "document", ["a"]) == [row(1)]
+def test_components_and_roles_of_one_text_are_separate_entries() -> None:
+    cache = HybridCache()
+    cache.put("sparse", "document", ["a"], [row(1)])
+    cache.put("sparse", "query", ["a"], [row(2)])
+    cache.put("dense", "query", ["a"], [DENSE])
+    assert cache.take("dense", "document", ["a"]) == [None]
+    assert cache.take("dense", "query", ["a"]) == [DENSE]
+    assert cache.take("sparse", "query", ["a"]) == [row(2)]
+    assert cache.take("sparse", "document", ["a"]) == [row(1)]
 
 
-def test_missing_names_each_text_as_often_as_it_lacks_a_half() -> None:
-    memo = HybridCache()
-    fill(memo, "a", "b", "b", "b")
-    assert sorted(memo.missing("sparse", "document", ["a", "b", "c", "a", "a", "c"])) == ["a", "a", "c", "c"]
-    assert memo.missing("sparse", "query", ["a"]) == ["a"]
-    assert memo.size == 2
+def test_missing_names_each_text_as_often_as_an_entry_is_missing() -> None:
+    cache = HybridCache()
+    fill(cache, "a", "b", "b", "b")
+    assert sorted(cache.missing("sparse", "document", ["a", "b", "c", "a", "a", "c"])) == ["a", "a", "c", "c"]
+    assert cache.missing("sparse", "query", ["a"]) == ["a"]
+    assert cache.size == 2
 
 
 # What comes out
 
 
 def test_a_vector_comes_out_as_it_went_in() -> None:
-    memo = HybridCache()
-    memo.put("sparse", "document", ["a"], [SPARSE])
-    memo.put("dense", "document", ["a"], [DENSE])
-    [sparse], [dense] = memo.take("sparse", "document", ["a"]), memo.take("dense", "document", ["a"])
+    cache = HybridCache()
+    cache.put("sparse", "document", ["a"], [SPARSE])
+    cache.put("dense", "document", ["a"], [DENSE])
+    [sparse], [dense] = cache.take("sparse", "document", ["a"]), cache.take("dense", "document", ["a"])
     assert sparse == SPARSE
     assert dense == DENSE
     assert isinstance(sparse, SparseVector)
@@ -110,17 +110,17 @@ def test_a_vector_comes_out_as_it_went_in() -> None:
 
 
 def test_an_empty_sparse_vector_is_a_find_and_not_a_miss() -> None:
-    memo = HybridCache()
-    memo.put("sparse", "document", ["!"], [SparseVector([], [])])
-    assert taken(memo, "!") == [SparseVector([], [])]
+    cache = HybridCache()
+    cache.put("sparse", "document", ["!"], [SparseVector([], [])])
+    assert taken(cache, "!") == [SparseVector([], [])]
 
 
-def test_nobody_shares_a_list_with_the_memo() -> None:
-    memo = HybridCache()
+def test_nobody_shares_a_list_with_the_cache() -> None:
+    cache = HybridCache()
     given = [1.0, 2.0]
-    memo.put("dense", "query", ["a", "a"], [given, given])
+    cache.put("dense", "query", ["a", "a"], [given, given])
     given[0] = 9.0
-    first, second = memo.take("dense", "query", ["a", "a"])
+    first, second = cache.take("dense", "query", ["a", "a"])
     assert first == second == [1.0, 2.0]
     assert first is not second
 
@@ -131,28 +131,28 @@ def test_a_row_of_two_hundred_weights_takes_about_two_kibibytes() -> None:
     rows = [
         SparseVector(sorted(chance.sample(range(250_000), 200)), [chance.random() for _ in range(200)]) for _ in texts
     ]
-    memo = HybridCache()
+    cache = HybridCache()
     tracemalloc.start()
     try:
         before = tracemalloc.get_traced_memory()[0]
-        memo.put("sparse", "document", texts, rows)
+        cache.put("sparse", "document", texts, rows)
         assert (tracemalloc.get_traced_memory()[0] - before) / len(texts) <= 2_100
     finally:
         tracemalloc.stop()
-    assert memo.size == 1_000
+    assert cache.size == 1_000
 
 
 # Bounded
 
 
-def test_a_full_memo_refuses_what_is_new_and_keeps_what_is_old() -> None:
-    memo = HybridCache(capacity=2)
-    fill(memo, "a", "b", "c", "a")
-    assert (memo.size, memo.free_capacity) == (2, 0)
-    assert taken(memo, "a", "b", "c", "a") == [row(97), row(98), None, row(97)]
-    fill(memo, "c")
-    assert (memo.size, memo.free_capacity) == (1, 1)
-    assert taken(memo, "c") == [row(99)]
+def test_a_full_cache_refuses_new_entries_and_keeps_old_ones() -> None:
+    cache = HybridCache(capacity=2)
+    fill(cache, "a", "b", "c", "a")
+    assert (cache.size, cache.free_capacity) == (2, 0)
+    assert taken(cache, "a", "b", "c", "a") == [row(97), row(98), None, row(97)]
+    fill(cache, "c")
+    assert (cache.size, cache.free_capacity) == (1, 1)
+    assert taken(cache, "c") == [row(99)]
 
 
 def test_there_is_room_for_many_texts_by_default() -> None:
@@ -160,103 +160,103 @@ def test_there_is_room_for_many_texts_by_default() -> None:
     assert HybridCache().free_capacity == CAPACITY_TEXTS
 
 
-def test_a_memo_without_capacity_keeps_nothing() -> None:
-    memo = HybridCache(capacity=0)
-    fill(memo, "a")
-    assert (memo.size, memo.free_capacity) == (0, 0)
+def test_a_cache_without_capacity_stores_nothing() -> None:
+    cache = HybridCache(capacity=0)
+    fill(cache, "a")
+    assert (cache.size, cache.free_capacity) == (0, 0)
 
 
 def test_what_nobody_fetches_expires_and_makes_room() -> None:
     clock = Clock()
-    memo = HybridCache(capacity=2, expiry_seconds=60.0, clock=clock)
-    fill(memo, "a")
+    cache = HybridCache(capacity=2, expiry_seconds=60.0, clock=clock)
+    fill(cache, "a")
     clock.time += 30.0
-    fill(memo, "b")
+    fill(cache, "b")
     clock.time += 29.9
-    assert memo.free_capacity == 0
+    assert cache.free_capacity == 0
     clock.time += 0.1
-    assert memo.free_capacity == 1
-    assert taken(memo, "a", "b") == [None, row(98)]
+    assert cache.free_capacity == 1
+    assert taken(cache, "a", "b") == [None, row(98)]
 
 
 def test_what_is_put_in_again_lives_on() -> None:
     clock = Clock()
-    memo = HybridCache(expiry_seconds=60.0, clock=clock)
-    fill(memo, "a", "b")
+    cache = HybridCache(expiry_seconds=60.0, clock=clock)
+    fill(cache, "a", "b")
     clock.time += 50.0
-    fill(memo, "a")
+    fill(cache, "a")
     clock.time += 50.0
-    assert taken(memo, "b", "a", "a", "a") == [None, row(97), row(97), None]
+    assert taken(cache, "b", "a", "a", "a") == [None, row(97), row(97), None]
 
 
-def test_expired_halves_are_missing() -> None:
+def test_expired_entries_are_missing() -> None:
     clock = Clock()
-    memo = HybridCache(expiry_seconds=60.0, clock=clock)
-    fill(memo, "a")
+    cache = HybridCache(expiry_seconds=60.0, clock=clock)
+    fill(cache, "a")
     clock.time += 60.0
-    assert memo.missing("sparse", "document", ["a"]) == ["a"]
-    assert memo.size == 0
+    assert cache.missing("sparse", "document", ["a"]) == ["a"]
+    assert cache.size == 0
 
 
-# Flights
+# Requests in flight
 
 
-def test_one_leads_and_the_others_wait_for_both_halves() -> None:
-    memo = HybridCache()
-    first = memo.join_or_start("dense", QUESTION, None)
-    flight = departed(memo, "sparse")
-    assert first == (flight, True)
-    assert memo.join_or_start("sparse", QUESTION, None) == (flight, False)
-    assert not flight.completed.is_set()
-    land(memo, flight, BOTH)
-    assert flight.completed.is_set()
-    assert flight.result is BOTH
+def test_one_caller_leads_and_the_others_wait_for_both_components() -> None:
+    cache = HybridCache()
+    first = cache.join_or_start("dense", QUESTION, None)
+    in_flight = joined(cache, "sparse")
+    assert first == (in_flight, True)
+    assert cache.join_or_start("sparse", QUESTION, None) == (in_flight, False)
+    assert not in_flight.completed.is_set()
+    complete(cache, in_flight, BOTH)
+    assert in_flight.completed.is_set()
+    assert in_flight.result is BOTH
 
 
-def test_a_landed_flight_leaves_the_half_that_was_asked_less_often() -> None:
-    memo = HybridCache()
-    flight = departed(memo, "dense")
+def test_a_completed_request_stores_the_component_that_fewer_callers_requested() -> None:
+    cache = HybridCache()
+    in_flight = joined(cache, "dense")
     for _ in range(2):
-        assert departed(memo, "dense") is flight
-    assert departed(memo, "sparse") is flight
-    land(memo, flight, BOTH)
-    assert memo.take("sparse", "query", ["what?"] * 3) == [SPARSE, SPARSE, None]
-    land(memo, departed(memo, "sparse"), BOTH)
-    assert memo.join_or_start("dense", QUESTION, None) == DENSE
-    assert memo.size == 0
+        assert joined(cache, "dense") is in_flight
+    assert joined(cache, "sparse") is in_flight
+    complete(cache, in_flight, BOTH)
+    assert cache.take("sparse", "query", ["what?"] * 3) == [SPARSE, SPARSE, None]
+    complete(cache, joined(cache, "sparse"), BOTH)
+    assert cache.join_or_start("dense", QUESTION, None) == DENSE
+    assert cache.size == 0
 
 
-def test_a_failed_flight_wakes_its_waiters_leaves_nothing_and_lets_the_next_one_lead() -> None:
-    memo = HybridCache()
-    flight = departed(memo, "dense")
-    land(memo, flight, None)
-    assert flight.completed.is_set()
-    assert flight.result is None
-    assert memo.size == 0
-    again = memo.join_or_start("dense", QUESTION, None)
+def test_a_failed_request_wakes_its_waiters_stores_nothing_and_lets_the_next_caller_lead() -> None:
+    cache = HybridCache()
+    in_flight = joined(cache, "dense")
+    complete(cache, in_flight, None)
+    assert in_flight.completed.is_set()
+    assert in_flight.result is None
+    assert cache.size == 0
+    again = cache.join_or_start("dense", QUESTION, None)
     assert isinstance(again, tuple)
-    assert again[0] is not flight
+    assert again[0] is not in_flight
     assert again[1] is True
 
 
-async def test_a_flight_whose_task_was_torn_down_is_led_by_the_next_one() -> None:
-    memo = HybridCache()
+async def test_an_orphaned_request_is_led_by_the_next_caller() -> None:
+    cache = HybridCache()
     loop = asyncio.get_running_loop()
 
     async def lead() -> InFlight:
-        return departed(memo, "dense", loop)
+        return joined(cache, "dense", loop)
 
     lost = await asyncio.create_task(lead())
     assert lost.is_orphaned
-    again = memo.join_or_start("sparse", QUESTION, loop)
+    again = cache.join_or_start("sparse", QUESTION, loop)
     assert isinstance(again, tuple)
     assert again[0] is not lost
     assert again[1] is True
-    land(memo, lost, None)  # too late: it ends nobody else's
-    assert memo.join_or_start("sparse", QUESTION, loop) == (again[0], False)
+    complete(cache, lost, None)  # too late: it ends nobody else's
+    assert cache.join_or_start("sparse", QUESTION, loop) == (again[0], False)
 
 
-def test_a_flight_blocks_the_thread_of_its_own_loop() -> None:
+def test_waiting_for_a_request_would_block_the_thread_of_its_own_loop() -> None:
     loop = asyncio.new_event_loop()
     try:
         assert InFlight(loop).would_block(loop)
@@ -266,7 +266,7 @@ def test_a_flight_blocks_the_thread_of_its_own_loop() -> None:
         loop.close()
 
 
-def test_a_flight_of_any_loop_blocks_the_thread_of_any_other() -> None:
+def test_waiting_for_a_request_of_any_loop_would_block_the_thread_of_any_other() -> None:
     one, other = asyncio.new_event_loop(), asyncio.new_event_loop()
     one.close()
     other.close()
@@ -277,7 +277,7 @@ def test_a_flight_of_any_loop_blocks_the_thread_of_any_other() -> None:
 
 
 def test_threads_that_put_and_take_at_once_lose_and_mix_up_nothing() -> None:
-    memo = HybridCache()
+    cache = HybridCache()
     start = threading.Barrier(8)
 
     def work(number: int, done: Future[bool]) -> None:
@@ -285,8 +285,8 @@ def test_threads_that_put_and_take_at_once_lose_and_mix_up_nothing() -> None:
         right = True
         for round_ in range(200):
             text = f"{number} {round_}"
-            memo.put("sparse", "document", [text, "shared"], [row(number), row(99)])
-            right &= taken(memo, text, "shared") == [row(number), row(99)]
+            cache.put("sparse", "document", [text, "shared"], [row(number), row(99)])
+            right &= taken(cache, text, "shared") == [row(number), row(99)]
         done.set_result(right)
 
     results: list[Future[bool]] = [Future() for _ in range(8)]
@@ -296,7 +296,7 @@ def test_threads_that_put_and_take_at_once_lose_and_mix_up_nothing() -> None:
     assert [result.result(30) for result in results] == [True] * 8
     for thread in threads:
         thread.join(30)
-    assert memo.size == 0
+    assert cache.size == 0
 
 
 FORKED = """
@@ -323,7 +323,7 @@ def in_a_forked_child(parent: str, child: str) -> int:
 
 
 @needs_fork
-def test_a_forked_child_leaves_its_parents_flights_to_the_parent() -> None:
+def test_a_forked_child_leaves_its_parents_requests_to_the_parent() -> None:
     parent = "assert cache.join_or_start('dense', ('query', 'q'), None)[1] is True"
     child = "os._exit(0 if cache.join_or_start('sparse', ('query', 'q'), None)[1] is True else 1)"
     assert in_a_forked_child(parent, child) == 0

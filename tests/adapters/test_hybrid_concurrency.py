@@ -1,4 +1,4 @@
-"""Several who ask for hybrid of one query at once: threads, tasks, loops and forked processes."""
+"""Concurrent callers that want components of one query: threads, tasks, loops and forked processes."""
 
 from __future__ import annotations
 
@@ -32,28 +32,28 @@ def asked(emulator: Emulator) -> list[tuple[str | None, str | None, int]]:
 
 
 class Watched(HybridCache):
-    """Counts who boards a flight."""
+    """Counts the callers that join a request in flight."""
 
     def __init__(self) -> None:
         super().__init__()
         self.seen = threading.Semaphore(0)
 
     def join_or_start(
-        self, half: Component, key: CacheKey, loop: asyncio.AbstractEventLoop | None
+        self, component: Component, key: CacheKey, loop: asyncio.AbstractEventLoop | None
     ) -> Vector | tuple[InFlight, bool]:
-        found = super().join_or_start(half, key, loop)
+        found = super().join_or_start(component, key, loop)
         if isinstance(found, tuple):
             self.seen.release()
         return found
 
 
 def patient(emulator: Emulator, callers: int) -> tuple[HybridEmbedder, Watched]:
-    """Over a service that answers its first request when so many have boarded its flight."""
-    memo, waits = Watched(), iter([callers])
+    """Over a service that answers its first request when so many callers have joined it."""
+    cache, waits = Watched(), iter([callers])
 
     def reply(request: httpx.Request) -> httpx.Response:
         for _ in range(next(waits, 0)):
-            assert memo.seen.acquire(timeout=10)
+            assert cache.seen.acquire(timeout=10)
         return emulator(request)
 
     async def areply(request: httpx.Request) -> httpx.Response:
@@ -65,7 +65,7 @@ def patient(emulator: Emulator, callers: int) -> tuple[HybridEmbedder, Watched]:
         http_client=httpx.Client(transport=httpx.MockTransport(reply)),
         http_async_client=httpx.AsyncClient(transport=httpx.MockTransport(areply)),
     )
-    return HybridEmbedder(client, memo), memo
+    return HybridEmbedder(client, cache), cache
 
 
 def in_thread(call: Callable[[], Any]) -> Future[Any]:
@@ -101,27 +101,27 @@ def right(emulator: Emulator, found: Sequence[Any]) -> None:
 
 
 def test_two_threads_that_ask_for_a_query_at_once_share_one_request(emulator: Emulator) -> None:
-    hybrid, memo = patient(emulator, 2)
+    hybrid, cache = patient(emulator, 2)
     found = in_threads(lambda: hybrid.dense([QUESTION], "query"), lambda: hybrid.sparse([QUESTION], "query"))
     assert asked(emulator) == [("query", "dense&sparse", 1)]
     right(emulator, found)
-    assert memo.size == 0
+    assert cache.size == 0
 
 
 async def test_two_tasks_that_ask_for_a_query_at_once_share_one_request(emulator: Emulator) -> None:
-    hybrid, memo = patient(emulator, 2)
+    hybrid, cache = patient(emulator, 2)
     found = await in_tasks(hybrid.adense([QUESTION], "query"), hybrid.asparse([QUESTION], "query"))
     assert asked(emulator) == [("query", "dense&sparse", 1)]
     right(emulator, found)
-    assert memo.size == 0
+    assert cache.size == 0
 
 
 async def test_a_task_and_an_executors_thread_share_one_request(emulator: Emulator) -> None:
-    hybrid, memo = patient(emulator, 2)
+    hybrid, cache = patient(emulator, 2)
     found = await in_tasks(hybrid.adense([QUESTION], "query"), asyncio.to_thread(hybrid.sparse, [QUESTION], "query"))
     assert emulator.requests == 1
     right(emulator, found)
-    assert memo.size == 0
+    assert cache.size == 0
 
 
 async def test_two_executor_threads_one_after_the_other_share_one_request(emulator: Emulator) -> None:
@@ -134,18 +134,18 @@ async def test_two_executor_threads_one_after_the_other_share_one_request(emulat
     right(emulator, [dense, sparse])
 
 
-def test_five_who_ask_for_the_same_half_share_one_request_but_no_list(emulator: Emulator) -> None:
-    hybrid, memo = patient(emulator, 5)
+def test_five_callers_of_the_same_component_share_one_request_but_no_list(emulator: Emulator) -> None:
+    hybrid, cache = patient(emulator, 5)
     found = in_threads(*[lambda: hybrid.dense([QUESTION], "query")[0]] * 5)
     assert emulator.requests == 1
     assert found == [emulator.dense(QUESTION, text_type="query")] * 5
     assert len({id(vector) for vector in found}) == 5
     for _ in range(5):
         hybrid.sparse([QUESTION], "query")
-    assert (emulator.requests, memo.size) == (1, 0)
+    assert (emulator.requests, cache.size) == (1, 0)
 
 
-def test_waiters_of_a_failed_flight_ask_for_themselves(emulator: Emulator) -> None:
+def test_waiters_of_a_failed_request_send_their_own(emulator: Emulator) -> None:
     emulator.faults = [faults.Drop()]
     hybrid, _ = patient(emulator, 2)
     found = in_threads(lambda: hybrid.dense([QUESTION], "query"), lambda: hybrid.dense([QUESTION], "query"))
@@ -155,7 +155,7 @@ def test_waiters_of_a_failed_flight_ask_for_themselves(emulator: Emulator) -> No
     assert (emulator.requests, emulator.billed_requests) == (2, 1)
 
 
-async def test_waiting_tasks_of_a_failed_flight_ask_for_themselves(emulator: Emulator) -> None:
+async def test_waiting_tasks_of_a_failed_request_send_their_own(emulator: Emulator) -> None:
     emulator.faults = [faults.Drop()]
     hybrid, _ = patient(emulator, 2)
     first, second = await in_tasks(hybrid.adense([QUESTION], "query"), hybrid.asparse([QUESTION], "query"))
@@ -169,13 +169,13 @@ class Held:
 
     def __init__(self, emulator: Emulator) -> None:
         self.under_way, self.go, self.calls = asyncio.Event(), asyncio.Event(), 0
-        self.memo, self._emulator = Watched(), emulator
+        self.cache, self._emulator = Watched(), emulator
         client = EmbeddingClient(
             api_key=KEY,
             http_client=httpx.Client(transport=emulator.transport()),
             http_async_client=httpx.AsyncClient(transport=httpx.MockTransport(self._reply)),
         )
-        self.hybrid = HybridEmbedder(client, self.memo)
+        self.hybrid = HybridEmbedder(client, self.cache)
 
     async def _reply(self, request: httpx.Request) -> httpx.Response:
         self.calls += 1
@@ -190,7 +190,7 @@ class Held:
         await self.under_way.wait()
         waiter = asyncio.create_task(self.hybrid.asparse([QUESTION], "query"))
         for _ in range(2):
-            assert await asyncio.to_thread(self.memo.seen.acquire, timeout=10)
+            assert await asyncio.to_thread(self.cache.seen.acquire, timeout=10)
         return leader, waiter
 
 
@@ -216,7 +216,7 @@ async def test_a_cancelled_waiter_takes_only_itself_away(emulator: Emulator) -> 
     assert (held.calls, emulator.requests) == (1, 1)
 
 
-def test_a_sync_call_on_the_thread_of_a_loop_does_not_wait_for_that_loops_flight(emulator: Emulator) -> None:
+def test_a_sync_call_on_the_thread_of_a_loop_does_not_wait_for_that_loops_request(emulator: Emulator) -> None:
     async def run() -> list[Any]:
         held = Held(emulator)
         leader = asyncio.create_task(held.hybrid.adense([QUESTION], "query"))
@@ -225,7 +225,7 @@ def test_a_sync_call_on_the_thread_of_a_loop_does_not_wait_for_that_loops_flight
         assert asked(emulator) == [("query", "sparse", 1)]
         held.go.set()
         dense = await leader
-        assert held.memo.size == 0
+        assert held.cache.size == 0
         return [dense, sparse]
 
     right(emulator, in_thread(lambda: asyncio.run(run())).result(20))
@@ -269,7 +269,7 @@ with emulator.serve() as server:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
-def test_a_forked_child_asks_for_itself_while_its_parents_flight_is_under_way() -> None:
+def test_a_forked_child_sends_its_own_while_its_parents_request_is_in_flight() -> None:
     done = subprocess.run(  # noqa: S603 - our own script
         [sys.executable, "-c", FORK], capture_output=True, text=True, check=False, timeout=60
     )

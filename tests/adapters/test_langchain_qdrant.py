@@ -1,4 +1,4 @@
-"""LangChain's Qdrant store, embedded: what it asks of a linked pair, what it finds, and that it reopens."""
+"""LangChain's Qdrant store, embedded: what it requests from a pair, what it finds, and that it reopens."""
 
 from __future__ import annotations
 
@@ -155,12 +155,12 @@ def test_a_query_is_one_request_in_every_mode(
 def test_rankings_and_scores_are_those_of_two_separate_adapters(
     emulator: Emulator, served: Server, dense: DashScopeEmbeddings, client: QdrantClient, way: Way
 ) -> None:
-    linked = way.search(filled(client, dense, DashScopeSparseEmbeddings(dense)), k=20)
+    paired = way.search(filled(client, dense, DashScopeSparseEmbeddings(dense)), k=20)
     assert (emulator.requests, emulator.billed_texts) == (11, 101)
     apart = QdrantClient(":memory:")
     alone = DashScopeEmbeddings(api_key=KEY, base_url=served.url, dimensions=128)
     separate = filled(apart, alone, DashScopeSparseEmbeddings(api_key=KEY, base_url=served.url))
-    assert way.search(separate, k=20) == linked
+    assert way.search(separate, k=20) == paired
     assert (emulator.requests, emulator.billed_texts) == (33, 303)
     # Not the order alone: the points themselves.
     assert points(client) == points(apart)

@@ -1,4 +1,4 @@
-"""LlamaIndex's Qdrant store, embedded: what it asks of a linked pair, what it finds, and that it reopens."""
+"""LlamaIndex's Qdrant store, embedded: what it requests from a pair, what it finds, and that it reopens."""
 
 from __future__ import annotations
 
@@ -158,8 +158,8 @@ async def test_a_query_is_one_request_though_the_sparse_callable_runs_on_the_loo
 def test_rankings_and_scores_are_those_of_two_separate_adapters(
     emulator: Emulator, served: Server, dense: DashScopeEmbedding, client: QdrantClient, mode: str
 ) -> None:
-    linked = index(dense, DashScopeSparseEmbedding(dense), nodes(64), client=client)
-    found = ranking(retriever(linked, mode, 20).retrieve(QUESTION))
+    paired = index(dense, DashScopeSparseEmbedding(dense), nodes(64), client=client)
+    found = ranking(retriever(paired, mode, 20).retrieve(QUESTION))
     assert (emulator.requests, emulator.billed_texts) == (8, 65)
     apart = QdrantClient(":memory:")
     alone = DashScopeEmbedding(api_key=KEY, base_url=served.url, dimensions=128)
@@ -243,7 +243,7 @@ def test_a_query_without_weights_is_answered_by_its_dense_vector(
 # LlamaIndex's own sparse interface
 
 
-def test_core_gets_dicts_and_may_ask_for_the_sparse_half_first(emulator: Emulator, dense: DashScopeEmbedding) -> None:
+def test_core_gets_dicts_and_may_request_sparse_vectors_first(emulator: Emulator, dense: DashScopeEmbedding) -> None:
     sparse = DashScopeSparseEmbedding(dense)
     weights = sparse.get_query_embedding(QUESTION)
     assert weights == pytest.approx({t.index: t.value for t in emulator.sparse(QUESTION, text_type="query")})

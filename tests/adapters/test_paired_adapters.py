@@ -1,4 +1,4 @@
-"""Linked pairs of both frameworks: whose request serves whom, here and after pickling and copying."""
+"""Pairs of both frameworks: whose request serves whom, here and after pickling and copying."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ def test_memo_size_bounds_what_waits_for_the_store(of: Framework, emulator: Emul
     assert [len(asked.texts) for asked in emulator.asked] == [10, 6]
 
 
-def test_a_change_of_model_leaves_no_half_of_the_old_one(of: Framework, emulator: Emulator, served: Server) -> None:
+def test_a_change_of_model_leaves_no_vector_of_the_old_one(of: Framework, emulator: Emulator, served: Server) -> None:
     dense, sparse = pair(of, served)
     of.query(dense)
     setattr(dense, of.model, "text-embedding-v3")
@@ -164,7 +164,7 @@ def test_a_dense_adapter_of_the_other_framework_is_taken(of: Framework, emulator
 # Pickles and copies
 
 
-def test_a_pickled_pair_is_linked_again_and_carries_no_vectors(
+def test_a_pickled_pair_is_restored_as_a_pair_and_carries_no_vectors(
     of: Framework, emulator: Emulator, served: Server
 ) -> None:
     here = pair(of, served)
@@ -205,7 +205,7 @@ def test_memo_size_survives_pickling(of: Framework, emulator: Emulator, served: 
         pytest.param("deepcopy"),
     ],
 )
-def test_a_copy_of_a_dense_adapter_has_no_sibling(of: Framework, emulator: Emulator, served: Server, how: str) -> None:
+def test_a_copy_of_a_dense_adapter_has_no_partner(of: Framework, emulator: Emulator, served: Server, how: str) -> None:
     dense, _sparse = pair(of, served)
     of.query(dense)
     copies = {

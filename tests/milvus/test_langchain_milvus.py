@@ -1,4 +1,4 @@
-"""LangChain's Milvus store over Milvus Lite: what it asks of a linked pair, what it finds, and that it reopens.
+"""LangChain's Milvus store over Milvus Lite: what it requests from a pair, what it finds, and that it reopens.
 
 Run in either of the environments that the extras `milvus` and `llama-index-milvus` make.
 """
@@ -126,14 +126,14 @@ async def test_async_code_makes_the_same_requests(
 def test_rankings_and_scores_are_those_of_two_separate_adapters(
     emulator: Emulator, served: Server, dense: DashScopeEmbeddings, tmp_path: Path
 ) -> None:
-    (tmp_path / "linked").mkdir()
+    (tmp_path / "paired").mkdir()
     (tmp_path / "apart").mkdir()
-    linked = search(filled(tmp_path / "linked", dense, DashScopeSparseEmbeddings(dense)), k=20)
+    paired = search(filled(tmp_path / "paired", dense, DashScopeSparseEmbeddings(dense)), k=20)
     assert (emulator.requests, emulator.billed_texts) == (11, 101)
     alone = DashScopeEmbeddings(api_key=KEY, base_url=served.url, dimensions=128)
     sparse = DashScopeSparseEmbeddings(api_key=KEY, base_url=served.url)
-    assert search(filled(tmp_path / "apart", alone, sparse), k=20) == linked
-    assert len(linked) == 20
+    assert search(filled(tmp_path / "apart", alone, sparse), k=20) == paired
+    assert len(paired) == 20
     assert (emulator.requests, emulator.billed_texts) == (33, 303)
 
 
@@ -165,7 +165,7 @@ async def test_rows_are_the_services_weights_as_float32(emulator: Emulator, dens
     assert (emulator.requests, emulator.billed_texts) == (4, 4)
 
 
-def test_a_pickled_pair_is_linked_again(emulator: Emulator, dense: DashScopeEmbeddings) -> None:
+def test_a_pickled_pair_is_restored_as_a_pair(emulator: Emulator, dense: DashScopeEmbeddings) -> None:
     dense, sparse = pickle.loads(pickle.dumps((dense, DashScopeSparseEmbeddings(dense))))  # noqa: S301 - our own
     dense.embed_query(QUESTION)
     assert len(sparse.embed_query(QUESTION)) == 2

@@ -74,7 +74,7 @@ def sizes(emulator: Emulator) -> list[tuple[str, int]]:
     ("metadata", "requests"),
     [
         (False, [("dense&sparse", 10)] * 10),
-        # The store gives the function the text without the metadata, which the dense half has.
+        # The store gives the function the text without the metadata, which the dense text has.
         (True, [("dense&sparse", 10)] * 10 + [("sparse", 10)] * 10),
     ],
 )
@@ -126,10 +126,10 @@ def test_a_query_is_one_request(emulator: Emulator, dense: DashScopeEmbedding, t
 def test_rankings_and_scores_are_those_of_two_separate_adapters(
     emulator: Emulator, served: Server, dense: DashScopeEmbedding, tmp_path: Path
 ) -> None:
-    (tmp_path / "linked").mkdir()
+    (tmp_path / "paired").mkdir()
     (tmp_path / "apart").mkdir()
-    linked = index(dense, opened(tmp_path / "linked", DashScopeSparseFunction(dense)), nodes(metadata=True, count=40))
-    found = ranking(retriever(linked, top=20).retrieve(QUESTION))
+    paired = index(dense, opened(tmp_path / "paired", DashScopeSparseFunction(dense)), nodes(metadata=True, count=40))
+    found = ranking(retriever(paired, top=20).retrieve(QUESTION))
     assert (emulator.requests, emulator.billed_texts) == (9, 81)
     alone = DashScopeEmbedding(api_key=KEY, base_url=served.url, dimensions=128)
     function = DashScopeSparseFunction(api_key=KEY, base_url=served.url)

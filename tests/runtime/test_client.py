@@ -90,7 +90,7 @@ def test_no_texts_make_no_request(way: Way) -> None:
     assert emulator.requests == 0
 
 
-def test_both_halves_come_from_one_request(way: Way) -> None:
+def test_both_components_come_from_one_request(way: Way) -> None:
     emulator = Emulator()
     result = way.embed(client_for(emulator), ["深海 deep sea"], output="dense&sparse")
     assert emulator.requests == 1

@@ -119,14 +119,14 @@ def test_a_cancelled_job_carries_what_arrived(emulator: Emulator) -> None:
     assert emulator.requests == 2
 
 
-@pytest.mark.parametrize("linked", [False, True])
-def test_whoever_asked_for_dense_vectors_finds_dense_vectors(emulator: Emulator, linked: bool) -> None:  # noqa: FBT001
+@pytest.mark.parametrize("paired", [False, True])
+def test_a_caller_of_dense_vectors_finds_dense_vectors_in_partial(emulator: Emulator, paired: bool) -> None:  # noqa: FBT001
     dense = DashScopeEmbeddings(api_key=KEY, max_concurrency=1, http_client=interrupting(emulator, 3))
-    sparse = DashScopeSparseEmbeddings(dense) if linked else None
+    sparse = DashScopeSparseEmbeddings(dense) if paired else None
     end = ended(lambda: dense.embed_documents(TEXTS))
     assert end.partial[7] == emulator.dense(TEXTS[7])
     assert len(end.partial) == 20
-    assert (sparse is not None) == linked
+    assert (sparse is not None) == paired
 
 
 def test_an_interrupted_query_has_nothing_to_carry(emulator: Emulator) -> None:

@@ -328,7 +328,7 @@ def test_cells_of_a_notebook_may_mix_sync_and_async_calls(served: Server, emulat
         assert (await background["job"]).dense == [wanted[text + "!"] for text in TEXTS]
 
     loop = asyncio.new_event_loop()
-    # The job's requests are in flight, and cannot land, while the sync cell keeps the loop.
+    # The job's requests are in flight, and cannot complete, while the sync cell keeps the loop.
     for cell in (leaving_cell, sync_cell, collecting_cell, awaited_cell, sync_cell, awaited_cell):
         loop.run_until_complete(cell())
     loop.run_until_complete(client.aclose())

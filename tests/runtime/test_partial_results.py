@@ -236,17 +236,17 @@ def test_a_client_that_is_closed_beside_a_call_ends_it_with_what_arrived(way: Wa
     assert end.failed == [i for i in range(len(TEXTS)) if i not in end.partial]
 
 
-@pytest.mark.parametrize("linked", [False, True])
-def test_adapters_and_pairs_carry_it_in_the_shape_that_was_asked(linked: bool, emulator: Emulator) -> None:  # noqa: FBT001
+@pytest.mark.parametrize("paired", [False, True])
+def test_adapters_and_pairs_carry_it_in_the_shape_that_was_asked(paired: bool, emulator: Emulator) -> None:  # noqa: FBT001
     with emulator.serve() as server:
         dense = DashScopeEmbeddings(
             api_key=KEY, base_url=server.url, dimensions=64, rate_limiter=Failing(RuntimeError("down"))
         )
-        sparse = DashScopeSparseEmbeddings(dense) if linked else None
+        sparse = DashScopeSparseEmbeddings(dense) if paired else None
         end = ended(lambda: dense.embed_documents(TEXTS), RuntimeError)
         assert len(end.partial) == emulator.billed_texts > 0
         assert all(end.partial[i] == emulator.dense(TEXTS[i], dimension=64) for i in end.partial)
-        assert (sparse is not None) == linked
+        assert (sparse is not None) == paired
 
 
 async def test_a_cancelled_call_keeps_what_a_split_request_had(emulator: Emulator) -> None:

@@ -494,7 +494,7 @@ def test_a_refusal_of_the_service_is_still_about_the_key(emulator: Emulator) -> 
     assert "region" in str(error)
 
 
-def test_both_halves_of_a_client_hear_the_environment_on_each_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sync_and_async_clients_read_the_environment_on_each_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     with Relay("403 Forbidden") as proxy:
         monkeypatch.setenv("HTTPS_PROXY", proxy.address)
         client = client_at()

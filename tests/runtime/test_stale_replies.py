@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 PROTOCOLS = pytest.mark.parametrize("protocol", ["native", "openai"])
 ROLES = pytest.mark.parametrize("role", ["document", "query"])
-HALVES = pytest.mark.parametrize("asynchronous", [False, True], ids=["sync", "async"])
+SYNC_AND_ASYNC = pytest.mark.parametrize("asynchronous", [False, True], ids=["sync", "async"])
 TEXTS = [f"text {n}" for n in range(6)]
 
 
@@ -63,7 +63,7 @@ def doubled(
 
 @PROTOCOLS
 @ROLES
-@HALVES
+@SYNC_AND_ASYNC
 @pytest.mark.parametrize("always", [False, True], ids=["once", "always"])
 def test_a_reply_that_is_written_twice_answers_its_own_text_only(
     *, protocol: str, role: str, asynchronous: bool, always: bool
@@ -76,7 +76,7 @@ def test_a_reply_that_is_written_twice_answers_its_own_text_only(
 
 
 @PROTOCOLS
-@HALVES
+@SYNC_AND_ASYNC
 def test_a_copy_is_told_by_the_header_where_the_body_has_no_id(*, protocol: str, asynchronous: bool) -> None:
     handle = doubled(lambda _: None, headers=lambda number: {"x_request_id": f"id-{number}"})
     with serve_raw(handle) as server, client_for_url(server.url, protocol=protocol) as client:
@@ -84,7 +84,7 @@ def test_a_copy_is_told_by_the_header_where_the_body_has_no_id(*, protocol: str,
 
 
 @PROTOCOLS
-@HALVES
+@SYNC_AND_ASYNC
 @pytest.mark.parametrize("given", [None, "always the same"])
 def test_a_copy_is_told_by_its_vectors_where_ids_tell_nothing(
     *, given: str | None, protocol: str, asynchronous: bool
@@ -94,7 +94,7 @@ def test_a_copy_is_told_by_its_vectors_where_ids_tell_nothing(
         assert one_by_one(client, TEXTS, "query", asynchronous=asynchronous) == [vector_of(text) for text in TEXTS]
 
 
-@HALVES
+@SYNC_AND_ASYNC
 def test_the_copy_of_an_answer_to_equal_texts_leaves_no_reply_behind(*, asynchronous: bool) -> None:
     texts = ["a", "a", "b", "b", "c"]
     handle = doubled(lambda number: f"id-{number}")
@@ -102,7 +102,7 @@ def test_the_copy_of_an_answer_to_equal_texts_leaves_no_reply_behind(*, asynchro
         assert one_by_one(client, texts, "query", asynchronous=asynchronous) == [vector_of(text) for text in texts]
 
 
-@HALVES
+@SYNC_AND_ASYNC
 @pytest.mark.parametrize(
     "refusal",
     [
@@ -122,7 +122,7 @@ def test_a_refusal_that_is_written_twice_refuses_its_own_text_only(*, refusal: b
         assert one_by_one(client, TEXTS, "query", asynchronous=asynchronous) == [vector_of(text) for text in TEXTS]
 
 
-@HALVES
+@SYNC_AND_ASYNC
 def test_a_broken_reply_closes_its_connection(*, asynchronous: bool) -> None:
     def handle(asked: ReceivedRequest, _: socket.socket) -> bytes:
         good = good_reply(asked, f"id-{asked.number}")
@@ -156,7 +156,7 @@ def fake(asked: ReceivedRequest, _: socket.socket) -> bytes:
     return http_response(json.dumps({"output": {"embeddings": rows}, "request_id": "r-1"}).encode())
 
 
-@HALVES
+@SYNC_AND_ASYNC
 @pytest.mark.parametrize(("handle", "extra"), [(constant, 1), (fake, 2)], ids=["one id", "one reply"])
 def test_a_server_that_repeats_itself_costs_a_request_or_two_in_all(
     *, handle: Handle, extra: int, asynchronous: bool
@@ -179,7 +179,7 @@ def test_many_at_once_find_out_at_a_bounded_price(handle: Handle) -> None:
         assert len(server.requests) == 600 + extra
 
 
-@HALVES
+@SYNC_AND_ASYNC
 def test_replies_without_ids_cost_nothing_more(*, asynchronous: bool) -> None:
     with (
         serve_raw(lambda asked, _: good_reply(asked)) as server,
@@ -191,7 +191,7 @@ def test_replies_without_ids_cost_nothing_more(*, asynchronous: bool) -> None:
         assert server.connections == 1
 
 
-@HALVES
+@SYNC_AND_ASYNC
 def test_a_cache_on_the_way_costs_no_request(*, asynchronous: bool) -> None:
     """It answers equal requests with the same reply, id and all."""
     known: dict[bytes, bytes] = {}

@@ -309,7 +309,7 @@ def test_llama_indexs_handlers_hear_what_each_call_was_billed(listening: Listeni
     assert all(event.cost and event.span_id for event in listening.heard)
 
 
-def test_a_linked_pair_is_heard_of_once(listening: Listening) -> None:
+def test_a_pair_is_reported_once(listening: Listening) -> None:
     embed_model = DashScopeEmbedding(base_url="emulator")
     sparse = DashScopeSparseEmbedding(dense=embed_model)
     embed_model.get_text_embedding_batch(TEXTS)
