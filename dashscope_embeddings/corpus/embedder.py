@@ -1,4 +1,4 @@
-"""The ledger's open texts → the client → the ledger: each reply is committed as soon as it is there."""
+"""Embed the pending texts of a checkpoint: each reply is committed as soon as it arrives."""
 
 from __future__ import annotations
 
@@ -27,26 +27,26 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a run is."""
+    """The progress of a run."""
 
     done: int
     """Different texts embedded or refused in this run."""
     total: int
-    """Different texts that this run has to ask for."""
+    """Different texts that this run has to embed."""
     tokens: float
-    """Estimated, of all of those."""
+    """Estimated tokens of all these texts."""
     rejected: int
     """Different texts refused in this run."""
     usage: Usage
-    """What this run was billed so far."""
+    """What this run has been billed so far."""
 
 
 _TEXTS_PER_REPORT = 16
-"""Texts between two reports of progress."""
+"""Texts between two calls of `progress`."""
 
 
 class Embedder:
-    """One run over the open texts of a ledger."""
+    """One run over the pending texts of a checkpoint."""
 
     def __init__(
         self,
@@ -60,12 +60,12 @@ class Embedder:
         self._text_type, self._kind = text_type, kind
         self._stop = stop
         self._in_stream: dict[int, tuple[int, str]] = {}
-        """Index in the stream → key and text, until the stream gives it out."""
+        """Index in the stream → key and text, until the stream yields its vectors."""
         self._unstored: dict[str, int] = {}
-        """Text → key, until its vectors are in the ledger."""
+        """Text → key, until its vectors are in the checkpoint."""
         self._errors: list[Exception] = []
         self._failed_writes: list[tuple[dict[int, PackedVectors], int, int, int]] = []
-        """What the ledger did not take: it is paid for, and tried again when the run ends."""
+        """Paid replies that could not be written (vectors, requests, texts, tokens); retried when the run ends."""
         self._lock = threading.Lock()
         self._requests = self._texts = self._tokens = 0
         self._rejected = 0
@@ -74,28 +74,28 @@ class Embedder:
 
     @property
     def usage(self) -> Usage:
-        """What was billed so far."""
+        """What this run has been billed so far."""
         with self._lock:
             return priced_usage(self._client.settings.price, self._requests, self._texts, self._tokens)
 
     def run(self, progress: Callable[[Progress], object] | None) -> None:
-        """Asks for all open texts.
+        """Embeds all pending texts.
 
         Raises:
-            DashScopeError: the rest would fail as well; what arrived is kept.
-            sqlite3.Error: the ledger takes no more; what it took is kept.
+            DashScopeError: the remaining texts would fail as well; replies that arrived are stored.
+            sqlite3.Error: the checkpoint cannot be written; what was stored before is kept.
         """
         counts, reported = self._checkpoint.counts(), 0
 
-        def report(least: int) -> None:
+        def report(min_texts: int) -> None:
             nonlocal reported
             done = self.embedded + self._rejected
-            if progress is not None and done >= reported + least:
+            if progress is not None and done >= reported + min_texts:
                 reported = done
                 progress(Progress(done, counts.pending, counts.tokens, self._rejected, self.usage))
 
         skip_drain = False
-        found = self._client.stream(
+        embeddings = self._client.stream(
             self._pending_texts(),
             text_type=self._text_type,
             output=self._kind,
@@ -103,9 +103,9 @@ class Embedder:
             arrived=self._on_reply,
         )
         try:
-            # Closed at once where the caller interrupts, so that nothing more is sent.
-            with contextlib.closing(cast("Generator[Embedding, None, None]", found)):
-                for embedding in found:
+            # Closing the stream at an interruption stops it from sending more.
+            with contextlib.closing(cast("Generator[Embedding, None, None]", embeddings)):
+                for embedding in embeddings:
                     self._store_embedding(embedding.index, embedding)
                     report(_TEXTS_PER_REPORT)
             report(0)
@@ -113,16 +113,16 @@ class Embedder:
             for index, vectors in error.partial.items():
                 self._store_embedding(index, as_embedding(index, vectors))
             self._client.drain()
-            # The stream counts no further than it had read, and not from the beginning of the input.
+            # The stream's own count covers only the texts that it had read so far.
             left = counts.pending - self.embedded - self._rejected
             error.set_subject(f"{left:,} of {counts.pending:,} texts have no vectors yet")
             raise
         except KeyboardInterrupt:
-            # Who was told to stop lets what is under way arrive; who is interrupted then as well ends at once.
+            # `stop` waits for replies in flight; an interruption after it ends the run at once.
             skip_drain = self._stop is not None and self._stop()
             raise
         finally:
-            # What is under way is paid for: it belongs into the ledger, although the caller interrupts.
+            # Requests in flight are paid for: store their replies even if the caller interrupts.
             if not skip_drain:
                 self._client.drain()
             if self._errors:
@@ -137,7 +137,7 @@ class Embedder:
         for key, text in self._checkpoint.pending_texts():
             if self._errors or (self._stop is not None and self._stop()):
                 return
-            # Like `refused`, but found before it is sent; everything else was checked when the text was read.
+            # Limits may have been learned since the text was read and checked.
             if settings.long_text == "error" and limits.certainly_too_long(text):
                 self._store_rejection(key, f"the text {text_problem(text, limits, settings.long_text)}; not sent")
                 continue
@@ -147,7 +147,7 @@ class Embedder:
             index += 1
 
     def _on_reply(self, texts: Sequence[str], outcome: Outcome) -> None:
-        """In the thread that asked. A text that went in pieces is kept when the stream gives it out."""
+        """Called in the thread of the request. Texts split into chunks are stored when the stream yields them."""
         vectors_by_key = {}
         for row, text in enumerate(texts):
             dense, sparse = outcome.dense[row], outcome.sparse[row]
@@ -167,7 +167,7 @@ class Embedder:
     def _store_reply(
         self, vectors_by_key: dict[int, PackedVectors], requests: int = 0, texts: int = 0, tokens: int = 0
     ) -> None:
-        """A ledger that fails ends the run, but not before what is in flight has landed."""
+        """Collects errors instead of raising: a failed write ends the run only after replies in flight have arrived."""
         if not vectors_by_key and not requests:
             return
         try:
@@ -181,20 +181,19 @@ class Embedder:
                 self.embedded += len(vectors_by_key)
 
     def _retry_failed_writes(self) -> None:
-        """What was in flight when the disk was full is not paid for twice if there is room by now.
+        """Tries again to store paid replies, for example after a full disk has space again.
 
         Raises:
-            OSError: there is none; says what is lost, for it is in no total.
+            OSError: they still cannot be written; the message says what was billed, because no total includes it.
         """
         pending_writes, self._failed_writes = self._failed_writes, []
-        for one in pending_writes:
-            self._store_reply(*one)
+        for write in pending_writes:
+            self._store_reply(*write)
         if self._failed_writes and isinstance(self._errors[0], (OSError, sqlite3.OperationalError)):
             lost = [sum(column) for column in list(zip(*self._failed_writes, strict=True))[1:]]
             raise OSError(
-                f"the ledger takes no more: {self._errors[0]}. {lost[0]:,} requests with {lost[1]:,} texts "
-                f"({lost[2]:,} tokens) are billed and could not be written: they are in no total, and will be paid "
-                "for again"
+                f"the checkpoint cannot be written: {self._errors[0]}. {lost[0]:,} requests with {lost[1]:,} texts "
+                f"({lost[2]:,} tokens) are billed but not stored: they are in no total, and will be paid for again"
             ) from self._errors[0]
 
     def _on_rejected(self, index: int, error: DashScopeError) -> None:
@@ -206,16 +205,16 @@ class Embedder:
     def _store_rejection(self, key: int, reason: str, code: str | None = None, request_id: str | None = None) -> None:
         try:
             self._checkpoint.reject(key, reason, code, request_id)
-        except Exception as error:  # noqa: BLE001 - as in `_keep`
+        except Exception as error:  # noqa: BLE001 - raised again by `run`
             self._errors.append(error)
         else:
             self._rejected += 1
 
 
 def pack_vectors(dense: list[float] | None, sparse: SparseVector | None) -> PackedVectors:
-    """Vectors as the ledger keeps them."""
+    """Vectors in the form that the checkpoint stores."""
     return PackedVectors(
-        # Three times as fast as the array module, and as a format of a fixed byte order.
+        # In native byte order: three times as fast as the array module or a fixed byte order.
         None if dense is None else struct.pack(f"{len(dense)}f", *dense),
         None if sparse is None else struct.pack(f"{len(sparse)}I", *sparse.indices),
         None if sparse is None else struct.pack(f"{len(sparse)}f", *sparse.values),
@@ -223,7 +222,7 @@ def pack_vectors(dense: list[float] | None, sparse: SparseVector | None) -> Pack
 
 
 def as_embedding(index: int, vectors: Any) -> Embedding:
-    """An error's partial result, which has the shape of the asked output."""
+    """One value of `error.partial`, whose type depends on the requested output, as an Embedding."""
     if isinstance(vectors, Embedding):
         return vectors
     return Embedding(index, sparse=vectors) if isinstance(vectors, SparseVector) else Embedding(index, vectors)

@@ -1,4 +1,4 @@
-"""Text files in any encoding: what a byte order mark says, and what bytes that cannot be read may be."""
+"""Open text files in any encoding: detect byte order marks, and guess the encoding of undecodable bytes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 # --- byte order marks --------------------------------------------------------------------------------------
 
-# UTF-32 before UTF-16, whose little-endian mark begins its own.
+# UTF-32 before UTF-16: its little-endian mark begins with the one of UTF-16.
 _BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
     (codecs.BOM_UTF32_LE, "utf-32"),
@@ -35,14 +35,14 @@ _UTF16_AND_UTF32 = ("utf-32-le", "utf-32-be", "utf-16-le", "utf-16-be")
 
 
 def encoding_from_bom(head: bytes) -> str | None:
-    """The encoding that a byte order mark names, by a codec that removes the mark; None: there is no mark."""
+    """The codec for a byte order mark, which also removes the mark; None: there is no mark."""
     return next((name for mark, name in _BYTE_ORDER_MARKS if head.startswith(mark)), None)
 
 
 def guess_utf16_or_utf32(head: bytes) -> str | None:
-    """The UTF-16 or UTF-32 that a file without a byte order mark seems to be in; None: it seems to be in neither.
+    """The variant of UTF-16 or UTF-32 that a file without a byte order mark seems to have; None: neither.
 
-    Such bytes are valid UTF-8 where the text is ASCII, and often where it is Chinese.
+    Bytes of UTF-16 and UTF-32 are valid UTF-8 if the text is ASCII, and often if it is Chinese.
     """
     return next((name for name in _UTF16_AND_UTF32 if _is_plausible_text(head, name)), None) if b"\0" in head else None
 
@@ -60,11 +60,11 @@ def _is_plausible_text(head: bytes, name: str) -> bool:
     return sum(c.isascii() for c in text) * 2 >= len(text)
 
 
-# --- bytes that are not in the expected encoding -----------------------------------------------------------
+# --- undecodable bytes -------------------------------------------------------------------------------------
 
-# For each encoding, its everyday characters as a group, then any other of its characters, so that a search stays in
-# step. Chinese, Japanese and Korean encodings accept nearly all bytes of one another: what tells them apart is how many
-# of the characters would be common ones.
+# For each encoding, a pattern: its common characters as a group, then its other characters, so that the search stays
+# aligned. Chinese, Japanese and Korean encodings accept nearly all bytes of one another. The share of common characters
+# distinguishes them.
 _COMMON_CHARACTERS = {
     "gb18030": rb"((?:[\xa1-\xa3\xb0-\xd7][\xa1-\xfe])+)|[\x81-\xfe][\x30-\xfe]",
     "big5": rb"((?:[\xa1-\xc6][\x40-\x7e\xa1-\xfe])+)|[\x81-\xfe][\x40-\xfe]",
@@ -75,16 +75,16 @@ _COMMON_CHARACTERS = {
     "cp1252": rb"(?<![\x80-\xff])([\x80-\xff]{1,2})(?![\x80-\xff])|[\x80-\xff]",
 }
 _MIN_COMMON_SHARE = 0.7
-"""Share of the bytes above ASCII that must be everyday characters."""
+"""Share of the non-ASCII bytes that must belong to common characters."""
 _MIN_NON_ASCII_BYTES = 3
-"""Such bytes from which anything can be told."""
+"""Fewer non-ASCII bytes than this are not enough for a guess."""
 _KOREAN_PENALTY = 0.5
-"""Divided by the number of such bytes: what a short text counts less as Korean."""
+"""Divided by the number of non-ASCII bytes: a penalty on Korean for short texts."""
 _NON_ASCII_BYTE = re.compile(rb"[\x80-\xff]")
 
 
 def guess_encoding(sample: bytes, expected: str) -> str | None:
-    """The encoding that a sample which is not in the encoding `tried` is most likely in; None: unclear."""
+    """The most likely encoding of a sample that is not in the `expected` one; None: unclear."""
     if expected != "utf-8" and _can_decode(sample, "utf-8"):
         return "utf-8"
     high = len(_NON_ASCII_BYTE.findall(sample))
@@ -97,15 +97,15 @@ def guess_encoding(sample: bytes, expected: str) -> str | None:
         for name, pattern in _COMMON_CHARACTERS.items()
         if _can_decode(sample, name)
     }
-    # Common Korean and Japanese characters are common Chinese ones too, but a longer Chinese text has others as well.
+    # The bytes of common Korean and Japanese characters are common in Chinese too; longer Chinese texts have others.
     penalties = {"gb18030": 0.02, "euc_jp": 0.03, "euc_kr": _KOREAN_PENALTY / high}
     shares = {name: share - penalties.get(name, 0.0) for name, share in shares.items()}
-    found = max(shares, key=lambda name: shares[name], default="")
-    if shares.get(found, 0.0) < _MIN_COMMON_SHARE:
+    likely = max(shares, key=lambda name: shares[name], default="")
+    if shares.get(likely, 0.0) < _MIN_COMMON_SHARE:
         return None
-    if found == "cp1251":
-        found = max(("cp1251", "koi8-r"), key=lambda name: _russian_score(sample, name))
-    return found if found != expected else None
+    if likely == "cp1251":
+        likely = max(("cp1251", "koi8-r"), key=lambda name: _russian_score(sample, name))
+    return likely if likely != expected else None
 
 
 _COMMON_CYRILLIC_LETTERS = frozenset("\u043e\u0435\u0430\u0438\u043d\u0442\u0441\u0440")
@@ -113,9 +113,9 @@ _LOWER_CASE_WEIGHT = 0.25
 
 
 def _russian_score(sample: bytes, name: str) -> float:
-    """How Russian a sample reads: most of its letters are a few common ones, and most are lower case.
+    """Counts common Russian letters and lower-case letters, to choose between CP1251 and KOI8-R.
 
-    What is lower case in one of the two encodings is upper case in the other.
+    Letters that are lower case in one of the two encodings are upper case in the other.
     """
     text = sample.decode(name, "ignore")
     return sum(c in _COMMON_CYRILLIC_LETTERS for c in text.lower()) + _LOWER_CASE_WEIGHT * sum(map(str.islower, text))
@@ -138,7 +138,7 @@ def _is_mostly_utf8(sample: bytes) -> bool:
 def _common_share(sample: bytes, pattern: bytes) -> float:
     high = len(_NON_ASCII_BYTE.findall(sample))
     common = sum(len(_NON_ASCII_BYTE.findall(group)) for group in re.findall(pattern, sample))
-    # A second byte may be ASCII: it counts neither here nor there.
+    # The second byte of a character may be ASCII: it is counted in neither number.
     return common / max(high, 1)
 
 
@@ -146,19 +146,19 @@ _CESU8_PAIR = re.compile(rb"\xed[\xa0-\xaf][\x80-\xbf]\xed[\xb0-\xbf][\x80-\xbf]
 
 
 def has_surrogate_pairs(raw: bytes) -> bool:
-    """Whether characters are written as pairs of surrogates in UTF-8 (CESU-8), as some database exports do."""
+    """Whether bytes hold surrogate pairs encoded as UTF-8 (CESU-8), as some database exports do."""
     return _CESU8_PAIR.search(raw) is not None
 
 
 # --- open files --------------------------------------------------------------------------------------------
 
 _HEAD_BYTES = 1 << 16
-"""Bytes from which a file's encoding is guessed; they are buffered in any case."""
+"""Bytes that are inspected to guess a file's encoding; they are buffered in any case."""
 
 
 @dataclass
 class TextFile:
-    """A text file that is open. Undecodable bytes come as surrogates, so that one bad line is one bad record."""
+    """An open text file. Undecodable bytes are read as lone surrogates, so that one bad line is one bad record."""
 
     source: Source
     file: TextIO
@@ -167,31 +167,31 @@ class TextFile:
 
     @property
     def undeclared_encoding(self) -> str | None:
-        """The UTF-16 or UTF-32 that it seems to be in, although neither a mark nor a name says so."""
+        """The variant of UTF-16 or UTF-32 that the file seems to have, without a mark and without the option."""
         wide = self.encoding.startswith(("utf-16", "utf-32"))
         return None if wide else guess_utf16_or_utf32(self.head)
 
     def lines(self) -> Iterator[tuple[str, str]]:
-        """Place and line of all that are not blank."""
+        """Place and content of all lines that are not blank."""
         name = str(self.source)
         for number, line in enumerate(self.file, start=1):
             if not line.isspace():
                 yield f"{name}:{number}", line.rstrip("\r\n")
 
     def decode_problem(self, line: str) -> str:
-        """What is said of a line that is not in the file's encoding."""
+        """The error message for a line that is not in the file's encoding."""
         raw = self._raw(line)
         if self._codec_name == "utf-8" and has_surrogate_pairs(raw):
             return (
-                "holds surrogate pairs in place of characters (CESU-8): mend the file's bytes with "
+                "holds surrogate pairs in place of characters (CESU-8): convert the file's bytes with "
                 '.decode("utf-8", "surrogatepass").encode("utf-16", "surrogatepass").decode("utf-16")'
             )
-        # A line says less than the file: one that is damaged in a file of UTF-8 may look like anything.
-        found = guess_encoding(raw, self._codec_name) if self.head.isascii() else self._guessed_encoding
+        # Prefer the file's head: a damaged line of a UTF-8 file may resemble any encoding.
+        likely = guess_encoding(raw, self._codec_name) if self.head.isascii() else self._guessed_encoding
         advice = (
-            f", likely {found}: name it (encoding, --encoding {found})"
-            if found
-            else ": name the file's encoding (encoding, --encoding), such as gb18030, or mend the line"
+            f", likely {likely}: set the encoding (encoding, --encoding {likely})"
+            if likely
+            else ": set the file's encoding (encoding, --encoding), such as gb18030, or correct the line"
         )
         return f"holds bytes that are not {self._codec_name}{advice}"
 
@@ -212,9 +212,9 @@ class TextFile:
 
 @contextmanager
 def open_text(source: Source, encoding: str) -> Iterator[TextFile]:
-    """A file or standard input, in the encoding that its mark says, or else in the given one."""
+    """Opens a file or standard input, in the encoding of its byte order mark or else in `encoding`."""
     stdin = source.path == STDIN
-    # Standard input is buffered once more: of a pipe, what was looked at could not be put back.
+    # Standard input gets a second buffer to peek into: bytes that are read from a pipe cannot be put back.
     plain = cast("FileIO", sys.stdin.buffer) if stdin else Path(source.path).open("rb", buffering=0)  # noqa: SIM115 - closed below
     raw = io.BufferedReader(plain, _HEAD_BYTES)
     head = raw.peek(_HEAD_BYTES)
@@ -225,7 +225,7 @@ def open_text(source: Source, encoding: str) -> Iterator[TextFile]:
         yield TextFile(source, file, encoding, head)
     finally:
         if stdin:
-            file.detach().detach()  # standard input is not ours to close
+            file.detach().detach()  # leave standard input open
         else:
             file.close()
 

@@ -1,7 +1,7 @@
-"""Files → records, read as a stream: text files, JSON lines, CSV, TSV, Parquet, standard input.
+"""Read records from text files, JSON lines, CSV, TSV, Parquet and standard input, as a stream.
 
-A record that cannot be used is given out like any other, with what is wrong with it: who reads decides. Blank lines of
-text files, JSON lines and tables are no records. A byte order mark goes before the encoding that was named.
+An unusable record is yielded with its problem; the caller decides whether to skip it or to fail. Blank lines of text
+files, JSON lines and tables are not records. A byte order mark takes precedence over the encoding option.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ __all__ = ["Fields", "Format", "Record", "Source", "has_lone_surrogates", "impor
 
 @dataclass(frozen=True, slots=True)
 class Fields:
-    """Where in a record the text and its id are, and how its file is encoded."""
+    """The fields that hold a record's text and id, and the encoding of its file."""
 
     text: str = "text"
     id: str | None = None
-    """None: a record's position among the records of the whole input, from 0."""
+    """None: the id is the record's position in the whole input, from 0."""
     encoding: str = "utf-8"
 
     def __post_init__(self) -> None:
         try:
-            # What is no encoding of text, as base64 is, fails here as well.
+            # Codecs that do not encode text, such as base64, fail here as well.
             "".encode(self.encoding)
             object.__setattr__(self, "encoding", codecs.lookup(self.encoding).name)
         except (LookupError, ValueError):
@@ -44,16 +44,16 @@ class Fields:
 
 
 class Record(NamedTuple):
-    """One text as it was found."""
+    """One record of a file."""
 
     place: str
     """File and line (Parquet: row, from 1), such as `docs/a.csv:17`."""
     text: Any
     id: Any = None
     problem: str | None = None
-    """Why there is no text to be had."""
+    """Why the record has no usable text; None: it may have one."""
     affects_whole_file: bool = False
-    """Whether the problem is that of the whole file: more than this record would be lost without it."""
+    """Whether the problem concerns the whole file: skipping this record alone would lose others."""
 
 
 def read_records(source: Source, fields: Fields) -> Iterator[Record]:
@@ -69,7 +69,7 @@ def read_records(source: Source, fields: Fields) -> Iterator[Record]:
             return
         with open_text(source, fields.encoding) as text:
             if (wide := text.undeclared_encoding) is not None:
-                message = f"looks like {wide} without a byte order mark: name it (encoding, --encoding {wide})"
+                message = f"looks like {wide} without a byte order mark: set the encoding (encoding, --encoding {wide})"
                 yield Record(f"{source}:1", None, None, message, affects_whole_file=True)
             elif source.format == "txt":
                 yield from _text_lines(text)
@@ -89,7 +89,7 @@ def _text_lines(text: TextFile) -> Iterator[Record]:
     head = text.head.decode(text.encoding, "ignore")
     if "\n" not in head and "\r" in head.rstrip():
         message = (
-            "%s holds carriage returns and no line feeds, and is not divided at them: tr '\\r' '\\n' makes lines of it"
+            "%s holds carriage returns and no line feeds, and is read as one line: tr '\\r' '\\n' converts it to lines"
         )
         _log.warning(message, text.source)
     for place, line in text.lines():
@@ -100,7 +100,7 @@ def _text_lines(text: TextFile) -> Iterator[Record]:
 
 
 class _DuplicateKeys(dict[str, Any]):
-    """An object in which some key stands more than once."""
+    """An object with a duplicate key."""
 
     def __init__(self, pairs: list[tuple[str, Any]]) -> None:
         super().__init__(pairs)
@@ -108,12 +108,12 @@ class _DuplicateKeys(dict[str, Any]):
 
 
 def _build_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    return found if len(found) == len(pairs) else _DuplicateKeys(pairs)
+    unique = dict(pairs)
+    return unique if len(unique) == len(pairs) else _DuplicateKeys(pairs)
 
 
 _decode_json = json.JSONDecoder(object_pairs_hook=_build_object).decode
-_JQ_HINT = "write one object a line, as jq -c '.[]' FILE does"
+_JQ_HINT = "write one object per line, as jq -c '.[]' FILE does"
 
 
 def _json_lines(text: TextFile, fields: Fields) -> Iterator[Record]:
@@ -122,21 +122,21 @@ def _json_lines(text: TextFile, fields: Fields) -> Iterator[Record]:
             yield Record(place, None, None, text.decode_problem(line))
             continue
         try:
-            found = _decode_json(line)
+            value = _decode_json(line)
         except (ValueError, RecursionError) as error:
             several = line.startswith("{") and str(error).startswith("Extra data")
-            message = "holds several JSON values: write one object a line, as jq -c . FILE does"
+            message = "holds several JSON values: write one object per line, as jq -c . FILE does"
             yield Record(
                 place, None, None, message if several else _json_problem(line, error), affects_whole_file=several
             )
             continue
-        if isinstance(found, dict):
-            yield _record_from_fields(place, found, fields)
-        elif isinstance(found, list):
-            several = sum(isinstance(each, dict) for each in found) > 1
+        if isinstance(value, dict):
+            yield _record_from_fields(place, value, fields)
+        elif isinstance(value, list):
+            several = sum(isinstance(item, dict) for item in value) > 1
             yield Record(place, None, None, f"is a JSON array: {_JQ_HINT}", affects_whole_file=several)
         else:
-            yield Record(place, None, None, f"is a JSON {type(found).__name__}, not an object with fields")
+            yield Record(place, None, None, f"is a JSON {type(value).__name__}, not an object with fields")
 
 
 def _json_problem(line: str, error: Exception) -> str:
@@ -147,26 +147,25 @@ def _json_problem(line: str, error: Exception) -> str:
     return f"is no JSON: {error}"
 
 
-def _record_from_fields(place: str, found: dict[str, Any], fields: Fields) -> Record:
+def _record_from_fields(place: str, values: dict[str, Any], fields: Fields) -> Record:
     for wanted in (fields.text, fields.id):
-        if wanted is not None and wanted not in found:
-            within = [name for name, value in found.items() if isinstance(value, dict) and wanted in value]
-            inside = (
-                f". It is within {within[0]!r}: jq -c '. + .[{json.dumps(within[0])}]' FILE lifts it out"
-                if within
-                else ""
-            )
-            return Record(place, None, None, _missing_field_problem(wanted, list(found), fields) + inside)
-    if isinstance(found, _DuplicateKeys) and (message := _duplicate_field_problem(found.all_keys, fields)):
+        if wanted is not None and wanted not in values:
+            problem = _missing_field_problem(wanted, list(values), fields)
+            for name, value in values.items():
+                if isinstance(value, dict) and wanted in value:
+                    problem += f". It is within {name!r}: jq -c '. + .[{json.dumps(name)}]' FILE lifts it out"
+                    break
+            return Record(place, None, None, problem)
+    if isinstance(values, _DuplicateKeys) and (message := _duplicate_field_problem(values.all_keys, fields)):
         return Record(place, None, None, message)
-    return Record(place, found[fields.text], None if fields.id is None else found[fields.id])
+    return Record(place, values[fields.text], None if fields.id is None else values[fields.id])
 
 
-def _missing_field_problem(wanted: str, found: Sequence[str], fields: Fields) -> str:
+def _missing_field_problem(wanted: str, present: Sequence[str], fields: Fields) -> str:
     shown = 8
-    names = ", ".join(map(repr, found[:shown])) + (", …" if len(found) > shown else "")
-    what = "the text (text_field, --text-field)" if wanted == fields.text else "the id (id_field, --id-field)"
-    return f"has no field {wanted!r}; it has {names or 'none'}: name the one that holds {what}"
+    names = ", ".join(map(repr, present[:shown])) + (", …" if len(present) > shown else "")
+    role = "the text (text_field, --text-field)" if wanted == fields.text else "the id (id_field, --id-field)"
+    return f"has no field {wanted!r}; it has {names or 'none'}: name the one that holds {role}"
 
 
 def _duplicate_field_problem(names: Sequence[str], fields: Fields) -> str | None:
@@ -190,24 +189,23 @@ def _table(text: TextFile, fields: Fields) -> Iterator[Record]:
                 yield Record(place, None, None, message, affects_whole_file=True)
                 return
         elif len(row) == 1 < len(header) and not row[0].strip():
-            continue  # a line of blanks
+            continue  # a blank line
         elif any(map(has_lone_surrogates, row)):
             yield Record(place, None, None, text.decode_problem("".join(row)))
         elif len(row) != len(header):
-            message = (
-                f"has {len(row)} fields, and the header {len(header)}: does a text with the separator lack its quotes?"
-            )
+            counts = f"has {len(row)} fields, and the header {len(header)}"
+            message = f"{counts}: does a text that contains the separator lack its quotes?"
             yield Record(place, None, None, message)
         else:
             yield _record_from_fields(place, dict(zip(header, row, strict=True)), fields)
 
 
 def _table_rows(text: TextFile) -> Iterator[tuple[str, list[str] | Record]]:
-    """Place and cells of all lines that are not blank, or what is wrong with one."""
-    # The module's limit of 131,072 characters a field is the process's: it is raised, never lowered.
+    """Place and cells of each line that is not blank; in place of the cells of a malformed one, a Record."""
+    # The limit of 131,072 characters per field holds for the whole process: it is raised, never lowered.
     csv.field_size_limit(max(csv.field_size_limit(), _MAX_FIELD_CHARACTERS))
     kind = text.source.format
-    # Strict: a quote that never ends would otherwise swallow the rest of the file into one text.
+    # Strict: otherwise an unclosed quote would make the rest of the file one text.
     rows = csv.reader(text.file, delimiter="\t" if kind == "tsv" else ",", strict=True)
     while True:
         line = rows.line_num + 1
@@ -223,10 +221,8 @@ def _table_rows(text: TextFile) -> Iterator[tuple[str, list[str] | Record]]:
                 yield place, Record(place, None, None, message, affects_whole_file=True)
                 return
             several = rows.line_num > line
-            message = (
-                f"{error}, and lines up to {rows.line_num} were taken for the same text" if several else str(error)
-            )
-            # Lines that a stray quote swallowed were records of their own: this is not one bad record.
+            message = f"{error}, and the lines up to {rows.line_num} were read as one text" if several else str(error)
+            # The lines that an unmatched quote joined were records of their own: more than one record is bad.
             yield (
                 place,
                 Record(
@@ -235,7 +231,7 @@ def _table_rows(text: TextFile) -> Iterator[tuple[str, list[str] | Record]]:
             )
 
 
-_QUOTING_RULE = 'a field that begins with a quote has to end with one, and each quote inside is written twice ("")'
+_QUOTING_RULE = 'a field that begins with a quote must end with one, and each quote inside is written twice ("")'
 _SEPARATORS = {";": "semicolons", "\t": "tabs", ",": "commas", "|": "bars"}
 
 
@@ -267,10 +263,10 @@ def _parquet(source: Source, fields: Fields) -> Iterator[Record]:
         with pa.parquet.ParquetFile(source.path) as file:
             wanted = [name for name in (fields.text, fields.id) if name is not None]
             names = file.schema_arrow.names
-            lacking = [name for name in wanted if name not in names]
+            missing = [name for name in wanted if name not in names]
             problem = (
-                _missing_field_problem(lacking[0], names, fields)
-                if lacking
+                _missing_field_problem(missing[0], names, fields)
+                if missing
                 else _duplicate_field_problem(names, fields)
             )
             if problem is not None:
@@ -279,17 +275,17 @@ def _parquet(source: Source, fields: Fields) -> Iterator[Record]:
             number = 0
             for rows in file.iter_batches(batch_size=_ROWS_PER_READ, columns=list(dict.fromkeys(wanted))):
                 texts, ids = rows[fields.text], rows[fields.id] if fields.id is not None else None
-                for at in range(rows.num_rows):
+                for row in range(rows.num_rows):
                     number += 1
-                    yield _record_from_cells(f"{source}:{number}", texts[at], None if ids is None else ids[at])
+                    yield _record_from_cells(f"{source}:{number}", texts[row], None if ids is None else ids[row])
     except pa.ArrowException as error:
         raise InvalidInput(f"{source} cannot be read: {error}") from error
 
 
-def _record_from_cells(place: str, text: Any, found_id: Any) -> Record:
+def _record_from_cells(place: str, text: Any, record_id: Any) -> Record:
     try:
-        return Record(place, text.as_py(), None if found_id is None else found_id.as_py())
+        return Record(place, text.as_py(), None if record_id is None else record_id.as_py())
     except UnicodeDecodeError:
         return Record(place, None, None, "holds bytes that are not UTF-8")
     except (OverflowError, ValueError):
-        return Record(place, None, None, "holds a value that Python has no type for")
+        return Record(place, None, None, "holds a value that Python cannot represent")

@@ -1,4 +1,4 @@
-"""Which files a corpus is read from: each once, and none that this package wrote."""
+"""Find the files of a corpus: each file once, and none that this package wrote."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
 Format = Literal["txt", "jsonl", "csv", "tsv", "parquet"]
-"""How a file is read: a text a line, a JSON object a line, a table with a header, or Parquet."""
+"""How a file is read: one text per line, one JSON object per line, a table with a header, or Parquet."""
 
 _EXTENSIONS: dict[str, Format] = {
     ".txt": "txt",
@@ -29,6 +29,7 @@ _EXTENSIONS: dict[str, Format] = {
     ".parquet": "parquet",
 }
 STDIN = "-"
+OUTPUT_EXTENSIONS = (".parquet", ".jsonl", ".npy")
 _FORMAT_OPTION = "(format, --format)"
 
 
@@ -44,12 +45,12 @@ class Source:
 
 
 def printable_name(name: object) -> str:
-    """A file's name as it can be printed and stored: escapes for control characters and bytes that are not UTF-8."""
+    """A file's name with escapes for control characters and for bytes that are not UTF-8."""
     return escape_control_characters(str(name))
 
 
 def import_pyarrow() -> Any:
-    """The package, which only Parquet needs.
+    """Imports pyarrow, which only Parquet needs.
 
     Raises:
         ImportError: it is not installed.
@@ -61,32 +62,32 @@ def import_pyarrow() -> Any:
         raise ImportError('Parquet needs pyarrow: pip install "dashscope-embeddings[corpus]"') from missing
 
 
-# --- which files -------------------------------------------------------------------------------------------
+# --- find files --------------------------------------------------------------------------------------------
 
 
 class _Candidate(NamedTuple):
     path: str
     is_explicit: bool
-    """Given itself, not as part of a folder or glob."""
+    """Whether the caller named the file itself, not a folder or glob that contains it."""
 
 
 def find_sources(inputs: Iterable[str | Path], file_format: Format | None, *, output: Path | None) -> list[Source]:
-    """The files that files, folders, globs and `-` name, in the order given; folders' and globs' by name.
+    """Resolves files, folders, globs and `-` to files, in the order given; within a folder or glob, by name.
 
-    A file is read once, whatever names lead to it. The output and the files beside it (`{output}.…`) are no input.
-    Nor are outputs of other runs, which a warning names, unless nothing else is given and they are given themselves.
-    Hidden files and folders, and what systems and programs leave behind, count only where they are given themselves.
+    A file is read once, even if several names lead to it. The output and files beside it (`{output}.…`) are left out.
+    So are outputs of other runs, with a warning, unless they are named explicitly and there is nothing else to read.
+    Hidden and system files and folders are read only if they are named explicitly.
 
     Raises:
-        InvalidInput: nothing found, or a file whose format is not known.
+        InvalidInput: there is no file to read, or the format of one is unknown.
     """
     if file_format is not None and file_format not in get_args(Format):
         raise InvalidInput(f"format={file_format!r}: expected one of {', '.join(get_args(Format))}")
     patterns = list(map(str, inputs))
     unfollowed_links: list[Path] = []
-    candidates = [found for each in patterns for found in _candidates(each, file_format, unfollowed_links)]
+    candidates = [found for pattern in patterns for found in _candidates(pattern, file_format, unfollowed_links)]
     if sum(found.path == STDIN for found in candidates) > 1:
-        raise InvalidInput("standard input can be read once only")
+        raise InvalidInput("standard input can be read only once")
     read: list[_Candidate] = []
     own_files: list[_Candidate] = []
     other_outputs: list[_Candidate] = []
@@ -105,12 +106,10 @@ def find_sources(inputs: Iterable[str | Path], file_format: Format | None, *, ou
     if left_out := [
         printable_name(found.path) for found in [*(found for found in own_files if found.is_explicit), *other_outputs]
     ]:
-        warnings.warn(f"not read, because this package wrote it: {_join_names(left_out)}", UserWarning, stacklevel=4)
+        warnings.warn(f"not read, because this package wrote it: {_join_names(left_out)}", UserWarning, stacklevel=5)
     if not_followed := [printable_name(folder) for folder in unfollowed_links if not _is_covered(folder, patterns)]:
-        message = (
-            f"symbolic links to folders are not followed, name them to have them read: {_join_names(not_followed)}"
-        )
-        warnings.warn(message, UserWarning, stacklevel=4)
+        message = f"symbolic links to folders are not followed, name them to read them: {_join_names(not_followed)}"
+        warnings.warn(message, UserWarning, stacklevel=5)
     return [Source(found.path, file_format or _format_of(found.path)) for found in read]
 
 
@@ -122,13 +121,13 @@ def _join_names(names: list[str]) -> str:
 
 
 def _is_covered(folder: Path, patterns: list[str]) -> bool:
-    """Whether what a link leads to is read through another name."""
+    """Whether the target of a link is read through another name."""
     target = folder.resolve()
-    return any(Path(each).resolve() in (target, *target.parents) for each in patterns if each != STDIN)
+    return any(Path(pattern).resolve() in (target, *target.parents) for pattern in patterns if pattern != STDIN)
 
 
 def _candidates(pattern: str, file_format: Format | None, unfollowed_links: list[Path]) -> list[_Candidate]:
-    """Those of one name; links to folders, which are not followed, go to `linked`."""
+    """The files of one pattern. Links to folders are not followed, but added to `unfollowed_links`."""
     if pattern == STDIN:
         if file_format in {None, "parquet"}:
             raise InvalidInput(f"standard input needs a format {_FORMAT_OPTION}: txt, jsonl, csv or tsv")
@@ -141,8 +140,7 @@ def _candidates(pattern: str, file_format: Format | None, unfollowed_links: list
         paths = [str(path) for path in files if file_format is not None or path.suffix.lower() in _EXTENSIONS]
         if not paths:
             raise InvalidInput(
-                f"no file in {printable_name(folder)} ends in {', '.join(_EXTENSIONS)}: "
-                f"name its format {_FORMAT_OPTION}"
+                f"no file in {printable_name(folder)} ends in {', '.join(_EXTENSIONS)}: set the format {_FORMAT_OPTION}"
             )
         return [_Candidate(path, is_explicit=False) for path in paths]
     if folder.exists():
@@ -158,40 +156,40 @@ _SYSTEM_FILES = frozenset({"__MACOSX", "$RECYCLE.BIN", "@eaDir", "Thumbs.db", "d
 
 
 def _is_hidden_or_system(path: Path, root: Path) -> bool:
-    """Whether it is hidden, or no person's file: below what was given, for that was named on purpose."""
+    """Whether a file or a folder below `root` is hidden or left by a system; parts of `root` were named explicitly."""
     return any(part.startswith((".", "~$")) or part in _SYSTEM_FILES for part in path.parts if part not in root.parts)
 
 
-def _deduplicate(found: Iterable[_Candidate]) -> Iterator[_Candidate]:
-    """Each file at its first place; named is what is named anywhere."""
+def _deduplicate(candidates: Iterable[_Candidate]) -> Iterator[_Candidate]:
+    """Each file at its first position; explicit if any of its names is."""
     files: dict[object, _Candidate] = {}
-    for each in found:
-        identity = _file_identity(each.path)
-        first = files.setdefault(identity, each)
-        files[identity] = first._replace(is_explicit=first.is_explicit or each.is_explicit)
+    for candidate in candidates:
+        identity = _file_identity(candidate.path)
+        first = files.setdefault(identity, candidate)
+        files[identity] = first._replace(is_explicit=first.is_explicit or candidate.is_explicit)
     yield from files.values()
 
 
 def _file_identity(path: str) -> object:
-    """The same for all names of a file, through other folders, symbolic links and hard links."""
+    """Equal for all names of a file: other paths, symbolic links, hard links."""
     if path == STDIN:
         return STDIN
     try:
         status = Path(path).stat()
     except OSError:
-        return path  # told when it is read
-    # Some network file systems have no numbers for their files.
+        return path  # reading it will raise the error
+    # Some network file systems have no inode numbers.
     return (status.st_dev, status.st_ino) if status.st_ino else os.path.realpath(path)
 
 
 def _no_input(own_files: list[_Candidate], other_outputs: list[_Candidate]) -> InvalidInput:
     if own_files and not other_outputs:
         return InvalidInput(
-            f"{printable_name(own_files[0].path)} is the output, or belongs to it: nothing else was given to read"
+            f"{printable_name(own_files[0].path)} is the output, or belongs to it: there is nothing else to read"
         )
     if other_outputs:
         return InvalidInput(
-            f"this package wrote all that was found, such as {printable_name(other_outputs[0].path)}: "
+            f"this package wrote all files that were found, such as {printable_name(other_outputs[0].path)}: "
             "to embed its texts again, name the file itself"
         )
     return InvalidInput("no input given")
@@ -202,16 +200,14 @@ def _format_of(path: str) -> Format:
     if ending in _EXTENSIONS:
         return _EXTENSIONS[ending]
     if ending == ".json":
-        message = (
-            f"a JSON object a line is jsonl {_FORMAT_OPTION}; of an array, make that: jq -c '.[]' FILE > FILE.jsonl"
-        )
+        message = f"one JSON object per line is jsonl {_FORMAT_OPTION}; convert an array: jq -c '.[]' FILE > FILE.jsonl"
     else:
         shown = printable_name(ending) or "a name without an ending"
-        message = f"{shown} says nothing about the format: name it {_FORMAT_OPTION}"
+        message = f"{shown} says nothing about the format: set it {_FORMAT_OPTION}"
     raise InvalidInput(f"{printable_name(path)}: {message}")
 
 
-# --- what this package wrote -------------------------------------------------------------------------------
+# --- files that this package wrote -------------------------------------------------------------------------
 
 _REQUIRED_COLUMNS = frozenset({"id", "model", "dimension", "role"})
 _OUTPUT_COLUMNS = _REQUIRED_COLUMNS | {"text", "embedding", "sparse_indices", "sparse_values"}
@@ -220,13 +216,13 @@ _MAX_ROW_BYTES = 4 << 20
 
 
 def _belongs_to_output(path: Path, output: Path) -> bool:
-    """Whether it is the output, or stands beside it under its name, however both are spelled."""
+    """Whether a file is the output, or lies beside it with a name that begins with the output's."""
     try:
         if not output.parent.is_dir():
             return False
-        for each in (path, path.resolve()) if path.is_symlink() else (path,):
-            named = each.name == output.name or each.name.startswith(f"{output.name}.")
-            if named and each.parent.samefile(output.parent):
+        for candidate in (path, path.resolve()) if path.is_symlink() else (path,):
+            has_its_name = candidate.name == output.name or candidate.name.startswith(f"{output.name}.")
+            if has_its_name and candidate.parent.samefile(output.parent):
                 return True
         return output.exists() and path.samefile(output)
     except OSError:
@@ -234,11 +230,11 @@ def _belongs_to_output(path: Path, output: Path) -> bool:
 
 
 def _is_our_output(path: Path, file_format: Format | None) -> bool:
-    """Whether a run into another output wrote it: a ledger stands beside it, or its columns are ours."""
+    """Whether a run into another output wrote a file: a checkpoint lies beside it, or it has our columns."""
     parts = path.name.split(".")
     for length in range(2, len(parts) + 1):
-        # Endings of outputs only: other programs have ledgers too.
-        if parts[length - 1] in {"parquet", "jsonl", "npy"}:
+        # Only after an output's ending: other programs write .ledger files too.
+        if f".{parts[length - 1]}" in OUTPUT_EXTENSIONS:
             name = ".".join(parts[:length])
             if path.with_name(f"{name}.ledger").exists():
                 return True
@@ -248,17 +244,17 @@ def _is_our_output(path: Path, file_format: Format | None) -> bool:
 
 
 def _columns(path: Path, kind: Format | None) -> frozenset[str]:
-    """Those of its first row; none where that is not to be had."""
+    """The columns of the first row; empty if it cannot be read."""
     if not path.is_file():
-        return frozenset()  # a pipe can be read once only
+        return frozenset()  # a pipe can be read only once
     try:
         if kind == "jsonl":
             with path.open("rb") as file:
                 first = file.readline(_MAX_ROW_BYTES)
-            found = json.loads(first) if first.startswith(b'{"id":') else None
-            return frozenset(found) if isinstance(found, dict) else frozenset()
+            row = json.loads(first) if first.startswith(b'{"id":') else None
+            return frozenset(row) if isinstance(row, dict) else frozenset()
         if kind == "parquet":
             return frozenset(import_pyarrow().parquet.read_schema(path).names)
-    except Exception:  # noqa: BLE001 - whatever is wrong with it is told when it is read
+    except Exception:  # noqa: BLE001 - reading it will raise the error
         return frozenset()
     return frozenset()

@@ -1,6 +1,6 @@
-"""Vectors → a file, and back: Parquet, JSON lines, or a NumPy array with its ids beside it.
+"""Write vectors to an output, and read them back: Parquet, JSON lines, or a NumPy array with a file of ids.
 
-A file appears under its name only when it is whole and on the disk; an array and its ids appear together.
+A file gets its final name only when it is complete and on the disk; an array and its ids are published together.
 """
 
 from __future__ import annotations
@@ -21,21 +21,20 @@ from pydantic_core import to_json
 
 from dashscope_embeddings._runtime import files
 from dashscope_embeddings.corpus.checkpoint.rows import OutputRow
-from dashscope_embeddings.corpus.readers import import_pyarrow
+from dashscope_embeddings.corpus.sources import OUTPUT_EXTENSIONS, import_pyarrow
 from dashscope_embeddings.errors import InvalidInput
 from dashscope_embeddings.vectors import Output, SparseVector, TextType
 
-EXTENSIONS = (".parquet", ".jsonl", ".npy")
 _FLOAT_BYTES = 4
 
 
 @dataclass(frozen=True, slots=True)
 class OutputMetadata:
-    """What all rows of an output share."""
+    """Properties that all rows of an output share."""
 
     model: str
     dimension: int | None
-    """Floats in a dense vector; None: only sparse vectors, or none at all."""
+    """Floats in a dense vector; None: there are no dense vectors."""
     role: TextType
     kind: Output
     with_text: bool
@@ -44,35 +43,35 @@ class OutputMetadata:
 
 @dataclass(frozen=True, slots=True)
 class Vector:
-    """One row of an output, as `read` gives it."""
+    """One row of an output, as `read` yields it."""
 
     id: int | str
     dense: list[float] | None
-    """`dimension` floats; None where only sparse vectors were asked."""
+    """`dimension` floats; None: only sparse vectors were requested."""
     sparse: SparseVector | None
     text: str | None
-    """None unless texts were asked for in the output."""
+    """None unless the output contains the texts."""
     model: str
     dimension: int | None
     role: str
 
 
 def validate_output(path: Path, kind: Output) -> None:
-    """Refuses before anything is spent what could not be written in the end.
+    """Checks, before anything is spent, that the output can be written.
 
     Raises:
-        InvalidInput: an unknown ending, a folder that is not there, or vectors that the format cannot hold.
+        InvalidInput: an unknown ending, a folder that does not exist, or vectors that the format cannot hold.
         ImportError: Parquet without pyarrow.
     """
     ending = path.suffix.lower()
-    if ending not in EXTENSIONS:
-        raise InvalidInput(f"output {path}: its ending must be one of {', '.join(EXTENSIONS)}")
+    if ending not in OUTPUT_EXTENSIONS:
+        raise InvalidInput(f"output {path}: its ending must be one of {', '.join(OUTPUT_EXTENSIONS)}")
     if not path.parent.is_dir():
         raise InvalidInput(f"output {path}: there is no folder {path.parent}")
     if path.is_dir():
         raise InvalidInput(f"output {path} is a folder")
     if ending == ".npy" and kind != "dense":
-        raise InvalidInput(f"a .npy array holds dense vectors alone: for {kind}, write .parquet or .jsonl")
+        raise InvalidInput(f"a .npy array holds only dense vectors: for {kind}, write .parquet or .jsonl")
     if ending == ".parquet":
         import_pyarrow()
 
@@ -84,10 +83,10 @@ def write(
     rejects_path: Path,
     rejects: Iterable[dict[str, Any]],
 ) -> None:
-    """Writes all rows in the format that the path's ending names, and the records without vectors to `rejected`.
+    """Writes all rows in the format of the path's ending, and the records without vectors to `rejects_path`.
 
     Raises:
-        OSError: the disk is full, or the like; what was there before is still there.
+        OSError: for example, the disk is full; files of an earlier run are unchanged.
     """
     ending, ids = path.suffix.lower(), ids_path(path)
     if ending == ".npy":
@@ -100,8 +99,8 @@ def write(
         else:
             for row in rows:
                 file.write(to_json(_columns(row, metadata)) + b"\n")
-        for found in rejects:
-            more[-1].write(to_json(found) + b"\n")
+        for reject in rejects:
+            more[-1].write(to_json(reject) + b"\n")
     if ending == ".npy":
         files.publish_pair(path, ids)
     else:
@@ -114,23 +113,23 @@ def write(
 
 
 def ids_path(path: Path) -> Path:
-    """Where the ids of a .npy array are: JSON lines, in the order of its rows."""
+    """The path of a .npy array's ids: JSON lines, in the order of its rows."""
     return path.with_name(f"{path.name}.ids.jsonl")
 
 
 def _columns(row: OutputRow, metadata: OutputMetadata, *, vectors: bool = True) -> dict[str, Any]:
-    found: dict[str, Any] = {"id": row.id}
+    columns: dict[str, Any] = {"id": row.id}
     if metadata.with_text:
-        found["text"] = row.text
+        columns["text"] = row.text
     if vectors and row.vectors.dense is not None:
-        found["embedding"] = array.array("f", row.vectors.dense).tolist()
+        columns["embedding"] = array.array("f", row.vectors.dense).tolist()
     if vectors and row.vectors.sparse_indices is not None and row.vectors.sparse_values is not None:
-        found["sparse_indices"] = array.array("I", row.vectors.sparse_indices).tolist()
-        found["sparse_values"] = array.array("f", row.vectors.sparse_values).tolist()
-    return found | {"model": metadata.model, "dimension": metadata.dimension, "role": metadata.role}
+        columns["sparse_indices"] = array.array("I", row.vectors.sparse_indices).tolist()
+        columns["sparse_values"] = array.array("f", row.vectors.sparse_values).tolist()
+    return columns | {"model": metadata.model, "dimension": metadata.dimension, "role": metadata.role}
 
 
-# --- NumPy -------------------------------------------------------------------------------------------------
+# --- NumPy: version 1.0 of its file format, written without NumPy, which is an optional dependency ------------
 
 _MAGIC = b"\x93NUMPY\x01\x00"
 _HEADER_ALIGNMENT = 64
@@ -139,9 +138,9 @@ _HEADER_ALIGNMENT = 64
 def _write_npy(file: IO[bytes], ids: IO[bytes], rows: Iterable[OutputRow], metadata: OutputMetadata) -> None:
     order = "<" if sys.byteorder == "little" else ">"
     shape = (metadata.row_count, metadata.dimension or 0)
-    head = f"{{'descr': '{order}f4', 'fortran_order': False, 'shape': {shape}, }}"
-    blanks = -(len(_MAGIC) + 2 + len(head) + 1) % _HEADER_ALIGNMENT
-    file.write(_MAGIC + struct.pack("<H", len(head) + blanks + 1) + f"{head}{' ' * blanks}\n".encode())
+    header = f"{{'descr': '{order}f4', 'fortran_order': False, 'shape': {shape}, }}"
+    padding = -(len(_MAGIC) + 2 + len(header) + 1) % _HEADER_ALIGNMENT
+    file.write(_MAGIC + struct.pack("<H", len(header) + padding + 1) + f"{header}{' ' * padding}\n".encode())
     for row in rows:
         file.write(row.vectors.dense or b"")
         ids.write(to_json(_columns(row, metadata, vectors=False)) + b"\n")
@@ -150,7 +149,7 @@ def _write_npy(file: IO[bytes], ids: IO[bytes], rows: Iterable[OutputRow], metad
 def _read_npy(path: Path) -> Iterator[Vector]:
     ids_file_path = files.current_companion(path, ids_path(path))
     if not ids_file_path.exists():
-        raise InvalidInput(f"{path} has no {ids_path(path).name} beside it: run the command again that wrote it")
+        raise InvalidInput(f"{path} has no {ids_path(path).name} beside it: run the command that wrote it again")
     with path.open("rb") as file, ids_file_path.open("rb") as ids:
         file.seek(len(_MAGIC))
         (size,) = struct.unpack("<H", file.read(2))
@@ -163,7 +162,7 @@ def _read_npy(path: Path) -> Iterator[Vector]:
 # --- Parquet -----------------------------------------------------------------------------------------------
 
 _ROW_GROUP_BYTES = 4 << 20
-"""Bytes of a row group, about: what is held in memory."""
+"""Approximate size of a row group, which is held in memory."""
 _MAX_ROW_GROUP_ROWS = 16_384
 
 
@@ -179,14 +178,14 @@ def _write_parquet(file: IO[bytes], rows: Iterable[OutputRow], metadata: OutputM
         pa.parquet.ParquetWriter(
             file,
             schema,
-            # Floats of vectors hardly shrink; packing them would only take time.
+            # Compressing the floats of vectors costs time and saves hardly any space.
             compression={_parquet_column_path(name): "zstd" if name in packed else "none" for name in names},
             use_dictionary=["model", "dimension", "role"],
             write_statistics=["id"],
         ) as writer,
         ThreadPoolExecutor(1) as thread,
     ):
-        # pyarrow writes one group while the next is read.
+        # pyarrow writes one group while the next one is read.
         writing: Future[None] | None = None
         while group:
             table = pa.Table.from_arrays(_arrays(pa, group, metadata, schema), schema=schema)
@@ -252,14 +251,14 @@ def _list_array(pa: Any, value_type: Any, blobs: list[bytes]) -> Any:
     return pa.ListArray.from_arrays(pa.array(list(ends), pa.int32()), _flat_array(pa, value_type, blobs))
 
 
-# --- back --------------------------------------------------------------------------------------------------
+# --- reading -----------------------------------------------------------------------------------------------
 
 
 def read(path: str | Path) -> Iterator[Vector]:
     """The rows of an output, in the order of the input, in bounded memory.
 
     Args:
-        path: What `embed_corpus` or the command `embed` wrote: .parquet, .jsonl or .npy.
+        path: An output of `embed_corpus`, of the batch functions or of their commands: .parquet, .jsonl or .npy.
 
     Raises:
         InvalidInput: an unknown ending, or an array without its ids.
@@ -278,19 +277,12 @@ def read(path: str | Path) -> Iterator[Vector]:
             for rows in table.iter_batches(batch_size=1024):
                 yield from map(_vector_from_columns, rows.to_pylist())
     else:
-        raise InvalidInput(f"{path}: its ending must be one of {', '.join(EXTENSIONS)}")
+        raise InvalidInput(f"{path}: its ending must be one of {', '.join(OUTPUT_EXTENSIONS)}")
 
 
-def _vector_from_columns(found: dict[str, Any]) -> Vector:
+def _vector_from_columns(row: dict[str, Any]) -> Vector:
     sparse = None
-    if found.get("sparse_indices") is not None:
-        sparse = SparseVector(found["sparse_indices"], found["sparse_values"])
-    return Vector(
-        found["id"],
-        found.get("embedding"),
-        sparse,
-        found.get("text"),
-        found["model"],
-        found["dimension"],
-        found["role"],
-    )
+    if row.get("sparse_indices") is not None:
+        sparse = SparseVector(row["sparse_indices"], row["sparse_values"])
+    dense, text = row.get("embedding"), row.get("text")
+    return Vector(row["id"], dense, sparse, text, row["model"], row["dimension"], row["role"])

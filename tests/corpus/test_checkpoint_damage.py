@@ -137,7 +137,7 @@ def test_what_is_damaged_while_a_run_is_at_work_is_not_written(folder: Path, emu
 
     with pytest.raises(InvalidInput, match="4 of 301 records cannot be written") as caught:
         embed(emulator, folder, progress=spoiling)
-    assert "Give the command its input again" in str(caught.value)
+    assert "Run the command with its input again" in str(caught.value)
     assert (folder / "out.jsonl").read_bytes() == before
     assert embed(emulator, folder).embedded == 4
     assert right(emulator, folder, [*TEXTS, "one more"])
@@ -189,13 +189,13 @@ def folder_in_its_place(folder: Path, _: dict[str, Path]) -> None:
 @pytest.mark.parametrize(
     ("spoiled", "said"),
     [
-        (replaced(NAMES[1]), "is not the one that was left: put it back"),
-        (emptied(NAMES[1]), "is not the one that was left: put it back"),
+        (replaced(NAMES[1]), "is not the file of the last run: put that one back"),
+        (emptied(NAMES[1]), "is not the file of the last run: put that one back"),
         (removed(NAMES[1]), "is missing: put it back"),
-        (replaced(NAMES[0]), "is not the one that was left: put it back"),
+        (replaced(NAMES[0]), "is not the file of the last run: put that one back"),
         (emptied(NAMES[0]), "is empty or was replaced: put the checkpoint back"),
         (removed(NAMES[0]), "out.jsonl exists, but its checkpoint"),
-        (other_database, "is no ledger of this package"),
+        (other_database, "is not a checkpoint of this package"),
         (folder_in_its_place, "is a folder"),
         (torn, "is damaged: .* Put back a copy of .*, or delete both"),
     ],
@@ -243,7 +243,7 @@ def test_an_emptied_ledger_does_not_take_over_vectors_that_were_paid_for(folder:
     (folder / "out.jsonl").unlink()
     os.truncate(folder / NAMES[0], 0)
     for _ in range(2):
-        with pytest.raises(InvalidInput, match="is here, but not its ledger"):
+        with pytest.raises(InvalidInput, match="exists, but its checkpoint does not"):
             embed(emulator, folder)
     assert emulator.requests == 0
 
@@ -309,7 +309,7 @@ def test_vectors_of_batches_that_were_damaged_are_named_and_submitted_again_with
     overwrite(submitted.with_name(NAMES[1]), 1000, bytes(512))
     with pytest.raises(InvalidInput, match="3 of 300 records cannot be written") as caught:
         corpus.batch_fetch(submitted, client=asking)
-    assert "Give the command its input again" in str(caught.value)
+    assert "Run the command with its input again" in str(caught.value)
     assert submitted.read_bytes() == before
     sent = corpus.batch_submit(submitted.with_name("in.txt"), submitted, client=asking, with_text=True)
     assert sent.under_way == 3
@@ -361,7 +361,7 @@ def test_a_ledger_of_the_release_before_goes_on_and_is_checked_from_then_on(
     assert embed(emulator, folder, kind=kind).embedded == 3
     assert right(emulator, folder, [*TEXTS, "new"])
     shutil.copy(made["other"] / NAMES[1], folder / NAMES[1])
-    with pytest.raises(InvalidInput, match="is not the one that was left"):
+    with pytest.raises(InvalidInput, match="is not the file of the last run"):
         embed(emulator, folder, kind=kind)
     if os.name == "posix":
         assert (folder / NAMES[0]).stat().st_mode & 0o777 == 0o600
@@ -370,7 +370,7 @@ def test_a_ledger_of_the_release_before_goes_on_and_is_checked_from_then_on(
 def test_vectors_of_the_release_before_that_were_exchanged_are_refused(folder: Path, made: dict[str, Path]) -> None:
     released(folder)
     (folder / NAMES[1]).write_bytes((made["other"] / NAMES[1]).read_bytes()[32:])
-    with pytest.raises(InvalidInput, match="is not the one that was left"):
+    with pytest.raises(InvalidInput, match="is not the file of the last run"):
         embed(Emulator(), folder)
 
 

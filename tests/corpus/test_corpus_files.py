@@ -79,7 +79,7 @@ def test_somebody_elses_file_keeps_its_mode(output: Path, emulator: Emulator) ->
     notes = corpus.ledger_beside(output)
     notes.write_text("somebody's notes " * 100, "utf-8")
     notes.chmod(0o644)
-    with pytest.raises(InvalidInput, match="is no ledger"):
+    with pytest.raises(InvalidInput, match="is not a checkpoint"):
         embed(emulator, output)
     assert mode(notes) == 0o644
 

@@ -156,7 +156,7 @@ BAD = [
     ("in.txt", b"good\n\xff\xfe\n", 2, "holds bytes that are not utf-8", {}),
     ("in.jsonl", b'{"text": "good"}\n{"text": \n', 2, "is no JSON: Expecting value", {}),
     ("in.jsonl", b'{"text": "good"}\n{"text": " "}\n', 2, "empty or blank", {}),
-    ("in.jsonl", b'{"text": "good"}\n["text"]\n', 2, "is a JSON array: write one object a line", {}),
+    ("in.jsonl", b'{"text": "good"}\n["text"]\n', 2, "is a JSON array: write one object per line", {}),
     ("in.jsonl", b'{"text": "good"}\n"text"\n', 2, "a JSON str, not an object", {}),
     ("in.jsonl", b'{"text": "good"}\n{"body": "x"}\n', 2, "no field 'text'; it has 'body'", {}),
     ("in.jsonl", b'{"text": "good"}\n{"text": null}\n', 2, "nothing in the field 'text'", {}),
@@ -226,7 +226,7 @@ def test_many_bad_records_are_named_up_to_some(tmp_path: Path, emulator: Emulato
         ("empty", "out.jsonl", {}, "no file in empty ends in"),
         ("in.txt", "out.xlsx", {}, "its ending must be one of .parquet, .jsonl, .npy"),
         ("in.txt", "nowhere/out.npy", {}, "there is no folder nowhere"),
-        ("in.txt", "out.npy", {"kind": "sparse"}, "holds dense vectors alone"),
+        ("in.txt", "out.npy", {"kind": "sparse"}, "holds only dense vectors"),
         ("in.txt", "out.jsonl", {"kind": "both"}, "kind='both'"),
         ("in.txt", "out.jsonl", {"text_type": "title"}, "text_type='title'"),
         ("in.txt", "out.jsonl", {"on_bad_input": "hope"}, "on_bad_input='hope'"),
@@ -356,7 +356,7 @@ def test_an_array_without_its_ids_is_not_believed(tmp_path: Path, emulator: Emul
     output = tmp_path / "out.npy"
     embed(emulator, write_lines(tmp_path / "in.txt", TEXTS), output)
     writers.ids_path(output).unlink()
-    with pytest.raises(InvalidInput, match="run the command again"):
+    with pytest.raises(InvalidInput, match="run the command that wrote it again"):
         read_vectors(output)
     embed(emulator, tmp_path / "in.txt", output)
     assert [row.id for row in read_vectors(output)] == [0, 1, 2, 3, 4]

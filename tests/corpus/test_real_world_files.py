@@ -109,7 +109,9 @@ def test_an_output_that_is_named_alone_is_read_for_its_texts(tmp_path: Path, emu
     embed(emulator, "old.jsonl", "new.jsonl", text_type="query")
     assert texts("new.jsonl") == ["one"]
     (tmp_path / "in.txt").unlink()
-    with pytest.raises(InvalidInput, match=r"wrote all that was found, such as .*new\.jsonl.*name the file itself"):
+    with pytest.raises(
+        InvalidInput, match=r"wrote all files that were found, such as .*new\.jsonl.*name the file itself"
+    ):
         embed(emulator, tmp_path, tmp_path.parent / "elsewhere.jsonl")
 
 
@@ -173,7 +175,11 @@ WHOLE = [
     ("in.txt", "你好\n世界\n".encode("gbk"), r":1: holds bytes that are not utf-8.*gb18030"),
     ("in.txt", "hello\nworld\n".encode("utf-16-le"), r":1: looks like utf-16-le .*--encoding utf-16-le"),
     ("in.txt", "你好\n世界\n".encode("utf-16-be"), r":1: looks like utf-16-be .*--encoding utf-16-be"),
-    ("in.jsonl", b'[{"text": "a"}, {"text": "b"}]', r":1: is a JSON array: write one object a line, as jq -c '\.\[\]'"),
+    (
+        "in.jsonl",
+        b'[{"text": "a"}, {"text": "b"}]',
+        r":1: is a JSON array: write one object per line, as jq -c '\.\[\]'",
+    ),
     ("in.jsonl", b'{"text": "a"}\n[{"text": "b"}, {"text": "c"}]\n', r":2: is a JSON array"),
     ("in.jsonl", b'{"text": "a"}\n{"text": "b"}{"text": "c"}\n', r":2: holds several JSON values: .*jq -c \."),
     ("in.jsonl", b'[\n {"text": 1},\n {"text": 2}\n]\n', r":1: begins JSON of several lines: .*jq -c '\.\[\]'"),
@@ -301,7 +307,7 @@ def test_one_damaged_line_does_not_bring_all_others_into_doubt(more: bytes, tmp_
     """To name another encoding would spoil every other line, without an error."""
     good = "机器学习模型的训练与推理\n".encode() * 4_000
     (tmp_path / "in.txt").write_bytes(good + more + b"\n")
-    with pytest.raises(InvalidInput, match=r"in\.txt:4001: holds bytes that are not utf-8: .*or mend the line"):
+    with pytest.raises(InvalidInput, match=r"in\.txt:4001: holds bytes that are not utf-8: .*or correct the line"):
         embed(emulator, "in.txt", "out.jsonl")
 
 

@@ -1,1 +1,1 @@
-"""The checkpoint of a corpus: one SQLite file and one file of vectors, so that nothing is paid for twice."""
+"""The checkpoint of a corpus: one SQLite file and one vector file that record everything that was paid for."""

@@ -1,7 +1,7 @@
-"""A ledger's files on disk: which there must be, whether they belong together, and what to do about one that does not.
+"""Open the files of a checkpoint: check that all are present and belong together, and explain what to do if not.
 
-The ledger and the file of vectors are two; while a run is at work, and after one that was killed, SQLite's write-ahead
-log is the third. All hold texts or stand for them: they are for their owner alone.
+There are two files, the SQLite database and the vector file; during a run, and after one that was killed, SQLite's
+write-ahead log is the third. All contain texts or are derived from them: only their owner may read them.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ _START_AGAIN = "delete both, and the output, to pay for all texts again"
 
 
 def vectors_path(checkpoint_path: Path) -> Path:
-    """Where the dense vectors of a ledger are."""
+    """The path of a checkpoint's dense vectors."""
     return checkpoint_path.with_name(f"{checkpoint_path.name}-vectors")
 
 
 def wal_path(checkpoint_path: Path) -> Path:
-    """Where the write-ahead log of a ledger is."""
+    """The path of a checkpoint's write-ahead log."""
     return checkpoint_path.with_name(f"{checkpoint_path.name}-wal")
 
 
 def connect(path: Path | None) -> sqlite3.Connection:
-    """The database at a path, made for its owner alone if it is not there; None: one that is gone when it is closed."""
+    """Opens the database at a path, or creates it with access for its owner only; None: a temporary one."""
     if path is not None and path.is_dir():
         raise InvalidInput(f"{path} is a folder: move it away")
     if path is not None:
@@ -49,16 +49,16 @@ def connect(path: Path | None) -> sqlite3.Connection:
 
 
 def check_version(connection: sqlite3.Connection, path: Path | None, *, had_wal: bool) -> int:
-    """Takes the database, and says of which version its tables are; 0: there are none.
+    """Locks the database and returns the version of its tables; 0: there are none.
 
     Args:
-        connection: the connection.
-        path: of the database.
-        had_wal: whether there was a write-ahead log before anything was read: SQLite makes one then.
+        connection: Connection to the database.
+        path: Path of the database.
+        had_wal: Whether a write-ahead log existed before the first read, which creates one.
 
     Raises:
-        InvalidInput: it is no ledger of this package, or lacks its log.
-        sqlite3.Error: another process has it, or it is damaged.
+        InvalidInput: it is not a checkpoint of this package, or its log is missing.
+        sqlite3.Error: another process has locked it, or it is damaged.
     """
     connection.execute("PRAGMA locking_mode=EXCLUSIVE")
     version, name = schema_version(connection, str(path or "")), str(path or "")
@@ -68,10 +68,10 @@ def check_version(connection: sqlite3.Connection, path: Path | None, *, had_wal:
         and connection.execute("SELECT max(log_in_use) FROM checkpoint").fetchone() == (1,)
     ):
         raise InvalidInput(
-            f"{name}-wal is missing: the run before was killed, and what it paid for last is there. Put it beside "
-            f"{name}; if it is lost, make an empty file of that name, and what it held is paid for again"
+            f"{name}-wal is missing: the run before was killed, and this file holds the last texts that it paid for. "
+            f"Put it beside {name}; if it is lost, create an empty file of that name, and they are paid for again"
         )
-    if path is not None:  # not before it is known to be ours
+    if path is not None:  # only after it is known to be a checkpoint
         files.make_private(path)
         files.make_private(wal_path(path))
     set_pragmas(connection)
@@ -81,10 +81,10 @@ def check_version(connection: sqlite3.Connection, path: Path | None, *, had_wal:
 
 
 def open_replies(connection: sqlite3.Connection, path: Path | None, version: int) -> ReplyStore:
-    """Makes what the tables lack, and takes the file of vectors if it is the one that was left, or enough of it.
+    """Creates missing tables and opens the vector file, if it belongs to this checkpoint.
 
     Raises:
-        InvalidInput: it is missing, or another ledger's; or it is here, and its ledger is not.
+        InvalidInput: the vector file is missing or belongs to another checkpoint, or its checkpoint is missing.
     """
     create_tables(connection, version)
     vectors_file_path = None if path is None else vectors_path(path)
@@ -107,11 +107,13 @@ def _verify_pairing(
     paths: tuple[Path | None, Path | None],
     version: int,
 ) -> None:
-    """Has ledger and file of vectors name each other, or finds that they do not."""
+    """Marks checkpoint and vector file as a pair, or raises if they are none."""
     path, vectors_file_path = paths
     if version == 0:
         if vector_file.size > MARK_BYTES:
-            raise InvalidInput(f"{vectors_file_path} is here, but not its ledger: put {path} back, or {_START_AGAIN}")
+            raise InvalidInput(
+                f"{vectors_file_path} exists, but its checkpoint does not: put {path} back, or {_START_AGAIN}"
+            )
         connection.execute("INSERT INTO checkpoint VALUES (?, 0, 0, 0)", (identity := os.urandom(16),))
         vector_file.write_mark(0, identity)
     elif version < SCHEMA_VERSION:
@@ -122,27 +124,27 @@ def _verify_pairing(
     match = vector_file.match_mark(mark_at, identity)
     if match == "no" or not replies.find_vector_bytes():
         raise InvalidInput(
-            f"{vectors_file_path} is not the one that was left: put it back beside {path}, or {_START_AGAIN}"
+            f"{vectors_file_path} is not the file of the last run: put that one back beside {path}, or {_START_AGAIN}"
         )
-    if match == "unknown":  # from before there were marks, or the mark alone is damaged
+    if match == "unknown":  # an older version wrote no mark, or only the mark is damaged
         vector_file.write_mark(mark_at, identity)
 
 
 def _add_checksums(connection: sqlite3.Connection, replies: ReplyStore) -> None:
-    """To a ledger of version 1."""
+    """Adds checksums to a checkpoint of version 1."""
     replies.add_checksums()
     connection.create_function("record_sum", 4, checksums.record_checksum)
     digest = "(SELECT hash FROM texts WHERE texts.key = items.key)"
-    connection.execute(f"UPDATE items SET sum = record_sum(seq, id, place, {digest})")  # noqa: S608 - our own words
+    connection.execute(f"UPDATE items SET sum = record_sum(seq, id, place, {digest})")  # noqa: S608 - no input in it
 
 
 def translate_error(error: sqlite3.Error, path: Path | None) -> Exception:
-    """What SQLite's error means to whoever runs a corpus."""
+    """The error to raise for an error of SQLite."""
     message = str(error)
     if "locked" in message:
-        return InvalidInput(f"another run is at work on this output: it holds {path}")
+        return InvalidInput(f"another run is at work on this output: it has locked {path}")
     if "not a database" in message:
-        return InvalidInput(f"{path} is no ledger of this package: move it away")
+        return InvalidInput(f"{path} is not a checkpoint of this package: move it away")
     if any(word in message for word in ("malformed", "decode", "constraint", "no such")):
         return checksums.damage_error(str(path), message)
-    return OSError(f"the ledger {path or ''} cannot go on: {message}")
+    return OSError(f"the checkpoint {path or ''} cannot be used: {message}")

@@ -1,4 +1,4 @@
-"""What goes into a ledger and comes out of it."""
+"""The rows that a checkpoint stores and returns."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class InputText(NamedTuple):
 
 
 class PackedVectors(NamedTuple):
-    """One text's vectors as they are kept: float32 and uint32, in the machine's byte order."""
+    """One text's vectors as they are stored: float32 and uint32, in the machine's byte order."""
 
     dense: bytes | None
     sparse_indices: bytes | None
@@ -38,24 +38,24 @@ class OutputRow(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """Where a corpus stands."""
+    """Counts of a corpus: input, pending and rejected texts."""
 
     texts: int
     """Usable texts of the input."""
     pending: int
     """Different texts that have neither vectors nor a refusal."""
     tokens: float
-    """Estimated, of those."""
+    """Estimated tokens of the pending texts."""
     rejected: int
     """Texts of the input that the service refused."""
     invalid: int
-    """Records that were no usable texts."""
+    """Records without a usable text."""
 
 
 def split_duplicates(
     items: Sequence[InputText], known_places: dict[str, str]
 ) -> tuple[list[InputText], list[tuple[InputText, str]]]:
-    """Items whose id is new, and those whose id was at an earlier place; `places` are those of known ids."""
+    """Items with a new id; and items whose id occurred before, with its earlier place. Updates `known_places`."""
     unique, duplicates = [], []
     for item in items:
         if item.id is None or (place := known_places.setdefault(str(item.id), item.place)) is item.place:

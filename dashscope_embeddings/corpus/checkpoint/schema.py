@@ -1,4 +1,4 @@
-"""The tables of a ledger."""
+"""The SQLite tables of a checkpoint: create, migrate and check them."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ CREATE TABLE items (seq INTEGER PRIMARY KEY, id TEXT UNIQUE, place TEXT NOT NULL
 CREATE TABLE bad (seq INTEGER PRIMARY KEY, place TEXT NOT NULL, id TEXT, reason TEXT NOT NULL);
 CREATE TABLE pending (key INTEGER PRIMARY KEY, text TEXT NOT NULL, tokens REAL NOT NULL)
 """
-# texts, replies and rejects stay from run to run; items, bad and pending are the input of one. Paying appends
-# one row to replies and does nothing else; where each text's vectors are is written to texts later, and up to which
-# reply that was done to indexed. Dense vectors are in a file of their own.
+# texts, replies and rejects persist between runs; items, bad (invalid records) and pending hold the input of one run;
+# terms is the settings fingerprint. Storing a reply is one INSERT. `index_replies()` later links replies to texts, and
+# indexed holds the last one done. Dense vectors are in a file of their own.
 _TABLES_V2 = """
 ALTER TABLE replies ADD COLUMN sums BLOB;
 ALTER TABLE items ADD COLUMN sum BLOB;
@@ -37,34 +37,34 @@ CREATE TABLE checkpoint (
     identity BLOB NOT NULL, mark_at INTEGER NOT NULL, log_in_use INTEGER NOT NULL, records INTEGER NOT NULL
 )
 """
-# What version 2 added. sums: of the vectors of each key; mark_at: where the file of vectors says whose it is;
-# log_in_use: what was paid for may be in the write-ahead log alone; records: rows of items.
+# Added in version 2. sums: checksums of the vectors of each key; mark_at: offset of the mark in the vector file that
+# identifies its checkpoint; log_in_use: paid replies may exist only in the write-ahead log; records: rows of items.
 
 
 def set_pragmas(connection: sqlite3.Connection) -> None:
-    """For one process at a time, which commits often and may be killed."""
+    """Configures SQLite for a single process that commits often and may be killed."""
     for pragma in ("cache_size=-16000", "locking_mode=EXCLUSIVE", "synchronous=NORMAL", "journal_mode=WAL"):
         connection.execute(f"PRAGMA {pragma}")
-    # Of 4 KB: how long the write-ahead log grows before it is synced and moved into the file.
+    # Pages of 4 KB in the write-ahead log, after which it is synced and moved into the database.
     connection.execute("PRAGMA wal_autocheckpoint=256")
 
 
 def schema_version(connection: sqlite3.Connection, name: str) -> int:
-    """Of the tables; 0: there are none.
+    """The version of the tables; 0: there are none.
 
     Raises:
-        InvalidInput: it is another program's database, or of another version.
+        InvalidInput: another program or an unknown version of this package wrote the database.
     """
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     if version not in {0, 1, SCHEMA_VERSION}:
         raise InvalidInput(f"{name} was written by another version of this package ({version})")
     if version == 0 and connection.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone():
-        raise InvalidInput(f"{name} is no ledger of this package: move it away")
+        raise InvalidInput(f"{name} is not a checkpoint of this package: move it away")
     return int(version)
 
 
 def create_tables(connection: sqlite3.Connection, version: int) -> None:
-    """Makes the tables and columns that are not there yet."""
+    """Creates the tables and columns that are missing."""
     for introduced_in, statements in ((1, _TABLES_V1), (SCHEMA_VERSION, _TABLES_V2)):
         if version < introduced_in:
             for statement in statements.split(";"):
@@ -73,54 +73,58 @@ def create_tables(connection: sqlite3.Connection, version: int) -> None:
 
 
 def repair_indexes(connection: sqlite3.Connection) -> bool:
-    """Whether the tables can be read; indexes that do not fit them are made again."""
+    """Whether the tables can be read; rebuilds indexes that do not match them."""
     try:
         if _passes_integrity_check(connection):
             return True
         connection.execute("REINDEX")
         return _passes_integrity_check(connection)
-    except MemoryError:  # of a size that SQLite read from a damaged page
+    except MemoryError:  # SQLite read a huge size from a damaged page
         return False
 
 
 def _passes_integrity_check(connection: sqlite3.Connection) -> bool:
-    found: list[tuple[str]] = connection.execute("PRAGMA integrity_check(1)").fetchall()
-    return found == [("ok",)]
+    problems: list[tuple[str]] = connection.execute("PRAGMA integrity_check(1)").fetchall()
+    return problems == [("ok",)]
 
 
 def check_settings(connection: sqlite3.Connection, name: str, fingerprint: Mapping[str, Any]) -> bool:
-    """Notes what all vectors have in common; whether refusals of before are to be forgotten for it.
+    """Stores the settings of a run, if its vectors may share an output with those in the checkpoint.
+
+    Returns:
+        Whether earlier rejections are obsolete, because other settings may accept these texts.
 
     Raises:
-        InvalidInput: vectors on these terms do not mix with those that are here.
+        InvalidInput: the checkpoint holds vectors of other settings.
     """
-    known = {term: parse_json(name, value) for term, value in connection.execute("SELECT name, value FROM terms")}
+    rows = connection.execute("SELECT name, value FROM terms")
+    known = {setting: parse_json(name, value) for setting, value in rows}
     if not known and _has_paid_work(connection):
-        raise damage_error(name, "it no longer says of which settings its vectors are")
-    forget_rejections = bool(known.get("long_text") != fingerprint["long_text"])
+        raise damage_error(name, "the settings of its vectors are missing")
+    rejections_obsolete = bool(known.get("long_text") != fingerprint["long_text"])
     if known.get("long_text") == "error":
-        known["long_text"] = fingerprint["long_text"]  # so far only whole texts were embedded
-    differing = [term for term in fingerprint if known and known.get(term) != fingerprint[term]]
+        known["long_text"] = fingerprint["long_text"]  # so far all texts were embedded whole
+    differing = [setting for setting in fingerprint if known and known.get(setting) != fingerprint[setting]]
     if differing and not _has_paid_work(connection):
-        forget_rejections = True
+        rejections_obsolete = True
     elif differing == ["service"]:
         raise InvalidInput(
-            f"{name} is of {known['service']}, and this asks {fingerprint['service']}: name the same region or "
-            "address, or write to another output"
+            f"{name} holds vectors of {known['service']}, and this run would use {fingerprint['service']}: name the "
+            "same region or address, or write to another output"
         )
     elif differing:
-        message = "; ".join(f"{term} was {known.get(term)!r} and is now {fingerprint[term]!r}" for term in differing)
+        message = "; ".join(f"{key} was {known.get(key)!r} and is now {fingerprint[key]!r}" for key in differing)
         raise InvalidInput(
-            f"these vectors would not mix with those in {name}: {message}. Write to another output, or "
-            "delete this one, its ledger and the ledger's vectors to pay for all texts again"
+            f"these vectors must not be mixed with those in {name}: {message}. Write to another output, or delete this "
+            "one, its checkpoint and the checkpoint's vectors to pay for all texts again"
         )
-    rows = [(term, json.dumps(value)) for term, value in fingerprint.items()]
-    connection.executemany("INSERT OR REPLACE INTO terms VALUES (?, ?)", rows)
-    return forget_rejections
+    values = [(setting, json.dumps(value)) for setting, value in fingerprint.items()]
+    connection.executemany("INSERT OR REPLACE INTO terms VALUES (?, ?)", values)
+    return rejections_obsolete
 
 
 def _has_paid_work(connection: sqlite3.Connection) -> bool:
-    """Whether anything was paid for or submitted."""
+    """Whether any reply was stored or any batch was submitted."""
     tables = {table for (table,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
     return any(
         connection.execute(f"SELECT 1 FROM {table} LIMIT 1").fetchone()  # noqa: S608 - our own names

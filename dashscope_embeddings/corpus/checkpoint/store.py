@@ -1,9 +1,9 @@
-"""What a corpus holds and what was paid for it: one SQLite file beside the output.
+"""The checkpoint of a corpus: its input and all replies that were paid for, in one SQLite file beside the output.
 
-The output is made from it, and can be made again. A process may be killed at any instruction: a transaction is
-there as a whole or not at all, and each reply is committed before the next request of its thread is sent. The
-write-ahead log is not synced at each commit: a power failure may take the last replies, never the rest. Dense vectors
-are in a file of their own, `{ledger}-vectors`.
+The output is written from the checkpoint and can be written again. A process may be killed at any instruction:
+transactions are atomic, and each reply is committed before its thread sends the next request. The write-ahead log is
+not synced at each commit: a power failure may lose the last replies, never earlier ones. Dense vectors are in a
+separate file, `{checkpoint}-vectors`.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ if TYPE_CHECKING:
     from dashscope_embeddings.corpus.checkpoint.rows import InputText, PackedVectors
 
 _REJECTED_REPLY = -1
-"""In place of the number of a reply."""
+"""Stands in place of a reply's number for a text that the service refused."""
 
 
 class CheckpointStore:
-    """The ledger of one output. Methods may be called from any thread; one process holds it at a time."""
+    """The checkpoint of one output. Methods may be called from any thread; only one process can open it at a time."""
 
     def __init__(self, connection: sqlite3.Connection, path: Path | None) -> None:
         self._connection = connection
@@ -44,29 +44,29 @@ class CheckpointStore:
         self._replies = ReplyStore(connection, VectorFile(None))
         self._lock = threading.RLock()
         self._uses_wal = False
-        """Whether what is paid for goes into the write-ahead log first."""
+        """Whether commits go to the write-ahead log first."""
         self._next_key = 1
         self.has_integer_ids = True
-        """Whether all ids of the input are whole numbers: then they come out as such."""
+        """Whether all ids of the input are integers: then they are integers in the output too."""
         self.damaged_texts = 0
-        """Texts of the input whose vectors were found damaged, and are to be asked for again."""
+        """Texts of the input whose vectors are damaged and must be requested again."""
 
     @classmethod
     def open(cls, path: Path | None) -> Self:
-        """Opens or makes the ledger at `path`; None: one that is gone when it is closed.
+        """Opens or creates the checkpoint at `path`; None: a temporary one.
 
         Raises:
-            InvalidInput: it is none, is damaged, or lacks one of its files.
-            sqlite3.Error: another run is at work on it, it cannot be read, or the disk is full.
+            InvalidInput: the file is not a checkpoint or is damaged, or one of its files is missing.
+            sqlite3.Error: another process has locked it, it cannot be read, or the disk is full.
         """
         had_wal = path is not None and wal_path(path).exists()
-        found = cls(connect(path), path)
+        checkpoint = cls(connect(path), path)
         try:
-            found._open_tables(had_wal=had_wal)
+            checkpoint._open_tables(had_wal=had_wal)
         except BaseException:
-            found.close()
+            checkpoint.close()
             raise
-        return found
+        return checkpoint
 
     def _open_tables(self, *, had_wal: bool) -> None:
         version = check_version(self._connection, self._path, had_wal=had_wal)
@@ -74,7 +74,7 @@ class CheckpointStore:
             self._replies = open_replies(self._connection, self._path, version)
             self._index_replies(only_intact=True)
         if self._path is not None:
-            self._uses_wal = True  # before it is noted: whatever ends this, `close` takes the note back
+            self._uses_wal = True  # set before log_in_use, so that `close` resets it after any interruption
             self._connection.execute("UPDATE checkpoint SET log_in_use = 1")
             self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
@@ -82,10 +82,10 @@ class CheckpointStore:
 
     @contextlib.contextmanager
     def transaction(self, *, commit: bool = True) -> Iterator[None]:
-        """All or nothing, with a transaction around it if there is one; `keep=False`: nothing, whatever happens."""
+        """Groups statements into one transaction, or joins the current one. `commit=False`: rolls back in any case."""
         with self._lock:
-            within = self._connection.in_transaction
-            if within:
+            is_nested = self._connection.in_transaction
+            if is_nested:
                 yield
                 return
             self._connection.execute("BEGIN IMMEDIATE")
@@ -98,35 +98,35 @@ class CheckpointStore:
                     self._connection.execute("ROLLBACK")
 
     def fetch_all(self, statement: str, values: Sequence[Any] = ()) -> list[Any]:
-        """One statement on tables that others keep here: all rows of its result."""
+        """Executes a statement, for tables of other modules, and returns all rows."""
         with self._lock:
             return self._connection.execute(statement, values).fetchall()
 
     def execute_many(self, statement: str, rows: Iterable[Sequence[Any]]) -> None:
-        """The same statement for many rows."""
+        """Executes a statement once per row."""
         with self._lock:
             self._connection.executemany(statement, rows)
 
     def parse_json(self, value: str) -> Any:
-        """A fact that was kept as JSON."""
+        """Reads a value that is stored as JSON; raises InvalidInput if it is damaged."""
         return checksums.parse_json(self._name, value)
 
     def damage_error(self, what: str) -> InvalidInput:
-        """What to say of a row that is not what was written."""
+        """The error for a row that differs from what was written."""
         return checksums.damage_error(self._name, what)
 
     def _commit(self) -> None:
         self._connection.execute("COMMIT")
 
     def disable_wal(self) -> None:
-        """From here on each transaction is in the ledger itself when it ends, without a log beside it."""
+        """From here on, each transaction is committed to the database itself, without a write-ahead log."""
         with self._lock:
             self._connection.execute("UPDATE checkpoint SET log_in_use = 0")
             self._connection.execute("PRAGMA journal_mode=DELETE")
             self._uses_wal = False
 
     def close(self) -> None:
-        """Lets other runs have it, as two files: what is in the log goes into the ledger."""
+        """Moves the write-ahead log into the database and closes both files; other runs may then open them."""
         with self._lock:
             with contextlib.suppress(sqlite3.Error):  # the disk may be full
                 if self._uses_wal:
@@ -134,40 +134,40 @@ class CheckpointStore:
                     self._uses_wal = False
             self._connection.close()
             if self._uses_wal and self._path is not None:
-                with contextlib.suppress(OSError):  # SQLite took the log away: nothing is missing
+                with contextlib.suppress(OSError):  # SQLite removed the log: an empty one says that nothing is missing
                     files.create_exclusive(wal_path(self._path)).close()
             self._replies.close()
 
     # --- the input ----------------------------------------------------------------------------------------
 
     def start_run(self, fingerprint: Mapping[str, Any], *, retry_rejected: bool) -> None:
-        """Forgets the input of the run before; `again`: refused texts are to be asked once more."""
+        """Deletes the input of the previous run; `retry_rejected`: also its rejections, to send these texts again."""
         retry_rejected |= self.check_settings(fingerprint)
         for table in ("items", "bad", "pending"):
-            self._connection.execute(f"DELETE FROM {table}")  # noqa: S608 - our own names
+            self._connection.execute(f"DELETE FROM {table}")  # noqa: S608 - no input in it
         if retry_rejected:
             self._connection.execute("UPDATE texts SET reply = NULL WHERE reply = ?", (_REJECTED_REPLY,))
             self._connection.execute("DELETE FROM rejects")
         without_reason = "reply = ? AND key NOT IN (SELECT key FROM rejects)"
-        self._connection.execute(f"UPDATE texts SET reply = NULL WHERE {without_reason}", (_REJECTED_REPLY,))  # noqa: S608 - our own words
+        self._connection.execute(f"UPDATE texts SET reply = NULL WHERE {without_reason}", (_REJECTED_REPLY,))  # noqa: S608 - no input in it
         self._connection.execute("UPDATE checkpoint SET records = 0")
         (last,) = self._connection.execute("SELECT max(key) FROM texts").fetchone()
         self._next_key, self.has_integer_ids, self.damaged_texts = (last or 0) + 1, True, 0
 
     def is_new(self) -> bool:
-        """Whether no input was ever taken in."""
+        """Whether no input was ever loaded."""
         return not self.fetch_all("SELECT 1 FROM terms LIMIT 1")
 
     def check_settings(self, fingerprint: Mapping[str, Any]) -> bool:
-        """Notes what all vectors have in common; whether refusals of before are to be forgotten for it.
+        """Stores the settings of this run; returns whether they make earlier rejections obsolete.
 
         Raises:
-            InvalidInput: vectors on these terms do not mix with those that are here.
+            InvalidInput: the checkpoint holds vectors of other settings.
         """
         return check_settings(self._connection, self._name, fingerprint)
 
     def add_items(self, items: Sequence[InputText], *, with_text: bool) -> list[tuple[InputText, str]]:
-        """Takes some hundred texts in; those whose id was used before come back, with the earlier place."""
+        """Adds some hundred texts; returns those whose id was used before, each with the earlier place."""
         items, duplicates = self._split_duplicates(items)
         hashes = [checksums.text_hash(item.text) for item in items]
         known = self._known_texts(hashes)
@@ -177,12 +177,12 @@ class CheckpointStore:
                 known[digest] = self._next_key, True
                 new.append((self._next_key, digest))
                 self._next_key += 1
-            key, is_open = known[digest]
+            key, is_pending = known[digest]
             self.has_integer_ids &= not isinstance(record_id, str)
-            named = None if record_id is None else str(record_id)
-            summed = checksums.record_checksum(seq, named, place, digest)
-            rows.append((seq, named, place, key, text if with_text else None, summed))
-            if is_open:
+            id_text = None if record_id is None else str(record_id)
+            checksum = checksums.record_checksum(seq, id_text, place, digest)
+            rows.append((seq, id_text, place, key, text if with_text else None, checksum))
+            if is_pending:
                 pending.append((key, text, estimate_tokens(text)))
         self._connection.executemany("INSERT INTO texts (key, hash) VALUES (?, ?)", new)
         self._connection.executemany("INSERT INTO items VALUES (?, ?, ?, ?, ?, ?)", rows)
@@ -191,14 +191,14 @@ class CheckpointStore:
         return duplicates
 
     def _known_texts(self, hashes: Sequence[bytes]) -> dict[bytes, tuple[int, bool]]:
-        """Of texts that are here already: their key, and whether they are to be asked for, perhaps once more."""
+        """Hash → key of texts that are known already, and whether their vectors are still missing or are damaged."""
         marks = ",".join("?" * len(hashes))
         found = self._connection.execute(f"SELECT hash, key, reply, slot FROM texts WHERE hash IN ({marks})", hashes)  # noqa: S608 - only question marks
         known: dict[bytes, tuple[int, bool]] = {}
         for digest, key, reply, slot in found.fetchall():
-            is_open = reply != _REJECTED_REPLY and self._replies.vectors(reply, slot, digest) is None
-            known[digest] = key, is_open
-            if is_open and reply is not None:
+            is_pending = reply != _REJECTED_REPLY and self._replies.vectors(reply, slot, digest) is None
+            known[digest] = key, is_pending
+            if is_pending and reply is not None:
                 self._connection.execute("UPDATE texts SET reply = NULL, slot = NULL WHERE key = ?", (key,))
                 self.damaged_texts += 1
         return known
@@ -210,25 +210,25 @@ class CheckpointStore:
         return split_duplicates(items, dict(found.fetchall()))
 
     def add_invalid(self, position: int, place: str, record_id: str | None, reason: str) -> None:
-        """A record that was left out."""
+        """Adds a record that is skipped."""
         self._connection.execute("INSERT INTO bad VALUES (?, ?, ?, ?)", (position, place, record_id, reason))
 
     def counts(self) -> Counts:
-        """Where the corpus stands."""
+        """Counts texts of the input by state."""
         with self._lock:
-            one = self._connection.execute
-            (items,) = one("SELECT count(*) FROM items").fetchone()
-            pending, tokens = one(
+            execute = self._connection.execute
+            (items,) = execute("SELECT count(*) FROM items").fetchone()
+            pending, tokens = execute(
                 "SELECT count(*), total(tokens) FROM pending CROSS JOIN texts USING (key) WHERE reply IS NULL"
             ).fetchone()
-            (rejected,) = one("SELECT count(*) FROM items CROSS JOIN rejects USING (key)").fetchone()
-            (invalid,) = one("SELECT count(*) FROM bad").fetchone()
+            (rejected,) = execute("SELECT count(*) FROM items CROSS JOIN rejects USING (key)").fetchone()
+            (invalid,) = execute("SELECT count(*) FROM bad").fetchone()
             return Counts(items, pending, tokens, rejected, invalid)
 
-    # --- paying -------------------------------------------------------------------------------------------
+    # --- replies ------------------------------------------------------------------------------------------
 
     def pending_texts(self, page_size: int = 512) -> Iterator[tuple[int, str]]:
-        """Key and text of what is to be embedded, in the order of the input; may be changed meanwhile."""
+        """Key and text of pending texts, in the order of the input. The tables may change during the iteration."""
         last = 0
         while True:
             with self._lock:
@@ -243,30 +243,30 @@ class CheckpointStore:
     def store_reply(
         self, vectors_by_key: Mapping[int, PackedVectors], requests: int = 0, texts: int = 0, tokens: int = 0
     ) -> None:
-        """Commits a reply: the vectors of some keys, and what was billed.
+        """Commits a reply: vectors by key, and what was billed.
 
         Raises:
-            BadReply: dense vectors of another width than those before.
+            BadReply: the width of the dense vectors differs from earlier ones.
         """
         with self._lock:
             self._replies.store(vectors_by_key, requests, texts, tokens)
 
     def reject(self, key: int, reason: str, code: str | None, request_id: str | None) -> None:
-        """Commits a refusal."""
+        """Commits that the service refused a text."""
         with self.transaction():
             row = (key, reason, code, request_id)
             self._connection.execute("INSERT OR REPLACE INTO rejects VALUES (?, ?, ?, ?)", row)
             self._connection.execute("UPDATE texts SET reply = ? WHERE key = ?", (_REJECTED_REPLY, key))
 
     def index_replies(self) -> None:
-        """To be called when no more is paid, before it is counted and written."""
+        """Links stored replies to texts; to be called before texts are counted or written."""
         with self.transaction():
             self._index_replies()
 
     def _index_replies(self, *, only_intact: bool = False) -> None:
-        """Notes where the vectors of each text are, for the replies that came since this was last done.
+        """Links each text to its vectors, for all replies since the last call.
 
-        `checked`: only of vectors that are whole: after a power failure a row may be there without its vectors.
+        `only_intact` skips damaged vectors: after a power failure a row may exist without its vectors.
         """
         (last,) = self._connection.execute("SELECT coalesce(max(reply), 0) FROM indexed").fetchone()
         (newest,) = self._connection.execute("SELECT coalesce(max(reply), 0) FROM replies").fetchone()
@@ -274,24 +274,22 @@ class CheckpointStore:
             return
         self._replies.sync()
         for (reply,) in self._connection.execute("SELECT reply FROM replies WHERE reply > ?", (last,)).fetchall():
-            found = self._replies.intact_slots(reply) if only_intact else enumerate(self._replies.text_keys(reply))
-            slots = [(reply, slot, key) for slot, key in found]
-            self._connection.executemany("UPDATE texts SET reply = ?, slot = ? WHERE key = ?", slots)
+            slots = self._replies.intact_slots(reply) if only_intact else enumerate(self._replies.text_keys(reply))
+            links = [(reply, slot, key) for slot, key in slots]
+            self._connection.executemany("UPDATE texts SET reply = ?, slot = ? WHERE key = ?", links)
         self._connection.execute("DELETE FROM indexed")
         self._connection.execute("INSERT INTO indexed VALUES (?)", (newest,))
 
     def total_billed(self) -> tuple[int, int, int]:
         """Requests, texts and tokens billed in all runs."""
         with self._lock:
-            found = self._connection.execute(
-                "SELECT total(requests), total(texts), total(tokens) FROM replies"
-            ).fetchone()
-            requests, texts, tokens = map(int, found)
+            query = "SELECT total(requests), total(texts), total(tokens) FROM replies"
+            requests, texts, tokens = map(int, self._connection.execute(query).fetchone())
             return requests, texts, tokens
 
     @property
     def dimension(self) -> int | None:
-        """Floats in a dense vector; None: there is none."""
+        """Floats in a dense vector; None: there are no dense vectors."""
         return self._replies.vector_bytes // 4 or None
 
     # --- the output ---------------------------------------------------------------------------------------
@@ -300,18 +298,18 @@ class CheckpointStore:
         """All texts with vectors, in the order of the input.
 
         Raises:
-            InvalidInput: after the last row: some are missing, because the ledger or the file of vectors is damaged.
+            InvalidInput: after the last row, if rows are missing because the checkpoint or its vectors are damaged.
         """
         (records,) = self._connection.execute("SELECT records FROM checkpoint").fetchone()
         readable = 0
-        found = self._connection.execute(
+        rows = self._connection.execute(
             "SELECT seq, id, place, sum, items.text, hash, reply, slot, rejects.key FROM items "
             "LEFT JOIN texts USING (key) LEFT JOIN rejects USING (key) ORDER BY seq"
         )
-        for seq, record_id, place, summed, text, digest, reply, slot, rejected in found:
-            if summed != checksums.record_checksum(seq, record_id, place, digest) or checksums.text_differs(
-                text, digest
-            ):
+        for seq, record_id, place, checksum, text, digest, reply, slot, rejected in rows:
+            if checksum != checksums.record_checksum(seq, record_id, place, digest):
+                continue
+            if checksums.text_differs(text, digest):
                 continue
             if reply == _REJECTED_REPLY and rejected is not None:
                 readable += 1
@@ -321,19 +319,19 @@ class CheckpointStore:
         if readable != records:
             raise InvalidInput(
                 f"{records - readable} of {records} records cannot be written: {self._name} or {self._name}-vectors is "
-                "damaged. Give the command its input again: it asks for those texts alone"
+                "damaged. Run the command with its input again: it embeds only these texts again"
             )
 
     def rejected_records(self) -> Iterator[dict[str, Any]]:
-        """All records of the input without vectors, in its order, and why."""
-        found = self._connection.execute(
+        """All records of the input without vectors, in the order of the input, with the reason."""
+        rows = self._connection.execute(
             "SELECT seq, id, place, reason, code, request_id, 0 FROM items CROSS JOIN rejects USING (key) "
             "UNION ALL SELECT seq, id, place, reason, NULL, NULL, 1 FROM bad ORDER BY 1"
         )
-        for seq, record_id, place, reason, code, request_id, is_invalid in found:
-            # The id of a bad record may be what is bad about it.
-            named = record_id if is_invalid and record_id is not None else self._output_id(seq, record_id)
-            yield {"id": named, "place": place, "reason": reason, "code": code, "request_id": request_id}
+        for seq, record_id, place, reason, code, request_id, is_invalid in rows:
+            # The id of an invalid record may not be an integer even if all others are.
+            output_id = record_id if is_invalid and record_id is not None else self._output_id(seq, record_id)
+            yield {"id": output_id, "place": place, "reason": reason, "code": code, "request_id": request_id}
 
     def _output_id(self, position: int, record_id: str | None) -> int | str:
         if record_id is None:

@@ -1,11 +1,11 @@
-"""Dense vectors of a ledger: one file of float32, appended to and never changed.
+"""The dense vectors of a checkpoint: one append-only file of float32.
 
-SQLite would write each vector twice, into its log and then into its file. What is here counts only where the ledger
-says so, in a row that is committed after the vectors are written: a process may be killed between the two. After a
-power failure a row may be there and its vectors not: the ledger's sums tell.
+SQLite would write each vector twice, to its log and then to its database. Vectors in this file count only if a row of
+the database refers to them. That row is committed after they are written: a process may be killed in between. After a
+power failure a row may exist without its vectors; its checksums detect that.
 
-A mark says which ledger the file belongs to. The ledger knows where it is: at the beginning, or in the midst of a file
-that was begun before there were marks.
+A mark identifies the checkpoint that the file belongs to. The checkpoint stores the offset of the mark: the beginning
+of the file, or a later place if an older version, which wrote no mark, created the file.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ MARK_BYTES = 32
 
 
 def _pack_mark(identity: bytes) -> bytes:
-    named = _MAGIC + identity
-    return named + struct.pack("<I", zlib.crc32(named))
+    content = _MAGIC + identity
+    return content + struct.pack("<I", zlib.crc32(content))
 
 
 class VectorFile:
-    """The file beside a ledger; without a path, one in memory. The ledger's lock is held by whoever calls."""
+    """The vector file; without a path, in memory. The caller holds the checkpoint's lock."""
 
     def __init__(self, path: Path | None) -> None:
         self._file: io.FileIO | io.BytesIO
@@ -45,14 +45,14 @@ class VectorFile:
 
     @property
     def size(self) -> int:
-        """Bytes that are in it."""
+        """Size in bytes."""
         return self._end
 
     def append(self, content: bytes) -> int:
-        """Where it is.
+        """Appends bytes and returns their offset.
 
         Raises:
-            OSError: the disk is full, or the like; what was there before is still there.
+            OSError: for example, the disk is full; earlier content is unchanged.
         """
         offset = self._end
         self._write(offset, content)
@@ -66,19 +66,19 @@ class VectorFile:
             rest = rest[self._file.write(rest) :]
 
     def read(self, offset: int, size: int) -> bytes:
-        """So many bytes, or fewer where the file ends; where they are may have been read from a damaged row."""
+        """Reads `size` bytes, or fewer at the end of the file. Offset and size may come from a damaged row."""
         if not 0 <= offset <= self._end or size < 0:
             return b""
         self._file.seek(offset)
         return self._file.read(min(size, self._end - offset))
 
     def write_mark(self, offset: int, identity: bytes) -> None:
-        """Says whose file it is."""
+        """Writes the mark of a checkpoint."""
         self._write(offset, _pack_mark(identity))
         self._end = max(self._end, offset + MARK_BYTES)
 
     def match_mark(self, offset: int, identity: bytes) -> Literal["yes", "no", "unknown"]:
-        """Whether it is that ledger's file; "unknown": the mark is damaged, or of a file from before there were any."""
+        """Whether the file belongs to a checkpoint; "unknown": it has no mark, or a damaged one."""
         marks = [self.read(offset, MARK_BYTES), self.read(0, MARK_BYTES)]
         if marks[0] == _pack_mark(identity):
             return "yes"
@@ -86,10 +86,10 @@ class VectorFile:
         return "no" if any(others) else "unknown"
 
     def sync(self) -> None:
-        """Has all of it on the disk before it returns."""
+        """Flushes the file to the disk."""
         if isinstance(self._file, io.FileIO):
             os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        """Lets go of the file."""
+        """Closes the file."""
         self._file.close()
