@@ -1,15 +1,12 @@
-"""`dashscope-embeddings`, the command line: a command reads its options, asks a module, and prints."""
+"""The command line `dashscope-embeddings`: its entry point, and the commands demo, models and emulator."""
 
 from __future__ import annotations
 
-import contextlib
 import io
-import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
-from dashscope_embeddings._runtime.thread_pool import SignalSafeEvent
 from dashscope_embeddings.catalogue import DEFAULT_MODEL
 from dashscope_embeddings.cli.demo import NoTextError, Store
 from dashscope_embeddings.emulator import Emulator
@@ -17,7 +14,6 @@ from dashscope_embeddings.emulator.embeddings import COMPATIBLE_PATH
 
 try:
     import typer
-    from rich.console import Console
 
     from dashscope_embeddings.cli import batch as cli_batch
     from dashscope_embeddings.cli import check, common, embed
@@ -29,9 +25,6 @@ except ModuleNotFoundError as missing:
     _is_installed = False
 else:
     _is_installed = True
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 _CLI_INSTALL_COMMAND = 'pip install "dashscope-embeddings[cli]"'
 _DEMO_INSTALL_COMMAND = 'pip install "dashscope-embeddings[cli,langchain,llama-index,qdrant]"'
@@ -51,11 +44,11 @@ def demo(  # noqa: PLR0913 - one for each option
     ] = None,
     *,
     query: Annotated[
-        list[str] | None, typer.Option("--query", "-q", help="What to ask; may be given several times.")
+        list[str] | None, typer.Option("--query", "-q", help="Question to ask; may be given several times.")
     ] = None,
     live: Annotated[
         bool,
-        typer.Option("--live", help="Ask the service, which needs DASHSCOPE_API_KEY and bills, not the emulator."),
+        typer.Option("--live", help="Use the service, not the emulator: needs DASHSCOPE_API_KEY, and bills."),
     ] = False,
     model: Annotated[str, typer.Option(help="See the command models.")] = DEFAULT_MODEL,
     dimensions: Annotated[
@@ -63,7 +56,7 @@ def demo(  # noqa: PLR0913 - one for each option
     ] = None,
     store: Annotated[
         Store,
-        typer.Option(help="Where both frameworks keep and search the vectors: their own, or Qdrant's local mode."),
+        typer.Option(help="Vector store of both frameworks: their own in memory, or Qdrant's local mode."),
     ] = Store.MEMORY,
     k: Annotated[int, typer.Option("-k", min=1, max=50, help="Hits to show of each ranking.")] = 3,
 ) -> None:
@@ -73,7 +66,7 @@ def demo(  # noqa: PLR0913 - one for each option
     """
     try:
         options = screen.DemoOptions(folder, query or (), model, dimensions, k, live, store)
-        screen.show(options, _console(), _console(stderr=True))
+        screen.show(options, common.console(), common.console(stderr=True))
     except NoTextError as error:
         common.fail(str(error), common.EXIT_USAGE)
     except ImportError as missing:
@@ -87,13 +80,11 @@ def models(
     *,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print a table for GitHub.")] = False,
 ) -> None:
-    """Show what each model takes, gives and costs, and where that was read."""
+    """Show the limits, dimensions and prices of each model, with their sources."""
     if markdown:
         typer.echo(cli_models.models_markdown())
         return
-    out = _console()
-    for part in cli_models.models():
-        out.print(part)
+    common.console().print(*cli_models.models(), sep="\n")
 
 
 # --- emulator ----------------------------------------------------------------------------------------------
@@ -115,14 +106,14 @@ def emulator(
 ) -> None:
     """Serve the emulator on 127.0.0.1 until Ctrl-C, for any program and language.
 
-    It takes any key, bills nothing, keeps no text, and makes its vectors up from words.
+    It accepts any key, bills nothing, stores no text, and computes its vectors from words.
     """
     service = Emulator(requests_per_minute=rpm, tokens_per_minute=tpm, requests_per_second=rps, log=0)
     try:
         server = service.serve(port, latency=latency / 1000)
     except OSError as error:
-        common.fail(f"cannot listen on port {port}: {error.strerror}. Try another one; --port 0 takes a free one")
-    with _stop_signals() as stopped, server:
+        common.fail(f"cannot listen on port {port}: {error.strerror}. Try another port; --port 0 takes a free one")
+    with common.stop_signals() as stopped, server:
         native, compatible = f"{server.url}/api/v1", server.url + COMPATIBLE_PATH.removesuffix("/embeddings")
         for line in (
             f"The emulator listens at {server.url}",
@@ -135,7 +126,7 @@ def emulator(
             f"  export OPENAI_BASE_URL={compatible} OPENAI_API_KEY=emulator",
             "\nCtrl-C stops it.",
         ):
-            # Not through rich, which would break a line that is there to be copied.
+            # Not through rich, which would wrap lines that are meant to be copied.
             typer.echo(line)
         sys.stdout.flush()
         while not stopped.wait(0.5):
@@ -148,33 +139,15 @@ def emulator(
     )
 
 
-@contextlib.contextmanager
-def _stop_signals() -> Iterator[SignalSafeEvent]:
-    """An event that Ctrl-C and SIGTERM set, in place of what they do otherwise."""
-    stopped = SignalSafeEvent()
-    names = (signal.SIGINT, signal.SIGTERM)
-    previous_handlers = [signal.signal(name, lambda *_: stopped.set()) for name in names]
-    try:
-        yield stopped
-    finally:
-        for name, handler in zip(names, previous_handlers, strict=True):
-            signal.signal(name, handler)
-
-
 # --- all commands ------------------------------------------------------------------------------------------
 
 
-def _console(*, stderr: bool = False) -> Console:
-    # Made when it is needed, so that it writes where sys.stdout leads by then.
-    return Console(stderr=stderr, highlight=False)
-
-
 def main() -> None:
-    """What the command `dashscope-embeddings` runs."""
+    """The entry point of `dashscope-embeddings`."""
     if not _is_installed:
         sys.exit(f"the command line needs typer and rich: {_CLI_INSTALL_COMMAND}")
     if isinstance(sys.stdout, io.TextIOWrapper):
-        # A terminal that lacks a character gets another one; standard error does so already.
+        # Replace characters that the terminal cannot encode, as standard error does by default.
         sys.stdout.reconfigure(errors="replace")
     app()
 

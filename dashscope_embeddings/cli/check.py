@@ -8,17 +8,18 @@ import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from dashscope_embeddings import check as checking
 from dashscope_embeddings.catalogue import DEFAULT_MODEL, REGIONS
-from dashscope_embeddings.cli.common import EXIT_USAGE, fail
+from dashscope_embeddings.cli.common import EXIT_USAGE, console, fail
 from dashscope_embeddings.errors import InvalidInput
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from rich.console import Console
 
     from dashscope_embeddings.check import Check, ModelCheck, Plan, RegionCheck, RoleCheck
 
@@ -60,8 +61,8 @@ def check(
         # Escape non-ASCII on other encodings: a character replaced by the terminal would change the data.
         unicode = (sys.stdout.encoding or "").lower().startswith("utf")
         typer.echo(json.dumps(_to_json_object(result), ensure_ascii=not unicode, indent=2))
-    elif (console := Console(highlight=False)).is_terminal:
-        _print_report(result, console)
+    elif (out := console()).is_terminal:
+        _print_report(result, out)
     else:
         for line in _report_lines(result):
             typer.echo(line)
@@ -128,25 +129,25 @@ def _report_lines(result: Check) -> Iterator[str]:
     yield from result.notes
 
 
-def _print_report(result: Check, console: Console) -> None:
+def _print_report(result: Check, out: Console) -> None:
     hosts = _table("Hosts", "region", "host", "key", "time", "")
     key_texts = {True: Text("takes it", "green"), False: Text("refuses it", "red"), None: Text("–")}
     for region in result.regions:
         message = "" if region.takes_key and region.said == "takes the key" else region.said
         name = Text(region.host or "–")
         hosts.add_row(_city(region), name, key_texts[region.takes_key], _milliseconds(region.seconds), Text(message))
-    console.print(hosts)
+    out.print(hosts)
     for host in dict.fromkeys(model.host for model in result.models):
         models = _table(f"Models at {host}", "model", "")
         for model in result.models:
             if model.host == host:
                 models.add_row(model.model, Text(_model_text(model), "" if model.answers else "yellow"))
-        console.print("", models, sep="\n")
+        out.print("", models, sep="\n")
     if result.role is not None:
         verdict, *figures = _role_lines(result.role)
-        console.print("", Text("Role of the compatible route", "bold"), Text(verdict), sep="\n")
-        console.print(*(Text(figure, "dim") for figure in figures), sep="\n")
-    console.print("", Text(_billing_text(result)), *(Text(note) for note in result.notes), sep="\n")
+        out.print("", Text("Role of the compatible route", "bold"), Text(verdict), sep="\n")
+        out.print(*(Text(figure, "dim") for figure in figures), sep="\n")
+    out.print("", Text(_billing_text(result)), *(Text(note) for note in result.notes), sep="\n")
 
 
 def _table(title: str, *heads: str) -> Table:

@@ -1,4 +1,4 @@
-"""What the commands have in common: exit codes, errors in a line, and a Ctrl-C that loses nothing."""
+"""Shared by the commands: exit codes, errors as one line instead of a traceback, and a graceful Ctrl-C."""
 
 from __future__ import annotations
 
@@ -27,23 +27,28 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 EXIT_FAILED, EXIT_USAGE, EXIT_REJECTED = 1, 2, 3
-"""Exit codes: failed or stopped, and the same command goes on; wrong use or bad input; some were rejected."""
+"""Exit codes: failed or stopped, and the same command resumes; wrong use or bad input; some rows were rejected."""
+
+
+def console(*, stderr: bool = False) -> Console:
+    """A console for the current sys.stdout or sys.stderr, which tests replace."""
+    return Console(stderr=stderr, highlight=False)
 
 
 def fail(message: str, code: int = EXIT_FAILED) -> NoReturn:
-    """Says it in red, and ends the command."""
+    """Prints an error in red, and ends the command."""
     print_error(message, "red")
     raise typer.Exit(code)
 
 
 def print_error(message: str, colour: str) -> None:
-    """Lines on standard error, in which nothing is an order to the terminal."""
+    """Prints lines to standard error, with control characters escaped."""
     lines = "\n".join(map(escape_control_characters, message.splitlines()))
-    Console(stderr=True, highlight=False).print(Text(lines, colour), soft_wrap=True)
+    console(stderr=True).print(Text(lines, colour), soft_wrap=True)
 
 
 def report_errors(function: Callable[..., None]) -> Callable[..., None]:
-    """Tells an error in a red line instead of a traceback, and a warning in a yellow one."""
+    """Decorates a command: prints an error as a red line instead of a traceback, and a warning as a yellow one."""
 
     @functools.wraps(function)
     def run(*args: Any, **kwargs: Any) -> None:
@@ -63,7 +68,12 @@ def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
 
 @contextlib.contextmanager
 def exit_on_error(kept_message: str, extra_message: str = "") -> Iterator[None]:
-    """Errors in a line, with the exit code that they stand for; `kept`: what is not lost, `more`: what else matters."""
+    """Prints an error as a line and ends the command with the matching exit code.
+
+    Args:
+        kept_message: What is not lost: begins the second line.
+        extra_message: Ends the second line.
+    """
     try:
         yield
     except InvalidInput as error:
@@ -76,9 +86,9 @@ def exit_on_error(kept_message: str, extra_message: str = "") -> Iterator[None]:
 
 
 def _resume_hint(error: DashScopeError | OSError) -> str:
-    """Whether the same command goes on: not where the command itself is what is refused."""
+    """Whether the same command resumes the job: it does not if the command itself is refused."""
     if isinstance(error, OSError):
-        is_fixable = error.errno is not None  # else it is a file that is damaged, and not its disk
+        is_fixable = error.errno is not None  # without an errno the file is damaged, not its disk
     elif error.action in {Action.RETRY, Action.BACK_OFF}:
         return "; the same command goes on."
     else:
@@ -87,8 +97,8 @@ def _resume_hint(error: DashScopeError | OSError) -> str:
 
 
 @contextlib.contextmanager
-def stop_signals(message: str) -> Iterator[SignalSafeEvent]:
-    """A flag that the first Ctrl-C or SIGTERM sets, saying what happens then; a second one ends the program."""
+def stop_signals(message: str = "") -> Iterator[SignalSafeEvent]:
+    """An event that the first Ctrl-C or SIGTERM sets, printing `message`; a second one ends the program."""
     stopped = SignalSafeEvent()
     names = (signal.SIGINT, signal.SIGTERM)
     previous_handlers: dict[signal.Signals, Any] = {name: signal.getsignal(name) for name in names}
@@ -100,7 +110,8 @@ def stop_signals(message: str) -> Iterator[SignalSafeEvent]:
     def stop(*_: object) -> None:
         stopped.set()
         restore()
-        typer.echo(message, err=True)
+        if message:
+            typer.echo(message, err=True)
 
     handler: Callable[..., None] = stop
     for name in names:

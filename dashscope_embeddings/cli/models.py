@@ -1,4 +1,4 @@
-"""The catalogue as the command line shows it, in 80 columns, and as GitHub does. Needs rich."""
+"""The command `models`: the catalogue as tables of 80 columns for a terminal, or as Markdown. Needs rich."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _CITIES = {region.id: region.city for region in REGIONS if any(region.id in m.pr
 
 
 def models() -> Iterator[RenderableType]:
-    """The catalogue for a terminal: limits, dimensions, prices, sources."""
+    """The catalogue for a terminal: tables of limits, dimensions and prices, and their sources."""
     sources = list(dict.fromkeys((model.source, model.seen) for model in MODELS))
     limits = make_table("Limits", "model", "texts a\nrequest", "tokens a text", "sparse", "instruct")
     dimensions = make_table("Dimensions (* default)", "model", "floats in a vector", "source")
@@ -45,7 +45,7 @@ def models() -> Iterator[RenderableType]:
 
 
 def models_markdown() -> str:
-    """The catalogue as a GitHub table, without a line end at its end."""
+    """The catalogue as a Markdown table, without a final newline."""
     heads = [
         "model",
         "texts a request",
@@ -89,13 +89,13 @@ def _price(price: Price | None) -> str:
     return f"{price.currency} {price.real_time}{batch}"
 
 
-def _yes_or_dash(flag: bool) -> str:  # noqa: FBT001 - what it words is a flag
+def _yes_or_dash(flag: bool) -> str:  # noqa: FBT001 - formats a flag
     return "yes" if flag else _DASH
 
 
 def make_table(title: str, *heads: str) -> Table:
-    """A table without lines around it; the first column is aligned left, the others right."""
+    """A table without borders; the first column is left-aligned, the others right-aligned."""
     table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
-    for place, head in enumerate(heads):
-        table.add_column(head, justify="right" if place else "left", no_wrap=True, header_style="cyan")
+    for index, head in enumerate(heads):
+        table.add_column(head, justify="right" if index else "left", no_wrap=True, header_style="cyan")
     return table

@@ -109,8 +109,8 @@ def test_help_lists_every_command_and_fits_80_columns() -> None:
     assert result.exit_code == 0
     for name in ("demo", "embed", "models", "check", "emulator"):
         assert re.search(rf"^│ {name} ", result.output, re.MULTILINE)
-        told = run(name, "--help").output
-        assert max(map(width, told.splitlines())) <= 80
+        help_text = run(name, "--help").output
+        assert max(map(width, help_text.splitlines())) <= 80
 
 
 def test_it_also_runs_as_a_module() -> None:
@@ -266,7 +266,7 @@ def test_the_emulators_options_reach_it(monkeypatch: pytest.MonkeyPatch) -> None
     assert "cannot listen on port 8123: Address already in use" in result.output
 
 
-def test_a_port_that_is_taken_is_told_in_a_line() -> None:
+def test_a_port_that_is_taken_is_reported_in_a_line() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -408,7 +408,7 @@ def test_live_without_a_key_says_so_before_it_claims_to_run() -> None:
     assert "DASHSCOPE_API_KEY" in result.output
 
 
-def test_an_unreachable_network_is_told_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_network_is_reported_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
     def unreachable(*_: object) -> None:
         raise ConnectionFailed("no answer from dashscope.aliyuncs.com: Name or service not known")
 
@@ -418,7 +418,7 @@ def test_an_unreachable_network_is_told_in_a_line(monkeypatch: pytest.MonkeyPatc
     assert result.output == "no answer from dashscope.aliyuncs.com: Name or service not known\n"
 
 
-def test_a_wrong_dimension_is_told_in_a_line() -> None:
+def test_a_wrong_dimension_is_reported_in_a_line() -> None:
     result = run("demo", "--dimensions", "7")
     assert result.exit_code == 1
     assert "text-embedding-v4 has no vectors of 7 dimensions" in result.output

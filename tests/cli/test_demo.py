@@ -149,9 +149,9 @@ def test_a_question_is_one_request_in_each_framework_whatever_the_store(search: 
             assert billed(before) == (1, 1)
             asked = list(in_process().asked)[-1]
             assert (asked.text_type, asked.output_type, asked.texts) == ("query", "dense&sparse", (question,))
-        memo = index.embeddings.hybrid.cache
-        assert memo is not None
-        assert memo.size == 0
+        cache = index.embeddings.hybrid.cache
+        assert cache is not None
+        assert cache.size == 0
 
 
 def by_ranks(constant: int) -> Callable[[dict[int, float], dict[int, float]], dict[int, float]]:

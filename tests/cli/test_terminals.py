@@ -93,7 +93,7 @@ def test_the_demo_reads_files_with_odd_names_and_marks(tmp_path: Path) -> None:
 
 @pytest.mark.filterwarnings("default")
 @pytest.mark.parametrize("command", [["embed"], ["batch", "run", "--poll", "0.1"]])
-def test_what_is_left_out_is_told_in_one_line(command: list[str], tmp_path: Path) -> None:
+def test_what_is_left_out_is_reported_in_one_line(command: list[str], tmp_path: Path) -> None:
     docs = tmp_path / "docs"
     docs.mkdir()
     write_json_lines(docs / "a.jsonl", [{"text": "one"}])
@@ -132,7 +132,7 @@ def test_a_misspelt_word_is_answered_with_the_one_that_was_meant(
 
 
 @pytest.mark.parametrize("drawn", [False, True])
-def test_throttling_is_told_while_it_lasts(drawn: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: FBT001 - a case
+def test_throttling_is_reported_while_it_lasts(drawn: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: FBT001 - a case
     in_process().faults = [faults.Throttle(times=3, retry_after=0.3)]
     monkeypatch.setattr(cli_embed, "_OUTAGE_GRACE_SECONDS", 0.1)
     if drawn:
@@ -153,7 +153,7 @@ def test_nothing_is_said_of_throttling_between_answers() -> None:
     assert trouble.describe() == ""
 
 
-def test_money_that_ends_midway_is_told_with_counts_of_the_whole_corpus(tmp_path: Path) -> None:
+def test_money_that_ends_midway_is_reported_with_counts_of_the_whole_corpus(tmp_path: Path) -> None:
     in_process().faults = [faults.Arrearage(after=10)]
     source = write_lines(tmp_path / "in.txt", [f"text {number}" for number in range(500)])
     result = run("embed", str(source), "-o", "out.jsonl", "--base-url", "emulator", "--max-concurrency", "4")
@@ -200,7 +200,7 @@ def test_an_output_whose_name_is_not_utf8_is_written_and_shown_with_escapes(comm
 @pytest.mark.skipif(sys.platform == "win32", reason="links need rights there")
 @pytest.mark.parametrize("beside", ["ledger", "ledger-vectors"])
 @pytest.mark.parametrize("command", [["embed"], ["batch", "submit"]])
-def test_a_link_to_nothing_in_place_of_a_checkpoint_is_told_without_a_word_of_payment(
+def test_a_link_to_nothing_in_place_of_a_checkpoint_is_reported_without_a_word_of_payment(
     command: list[str], beside: str, tmp_path: Path
 ) -> None:
     write_lines(tmp_path / "in.txt", ["a"])

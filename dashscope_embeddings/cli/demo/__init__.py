@@ -1,4 +1,4 @@
-"""The demo: real text, an index of it in each framework, questions and what they found."""
+"""The command `demo`: searches real text with an index in LangChain and one in LlamaIndex."""
 
 from dashscope_embeddings.cli.demo.passages import QUESTIONS, NoTextError, Passage, help_topics, read_folder, split_text
 from dashscope_embeddings.cli.demo.search import Answer, Ranking, Search, Store, fuse, rank_sparse

@@ -1,4 +1,4 @@
-"""Real text cut into passages: what the demo searches, and what it asks."""
+"""The texts that the demo searches, split into passages, and its default questions."""
 
 from __future__ import annotations
 
@@ -21,71 +21,71 @@ QUESTIONS = (
     "Which methods does a context manager need?",
     "leave the innermost loop early and skip its else clause",
 )
-"""About Python's help topics; the last one is in another form than the text, and in other words."""
+"""Questions about Python's help topics; the last one is not a question, and uses other words than the text."""
 
 
 class NoTextError(InvalidInput):
-    """There is nothing to search."""
+    """The folder has no text to search."""
 
 
 # --- passages ----------------------------------------------------------------------------------------------
 
 _MAX_CHARACTERS, _SPLIT_SLACK_CHARACTERS = 1_000, 150
-"""Characters: above the first a text is cut evenly; so far from the even cut a better place may lie."""
+"""Characters: a longer text is split evenly; a cut may move this far from the even position to a better boundary."""
 _BOUNDARIES = tuple(map(re.compile, (r"\n\s*\n", r"(?<=[.!?:])\s|(?<=[。！？])", r"\s")))
-"""Where to cut, the best first: between paragraphs, sentences, words."""
+"""Where to split, best first: between paragraphs, sentences, words."""
 _HEADING = re.compile(r"#{1,6} +(?P<marked>[^\n]+)|(?P<underlined>\S[^\n]*)\n([*=\-^~])\3{2,}")
 
 
 @dataclass(frozen=True, slots=True)
 class Passage:
-    """A piece of text, large enough to answer a question and small enough to be about one thing."""
+    """A piece of text, large enough to answer a question and small enough to have one subject."""
 
     title: str
     body: str
 
     @property
     def text(self) -> str:
-        """What is embedded: without its title, a later piece of a section does not say what it is about."""
+        """The text to embed: with the title, because later pieces of a section do not repeat the subject."""
         return f"{self.title}\n\n{self.body}"
 
     @property
     def first_sentence(self) -> str:
-        """The body's beginning, on one line."""
+        """The first sentence of the body, on one line."""
         return _sentences(self.body)[0].rstrip()
 
     def excerpt(self, question: str) -> str:
-        """The body from its first sentence on that shares the most words with a question, on one line."""
+        """The body, on one line, from the sentence on that shares the most words with a question."""
         sentences, question_words = _sentences(self.body), _words(question)
         shared = [len(question_words & _words(sentence)) for sentence in sentences]
         return "".join(sentences[shared.index(max(shared)) :])
 
 
 def help_topics() -> list[Passage]:
-    """Python's own help topics; a paragraph that several topics share is taken once, from the shortest."""
-    from pydoc_data.topics import topics as texts  # noqa: PLC0415 - half a megabyte that only the demo needs
+    """Python's own help topics; a paragraph in several topics is kept once, in the shortest of them."""
+    from pydoc_data.topics import topics as texts  # noqa: PLC0415 - half a megabyte, only for the demo
 
     seen: set[str] = set()
-    found = []
+    passages = []
     for name, text in sorted(texts.items(), key=lambda topic: (len(topic[1]), topic[0])):
         for heading, blocks in _sections(text):
-            fresh = {" ".join(block.split()): block for block in blocks}
-            body = "\n\n".join(block for plain, block in fresh.items() if plain not in seen)
-            seen.update(fresh)
-            found += [Passage(heading or name, piece) for piece in split_text(body)]
-    return found
+            by_words = {" ".join(block.split()): block for block in blocks}
+            body = "\n\n".join(block for words, block in by_words.items() if words not in seen)
+            seen.update(by_words)
+            passages += [Passage(heading or name, piece) for piece in split_text(body)]
+    return passages
 
 
 def read_folder(root: Path) -> tuple[list[Passage], list[str]]:
-    """All .txt and .md files in a folder and the folders in it, hidden ones aside.
+    """Passages of all .txt and .md files in a folder and its subfolders, without hidden ones.
 
     Returns:
-        The passages, and for each file that gave none its name and why.
+        The passages, and the name and reason of each file without any.
 
     Raises:
-        NoTextError: no file gave any.
+        NoTextError: no file has any.
     """
-    found: list[Passage] = []
+    passages: list[Passage] = []
     skipped = []
     for path in sorted(root.rglob("*")):
         name = printable_name(path.relative_to(root))
@@ -107,17 +107,17 @@ def read_folder(root: Path) -> tuple[list[Passage], list[str]]:
             for heading, blocks in _sections(text)
             for body in split_text("\n\n".join(blocks))
         ]
-        found += pieces
+        passages += pieces
         if not pieces:
             skipped.append(f"{name}: empty")
-    if not found:
+    if not passages:
         why = f" ({'; '.join(skipped)})" if skipped else ""
-        raise NoTextError(f"no text in {root}: it holds no .txt or .md file with any{why}")
-    return found, skipped
+        raise NoTextError(f"no text in {root}: it has no .txt or .md file with text{why}")
+    return passages, skipped
 
 
 def split_text(text: str) -> Iterator[str]:
-    """Pieces of about even length, a thousand characters or somewhat more at most."""
+    """Pieces of about equal length, at most about a thousand characters."""
     rest = text.strip()
     while (pieces := math.ceil(len(rest) / _MAX_CHARACTERS)) > 1:
         even = round(len(rest) / pieces)
@@ -130,10 +130,8 @@ def split_text(text: str) -> Iterator[str]:
 
 def _best_boundary(text: str, even: int) -> int:
     for boundary in _BOUNDARIES:
-        ends = [
-            found.end()
-            for found in boundary.finditer(text, even - _SPLIT_SLACK_CHARACTERS, even + _SPLIT_SLACK_CHARACTERS)
-        ]
+        matches = boundary.finditer(text, even - _SPLIT_SLACK_CHARACTERS, even + _SPLIT_SLACK_CHARACTERS)
+        ends = [match.end() for match in matches]
         if ends:
             return min(ends, key=lambda end: abs(end - even))
     return even
@@ -144,12 +142,12 @@ def _sentences(text: str) -> list[str]:
 
 
 def _words(text: str) -> set[str]:
-    """The longer ones, which say what a text is about."""
+    """Words of four letters or more, which carry the subject of a text."""
     return set(re.findall(r"\w{4,}", text.lower()))
 
 
 def _sections(text: str) -> Iterator[tuple[str | None, list[str]]]:
-    """(heading, paragraphs) of each section, in order; the heading may stand underlined or after hashes."""
+    """(heading, paragraphs) of each section, in order; a heading is underlined or follows hashes."""
     heading: str | None = None
     blocks: list[str] = []
     for block in re.split(r"\n(?:[^\S\n]*\n)+", text.strip("\n")):

@@ -1,4 +1,4 @@
-"""The demo as it is seen, from its first line to the bill. Needs rich."""
+"""The output of the command `demo`, from its first line to the bill. Needs rich."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class DemoOptions:
-    """What the command was asked for."""
+    """Options of the command `demo`."""
 
     folder: Path | None
     """None: Python's help topics."""
     questions: Sequence[str]
-    """None given: some that the text can answer."""
+    """Empty: some questions that the text can answer."""
     model: str
     dimensions: int | None
     max_hits: int
-    """To show of each ranking."""
+    """Hits to show of each ranking."""
     is_live: bool
-    """The service, not the emulator."""
+    """Whether to use the service instead of the emulator."""
     store: demo.Store
 
 
@@ -50,9 +50,9 @@ def show(options: DemoOptions, out: Console, err: Console) -> None:
     """Runs the demo.
 
     Raises:
-        NoTextError: the folder holds none.
+        NoTextError: the folder has no text.
         ImportError: LangChain, LlamaIndex or the store is not installed.
-        DashScopeError: no key, a setting that cannot work, or the service cannot be asked.
+        DashScopeError: no key, a setting that cannot work, or a failed request.
     """
     settings: dict[str, Any] = {"dimensions": options.dimensions}
     if not options.is_live:
@@ -68,11 +68,11 @@ def show(options: DemoOptions, out: Console, err: Console) -> None:
     passages = _passages(options.folder, out, err)
     out.print(Text(f"stored in {_STORE_DESCRIPTIONS[options.store]}\n"))
     with out.status("loading LangChain and LlamaIndex"), warnings.catch_warnings():
-        # Some of their releases warn of their own affairs when they are loaded.
+        # Some of their releases warn at import.
         warnings.simplefilter("ignore")
         search = demo.Search(passages, options.model, options.store, **settings)
     with contextlib.closing(search), warnings.catch_warnings():
-        # Theirs, such as of Qdrant's local mode when it grows large; ours were told before.
+        # Hides warnings of the frameworks, such as Qdrant's on the size of its local mode; ours are shown.
         warnings.filterwarnings("ignore", module="langchain|llama_index|qdrant_client")
         _index_passages(search, out)
         index_requests = _requests(search)
@@ -145,13 +145,13 @@ def _index_passages(search: Search, out: Console) -> None:
 # --- answers -----------------------------------------------------------------------------------------------
 
 _SCORE_TOLERANCE = 1e-4
-"""Scores this near are shown alike; the frameworks multiply in different precision."""
+"""Scores that differ by less are equal: the frameworks compute in different precision."""
 
 
 def answer_lines(
     question: str, found: Answer, passages: Sequence[Passage], *, max_hits: int, width: int
 ) -> Iterator[Text]:
-    """The first hits of each ranking: rank, score, title, and the passage from its best sentence on."""
+    """The first hits of each ranking: rank, score, title, and the passage from its best matching sentence on."""
     yield Text(question, "bold")
     rankings = [
         *_by_framework(dict.fromkeys(found.dense, "dense · cosine"), found.dense, max_hits),
@@ -160,15 +160,15 @@ def answer_lines(
     ]
     for label, ranking in rankings:
         yield Text(f"  {label}", "cyan")
-        for rank, (place, score) in enumerate(ranking, start=1):
-            yield _hit_line(f"  {rank:>3} {score:7.4f}  ", passages[place], question, width)
+        for rank, (index, score) in enumerate(ranking, start=1):
+            yield _hit_line(f"  {rank:>3} {score:7.4f}  ", passages[index], question, width)
         if not ranking:
             yield Text("    no passage shares a token", "dim")
     yield Text()
 
 
 def _hit_line(prefix: str, passage: Passage, question: str, width: int) -> Text:
-    """One line, however narrow the terminal: a table would break it, or starve a column."""
+    """A hit as one line on any terminal: a table would wrap it, or squeeze a column to nothing."""
     title, excerpt = Text(passage.title), Text(passage.excerpt(question), "dim")
     title.truncate(min(36, width * 3 // 10), overflow="ellipsis", pad=True)
     line = Text.assemble(prefix, title, "  ", excerpt, no_wrap=True)
@@ -179,23 +179,23 @@ def _hit_line(prefix: str, passage: Passage, question: str, width: int) -> Text:
 def _by_framework(
     labels: Mapping[str, str], rankings: Mapping[str, Ranking], max_hits: int
 ) -> list[tuple[str, Ranking]]:
-    """One list where the frameworks agree on what they do and find, else one for each."""
+    """One list if the frameworks agree on method and hits, else one for each."""
     first = {name: ranking[:max_hits] for name, ranking in rankings.items()}
-    some = next(iter(first), "")
-    if first and all(labels[name] == labels[some] and _are_equal(first[some], first[name]) for name in first):
-        return [(f"{labels[some]} · {' and '.join(first)} agree", first[some])]
+    reference = next(iter(first), "")
+    if first and all(labels[name] == labels[reference] and _are_equal(first[reference], first[name]) for name in first):
+        return [(f"{labels[reference]} · {' and '.join(first)} agree", first[reference])]
     return [(f"{labels[name]} · {name}", ranking) for name, ranking in first.items()]
 
 
-def _are_equal(one: Ranking, other: Ranking) -> bool:
-    return len(one) == len(other) and all(
-        place == place_there and abs(score - score_there) < _SCORE_TOLERANCE
-        for (place, score), (place_there, score_there) in zip(one, other, strict=True)
+def _are_equal(first: Ranking, second: Ranking) -> bool:
+    return len(first) == len(second) and all(
+        index == second_index and abs(score - second_score) < _SCORE_TOLERANCE
+        for (index, score), (second_index, second_score) in zip(first, second, strict=True)
     )
 
 
 def billing_table(usage: Mapping[str, Usage]) -> Table:
-    """What was billed, by who asked, and together."""
+    """The bill of each framework, and the total."""
     table = make_table("What it cost", "asked by", "requests", "texts", "tokens", "list price")
     total = sum(usage.values(), Usage())
     for name, part in [*usage.items(), ("together", total)]:
