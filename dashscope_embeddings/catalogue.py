@@ -1,4 +1,4 @@
-"""The service's models and hosts as data: every row says where it was read, and when.
+"""The service's models, prices and hosts as data: every row names its source, and the date it was read.
 
 Nothing here was measured by this project. Prices are list prices without free quota or discounts.
 """
@@ -18,16 +18,16 @@ from dashscope_embeddings.vectors import Cost, Usage
 
 @dataclass(frozen=True, slots=True)
 class Price:
-    """Price of a million input tokens in one region. A number that is no Decimal becomes the one that it prints as.
+    """Price of a million input tokens in one region. A float becomes the Decimal of its printed digits.
 
     Raises:
-        InvalidInput: no currency, or what is no price.
+        InvalidInput: the currency is missing, or an amount is not a price.
     """
 
     currency: str
     real_time: Decimal
     batch: Decimal | None = None
-    """Through Batch files; None where the region or model has no such route."""
+    """Price through Batch files; None if the region or model does not offer them."""
 
     if TYPE_CHECKING:
 
@@ -72,17 +72,17 @@ def priced_usage(price: Price | None, requests: int, texts: int, tokens: int) ->
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """What one model takes and gives."""
+    """Limits, features and prices of one model."""
 
     name: str
     rows: int
-    """Texts a request may hold."""
+    """Limit of texts per request."""
     tokens_per_row: int
-    """Tokens a text may have, as the vendor's pages state it."""
+    """Limit of tokens per text, according to the vendor's pages."""
     dimensions: tuple[int, ...]
-    """Sizes that may be asked for; empty: not known, the service decides."""
+    """Dimensions that may be requested; empty: unknown, the service decides."""
     default_dimension: int | None
-    """What the service gives unasked; None: not known."""
+    """The service's default; None: unknown."""
     sparse: bool
     instruct: bool
     prices: dict[str, Price] = field(hash=False)
@@ -91,19 +91,19 @@ class Model:
     seen: str
     """The day the source was read, YYYY-MM-DD."""
     tokens_per_request: int | None = None
-    """Tokens that one request had better stay under; None: no page states a limit."""
+    """Recommended limit of tokens per request; None: no page states one."""
     tokens_per_row_seen: int = 0
-    """The highest limit that any source names, where sources disagree."""
+    """The highest limit that any source names, if sources disagree."""
     known: bool = True
 
     @property
     def takes_dimension(self) -> bool:
-        """Whether a dimension may be sent: models of one fixed size ignore it without a word."""
+        """Whether to send a dimension: models of one fixed size ignore it silently."""
         return not self.known or len(self.dimensions) > 1
 
     @property
     def tokens_per_row_limit(self) -> int:
-        """A text above this is refused by every account of the service that we know of."""
+        """Limit of tokens per text that no source exceeds: the service refuses a longer text."""
         return max(self.tokens_per_row, self.tokens_per_row_seen)
 
 
@@ -227,7 +227,7 @@ _process.on_reset("warnings shown", _warned.clear)
 
 
 def warn_once(key: str, message: str) -> None:
-    """A `UserWarning` the first time that this process meets `key`."""
+    """Emits a `UserWarning` once per process and `key`."""
     if key in _warned:
         return
     _warned.add(key)
@@ -235,8 +235,8 @@ def warn_once(key: str, message: str) -> None:
 
 
 def _user_stacklevel() -> int:
-    """How far from `warn_once` the code stands that called this package, perhaps through pydantic."""
-    level, frame = 2, sys._getframe(2)  # noqa: SLF001 - `warnings` learned it in Python 3.12 only
+    """The `stacklevel` at which `warn_once` points to the caller of this package, possibly behind pydantic."""
+    level, frame = 2, sys._getframe(2)  # noqa: SLF001 - `skip_file_prefixes` needs Python 3.12
     while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in _INTERNAL_PACKAGES:
         level, frame = level + 1, frame.f_back
     return level
@@ -246,10 +246,10 @@ _INTERNAL_PACKAGES = frozenset({"dashscope_embeddings", "pydantic"})
 
 
 def model(name: str) -> Model:
-    """The row of a model; an unknown name gets a cautious row and one warning a process.
+    """The row of a model; an unknown name gets a cautious row, and one warning per process.
 
     Raises:
-        InvalidInput: it looks like a key.
+        InvalidInput: the name looks like an API key.
     """
     row = _MODELS_BY_NAME.get(name)
     if row is not None:
@@ -267,12 +267,12 @@ def model(name: str) -> Model:
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """Where the service runs; a key belongs to one region."""
+    """A region of the service; a key belongs to one region."""
 
     id: str
     city: str
     shared_host: str | None
-    """None where only workspace hosts, `{workspace}.{region}.maas.aliyuncs.com`, are known."""
+    """None if only workspace hosts, `{workspace}.{region}.maas.aliyuncs.com`, are known."""
 
 
 REGIONS: tuple[Region, ...] = (
@@ -289,7 +289,7 @@ WORKSPACE_DOMAIN = "maas.aliyuncs.com"
 
 
 def region_of_host(host: str) -> Region | None:
-    """The region that a host of the service stands in, None for any other host."""
+    """The region of one of the service's hosts; None for any other host."""
     for region in REGIONS:
         if host == region.shared_host or host.endswith(f".{region.id}.{WORKSPACE_DOMAIN}"):
             return region

@@ -1,18 +1,18 @@
-"""Everything that can go wrong, and what becomes of it.
+"""The exceptions of this package, and the actions that the flow takes on an error.
 
     DashScopeError
-    ├── InvalidInput             we refused a text or a setting; nothing was sent, nothing spent
-    ├── ServiceError             the service refused: status, code, request_id
+    ├── InvalidInput             an invalid text or setting; nothing was sent, nothing was billed
+    ├── ServiceError             the service answered with an error: status, code, request_id
     │   ├── AuthenticationError    wrong key, wrong region, no access to the model or workspace
-    │   ├── QuotaError             only money helps: free quota gone, overdue, not purchased
-    │   ├── RateLimitError         throttled for longer than we were ready to wait
-    │   ├── BadRequestError        it will not take this request, however often it is sent
-    │   └── ServerError            it failed, again and again
+    │   ├── QuotaError             a matter of money: free quota used up, bill overdue, model not purchased
+    │   ├── RateLimitError         throttled for longer than the client waits
+    │   ├── BadRequestError        the request is invalid, a retry cannot help
+    │   └── ServerError            the service failed on every attempt
     ├── ConnectionFailed         no answer: refused, reset, timed out
-    └── BadReply                 an answer that breaks the contract: wrong count, width, order, numbers
+    └── BadReply                 the answer breaks the contract: wrong count, width, order or numbers
 
-Raised from a job over many texts, an error carries what did arrive (`partial`), names the rest (`failed`), and holds
-the texts that were refused (`refused`).
+An exception from a call over many texts carries the vectors that arrived (`partial`), names the other texts (`failed`),
+and holds those that were refused (`refused`).
 None of these derives from ValueError: pydantic would wrap them and print the input, key included.
 """
 
@@ -26,24 +26,24 @@ from typing_extensions import Self
 
 
 class Action(enum.Enum):
-    """What the flow does about a refusal."""
+    """What the flow does on an error."""
 
-    RETRY = "the same request again, after a pause"
-    BACK_OFF = "the same request again, when the limiter says so"
-    REDUCE_BATCH = "too many rows: the same texts in smaller requests"
-    TRUNCATE = "a text is too long: find it; shorten it where that was asked for"
-    BISECT = "the service refuses a text, or all: find out which"
-    ABORT = "no request like this one will be taken: give up the job"
+    RETRY = "send the same request again, after a pause"
+    BACK_OFF = "send the same request again, when the limiter allows it"
+    REDUCE_BATCH = "too many rows: send the same texts in smaller requests"
+    TRUNCATE = "a text is too long: find it, and shorten it if `long_text` allows that"
+    BISECT = "the service refuses some texts or all of them: find out which"
+    ABORT = "no such request will succeed: end the call"
 
 
 _MESSAGE_FIELDS = frozenset({"message", "request_id"})
 
 
 class DashScopeError(Exception):
-    """Base of all errors of this package.
+    """Base of all exceptions of this package.
 
-    Texts never appear in messages, keys never appear anywhere. `args` and `repr` say what `str` says, so that what
-    rebuilds an exception as `type(error)(*error.args)`, as Celery's JSON results do, keeps its type and its words.
+    Messages never contain texts; keys appear nowhere. `args` and `repr` contain what `str` does, so that code that
+    rebuilds an exception as `type(error)(*error.args)`, such as Celery's JSON results, keeps its type and message.
     """
 
     __slots__ = ("refused",)  # beside `__dict__`, which is what gets pickled and logged
@@ -56,21 +56,20 @@ class DashScopeError(Exception):
         self.summary = ""
         """`message` without the host, the indices of texts and the hints; empty where it was never shorter."""
         self.request_id = request_id
-        """The service's id of the request, for its support; None where no reply came."""
+        """The service's id of the request, for its support; None if there was no reply."""
         self._base_message: str | None = None
         self.partial: dict[int, Any] = {}
-        """Index of the text → its vectors, in the shape that was asked: all that arrived and was paid for."""
+        """Index of the text → its vectors, in the requested shape: all that arrived, and was billed."""
         self.failed: list[int] = []
         """Indices, in the caller's input, of the texts without vectors."""
         self.reasons: dict[int, str] = {}
-        """Index → why, for texts that were refused for a reason of their own."""
+        """Index → message, for texts that were refused individually."""
         self.refused: dict[int, Any] = {}
-        """Index → text, as it was given, of the texts in `reasons`. Stays in this process: it is in no message, log or
-        pickle."""
+        """Index → the caller's text, for the texts in `reasons`. Never in a message, log or pickle."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
-        # Of these alone: classes that wrap an error, as Ray's do, have args and attributes of their own.
+        # Only for these two: classes that wrap an error, as Ray's do, have args and attributes of their own.
         if name in _MESSAGE_FIELDS and self.__dict__.keys() >= _MESSAGE_FIELDS:
             self.args = (str(self),)
 
@@ -80,21 +79,21 @@ class DashScopeError(Exception):
         return f"{self.message} (request id {self.request_id})"
 
     def add_hint(self, hint: str) -> None:
-        """Adds a sentence on what to do."""
-        said = self.message.rstrip(". ")
-        self.message = f"{said}{'' if said.endswith(('!', '?')) else '.'} {hint}"
+        """Appends a sentence on what to do."""
+        message = self.message.rstrip(". ")
+        self.message = f"{message}{'' if message.endswith(('!', '?')) else '.'} {hint}"
 
     def set_affected(self, indices: Sequence[int], total: int) -> None:
-        """Names the texts that this is about, in place of any that were named before."""
+        """Prefixes the message with the affected texts, in place of an earlier prefix."""
         self.set_subject(f"{describe_indices(indices)} of {total}")
 
     def set_subject(self, subject: str) -> None:
-        """Says what this is about, in place of what was said before."""
+        """Prefixes the message with its subject, in place of an earlier prefix."""
         self._base_message = self._base_message or self.message
         self.message = f"{subject}: {self._base_message}"
 
     def copy(self) -> Self:
-        """The same error once more, for another caller: tracebacks and partial results stay apart."""
+        """A copy for another caller, with its own traceback and partial results."""
         return _rebuild(type(self), self.message, {**self.__dict__, "partial": {}, "failed": [], "reasons": {}})
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -114,13 +113,13 @@ def _rebuild(cls: type[_ErrorT], message: str, state: dict[str, Any]) -> _ErrorT
 
 
 class InvalidInput(DashScopeError):  # noqa: N818 - the name says what is wrong, as BadReply does
-    """A text or a setting that cannot work; found before anything was sent."""
+    """An invalid text or setting, found before anything was sent."""
 
 
 class ServiceError(DashScopeError):
-    """The service answered with a refusal."""
+    """The service answered with an error."""
 
-    def __init__(  # noqa: PLR0913 - one argument for each fact of a refusal
+    def __init__(  # noqa: PLR0913 - one argument for each field of an error reply
         self,
         message: str,
         *,
@@ -133,14 +132,14 @@ class ServiceError(DashScopeError):
     ) -> None:
         super().__init__(message, request_id=request_id)
         self.status = status
-        """HTTP status; 0 where only the message of an error was carried here, as by Celery's JSON results."""
+        """HTTP status; 0 if the exception was rebuilt from its message alone, as by Celery's JSON results."""
         self.code = code
-        """The service's own code, such as `InvalidApiKey`; None where the reply had none."""
+        """The service's error code, such as `InvalidApiKey`; None if the reply had none."""
         self.retry_after = retry_after
         """Seconds that the service asked to wait."""
         self.action = verdict
         self.limit = limit
-        """The limit that the message names: rows a request, or tokens a text."""
+        """The limit that the message names: rows per request, or tokens per text."""
 
 
 class AuthenticationError(ServiceError):
@@ -148,35 +147,35 @@ class AuthenticationError(ServiceError):
 
 
 class QuotaError(ServiceError):
-    """Waiting does not help: the free quota is used up, a bill is overdue, or the model is not purchased."""
+    """The free quota is used up, a bill is overdue, or the model is not purchased; waiting does not help."""
 
 
 class RateLimitError(ServiceError):
-    """Throttled for longer than a request is ready to wait."""
+    """Throttled for longer than the client waits."""
 
 
 class BadRequestError(ServiceError):
-    """The service will not take this request or this text."""
+    """The service refuses this request or this text."""
 
 
 class ServerError(ServiceError):
-    """The service failed on every try."""
+    """The service failed on every attempt."""
 
 
 class ConnectionFailed(DashScopeError):  # noqa: N818 - the name is the event
-    """No answer came on any try: the host was not reached, or the connection broke or stalled."""
+    """No attempt got an answer: the host was not reached, or the connection broke or stalled."""
 
     action = Action.RETRY
 
 
 class Cancelled(ConnectionFailed):
-    """A request that was not sent, because the job had failed elsewhere. Never the error that is raised."""
+    """A request was not sent, because another request of the call had failed. Never raised to the caller."""
 
     action = Action.ABORT
 
 
 class BadReply(DashScopeError):  # noqa: N818 - the name is the event
-    """An answer that cannot be believed: rows missing, doubled or of the wrong width, numbers not finite."""
+    """An answer that breaks the contract: rows missing, duplicate or of the wrong width, numbers not finite."""
 
     action = Action.RETRY
 

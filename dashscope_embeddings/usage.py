@@ -1,4 +1,4 @@
-"""Who is told what was asked and billed: a hook for every request, and sums over any piece of code."""
+"""Usage tracking: a hook that receives every request, and sums of what was billed over any block of code."""
 
 from __future__ import annotations
 
@@ -17,39 +17,39 @@ _log = logging.getLogger("dashscope_embeddings")
 
 @dataclass(frozen=True, slots=True)
 class RequestRecord:
-    """One request and what came of it. Holds no text and no key."""
+    """One request and its result. Contains no text and no key."""
 
     model: str
     text_type: TextType
-    """The role that was asked for; `protocol="openai"` does not send it."""
+    """The requested role; `protocol="openai"` does not send it."""
     texts: int
-    """Texts in the request; of queries that travel together, all of them."""
+    """Texts in the request, including other callers' queries in the same batch."""
     tokens: int | None
-    """What was billed: 0 for a request without vectors, None where the service did not say."""
+    """Billed tokens: 0 for a request without vectors, None if the service did not say."""
     seconds: float
-    """From sending it to having read the reply."""
+    """From sending the request to reading the whole reply."""
     attempt: int
     """1 for the first time that these texts are sent, 2 for the second, and so on."""
     request_id: str | None
     outcome: Literal["answered", "throttled", "refused", "failed"]
-    """failed: the network, the service's own trouble, or a broken reply."""
+    """failed: a network error, an internal error of the service, or a broken reply."""
     error: str | None = None
-    """The service's code, or the name of our error; None: it was answered."""
+    """The service's error code, or the name of our exception; None if the request was answered."""
 
 
 OnRequest: TypeAlias = Callable[[RequestRecord], object]
 
 
 def call_hook(hook: OnRequest, record: RequestRecord) -> None:
-    """Calls a user's hook. Its failure is logged: it must not cost vectors that are paid for."""
+    """Calls a user's hook. Its exceptions are only logged, so that no billed vectors are lost."""
     try:
         hook(record)
     except Exception:  # noqa: BLE001 - whatever a user's hook raises
-        _log.exception("on_request failed; the request itself is not touched by that")
+        _log.exception("on_request failed; the request itself is not affected")
 
 
 class TrackedUsage:
-    """Sums of what was billed, growing while they are looked at. Safe to read from any thread."""
+    """Sums of what was billed so far. Safe to read from any thread."""
 
     def __init__(self) -> None:
         self._usage = Usage()
@@ -67,7 +67,7 @@ class TrackedUsage:
 
     @property
     def texts(self) -> int:
-        """Texts inside those requests."""
+        """Texts in those requests."""
         return self._usage.texts
 
     @property
@@ -77,11 +77,11 @@ class TrackedUsage:
 
     @property
     def cost(self) -> Cost | None:
-        """Their price; None: not known, or in more than one currency."""
+        """Their list price; None: unknown, or in more than one currency."""
         return self._usage.cost
 
     def add(self, usage: Usage) -> None:
-        """Counts what another call was billed."""
+        """Adds what another call was billed."""
         with self._lock:
             self._usage += usage
 
@@ -100,7 +100,7 @@ _process_trackers: set[TrackedUsage] = set()
 
 @contextlib.contextmanager
 def track_usage(*, everywhere: bool = False) -> Iterator[TrackedUsage]:
-    """Sums up what all embedding calls inside the `with` block are billed, whichever object makes them.
+    """Sums up what all embedding calls inside the `with` block are billed, by any client or adapter.
 
     ```python
     with track_usage() as usage:
@@ -108,12 +108,12 @@ def track_usage(*, everywhere: bool = False) -> Iterator[TrackedUsage]:
     print(usage.requests, usage.tokens, usage.cost)
     ```
 
-    Calls are counted when they end, also when they fail. Blocks may be nested: each counts. Tasks, and the
-    threads that LangChain, LlamaIndex and `asyncio.to_thread` start, belong to the block in which they were
-    started; a thread of your own does with `contextvars.copy_context().run`. Processes do not.
+    A call is counted when it ends, also when it fails. Blocks may be nested: a call counts in each. Tasks, and
+    threads started by LangChain, LlamaIndex and `asyncio.to_thread`, belong to the block in which they were
+    started; for a thread of your own use `contextvars.copy_context().run`. Other processes are not counted.
 
     Args:
-        everywhere: count all calls of this process meanwhile, whoever makes them.
+        everywhere: also count calls of this process from outside the block while it is open.
     """
     tracked = TrackedUsage()
     token = None
@@ -126,12 +126,12 @@ def track_usage(*, everywhere: bool = False) -> Iterator[TrackedUsage]:
     finally:
         _process_trackers.discard(tracked)
         if token is not None:
-            # A generator may be closed in another context than it was started in, which ends anyway.
+            # A generator may be closed in another context than the one it was started in.
             with contextlib.suppress(ValueError):
                 _context_trackers.reset(token)
 
 
 def add_to_trackers(usage: Usage) -> None:
-    """Adds what a call was billed to all blocks that it belongs to."""
+    """Adds what a call was billed to all `track_usage` blocks that it belongs to."""
     for tracked in (*_context_trackers.get(), *tuple(_process_trackers)):
         tracked.add(usage)

@@ -1,4 +1,4 @@
-"""What users hold: vectors, and what they cost."""
+"""The public data types: dense and sparse vectors, results, usage and cost."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ else:
     _FloatArray = array
 
 TextType = Literal["query", "document"]
-"""The role of a text: what a user asks with, or what is searched."""
+"""The role of a text: a search query, or a document to be found."""
 
 Output = Literal["dense", "sparse", "dense&sparse"]
-"""Which vectors to ask for; the names are the service's own `output_type`."""
+"""Which vectors to request; the names are the service's own `output_type`."""
 
 
 _PLACEHOLDER_INDEX = 2**32 - 2
@@ -30,21 +30,21 @@ _PLACEHOLDER_WEIGHT = 2.0**-20
 
 @dataclass(frozen=True, slots=True)
 class SparseVector:
-    """One text's sparse vector: the weight of each vocabulary entry the model found in it."""
+    """One text's sparse vector: the weights of the vocabulary entries that the model found in it."""
 
     indices: list[int]
     """Vocabulary indices, ascending and unique."""
     values: list[float]
-    """Weights, one for each index; seen between 0 and a little above 1, no range is documented."""
+    """Weights, one for each index; observed from 0 to a little above 1, no range is documented."""
     tokens: list[str] | None = None
-    """The text of each token where the service names it, one for each index."""
+    """The text of each token, one for each index; None if the service does not send it."""
 
     def __len__(self) -> int:
         return len(self.indices)
 
     @classmethod
     def merged(cls, weights: Iterable[tuple[int, float, str | None]]) -> SparseVector:
-        """From (index, value, token) in any order; of an index named twice the larger value stays."""
+        """From (index, value, token) in any order; of a repeated index the larger value is kept."""
         best: dict[int, tuple[float, str | None]] = {}
         for index, value, token in weights:
             if index not in best or value > best[index][0]:
@@ -54,7 +54,7 @@ class SparseVector:
         return cls(indices, [best[i][0] for i in indices], tokens if len(tokens) == len(indices) else None)
 
     def copy(self) -> SparseVector:
-        """The same numbers in lists of their own."""
+        """A copy with its own lists."""
         return SparseVector(list(self.indices), list(self.values), self.tokens and list(self.tokens))
 
     def weights(self) -> Iterator[tuple[int, float, str | None]]:
@@ -63,14 +63,14 @@ class SparseVector:
         return zip(self.indices, self.values, tokens, strict=True)
 
     def as_dict(self) -> dict[int, float]:
-        """Index to weight, the shape that LlamaIndex takes."""
+        """Index → weight, as LlamaIndex expects it."""
         return dict(zip(self.indices, self.values, strict=True))
 
     def as_milvus(self, *, query: bool = False) -> dict[int, float]:
-        """Index to weight, never empty: Milvus refuses a row without a weight above zero, and its document.
+        """Index → weight, never empty: Milvus rejects a row, with its document, if no weight is above zero.
 
-        The placeholder is a tiny weight at an index that no vocabulary reaches, another one for queries than for
-        documents, so that no search finds it.
+        The placeholder is a tiny weight at an index that no vocabulary reaches. It differs between queries and
+        documents, so that it never matches.
         """
         weights = {i: value for i, value in zip(self.indices, self.values, strict=True) if value > 0}
         return weights or {_PLACEHOLDER_INDEX - query: _PLACEHOLDER_WEIGHT}
@@ -89,16 +89,16 @@ class Cost:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What was billed: only answered requests count, for the service bills nothing else."""
+    """What was billed: only answered requests, because the service bills nothing else."""
 
     requests: int = 0
     """Requests answered with vectors."""
     tokens: int = 0
     """Input tokens as the service counted them."""
     texts: int = 0
-    """Texts inside those requests (after equal texts were asked once)."""
+    """Texts in those requests; a text that is repeated in the input counts once."""
     cost: Cost | None = None
-    """List price of the tokens, without free quota or discounts; None: the price is not known."""
+    """List price of the tokens, without free quota or discounts; None: the price is unknown."""
 
     def __add__(self, other: Usage) -> Usage:
         return Usage(
@@ -117,7 +117,7 @@ class Usage:
 
 
 def _add_costs(one: Usage, other: Usage) -> Cost | None:
-    """Sums in one currency only; a sum with an unknown part is unknown, not too small."""
+    """The sum, or None if a part is unknown or in another currency: better no sum than one that is too small."""
     if not one.tokens:
         return other.cost
     if not other.tokens:
@@ -134,9 +134,9 @@ class Embedding:
     index: int
     """The text's position in the input, from 0."""
     dense: list[float] | None = None
-    """`dimensions` floats, of unit length as served; None where only sparse was asked."""
+    """`dimensions` floats, of unit length as the service sends them; None if only sparse was requested."""
     sparse: SparseVector | None = None
-    """None where only dense was asked."""
+    """None if only dense was requested."""
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -144,32 +144,32 @@ class Embeddings:
     """The vectors of all texts of one call, in the order of the texts."""
 
     dense: list[list[float]]
-    """Shape (texts, dimensions); empty where only sparse, or an array, was asked."""
+    """Shape (texts, dimensions); empty if only sparse, or an array, was requested."""
     sparse: list[SparseVector] | None
-    """One for each text; None where only dense was asked."""
+    """One for each text; None if only dense was requested."""
     usage: Usage = field(default_factory=Usage)
     """What this call was billed."""
     request_ids: tuple[str, ...] = ()
-    """The service's ids of the answered requests: what its support asks for."""
+    """The service's ids of the answered requests, which its support asks for."""
     _dense_float32: _FloatArray | None = field(default=None, repr=False)
     _row_count: int = field(default=0, repr=False)
 
     def __repr__(self) -> str:
-        # Short: asyncio takes the repr of a finished task's result, and a notebook cell shows it.
+        # Short, because asyncio logs the repr of a task's result, and a notebook displays it.
         return f"<Embeddings of {len(self)} texts: {self.usage}>"
 
     @property
     def dense_array(self) -> Any:
         """The dense vectors as float32, shape (texts, dimensions), 4 bytes a number.
 
-        A numpy array where numpy is installed, else a `memoryview` of two dimensions. Of `embed(..., array=True)`
-        it is what was kept all along; otherwise it is made, each time, of `dense`.
+        A numpy array if numpy is installed, else a `memoryview` of two dimensions. After `embed(..., array=True)`
+        this is the stored array; otherwise each access builds it from `dense`.
         """
         packed = self._dense_float32 if self._dense_float32 is not None else array("f", chain.from_iterable(self.dense))
         rows = len(self)
         shape = (rows, len(packed) // rows if rows else 0)
         try:
-            import numpy as np  # noqa: PLC0415 - only who has it gets it
+            import numpy as np  # noqa: PLC0415 - optional
         except ImportError:
             return memoryview(packed).cast("B").cast("f", shape) if rows else memoryview(packed)
         return np.asarray(packed, dtype=np.float32).reshape(shape)
