@@ -1,4 +1,4 @@
-"""Maps the service's error codes and statuses to exception classes, to actions of the flow, and to hints."""
+"""Maps the service's error codes, statuses and messages to exception classes and to actions of the flow."""
 
 from __future__ import annotations
 
@@ -10,10 +10,7 @@ from dashscope_embeddings._core.redaction import printable
 from dashscope_embeddings.errors import (
     Action,
     AuthenticationError,
-    BadReply,
     BadRequestError,
-    ConnectionFailed,
-    DashScopeError,
     QuotaError,
     RateLimitError,
     ServerError,
@@ -59,10 +56,10 @@ ACTIONS_BY_CODE: Mapping[str, tuple[type[ServiceError], Action]] = {
 
 # Messages are matched by a part: the wording and the links around it have changed before.
 _BILLING_MESSAGES = ("Free allocated quota exceeded", "free tier of the model has been exhausted")
+UNKNOWN_MODEL_MESSAGES = ("Model not exist", "Model can not be found")
 _WHOLE_REQUEST_MESSAGES = (
+    *UNKNOWN_MODEL_MESSAGES,
     "dimension",
-    "Model not exist",
-    "Model can not be found",
     "does not exist or you do not have access",
     "url error",
     "text_type",
@@ -150,23 +147,3 @@ def _look_up_code(code: str | None) -> tuple[type[ServiceError], Action] | None:
             return ACTIONS_BY_CODE[code]
         code = code.rpartition(".")[0]
     return None
-
-
-def hint_for(error: DashScopeError) -> str | None:
-    """What the user can do; None: the message says so already, or there is nothing to suggest."""
-    if isinstance(error, BadRequestError):
-        return _LEAVE_OUT_HINT if error.action is Action.BISECT else None
-    if isinstance(error, ConnectionFailed) and error.action is Action.ABORT:
-        return _ASK_AGAIN_HINT  # the message says what to correct
-    return next((hint for kind, hint in _HINTS.items() if isinstance(error, kind)), None)
-
-
-_LEAVE_OUT_HINT = "Leave the text out, or change it: vectors of the others are in error.partial"
-_ASK_AGAIN_HINT = "Ask again for the texts in error.failed; what arrived is in error.partial"
-_HINTS: Mapping[type[DashScopeError], str] = {
-    QuotaError: "Waiting does not help: look at the bill, the free quota and the models purchased in the console",
-    RateLimitError: "Ask for less at once (max_concurrency), state the quota (requests_per_minute) or have it raised",
-    ServerError: _ASK_AGAIN_HINT,
-    ConnectionFailed: f"Are the address, the network and HTTPS_PROXY right? {_ASK_AGAIN_HINT}",
-    BadReply: f"Something on the way may change replies. {_ASK_AGAIN_HINT}",
-}

@@ -20,12 +20,12 @@ from typing import TYPE_CHECKING, TypeAlias
 from dashscope_embeddings import usage
 from dashscope_embeddings._core import protocol, text_length
 from dashscope_embeddings._core.backoff import backoff_seconds, retry_after_seconds
-from dashscope_embeddings._core.failures import CANCELLED, ErrorContext, Failure
+from dashscope_embeddings._core.failures import ErrorContext
 from dashscope_embeddings._core.protocol import ParsedReply, Reply
 from dashscope_embeddings._core.reply_reader import ReplyReader, interpret, request_record
 from dashscope_embeddings._core.splitting import Chunk, split_request
 from dashscope_embeddings._core.stale_replies import SeenReplies
-from dashscope_embeddings._core.steps import Endpoint, Send, Sleep, Step, StepResult
+from dashscope_embeddings._core.steps import Send, Sleep, Step, StepResult
 from dashscope_embeddings.errors import Action, DashScopeError, ServiceError
 from dashscope_embeddings.vectors import Part, combine
 
@@ -37,22 +37,6 @@ if TYPE_CHECKING:
     from dashscope_embeddings._core.text_length import Limits, LongText
     from dashscope_embeddings.usage import OnRequest
     from dashscope_embeddings.vectors import SparseVector
-
-__all__ = [
-    "CANCELLED",
-    "Endpoint",
-    "Failure",
-    "Outcome",
-    "RequestContext",
-    "Send",
-    "Sleep",
-    "Step",
-    "StepResult",
-    "backoff_seconds",
-    "exchange",
-    "retry_after_seconds",
-    "warn_of_throttling",
-]
 
 _log = logging.getLogger("dashscope_embeddings")
 

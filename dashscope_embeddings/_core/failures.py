@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from dashscope_embeddings import catalogue
-from dashscope_embeddings._core.error_codes import ErrorReply, service_error
+from dashscope_embeddings._core.error_codes import UNKNOWN_MODEL_MESSAGES, ErrorReply, service_error
 from dashscope_embeddings._core.redaction import Redactor, printable
 from dashscope_embeddings.errors import (
     Action,
     AuthenticationError,
     BadReply,
+    BadRequestError,
     Cancelled,
     ConnectionFailed,
     DashScopeError,
+    QuotaError,
+    RateLimitError,
+    ServerError,
     ServiceError,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,10 +79,7 @@ def error_from_failure(failure: Failure, context: ErrorContext) -> DashScopeErro
     return error
 
 
-_ErrorT = TypeVar("_ErrorT", bound=DashScopeError)
-
-
-def redact_bad_reply(error: _ErrorT, context: ErrorContext, texts: Sequence[str] = ()) -> _ErrorT:
+def redact_bad_reply(error: BadReply, context: ErrorContext, texts: Sequence[str] = ()) -> BadReply:
     """Removes what the reply repeats of the request from its error, and from the local variables in its traceback."""
     error.message = error.summary = context.redactor(error.message, texts)
     error.request_id = context.redactor.redact_request_id(error.request_id, texts)
@@ -92,22 +93,42 @@ def error_from_reply(reply: ErrorReply, context: ErrorContext, texts: Sequence[s
     error.request_id = context.redactor.redact_request_id(reply.request_id, texts)
     if isinstance(error, AuthenticationError):
         error.add_hint(context.key_hint)
-    elif (hint := _hint_for(error, reply, context)) is not None:
+    elif (hint := _hint_for_request(error, reply, context)) is not None:
         error.add_hint(hint)
     return error
 
 
 # --- hints -------------------------------------------------------------------------------------------------
 
+
+def hint_for(error: DashScopeError) -> str | None:
+    """What the user can do about the error that ends a call; None: its message says so, or nothing is known."""
+    if isinstance(error, BadRequestError):
+        return _LEAVE_OUT_HINT if error.action is Action.BISECT else None
+    if isinstance(error, ConnectionFailed) and error.action is Action.ABORT:
+        return _ASK_AGAIN_HINT  # the message says what to correct
+    return next((hint for kind, hint in _HINTS.items() if isinstance(error, kind)), None)
+
+
+_LEAVE_OUT_HINT = "Leave the text out, or change it: vectors of the others are in error.partial"
+_ASK_AGAIN_HINT = "Ask again for the texts in error.failed; what arrived is in error.partial"
+_HINTS: Mapping[type[DashScopeError], str] = {
+    QuotaError: "Waiting does not help: look at the bill, the free quota and the models purchased in the console",
+    RateLimitError: "Ask for less at once (max_concurrency), state the quota (requests_per_minute) or have it raised",
+    ServerError: _ASK_AGAIN_HINT,
+    ConnectionFailed: f"Are the address, the network and HTTPS_PROXY right? {_ASK_AGAIN_HINT}",
+    BadReply: f"Something on the way may change replies. {_ASK_AGAIN_HINT}",
+}
+
+
 _UNKNOWN_MODEL_CODES = ("ModelNotFound", "model_not_found", "model_not_supported")
-_UNKNOWN_MODEL_MESSAGES = ("Model not exist", "Model can not be found")
 _WRONG_PATH_STATUSES = frozenset({301, 302, 303, 307, 308, 404, 405, 410, 414, 501})
 _UNRELATED_404_CODES = frozenset({"WorkSpaceNotFound"})
 _PAYLOAD_TOO_LARGE = 413
 
 
-def _hint_for(error: ServiceError, reply: ErrorReply, context: ErrorContext) -> str | None:
-    if reply.code in _UNKNOWN_MODEL_CODES or any(part in reply.message for part in _UNKNOWN_MODEL_MESSAGES):
+def _hint_for_request(error: ServiceError, reply: ErrorReply, context: ErrorContext) -> str | None:
+    if reply.code in _UNKNOWN_MODEL_CODES or any(part in reply.message for part in UNKNOWN_MODEL_MESSAGES):
         return _suggest_models(context.model)
     place = f"Asked {context.host}{urlsplit(context.root_url).path}{context.path}"
     if error.status == _PAYLOAD_TOO_LARGE and context.path:

@@ -7,7 +7,7 @@ from array import array
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from dashscope_embeddings._core.error_codes import hint_for
+from dashscope_embeddings._core.failures import hint_for
 from dashscope_embeddings.catalogue import priced_usage
 from dashscope_embeddings.errors import Cancelled, DashScopeError
 from dashscope_embeddings.vectors import Embedding, Embeddings, Part, combine

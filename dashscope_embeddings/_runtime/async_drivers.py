@@ -10,15 +10,18 @@ from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from dashscope_embeddings._core.exchange import CANCELLED, Outcome, Send, exchange
+from dashscope_embeddings._core.exchange import Outcome, exchange
+from dashscope_embeddings._core.failures import CANCELLED
 from dashscope_embeddings._core.query_batcher import BatchCall
+from dashscope_embeddings._core.steps import Send
 from dashscope_embeddings._runtime.thread_pool import WorkItem
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator
 
-    from dashscope_embeddings._core.exchange import Exchange, RequestContext, Step, StepResult
+    from dashscope_embeddings._core.exchange import Exchange, RequestContext
     from dashscope_embeddings._core.query_batcher import Query, QueryBatcher
+    from dashscope_embeddings._core.steps import Step, StepResult
     from dashscope_embeddings._runtime.transport import Transport
 
 T = TypeVar("T")

@@ -12,12 +12,13 @@ from typing_extensions import Self
 from dashscope_embeddings import usage as dashscope_embeddings_usage
 from dashscope_embeddings._core import planning
 from dashscope_embeddings._core import rate_limiter as core_rate_limiter
-from dashscope_embeddings._core.exchange import Exchange, Outcome, RequestContext, Step, StepResult, exchange
+from dashscope_embeddings._core.exchange import Exchange, Outcome, RequestContext, exchange
 from dashscope_embeddings._core.planning import Batch
 from dashscope_embeddings._core.query_batcher import Query, QueryBatcher
 from dashscope_embeddings._core.results import ResultCollector
 from dashscope_embeddings._core.settings import Settings
 from dashscope_embeddings._core.stale_replies import seen_replies_of
+from dashscope_embeddings._core.steps import Step, StepResult
 from dashscope_embeddings._core.text_inputs import OnRefused
 from dashscope_embeddings._core.text_length import shared_limits
 from dashscope_embeddings._process import ForkSafeLock

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import httpx
 
-from dashscope_embeddings._core.exchange import Failure
+from dashscope_embeddings._core.failures import Failure
 from dashscope_embeddings._runtime.environment import certificate_source
 
 if TYPE_CHECKING:

@@ -12,8 +12,10 @@ import functools
 from collections import deque
 from typing import TYPE_CHECKING, TypeVar
 
-from dashscope_embeddings._core.exchange import CANCELLED, Outcome, Send, exchange
+from dashscope_embeddings._core.exchange import Outcome, exchange
+from dashscope_embeddings._core.failures import CANCELLED
 from dashscope_embeddings._core.query_batcher import BatchCall
+from dashscope_embeddings._core.steps import Send
 from dashscope_embeddings._process import ForkSafeLock, on_fork
 from dashscope_embeddings._runtime.thread_pool import (
     DaemonThreadPool,
@@ -26,8 +28,9 @@ from dashscope_embeddings.errors import Cancelled
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
 
-    from dashscope_embeddings._core.exchange import Exchange, RequestContext, Step, StepResult
+    from dashscope_embeddings._core.exchange import Exchange, RequestContext
     from dashscope_embeddings._core.query_batcher import Query, QueryBatcher
+    from dashscope_embeddings._core.steps import Step, StepResult
     from dashscope_embeddings._runtime.thread_pool import StopEvent
     from dashscope_embeddings._runtime.transport import Transport
 

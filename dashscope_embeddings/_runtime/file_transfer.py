@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from dashscope_embeddings._core.exchange import Endpoint, Send
     from dashscope_embeddings._core.protocol import Reply
+    from dashscope_embeddings._core.steps import Endpoint, Send
 
 _FILE_TIMEOUT_SECONDS = 600.0
 """Read timeout in seconds while a file is sent: a gateway that receives 500 MB may stay silent for long."""

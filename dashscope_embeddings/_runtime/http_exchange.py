@@ -20,7 +20,7 @@ from dashscope_embeddings._core.protocol import Reply
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Iterator
 
-    from dashscope_embeddings._core.exchange import Send
+    from dashscope_embeddings._core.steps import Send
 
 ACCEPT_ENCODING = "gzip"
 """The only compression asked for: its decoder can be stopped after any number of bytes."""

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 
 from dashscope_embeddings._core import protocol
-from dashscope_embeddings._core.exchange import Failure
+from dashscope_embeddings._core.failures import Failure
 from dashscope_embeddings._process import on_fork
 from dashscope_embeddings._runtime import connect_errors, environment
 from dashscope_embeddings._runtime.connections import (
@@ -43,9 +43,9 @@ from dashscope_embeddings.errors import InvalidInput
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
 
-    from dashscope_embeddings._core.exchange import Send
     from dashscope_embeddings._core.protocol import Reply
     from dashscope_embeddings._core.settings import Settings
+    from dashscope_embeddings._core.steps import Send
     from dashscope_embeddings._runtime.thread_pool import StopEvent
 
 _IDLE_SECONDS = 30.0

@@ -12,18 +12,20 @@ import pytest
 
 from dashscope_embeddings import errors
 from dashscope_embeddings._core import planning
-from dashscope_embeddings._core.exchange import CANCELLED, Failure, Outcome, RequestContext, Send, Sleep, exchange
-from dashscope_embeddings._core.failures import ErrorContext
+from dashscope_embeddings._core.exchange import Outcome, RequestContext, exchange
+from dashscope_embeddings._core.failures import CANCELLED, ErrorContext, Failure
 from dashscope_embeddings._core.protocol import Reply, RequestOptions
 from dashscope_embeddings._core.rate_limiter import Permit
 from dashscope_embeddings._core.results import ResultCollector
+from dashscope_embeddings._core.steps import Send, Sleep
 from dashscope_embeddings._core.text_length import Limits
 from dashscope_embeddings.vectors import SparseVector
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from dashscope_embeddings._core.exchange import Exchange, StepResult
+    from dashscope_embeddings._core.exchange import Exchange
+    from dashscope_embeddings._core.steps import StepResult
 
     Service = Callable[[list[str]], StepResult]
 

@@ -14,8 +14,8 @@ from client_helpers import FakeClock, client_for
 from corpus_helpers import DIMENSIONS, expected_vector, read_rejects, read_vectors, write_lines
 
 from dashscope_embeddings import BadRequestError, ConnectionFailed, EmbeddingClient, InvalidInput, corpus
-from dashscope_embeddings._core.exchange import Send
 from dashscope_embeddings._core.protocol import Reply
+from dashscope_embeddings._core.steps import Send
 from dashscope_embeddings.corpus.batch import messages as batch_protocol
 from dashscope_embeddings.corpus.batch import request_file, store
 from dashscope_embeddings.emulator import Emulator, faults

@@ -25,10 +25,11 @@ from dashscope_embeddings._core import text_length
 from dashscope_embeddings._core.address import resolve_address
 from dashscope_embeddings._core.error_codes import ACTIONS_BY_CODE as KNOWN_CODES
 from dashscope_embeddings._core.error_codes import ErrorReply, service_error
-from dashscope_embeddings._core.exchange import Failure, RequestContext, Send, exchange
-from dashscope_embeddings._core.failures import ErrorContext
+from dashscope_embeddings._core.exchange import RequestContext, exchange
+from dashscope_embeddings._core.failures import ErrorContext, Failure
 from dashscope_embeddings._core.protocol import ParsedReply, Reply, RequestOptions
 from dashscope_embeddings._core.rate_limiter import Limiter
+from dashscope_embeddings._core.steps import Send
 from dashscope_embeddings._core.text_length import Limits
 from dashscope_embeddings.corpus import readers
 from dashscope_embeddings.emulator import Emulator

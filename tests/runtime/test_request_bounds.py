@@ -19,7 +19,8 @@ from client_helpers import AsyncCalls, SyncCalls
 from raw_server import client_for_url, good_reply, http_response, reply_content, serve_raw, vector_of
 
 from dashscope_embeddings import BadReply, ConnectionFailed, EmbeddingClient, InvalidInput, RateLimitError
-from dashscope_embeddings._core.exchange import Endpoint, Failure, Send
+from dashscope_embeddings._core.failures import Failure
+from dashscope_embeddings._core.steps import Endpoint, Send
 from dashscope_embeddings.langchain import DashScopeEmbeddings
 
 if TYPE_CHECKING:

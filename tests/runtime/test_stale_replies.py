@@ -15,9 +15,9 @@ from client_helpers import KEY
 from raw_server import client_for_url, good_reply, http_response, reply_content, serve_raw, vector_of
 
 from dashscope_embeddings import BadReply, BadRequestError, EmbeddingClient
-from dashscope_embeddings._core.exchange import Endpoint, Send
 from dashscope_embeddings._core.protocol import Reply
 from dashscope_embeddings._core.stale_replies import _MAX_REMEMBERED_REPLIES, SeenReplies
+from dashscope_embeddings._core.steps import Endpoint, Send
 from dashscope_embeddings.langchain import DashScopeEmbeddings
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from dashscope_embeddings._core.address import EMULATOR
-from dashscope_embeddings._core.exchange import Step, StepResult
+from dashscope_embeddings._core.steps import Step, StepResult
 from dashscope_embeddings._core.text_length import shared_limits
 from dashscope_embeddings._runtime.thread_pool import SignalSafeEvent, StopEvent
 from dashscope_embeddings.catalogue import BEIJING

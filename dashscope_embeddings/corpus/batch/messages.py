@@ -14,9 +14,9 @@ from pydantic_core import from_json, to_json
 
 from dashscope_embeddings._core import protocol
 from dashscope_embeddings._core.error_codes import ErrorReply
-from dashscope_embeddings._core.exchange import Endpoint, Send
 from dashscope_embeddings._core.protocol import Reply
 from dashscope_embeddings._core.reply_fields import billed_tokens
+from dashscope_embeddings._core.steps import Endpoint, Send
 from dashscope_embeddings.errors import BadReply
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 from dashscope_embeddings._core import protocol
-from dashscope_embeddings._core.exchange import Sleep, backoff_seconds, retry_after_seconds
+from dashscope_embeddings._core.backoff import backoff_seconds, retry_after_seconds
 from dashscope_embeddings._core.failures import (
     ErrorContext,
     Failure,
@@ -16,13 +16,14 @@ from dashscope_embeddings._core.failures import (
     redact_bad_reply,
 )
 from dashscope_embeddings._core.protocol import Reply
+from dashscope_embeddings._core.steps import Sleep
 from dashscope_embeddings.errors import Action, BadReply, DashScopeError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
 
-    from dashscope_embeddings._core.exchange import Send, Step, StepResult
     from dashscope_embeddings._core.settings import Settings
+    from dashscope_embeddings._core.steps import Send, Step, StepResult
 
 T = TypeVar("T")
 RequestFlow: TypeAlias = "Generator[Step, StepResult, T]"
