@@ -76,7 +76,7 @@ def test_all_wrong_arguments_are_named_at_once_and_no_guess_is_made_without_a_re
 
 
 @pytest.mark.parametrize("kind", ["langchain", "llama_index"])
-def test_two_names_of_one_setting_are_told_as_such(kind: str) -> None:
+def test_two_names_of_one_setting_are_reported_as_such(kind: str) -> None:
     with pytest.raises(ValidationError, match=r"dimension\n.*another name of dimensions"):
         KINDS[kind](base_url="emulator", dimension=64, dimensions=128)
 
@@ -87,7 +87,7 @@ def test_a_copy_with_a_misspelt_change_says_which_was_meant() -> None:
 
 
 @pytest.mark.parametrize("second", ["sk-0123456789abcdef0123456789abcdef", "sk-short", "a-key-of-a-gateway"])
-def test_a_key_as_llama_indexs_second_argument_is_told_as_what_it_is(second: Any) -> None:
+def test_a_key_as_llama_indexs_second_argument_is_reported_as_what_it_is(second: Any) -> None:
     with pytest.raises(InvalidInput, match=r"text_type.*api_key=") as caught:
         DashScopeEmbedding("text-embedding-v4", second)
     shown: Any = caught.value.__traceback__

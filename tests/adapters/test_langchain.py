@@ -404,13 +404,13 @@ def test_a_copy_of_a_used_object_asks_the_same_with_the_same_key(
 
 
 @pytest.mark.parametrize("how", ["deepcopy", "model_copy deep"])
-@pytest.mark.parametrize("brought", ["rate_limiter", "http_client"])
-def test_a_deep_copy_shares_what_the_user_brought(emulator: Emulator, how: str, brought: str) -> None:
+@pytest.mark.parametrize("passed", ["rate_limiter", "http_client"])
+def test_a_deep_copy_shares_what_the_user_passed(emulator: Emulator, how: str, passed: str) -> None:
     with httpx.Client(transport=emulator.transport()) as client:
-        limiter = Counting() if brought == "rate_limiter" else None
+        limiter = Counting() if passed == "rate_limiter" else None
         original = DashScopeEmbeddings(api_key=KEY, http_client=client, rate_limiter=limiter)
         twin = COPIES[how](original)
-        assert getattr(twin, brought) is getattr(original, brought)
+        assert getattr(twin, passed) is getattr(original, passed)
         assert twin.embed_query("a") == emulator.dense("a", text_type="query")
 
 

@@ -304,9 +304,7 @@ def test_entries_that_changed_places_are_not_believed(served: Server, emulator: 
     assert emulator.billed_texts == 4
 
 
-def test_a_store_that_cannot_be_written_costs_no_vectors_and_is_told_of_once(
-    served: Server, emulator: Emulator
-) -> None:
+def test_a_store_that_cannot_be_written_costs_no_vectors_and_warns_once(served: Server, emulator: Emulator) -> None:
     embeddings = made(served, Remote(writes=False))
     with pytest.warns(UserWarning, match=r"could not be written \(ConnectionError\)") as caught:
         vectors = embeddings.embed_documents(TEXTS)
@@ -426,20 +424,20 @@ def test_the_refused_text_is_at_hand_under_its_place_in_the_whole_call(
 
 
 @pytest.mark.parametrize("kind", ["plain function", "coroutine function"])
-def test_aembed_tells_of_vectors_as_they_arrive_and_awaits_what_it_told(emulator: Emulator, kind: str) -> None:
-    told: dict[int, list[float]] = {}
+def test_aembed_passes_vectors_to_the_hook_as_they_arrive_and_awaits_it(emulator: Emulator, kind: str) -> None:
+    received: dict[int, list[float]] = {}
 
     async def later(arrived: dict[int, list[float]]) -> None:
         await asyncio.sleep(0)
-        told.update(arrived)
+        received.update(arrived)
 
     texts = [f"text {i}" for i in range(25)]
-    hook = told.update if kind == "plain function" else later
+    hook = received.update if kind == "plain function" else later
     found = asyncio.run(client_for(emulator).aembed(texts, on_vectors=hook)).dense
-    assert [told[i] for i in range(25)] == found
+    assert [received[i] for i in range(25)] == found
 
 
 def test_embed_tells_of_vectors_as_they_arrive_in_the_shape_that_was_asked(emulator: Emulator) -> None:
-    told: dict[int, Any] = {}
-    found = client_for(emulator).embed(["a", "b", "a"], output="sparse", on_vectors=told.update).sparse
-    assert [told[i] for i in range(3)] == found
+    received: dict[int, Any] = {}
+    found = client_for(emulator).embed(["a", "b", "a"], output="sparse", on_vectors=received.update).sparse
+    assert [received[i] for i in range(3)] == found

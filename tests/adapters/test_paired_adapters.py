@@ -1,4 +1,4 @@
-"""Pairs of both frameworks: whose request serves whom, here and after pickling and copying."""
+"""Pairs of adapters of both frameworks share requests, also after pickling and copying."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ends of calls and refusals that a second look found: each is told as what it is, and carries what arrived."""
+"""Less common ends of calls: each is reported as what it is, and `partial` holds what arrived."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def embed(client: EmbeddingClient, texts: Any, *, asynchronous: bool, **how: Any
 def test_pieces_of_a_query_are_of_one_width(*, asynchronous: bool) -> None:
     def handle(asked: ReceivedRequest, _: socket.socket) -> bytes:
         if asked.number == 1:
-            said = {"code": "InvalidParameter", "message": "Range of input length should be [1, 10]"}
-            return http_response(json.dumps(said).encode(), 400)
+            refusal = {"code": "InvalidParameter", "message": "Range of input length should be [1, 10]"}
+            return http_response(json.dumps(refusal).encode(), 400)
         return good_reply(asked, f"id-{asked.number}", 64 if asked.number % 2 else 48)
 
     with (
@@ -72,7 +72,7 @@ def test_a_key_in_the_models_place_is_never_shown(kind: Any, recwarn: pytest.War
     assert not [one for one in recwarn if "abcdefghijk" in str(one.message)]
 
 
-def test_arguments_by_position_are_told_to_be_named() -> None:
+def test_arguments_by_position_are_refused_with_the_names_to_use() -> None:
     kind: Any = DashScopeEmbeddings
     with pytest.raises(TypeError, match="DashScopeEmbeddings takes its arguments by name: model=") as caught:
         kind("text-embedding-v4", "sk-abcdefghijk")
@@ -94,7 +94,7 @@ def test_an_end_of_the_program_in_a_task_carries_what_arrived(end: type[BaseExce
         client = EmbeddingClient(api_key=KEY, base_url=server.url, dimensions=64, rate_limiter=Limiter())
         with pytest.raises(end) as caught:
             asyncio.run(client.aembed([f"text {n}" for n in range(400)]))
-    partial: dict[int, Any] = caught.value.partial  # type: ignore[attr-defined] # what an end carries
+    partial: dict[int, Any] = caught.value.partial  # type: ignore[attr-defined] # set on any exception
     assert len(partial) >= 100
     assert all(vector == content_of(index) for index, vector in partial.items())
 

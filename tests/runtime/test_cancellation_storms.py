@@ -271,7 +271,7 @@ def test_a_requests_session_is_refused() -> None:
         EmbeddingClient(api_key=KEY, http_client=session)
 
 
-def test_a_closed_client_is_told_as_such_at_construction_and_at_the_call(emulator: Emulator) -> None:
+def test_a_closed_client_is_reported_as_such_at_construction_and_at_the_call(emulator: Emulator) -> None:
     http, ahttp = httpx.Client(transport=emulator.transport()), httpx.AsyncClient(transport=emulator.transport())
     client = EmbeddingClient(api_key=KEY, http_client=http, http_async_client=ahttp)
     http.close()

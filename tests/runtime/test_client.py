@@ -1,4 +1,4 @@
-"""What goes over the wire for each call of `EmbeddingClient`, and what comes of every kind of answer."""
+"""The requests that each call of `EmbeddingClient` sends, and the result of every kind of reply."""
 
 from __future__ import annotations
 

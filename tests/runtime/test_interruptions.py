@@ -1,4 +1,4 @@
-"""A job that is interrupted: nothing more is sent, and what had arrived comes along with the interruption."""
+"""An interrupted job sends nothing more, and the interruption carries in `partial` what had arrived."""
 
 from __future__ import annotations
 

@@ -83,7 +83,7 @@ def started(program: str, served: Server) -> subprocess.Popen[str]:
 
 
 def ended(process: subprocess.Popen[str], seconds: float = 25.0) -> tuple[int, str, str]:
-    """Exit code and what was said; a process that does not end is a failure, and is ended."""
+    """Exit code and output; a process that does not end is a failure, and is ended."""
     try:
         out, err = process.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:
@@ -420,10 +420,10 @@ def interrupted(way: str, stalling: tuple[Emulator, Server]) -> tuple[Emulator, 
 def test_ctrl_c_brings_along_what_arrived_and_sends_nothing_more(way: str, stalling: tuple[Emulator, Server]) -> None:
     emulator, process = interrupted(way, stalling)
     assert process.stdout is not None
-    told = process.stdout.readline()
+    line = process.stdout.readline()
     process.kill()  # whether it would have ended by itself is the next test's claim
     process.communicate()
-    partial, failed, billed = json.loads(told)
+    partial, failed, billed = json.loads(line)
     assert len(partial) == ANSWERED * 10
     for index, vector in partial.items():
         assert vector == emulator.dense(JOB[int(index)], dimension=64)

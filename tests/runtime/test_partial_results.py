@@ -1,4 +1,4 @@
-"""Whatever ends a call carries what had arrived by then, and is otherwise the exception that it was."""
+"""Any exception that ends a call carries `partial` and `failed`, and is otherwise unchanged."""
 
 from __future__ import annotations
 
@@ -64,8 +64,8 @@ def raising(error: BaseException, at: int = 3) -> Callable[[object], None]:
     """A callback that raises at its call number `at`."""
     calls = []
 
-    def call(said: object) -> None:
-        calls.append(said)
+    def call(argument: object) -> None:
+        calls.append(argument)
         if len(calls) == at:
             raise error
 
@@ -101,7 +101,9 @@ def test_a_rate_limiter_that_fails_costs_nothing_that_was_paid(way: Way, emulato
 
 
 @both_ways
-def test_a_rate_limiter_that_fails_between_the_halves_of_a_request_costs_neither(way: Way, emulator: Emulator) -> None:
+def test_a_rate_limiter_that_fails_between_the_parts_of_a_split_request_costs_neither(
+    way: Way, emulator: Emulator
+) -> None:
     emulator.faults = [faults.Blocked(match="FORBIDDEN")]
     with emulator.serve() as server:
         client = EmbeddingClient(
@@ -141,7 +143,7 @@ def test_what_a_signal_handler_raises_carries_what_arrived(kind: type[BaseExcept
     def handler(*_: object) -> None:
         raise kind("too long")
 
-    def told(more: int) -> None:
+    def on_progress(more: int) -> None:
         done.append(more)
         if len(done) == 5:
             taken.set()
@@ -158,7 +160,7 @@ def test_what_a_signal_handler_raises_carries_what_arrived(kind: type[BaseExcept
 
         threading.Thread(target=interrupt, daemon=True).start()
         try:
-            end = ended(lambda: client.embed(texts, progress=told), kind)
+            end = ended(lambda: client.embed(texts, progress=on_progress), kind)
         finally:
             signal.signal(signal.SIGALRM, before)
     assert end.partial == {i: emulator.dense(texts[i], dimension=64) for i in range(50)}
@@ -199,7 +201,7 @@ def test_a_source_of_texts_that_breaks_off_carries_what_it_did_not_give_out(way:
     assert client.usage.texts == emulator.billed_texts == 45
 
 
-def test_whoever_is_told_of_arrivals_and_fails_loses_nothing(emulator: Emulator) -> None:
+def test_a_failing_callback_for_arrived_vectors_loses_nothing(emulator: Emulator) -> None:
     with emulator.serve() as server:
         client = EmbeddingClient(api_key=KEY, base_url=server.url, dimensions=64, max_concurrency=2)
         got: dict[int, Any] = {}

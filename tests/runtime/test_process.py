@@ -1,4 +1,4 @@
-"""Forks, loops, threads, cancellation, pickling and closing: what a client meets in real programs."""
+"""Forks, loops, threads, cancellation, pickling and closing: a client in real programs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the environment says of proxies and certificates is heard, and told by its variable where it is wrong."""
+"""Proxies and certificates from environment variables are used, and errors name the variable that is wrong."""
 
 from __future__ import annotations
 
@@ -209,7 +209,7 @@ UNUSABLE = {
 @WAYS
 @pytest.mark.parametrize("case", UNUSABLE)
 @pytest.mark.parametrize("variable", ["HTTPS_PROXY", "all_proxy"])
-def test_a_proxy_that_cannot_be_used_is_told_by_its_variable_without_its_password(
+def test_a_proxy_that_cannot_be_used_is_reported_by_its_variable_without_its_password(
     variable: str, case: str, way: SyncCalls | AsyncCalls, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     value, words = UNUSABLE[case]
@@ -259,7 +259,7 @@ def test_a_variable_that_is_mended_is_heard_by_the_same_client(monkeypatch: pyte
         ("502 Bad Gateway", 1 + RETRIES, f"does not connect to {HOST} "),
     ],
 )
-def test_what_a_proxy_refuses_is_told_as_the_proxys(
+def test_a_refusal_of_a_proxy_is_reported_as_the_proxys(
     reply: str, tries: int, words: str, way: SyncCalls | AsyncCalls, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with Relay(reply) as proxy:
@@ -286,7 +286,7 @@ def test_a_proxy_that_is_not_there_and_one_without_tls_are_named(
     )
 
 
-def test_a_proxy_that_waits_for_a_request_and_not_for_tls_is_told_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_proxy_that_waits_for_a_request_and_not_for_tls_is_reported_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setenv("ALL_PROXY", f"https://127.0.0.1:{silent.getsockname()[1]}")
         error = refused(SyncCalls(), client_at(timeout=0.2, max_retries=0))
@@ -295,7 +295,7 @@ def test_a_proxy_that_waits_for_a_request_and_not_for_tls_is_told_as_such(monkey
 
 @WAYS
 @pytest.mark.parametrize("whose", ["host", "proxy"])
-def test_a_name_that_is_not_found_is_told_as_such(
+def test_a_name_that_is_not_found_is_reported_as_such(
     whose: str, way: SyncCalls | AsyncCalls, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def unknown(*_: Any, **__: Any) -> Any:
@@ -341,7 +341,7 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def company(authority: Path, emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> Iterator[Relay]:
-    """A proxy that opens what is encrypted and signs with its own authority, as companies have."""
+    """A proxy that decrypts TLS and signs with its own authority, as companies use."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(authority / "host.pem")
 
@@ -380,7 +380,7 @@ def test_a_companys_authority_is_trusted_by_any_of_the_usual_variables(
 
 
 @WAYS
-def test_a_companys_authority_that_is_not_trusted_is_told_with_the_variable_to_set(
+def test_a_companys_authority_that_is_not_trusted_is_reported_with_the_variable_to_set(
     way: SyncCalls | AsyncCalls, company: Relay, emulator: Emulator
 ) -> None:
     error = refused(way, client_at())
@@ -392,7 +392,7 @@ def test_a_companys_authority_that_is_not_trusted_is_told_with_the_variable_to_s
 
 
 @WAYS
-def test_a_certificate_for_another_host_is_told_as_such(
+def test_a_certificate_for_another_host_is_reported_as_such(
     way: SyncCalls | AsyncCalls, company: Relay, authority: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SSL_CERT_FILE", str(authority / "ca.pem"))
@@ -413,7 +413,7 @@ def test_a_certificate_for_another_host_is_told_as_such(
         ("CURL_CA_BUNDLE", b"", "holds no certificates in PEM form"),
     ],
 )
-def test_certificates_that_cannot_be_read_are_told_by_their_variable(
+def test_certificates_that_cannot_be_read_are_reported_by_their_variable(
     case: tuple[str, bytes | None, str], way: SyncCalls | AsyncCalls, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     variable, content, words = case
@@ -435,7 +435,7 @@ def test_plain_http_to_this_machine_needs_no_certificates(served: Server, monkey
 
 
 @WAYS
-def test_a_server_that_speaks_tls_and_is_asked_without_is_told_as_such(way: SyncCalls | AsyncCalls) -> None:
+def test_a_server_that_speaks_tls_and_is_asked_without_is_reported_as_such(way: SyncCalls | AsyncCalls) -> None:
     def serve() -> None:
         with contextlib.suppress(OSError):
             while True:
@@ -467,7 +467,7 @@ def page(status: int, kind: str) -> httpx.MockTransport:
 
 @pytest.mark.parametrize("kind", ["a firewall", "no title"])
 @pytest.mark.parametrize(("status", "type_"), [(403, ServiceError), (407, ServiceError), (502, ServerError)])
-def test_a_page_of_a_firewall_is_told_as_one_and_not_as_trouble_with_the_key(
+def test_a_page_of_a_firewall_is_reported_as_one_and_not_as_trouble_with_the_key(
     status: int, type_: type[ServiceError], kind: str
 ) -> None:
     with httpx.Client(transport=page(status, kind)) as http:
@@ -479,7 +479,7 @@ def test_a_page_of_a_firewall_is_told_as_one_and_not_as_trouble_with_the_key(
     assert "region" not in str(error)
 
 
-def test_a_login_page_with_a_200_is_told_as_a_page() -> None:
+def test_a_login_page_with_a_200_is_reported_as_a_page() -> None:
     with httpx.Client(transport=page(200, "a firewall")) as http:
         error = refused(SyncCalls(), client_at(http_client=http))
     assert type(error) is BadReply

@@ -71,13 +71,13 @@ def test_a_reply_that_is_written_twice_answers_its_own_text_only(
     handle = doubled(lambda number: f"id-{number}", always=always)
     with serve_raw(handle) as server, client_for_url(server.url, protocol=protocol) as client:
         assert one_by_one(client, TEXTS, role, asynchronous=asynchronous) == [vector_of(text) for text in TEXTS]
-        # Every second request met a copy, and was asked once more.
+        # Every second request got a copy, and was sent again.
         assert len(server.requests) <= (2 * len(TEXTS) if always else len(TEXTS) + 1)
 
 
 @PROTOCOLS
 @SYNC_AND_ASYNC
-def test_a_copy_is_told_by_the_header_where_the_body_has_no_id(*, protocol: str, asynchronous: bool) -> None:
+def test_a_copy_is_recognised_by_the_header_where_the_body_has_no_id(*, protocol: str, asynchronous: bool) -> None:
     handle = doubled(lambda _: None, headers=lambda number: {"x_request_id": f"id-{number}"})
     with serve_raw(handle) as server, client_for_url(server.url, protocol=protocol) as client:
         assert one_by_one(client, TEXTS, "query", asynchronous=asynchronous) == [vector_of(text) for text in TEXTS]
@@ -86,7 +86,7 @@ def test_a_copy_is_told_by_the_header_where_the_body_has_no_id(*, protocol: str,
 @PROTOCOLS
 @SYNC_AND_ASYNC
 @pytest.mark.parametrize("given", [None, "always the same"])
-def test_a_copy_is_told_by_its_vectors_where_ids_tell_nothing(
+def test_a_copy_is_recognised_by_its_vectors_where_ids_do_not_help(
     *, given: str | None, protocol: str, asynchronous: bool
 ) -> None:
     handle = doubled(lambda _: given)

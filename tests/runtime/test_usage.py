@@ -155,8 +155,8 @@ def test_llama_indexs_loop_in_a_thread_is_counted() -> None:
     assert asyncio.run(notebook()) == 25
 
 
-def test_packed_queries_count_for_whom_they_were_asked(emulator: Emulator) -> None:
-    client = client_for(emulator, requests_per_minute=60)  # whoever waits for the pace travels together
+def test_packed_queries_count_for_their_own_callers(emulator: Emulator) -> None:
+    client = client_for(emulator, requests_per_minute=60)  # queries that wait for the rate limit share a request
 
     async def one(text: str) -> Usage:
         with track_usage() as usage:
@@ -175,34 +175,34 @@ def test_packed_queries_count_for_whom_they_were_asked(emulator: Emulator) -> No
 # --- a record for every request ----------------------------------------------------------------------------
 
 
-def test_the_hook_is_told_of_every_request(emulator: Emulator) -> None:
-    told: list[RequestRecord] = []
+def test_the_hook_gets_every_request(emulator: Emulator) -> None:
+    records: list[RequestRecord] = []
     emulator.faults = [Throttle(times=1), Status(status=500, after=1)]
-    client = client_for(emulator, max_concurrency=1, on_request=told.append)
+    client = client_for(emulator, max_concurrency=1, on_request=records.append)
     client.embed(TEXTS[:12], text_type="document")
     client.embed("a query", text_type="query")
-    said = [(r.text_type, r.texts, r.attempt, r.outcome) for r in told]
-    assert said == [
+    summary = [(r.text_type, r.texts, r.attempt, r.outcome) for r in records]
+    assert summary == [
         ("document", 10, 1, "throttled"),
         ("document", 10, 2, "failed"),
         ("document", 10, 3, "answered"),
         ("document", 2, 1, "answered"),
         ("query", 1, 1, "answered"),
     ]
-    assert [r.request_id for r in told] == [asked.request_id for asked in emulator.asked]
-    assert [r.tokens for r in told] == [asked.tokens for asked in emulator.asked]
-    assert {r.model for r in told} == {"text-embedding-v4"}
-    assert [r.error is None for r in told] == [False, False, True, True, True]
-    assert all(r.seconds >= 0 for r in told)
+    assert [r.request_id for r in records] == [asked.request_id for asked in emulator.asked]
+    assert [r.tokens for r in records] == [asked.tokens for asked in emulator.asked]
+    assert {r.model for r in records} == {"text-embedding-v4"}
+    assert [r.error is None for r in records] == [False, False, True, True, True]
+    assert all(r.seconds >= 0 for r in records)
 
 
 def test_a_record_is_frozen_and_holds_no_text(emulator: Emulator) -> None:
-    told: list[RequestRecord] = []
-    client_for(emulator, on_request=told.append).embed("a secret text")
+    records: list[RequestRecord] = []
+    client_for(emulator, on_request=records.append).embed("a secret text")
     with pytest.raises(FrozenInstanceError):
-        told[0].texts = 2  # type: ignore[misc]
-    assert "secret" not in repr(told)
-    assert KEY not in repr(told)
+        records[0].texts = 2  # type: ignore[misc]
+    assert "secret" not in repr(records)
+    assert KEY not in repr(records)
 
 
 def test_a_hook_that_fails_costs_no_vectors(emulator: Emulator, caplog: pytest.LogCaptureFixture) -> None:
@@ -215,12 +215,12 @@ def test_a_hook_that_fails_costs_no_vectors(emulator: Emulator, caplog: pytest.L
 
 
 def test_both_adapters_take_the_hook_and_leave_it_behind_when_they_travel(served: Server) -> None:
-    told: list[RequestRecord] = []
+    records: list[RequestRecord] = []
     lock = threading.Lock()  # no process can be sent one
 
     def hook(record: RequestRecord) -> None:
         with lock:
-            told.append(record)
+            records.append(record)
 
     made: list[Any] = [
         DashScopeEmbeddings(api_key=KEY, base_url=served.url, on_request=hook),
@@ -228,11 +228,11 @@ def test_both_adapters_take_the_hook_and_leave_it_behind_when_they_travel(served
     ]
     made[0].embed_query("one")
     made[1].get_query_embedding("two")
-    assert len(told) == 2
+    assert len(records) == 2
     copies = [pickle.loads(pickle.dumps(adapter)) for adapter in made]  # noqa: S301 - our own
     copies[0].embed_query("three")
     copies[1].get_query_embedding("four")
-    assert len(told) == 2
+    assert len(records) == 2
     assert made[0].on_request is hook
 
 
@@ -270,7 +270,7 @@ def test_a_price_that_is_not_known_says_so(emulator: Emulator) -> None:
 
 
 class Listening(BaseEventHandler):
-    """Keeps what it hears of usage."""
+    """Collects usage events."""
 
     heard: list[DashScopeUsageEvent]
 
@@ -298,8 +298,8 @@ def test_llama_indexs_handlers_hear_what_each_call_was_billed(listening: Listeni
     index = VectorStoreIndex.from_documents(documents, embed_model=embed_model)
     index.as_retriever().retrieve("a question")
     asyncio.run(embed_model.aget_text_embedding_batch(TEXTS[:12]))
-    said = [(event.model_name, event.text_type, event.requests, event.texts) for event in listening.heard]
-    assert said == [
+    summary = [(event.model_name, event.text_type, event.requests, event.texts) for event in listening.heard]
+    assert summary == [
         ("text-embedding-v4", "document", 3, 25),
         ("text-embedding-v4", "query", 1, 1),
         ("text-embedding-v4", "document", 2, 12),
