@@ -59,7 +59,7 @@ def test_a_loop_that_may_start_no_thread_says_so(monkeypatch: pytest.MonkeyPatch
 
     with (
         serve_raw(lambda asked, _: good_reply(asked)) as server,
-        pytest.raises(ConnectionFailed, match="no more threads"),
+        pytest.raises(ConnectionFailed, match="cannot start another thread"),
     ):
         asyncio.run(ask(server.url.replace("127.0.0.1", "localhost")))
 
