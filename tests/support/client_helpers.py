@@ -1,4 +1,4 @@
-"""One test, both worlds: drives a client's sync and async halves through the same calls."""
+"""One test for both APIs: the same calls for a client's sync and async methods, an emulator and a fake clock."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ KEY = "sk-made-up"
 
 
 class FakeClock:
-    """Time passes only where somebody waits for it."""
+    """A clock whose time passes only in waits, which return at once."""
 
     def __init__(self) -> None:
         self.time = 1_000.0
@@ -43,14 +43,14 @@ class FakeClock:
 
 
 def client_for(emulator: Emulator, clock: FakeClock | None = None, **settings: Any) -> EmbeddingClient:
-    """A client in front of an emulator, with nothing between them but httpx."""
+    """A client of an emulator, connected in process by httpx."""
     settings.setdefault("api_key", KEY)
     client = EmbeddingClient(
         **settings,
         http_client=httpx.Client(transport=emulator.transport()),
         http_async_client=httpx.AsyncClient(transport=emulator.transport()),
     )
-    # Clients of one account share a limiter, and with it a clock.
+    # Clients of one account share a limiter, so they must share its clock.
     client._transport.clock = clock or _clocks.setdefault(emulator, FakeClock())  # type: ignore[assignment]
     return client
 
@@ -74,7 +74,7 @@ class SyncCalls:
 
 
 class AsyncCalls:
-    """Calls `aembed` and `astream`, each in a loop of its own."""
+    """Calls `aembed` and `astream`, each in a new event loop."""
 
     def embed(self, client: EmbeddingClient, texts: Any, **options: Any) -> Embeddings:
         return asyncio.run(client.aembed(texts, **options))

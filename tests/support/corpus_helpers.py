@@ -1,4 +1,4 @@
-"""Corpora to embed, and what is expected of their vectors."""
+"""Files of texts to embed, and their expected vectors."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ DIMENSIONS = 64
 
 
 def write_lines(path: Path, texts: Iterable[str]) -> Path:
-    """A text a line."""
+    """Writes one text a line."""
     path.write_text("".join(f"{text}\n" for text in texts), "utf-8")
     return path
 
 
 def write_json_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> Path:
-    """A JSON object a line."""
+    """Writes one JSON object a line."""
     return write_lines(path, (json.dumps(row, ensure_ascii=False) for row in rows))
 
 
 def as_float32(floats: Iterable[float]) -> list[float]:
-    """As they are kept."""
+    """The numbers as float32, as outputs store them."""
     return array.array("f", floats).tolist()
 
 
 def expected_vector(emulator: Emulator, text: str, **options: Any) -> list[float]:
-    """The dense vector that the service has for a text."""
+    """The emulator's dense vector of a text, as float32."""
     return as_float32(emulator.dense(text, model=MODEL, dimension=DIMENSIONS, **options))
 
 
@@ -53,7 +53,7 @@ def read_rejects(output: Path) -> list[dict[str, Any]]:
 
 
 def run_command(arguments: list[str], environment: dict[str, str], folder: str) -> None:
-    """The command line, in a process of its own."""
+    """Runs the command line; call it in a child process."""
     from dashscope_embeddings.cli import app  # noqa: PLC0415 - not every test has its extra
 
     os.environ.update(environment)

@@ -1,4 +1,4 @@
-"""A service that finds no weights in some texts: the sparse vector is there, and empty."""
+"""A fault of the emulator: the sparse vector of some texts is present, but empty."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Unweighted(Fault):
-    """Texts with this word have an empty sparse vector."""
+    """Texts with the token `match` get an empty sparse vector."""
 
     match: str | None = "unweighted"
 

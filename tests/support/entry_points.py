@@ -1,4 +1,4 @@
-"""Every way to have texts embedded, each as one call: what came, and the one error if there was one."""
+"""Every public way to embed texts, each as one call: the vectors, and the error if there is one."""
 
 from __future__ import annotations
 
@@ -32,19 +32,19 @@ DIMENSIONS = 64
 _accounts = count()
 Component: TypeAlias = "list[float] | tuple[list[int], list[float]]"
 TextVectors: TypeAlias = "dict[Literal['dense', 'sparse'], Component]"
-"""What there is of a text's vectors."""
+"""The components of one text that arrived."""
 
 
 @dataclass
 class EmulatedService:
-    """The emulator, and clients in front of it for which no real time passes."""
+    """An emulator and its clients, on a fake clock."""
 
     settings: dict[str, Any] = field(default_factory=dict)
-    """Of the clients."""
+    """Settings of the clients."""
     folder: Path | None = None
-    """For a corpus."""
+    """Folder of a corpus."""
     clock: FakeClock = field(default_factory=FakeClock)
-    # An account of its own, whose pace no other service's clock measures.
+    # An account of its own, because clients of one account share a limiter and its clock.
     key: str = field(default_factory=lambda: f"{KEY}-{next(_accounts)}")
     emulator: Emulator = field(init=False)
 
@@ -77,19 +77,19 @@ class EmulatedService:
 
 @dataclass
 class CallResult:
-    """What a caller has in the end."""
+    """The result of a call."""
 
     rows: dict[int, TextVectors] = field(default_factory=dict)
-    """Index of the text → its vectors, whether returned or in the error's `partial`."""
+    """Index of the text → its vectors, returned or from the error's `partial`."""
     error: DashScopeError | None = None
     usage: Usage | None = None
-    """As the client counted it."""
+    """Usage as counted by the client."""
 
     def set_error(self, error: DashScopeError) -> None:
-        """Ends with an error; what came with it was not lost."""
+        """Sets the error and adds its `partial` vectors."""
         self.error = error
         repeated = self.rows.keys() & error.partial
-        assert not repeated, f"given out, and in `partial` too: {repeated}"
+        assert not repeated, f"returned, and in `partial` as well: {repeated}"
         for index, vectors in error.partial.items():
             if isinstance(vectors, Embedding):
                 self.add(index, vectors.dense, vectors.sparse)
@@ -99,7 +99,7 @@ class CallResult:
                 self.add(index, vectors)
 
     def add(self, index: int, dense: list[float] | None, sparse: Any = None) -> None:
-        """One text's vectors."""
+        """Adds the vectors of one text."""
         row: TextVectors = self.rows.setdefault(index, {})
         if dense is not None:
             row["dense"] = dense
@@ -122,8 +122,8 @@ def _expected_sparse(text: str, role: str) -> tuple[list[int], list[float]]:
 
 
 def expected_vectors(text: str, entry_point: EntryPoint) -> TextVectors:
-    """A text's vectors as the service has them."""
-    # The compatible protocol has no roles; the emulator takes all its texts for queries.
+    """The vectors of a text that the service returns."""
+    # The compatible protocol has no roles; the emulator embeds all its texts as queries.
     role = "query" if entry_point.protocol == "openai" else entry_point.role
     row: TextVectors = {}
     if "dense" in entry_point.output:
@@ -140,21 +140,21 @@ Call: TypeAlias = "Callable[[EmulatedService, list[str], CallResult], None]"
 
 @dataclass(frozen=True)
 class EntryPoint:
-    """A way in."""
+    """One public way to embed texts."""
 
     name: str
     call: Call
     role: Literal["document", "query"] = "document"
     output: Literal["dense", "sparse", "dense&sparse"] = "dense"
-    """What its requests ask for."""
+    """Output type of its requests."""
     protocol: Literal["native", "openai"] = "native"
     is_streaming: bool = False
-    """It names no more texts than were read before the error."""
+    """Whether its error names only the texts that were read before it."""
     is_float32: bool = False
-    """It keeps vectors as float32."""
+    """Whether it stores vectors as float32."""
 
     def run(self, service: EmulatedService, texts: list[str]) -> CallResult:
-        """Asks for some texts."""
+        """Embeds texts."""
         result = CallResult()
         try:
             self.call(service, texts, result)
@@ -208,11 +208,11 @@ def _stream(service: EmulatedService, texts: list[str], result: CallResult) -> N
 def _astream(service: EmulatedService, texts: list[str], result: CallResult) -> None:
     client = service.client()
 
-    async def take() -> None:
+    async def collect() -> None:
         async for found in client.astream(texts):
             result.add(found.index, found.dense)
 
-    asyncio.run(take())
+    asyncio.run(collect())
     result.usage = client.usage
 
 
@@ -221,7 +221,7 @@ def _astream(service: EmulatedService, texts: list[str], result: CallResult) -> 
 
 @dataclass(frozen=True)
 class _Framework:
-    """A framework's classes, and the calls of its stores and pipelines, which both classes share."""
+    """The adapters of a framework, and the names of the methods that its stores and pipelines call."""
 
     dense: type[Any]
     sparse: Callable[[Any], Any]
@@ -229,7 +229,7 @@ class _Framework:
     query: str
 
     def sparse_columns(self, row: Any) -> tuple[list[int], list[float]]:
-        """A sparse vector: LangChain has a class for it, LlamaIndex a dict."""
+        """Indices and values of a sparse vector, which is a dict in LlamaIndex."""
         return (list(row), list(row.values())) if isinstance(row, dict) else (row.indices, row.values)
 
 
@@ -246,7 +246,7 @@ _LLAMA_INDEX = _Framework(
 
 @dataclass(frozen=True)
 class _Adapters:
-    """A dense adapter, alone or before the sparse one that is linked to it."""
+    """Calls a dense adapter and, if paired, then its sparse partner."""
 
     framework: _Framework
     mode: Literal["sync", "async"]
@@ -280,7 +280,7 @@ async def _awaited(found: Any) -> Any:
 
 
 def _corpus(service: EmulatedService, texts: list[str], result: CallResult) -> None:
-    """Called again after an error, it goes on with what is missing."""
+    """Embeds a file; a second call after an error resumes."""
     assert service.folder is not None
     source, output = service.folder / "in.txt", service.folder / "out.jsonl"
     source.write_text("".join(f"{text}\n" for text in texts), "utf-8")
@@ -310,12 +310,12 @@ DOCUMENTS = [
 ]
 QUERIES = [
     EntryPoint(
-        f"{name} query{' of a pair' if linked else ''}{', async' if how == 'async' else ''}",
-        _Adapters(of, how, "query", is_paired=linked),
+        f"{name} query{' of a pair' if is_paired else ''}{', async' if mode == 'async' else ''}",
+        _Adapters(framework, mode, "query", is_paired=is_paired),
         role="query",
-        output="dense&sparse" if linked else "dense",
+        output="dense&sparse" if is_paired else "dense",
     )
-    for name, of in (("LangChain", _LANGCHAIN), ("LlamaIndex", _LLAMA_INDEX))
-    for linked in (False, True)
-    for how in ("sync", "async")
+    for name, framework in (("LangChain", _LANGCHAIN), ("LlamaIndex", _LLAMA_INDEX))
+    for is_paired in (False, True)
+    for mode in ("sync", "async")
 ]

@@ -1,4 +1,4 @@
-"""The table of faults: what may go wrong once or always, and what a caller may expect of it by any way in."""
+"""The table of faults: each fault, once or always, and the outcome that a caller may expect of every entry point."""
 
 from __future__ import annotations
 
@@ -48,34 +48,34 @@ if TYPE_CHECKING:
     from dashscope_embeddings.emulator.faults import Fault
 
 MAX_RETRIES = 2
-"""`max_retries` of clients that meet a fault without end: so many tries, and one before them."""
+"""`max_retries` of the clients: a permanent fault is met this many times, and once more."""
 Occurrence = Literal["once", "always"]
 
 
 @dataclass(frozen=True)
 class Recovers:
-    """The right vectors, for one request more than without the fault."""
+    """The call returns the right vectors after further requests."""
 
     extra_requests: int = 1
     rebilled: bool = False
-    """The service had done and billed the work before its reply was lost or spoiled: the texts of that one
-    request are billed twice, and no others."""
+    """Whether the service had billed the request before its reply was lost or corrupted: then the texts of that request
+    are billed twice, and no others."""
     after: float = 0.0
-    """Seconds, at the least, from the struck request to the next try."""
+    """Minimum of seconds from the faulty request to the next attempt."""
 
 
 @dataclass(frozen=True)
 class Raises:
-    """One error with what arrived, the indices of what did not, and the id of the request that failed."""
+    """The call raises one error with the vectors that arrived, the other indices, and the id of the failed request."""
 
     error: type[DashScopeError]
     status: int | None = None
     attempts: int | None = MAX_RETRIES + 1
-    """Requests until it is raised; None: as many as the time allowed for throttled ones holds."""
+    """Requests until it is raised; None: as many as fit into the time budget for throttling."""
     has_request_id: bool = True
-    """Whether the service gave one."""
+    """Whether the reply had a request id."""
     rebilled: bool = False
-    """Every try is billed."""
+    """Whether every attempt is billed."""
 
 
 ExpectedOutcome: TypeAlias = Recovers | Raises
@@ -83,24 +83,24 @@ ExpectedOutcome: TypeAlias = Recovers | Raises
 
 @dataclass(frozen=True)
 class Case:
-    """A fault, and what comes of it."""
+    """A fault and its expected outcomes."""
 
     name: str
     fault: Fault
     once: ExpectedOutcome
-    """It strikes one request, one time."""
+    """Outcome if it triggers for one request."""
     always: ExpectedOutcome
-    """It strikes whenever the same texts are asked."""
+    """Outcome if it triggers for every request with the same texts."""
     by_output: Mapping[str, tuple[ExpectedOutcome, ExpectedOutcome]] = field(default_factory=dict)
-    """The output asked for, where it makes a difference → once, always."""
+    """Output type → outcomes once and always, where they differ."""
 
     def expected(self, occurrence: Occurrence, output: str) -> ExpectedOutcome:
-        """What a cell of the table says."""
+        """The outcome in the table."""
         once, always = self.by_output.get(output, (self.once, self.always))
         return once if occurrence == "once" else always
 
 
-# What most lines say.
+# Outcomes of most lines.
 WORKS = Recovers(extra_requests=0)
 AGAIN = Recovers()
 REBILLED = Recovers(rebilled=True)
@@ -122,19 +122,19 @@ def failed(status: int) -> Raises:
 
 
 def proxied(status: int) -> Raises:
-    """A proxy failed, which knows of no request id."""
+    """A proxy failed, whose replies have no request id."""
     return Raises(ServerError, status, has_request_id=False)
 
 
 TOKENS, BURST = "Throttling.AllocationQuota", "Throttling.BurstRate"
 HTML = b"<html><body>Please sign in to this network</body></html>"
 NO_DENSE = {"sparse": (WORKS, WORKS)}
-"""Nothing can be wrong with dense vectors where only sparse ones are asked for."""
+"""The fault has no effect if only sparse vectors are requested."""
 NO_SPARSE = {"dense&sparse": (REBILLED, BROKEN), "sparse": (REBILLED, BROKEN)}
 
 # fmt: off
 FAULTS = [
-    # --- throttled: as long as it takes
+    # --- throttled: retried until the time budget ends
     #    what goes wrong                as the emulator does it             once                 always
     Case("429 with Retry-After",        Throttle(7),                        Recovers(after=7),   THROTTLED),
     Case("429 with retry-after-ms",     Throttle(retry_after_ms=1500),      Recovers(after=1.5), THROTTLED),
@@ -143,7 +143,7 @@ FAULTS = [
     Case("429 for tokens",              Throttle(code=TOKENS),              AGAIN,               THROTTLED),
     Case("429 for a burst",             Throttle(code=BURST),               AGAIN,               THROTTLED),
     Case("429 with an unknown code",    Throttle(code="Novelty"),           AGAIN,               THROTTLED),
-    # --- only money, or another key, helps: not even one more try
+    # --- only a payment or another key helps: no retry
     Case("429, free quota used up",     FreeQuotaExhausted(),               NO_MONEY,            NO_MONEY),
     Case("429, prepaid bill overdue",   Overdue(),                          NO_MONEY,            NO_MONEY),
     Case("429, postpaid bill overdue",  Overdue("PostpaidBillOverdue"),     NO_MONEY,            NO_MONEY),
@@ -176,7 +176,7 @@ FAULTS = [
     Case("stalled in the body",         Stall(0.5),                         REBILLED,            LOST),
     Case("slower than the timeout",     Slow(61),                           REBILLED,            LOST),
     Case("slow, within the timeout",    Slow(59),                           WORKS,               WORKS),
-    # --- an answer that cannot be read
+    # --- a reply that cannot be read
     Case("half a body",                 Truncate(0.5, framed=True),         REBILLED,            BROKEN),
     Case("garbage",                     Garbage(),                          REBILLED,            BROKEN),
     Case("200 with a page of HTML",     Garbage(HTML),                      REBILLED,            BROKEN),
@@ -188,7 +188,7 @@ FAULTS = [
     Case("gzip",                        Gzip(),                             WORKS,               WORKS),
     Case("another content type",        WrongContentType(),                 WORKS,               WORKS),
     Case("no content type",             WrongContentType(None),             WORKS,               WORKS),
-    # --- an answer that is not what was asked for
+    # --- a reply that does not match the request
     Case("a row too few",               WrongCount(-1),                     REBILLED,            BROKEN),
     Case("a row too many",              WrongCount(1),                      REBILLED,            BROKEN),
     Case("two rows of one number",      DuplicateIndex(),                   REBILLED,            BROKEN),

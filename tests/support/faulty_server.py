@@ -1,4 +1,4 @@
-"""A listening socket that breaks some of its connections, and otherwise answers as the emulator does."""
+"""A server that breaks some of its connections and answers the others with an emulator."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from dashscope_embeddings.emulator.messages import Request
 
 
 def reset(connection: socket.socket) -> None:
-    """Closes without a farewell: what was sent and not yet read is lost too."""
+    """Closes with RST instead of FIN: bytes that were sent but not read are lost."""
     linger = struct.pack("hh" if os.name == "nt" else "ii", 1, 0)
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
     connection.close()
 
 
 def read_request(connection: socket.socket, most: int | None = None) -> Request | None:
-    """A request, or as much of it as `most`, which is nothing to answer."""
+    """Reads a request; None if the client closes, or after `most` bytes of an incomplete request."""
     seen = b""
     while b"\r\n\r\n" not in seen or len(seen) < _whole(seen):
         if most is not None and len(seen) >= most:
@@ -47,23 +47,23 @@ def _whole(seen: bytes) -> int:
 
 @dataclass
 class FaultyServer:
-    """A port that treats the connections it is told to badly, and leads to an emulator otherwise."""
+    """A port that applies a fault to the connections in `struck`, and an emulator to the others."""
 
     emulator: Emulator
     fault: Callable[[FaultyServer, socket.socket], None]
-    """What becomes of a struck connection."""
+    """Applied to a faulty connection."""
     struck: range = field(default_factory=lambda: range(0))
-    """Numbers of connections, from 0."""
+    """Numbers of the faulty connections, from 0."""
     connections: int = 0
     trouble: list[Exception] = field(default_factory=list)
 
     def serve(self, connection: socket.socket) -> None:
         number, self.connections = self.connections, self.connections + 1
         try:
-            # A client that gives up is none of its errors.
+            # A client that disconnects is not an error of the server.
             with connection, contextlib.suppress(OSError):
                 self.fault(self, connection) if number in self.struck else self.answer(connection)
-        except Exception as error:  # noqa: BLE001 - in a thread; told where the server is closed
+        except Exception as error:  # noqa: BLE001 - in a thread; asserted when the server is closed
             self.trouble.append(error)
 
     def answer(self, connection: socket.socket) -> None:
@@ -79,7 +79,7 @@ class FaultyServer:
 
 @contextlib.contextmanager
 def serving(server: FaultyServer) -> Iterator[str]:
-    """Serves a server on 127.0.0.1; gives its address."""
+    """Serves on 127.0.0.1; yields the URL."""
 
     class Handler(socketserver.BaseRequestHandler):
         def handle(self) -> None:
@@ -89,7 +89,7 @@ def serving(server: FaultyServer) -> Iterator[str]:
         daemon_threads = True
 
         def shutdown_request(self, request: Any) -> None:
-            """Else a reset would be preceded by a farewell."""
+            """Only close: the default sends FIN first, even before a reset."""
             request.close()
 
     with Listening(("127.0.0.1", 0), Handler) as tcp:

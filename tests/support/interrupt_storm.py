@@ -1,8 +1,8 @@
-"""A program that is interrupted again and again at random moments, and then asks as if nothing had been.
+"""A program that is interrupted at random times, many times, and must work correctly afterwards.
 
     python tests/support/interrupt_storm.py [INTERRUPTS] [SEED] [--served]
 
-Ends with 0 if the client still answers with the right vectors, and nobody is left in its queues.
+Exits with 0 if the client still returns the right vectors and its queues are empty.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ DIMENSIONS, MAX_CONCURRENCY, TIME_LIMIT_SECONDS = 64, 3, 300.0
 
 
 class InterruptStorm:
-    """One thread, the main one, asks in every way there is; a signal handler raises in it now and then."""
+    """The main thread calls every entry point while a signal handler raises KeyboardInterrupt in it."""
 
     def __init__(self, url: str, seed: int, *, in_process: bool) -> None:
         self.random = random.Random(seed)  # noqa: S311 - repeated with the same seed
@@ -59,7 +59,7 @@ class InterruptStorm:
             raise KeyboardInterrupt
 
     def send_signals(self) -> None:
-        """In another thread: signals at random moments."""
+        """Runs in another thread: sends signals at random times."""
         generator = random.Random(self.random.random())  # noqa: S311
         main = threading.main_thread().ident or 0
         while not self.is_finished:
@@ -81,8 +81,8 @@ class InterruptStorm:
         self.is_finished = True
 
     def check(self) -> list[str]:
-        """What is wrong afterwards."""
-        time.sleep(1.0)  # requests whose callers left come back
+        """Problems found afterwards."""
+        time.sleep(1.0)  # for the replies of abandoned requests
         reference = Emulator()
         problems = []
         if self.unpaired.embed_query("q") != reference.dense("q", dimension=DIMENSIONS, text_type="query"):
@@ -93,11 +93,13 @@ class InterruptStorm:
         if self.unpaired.embed_documents(texts) != [reference.dense(text, dimension=DIMENSIONS) for text in texts]:
             problems.append("documents have the wrong vectors")
         for name, embeddings in (("alone", self.unpaired), ("pair", self.dense)):
-            for output, waiting in embeddings.client._query_batchers.items():
-                if waiting._waiting or waiting._in_flight:
-                    problems.append(f"{name}, {output}: {len(waiting._waiting)} wait, {len(waiting._in_flight)} fly")
-        if (memo := self.dense.hybrid.cache) is not None and memo._in_flight:
-            problems.append(f"{len(memo._in_flight)} shared requests never ended")
+            for output, batcher in embeddings.client._query_batchers.items():
+                if batcher._waiting or batcher._in_flight:
+                    problems.append(
+                        f"{name}, {output}: {len(batcher._waiting)} waiting, {len(batcher._in_flight)} in flight"
+                    )
+        if (cache := self.dense.hybrid.cache) is not None and cache._in_flight:
+            problems.append(f"{len(cache._in_flight)} shared requests never ended")
         return problems
 
 
@@ -119,7 +121,7 @@ def main() -> int:
         seconds = time.monotonic() - began
     threads = threading.active_count()
     done = f"{storm.interrupt_count} interrupts in {storm.call_count} calls, {seconds:.0f} s, {threads} threads"
-    summary = f"{done}: {problems or 'well'}"
+    summary = f"{done}: {problems or 'ok'}"
     sys.stdout.write(summary + "\n")
     return 1 if problems else 0
 

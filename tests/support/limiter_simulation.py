@@ -2,8 +2,8 @@
 
     python tests/support/limiter_simulation.py        prints the table
 
-Workers behave as threads do: each takes the next request, asks the limiter, sleeps as long as it was told and
-a little longer, sends, and asks anew when it was throttled. Nothing waits for real and every run is seeded.
+Workers behave as threads do: each takes the next request, asks the limiter, sleeps for the time that it returns and
+a little longer, sends, and enqueues again if it was throttled. No real time passes, and every run is seeded.
 """
 
 from __future__ import annotations
@@ -24,24 +24,24 @@ if TYPE_CHECKING:
     from dashscope_embeddings._core.rate_limiter import Permit
 
 _MAX_OVERSLEEP_SECONDS = 0.002
-"""At most so many seconds a sleeper wakes up late: 1 ms on average."""
+"""Seconds that a sleeper wakes up late at most: 1 ms on average."""
 _MAX_UPLINK_SECONDS = 0.05
-"""Seconds at most until the service counts a request: half the time of its reply, if that is less."""
+"""Seconds until the service counts a request, at most: half the time of its reply, if that is less."""
 
 
 class Quota(Protocol):
     """What the service enforces: refused requests are not counted."""
 
     def admit(self, now: float, tokens: int) -> bool:
-        """Count the request and say yes, or say no."""
+        """Whether the request is admitted; if so, it is counted."""
 
 
 @dataclass
 class SlidingWindow:
     """At most `limit` requests (or tokens) in any `seconds`.
 
-    As the emulator does, lets a request above the whole limit pass alone and makes it fill several windows;
-    `lenient` instead admits whatever comes while there is room left, as a service that counts afterwards.
+    Like the emulator, admits a request above the whole limit alone and lets it fill several windows; `lenient` instead
+    admits any request while the window is not full, like a service that counts afterwards.
     """
 
     limit: float
@@ -49,7 +49,7 @@ class SlidingWindow:
     counts_tokens: bool = False
     lenient: bool = False
     limit_change: tuple[float, float] | None = None
-    """(From when on, another limit)."""
+    """(Time of the change, new limit)."""
     _used: float = 0.0
     _entries: deque[tuple[float, float]] = field(default_factory=deque)
 
@@ -91,7 +91,7 @@ class FixedWindow:
 
 @dataclass
 class BurstLimit:
-    """Refuses what would be more than twice the second before, above a floor; `limit` a second at most."""
+    """Admits at most twice the requests of the second before, at least `floor` and at most `limit` a second."""
 
     limit: int = 30
     floor: int = 5
@@ -110,7 +110,7 @@ class BurstLimit:
 
 @dataclass
 class RandomRefusals:
-    """Refuses a share of the requests for no reason, and the rest by another quota."""
+    """Refuses a random share of the requests, and applies another quota to the rest."""
 
     share: float
     seed: int
@@ -127,16 +127,16 @@ class RandomRefusals:
 
 @dataclass
 class SimulationResult:
-    """What a simulated job came to."""
+    """Result of a simulated job."""
 
     seconds: float = 0.0
-    """Until the last answer."""
+    """Time of the last reply."""
     answered: int = 0
     refused: int = 0
     tokens: int = 0
     """Of answered requests."""
     sends: list[tuple[float, bool]] = field(default_factory=list)
-    """When each request was sent, and whether it was answered."""
+    """Send time of each request, and whether it was answered."""
 
     @property
     def throttled_share(self) -> float:
@@ -153,18 +153,18 @@ class Workload:
     workers: int = 16
     start_seconds: float = 0.0
     estimate_factor: float = 1.0
-    """What the limiter is told of a request's tokens, as a share of the truth."""
+    """Estimated tokens of a request, which the limiter gets, divided by its actual tokens."""
 
 
 class Simulation:
     """An event heap, a clock and a service with a quota.
 
     Args:
-        quota: of the service; None: none.
-        latency: seconds a reply takes.
-        jitter: further seconds at most, for each reply anew.
-        seed: of all that is random.
-        retry_after: what a refusal says, if anything.
+        quota: the service's; None: none.
+        latency: seconds until a reply.
+        jitter: maximum of further seconds, random for each reply.
+        seed: seed of all randomness.
+        retry_after: seconds in the header of a refusal, if any.
     """
 
     def __init__(
@@ -193,7 +193,7 @@ class Simulation:
         heapq.heappush(self._events, (self.now + seconds, self._order, action))
 
     def run(self, *workloads: Workload) -> SimulationResult:
-        """Send everything, and say what came of it."""
+        """Send all requests and return the result."""
         for workload in workloads:
             sizes = iter(workload.sizes)
             for _ in range(workload.workers):
@@ -244,13 +244,13 @@ class Simulation:
 
 @dataclass
 class Scenario:
-    """A line of the table: a shape, and how long the job takes at best."""
+    """A line of the table: a quota and a job, with the shortest possible time."""
 
     name: str
     ideal_seconds: float | None
-    """Seconds; None: what the tokens take."""
+    """Shortest possible time; None: the tokens divided by the tokens a second."""
     quota: Callable[[int], Quota | None]
-    """Made anew for each seed."""
+    """Creates the quota for a seed."""
     requests: int = 300
     latency: float = 0.08
     jitter: float | None = None
@@ -259,7 +259,7 @@ class Scenario:
     tokens: tuple[int, int] = (100, 100)
     estimate_factor: float = 1.0
     process_starts: tuple[float, ...] = (0.0,)
-    """When each process starts."""
+    """Seconds at which each process starts."""
     retry_after: float | None = None
     workers: int = 16
 
@@ -296,7 +296,7 @@ def _token_scenario(name: str, *, coarse: bool = False, lenient: bool = False, *
 
 
 REQUESTS_PER_SECOND = 30
-"""Requests a second of the shapes below."""
+"""Requests a second in the scenarios below."""
 TOKENS_PER_SECOND = 1_000_000 / 60
 """Tokens a second of a model with a million a minute."""
 
@@ -316,13 +316,13 @@ SCENARIOS = (
     Scenario("minute, Retry-After 20", 120.0, lambda _: SlidingWindow(1800, 60.0), requests=3600, retry_after=20.0),
     Scenario("burst-sensitive", 10.0, lambda _: BurstLimit(REQUESTS_PER_SECOND), latency=0.01),
     Scenario(
-        "halves at 5 s",
+        "half the limit at 5 s",
         15.0,
         lambda _: SlidingWindow(REQUESTS_PER_SECOND, limit_change=(5.0, REQUESTS_PER_SECOND / 2)),
         latency=0.01,
     ),
     Scenario(
-        "doubles at 5 s",
+        "twice the limit at 5 s",
         30.0,
         lambda _: SlidingWindow(15, limit_change=(5.0, REQUESTS_PER_SECOND)),
         latency=0.01,
@@ -381,9 +381,9 @@ def table(
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--seeds", type=int, default=5, help="runs of each shape")
+    parser.add_argument("--seeds", type=int, default=5, help="runs of each scenario")
     seeds = range(parser.parse_args().seeds)
-    print(f"{'shape':32}{'time/ideal':>10}{'worst':>7}{'throttled':>11}{'worst':>7}")  # noqa: T201
+    print(f"{'scenario':32}{'time/ideal':>10}{'worst':>7}{'throttled':>11}{'worst':>7}")  # noqa: T201
     for name, time, slowest, share, most in table(seeds):
         print(f"{name:32}{time:10.2f}{slowest:7.2f}{share:11.1%}{most:7.1%}")  # noqa: T201
 

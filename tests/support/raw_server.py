@@ -1,4 +1,4 @@
-"""A server of sockets alone: a test writes the very bytes of each reply, and connections are kept alive."""
+"""A server on plain sockets with keep-alive: a test writes the exact bytes of each reply."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ if TYPE_CHECKING:
 
 @dataclass
 class ReceivedRequest:
-    """One request as it came."""
+    """One received request."""
 
     number: int
-    """From 1, over all connections."""
+    """Counted from 1, over all connections."""
     connection: int
-    """From 1."""
+    """Number of its connection, from 1."""
     head: str
     body: bytes
 
     @property
     def texts(self) -> list[str]:
-        """What was to be embedded."""
+        """The texts to embed."""
         value = json.loads(self.body)["input"]
         texts: list[str] = value["texts"] if isinstance(value, dict) else value
         return texts
@@ -39,7 +39,7 @@ class ReceivedRequest:
 
 @dataclass
 class RawServer:
-    """Calls `handle` for each request; what it returns is written, and None closes the connection."""
+    """Calls `handle` for each request and writes the bytes that it returns; None closes the connection."""
 
     handle: Callable[[ReceivedRequest, socket.socket], bytes | None]
     requests: list[ReceivedRequest] = field(default_factory=list)
@@ -48,7 +48,7 @@ class RawServer:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def serve(self, connection: socket.socket) -> None:
-        """One connection from its first request to its last."""
+        """Serves one connection until it is closed."""
         with self._lock:
             self.connections += 1
             number = self.connections
@@ -76,12 +76,12 @@ class RawServer:
 
 @contextlib.contextmanager
 def serve_raw(handle: Callable[[ReceivedRequest, socket.socket], bytes | None]) -> Iterator[RawServer]:
-    """A server on 127.0.0.1, and its address."""
+    """A running server on 127.0.0.1, with its URL."""
     server = RawServer(handle)
 
     class Handler(socketserver.BaseRequestHandler):
         def handle(self) -> None:
-            with contextlib.suppress(OSError):  # a client that gives up
+            with contextlib.suppress(OSError):  # a client that disconnects
                 server.serve(self.request)
 
     class Listening(socketserver.ThreadingTCPServer):
@@ -108,13 +108,13 @@ def http_response(body: bytes, status: int = 200, **headers: str) -> bytes:
 
 
 def vector_of(text: str, width: int = 64) -> list[float]:
-    """Floats that tell a text from all others."""
+    """A vector that identifies a text."""
     seed = hash(text) & 0xFFFFFF
     return [seed / 0x1000000, *[0.5] * (width - 1)]
 
 
 def reply_content(request: ReceivedRequest, request_id: object = None, width: int = 64) -> dict[str, Any]:
-    """What the service answers, in the protocol that was asked in; without an id where none is given."""
+    """The body of a successful reply in the protocol of the request; `request_id`: None leaves the id out."""
     if isinstance(json.loads(request.body)["input"], list):
         data = [{"index": at, "embedding": vector_of(text, width)} for at, text in enumerate(request.texts)]
         found: dict[str, Any] = {"data": data, "usage": {"total_tokens": len(data)}}
@@ -125,13 +125,13 @@ def reply_content(request: ReceivedRequest, request_id: object = None, width: in
 
 
 def good_reply(request: ReceivedRequest, request_id: object = None, width: int = 64) -> bytes:
-    """The reply of a service that works."""
+    """A successful reply."""
     return http_response(json.dumps(reply_content(request, request_id, width)).encode())
 
 
 @contextlib.contextmanager
 def client_for_url(url: str, **settings: Any) -> Iterator[EmbeddingClient]:
-    """A client that tries once, for vectors of 64 numbers."""
+    """A client without retries, for vectors of 64 numbers."""
     client = EmbeddingClient(api_key=KEY, base_url=url, **{"dimensions": 64, "max_retries": 0, **settings})
     with contextlib.closing(client):
         yield client

@@ -1,4 +1,4 @@
-"""Where a secret can be seen: in what a program prints, logs, raises, dumps or hands to a reporter of errors."""
+"""Finds a secret in anything that a program prints, logs, raises, dumps or sends to an error reporter."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from typing import Any
 import dashscope_embeddings
 
 CANARY = "sk-CANARY-0a1b2c3d4e5f"
-"""A key that stands nowhere else."""
+"""A key that occurs nowhere else."""
 _PACKAGE = str(Path(dashscope_embeddings.__file__).parent) + os.sep
 
 
 def find_secret(thing: object, secret: str = CANARY) -> list[str]:
-    """Paths to every place where the secret shows; none: it is well kept.
+    """Paths to every place that shows the secret.
 
-    Looks at `repr` and `str`, into containers, and of exceptions at everything a reporter of errors takes: their
-    attributes, notes, causes and contexts, and the variables of this package's frames.
+    Searches `repr` and `str`, containers, and everything of an exception that an error reporter sends: attributes,
+    notes, causes and contexts, and the variables of this package's frames.
     """
     found: list[str] = []
     _scan(thing, type(thing).__name__, secret, found, set())
@@ -44,7 +44,7 @@ def _scan(thing: object, path: str, secret: str, found: list[str], seen: set[int
 
 
 def _render(show: Callable[[object], str], thing: object) -> str:
-    """As reporters of errors do it: what cannot be shown, such as a half-made object, is passed over."""
+    """Renders as error reporters do: an object whose repr fails, such as a half-constructed one, is skipped."""
     try:
         return show(thing)
     except Exception:  # noqa: BLE001 - any code may be behind it
@@ -52,7 +52,7 @@ def _render(show: Callable[[object], str], thing: object) -> str:
 
 
 def _items(thing: object) -> list[tuple[str, object]]:
-    """What a container holds; keys too."""
+    """The items of a container, with its keys."""
     if isinstance(thing, Mapping):
         return [pair for i, (k, v) in enumerate(thing.items()) for pair in ((f".key({i})", k), (f"[{k!r}]"[:40], v))]
     if isinstance(thing, (list, tuple, set, frozenset)):

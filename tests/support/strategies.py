@@ -1,6 +1,6 @@
-"""What the property tests share: how many examples, and texts of every kind.
+"""Shared by the property tests: number of examples, and strategies for texts and lists.
 
-`HYPOTHESIS_EXAMPLES=10` runs ten times as many, from a random seed; without it every run is the same.
+`HYPOTHESIS_EXAMPLES=10` runs ten times as many examples from a random seed; without it every run is the same.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _EXAMPLE_FACTOR = int(os.environ.get("HYPOTHESIS_EXAMPLES") or 0)
 
 
 def profile(count: int, **more: Any) -> settings:
-    """Settings for `count` examples, all alike on every machine."""
+    """Settings for `count` examples, the same on every machine."""
     return settings(
         max_examples=count * max(_EXAMPLE_FACTOR, 1),
         derandomize=not _EXAMPLE_FACTOR,
@@ -37,7 +37,7 @@ def profile(count: int, **more: Any) -> settings:
 
 
 def examples(count: int) -> Callable[[T], T]:
-    """`profile` as a decorator that keeps the test's type."""
+    """`profile` as a decorator that preserves the test's type."""
     decorate: Callable[[T], T] = profile(count)
     return decorate
 
@@ -57,17 +57,17 @@ _ALPHABETS = (
 
 
 def any_texts(max_size: int = 60) -> st.SearchStrategy[str]:
-    """Strings of any plane that UTF-8 can carry; blank ones too."""
+    """Strings of any Unicode plane that UTF-8 can encode, blank ones included."""
     return st.one_of(*(st.text(alphabet, max_size=max_size) for alphabet in _ALPHABETS))
 
 
 def texts(max_size: int = 60) -> st.SearchStrategy[str]:
-    """Strings that may be embedded."""
+    """Strings that can be embedded: not blank."""
     return any_texts(max_size).map(lambda text: text if text.strip() else f"{text}x")
 
 
 def lists_of(items: st.SearchStrategy[T], min_size: int = 0, max_size: int = 40) -> st.SearchStrategy[list[T]]:
-    """Lists, of which many hold some items again and again."""
+    """Lists, many of which contain items several times."""
     with_repeats = st.lists(items, min_size=1, max_size=5).flatmap(
         lambda pool: st.lists(st.sampled_from(pool), min_size=min_size, max_size=max_size)
     )
