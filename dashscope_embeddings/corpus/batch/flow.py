@@ -1,7 +1,7 @@
-"""Batches from their files to their results: flows like any other, every decision and no network.
+"""The flows of the batch commands: submit, poll, download, cancel. Generators that decide; a driver does the I/O.
 
-What may have happened is in the ledger before a step is taken, and what came of it right after: a flow may be cut
-off between any two steps, and another one goes on from there, on another machine too.
+The checkpoint records each step before it is taken, and its result right after. A flow may be interrupted between any
+two steps; another one continues from there, on another machine too.
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from dashscope_embeddings._core.protocol import Reply
     from dashscope_embeddings.corpus.batch.context import BatchContext, BatchOptions
     from dashscope_embeddings.corpus.batch.messages import BatchStatus
     from dashscope_embeddings.corpus.batch.requests import RequestFlow
@@ -35,21 +34,21 @@ if TYPE_CHECKING:
 EventCallback: TypeAlias = "Callable[[str, BatchRecord | None], object]"
 
 FIRST_POLL_SECONDS, MAX_POLL_SECONDS = 30.0, 120.0
-"""Seconds; the vendor's page says to ask every one or two minutes."""
+"""Seconds between polls; the vendor's page says to poll every one or two minutes."""
 _POLL_GROWTH_FACTOR = 1.5
 _MAX_FAILED_POLLS = 20
-"""Looks in a row that may fail, each tried as often as any request, before the wait is given up."""
+"""Consecutive polls that may fail, each after its own retries, before `run` raises."""
 _MAX_PAGES = 20
 _NOT_FOUND = 404
 
-# Codes of failed validations that another file would meet as well; source: the vendor's page on error codes, seen
+# Codes of failed validations that would recur with another file. Sources: the vendor's page on error codes, seen
 # 2026-11-20, and one recorded reply (url_not_found).
 _PERMANENT_ERROR_HINTS = {
-    "model_not_found": "This model is not to be had through Batch files here: embed in real time, or take another",
-    "mismatched_model": "Its file names one model alone, so this is our fault or the service's: embed in real time",
+    "model_not_found": "This model is not offered through Batch files here: embed in real time, or use another model",
+    "mismatched_model": "Its file names only one model, so this is a bug here or of the service: embed in real time",
     "url_not_found": "Batch files for embeddings are documented for Beijing only: embed in real time elsewhere",
-    "duplicate_custom_id": "Each line has its own id, so this is our fault or the service's: embed in real time",
-    "file_too_large": "Files are cut at the documented limits, which are not this account's: embed in real time",
+    "duplicate_custom_id": "Each line has its own id, so this is a bug here or of the service: embed in real time",
+    "file_too_large": "Files respect the documented limits, but this account has lower ones: embed in real time",
 }
 
 
@@ -68,27 +67,27 @@ class BatchFlow:
         self._on_event = on_event
         self._sender = RequestSender(context.settings)
         self._skipped_batches: set[int] = set()
-        """Batches that bring nothing more in this command: not known any more, or with incomplete results."""
+        """Batches not polled again in this command: unknown to the service, or with incomplete results."""
         self._has_permanent_error = False
 
     # --- submitting -----------------------------------------------------------------------------------------
 
     def resume_interrupted(self, *, create: bool) -> RequestFlow[None]:
-        """Finds out what became of batches whose creation was cut off; `create`: goes on with it."""
+        """Finds batches whose creation was interrupted; `create`: also creates those that do not exist."""
         for batch in self._job_store.batches("planned"):
             if create:
                 self._discard(batch)
         for batch in self._job_store.batches("uploaded", "creating"):
             if create:
                 yield from self._create(batch, may_exist=batch.state == "creating")
-            elif batch.state == "creating" and (found := (yield from self._find_batch(batch))) is not None:
-                self._job_store.update_status(batch, found)
+            elif batch.state == "creating" and (status := (yield from self._find_batch(batch))) is not None:
+                self._job_store.update_status(batch, status)
 
     def submit(self, selection: Selection) -> RequestFlow[None]:
-        """Cuts what is open into files, and has each of them worked on."""
+        """Writes pending texts to request files, uploads each file, and creates its batch."""
         writer = RequestFileWriter(self._context, selection)
         while True:
-            path = self._sibling_path(self._job_store.next_numbers()[0], "jsonl")
+            path = self._batch_path(self._job_store.next_numbers()[0], "jsonl")
             if (batch := writer.write(path)) is None:
                 return
             try:
@@ -104,27 +103,26 @@ class BatchFlow:
             yield from self._create(self._job_store.batch(batch.number), may_exist=False)
 
     def _create(self, batch: BatchRecord, *, may_exist: bool) -> RequestFlow[None]:
-        """A batch of an uploaded file; never a second one where the first may exist unseen."""
+        """Creates the batch of an uploaded file; looks for an existing one first if an attempt may have succeeded."""
         failures = 0
         request = messages.create_batch(batch.file_id or "", *self._batch_options)
         while True:
-            found: BatchStatus | DashScopeError | None = (yield from self._find_batch(batch)) if may_exist else None
-            if found is None:
+            result: BatchStatus | DashScopeError | None = (yield from self._find_batch(batch)) if may_exist else None
+            if result is None:
                 self._job_store.set_creating(batch)
-                found = self._sender.interpret((yield request), messages.read_status)
-            if not isinstance(found, DashScopeError):
-                self._job_store.update_status(batch, found)
-                self._report(f"{found.batch_id} was created", self._job_store.batch(batch.number))
+                result = self._sender.interpret((yield request), messages.read_status)
+            if not isinstance(result, DashScopeError):
+                self._report(f"{result.batch_id} was created", self._job_store.update_status(batch, result))
                 return
-            if isinstance(found, ServiceError) and found.action not in RETRYABLE_ACTIONS:
-                # Its file stays behind, which costs nothing.
+            if isinstance(result, ServiceError) and result.action not in RETRYABLE_ACTIONS:
+                # The uploaded file remains; it costs nothing.
                 self._discard(batch)
-                raise found
+                raise result
             failures, may_exist = failures + 1, True
-            yield from self._sender.wait_before_retry(found, failures)
+            yield from self._sender.wait_before_retry(result, failures)
 
     def _find_batch(self, batch: BatchRecord) -> RequestFlow[BatchStatus | None]:
-        """The batch of a file, among those that the service has."""
+        """Looks for the batch of an uploaded file in the service's list; None: there is none."""
         after: str | None = None
         for _ in range(_MAX_PAGES):
             batches, after = yield from self._sender.send(
@@ -139,53 +137,54 @@ class BatchFlow:
 
     def _discard(self, batch: BatchRecord) -> None:
         self._job_store.close(batch)
-        self._sibling_path(batch.number, "jsonl").unlink(missing_ok=True)
+        self._batch_path(batch.number, "jsonl").unlink(missing_ok=True)
 
-    # --- looking --------------------------------------------------------------------------------------------
+    # --- polling --------------------------------------------------------------------------------------------
 
     def running(self) -> list[BatchRecord]:
-        """The batches that still may bring something."""
+        """The batches that may still return results."""
         return [batch for batch in self._job_store.batches("running") if batch.number not in self._skipped_batches]
 
     def poll(self, *, download: bool) -> RequestFlow[None]:
-        """Asks for each batch once; `bring`: takes in the results of those that have ended."""
+        """Requests the status of each batch once; `download`: also imports the results of those that have ended."""
         for batch in self.running():
             try:
                 update = yield from self._sender.send(messages.get_batch(batch.batch_id or ""), messages.read_status)
             except ServiceError as error:
                 if error.status != _NOT_FOUND:
                     raise
-                error.add_hint(f"{batch.batch_id} is gone: `cancel` forgets it, and its texts can be submitted again")
+                error.add_hint(
+                    f"{batch.batch_id} is unknown: `cancel` removes it, and its texts can be submitted again"
+                )
                 self._skipped_batches.add(batch.number)
                 self._errors.append(error)
                 continue
-            self._job_store.update_status(batch, update)
+            updated = self._job_store.update_status(batch, update)
             if download and update.has_ended:
                 yield from self._download_results(batch, update)
             elif (update.status, update.completed, update.failed) != (batch.status, batch.completed, batch.failed):
-                self._report(
-                    f"{update.batch_id} is {update.status}{_progress_text(update)}", self._job_store.batch(batch.number)
-                )
+                self._report(str(update), updated)
 
     def _download_results(self, batch: BatchRecord, update: BatchStatus, *, abandon: bool = False) -> RequestFlow[None]:
-        """Takes in the results of a batch that has ended; one whose results stay incomplete is kept.
+        """Imports the results of a batch that has ended. The batch stays open if its results remain incomplete.
 
         Args:
             batch: The batch.
-            update: What the service says of it.
-            abandon: Lines without the results that they should have are free to be submitted, and paid, again.
+            update: Its status.
+            abandon: Close it even so: lines that lack their results may be submitted, and paid for, again.
         """
         totals = self._context.totals
         before, unknown_before, failures = totals.embedded, totals.unknown_results, 0
         while True:
             totals.unknown_results = unknown_before
             importer = ResultImporter(self._context, batch)
-            found = yield from self._download_files(batch, update, importer)
-            if found and (lacking := update.expected_results(batch.lines) - importer.lines_seen) <= 0:
+            complete = yield from self._download_files(batch, update, importer)
+            missing = update.expected_results(batch.lines) - importer.lines_seen if complete else batch.lines
+            if complete and missing <= 0:
                 break
-            # A file may be cut short on the way, or be there a moment after its batch has ended.
+            # A download may be truncated, and a file may appear a moment after its batch has ended.
             failures += 1
-            incomplete = _incomplete(update, lacking if found else batch.lines)
+            incomplete = _incomplete(update, missing)
             if not self._sender.can_retry(incomplete, failures):
                 if abandon:
                     break
@@ -199,24 +198,23 @@ class BatchFlow:
         final = error is not None and (batch.is_resubmission or self._has_permanent_error)
         deferred = final or update.status == "cancelled"
         importer.close_batch(deferred=deferred, invalid=invalid)
-        ended = f"{update.batch_id} {update.status}: {totals.embedded - before:,} texts embedded"
-        self._report(ended, self._job_store.batch(batch.number))
-        if totals.unknown_results > unknown_before:
-            count = totals.unknown_results - unknown_before
+        message = f"{update.batch_id} {update.status}: {totals.embedded - before:,} texts embedded"
+        self._report(message, self._job_store.batch(batch.number))
+        if count := totals.unknown_results - unknown_before:
             self._report(f"{count:,} results of {update.batch_id} belong to none of its lines and were ignored", None)
         if final and error is not None:
             self._errors.append(error)
         elif error is not None:
-            self._report(f"{error.message}. Its texts are sent once more, in another file", None)
+            self._report(f"{error.message}. Its texts are submitted once more, in another file", None)
 
     def _download_files(self, batch: BatchRecord, update: BatchStatus, importer: ResultImporter) -> RequestFlow[bool]:
-        """Reads the result files of a batch; False: the service does not have one that it names."""
+        """Downloads and imports the result files of a batch; False: the service does not have one that it named."""
         for file_id, kind in ((update.output_file, "output"), (update.error_file, "errors")):
             if file_id is None:
                 continue
-            path = self._sibling_path(batch.number, kind)
+            path = self._batch_path(batch.number, kind)
             try:
-                yield from self._sender.send(messages.download_file(file_id, path), _ignore_reply)
+                yield from self._sender.send(messages.download_file(file_id, path), lambda _: None)
                 importer.read_file(path)
             except ServiceError as error:
                 if error.status != _NOT_FOUND:
@@ -227,13 +225,14 @@ class BatchFlow:
         return True
 
     def _validation_error(self, batch: BatchRecord, update: BatchStatus) -> DashScopeError:
-        """Why a batch failed as a whole."""
+        """The error for a batch whose file failed the validation."""
         first = update.errors[0] if update.errors else None
         where, texts = "", []
-        if first is not None and first.line is not None and (found := self._job_store.nth_line(batch, first.line)):
-            place = self._job_store.place(found[1])
-            texts = [text for text in [self._job_store.text_of(found[1])] if text is not None]
-            where = f" (line {first.line} of its file, {line_name(found[0])}{f', of {place}' if place else ''})"
+        if first is not None and first.line is not None and (location := self._job_store.nth_line(batch, first.line)):
+            line, unit = location
+            place = self._job_store.place(unit)
+            texts = [text for text in [self._job_store.text_of(unit)] if text is not None]
+            where = f" (line {first.line} of its file, {line_name(line)}{f', of {place}' if place else ''})"
         code, message = None, "no reason was given"
         if first is not None:
             redacted = functools.partial(self._context.settings.error_context.redactor, texts=texts)
@@ -243,19 +242,16 @@ class BatchFlow:
         error = BadRequestError(
             f"the service refused {update.batch_id} as a whole: {message}{more}", status=200, code=code
         )
-        advice = next(
-            (_PERMANENT_ERROR_HINTS[known.code] for known in update.errors if known.code in _PERMANENT_ERROR_HINTS),
-            None,
-        )
-        if advice is not None:
+        hints = [_PERMANENT_ERROR_HINTS[each.code] for each in update.errors if each.code in _PERMANENT_ERROR_HINTS]
+        if hints:
             self._has_permanent_error = True
-            error.add_hint(advice)
+            error.add_hint(hints[0])
         return error
 
     # --- whole commands -------------------------------------------------------------------------------------
 
     def submit_failed(self) -> RequestFlow[None]:
-        """Submits what failed in this go: first what was in a refused file, by itself."""
+        """Resubmits texts that failed in this command; texts of refused files come first, in files of their own."""
         if not self._has_permanent_error and not self._has_fatal_error():
             yield from self.submit("invalid")
             yield from self.submit("failed")
@@ -264,25 +260,25 @@ class BatchFlow:
         return any(not isinstance(error, BadRequestError) or error.status != 200 for error in self._errors)  # noqa: PLR2004 - failed validations
 
     def submit_all(self) -> RequestFlow[None]:
-        """Submits all that is open."""
+        """Submits all pending texts."""
         yield from self.resume_interrupted(create=True)
         self._job_store.reset_attempts()
         yield from self.submit("all")
 
     def status(self) -> RequestFlow[None]:
-        """Asks, and changes nothing."""
+        """Requests the status of all batches; submits and downloads nothing."""
         yield from self.resume_interrupted(create=False)
         yield from self.poll(download=False)
 
     def fetch(self, *, resubmit: bool) -> RequestFlow[None]:
-        """Takes in what is there; `again`: submits what failed."""
+        """Imports the results of ended batches; `resubmit`: also resubmits failed texts."""
         yield from self.resume_interrupted(create=resubmit)
         yield from self.poll(download=True)
         if resubmit:
             yield from self.submit_failed()
 
     def run(self, poll: float | None) -> RequestFlow[None]:
-        """All of it, until no batch is under way."""
+        """Submits, polls, downloads and resubmits until no batch is under way."""
         yield from self.submit_all()
         wait, failed_polls = poll or FIRST_POLL_SECONDS, 0
         while self.running():
@@ -297,10 +293,10 @@ class BatchFlow:
             except (ConnectionFailed, ServiceError, BadReply) as error:
                 if error.action not in RETRYABLE_ACTIONS or (failed_polls := failed_polls + 1) >= _MAX_FAILED_POLLS:
                     raise
-                self._report(f"the service cannot be asked now, and will be again: {error}", None)
+                self._report(f"this poll failed, the next one follows: {error}", None)
 
     def cancel(self) -> RequestFlow[None]:
-        """Stops what is under way; what was done by then is billed, and can be fetched."""
+        """Cancels all batches; lines that are done by then are billed and can be fetched."""
         yield from self.resume_interrupted(create=False)
         for batch in self._job_store.batches("planned", "uploaded", "creating"):
             self._discard(batch)
@@ -310,51 +306,37 @@ class BatchFlow:
             except ServiceError as error:
                 if error.status == _NOT_FOUND:
                     self._discard(batch)
-                    self._report(f"{batch.batch_id} is not known to the service, and was forgotten", None)
+                    self._report(f"{batch.batch_id} is unknown to the service, and was removed", None)
                 elif error.action in RETRYABLE_ACTIONS or not isinstance(error, BadRequestError):
                     raise
                 else:
                     yield from self._cancel_ended(batch, error)
                 continue
-            self._job_store.update_status(batch, update)
-            self._report(
-                f"{update.batch_id} is {update.status}{_progress_text(update)}", self._job_store.batch(batch.number)
-            )
+            self._report(str(update), self._job_store.update_status(batch, update))
 
     def _cancel_ended(self, batch: BatchRecord, error: DashScopeError) -> RequestFlow[None]:
-        """Of a batch that cannot be cancelled, because it has ended: takes its results in, and frees the rest."""
+        """Imports the results of a batch that has ended and thus cannot be cancelled, and frees its other lines."""
         update = yield from self._sender.send(messages.get_batch(batch.batch_id or ""), messages.read_status)
         if update.has_ended:
             yield from self._download_results(batch, update, abandon=True)
         else:
             self._report(f"{batch.batch_id} could not be cancelled: {error.message}", batch)
 
-    # --- small things ---------------------------------------------------------------------------------------
+    # --- helpers --------------------------------------------------------------------------------------------
 
-    def _sibling_path(self, number: int, ending: str) -> Path:
+    def _batch_path(self, number: int, ending: str) -> Path:
         return self._output.with_name(f"{self._output.name}.batch-{number}.{ending}")
 
     def _report(self, message: str, batch: BatchRecord | None) -> None:
         self._on_event(message if batch is None else f"file {batch.number}: {message}", batch)
 
 
-def _incomplete(update: BatchStatus, lacking: int) -> BadReply:
+def _incomplete(update: BatchStatus, missing: int) -> BadReply:
     error = BadReply(
-        f"the results of {update.batch_id} lack {lacking:,} lines that the service counts as done and billed"
+        f"the results of {update.batch_id} lack {missing:,} lines that the service counts as done and billed"
     )
     error.add_hint(
-        "The batch is kept, and what arrived of it: `batch fetch` asks again. `batch cancel` gives these lines up, "
-        "which may then be submitted, and paid, a second time"
+        "The batch and the results that arrived are kept: `batch fetch` tries again. `batch cancel` gives up these "
+        "lines, which may then be submitted, and paid for, a second time"
     )
     return error
-
-
-def _ignore_reply(_: Reply) -> None:
-    """What there is to read in the reply to a download: the file is on the disk."""
-
-
-def _progress_text(update: BatchStatus) -> str:
-    if not update.total:
-        return ""
-    failed = f", {update.failed:,} failed" if update.failed else ""
-    return f": {update.completed or 0:,} of {update.total:,} lines done{failed}"

@@ -1,7 +1,7 @@
-"""The JSON of files, batches and their lines. No other file of the Batch route knows its names.
+"""The JSON of files, batches and their lines: the only module that knows the field names of the Batch API.
 
-https://help.aliyun.com/zh/model-studio/batch-interfaces-compatible-with-openai, its English edition, and replies
-quoted in public, seen 2026-11-20. Where these differ both shapes are read; what may be missing may be missing.
+Sources: https://help.aliyun.com/zh/model-studio/batch-interfaces-compatible-with-openai, its English edition, and
+replies quoted in public, seen 2026-11-20. If these differ, both shapes are accepted; optional fields may be missing.
 """
 
 from __future__ import annotations
@@ -27,26 +27,26 @@ if TYPE_CHECKING:
 
 _ROOT = "/compatible-mode/v1"
 _EMBEDDINGS_PATH = "/v1/embeddings"
-"""The same in a batch and in each of its lines."""
+"""The endpoint named in a batch and in each of its lines."""
 _PAGE_SIZE = 100
 
 
-# --- what is asked -----------------------------------------------------------------------------------------
+# --- requests ----------------------------------------------------------------------------------------------
 
 
 def request_line(name: str, options: RequestOptions, texts: Sequence[str]) -> bytes:
-    """One line of a file, its end included."""
+    """One line of a request file, with its line feed."""
     body = protocol.request_body(options, texts)
     return b'{"custom_id":%b,"method":"POST","url":"%b","body":%b}\n' % (to_json(name), _EMBEDDINGS_PATH.encode(), body)
 
 
 def upload_file(path: Path) -> Send:
-    """Send a file of lines."""
+    """Upload a request file."""
     return Send(endpoint=Endpoint("POST", f"{_ROOT}/files", upload_file=path, form_fields={"purpose": "batch"}))
 
 
 def create_batch(file_id: str, window: str, name: str | None, description: str | None) -> Send:
-    """Have a file worked on."""
+    """Create a batch that processes an uploaded file."""
     metadata = {"ds_name": name, "ds_description": description}
     body: dict[str, Any] = {"input_file_id": file_id, "endpoint": _EMBEDDINGS_PATH, "completion_window": window}
     if present := {key: value for key, value in metadata.items() if value}:
@@ -55,23 +55,23 @@ def create_batch(file_id: str, window: str, name: str | None, description: str |
 
 
 def get_batch(batch_id: str) -> Send:
-    """Ask how far a batch is."""
+    """Get the status of a batch."""
     return Send(endpoint=Endpoint("GET", f"{_ROOT}/batches/{_quote(batch_id)}"))
 
 
 def cancel_batch(batch_id: str) -> Send:
-    """Have a batch stopped."""
+    """Cancel a batch."""
     return Send(endpoint=Endpoint("POST", f"{_ROOT}/batches/{_quote(batch_id)}/cancel"))
 
 
 def list_batches(file_id: str, after: str | None) -> Send:
-    """List the batches that were made of a file; of the last 30 days, as the service says."""
+    """List the batches of a file. The vendor documents that the list covers 30 days."""
     query = {"input_file_ids": file_id, "limit": str(_PAGE_SIZE), **({"after": after} if after else {})}
     return Send(endpoint=Endpoint("GET", f"{_ROOT}/batches?{urllib.parse.urlencode(query)}"))
 
 
 def download_file(file_id: str, download_to: Path) -> Send:
-    """Fetch a file of results."""
+    """Download a result file."""
     return Send(endpoint=Endpoint("GET", f"{_ROOT}/files/{_quote(file_id)}/content", download_to=download_to))
 
 
@@ -79,46 +79,51 @@ def _quote(name: str) -> str:
     return urllib.parse.quote(name, safe="")
 
 
-# --- what the service says of batches ----------------------------------------------------------------------
+# --- replies about batches ---------------------------------------------------------------------------------
 
 ENDED_STATUSES = frozenset({"completed", "failed", "expired", "cancelled"})
 
 
 @dataclass(frozen=True, slots=True)
 class ValidationError:
-    """One reason why a batch failed its validation."""
+    """One reason why a request file failed the validation."""
 
     code: str | None
     message: str
     line: int | None
-    """Of the file, from 1."""
+    """Line of the file, from 1."""
 
 
 @dataclass(frozen=True, slots=True)
 class BatchStatus:
-    """What the service says of a batch."""
+    """The status of a batch in a reply."""
 
     batch_id: str
     status: str
     file_id: str | None
     output_file: str | None
     error_file: str | None
-    """Where the failed lines are. Its id may look like that of an output file."""
+    """The file of failed lines. Its id may look like that of an output file."""
     total: int | None
     completed: int | None
     failed: int | None
     errors: tuple[ValidationError, ...]
 
+    def __str__(self) -> str:
+        failed = f", {self.failed:,} failed" if self.failed else ""
+        progress = f": {self.completed or 0:,} of {self.total:,} lines done{failed}" if self.total else ""
+        return f"{self.batch_id} is {self.status}{progress}"
+
     @property
     def has_ended(self) -> bool:
-        """Whether nothing more will happen to it."""
+        """Whether the status is final."""
         return self.status in ENDED_STATUSES
 
     def expected_results(self, lines: int) -> int:
-        """Lines, of those in its file, that must have a result in one of its two result files.
+        """How many of a file's lines must have a result in one of the two result files.
 
-        Whether `completed` counts failed lines too is not documented: the sum is bounded by the file's lines. Where
-        the service counts nothing, a completed batch has a result for every line.
+        Whether `completed` includes failed lines is not documented, so the sum is limited to the file's lines. If the
+        reply has no counts, a completed batch must have a result for every line.
         """
         if self.completed is None and self.failed is None:
             return lines if self.status == "completed" else 0
@@ -126,37 +131,36 @@ class BatchStatus:
 
 
 def read_file_id(reply: Reply) -> str:
-    """The name that the service gave to a file.
+    """The id of an uploaded file.
 
     Raises:
-        BadReply: it gave none.
+        BadReply: the reply contains none.
     """
-    content = _read_json(reply)
-    if (found := _as_name(content.get("id"))) is not None:
-        return found
-    raise BadReply("the reply to an upload names no file")
+    if (file_id := _as_name(_read_json(reply).get("id"))) is not None:
+        return file_id
+    raise BadReply("the reply to an upload contains no file id")
 
 
 def read_status(reply: Reply) -> BatchStatus:
-    """What a reply says of a batch.
+    """The status of a batch.
 
     Raises:
-        BadReply: it says nothing of one.
+        BadReply: the reply contains none.
     """
     return _status_from_json(_read_json(reply))
 
 
 def read_batch_list(reply: Reply) -> tuple[list[BatchStatus], str | None]:
-    """The batches of a list, and after which one its next page begins; None: there is none.
+    """The batches of a list, and the id after which its next page begins; None: this is the last page.
 
     Raises:
-        BadReply: it is no list.
+        BadReply: the reply is malformed.
     """
     content = _read_json(reply)
-    # An empty list was seen to be null.
-    found = [_status_from_json(batch) for batch in _as_dicts(content.get("data"))]
-    more = bool(content.get("has_more")) and bool(found)
-    return found, (_as_text(content.get("last_id")) or found[-1].batch_id) if more else None
+    # An empty list was seen as null.
+    batches = [_status_from_json(batch) for batch in _as_dicts(content.get("data"))]
+    more = bool(content.get("has_more")) and bool(batches)
+    return batches, (_as_text(content.get("last_id")) or batches[-1].batch_id) if more else None
 
 
 def _status_from_json(content: Mapping[str, Any]) -> BatchStatus:
@@ -191,64 +195,67 @@ def _read_json(reply: Reply) -> dict[str, Any]:
     except ValueError:
         content = None
     if not isinstance(content, dict):
-        raise BadReply("the reply is no JSON object")
+        raise BadReply("the reply is not a JSON object")
     return content
 
 
-def _as_dicts(found: Any) -> list[dict[str, Any]]:
-    return [item for item in found if isinstance(item, dict)] if isinstance(found, list) else []
+def _as_dicts(value: Any) -> list[dict[str, Any]]:
+    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
 
 
-def _as_text(found: Any) -> str | None:
-    return found if isinstance(found, str) and found else None
+def _as_text(value: Any) -> str | None:
+    return value if isinstance(value, str) and value else None
 
 
-def _as_name(found: Any) -> str | None:
-    """An id or a status, which are shown as they are: none has characters that a terminal obeys."""
-    return found if isinstance(found, str) and found and found.isprintable() else None
+def _as_name(value: Any) -> str | None:
+    """An id or a status. These are printed unescaped, so they must not contain control characters."""
+    return value if isinstance(value, str) and value and value.isprintable() else None
 
 
-def _as_number(found: Any) -> int | None:
-    return found if isinstance(found, int) and not isinstance(found, bool) else None
+def _as_number(value: Any) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
-# --- what came of a line -----------------------------------------------------------------------------------
+# --- results of lines --------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class LineResult:
-    """What became of one line: a reply as the endpoint for embeddings gives it, or a refusal."""
+    """The result of one line: a reply like that of the embeddings endpoint, or a refusal."""
 
     name: str
     reply: Reply | None
     refusal: ErrorReply | None
     tokens: int
-    """What a line that succeeded was billed, whatever is wrong with its vectors."""
+    """Tokens billed for a successful line, even if its vectors are unusable."""
 
 
 _OK, _FIRST_NON_SUCCESS = 200, 300
 UNKNOWN_STATUS = 500
-"""Stands for a status that a line does not tell: its code decides, and one that nobody knows is tried again."""
+"""Stands for a missing status: then the error code decides, and unknown codes are retried."""
 
 
 def read_result(content: bytes) -> LineResult | None:
-    """Reads one line of an output or error file; None: it is nothing of the kind, or names no line."""
+    """Reads one line of an output or error file; None: it is malformed or has no custom_id."""
     try:
-        found = from_json(content)
+        result = from_json(content)
     except ValueError:
         return None
-    if not isinstance(found, dict) or (name := _as_text(found.get("custom_id"))) is None:
+    if not isinstance(result, dict) or (name := _as_text(result.get("custom_id"))) is None:
         return None
-    response = found.get("response")
+    response = result.get("response")
     response = response if isinstance(response, dict) else {}
-    error, status, body = _read_error(found.get("error")), _as_number(response.get("status_code")), response.get("body")
+    request_id = _as_text(response.get("request_id")) or _as_text(result.get("id"))
+    error, status, body = (
+        _read_error(result.get("error")),
+        _as_number(response.get("status_code")),
+        response.get("body"),
+    )
     success = status is not None and _OK <= status < _FIRST_NON_SUCCESS
     if success and not error:
         billed = billed_tokens(body.get("usage")) if isinstance(body, dict) else None
-        request_id = _as_text(response.get("request_id")) or _as_text(found.get("id"))
         headers = {"x-request-id": request_id} if request_id else {}
         return LineResult(name, Reply(_OK, headers, to_json(body)), None, billed or 0)
-    request_id = _as_text(response.get("request_id")) or _as_text(found.get("id"))
     status = UNKNOWN_STATUS if status is None or success else status
     inner = protocol.parse_error_reply(Reply(status, {}, to_json(body)))
     inner = inner or ErrorReply(status)
@@ -257,9 +264,9 @@ def read_result(content: bytes) -> LineResult | None:
     return LineResult(name, None, refusal, 0)
 
 
-def _read_error(found: Any) -> tuple[str | None, str | None] | None:
-    """Code and message; None: nothing went wrong."""
-    if not isinstance(found, dict):
-        return (None, _as_text(found)) if _as_text(found) else None
-    code, message = _as_text(found.get("code")), _as_text(found.get("message"))
+def _read_error(error: Any) -> tuple[str | None, str | None] | None:
+    """Code and message; None: there is no error."""
+    if not isinstance(error, dict):
+        return (None, _as_text(error)) if _as_text(error) else None
+    code, message = _as_text(error.get("code")), _as_text(error.get("message"))
     return (code, message) if code or message else None

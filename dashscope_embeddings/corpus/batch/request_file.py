@@ -1,7 +1,8 @@
-"""Open texts → lines → a file within the service's limits."""
+"""Write pending texts to request files: group texts into lines, and lines into files within the service's limits."""
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, field
 from typing import IO, TYPE_CHECKING
 
@@ -19,13 +20,13 @@ if TYPE_CHECKING:
     from dashscope_embeddings.corpus.batch.context import BatchContext
     from dashscope_embeddings.corpus.batch.store import BatchRecord, Selection, Unit
 
-# https://help.aliyun.com/zh/model-studio/batch-quick-start-tutorial and the error codes' page, seen 2026-11-20.
-# A page that says MB is taken to mean millions.
+# Sources: https://help.aliyun.com/zh/model-studio/batch-quick-start-tutorial and the page on error codes, seen
+# 2026-11-20. These pages say MB, which is taken as 1,000,000 bytes: the smaller meaning.
 MAX_FILE_LINES = 50_000
 MAX_FILE_BYTES = 500_000_000
 MAX_LINE_BYTES = 6_000_000
 _LINE_OVERHEAD_BYTES = 1_000
-"""Bytes of a line beside its texts, with room to spare."""
+"""Bytes of a line besides its texts, with a margin."""
 _LINES_PER_INSERT = 500
 
 
@@ -39,7 +40,7 @@ class _LineGroup:
     max_per_line: int = 0
 
     def fits(self, unit: Unit, tokens: float, size: int, token_limit: float | None) -> bool:
-        """Whether another text fits."""
+        """Whether the line has room for another text."""
         if not self.units:
             return True
         rows = min(self.max_per_line, unit.max_per_line or self.max_per_line)
@@ -47,7 +48,7 @@ class _LineGroup:
         return len(self.units) < rows and self.size + size <= MAX_LINE_BYTES and affordable
 
     def add(self, unit: Unit, tokens: float, size: int, rows: int) -> None:
-        """Takes it."""
+        """Adds a text."""
         self.max_per_line = min(self.max_per_line or rows, unit.max_per_line or rows)
         self.units.append(unit)
         self.tokens += tokens
@@ -55,18 +56,18 @@ class _LineGroup:
 
 
 class RequestFileWriter:
-    """Lines of what is open, from the first file to the last."""
+    """Writes the selected texts to one request file after another."""
 
     def __init__(self, context: BatchContext, selection: Selection) -> None:
         self._checkpoint, self._job_store, self._selection = context.checkpoint, context.job_store, selection
         self._settings, self._limits, self._request_options = context.settings, context.limits, context.request_options
-        self._groups = self._line_groups()
+        self._groups: Iterator[_LineGroup] = self._line_groups()
 
     def write(self, path: Path) -> BatchRecord | None:
-        """The next file, and its batch in the ledger; None: there is nothing left to submit.
+        """Writes the next file and adds its batch to the checkpoint; None: there is nothing left to submit.
 
         Raises:
-            OSError: the disk is full, or the like; nothing was planned.
+            OSError: for example, the disk is full; the checkpoint is unchanged.
         """
         file = files.create_replacing(path)
         try:
@@ -86,12 +87,12 @@ class RequestFileWriter:
         while line - first < MAX_FILE_LINES and (group := next(self._groups, None)) is not None:
             content = messages.request_line(line_name(line), self._request_options, [unit.text for unit in group.units])
             if size + len(content) > MAX_FILE_BYTES and size:
-                self._groups = _prepend(group, self._groups)
+                self._groups = itertools.chain([group], self._groups)
                 break
             file.write(content)
             size += len(content)
             texts += len(group.units)
-            lines.append((line, [member.number for member in group.units]))
+            lines.append((line, [unit.number for unit in group.units]))
             line += 1
             if len(lines) >= _LINES_PER_INSERT:
                 self._job_store.add_lines(number, lines)
@@ -120,7 +121,7 @@ class RequestFileWriter:
             yield group
 
     def _fitting_units(self) -> Iterator[Unit]:
-        """Texts that are not too long for the model, as the settings have it."""
+        """The selected units that fit the model. Longer texts are rejected or split, depending on `long_text`."""
         policy, limits = self._settings.long_text, self._limits
         for unit in self._job_store.units_to_submit(self._selection):
             if policy == "error" and (message := text_problem(unit.text, limits, policy)):
@@ -128,7 +129,7 @@ class RequestFileWriter:
             elif unit.number < 0 or (parts := [*fit_rows(unit.text, policy, limits.tokens_per_row)]) == [unit.text]:
                 yield unit
             else:
-                self._job_store.split(unit.number, parts)  # they come later, with all pieces
+                self._job_store.split(unit.number, parts)  # units_to_submit yields the chunks later
 
     def _reject(self, unit: Unit, message: str) -> None:
         key = self._job_store.key_of(unit.number)
@@ -136,18 +137,13 @@ class RequestFileWriter:
         self._checkpoint.reject(key, message, None, None)
 
 
-def _prepend(group: _LineGroup, groups: Iterator[_LineGroup]) -> Iterator[_LineGroup]:
-    yield group
-    yield from groups
-
-
 def line_name(line: int) -> str:
-    """A line's name in the file: unique in the whole ledger, and not only in its file."""
+    """A line's custom_id: unique in the whole checkpoint, not only in its file."""
     return f"line-{line}"
 
 
 def line_number(name: str) -> int:
-    """The line of a name; 0: it is none of ours."""
+    """The number of a line by its custom_id; 0: the custom_id is not ours."""
     digits = name.removeprefix("line-")
     return int(digits) if name != digits and digits.isascii() and digits.isdigit() and len(digits) < _MAX_DIGITS else 0
 

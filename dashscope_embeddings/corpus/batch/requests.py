@@ -1,4 +1,4 @@
-"""The requests of the Batch route: each is asked as often as may help, as those for embeddings are."""
+"""Send the requests of the Batch route, with the same retries as requests for embeddings."""
 
 from __future__ import annotations
 
@@ -29,66 +29,66 @@ T = TypeVar("T")
 RequestFlow: TypeAlias = "Generator[Step, StepResult, T]"
 
 RETRYABLE_ACTIONS = frozenset({Action.RETRY, Action.BACK_OFF})
-"""What a further try may change."""
+"""Actions for errors that a retry may resolve."""
 _log = logging.getLogger("dashscope_embeddings")
 
 
 @dataclass(frozen=True, slots=True)
 class RequestSender:
-    """How one command asks."""
+    """Sends requests and retries failed ones."""
 
     settings: Settings
 
     @property
     def _error_context(self) -> ErrorContext:
-        """Of any endpoint but that for embeddings."""
+        """The error context without the path of the embeddings endpoint."""
         return replace(self.settings.error_context, path="")
 
     def send(self, request: Send, read: Callable[[Reply], T]) -> RequestFlow[T]:
-        """One request, as often as it takes.
+        """Sends one request until it succeeds.
 
         Raises:
-            DashScopeError: further tries cannot help, or there were too many.
+            DashScopeError: a retry cannot help, or there were too many.
         """
         failures = 0
         while True:
-            found = self.interpret((yield request), read)
-            if not isinstance(found, DashScopeError):
-                return found
+            result = self.interpret((yield request), read)
+            if not isinstance(result, DashScopeError):
+                return result
             failures += 1
-            yield from self.wait_before_retry(found, failures)
+            yield from self.wait_before_retry(result, failures)
 
-    def interpret(self, answer: StepResult, read: Callable[[Reply], T]) -> T | DashScopeError:
-        """What a reply says, or the error that it stands for."""
-        if isinstance(answer, Failure):
-            return error_from_failure(answer, self._error_context)
-        if not isinstance(answer, Reply):
-            raise TypeError(f"a driver must answer Send with Reply or Failure, not {type(answer).__name__}")
-        if (refusal := protocol.parse_error_reply(answer)) is not None:
+    def interpret(self, reply: StepResult, read: Callable[[Reply], T]) -> T | DashScopeError:
+        """The parsed reply, or the error that it stands for."""
+        if isinstance(reply, Failure):
+            return error_from_failure(reply, self._error_context)
+        if not isinstance(reply, Reply):
+            raise TypeError(f"a driver must answer Send with Reply or Failure, not {type(reply).__name__}")
+        if (refusal := protocol.parse_error_reply(reply)) is not None:
             return error_from_reply(refusal, self._error_context)
         try:
-            return read(answer)
+            return read(reply)
         except BadReply as broken:
             return redact_bad_reply(broken, self._error_context)
 
     def can_retry(self, error: DashScopeError, failures: int) -> bool:
-        """Whether there is to be another try."""
+        """Whether to retry after this error and so many failures."""
         return error.action in RETRYABLE_ACTIONS and failures <= self.settings.max_retries
 
     def wait_before_retry(self, error: DashScopeError, failures: int) -> RequestFlow[None]:
-        """Before the next try; raises the error where none would help."""
+        """Waits before the next attempt; raises the error if a retry cannot help."""
         if not self.can_retry(error, failures):
             raise error
         seconds = backoff_seconds(failures, retry_after_seconds(error))
-        _log.info("try %d of a batch's request failed, next in %.1f s: %s", failures, seconds, error)
+        _log.info("attempt %d of a batch request failed, next in %.1f s: %s", failures, seconds, error)
         yield from sleep(seconds)
 
 
 def sleep(seconds: float) -> RequestFlow[None]:
-    """Lets time pass.
+    """Waits.
 
     Raises:
-        Cancelled: the command is to stop.
+        Cancelled: the command was stopped.
     """
-    if isinstance(answer := (yield Sleep(seconds)), Failure):
-        raise error_from_failure(answer, ErrorContext())
+    if isinstance(result := (yield Sleep(seconds)), Failure):
+        raise error_from_failure(result, ErrorContext())

@@ -1,4 +1,4 @@
-"""A batch's results → the ledger: each line is checked as a reply is, and joined by its name, never by its place."""
+"""Import a batch's results: each line is checked like a reply, and matched by its custom_id, never by its position."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
     from dashscope_embeddings.errors import DashScopeError
 
 _LINES_PER_COMMIT = 500
-"""Lines that are committed at once."""
+"""Lines per commit."""
 
 
 @dataclass(frozen=True, slots=True)
 class _FailedLine:
-    """Why a line has no vectors, and what was billed for it all the same."""
+    """Why a line has no vectors, and what was billed for it nevertheless."""
 
     error: DashScopeError
     was_answered: bool = False
@@ -40,7 +40,7 @@ class _FailedLine:
 
 
 class ResultImporter:
-    """The results of one batch on their way into the ledger; cut off anywhere, all of it can be done again."""
+    """Imports the results of one batch into the checkpoint. After an interruption it can be repeated from the start."""
 
     def __init__(self, context: BatchContext, batch: BatchRecord) -> None:
         self._checkpoint, self._job_store, self._batch = context.checkpoint, context.job_store, batch
@@ -52,19 +52,19 @@ class ResultImporter:
         self._error_context = replace(context.settings.error_context, path="")
         self._totals = context.totals
         self._failed_lines: dict[int, _FailedLine] = {}
-        """Line → why; only of one file at a time, which has an end."""
+        """Line → why it failed; a batch has at most 50,000 lines."""
         self._lines_done: dict[int, Sequence[int]] = {}
-        """Lines of the present transaction whose vectors are in the ledger, and their members."""
+        """Lines whose vectors the current transaction stores, and their units."""
         self._stored_lines = 0
         self._lines_seen: set[int] = set()
 
     @property
     def lines_seen(self) -> int:
-        """Lines of the batch of which some result was read."""
+        """Lines of the batch for which a result was read."""
         return len(self._lines_seen)
 
     def read_file(self, path: Path) -> None:
-        """Takes the lines of an output or error file in."""
+        """Imports the lines of an output or error file."""
         with path.open("rb") as file:
             while lines := list(itertools.islice(file, _LINES_PER_COMMIT)):
                 with self._checkpoint.transaction():
@@ -76,36 +76,36 @@ class ResultImporter:
 
     def _import_result(self, result: LineResult | None) -> None:
         line = line_number(result.name) if result is not None else 0
-        if result is None or (found := self._job_store.line_units(self._batch, line)) is None:
+        if result is None or (line_units := self._job_store.line_units(self._batch, line)) is None:
             self._totals.unknown_results += 1
             return
         self._lines_seen.add(line)
-        units, done = found
-        if done or line in self._lines_done:  # of a file that was read before, or a line that came twice
+        units, done = line_units
+        if done or line in self._lines_done:  # the file was imported before, or the line occurs twice
             return
-        read = self._check_result(result, units)
-        if isinstance(read, ParsedReply):
+        checked = self._check_result(result, units)
+        if isinstance(checked, ParsedReply):
             try:
-                self._store_vectors(line, units, read, result.tokens)
-            except BadReply as broken:
-                read = broken
+                self._store_vectors(line, units, checked, result.tokens)
+            except BadReply as bad_reply:
+                checked = bad_reply
             else:
                 self._failed_lines.pop(line, None)
                 return
-        self._failed_lines.setdefault(line, _FailedLine(read, result.reply is not None, result.tokens))
+        self._failed_lines.setdefault(line, _FailedLine(checked, result.reply is not None, result.tokens))
 
     def _check_result(self, result: LineResult, units: Sequence[int]) -> ParsedReply | DashScopeError:
         refusal = result.refusal
         if result.reply is not None:
             try:
-                read = protocol.parse_reply(self._request_options, result.reply, len(units))
-            except BadReply as broken:
-                return redact_bad_reply(broken, self._error_context, self._texts(units))
-            if isinstance(read, ParsedReply):
-                return read
-            refusal = read
+                parsed = protocol.parse_reply(self._request_options, result.reply, len(units))
+            except BadReply as bad_reply:
+                return redact_bad_reply(bad_reply, self._error_context, self._texts(units))
+            if isinstance(parsed, ParsedReply):
+                return parsed
+            refusal = parsed
         if refusal is None:
-            return BadReply("the result of a line says nothing")
+            return BadReply("the result of a line contains neither a reply nor an error")
         error = error_from_reply(refusal, self._error_context, self._texts(units))
         if refusal.status == messages.UNKNOWN_STATUS:
             error.message = error.message.replace(f"answered {refusal.status} ", "answered ", 1)
@@ -141,11 +141,11 @@ class ResultImporter:
     # --- the end of a batch ---------------------------------------------------------------------------------
 
     def close_batch(self, *, deferred: bool = False, invalid: bool = False) -> None:
-        """Closes the batch; what it did not bring goes into another one, or into the rejects.
+        """Closes the batch; units without vectors are scheduled for another batch, or rejected.
 
         Args:
-            deferred: it goes into another one only when somebody says so.
-            invalid: the file was refused as a whole.
+            deferred: Resubmit them only in a new submission, not in this command.
+            invalid: The file was refused as a whole.
         """
         job_store, checkpoint = self._job_store, self._checkpoint
         job_error = self._refusal_of_job()
@@ -164,37 +164,32 @@ class ResultImporter:
                 else:
                     self._handle_refusal(units, failed.error, deferred=deferred)
             job_store.close(self._batch)
-            checkpoint.index_replies()  # what is embedded must be seen to be, before the next file is cut
+            checkpoint.index_replies()  # before the next file is written, so that it leaves out embedded texts
         self._totals.errors += [error for error in (job_error, abort_error) if error is not None]
 
     def _refusal_of_job(self) -> DashScopeError | None:
-        """A refusal that all lines of several meet alike is about the job, unless some text went through before."""
+        """The error of all lines, if it is the same and thus concerns the job; None if any text was ever embedded."""
         errors = [failed.error for failed in self._failed_lines.values()]
         codes = {error.code for error in errors if isinstance(error, ServiceError)}
-        alike = len(codes) == 1 and all(error.action is Action.BISECT for error in errors)
-        if (
-            not alike
-            or not 1 < len(errors) == self._batch.lines
-            or self._stored_lines
-            or self._checkpoint.total_billed()[1]
-        ):
+        all_alike = len(codes) == 1 and all(error.action is Action.BISECT for error in errors)
+        if not all_alike or not 1 < len(errors) == self._batch.lines:
+            return None
+        if self._stored_lines or self._checkpoint.total_billed()[1]:
             return None
         return None if "inspection" in (codes.pop() or "").lower() else errors[0]
 
     def _handle_refusal(self, units: Sequence[int], error: DashScopeError, *, deferred: bool) -> None:
-        """One refused text never costs its neighbours: in the next round it stands alone."""
+        """Rejects a refused text; texts of a refused line are resubmitted one per line to find the bad one."""
         limit = error.limit if isinstance(error, ServiceError) else None
         if len(units) > 1:
-            fewer = error.action is Action.REDUCE_BATCH and limit is not None and 0 < limit < len(units)
-            if fewer and limit is not None:
+            max_per_line = 1
+            if error.action is Action.REDUCE_BATCH and limit is not None and 0 < limit < len(units):
                 self._limits.lower_row_limit(limit)
-            self._job_store.schedule_retry(
-                units, max_per_line=limit if fewer and limit is not None else 1, deferred=deferred
-            )
+                max_per_line = limit
+            self._job_store.schedule_retry(units, max_per_line=max_per_line, deferred=deferred)
             return
         (unit,) = units
-        text = self._job_store.text_of(unit)
-        if text is None:
+        if (text := self._job_store.text_of(unit)) is None:
             return
         if error.action is Action.TRUNCATE:
             if groups := split_request([Chunk(0, text)], error, self._limits, self._long_text):

@@ -1,4 +1,4 @@
-"""The tables of the batches of a ledger, and the questions that go over all of them."""
+"""The SQLite tables of a checkpoint's batches, and the queries that count over all of them."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ CREATE TABLE IF NOT EXISTS batch_pieces (
 );
 CREATE INDEX IF NOT EXISTS batch_pieces_of ON batch_pieces (key)
 """
-# Numbers of lines and pieces are never given twice: a result that comes late must not meet a stranger.
+# AUTOINCREMENT never reuses the number of a line or chunk: a late result must not match another text.
 
 
 def create_tables(checkpoint: CheckpointStore) -> None:
-    """Makes the tables where there are none, and the sums of lines and pieces from before they had any."""
+    """Creates missing tables, and adds checksums to lines and chunks that an older version wrote."""
     for statement in _SCHEMA.split(";"):
         checkpoint.fetch_all(statement)
     if any(column[1] == "sum" for column in checkpoint.fetch_all("PRAGMA table_info(batch_lines)")):
@@ -49,7 +49,7 @@ def create_tables(checkpoint: CheckpointStore) -> None:
 
 
 def line_checksum(checkpoint: CheckpointStore, line: int, batch: int, packed_units: bytes) -> bytes:
-    """Of a line and of the texts that it stands for."""
+    """The checksum of a line and of the hashes of its texts."""
     keys = array.array("q", packed_units)
     marks = ",".join("?" * len(keys))
     hashes = checkpoint.fetch_all(f"SELECT hash FROM texts WHERE key IN ({marks}) ORDER BY key", keys)  # noqa: S608 - only question marks
