@@ -239,12 +239,12 @@ def test_long_throttling_is_told_once_a_minute_with_host_and_bound(
     made._transport.clock = FakeClock()  # type: ignore[assignment]
     with caplog.at_level(logging.WARNING, "dashscope_embeddings"), pytest.raises(RateLimitError):
         made.embed(["a text"], text_type=role)
-    told = [record.getMessage() for record in caplog.records]
-    assert 1 <= len(told) <= 6
+    lines = [record.getMessage() for record in caplog.records]
+    assert 1 <= len(lines) <= 6
     host = served.url.removeprefix("http://")
-    assert all(line.startswith(f"throttled by {host} for ") for line in told)
-    assert all("retrying for up to 300 s" in line for line in told)
-    assert find_secret(told, KEY) == []
+    assert all(line.startswith(f"throttled by {host} for ") for line in lines)
+    assert all("retrying for up to 300 s" in line for line in lines)
+    assert find_secret(lines, KEY) == []
 
 
 def test_short_throttling_is_not_told(emulator: Emulator, served: Server, caplog: pytest.LogCaptureFixture) -> None:
@@ -289,5 +289,5 @@ def test_nothing_that_is_said_is_an_order_to_the_terminal(capsys: pytest.Capture
 
     with pytest.raises(Exception, match="1"):
         common.fail("a file\x1b[2J \x9b31m\u202e of a stranger\nand another line")
-    told = capsys.readouterr().err
-    assert told == "a file\\x1b[2J \\x9b31m\\u202e of a stranger\nand another line\n"
+    lines = capsys.readouterr().err
+    assert lines == "a file\\x1b[2J \\x9b31m\\u202e of a stranger\nand another line\n"

@@ -108,10 +108,10 @@ REFUSALS: list[tuple[int, str | None, str, type[ServiceError], Action]] = [
 def test_a_refusal_of_the_vendors_pages_is_read_as_they_say(
     row: tuple[int, str | None, str, type[ServiceError], Action], tail: str
 ) -> None:
-    status, code, message, kind, verdict = row
+    status, code, message, kind, action = row
     error = service_error(ErrorReply(status, code, message + tail, request_id="r-1", retry_after=2.0))
     assert type(error) is kind
-    assert error.action is verdict
+    assert error.action is action
     assert (error.status, error.code, error.request_id, error.retry_after) == (status, code, "r-1", 2.0)
 
 
@@ -130,7 +130,7 @@ def test_the_limit_that_a_message_names_is_read(message: str, limit: int | None)
 
 
 @pytest.mark.parametrize(
-    ("status", "code", "kind", "verdict"),
+    ("status", "code", "kind", "action"),
     [
         (500, IP, BadRequestError, SPLIT),  # the code knows more than the status
         (400, "InternalError.Algo", BadRequestError, SPLIT),  # but not that the service itself failed
@@ -148,10 +148,10 @@ def test_the_limit_that_a_message_names_is_read(message: str, limit: int | None)
     ],
 )
 def test_what_the_pages_do_not_list_is_judged_by_code_then_status(
-    status: int, code: str | None, kind: type[ServiceError], verdict: Action
+    status: int, code: str | None, kind: type[ServiceError], action: Action
 ) -> None:
     error = service_error(ErrorReply(status, code))
-    assert (type(error), error.action) == (kind, verdict)
+    assert (type(error), error.action) == (kind, action)
 
 
 def test_every_code_in_a_recorded_sample_is_in_the_table() -> None:

@@ -1,4 +1,4 @@
-"""The story of one request, told with lists of replies: no socket, no clock, nothing waited for."""
+"""The flow of one request, driven by lists of replies: no socket, no clock, no waiting."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ TEN = [f"text {i}" for i in range(10)]
 BOTH = RequestOptions("native", "m", output="dense&sparse")
 
 
-class Pace:
+class FakeLimiter:
     """A limiter with its own clock: grants at once, or after some waits; notes each permit's fate."""
 
     def __init__(self, *waits: float, after_a_throttle: float = 0.0) -> None:
@@ -45,7 +45,7 @@ class Pace:
         return self.now
 
     def create_permit(self, tokens: int, *, high_priority: bool = False) -> Permit:
-        assert self.story.endswith("released" if self.permits else ""), "the last permit was not given back"
+        assert self.story.endswith("ended" if self.permits else ""), "the last permit was not given back"
         self.story += " / " if self.permits else ""
         self.permits.append(Permit(tokens, high_priority))
         return self.permits[-1]
@@ -54,13 +54,13 @@ class Pace:
         return self.waits.pop() if self.waits else 0.0
 
     def on_success(self, permit: Permit, tokens: int | None = None) -> None:
-        self.cancel(permit, f"settled {tokens} ")
+        self.cancel(permit, f"success {tokens} ")
 
     def on_throttled(self, permit: Permit, retry_after: float | None = None) -> None:
-        self.cancel(permit, f"refused {retry_after} ")
+        self.cancel(permit, f"throttled {retry_after} ")
         self.waits = [self.pause] if self.pause else []
 
-    def cancel(self, permit: Permit, fate: str = "released") -> None:
+    def cancel(self, permit: Permit, fate: str = "ended") -> None:
         assert permit is self.permits[-1]
         self.story += fate
 
@@ -69,11 +69,16 @@ class Talk:
     """One exchange with a service, which is a function of the texts."""
 
     def __init__(
-        self, texts: list[str] = TEN, *, pace: Pace | None = None, permit: Permit | None = None, **settings: Any
+        self,
+        texts: list[str] = TEN,
+        *,
+        limiter: FakeLimiter | None = None,
+        permit: Permit | None = None,
+        **settings: Any,
     ) -> None:
-        self.pace: Any = pace or Pace()
+        self.limiter: Any = limiter or FakeLimiter()
         self.limits = Limits(10, 8192, None)
-        context = {"options": RequestOptions("native", "m"), "limits": self.limits, "limiter": self.pace, **settings}
+        context = {"options": RequestOptions("native", "m"), "limits": self.limits, "limiter": self.limiter, **settings}
         self.flow: Exchange = exchange(texts, RequestContext(**context), permit)
         self.sent: list[list[str]] = []
         self.sizes: list[int] = []
@@ -90,9 +95,9 @@ class Talk:
                     answer = service(self.sent[-1])
                 else:
                     self.slept.append(step.seconds)
-                    self.pace.now += step.seconds
+                    self.limiter.now += step.seconds
         except StopIteration as done:
-            assert self.pace.story.count("released") == len(self.pace.permits)
+            assert self.limiter.story.count("ended") == len(self.limiter.permits)
             outcome: Outcome = done.value
             return outcome
         raise AssertionError("the flow does not end")
@@ -125,7 +130,7 @@ def says(*answers: StepResult) -> Service:
 def test_an_answered_batch_is_one_request_and_settles_what_it_was_billed() -> None:
     talk = Talk()
     assert talk.to(good) == Outcome([vector(t) for t in TEN], [None] * 10, {}, None, 1, 10, 20, ["r"])
-    assert (talk.sent, talk.slept, talk.pace.story) == ([TEN], [], "settled 20 released")
+    assert (talk.sent, talk.slept, talk.limiter.story) == ([TEN], [], "success 20 ended")
 
 
 def test_an_outcome_has_the_vectors_that_were_asked() -> None:
@@ -135,22 +140,22 @@ def test_an_outcome_has_the_vectors_that_were_asked() -> None:
 
 
 def test_the_limiter_is_asked_until_it_says_now_and_a_query_is_urgent() -> None:
-    talk = Talk(pace=Pace(0.5, 0.25), options=RequestOptions("native", "m", "query"))
+    talk = Talk(limiter=FakeLimiter(0.5, 0.25), options=RequestOptions("native", "m", "query"))
     talk.to(good)
-    assert (talk.slept, talk.sizes, [p.high_priority for p in talk.pace.permits]) == ([0.25, 0.5], [10], [True])
+    assert (talk.slept, talk.sizes, [p.high_priority for p in talk.limiter.permits]) == ([0.25, 0.5], [10], [True])
 
 
 def test_a_permit_that_was_granted_before_serves_the_first_request_alone() -> None:
-    talk = Talk(pace=(pace := Pace()), permit=pace.create_permit(1))
+    talk = Talk(limiter=(limiter := FakeLimiter()), permit=limiter.create_permit(1))
     assert talk.to(says(no(400, "DataInspectionFailed"))).abort_error is None
-    assert talk.pace.story == "released / settled 10 released / settled 10 released"
+    assert talk.limiter.story == "ended / success 10 ended / success 10 ended"
 
 
 def test_a_throttled_request_is_sent_once_more_with_a_fresh_permit_and_uses_up_no_retry() -> None:
     talk = Talk()
     outcome = talk.to(says(no(429, "Throttling")))
     assert (talk.sent, talk.slept) == ([TEN, TEN], [])  # when to go again is the limiter's word
-    assert talk.pace.story == "refused None released / settled 20 released"
+    assert talk.limiter.story == "throttled None ended / success 20 ended"
     assert (outcome.abort_error, outcome.requests, outcome.tokens) == (None, 1, 20)
     assert Talk(max_retries=1).to(says(*[no(429, "insufficient_quota")] * 20, no(500))).abort_error is None
 
@@ -159,16 +164,16 @@ def test_retry_after_is_heeded_up_to_a_minute() -> None:
     for said, seconds in {"30": 30.0, "61": 60.0, "86400": 60.0}.items():
         talk = Talk()
         talk.to(says(no(429, retry_after=said), no(503, retry_after=said)))
-        assert talk.pace.story == f"refused {seconds} released / released / settled 20 released"
+        assert talk.limiter.story == f"throttled {seconds} ended / ended / success 20 ended"
         assert talk.slept == [seconds]
 
 
 def test_a_throttled_request_gives_up_when_its_patience_ends() -> None:
-    talk = Talk(pace=Pace(after_a_throttle=40.0), max_throttled_seconds=300.0)
+    talk = Talk(limiter=FakeLimiter(after_a_throttle=40.0), max_throttled_seconds=300.0)
     outcome = talk.to(lambda _: no(429, "Throttling"))
     assert isinstance(outcome.abort_error, errors.RateLimitError)
     assert outcome.errors == dict.fromkeys(range(10), outcome.abort_error)
-    assert (talk.pace.now, len(talk.sent)) == (320.0, 9)
+    assert (talk.limiter.now, len(talk.sent)) == (320.0, 9)
     assert isinstance(Talk(max_retries=0).to(says(no(429))).abort_error, errors.RateLimitError)
 
 
@@ -191,7 +196,7 @@ def test_passing_trouble_is_retried_after_growing_pauses(
     talk = Talk(max_retries=8)
     outcome = talk.to(lambda _: answer)
     assert talk.slept == ([1.0, 2.0, 4.0, 8.0, 16.0, 20.0, 20.0, 20.0] if jitter is max else [0.0] * 8)
-    assert talk.pace.story == " / ".join(["released"] * 9)
+    assert talk.limiter.story == " / ".join(["ended"] * 9)
     assert type(outcome.abort_error) is kind
     assert (outcome.errors, outcome.requests) == (dict.fromkeys(range(10), outcome.abort_error), 0)
 
@@ -211,7 +216,7 @@ def test_what_no_retry_can_change_stops_the_job_at_once(answer: StepResult, kind
     outcome = talk.to(says(answer))
     assert type(outcome.abort_error) is kind
     assert (outcome.errors, outcome.dense) == (dict.fromkeys(range(10), outcome.abort_error), [None] * 10)
-    assert (talk.sizes, talk.pace.story) == ([10], "released")
+    assert (talk.sizes, talk.limiter.story) == ([10], "ended")
     assert ("Try another region" in str(outcome.abort_error)) is (kind is errors.AuthenticationError)
 
 
@@ -339,23 +344,23 @@ def test_no_request_is_without_texts(memory: int | None) -> None:
 
 @pytest.mark.parametrize("answers", [[], [None], [None, None, no(503)]])
 def test_a_job_given_up_in_any_pause_is_given_up(answers: list[StepResult]) -> None:
-    talk = Talk(pace=Pace(0.5, 0.5))
+    talk = Talk(limiter=FakeLimiter(0.5, 0.5))
     assert [isinstance(talk.flow.send(answer), Sleep) for answer in [None, *answers]][-1]
     with pytest.raises(StopIteration) as done:
         talk.flow.send(CANCELLED)
-    assert talk.pace.story == "released"
+    assert talk.limiter.story == "ended"
     assert isinstance(done.value.value.abort_error, errors.Cancelled)
 
 
 @pytest.mark.parametrize("end", [KeyboardInterrupt, GeneratorExit])
 @pytest.mark.parametrize("answers", [[], [None], [None, no(503)], [None, no(429)], [None, no(503), None]])
 def test_a_flow_ended_anywhere_gives_its_permit_back(answers: list[StepResult], end: type[BaseException]) -> None:
-    talk = Talk(pace=Pace(0.5))
+    talk = Talk(limiter=FakeLimiter(0.5))
     for answer in [None, *answers]:
         talk.flow.send(answer)
     with pytest.raises(end):
         talk.flow.throw(end())
-    assert talk.pace.story.count("released") == len(talk.pace.permits)
+    assert talk.limiter.story.count("ended") == len(talk.limiter.permits)
 
 
 def test_a_driver_that_answers_a_send_with_nothing_is_told_so() -> None:

@@ -58,47 +58,47 @@ def answer(count: int) -> Outcome:
 
 
 def test_a_query_that_nobody_waits_with_goes_at_once_and_alone() -> None:
-    waiting, terms = QueryBatcher(max_in_flight=2), terms_of(FakeClock())
+    waiting, context = QueryBatcher(max_in_flight=2), terms_of(FakeClock())
     (query,) = join(waiting, "a")
-    flight = waiting.poll(query, terms, None)
-    assert isinstance(flight, BatchCall)
-    assert flight.texts == ["a"]
+    batch_call = waiting.poll(query, context, None)
+    assert isinstance(batch_call, BatchCall)
+    assert batch_call.texts == ["a"]
 
 
 def test_those_behind_the_first_travel_with_it_up_to_the_models_rows() -> None:
-    waiting, terms = QueryBatcher(max_in_flight=1), terms_of(FakeClock())
+    waiting, context = QueryBatcher(max_in_flight=1), terms_of(FakeClock())
     first, *others = join(waiting, *(f"query {i}" for i in range(13)))
-    flight = waiting.poll(first, terms, None)
-    assert isinstance(flight, BatchCall)
-    assert flight.texts == [f"query {i}" for i in range(10)]
-    assert isinstance(waiting.poll(others[-1], terms, None), float)  # no lane is free
-    waiting.complete(flight, answer(10), terms)
-    rows = [waiting.poll(query, terms, None) for query in [first, *others[:9]]]
+    batch_call = waiting.poll(first, context, None)
+    assert isinstance(batch_call, BatchCall)
+    assert batch_call.texts == [f"query {i}" for i in range(10)]
+    assert isinstance(waiting.poll(others[-1], context, None), float)  # max_in_flight is reached
+    waiting.complete(batch_call, answer(10), context)
+    rows = [waiting.poll(query, context, None) for query in [first, *others[:9]]]
     assert [row.dense for row in rows if isinstance(row, Outcome)] == [[[float(i)]] for i in range(10)]
 
 
 def test_what_a_flight_was_billed_is_shared_out_without_rest() -> None:
-    waiting, terms = QueryBatcher(max_in_flight=1), terms_of(FakeClock())
+    waiting, context = QueryBatcher(max_in_flight=1), terms_of(FakeClock())
     queries = join(waiting, "a", "b", "c")
-    flight = waiting.poll(queries[0], terms, None)
-    assert isinstance(flight, BatchCall)
-    waiting.complete(flight, answer(3), terms)
-    rows = [row for query in queries if isinstance(row := waiting.poll(query, terms, None), Outcome)]
+    batch_call = waiting.poll(queries[0], context, None)
+    assert isinstance(batch_call, BatchCall)
+    waiting.complete(batch_call, answer(3), context)
+    rows = [row for query in queries if isinstance(row := waiting.poll(query, context, None), Outcome)]
     assert [(row.requests, row.texts) for row in rows] == [(1, 1), (0, 1), (0, 1)]
     assert sum(row.tokens for row in rows) == 10
 
 
 def test_throttled_queries_go_back_to_the_front_and_travel_with_later_ones() -> None:
     clock = FakeClock()
-    waiting, terms = QueryBatcher(max_in_flight=2), terms_of(clock)
+    waiting, context = QueryBatcher(max_in_flight=2), terms_of(clock)
     (first,) = join(waiting, "first")
-    flight = waiting.poll(first, terms, None)
-    assert isinstance(flight, BatchCall)
+    batch_call = waiting.poll(first, context, None)
+    assert isinstance(batch_call, BatchCall)
     join(waiting, "second")
     outcome = Outcome([None], [None], abort_error=THROTTLED)
-    terms.limiter.on_throttled(flight.permit)
-    waiting.complete(flight, outcome, terms)
-    while not isinstance(turn := waiting.poll(first, terms, None), BatchCall):
+    context.limiter.on_throttled(batch_call.permit)
+    waiting.complete(batch_call, outcome, context)
+    while not isinstance(turn := waiting.poll(first, context, None), BatchCall):
         assert isinstance(turn, float)
         clock.time += turn
     assert turn.texts == ["first", "second"]
@@ -107,15 +107,15 @@ def test_throttled_queries_go_back_to_the_front_and_travel_with_later_ones() -> 
 @pytest.mark.parametrize("max_retries", [0, 6])
 def test_throttling_ends_where_patience_does(max_retries: int) -> None:
     clock = FakeClock()
-    waiting, terms = QueryBatcher(max_in_flight=1), terms_of(clock, max_retries)
+    waiting, context = QueryBatcher(max_in_flight=1), terms_of(clock, max_retries)
     (query,) = join(waiting, "a")
     for _ in range(5_000):
-        turn = waiting.poll(query, terms, None)
+        turn = waiting.poll(query, context, None)
         if isinstance(turn, Outcome):
             break
         if isinstance(turn, BatchCall):
-            terms.limiter.on_throttled(turn.permit)
-            waiting.complete(turn, Outcome([None], [None], abort_error=THROTTLED), terms)
+            context.limiter.on_throttled(turn.permit)
+            waiting.complete(turn, Outcome([None], [None], abort_error=THROTTLED), context)
         else:
             clock.time += turn
     assert isinstance(turn, Outcome)
@@ -125,50 +125,50 @@ def test_throttling_ends_where_patience_does(max_retries: int) -> None:
 
 def test_the_next_goes_when_the_first_is_woken_but_does_not_come() -> None:
     clock = FakeClock()
-    waiting, terms = QueryBatcher(max_in_flight=1), terms_of(clock)
+    waiting, context = QueryBatcher(max_in_flight=1), terms_of(clock)
     _dead, alive = join(waiting, "of a stopped loop", "alive")
     clock.time += 1
-    flight = waiting.poll(alive, terms, None)
-    assert isinstance(flight, BatchCall)
-    assert sorted(flight.texts) == ["alive", "of a stopped loop"]
+    batch_call = waiting.poll(alive, context, None)
+    assert isinstance(batch_call, BatchCall)
+    assert sorted(batch_call.texts) == ["alive", "of a stopped loop"]
 
 
 def test_who_leaves_makes_room_and_wakes_the_next() -> None:
     woken: deque[str] = deque()
-    waiting, terms = QueryBatcher(max_in_flight=1), terms_of(FakeClock())
+    waiting, context = QueryBatcher(max_in_flight=1), terms_of(FakeClock())
     queries = [Query(text, 5, lambda text=text: woken.append(text)) for text in ("a", "b")]  # type: ignore[misc]
     for query in queries:
         waiting.enqueue(query)
-    waiting.leave(queries[0], terms)
+    waiting.leave(queries[0], context)
     assert list(woken) == ["b"]
-    flight = waiting.poll(queries[1], terms, None)
-    assert isinstance(flight, BatchCall)
-    assert flight.texts == ["b"]
+    batch_call = waiting.poll(queries[1], context, None)
+    assert isinstance(batch_call, BatchCall)
+    assert batch_call.texts == ["b"]
 
 
 def test_the_queries_of_a_loop_that_stopped_in_flight_are_carried_by_others() -> None:
     clock = FakeClock()
-    waiting, terms = QueryBatcher(max_in_flight=1), terms_of(clock)
+    waiting, context = QueryBatcher(max_in_flight=1), terms_of(clock)
     first, second = join(waiting, "a", "b")
-    lost = waiting.poll(first, terms, Stopped())
+    lost = waiting.poll(first, context, Stopped())
     assert isinstance(lost, BatchCall)
     clock.time += 1
-    flight = waiting.poll(second, terms, None)
-    assert isinstance(flight, BatchCall)
-    assert sorted(flight.texts) == ["a", "b"]
+    batch_call = waiting.poll(second, context, None)
+    assert isinstance(batch_call, BatchCall)
+    assert sorted(batch_call.texts) == ["a", "b"]
     assert lost.permit.is_closed  # the limiter waits for no answer that cannot come
-    waiting.complete(lost, answer(2), terms)  # too late: it counts for nobody
+    waiting.complete(lost, answer(2), context)  # too late: it counts for nobody
     assert second.outcome is None
 
 
 def test_a_flight_that_is_broken_off_puts_its_queries_back_in_order() -> None:
-    waiting, terms = QueryBatcher(max_in_flight=1), terms_of(FakeClock())
+    waiting, context = QueryBatcher(max_in_flight=1), terms_of(FakeClock())
     queries = join(waiting, "a", "b", "c")
-    flight = waiting.poll(queries[0], terms, None)
-    assert isinstance(flight, BatchCall)
-    terms.limiter.cancel(flight.permit)
-    waiting.complete(flight, None, terms)
-    again = waiting.poll(queries[0], terms, None)
+    batch_call = waiting.poll(queries[0], context, None)
+    assert isinstance(batch_call, BatchCall)
+    context.limiter.cancel(batch_call.permit)
+    waiting.complete(batch_call, None, context)
+    again = waiting.poll(queries[0], context, None)
     assert isinstance(again, BatchCall)
     assert again.texts == ["a", "b", "c"]
 
@@ -196,13 +196,13 @@ def gate(emulator: Emulator) -> Gate:
 
 @pytest.fixture
 def client(gate: Gate) -> Iterator[EmbeddingClient]:
-    """A client of one lane, so that whoever comes second has to wait."""
+    """A client with one request at a time, so that a second query has to wait."""
     with httpx.Client(transport=httpx.MockTransport(gate)) as http:
         yield EmbeddingClient(api_key=KEY, http_client=http, max_concurrency=1)
 
 
 def ask_behind_one_another(client: EmbeddingClient, gate: Gate, asked: list[str]) -> list[object]:
-    """One thread each; the first is held in flight until the others wait."""
+    """One thread each; the first is held in batch_call until the others wait."""
 
     def ask(text: str) -> object:
         try:

@@ -154,15 +154,15 @@ def test_a_text_is_ready_only_after_those_before_it() -> None:
     assert str(error).startswith("text 1 of 4: ")
 
 
-def test_refused_texts_that_are_dismissed_are_left_out_and_fail_nothing() -> None:
+def test_refused_texts_that_are_skipped_are_left_out_and_fail_nothing() -> None:
     first, second = planned(["a", "b", "c", "d"])
     found = ResultCollector("dense", None)
     broken = outcome(first, "dense", without=1)
     broken.errors[1] = refused()
     found.add(first, broken)
-    dismissed = found.skip_refused()
-    assert {index: str(error) for index, error in dismissed.items()} == {1: str(broken.errors[1])}
-    assert (dismissed[1].failed, dismissed[1].refused) == ([1], {1: "b"})
+    skipped = found.skip_refused()
+    assert {index: str(error) for index, error in skipped.items()} == {1: str(broken.errors[1])}
+    assert (skipped[1].failed, skipped[1].refused) == ([1], {1: "b"})
     found.add(second, outcome(second, "dense"))
     assert (found.has_failed, found.skip_refused()) == (False, {})
     assert [e.index for e in found.pop_ready()] == [0, 2, 3]

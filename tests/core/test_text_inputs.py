@@ -250,11 +250,11 @@ def test_a_linked_pair_and_a_cache_count_refused_texts_as_their_caller_does(bloc
 
 
 def test_who_is_told_of_refused_texts_gets_each_with_its_text(blocking: Emulator) -> None:
-    told: dict[int, DashScopeError] = {}
+    reported: dict[int, DashScopeError] = {}
     texts = ["one", BAD, "", BAD, "two"]
-    found = list(client_for(blocking).stream(texts, refused=told.__setitem__))
+    found = list(client_for(blocking).stream(texts, refused=reported.__setitem__))
     assert [embedding.index for embedding in found] == [0, 4]
-    assert {index: error.refused for index, error in told.items()} == {i: {i: texts[i]} for i in (1, 2, 3)}
+    assert {index: error.refused for index, error in reported.items()} == {i: {i: texts[i]} for i in (1, 2, 3)}
 
 
 def test_a_refused_text_is_in_no_message_log_or_pickle(blocking: Emulator, caplog: pytest.LogCaptureFixture) -> None:
@@ -294,9 +294,9 @@ def test_an_error_that_is_rebuilt_from_its_args_keeps_its_type_and_its_words(kin
     again = type(error)(*json.loads(json.dumps(error.args)))
     assert type(again) is kind
     assert str(again) == str(error) == "text 3 of 7: the words. Do this (request id r-1)"
-    for told in (error, again, pickle.loads(pickle.dumps(error)), error.copy()):  # noqa: S301 - our own
-        assert told.args == (str(error),)
-        assert repr(told) == f"{kind.__name__}({str(error)!r})"
+    for same in (error, again, pickle.loads(pickle.dumps(error)), error.copy()):  # noqa: S301 - our own
+        assert same.args == (str(error),)
+        assert repr(same) == f"{kind.__name__}({str(error)!r})"
 
 
 def test_an_error_that_another_class_wraps_keeps_what_it_carries(blocking: Emulator) -> None:

@@ -522,7 +522,7 @@ def right_query(world: World, text: str) -> list[list[float]]:
 def test_queries_that_travel_together_get_their_own_vector_or_their_own_error(
     asked: list[str], settings: dict[str, Any], rows: int, script: tuple[Fault, ...]
 ) -> None:
-    if any(MARK in text for text in asked):  # see the test of a flight that was split, below
+    if any(MARK in text for text in asked):  # see the test of a batch call that was split, below
         script = tuple(fault for fault in script if not isinstance(fault, faults.Throttle))
     world = make(AsyncCalls(), rows=rows, script=(faults.Blocked(match=MARK), *script), **settings)
     errors: list[Exception] = []
@@ -569,7 +569,7 @@ def test_what_a_split_flight_was_answered_before_a_throttle_is_not_asked_again()
     assert world.client.usage.tokens == world.emulator.billed_tokens
 
 
-# --- planning and assembly alone ---------------------------------------------------------------------------
+# --- planning and results alone ----------------------------------------------------------------------------
 
 PLANS = st.fixed_dictionaries(
     {"long_text": st.sampled_from(["error", "truncate", "average"])},

@@ -1,4 +1,4 @@
-"""The limiter and the coalescer under any order of events: nobody is forgotten, nothing goes twice or too fast."""
+"""The limiter and the query batcher under any order of events: no caller starves, nothing is sent twice or too fast."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 SECONDS = st.sampled_from([0.0, 0.001, 0.005, 0.02, 0.1, 0.25, 1.0, 7.0, 61.0]) | st.floats(0, 2)
 EPSILON = 1e-6
 SLACK = 0.006
-"""Seconds of pace that a late caller may make up for."""
+"""Burst tolerance in seconds."""
 FULL_SHARE = 0.98
 """Of a given quota."""
 
@@ -57,11 +57,11 @@ def tighter(one: float | None, other: float | None) -> float | None:
 # --- the limiter -------------------------------------------------------------------------------------------
 
 
-class Traffic(RuleBasedStateMachine):
-    """Callers of one limiter, of whom some wait, some are under way and some are gone without a word."""
+class LimiterMachine(RuleBasedStateMachine):
+    """Callers of one limiter: some wait, some are in batch_call, some have left without ending their permit."""
 
     waiting = Bundle("waiting")
-    flying = Bundle("flying")
+    in_flight = Bundle("in_flight")
     ended = Bundle("ended")
 
     @initialize(
@@ -86,20 +86,20 @@ class Traffic(RuleBasedStateMachine):
     def time_passes(self, seconds: float) -> None:
         self.clock.now += seconds
 
-    @rule(target=waiting, tokens=st.integers(0, 3_000), urgent=st.booleans())
-    def ask(self, tokens: int, urgent: bool) -> Permit:  # noqa: FBT001
-        permit = self.limiter.create_permit(tokens, high_priority=urgent)
+    @rule(target=waiting, tokens=st.integers(0, 3_000), high_priority=st.booleans())
+    def ask(self, tokens: int, high_priority: bool) -> Permit:  # noqa: FBT001
+        permit = self.limiter.create_permit(tokens, high_priority=high_priority)
         self.queued.add(permit)
         return permit
 
     @rule(
-        target=flying,
+        target=in_flight,
         permit=consumes(waiting),
-        patience=st.integers(0, 40),
+        attempts=st.integers(0, 40),
         late=st.sampled_from([0.0, 0.0, 0.003, 0.006, 0.02, 0.045, 0.3]),
     )
-    def come_back_until_granted(self, permit: Permit, patience: int, late: float) -> MultipleResults[Permit]:
-        for _ in range(patience):
+    def come_back_until_granted(self, permit: Permit, attempts: int, late: float) -> MultipleResults[Permit]:
+        for _ in range(attempts):
             wait = self.reserve(permit)
             if not wait:
                 return multiple(permit)
@@ -142,7 +142,7 @@ class Traffic(RuleBasedStateMachine):
                 assert now - at >= 60.0 * spent / (FULL_SHARE * self.tokens) - SLACK - EPSILON
                 del tokens
 
-    @rule(target=ended, permit=consumes(flying), error=st.sampled_from([None, 1.0, 0.5, 3.0, 0.0]))
+    @rule(target=ended, permit=consumes(in_flight), error=st.sampled_from([None, 1.0, 0.5, 3.0, 0.0]))
     def settle(self, permit: Permit, error: float | None) -> Permit:
         billed = None if error is None else round(permit.estimated_tokens * error)
         self.exact &= billed is None or billed == permit.estimated_tokens > 0
@@ -151,7 +151,7 @@ class Traffic(RuleBasedStateMachine):
         self.open.discard(permit)
         return permit
 
-    @rule(target=ended, permit=consumes(flying), retry_after=st.none() | st.sampled_from([0.0, 0.5, 20.0, 3_600.0]))
+    @rule(target=ended, permit=consumes(in_flight), retry_after=st.none() | st.sampled_from([0.0, 0.5, 20.0, 3_600.0]))
     def refuse(self, permit: Permit, retry_after: float | None) -> Permit:
         self.limiter.on_throttled(permit, retry_after)
         self.exact = False
@@ -161,7 +161,7 @@ class Traffic(RuleBasedStateMachine):
             self.retry_at = max(self.retry_at, self.clock.now + min(retry_after, 60.0))
         return permit
 
-    @rule(target=ended, permit=consumes(flying) | consumes(waiting))
+    @rule(target=ended, permit=consumes(in_flight) | consumes(waiting))
     def release(self, permit: Permit) -> Permit:
         self.limiter.cancel(permit)
         self.billed += permit.estimated_tokens * 3
@@ -170,7 +170,7 @@ class Traffic(RuleBasedStateMachine):
         assert permit not in self.in_queues()
         return permit
 
-    @rule(permit=consumes(flying))
+    @rule(permit=consumes(in_flight))
     def never_answered(self, permit: Permit) -> None:
         self.billed += permit.estimated_tokens * 3
 
@@ -242,18 +242,18 @@ class Traffic(RuleBasedStateMachine):
 
 
 def test_a_limiter_forgets_nobody_and_keeps_to_what_it_was_given() -> None:
-    run_state_machine_as_test(Traffic, settings=profile(120, stateful_step_count=40))
+    run_state_machine_as_test(LimiterMachine, settings=profile(120, stateful_step_count=40))
 
 
 def test_a_throttle_makes_every_wait_that_was_told_before_it_stale() -> None:
     clock = Clock()
     limiter = Limiter(clock, requests_per_minute=600)
-    flying, waiting = limiter.create_permit(1), limiter.create_permit(1)
-    assert limiter.try_acquire(flying) == 0.0
-    told = limiter.try_acquire(waiting)
-    assert told > 0.0
-    limiter.on_throttled(flying, 5.0)
-    clock.now += told
+    in_flight, waiting = limiter.create_permit(1), limiter.create_permit(1)
+    assert limiter.try_acquire(in_flight) == 0.0
+    wait = limiter.try_acquire(waiting)
+    assert wait > 0.0
+    limiter.on_throttled(in_flight, 5.0)
+    clock.now += wait
     assert limiter.try_acquire(waiting) > 0.0
 
 
@@ -288,11 +288,11 @@ def test_a_given_quota_of_requests_holds_where_tokens_turn_out_to_be_short() -> 
     assert clock.now - began >= 199 * 60.0 / 1_200
 
 
-# --- the coalescer -----------------------------------------------------------------------------------------
+# --- the query batcher -------------------------------------------------------------------------------------
 
 
 class Loop:
-    """An event loop, as far as it matters."""
+    """An event loop, reduced to whether it runs."""
 
     def __init__(self) -> None:
         self.running = True
@@ -307,8 +307,8 @@ class Caller:
 
     query: Query
     loop: Loop | None
-    flights: list[BatchCall] = field(default_factory=list)
-    """All that carried it; each but the last came to nothing."""
+    batch_calls: list[BatchCall] = field(default_factory=list)
+    """All requests that contained it; each but the last was throttled, interrupted or orphaned."""
     gone: bool = False
     woken: int = 0
 
@@ -325,22 +325,24 @@ FAILED = service_error(ErrorReply(500, "InternalError"))
 FATES = ["answered", "answered", "refused", "throttled", "failed", "broken"]
 
 
-class Crowd(RuleBasedStateMachine):
-    """Threads and tasks of two loops that ask through one coalescer."""
+class QueryBatcherMachine(RuleBasedStateMachine):
+    """Threads, and tasks of two loops, that share one query batcher."""
 
-    @initialize(lanes=st.integers(1, 3), rows=st.integers(1, 4), quota=st.none() | st.sampled_from([60.0, 6_000.0]))
-    def begin(self, lanes: int, rows: int, quota: float | None) -> None:
+    @initialize(
+        max_in_flight=st.integers(1, 3), rows=st.integers(1, 4), quota=st.none() | st.sampled_from([60.0, 6_000.0])
+    )
+    def begin(self, max_in_flight: int, rows: int, quota: float | None) -> None:
         self.clock = Clock()
         self.limiter = Limiter(self.clock, quota)
-        self.rows, self.lanes = rows, lanes
-        self.terms = RequestContext(RequestOptions("native", "m", "query"), Limits(rows, 8192, None), self.limiter)
-        self.waiting = QueryBatcher(lanes)
+        self.rows, self.max_in_flight = rows, max_in_flight
+        self.context = RequestContext(RequestOptions("native", "m", "query"), Limits(rows, 8192, None), self.limiter)
+        self.waiting = QueryBatcher(max_in_flight)
         self.loops = [None, Loop(), Loop()]
         self.all: dict[Query, Caller] = {}
-        self.up: set[BatchCall] = set()
-        """Under way: neither landed nor lost."""
-        self.late: list[BatchCall] = []
-        """Taken for lost; they land after all if their loop runs again."""
+        self.in_flight: set[BatchCall] = set()
+        """Neither completed nor orphaned."""
+        self.orphaned: list[BatchCall] = []
+        """Orphaned; they complete after all if their loop runs again."""
         self.done: dict[BatchCall, str] = {}
 
     @rule(seconds=SECONDS.filter(lambda seconds: seconds < 5))
@@ -379,14 +381,14 @@ class Crowd(RuleBasedStateMachine):
             self.clock.now += pause
 
     def act(self, caller: Caller) -> BatchCall | None:
-        """What a driver does: asks, and does what it is told."""
+        """What a driver does: polls, and performs the action."""
         if not caller.alive:
             return None
-        lost = {flight for flight in self.up if flight.is_orphaned}
-        turn = self.waiting.poll(caller.query, self.terms, caller.loop)
-        for flight in lost:
-            self.end(flight, "lost")
-            self.late.append(flight)
+        orphaned = {batch_call for batch_call in self.in_flight if batch_call.is_orphaned}
+        turn = self.waiting.poll(caller.query, self.context, caller.loop)
+        for batch_call in orphaned:
+            self.end(batch_call, "orphaned")
+            self.orphaned.append(batch_call)
         if isinstance(turn, float):
             assert 0.0 <= turn <= 0.25
             return None
@@ -394,24 +396,24 @@ class Crowd(RuleBasedStateMachine):
             self.check_outcome(caller, turn)
             self.leave(caller)
             return None
-        self.check_flight(caller, turn)
+        self.check_batch_call(caller, turn)
         return turn
 
-    def check_flight(self, caller: Caller, flight: BatchCall) -> None:
-        assert 1 <= len(flight.queries) <= self.rows
-        assert len(set(flight.queries)) == len(flight.queries)
-        assert flight.queries[0] is caller.query
-        assert flight.permit.sent_at == self.clock.now
-        self.up.add(flight)
-        assert len(self.up) <= self.lanes
-        for query in flight.queries:
-            carried = self.all[query]
+    def check_batch_call(self, caller: Caller, batch_call: BatchCall) -> None:
+        assert 1 <= len(batch_call.queries) <= self.rows
+        assert len(set(batch_call.queries)) == len(batch_call.queries)
+        assert batch_call.queries[0] is caller.query
+        assert batch_call.permit.sent_at == self.clock.now
+        self.in_flight.add(batch_call)
+        assert len(self.in_flight) <= self.max_in_flight
+        for query in batch_call.queries:
+            member = self.all[query]
             assert query.outcome is None
-            assert all(self.done.get(before) in {"throttled", "broken", "lost"} for before in carried.flights)
-            carried.flights.append(flight)
+            assert all(self.done.get(before) in {"throttled", "broken", "orphaned"} for before in member.batch_calls)
+            member.batch_calls.append(batch_call)
 
     def check_outcome(self, caller: Caller, outcome: Outcome) -> None:
-        last = caller.flights[-1]
+        last = caller.batch_calls[-1]
         how = self.done[last]
         assert how in {"answered", "refused", "failed"}
         if how == "failed":
@@ -424,20 +426,22 @@ class Crowd(RuleBasedStateMachine):
             assert outcome.dense == [[float(caller.query.text.split()[1])]]
 
     @rule(which=st.integers(0, 9), how=st.sampled_from(FATES))
-    def land(self, which: int, how: str) -> None:
-        landing = [flight for flight in self.up if not flight.is_orphaned]
-        if landing:
-            self.come_down(min(landing, key=lambda flight: (flight.permit.sent_at or 0.0) * (which % 2 or -1)), how)
+    def complete_one(self, which: int, how: str) -> None:
+        candidates = [batch_call for batch_call in self.in_flight if not batch_call.is_orphaned]
+        if candidates:
+            self.complete(
+                min(candidates, key=lambda batch_call: (batch_call.permit.sent_at or 0.0) * (which % 2 or -1)), how
+            )
 
     @rule(how=st.sampled_from(FATES))
-    def a_lost_flight_lands_after_all(self, how: str) -> None:
-        landing = [flight for flight in self.late if not flight.is_orphaned]
-        if landing:
-            self.late.remove(landing[0])
-            before = {query: (query.outcome, query.batch_call) for query in landing[0].queries}
+    def an_orphaned_call_completes_after_all(self, how: str) -> None:
+        candidates = [batch_call for batch_call in self.orphaned if not batch_call.is_orphaned]
+        if candidates:
+            self.orphaned.remove(candidates[0])
+            before = {query: (query.outcome, query.batch_call) for query in candidates[0].queries}
             queue = list(self.waiting._waiting)
-            self.waiting.complete(landing[0], self.outcome_of(landing[0], how), self.terms)
-            assert before == {query: (query.outcome, query.batch_call) for query in landing[0].queries}
+            self.waiting.complete(candidates[0], self.outcome_of(candidates[0], how), self.context)
+            assert before == {query: (query.outcome, query.batch_call) for query in candidates[0].queries}
             assert queue == list(self.waiting._waiting)
 
     @rule(which=st.integers(1, 2))
@@ -447,31 +451,31 @@ class Crowd(RuleBasedStateMachine):
         if loop is not None:
             loop.running = True
 
-    def come_down(self, flight: BatchCall, how: str) -> None:
+    def complete(self, batch_call: BatchCall, how: str) -> None:
         """As `exchange` and a driver's `finally` do it."""
-        if flight not in self.up:
+        if batch_call not in self.in_flight:
             return
-        self.end(flight, how)
-        count = len(flight.queries)
-        outcome = self.outcome_of(flight, how)
+        self.end(batch_call, how)
+        count = len(batch_call.queries)
+        outcome = self.outcome_of(batch_call, how)
         if how in {"answered", "refused"}:
-            self.limiter.on_success(flight.permit, 7 * count + 2)
+            self.limiter.on_success(batch_call.permit, 7 * count + 2)
         elif how == "throttled":
-            self.limiter.on_throttled(flight.permit)
-        self.limiter.cancel(flight.permit)
-        self.waiting.complete(flight, outcome, self.terms)
+            self.limiter.on_throttled(batch_call.permit)
+        self.limiter.cancel(batch_call.permit)
+        self.waiting.complete(batch_call, outcome, self.context)
         if outcome is None or how == "throttled":
             return
-        rows = [query.outcome for query in flight.queries if query.outcome is not None]
+        rows = [query.outcome for query in batch_call.queries if query.outcome is not None]
         assert len(rows) == count
         assert sum(row.tokens for row in rows) == outcome.tokens
         assert sum(row.requests for row in rows) == outcome.requests
-        assert all(self.all[query].woken for query in flight.queries)
+        assert all(self.all[query].woken for query in batch_call.queries)
 
-    def outcome_of(self, flight: BatchCall, how: str) -> Outcome | None:
-        count = len(flight.queries)
+    def outcome_of(self, batch_call: BatchCall, how: str) -> Outcome | None:
+        count = len(batch_call.queries)
         if how in {"answered", "refused"}:
-            dense: list[list[float] | None] = [[float(query.text.split()[1])] for query in flight.queries]
+            dense: list[list[float] | None] = [[float(query.text.split()[1])] for query in batch_call.queries]
             outcome = Outcome(dense, [None] * count, requests=1, texts=count, tokens=7 * count + 2, request_ids=["r"])
             if how == "refused":
                 outcome.dense[-1], outcome.errors[count - 1] = None, REFUSED
@@ -481,23 +485,23 @@ class Crowd(RuleBasedStateMachine):
         stop = THROTTLED if how == "throttled" else FAILED
         return Outcome([None] * count, [None] * count, dict.fromkeys(range(count), stop), abort_error=stop)
 
-    def end(self, flight: BatchCall, how: str) -> None:
-        self.up.discard(flight)
-        self.done.setdefault(flight, how)
+    def end(self, batch_call: BatchCall, how: str) -> None:
+        self.in_flight.discard(batch_call)
+        self.done.setdefault(batch_call, how)
 
     @rule(which=st.integers(0, 99))
     def cancel(self, which: int) -> None:
-        """A task that sends for itself alone takes its request along; what others share goes on without it."""
+        """Cancelling a task ends its request if it is alone in it; a shared request goes on."""
         if not (present := self.present()):
             return
         caller = present[which % len(present)]
-        flight = caller.query.batch_call
-        if flight is not None and caller.loop is not None and flight.queries == [caller.query]:
-            self.come_down(flight, "broken")
+        batch_call = caller.query.batch_call
+        if batch_call is not None and caller.loop is not None and batch_call.queries == [caller.query]:
+            self.complete(batch_call, "broken")
         self.leave(caller)
 
     def leave(self, caller: Caller) -> None:
-        self.waiting.leave(caller.query, self.terms)
+        self.waiting.leave(caller.query, self.context)
         caller.gone = True
         assert caller.query not in self.waiting._waiting
 
@@ -515,54 +519,54 @@ class Crowd(RuleBasedStateMachine):
         queue = list(self.waiting._waiting)
         assert len(set(queue)) == len(queue)
         assert all(query.batch_call is None and query.outcome is None for query in queue)
-        assert len(self.waiting._in_flight) <= self.lanes
-        assert self.waiting._in_flight.issuperset(self.up)
-        assert self.limiter._estimator.in_flight <= len(self.up) + sum(
-            flight.is_orphaned for flight in self.waiting._in_flight
+        assert len(self.waiting._in_flight) <= self.max_in_flight
+        assert self.waiting._in_flight.issuperset(self.in_flight)
+        assert self.limiter._estimator.in_flight <= len(self.in_flight) + sum(
+            batch_call.is_orphaned for batch_call in self.waiting._in_flight
         )
 
     def teardown(self) -> None:
-        """When all that is under way lands, everybody who still waits gets an outcome, soon."""
+        """When all requests in batch_call complete, every waiting caller soon gets an outcome."""
         if not hasattr(self, "waiting"):
             return
-        for flight in list(self.up):
-            if not flight.is_orphaned:
-                self.come_down(flight, "answered")
+        for batch_call in list(self.in_flight):
+            if not batch_call.is_orphaned:
+                self.complete(batch_call, "answered")
         until = self.clock.now + 60.0 + 3.0 * len(self.all)
         while left := self.present():
             assert self.clock.now < until, f"{len(left)} wait for ever"
             for caller in left:
                 if (started := self.act(caller)) is not None:
-                    self.come_down(started, "answered")
+                    self.complete(started, "answered")
             self.clock.now += 0.05
         assert self.limiter._estimator.in_flight == sum(
-            not flight.permit.is_closed for flight in self.waiting._in_flight
+            not batch_call.permit.is_closed for batch_call in self.waiting._in_flight
         )
 
 
-def test_a_coalescer_forgets_nobody_and_sends_nothing_twice() -> None:
-    run_state_machine_as_test(Crowd, settings=profile(150, stateful_step_count=40))
+def test_a_query_batcher_forgets_no_caller_and_sends_nothing_twice() -> None:
+    run_state_machine_as_test(QueryBatcherMachine, settings=profile(150, stateful_step_count=40))
 
 
-@pytest.mark.parametrize("how", ["throttled", "broken", "lost"])
+@pytest.mark.parametrize("how", ["throttled", "broken", "orphaned"])
 def test_a_query_whose_caller_has_left_is_not_sent_again(how: str) -> None:
     clock = Clock()
-    terms = RequestContext(RequestOptions("native", "m", "query"), Limits(10, 8192, None), Limiter(clock))
+    context = RequestContext(RequestOptions("native", "m", "query"), Limits(10, 8192, None), Limiter(clock))
     waiting, loop = QueryBatcher(max_in_flight=1), Loop()
     stays, goes = Query("stays", 5, lambda: None), Query("goes", 5, lambda: None)
     waiting.enqueue(stays)
     waiting.enqueue(goes)
-    flight = waiting.poll(stays, terms, loop)
-    assert isinstance(flight, BatchCall)
-    assert flight.texts == ["stays", "goes"]
-    waiting.leave(goes, terms)
-    if how == "lost":
+    batch_call = waiting.poll(stays, context, loop)
+    assert isinstance(batch_call, BatchCall)
+    assert batch_call.texts == ["stays", "goes"]
+    waiting.leave(goes, context)
+    if how == "orphaned":
         loop.running = False
     else:
-        terms.limiter.cancel(flight.permit)
+        context.limiter.cancel(batch_call.permit)
         stop = Outcome([None, None], [None, None], abort_error=THROTTLED) if how == "throttled" else None
-        waiting.complete(flight, stop, terms)
+        waiting.complete(batch_call, stop, context)
     clock.now += 10.0
-    again = waiting.poll(stays, terms, None)
+    again = waiting.poll(stays, context, None)
     assert isinstance(again, BatchCall)
     assert again.texts == ["stays"]
