@@ -293,8 +293,8 @@ def run(name: str, load: Load, url: str, watch: contextlib.AbstractContextManage
     result = Result()
     if load.kind == "module":
         result.cpu, result.more = module_seconds(name, watch)
-    elif load.kind == "reply":
-        result.more = compare_readers(watch)
+    elif load.kind in {"reply", "hybrid"}:
+        result.more = compare_readers(watch, hybrid=load.kind == "hybrid")
     elif load.kind in _OURS_ALONE:
         our_client(url, load)
         _warm(url)

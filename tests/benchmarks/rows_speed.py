@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from bench import Bench, Row, least, median, trouble
 from load import ROWS, Load
+from replies import SPARSE_TOKENS
 from server import Terms
 from table import Figure
 
@@ -76,15 +77,19 @@ def _corpus(bench: Bench) -> Iterator[Figure]:
         yield Figure("corpus", what, (least(mine), "s"), 1.15, floor, trouble=trouble(mine), note=note)
 
 
-def _reply(bench: Bench) -> Iterator[Figure]:
-    what = f"reading a reply of {ROWS} x 1,024 floats, checked"
-    run = bench.run("ours", Load("reply"))
+def _reply(bench: Bench, row: str = "reply", beside: str = "", bar: float = 1.35) -> Iterator[Figure]:
+    what = f"reading a reply of {ROWS} x 1,024 floats{beside}, checked"
+    run = bench.run("ours", Load(row))
     more = {name: seconds * 1e3 for name, seconds in run.result.more.items()}
     if run.trouble or not more:
-        yield Figure("reply", what, None, trouble=run.trouble)
+        yield Figure(row, what, None, trouble=run.trouble)
         return
     note = f"typed by pydantic {more['typed']:.2f} ms, json {more['json']:.2f} ms"
-    yield Figure("reply", what, (more["ours"], "ms"), 1.35, (more["from_json"], "from_json"), note=note)
+    yield Figure(row, what, (more["ours"], "ms"), bar, (more["from_json"], "from_json"), note=note)
+
+
+def _hybrid(bench: Bench) -> Iterator[Figure]:
+    return _reply(bench, "hybrid", f" and {ROWS} x {SPARSE_TOKENS} sparse weights", 1.8)
 
 
 def _query(bench: Bench) -> Iterator[Figure]:
@@ -162,6 +167,7 @@ SPEED_ROWS = (
     Row("cpu", _cpu, ("ours-langchain", _JOB, FAR)),
     Row("corpus", _corpus, ("ours", Load("documents", texts=10_000), FAR)),
     Row("reply", _reply, ("ours", Load("reply"), NEAR)),
+    Row("hybrid", _hybrid, ("ours", Load("hybrid"), NEAR)),
     Row("query", _query, ("ours-langchain", Load("query", texts=1000, words=12), NEAR)),
     Row("busy", _busy, ("ours-langchain-async", Load("busy", texts=100_000, words=12), FAR)),
     Row("stream", _stream, ("ours", Load("stream", texts=5000, words=12), NEAR)),
