@@ -77,7 +77,7 @@ def _plan_text(plan: Plan) -> str:
     hosts = "1 host" if len(plan.hosts) == 1 else f"{len(plan.hosts)} hosts"
     return (
         f"Sends one short text to {hosts}, then {plan.texts_a_host} to each that takes the key: about {plan.texts} in "
-        "all, a few tokens each. What is refused costs nothing."
+        "all, a few tokens each. Refused requests cost nothing."
     )
 
 

@@ -152,7 +152,7 @@ def test_who_names_an_address_has_it_asked_alone_and_the_services_own_together(
 
 
 @pytest.mark.parametrize(
-    ("answer", "takes", "said"),
+    ("answer", "takes", "message"),
     [
         (saying(403, "Model.AccessDenied", "Model access denied."), True, "takes the key, but not the request: 403"),
         (saying(429, "Throttling.RateQuota", "Too many."), True, "429 Throttling.RateQuota: Too many"),
@@ -164,13 +164,13 @@ def test_who_names_an_address_has_it_asked_alone_and_the_services_own_together(
     ],
 )
 def test_only_the_services_own_words_say_whether_it_takes_the_key(
-    *, answer: Answer, takes: bool | None, said: str
+    *, answer: Answer, takes: bool | None, message: str
 ) -> None:
     net = Net({BEIJING: answer})
     found = net.check(region="cn-beijing", models=())
     (only,) = found.regions
     assert only.takes_key is takes
-    assert said in only.said
+    assert message in only.said
     assert only.seconds is not None
     # Nothing is tried twice; where the key is taken, the model is asked once more and the role is not.
     assert len(net.asked) == (2 if takes else 1)
@@ -207,7 +207,7 @@ def test_a_fault_of_our_own_is_raised_not_reported_as_the_hosts() -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "given", "said", "unsaid"),
+    ("key", "given", "present", "absent"),
     [
         (KEY, {}, ["mistyped", "sk-sp-", "--base-url"], "Only"),
         (KEY, {"region": "cn-beijing"}, ["mistyped", "Only one host was asked"], "workspace's"),
@@ -216,15 +216,15 @@ def test_a_fault_of_our_own_is_raised_not_reported_as_the_hosts() -> None:
     ],
 )
 def test_a_key_that_is_refused_everywhere_gets_notes_on_what_may_be_wrong(
-    key: str, given: dict[str, str], said: list[str], unsaid: str
+    key: str, given: dict[str, str], present: list[str], absent: str
 ) -> None:
     refusing = Emulator(api_key=OTHER)
     hosts = [BEIJING, SINGAPORE, HONG_KONG, VIRGINIA, "ws-1.cn-beijing.maas.aliyuncs.com"]
     found = Net(dict.fromkeys(hosts, refusing)).check(api_key=key, **given)
     assert not found.takes_key
     notes = " ".join(found.notes)
-    assert all(words in notes for words in said)
-    assert unsaid not in notes
+    assert all(words in notes for words in present)
+    assert absent not in notes
     assert (found.models, found.role, refusing.billed_texts) == ((), None, 0)
 
 
@@ -521,7 +521,7 @@ def test_1_no_host_takes_the_key(command: Callable[..., Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "key", "said"),
+    ("arguments", "key", "message"),
     [
         ([], None, "no API key"),
         (["--region", "Tokyo"], KEY, "has no shared host"),
@@ -529,10 +529,10 @@ def test_1_no_host_takes_the_key(command: Callable[..., Any]) -> None:
         (["--modle", "x"], KEY, "No such option"),
     ],
 )
-def test_2_wrong_use(arguments: list[str], key: str | None, said: str, command: Callable[..., Any]) -> None:
+def test_2_wrong_use(arguments: list[str], key: str | None, message: str, command: Callable[..., Any]) -> None:
     result = command({}, *arguments, key=key)
     assert result.exit_code == 2
-    assert said in result.stderr
+    assert message in result.stderr
     assert result.stdout == ""
 
 

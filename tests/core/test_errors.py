@@ -258,3 +258,13 @@ def test_an_error_can_be_one_of_a_framework_as_well() -> None:
 
     cause = AuthenticationError("no", status=401)
     assert BothError(cause).args == (cause,)
+
+
+def test_a_summary_stays_without_hints_and_indices() -> None:
+    error = service_error(ErrorReply(400, "InvalidParameter", "Too long."))
+    error.add_hint("Shorten the text")
+    error.set_affected([3], 9)
+    assert error.message == "text 3 of 9: the service answered 400 InvalidParameter: Too long. Shorten the text"
+    assert error.summary == "400 InvalidParameter: Too long."
+    assert pickle.loads(pickle.dumps(error)).summary == error.summary  # noqa: S301 - our own bytes
+    assert error.copy().summary == error.summary

@@ -85,19 +85,19 @@ class Caller:
         return self.ask("POST", "/files", data={"purpose": purpose}, files=files)
 
     def start(self, content: bytes, **fields: Any) -> dict[str, Any]:
-        order = {
+        fields = {
             "input_file_id": self.send(content).json()["id"],
             "endpoint": "/v1/embeddings",
             "completion_window": "24h",
             **fields,
         }
-        return self.json("POST", "/batches", json=order)
+        return self.json("POST", "/batches", json=fields)
 
-    def look(self, batch: dict[str, Any]) -> dict[str, Any]:
+    def retrieve(self, batch: dict[str, Any]) -> dict[str, Any]:
         return self.json("GET", f"/batches/{batch['id']}")
 
     def run(self, content: bytes, **fields: Any) -> dict[str, Any]:
-        return self.look(self.start(content, **fields))
+        return self.retrieve(self.start(content, **fields))
 
     def content(self, name: str | None) -> list[dict[str, Any]]:
         if name is None:
@@ -165,8 +165,8 @@ def test_openais_package_lists_and_cancels_batches(openai_client: tuple[Any, Emu
     assert client.batches.list().data is None
     assert list(client.batches.list()) == []
     sent = client.files.create(file=("in.jsonl", file_of(TEXTS)), purpose="batch")
-    order = {"input_file_id": sent.id, "endpoint": "/v1/embeddings", "completion_window": "24h"}
-    made = [client.batches.create(**order).id for _ in range(3)]
+    fields = {"input_file_id": sent.id, "endpoint": "/v1/embeddings", "completion_window": "24h"}
+    made = [client.batches.create(**fields).id for _ in range(3)]
     assert [batch.id for batch in client.batches.list(limit=2)] == made[::-1]
     cancelled = client.batches.cancel(made[0])
     assert cancelled.status == "cancelling"
@@ -303,7 +303,7 @@ def test_the_log_of_lines_is_bounded_and_cleared_like_that_of_requests() -> None
     assert (len(emulator.batch_lines), emulator.billed_texts) == (2, 5)
     emulator.clear()
     assert (emulator.batch_lines, emulator.billed_texts) == ([], 0)
-    assert Caller(emulator).look(batch)["status"] == "completed"
+    assert Caller(emulator).retrieve(batch)["status"] == "completed"
 
 
 def test_a_batch_whose_lines_all_failed_has_no_output_file() -> None:
@@ -397,11 +397,11 @@ BAD_FIELDS = [
 
 
 @pytest.mark.parametrize(("fields", "param"), BAD_FIELDS)
-def test_an_order_with_a_bad_field_is_refused(fields: dict[str, Any], param: str) -> None:
+def test_a_batch_with_a_bad_field_is_refused(fields: dict[str, Any], param: str) -> None:
     caller = Caller(Emulator())
     name = caller.send(file_of(TEXTS)).json()["id"]
-    order = {"input_file_id": name, "endpoint": "/v1/embeddings", "completion_window": "24h", **fields}
-    refused = caller.ask("POST", "/batches", json=order)
+    fields = {"input_file_id": name, "endpoint": "/v1/embeddings", "completion_window": "24h", **fields}
+    refused = caller.ask("POST", "/batches", json=fields)
     error = refused.json()["error"]
     assert (refused.status_code, error["param"], error["code"]) == (400, param, None)
     assert error["type"] == "invalid_request_error"
@@ -419,8 +419,8 @@ def test_only_files_for_batches_are_taken() -> None:
     assert (refused.status_code, list(refused.json())) == (400, ["error"])
     assert refused.json()["error"]["param"] == "purpose"
     output = caller.run(file_of(TEXTS))["output_file_id"]
-    order = {"input_file_id": output, "endpoint": "/v1/embeddings", "completion_window": "24h"}
-    assert caller.ask("POST", "/batches", json=order).json()["error"]["param"] == "input_file_id"
+    fields = {"input_file_id": output, "endpoint": "/v1/embeddings", "completion_window": "24h"}
+    assert caller.ask("POST", "/batches", json=fields).json()["error"]["param"] == "input_file_id"
 
 
 @pytest.mark.parametrize(
@@ -438,7 +438,7 @@ def test_an_upload_without_a_file_is_refused(sent: dict[str, Any]) -> None:
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, "file")
 
 
-def test_an_order_that_is_no_object_is_refused() -> None:
+def test_a_batch_request_that_is_no_object_is_refused() -> None:
     refused = Caller(Emulator()).ask("POST", "/batches", content=b"[]")
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, "input_file_id")
 
@@ -452,7 +452,7 @@ def test_the_key_is_checked_as_for_embeddings() -> None:
 
 def test_another_key_finds_neither_files_nor_batches() -> None:
     emulator = Emulator()
-    caller, stranger = Caller(emulator), Caller(emulator, OTHER)
+    caller, other = Caller(emulator), Caller(emulator, OTHER)
     batch = caller.run(file_of(TEXTS))
     paths = [
         ("GET", f"/files/{batch['input_file_id']}"),
@@ -462,14 +462,14 @@ def test_another_key_finds_neither_files_nor_batches() -> None:
         ("POST", f"/batches/{batch['id']}/cancel"),
     ]
     for method, path in paths:
-        refused = stranger.ask(method, path)
+        refused = other.ask(method, path)
         assert refused.status_code == 404
         assert refused.json()["error"]["type"] == "invalid_request_error"
-    order = {"input_file_id": batch["input_file_id"], "endpoint": "/v1/embeddings", "completion_window": "24h"}
-    assert stranger.ask("POST", "/batches", json=order).status_code == 404
-    assert stranger.json("GET", "/batches")["data"] is None
-    assert stranger.json("GET", "/files")["data"] is None
-    assert caller.look(batch)["status"] == "completed"
+    fields = {"input_file_id": batch["input_file_id"], "endpoint": "/v1/embeddings", "completion_window": "24h"}
+    assert other.ask("POST", "/batches", json=fields).status_code == 404
+    assert other.json("GET", "/batches")["data"] is None
+    assert other.json("GET", "/files")["data"] is None
+    assert caller.retrieve(batch)["status"] == "completed"
 
 
 @pytest.mark.parametrize(
@@ -493,7 +493,7 @@ def test_a_batch_moves_with_the_clock_alone(clock: Clock) -> None:
     seen = []
     for later in (0, 59, 60, 90, 119, 120, 179, 180):
         clock.now = START + later
-        batch = caller.look(batch)
+        batch = caller.retrieve(batch)
         seen.append((later, batch["status"], batch["request_counts"]["completed"], emulator.billed_texts))
         assert (batch["output_file_id"] is None) == (later < 180)
     assert seen == [
@@ -514,7 +514,7 @@ def test_a_batch_nobody_looked_at_ended_when_it_was_due(clock: Clock) -> None:
     caller = Caller(Emulator(clock=clock, batches=BatchSettings(seconds=60)))
     batch = caller.start(file_of(TEXTS))
     clock.now += 9_000
-    assert caller.look(batch)["completed_at"] == batch["created_at"] + 180
+    assert caller.retrieve(batch)["completed_at"] == batch["created_at"] + 180
 
 
 @pytest.mark.parametrize("unfinished", ["errors", "absent"])
@@ -527,7 +527,7 @@ def test_a_cancelled_batch_gives_and_bills_the_lines_done_so_far(clock: Clock, u
     clock.now += 30
     assert caller.json("POST", f"/batches/{batch['id']}/cancel")["status"] == "cancelling"
     clock.now += 30
-    batch = caller.look(batch)
+    batch = caller.retrieve(batch)
     assert (batch["status"], batch["cancelled_at"] - batch["cancelling_at"]) == ("cancelled", 60)
     assert len(caller.answered(batch)) == emulator.billed_texts == 5
     codes = caller.codes(batch)
@@ -543,7 +543,7 @@ def test_a_batch_cancelled_before_its_validation_has_no_files(clock: Clock) -> N
     batch = caller.start(file_of(TEXTS))
     caller.json("POST", f"/batches/{batch['id']}/cancel")
     clock.now += 60
-    batch = caller.look(batch)
+    batch = caller.retrieve(batch)
     assert (batch["status"], batch["output_file_id"], batch["error_file_id"]) == ("cancelled", None, None)
 
 
@@ -553,7 +553,7 @@ def test_a_batch_expires_at_the_end_of_its_window_with_what_was_done(clock: Cloc
     caller = Caller(emulator)
     batch = caller.start(file_of(str(number) for number in range(10)))
     clock.now += 48 * 3_600
-    batch = caller.look(batch)
+    batch = caller.retrieve(batch)
     assert (batch["status"], batch["expired_at"] - batch["created_at"]) == ("expired", 24 * 3_600)
     assert len(caller.answered(batch)) == emulator.billed_texts == 5
     assert list(caller.codes(batch).values()) == (["batch_expired"] * 5 if unfinished == "errors" else [])
@@ -565,7 +565,7 @@ def test_a_batch_outlives_its_input_file(clock: Clock) -> None:
     batch = caller.start(file_of(TEXTS))
     caller.json("DELETE", f"/files/{batch['input_file_id']}")
     clock.now += 180
-    assert len(caller.answered(caller.look(batch))) == 5
+    assert len(caller.answered(caller.retrieve(batch))) == 5
     assert caller.ask("GET", f"/files/{batch['input_file_id']}/content").status_code == 404
 
 
@@ -639,11 +639,11 @@ def test_clearing_the_emulator_empties_the_windows(clock: Clock) -> None:
 
 def test_unfinished_batches_are_limited(clock: Clock) -> None:
     caller = Caller(Emulator(clock=clock, batches=BatchSettings(seconds=60, concurrent=1)))
-    order = {"endpoint": "/v1/embeddings", "completion_window": "24h"}
-    order["input_file_id"] = caller.start(file_of(TEXTS))["input_file_id"]
-    assert caller.ask("POST", "/batches", json=order).status_code == 429
+    fields = {"endpoint": "/v1/embeddings", "completion_window": "24h"}
+    fields["input_file_id"] = caller.start(file_of(TEXTS))["input_file_id"]
+    assert caller.ask("POST", "/batches", json=fields).status_code == 429
     clock.now += 180
-    assert caller.ask("POST", "/batches", json=order).status_code == 200
+    assert caller.ask("POST", "/batches", json=fields).status_code == 200
 
 
 # Faults
@@ -710,15 +710,15 @@ def test_a_batch_may_expire_after_a_share_of_its_lines(clock: Clock) -> None:
     caller = Caller(emulator)
     batches = [caller.start(file_of(str(number) for number in range(10))) for _ in range(2)]
     clock.now += 90
-    assert [caller.look(batch)["request_counts"]["completed"] for batch in batches] == [5, 1]
+    assert [caller.retrieve(batch)["request_counts"]["completed"] for batch in batches] == [5, 1]
     clock.now += 90
-    whole, part = (caller.look(batch) for batch in batches)
+    whole, part = (caller.retrieve(batch) for batch in batches)
     assert (whole["status"], part["status"], part["expired_at"]) == ("completed", "expired", part["created_at"] + 120)
     assert (len(caller.answered(part)), set(caller.codes(part).values())) == (3, {"batch_expired"})
     assert emulator.billed_texts == 13
 
 
-def test_faults_of_requests_strike_these_paths_by_route() -> None:
+def test_faults_of_requests_apply_to_these_paths_by_route() -> None:
     throttle = faults.Throttle(route=r"GET .*/batches/", times=2)
     emulator = Emulator(faults=[throttle, faults.Status(503, route="/content$", after=1)])
     caller = Caller(emulator)
@@ -746,7 +746,7 @@ def test_an_output_file_may_be_cut_short() -> None:
     assert cut == whole[: len(whole) // 2]
 
 
-def test_misreplies_are_left_for_replies_with_rows() -> None:
+def test_reply_faults_wait_for_replies_with_rows() -> None:
     emulator = Emulator(faults=[faults.Shuffle(every=1), faults.LineFails(custom_id="row-0")])
     caller = Caller(emulator)
     batch = caller.run(file_of(TEXTS))

@@ -112,7 +112,7 @@ def test_a_list_of_faults_reads_as_a_script() -> None:
     assert statuses_under(faults.Fault(times=2), faults.Throttle()) == [200, 200, 429, 200, 200, 200]
 
 
-def test_faults_strike_when_they_say() -> None:
+def test_faults_trigger_under_their_conditions() -> None:
     assert statuses_under(faults.Throttle(after=2, times=2)) == [200, 200, 429, 429, 200, 200]
     assert statuses_under(faults.Throttle(every=3)) == [200, 200, 429, 200, 200, 429]
     assert statuses_under(faults.Blocked(match="bad"), texts=("good", "a bad one", "bad")) == [200, 400, 400]
@@ -200,7 +200,7 @@ def test_a_redirect_names_its_place() -> None:
     assert (moved.status_code, moved.headers["location"]) == (307, "http://there.invalid/x")
 
 
-def spoiled(fault: Fault, count: int = 3, **parameters: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+def corrupted(fault: Fault, count: int = 3, **parameters: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     """A reply under the fault, and the same reply without it."""
     emulator = Emulator(faults=[fault])
     texts = [f"text {number}" for number in range(count)]
@@ -213,11 +213,11 @@ def numbers(reply: dict[str, Any]) -> list[int]:
 
 
 def test_rows_can_be_missing_added_misnumbered_or_out_of_order() -> None:
-    assert numbers(spoiled(faults.WrongCount(-1))[0]) == [0, 1]
-    assert numbers(spoiled(faults.WrongCount(2))[0]) == [0, 1, 2, 3, 4]
-    assert numbers(spoiled(faults.DuplicateIndex())[0]) == [0, 1, 0]
-    assert numbers(spoiled(faults.DuplicateIndex(), count=1)[0]) == [1]
-    shuffled, straight = spoiled(faults.Shuffle())
+    assert numbers(corrupted(faults.WrongCount(-1))[0]) == [0, 1]
+    assert numbers(corrupted(faults.WrongCount(2))[0]) == [0, 1, 2, 3, 4]
+    assert numbers(corrupted(faults.DuplicateIndex())[0]) == [0, 1, 0]
+    assert numbers(corrupted(faults.DuplicateIndex(), count=1)[0]) == [1]
+    shuffled, straight = corrupted(faults.Shuffle())
     assert numbers(shuffled) == [2, 1, 0]
     assert (
         sorted(shuffled["output"]["embeddings"], key=lambda row: row["text_index"])
@@ -227,7 +227,7 @@ def test_rows_can_be_missing_added_misnumbered_or_out_of_order() -> None:
 
 def test_vectors_can_be_wrong_in_width_or_value() -> None:
     def first(fault: Fault) -> Any:
-        return spoiled(fault)[0]["output"]["embeddings"][0]["embedding"]
+        return corrupted(fault)[0]["output"]["embeddings"][0]["embedding"]
 
     assert [len(first(faults.WrongWidth(by))) for by in (-1, 2)] == [63, 66]
     assert math.isnan(first(faults.NotFinite())[0])
@@ -249,18 +249,18 @@ def test_vectors_in_base64_are_spoiled_alike() -> None:
 
 def test_fields_can_be_missing_or_new() -> None:
     assert (
-        "sparse_embedding" not in spoiled(faults.NoSparse(), output_type="dense&sparse")[0]["output"]["embeddings"][0]
+        "sparse_embedding" not in corrupted(faults.NoSparse(), output_type="dense&sparse")[0]["output"]["embeddings"][0]
     )
-    assert "usage" not in spoiled(faults.MissingUsage())[0]
-    assert spoiled(faults.ExtraFields())[0]["status_code"] == 200
+    assert "usage" not in corrupted(faults.MissingUsage())[0]
+    assert corrupted(faults.ExtraFields())[0]["status_code"] == 200
 
 
 def test_a_fault_in_the_json_leaves_refusals_and_the_rest_alone() -> None:
     emulator = Emulator(faults=[faults.WrongCount(every=1)])
     assert native(emulator, ["x"] * 11).json()["code"] == "InvalidParameter"
-    reply, straight = spoiled(faults.MissingUsage())
+    reply, straight = corrupted(faults.MissingUsage())
     assert reply["output"] == straight["output"]
-    reply, straight = spoiled(faults.WrongWidth(), output_type="sparse")
+    reply, straight = corrupted(faults.WrongWidth(), output_type="sparse")
     assert reply["output"] == straight["output"]
 
 

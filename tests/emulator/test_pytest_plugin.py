@@ -88,7 +88,7 @@ def test_a_region_a_key_file_and_a_workspace_of_the_machine_lead_nowhere(
     )
 
 
-def test_faults_strike_the_next_request_and_end_with_their_test(project: pytest.Pytester) -> None:
+def test_faults_trigger_for_the_next_request_and_end_with_their_test(project: pytest.Pytester) -> None:
     passes(
         project,
         """

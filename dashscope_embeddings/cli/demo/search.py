@@ -117,7 +117,7 @@ class LangChain(PassageIndex):
     name = "LangChain"
 
     def __init__(self, model: str, store: Store, settings: Mapping[str, Any]) -> None:
-        from langchain_core.vectorstores import InMemoryVectorStore  # noqa: PLC0415 - only who runs the demo
+        from langchain_core.vectorstores import InMemoryVectorStore  # noqa: PLC0415 - only for the demo
 
         from dashscope_embeddings.langchain import DashScopeEmbeddings  # noqa: PLC0415 - same
 
