@@ -1,1 +1,8 @@
-"""Performs the steps of `_core`: sockets, threads, event loops, clocks and files. It decides nothing."""
+"""Performs the steps that `_core` yields: sockets, threads, event loops, clocks and files. It decides nothing.
+
+drivers, async_drivers   run flows on threads, and in tasks of an event loop
+client_base              the parts of a client that sync and async calls share
+transport                sends requests; with http_exchange, connections, environment, connect_errors, file_transfer
+thread_pool              daemon threads, and waiting that a signal handler cannot break
+files                    exclusive and atomic writes
+"""
