@@ -144,16 +144,16 @@ def _address_from_url(base_url: str, region: str | None, workspace: str | None) 
         raise InvalidInput("base_url must hold no user, password, query or fragment")
     if parts.scheme == "http" and not is_loopback(host):
         raise InvalidInput(
-            f"base_url asks {host} over plain http, which would show your key to everyone on the "
-            "way: use https (http is only for 127.0.0.1)"
+            f"base_url uses plain http for {host}, which would show your key to everyone on the way: use https "
+            "(http is only for 127.0.0.1)"
         )
     path = _KNOWN_PATH_SUFFIX.sub("", parts.path.rstrip("/")).rstrip("/")
-    host_region, asked = region_of_host(host), _find_region(region)
-    if region is not None and host_region is not None and host_region != asked:
+    host_region, named_region = region_of_host(host), _find_region(region)
+    if region is not None and host_region is not None and host_region != named_region:
         raise InvalidInput(
-            f"base_url asks {host_region.id}, and region={region!r} another region: leave one of them out"
+            f"base_url is in {host_region.id}, but region={region!r} is another region: leave one of them out"
         )
-    return Address(f"{parts.scheme}://{parts.netloc}{path}", host_region or asked, workspace)
+    return Address(f"{parts.scheme}://{parts.netloc}{path}", host_region or named_region, workspace)
 
 
 def _find_region(region: str | None) -> Region | None:
@@ -171,12 +171,12 @@ def is_loopback(host: str) -> bool:
 
 
 def _address_from_region(region: str | None, workspace: str | None) -> Address:
-    asked = region or os.environ.get("DASHSCOPE_API_REGION") or catalogue.BEIJING
-    known = _find_region(asked)
-    if known is None and not _REGION_PATTERN.fullmatch(asked):
+    name = region or os.environ.get("DASHSCOPE_API_REGION") or catalogue.BEIJING
+    known = _find_region(name)
+    if known is None and not _REGION_PATTERN.fullmatch(name):
         origin = "region" if region is not None else "DASHSCOPE_API_REGION"
-        raise InvalidInput(f"{origin}={asked!r} cannot be part of a host name: expected one like 'cn-beijing'")
-    region_id = known.id if known else asked
+        raise InvalidInput(f"{origin}={name!r} cannot be part of a host name: expected one like 'cn-beijing'")
+    region_id = known.id if known else name
     if workspace is None and (region is not None or region_id != catalogue.BEIJING):
         # As in the vendor's SDK: the default region uses the shared host even if a workspace is set.
         workspace = os.environ.get("DASHSCOPE_WORKSPACE_ID") or None
@@ -189,7 +189,7 @@ def _address_from_region(region: str | None, workspace: str | None) -> Address:
     if known is None or known.shared_host is None:
         regions = ", ".join(f"{r.id} ({r.city})" for r in REGIONS)
         raise InvalidInput(
-            f"region {asked!r} has no shared host that is known: pass workspace= as well, or another region. "
+            f"region {name!r} has no shared host that is known: pass workspace= as well, or another region. "
             f"Known regions: {regions}"
         )
     return Address(f"https://{known.shared_host}", known)

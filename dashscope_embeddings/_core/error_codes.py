@@ -81,7 +81,7 @@ _ACTIONS_BY_STATUS: Mapping[int, tuple[type[ServiceError], Action]] = {
 _NETWORK_STATUSES = frozenset({401, 403, 407, 511})
 """Statuses that come from a firewall, a proxy or a login page if the body is a page."""
 _SERVER_ERROR_STATUS_START = 500
-_MESSAGE_BY_STATUS_CLASS = {3: "a redirect, which is not followed: it would take the key elsewhere"}
+_MESSAGE_BY_STATUS_CLASS = {3: "a redirect, which is not followed: it would send the key to another address"}
 
 
 @dataclass(frozen=True, slots=True)

@@ -114,7 +114,9 @@ _LEAVE_OUT_HINT = "Leave the text out, or change it: vectors of the others are i
 _ASK_AGAIN_HINT = "Ask again for the texts in error.failed; what arrived is in error.partial"
 _HINTS: Mapping[type[DashScopeError], str] = {
     QuotaError: "Waiting does not help: look at the bill, the free quota and the models purchased in the console",
-    RateLimitError: "Ask for less at once (max_concurrency), state the quota (requests_per_minute) or have it raised",
+    RateLimitError: (
+        "Send fewer requests at once (max_concurrency), set the quota (requests_per_minute) or have it raised"
+    ),
     ServerError: _ASK_AGAIN_HINT,
     ConnectionFailed: f"Are the address, the network and HTTPS_PROXY right? {_ASK_AGAIN_HINT}",
     BadReply: f"Something on the way may change replies. {_ASK_AGAIN_HINT}",
@@ -132,7 +134,7 @@ def _hint_for_request(error: ServiceError, reply: ErrorReply, context: ErrorCont
         return _suggest_models(context.model)
     place = f"Asked {context.host}{urlsplit(context.root_url).path}{context.path}"
     if error.status == _PAYLOAD_TOO_LARGE and context.path:
-        return f"{place}, which takes no request of this size: pass a smaller batch_size"
+        return f"{place}, which does not accept a request of this size: pass a smaller batch_size"
     # At the endpoints of files and batches, a 404 with a message is about a missing file or batch.
     no_path = error.status in _WRONG_PATH_STATUSES and (context.path or not reply.message)
     if "url error" in reply.message or (no_path and reply.code not in _UNRELATED_404_CODES):
@@ -153,10 +155,10 @@ def _suggest_address(context: ErrorContext) -> str:
     bare = f"{root.scheme}://{root.netloc}"
     if root.path:
         return (
-            f"The path {root.path} is that of base_url, and the service's own was added to it: if {root.netloc} "
-            f'forwards the service\'s own paths, pass base_url="{bare}". A path such as {root.path}/embeddings is '
-            "not asked by this package"
+            f"The path {root.path} comes from base_url, and the service's own path was appended: if {root.netloc} "
+            f'forwards the service\'s own paths, pass base_url="{bare}". This package does not use a path such as '
+            f"{root.path}/embeddings"
         )
     if "/api/" in context.path:
-        return 'Does this host have the native protocol? protocol="openai" asks /compatible-mode/v1/embeddings'
-    return 'Does this host have the OpenAI-compatible protocol? protocol="native" asks /api/v1/services/embeddings/…'
+        return 'Does this host have the native protocol? protocol="openai" uses /compatible-mode/v1/embeddings'
+    return 'Does this host have the OpenAI-compatible protocol? protocol="native" uses /api/v1/services/embeddings/…'

@@ -28,6 +28,6 @@ def describe_foreign_body(headers: Mapping[str, str], body: bytes) -> str | None
     shown = " ".join(html.unescape(content.decode("utf-8", "replace")).split())[:_MAX_TITLE_CHARACTERS]
     quoted = f' ("{shown}")' if shown else ""
     return (
-        f"{kind}{quoted} came in place of the service's JSON. It is of a firewall, a proxy, a gateway or a login "
-        "page on the way: is base_url right, and does this network let requests to this host through?"
+        f"{kind}{quoted} came in place of the service's JSON. It comes from a firewall, a proxy, a gateway or a "
+        "login page on the way: is base_url right, and does this network let requests to this host through?"
     )

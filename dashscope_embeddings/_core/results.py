@@ -122,10 +122,10 @@ class VectorBuffer:
         sparse = (
             [found.sparse for found in embeddings if found.sparse is not None] if "sparse" in self._output else None
         )
-        about = (sparse, bill.usage, tuple(bill.request_ids))
+        rest = (sparse, bill.usage, tuple(bill.request_ids))
         if self._array_rows is None:
-            return Embeddings([found.dense for found in embeddings if found.dense is not None], *about)
-        return Embeddings([], *about, self._matrix, count)
+            return Embeddings([found.dense for found in embeddings if found.dense is not None], *rest)
+        return Embeddings([], *rest, self._matrix, count)
 
     def _matrix_row(self, index: int) -> memoryview:
         width = len(self._matrix) // (self._array_rows or 1)

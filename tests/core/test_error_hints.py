@@ -51,14 +51,14 @@ NO_PATH = {
 @pytest.mark.parametrize("reply", NO_PATH)
 def test_a_path_that_is_not_there_is_named_with_its_host(reply: str) -> None:
     error = refused(NO_PATH[reply], base_url="https://gw.example:8443/v1")
-    assert f"Asked gw.example:8443/v1{NATIVE}. The path /v1 is that of base_url" in str(error)
+    assert f"Asked gw.example:8443/v1{NATIVE}. The path /v1 comes from base_url" in str(error)
     assert 'pass base_url="https://gw.example:8443"' in str(error)
 
 
 @pytest.mark.parametrize(("protocol", "other"), [("native", "openai"), ("openai", "native")])
 def test_a_host_without_a_protocol_is_answered_with_the_other_one(protocol: Any, other: str) -> None:
     error = refused(httpx.Response(404), base_url="https://gw.example", protocol=protocol)
-    assert f'protocol="{other}" asks /' in str(error)
+    assert f'protocol="{other}" uses /' in str(error)
 
 
 def test_an_empty_404_of_a_workspace_host_names_the_address_to_pass() -> None:
@@ -82,7 +82,7 @@ def test_a_request_that_is_too_large_is_halved_and_a_lone_text_named_with_the_ho
     assert max(sizes) > 2_000
     assert caught.value.failed == [1]
     assert list(caught.value.partial) == [0]
-    assert f"Asked dashscope.aliyuncs.com{NATIVE}, which takes no request of this size" in str(caught.value)
+    assert f"Asked dashscope.aliyuncs.com{NATIVE}, which does not accept a request of this size" in str(caught.value)
 
 
 # --- models -------------------------------------------------------------------------------------------------

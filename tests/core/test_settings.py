@@ -176,7 +176,7 @@ def test_an_empty_region_is_a_missing_one(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_an_address_and_a_region_that_contradict_each_other_are_refused() -> None:
-    with pytest.raises(InvalidInput, match="asks cn-beijing, and region='Tokyo' another"):
+    with pytest.raises(InvalidInput, match="is in cn-beijing, but region='Tokyo' is another region"):
         resolve_address(base_url=BEIJING, region="Tokyo")
     assert resolve_address(base_url=BEIJING, region="Beijing") == HERE
     behind_a_proxy = resolve_address(base_url=N, region="Tokyo")

@@ -475,7 +475,7 @@ def test_a_page_of_a_firewall_is_reported_as_one_and_not_as_trouble_with_the_key
     assert isinstance(error, ServiceError)
     assert (type(error), error.status, error.code) == (type_, status, None)
     named = r' \("Access & Policy: blocked"\)' if kind == "a firewall" else ""
-    error_matches(error, f"an HTML page{named} came in place of the service's JSON. It is of a firewall, a proxy")
+    error_matches(error, f"an HTML page{named} came in place of the service's JSON. It comes from a firewall, a proxy")
     assert "region" not in str(error)
 
 
