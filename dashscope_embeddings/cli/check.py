@@ -8,12 +8,11 @@ import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Table
 from rich.text import Text
 
 from dashscope_embeddings import check as checking
 from dashscope_embeddings.catalogue import DEFAULT_MODEL, REGIONS
-from dashscope_embeddings.cli.common import EXIT_USAGE, console, fail
+from dashscope_embeddings.cli.common import EXIT_USAGE, console, fail, make_table
 from dashscope_embeddings.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -130,7 +129,7 @@ def _report_lines(result: Check) -> Iterator[str]:
 
 
 def _print_report(result: Check, out: Console) -> None:
-    hosts = _table("Hosts", "region", "host", "key", "time", "")
+    hosts = make_table("Hosts", "region", "host", "key", "time", "", align="left")
     key_texts = {True: Text("takes it", "green"), False: Text("refuses it", "red"), None: Text("–")}
     for region in result.regions:
         message = "" if region.takes_key and region.said == "takes the key" else region.said
@@ -138,7 +137,7 @@ def _print_report(result: Check, out: Console) -> None:
         hosts.add_row(_city(region), name, key_texts[region.takes_key], _milliseconds(region.seconds), Text(message))
     out.print(hosts)
     for host in dict.fromkeys(model.host for model in result.models):
-        models = _table(f"Models at {host}", "model", "")
+        models = make_table(f"Models at {host}", "model", "", align="left")
         for model in result.models:
             if model.host == host:
                 models.add_row(model.model, Text(_model_text(model), "" if model.answers else "yellow"))
@@ -148,15 +147,6 @@ def _print_report(result: Check, out: Console) -> None:
         out.print("", Text("Role of the compatible route", "bold"), Text(verdict), sep="\n")
         out.print(*(Text(figure, "dim") for figure in figures), sep="\n")
     out.print("", Text(_billing_text(result)), *(Text(note) for note in result.notes), sep="\n")
-
-
-def _table(title: str, *heads: str) -> Table:
-    # As Text: rich would read the brackets of an IPv6 address as markup.
-    table = Table(title=Text(title, "bold"), title_justify="left", box=None, pad_edge=False)
-    for head in heads:
-        # A host broken into two lines cannot be copied; the last column, without a head, holds prose and may wrap.
-        table.add_column(head, no_wrap=bool(head), header_style="cyan", overflow="fold")
-    return table
 
 
 def _to_json_object(result: Check) -> dict[str, Any]:

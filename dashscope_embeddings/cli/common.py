@@ -6,10 +6,11 @@ import contextlib
 import functools
 import signal
 import warnings
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import typer
 from rich.console import Console
+from rich.table import Table
 from rich.text import Text
 
 from dashscope_embeddings._core.redaction import escape_control_characters
@@ -33,6 +34,17 @@ EXIT_FAILED, EXIT_USAGE, EXIT_REJECTED = 1, 2, 3
 def console(*, stderr: bool = False) -> Console:
     """A console for the current sys.stdout or sys.stderr, which tests replace."""
     return Console(stderr=stderr, highlight=False)
+
+
+def make_table(title: str, *heads: str, align: Literal["left", "right"] = "right") -> Table:
+    """A table without borders; `align` holds for all columns but the first. A column without a head may wrap."""
+    # As Text: rich would read the brackets of an IPv6 address as markup.
+    table = Table(title=Text(title, "bold"), title_justify="left", box=None, pad_edge=False)
+    for index, head in enumerate(heads):
+        # Hosts and numbers that are broken into two lines cannot be copied.
+        justify = align if index else "left"
+        table.add_column(head, justify=justify, no_wrap=bool(head), header_style="cyan", overflow="fold")
+    return table
 
 
 def fail(message: str, code: int = EXIT_FAILED) -> NoReturn:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from rich.table import Table
 from rich.text import Text
 
 from dashscope_embeddings.catalogue import DEFAULT_MODEL, MODELS, REGIONS
+from dashscope_embeddings.cli.common import make_table
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -91,11 +91,3 @@ def _price(price: Price | None) -> str:
 
 def _yes_or_dash(flag: bool) -> str:  # noqa: FBT001 - formats a flag
     return "yes" if flag else _DASH
-
-
-def make_table(title: str, *heads: str) -> Table:
-    """A table without borders; the first column is left-aligned, the others right-aligned."""
-    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
-    for index, head in enumerate(heads):
-        table.add_column(head, justify="right" if index else "left", no_wrap=True, header_style="cyan")
-    return table

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from dashscope_embeddings._core.address import EMULATOR
 from dashscope_embeddings.cli import demo
-from dashscope_embeddings.cli.models import make_table
+from dashscope_embeddings.cli.common import make_table
 from dashscope_embeddings.client import EmbeddingClient
 from dashscope_embeddings.vectors import Usage
 
