@@ -1,4 +1,4 @@
-"""`EmbeddingClient`: texts in, vectors out, sync and async."""
+"""`EmbeddingClient`: turns texts into vectors, sync and async."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class EmbeddingClient(ClientBase):
     # --- sync ---------------------------------------------------------------------------------------------
 
     @reject_unknown_keywords
-    def embed(  # noqa: PLR0913 - each a choice of this call alone; keywords but for the texts
+    def embed(  # noqa: PLR0913 - options of one call; all but the texts are keywords
         self,
         texts: Texts,
         *,
@@ -82,19 +82,19 @@ class EmbeddingClient(ClientBase):
         """All vectors at once: shape (texts, dimensions), in the order of the texts.
 
         Args:
-            texts: A string, an open text file (a text a line), or any iterable of strings.
-            text_type: "query" for what a user asks with, "document" for what is searched.
+            texts: A string, an open text file (one text per line), or any iterable of strings.
+            text_type: "query" for search queries, "document" for the texts that are searched.
             output: "dense", "sparse" or "dense&sparse" (one request, billed once).
-            array: Keep the dense vectors as float32 in `dense_array`, 4 KB for 1,024 numbers; `dense` stays empty.
-            progress: Called with the number of texts that are done, whenever some are.
-            on_vectors: Called with index → vectors (shaped as in `partial`) of texts that are done, whenever
-                some are, for a cache; `aembed` awaits what it returns. A lone query's are in the result alone.
+            array: Keeps the dense vectors as float32 in `dense_array`, 4 KB for 1,024 numbers; `dense` stays empty.
+            progress: Called with the number of texts that a request completed.
+            on_vectors: Called with index → vectors (shaped as in `partial`) of the texts that a request completed, for
+                a cache; `aembed` awaits its result. It is not called for a single query.
 
         Raises:
             InvalidInput: a text cannot be embedded; nothing was sent.
-            ServiceError, ConnectionFailed, BadReply: with `partial` (index → vector) and `failed`.
-            KeyboardInterrupt, asyncio.CancelledError: no more is sent; with `partial` and `failed` as well (Python
-                3.10 loses them where the cancelled task is awaited).
+            ServiceError, ConnectionFailed, BadReply: with `partial` (index → vector) and `failed` (indices).
+            KeyboardInterrupt, asyncio.CancelledError: nothing more is sent. Both carry `partial` and `failed` as well,
+                but on Python 3.10 a task that awaits the cancelled one does not see them.
         """
         context = self._request_context(text_type, output)
         checked = text_inputs.validate(text_inputs.iterate_texts(texts), self._limits, context.long_text)
@@ -132,17 +132,17 @@ class EmbeddingClient(ClientBase):
     ) -> Iterator[Embedding]:
         """The vectors one by one, in order, in bounded memory however many texts there are.
 
-        Reads ahead by at most `max_concurrency` requests. Arguments and errors are those of `embed`; but a
-        bad text is found when it is read, and `partial` holds what had arrived and was not yet given out.
+        Reads ahead by at most `max_concurrency` requests. Arguments and errors are those of `embed`, except that a
+        bad text is found when it is read, and `partial` holds the vectors that had arrived and were not yet yielded.
 
         Args:
             texts: As for `embed`.
             text_type: As for `embed`.
             output: As for `embed`.
-            refused: Called with a text's index and the reason where that text cannot be embedded, by our own
-                check or by the service's; the stream goes on without it. None: such a text ends the stream.
-            arrived: Called with the texts of a request and their outcome as soon as it is over, out of order
-                and in whichever thread asked: for who must not lose what is paid for.
+            refused: Called with the index and the error of a text that cannot be embedded, according to our check
+                or to the service; the stream continues without it. None: such a text ends the stream.
+            arrived: Called with the texts of a request and their outcome when the request ends: out of order, in the
+                thread that sent it. It lets a caller store each result as soon as it is paid for.
         """
         return self._stream(
             text_inputs.iterate_texts(texts), self._request_context(text_type, output), refused, arrived
@@ -169,13 +169,13 @@ class EmbeddingClient(ClientBase):
             raise collector.build_error()
 
     def close(self) -> None:
-        """Closes the connections of sync code. Without it they are closed when nobody holds the client."""
+        """Closes the connections of sync code. Optional: they are closed when the client is garbage-collected."""
         self._transport.close()
 
     # --- async --------------------------------------------------------------------------------------------
 
     @reject_unknown_keywords
-    async def aembed(  # noqa: PLR0913 - those of `embed`
+    async def aembed(  # noqa: PLR0913 - the options of `embed`
         self,
         texts: Texts | AsyncIterable[str],
         *,
@@ -251,14 +251,14 @@ class EmbeddingClient(ClientBase):
                         skip_refused(collector, outcome, refused)
                     if collector.has_failed:
                         halt.set()
-                    for found in collector.pop_ready():
-                        yield found
+                    for embedding in collector.pop_ready():
+                        yield embedding
             callbacks.raise_first_error()
         if collector.has_failed:
             raise collector.build_error()
 
     async def aclose(self) -> None:
-        """Closes the connections of the running loop, and those of sync code."""
+        """Closes the connections of the running event loop and those of sync code."""
         check_running_loop()
         await self._transport.aclose()
 
@@ -269,7 +269,7 @@ async def _as_async_iterator(items: Iterable[str]) -> AsyncIterator[str]:
 
 
 def _no_running_loop() -> bool:
-    """A sync call on a loop's own thread must not wait for that loop's tasks: it goes alone."""
+    """Whether a sync query may wait for others: on the thread of a running loop it would block the loop's tasks."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:

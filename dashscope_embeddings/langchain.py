@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from dashscope_embeddings._core.client_options import AdapterOptions
 
     class _Options(AdapterOptions, total=False):
-        """Arguments of the class, with all names that a field may have: pydantic tells type checkers of one each."""
+        """Arguments with all their names: of pydantic, type checkers learn one name for each field."""
 
         model: str
         text_type: TextType
@@ -116,7 +116,7 @@ class DashScopeEmbeddings(ClientFields, Embeddings):
 
     @model_validator(mode="after")
     def _create_client(self) -> Self:
-        # Kept, so that a worker process without the variable still has it.
+        # The key is stored for worker processes in which the environment variable is not set.
         self._adopt("dashscope_api_key", self.client)
         self._warn_of_roles()
         return self
@@ -127,26 +127,26 @@ class DashScopeEmbeddings(ClientFields, Embeddings):
     def __getstate__(self) -> dict[Any, Any]:
         if self.rate_limiter is not None:
             raise InvalidInput(
-                "embeddings with a rate_limiter cannot be pickled: its lock and counts stay here. Make them in the "
-                "other process, or pass requests_per_minute"
+                "embeddings with a rate_limiter cannot be pickled, because its lock cannot move to another process. "
+                "Make them in the other process, or pass requests_per_minute instead"
             )
         if self.embeddings_cache is not None:
             try:
                 pickle.dumps(self.embeddings_cache)
             except Exception:  # noqa: BLE001 - whatever a user's store raises
                 raise InvalidInput(
-                    f"embeddings_cache cannot be pickled: a {type(self.embeddings_cache).__name__} stays here. Open "
-                    "the store in the other process, or pass one that can be, as LocalFileStore can"
+                    f"embeddings_cache cannot be pickled, because a {type(self.embeddings_cache).__name__} cannot move "
+                    "to another process. Open the store there, or pass one that can be pickled, such as LocalFileStore"
                 ) from None
         return super().__getstate__()
 
     @property
     def document_role(self) -> TextType:
-        """The role of texts that are no queries."""
+        """The role of texts that are not queries."""
         return self.text_type
 
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
-        """Vectors of texts to be searched: shape (texts, dimensions), in the order of the texts.
+        """The vectors of documents: shape (texts, dimensions), in the order of the texts.
 
         Raises:
             InvalidInput: a text cannot be embedded; nothing was sent.
@@ -157,7 +157,7 @@ class DashScopeEmbeddings(ClientFields, Embeddings):
             return self._dense(texts, self.text_type, progress)
 
     def embed_query(self, text: str) -> list[float]:
-        """The vector of a text to search with: `dimensions` floats.
+        """The vector of a search query: `dimensions` floats.
 
         Raises:
             DashScopeError: as for `embed_documents`.

@@ -1,4 +1,4 @@
-"""What the frameworks' classes have in common: a client's settings as pydantic fields, and the client."""
+"""Base class of the adapters: the settings of a client as pydantic fields, and the client made from them."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ _client_lock = ForkSafeLock()
 
 
 class ClientFields(BaseModel):
-    """Settings of `EmbeddingClient`, documented there. What cannot change a vector is left out of dumps.
+    """The settings of `EmbeddingClient`, documented there. Settings that cannot change a vector are left out of dumps.
 
-    The client is made from the fields whenever they differ from those it was made of: assignment,
-    `model_copy(update=…)` and unpickling all get what they ask for, and equal copies share one client.
+    A new client is made when a field changes, by assignment or by `model_copy(update=…)`, and after unpickling; copies
+    with equal fields share one client.
     """
 
     dimensions: options.Dimensions = options.AS_DEFINED
@@ -38,7 +38,7 @@ class ClientFields(BaseModel):
     region: options.Region = options.AS_DEFINED
     workspace: options.Workspace = options.AS_DEFINED
     base_url: options.BaseUrl = options.AS_DEFINED
-    # What the environment said when this object was made: its key must not follow a variable to another host.
+    # The address found at construction. If a variable changes later, the key must not be sent to another host.
     found_address: str | None = Field(default=None, exclude=True, repr=False)
     timeout: options.Timeout = options.AS_DEFINED
     request_deadline: options.RequestDeadline = options.AS_DEFINED
@@ -48,7 +48,7 @@ class ClientFields(BaseModel):
     tokens_per_minute: options.TokensPerMinute = options.AS_DEFINED
     batch_size: options.BatchSize = options.AS_DEFINED
     tokens_per_request: options.TokensPerRequest = options.AS_DEFINED
-    # Its values are hidden before pydantic sees them.
+    # Its values are replaced by SecretStr before pydantic validates them.
     default_headers: dict[str, SecretStr] | None = Field(default=None, exclude=True, repr=False)
     rate_limiter: options.RateLimiter = options.AS_DEFINED
     http_client: options.HttpClient = options.AS_DEFINED
@@ -71,9 +71,9 @@ class ClientFields(BaseModel):
         super().__init__(**settings)
 
     def _comparison_values(self) -> dict[str, Any]:
-        """What two objects must have in common to be equal: all settings, and not what was made of them."""
+        """The values that decide equality: all settings, but not the client made from them."""
         values = {name: getattr(self, name) for name in type(self).model_fields}
-        # LlamaIndex's: a new one for every object, equal where they tell the same handlers.
+        # LlamaIndex makes a new manager for every object: compare the handlers that it calls.
         values["callback_manager"] = getattr(values.get("callback_manager"), "handlers", None)
         values["embeddings_cache"] = getattr(cache := values.get("embeddings_cache"), "wrapped", cache)
         return values
@@ -89,13 +89,13 @@ class ClientFields(BaseModel):
 
     @classmethod
     def _argument_names(cls) -> frozenset[str]:
-        """Names that an argument may have."""
+        """All names of all arguments."""
         aliases = (field.validation_alias for field in cls.model_fields.values())
         choices = [str(name) for alias in aliases if isinstance(alias, AliasChoices) for name in alias.choices]
         return frozenset(cls.model_fields).union(choices)
 
     if not TYPE_CHECKING:
-        # As pydantic's, but its frames show no key, and none is kept in the open. Its mypy plugin types these.
+        # As pydantic's, but with keys replaced by SecretStr in frames and fields. Pydantic's mypy plugin types these.
 
         @classmethod
         def model_validate(cls, obj: Any, **how: Any) -> Self:
@@ -119,49 +119,49 @@ class ClientFields(BaseModel):
             return super().model_construct(_fields_set, **values)
 
     def _settings(self) -> dict[str, Any]:
-        """Arguments of `EmbeddingClient`; adapters add those that are named otherwise in their framework."""
+        """Arguments for `EmbeddingClient`; subclasses add those that have other names in their framework."""
         settings = {name: getattr(self, name) for name in ClientFields.model_fields}
-        found = settings.pop("found_address")
+        found_address = settings.pop("found_address")
         if self.base_url is None and self.region is None and self.workspace is None:
-            settings["base_url"] = found
+            settings["base_url"] = found_address
         return settings
 
     @property
     def client(self) -> EmbeddingClient:
-        """The client that this object asks; use it for what the framework's interface has no place for.
+        """The client of this object, for what the framework's interface does not offer.
 
         Raises:
-            InvalidInput: a field was changed to something that cannot work.
+            InvalidInput: a field was changed to a value that cannot work.
         """
-        if (made := self._client) is not None:
-            return made
+        if (client := self._client) is not None:
+            return client
         with _client_lock.current:
             if self._client is None:
                 self._client = EmbeddingClient(**self._settings())
             return self._client
 
     def __setattr__(self, name: str, value: Any) -> None:
-        given = {name: value}
+        setting = {name: value}
         del value
-        hide_secrets(given)
-        super().__setattr__(name, given[name])
+        hide_secrets(setting)
+        super().__setattr__(name, setting[name])
         if name in _CLIENT_DEPENDS_ON:
             self._client = None
 
     def _adopt(self, name: str, client: EmbeddingClient) -> None:
-        """Keeps the key and the address that a client found: it is still made of the same settings then."""
+        """Stores the key and the address that the client found, so that later copies and pickles use the same."""
         setattr(self, name, client.key)
         self.found_address = client.settings.address.root_url
         self._client = client
 
     @property
     def document_role(self) -> TextType:
-        """The role of texts that are no queries."""
+        """The role of texts that are not queries."""
         return "document"
 
     @property
     def hybrid(self) -> HybridEmbedder:
-        """The client, and the memo where a sparse adapter is linked: made anew with the client."""
+        """Embeds with the client; shares a cache with the sparse adapters that are paired with this one."""
         client = self.client
         if not self._partner_count:
             return HybridEmbedder(client)
@@ -172,10 +172,12 @@ class ClientFields(BaseModel):
         return HybridEmbedder(client, self._hybrid_cache[1])
 
     def pair(self, partner: object, memo_size: int | None = None) -> None:
-        """From now on, and while `sibling` lives, requests ask for both halves and keep its own for it.
+        """Pairs a sparse adapter with this one.
+
+        As long as `partner` exists, requests ask for dense and sparse vectors, and the sparse ones are cached for it.
 
         Raises:
-            InvalidInput: this model or protocol has no sparse vectors.
+            InvalidInput: the model or the protocol has no sparse vectors.
         """
         self.client.settings.require_sparse()
         if memo_size is not None:
@@ -185,15 +187,15 @@ class ClientFields(BaseModel):
 
     @property
     def usage(self) -> Usage:
-        """What this object's requests were billed so far, with the present settings."""
+        """What the requests of this object were billed so far, with its present settings."""
         return self.client.usage
 
     @property
     def cache_namespace(self) -> str:
-        """What a cache of these vectors has to be parted by: service, model, dimension, role, instruct.
+        """A namespace for caches of these vectors: it contains service, model, dimension, role and instruct.
 
-        For LangChain's `CacheBackedEmbeddings`, whose two stores must be two: with one for both, a query gets
-        the vector of an equal document. Letters, digits, ".", "-" and "_" only.
+        For LangChain's `CacheBackedEmbeddings`. It needs two different stores for documents and queries: with one
+        store for both, a query gets the vector of an equal document. Letters, digits, ".", "-" and "_" only.
         """
         settings = self.client.settings
         spaces = [settings.namespace(self.document_role), settings.namespace("query")]
@@ -203,18 +205,18 @@ class ClientFields(BaseModel):
         if self.client.settings.protocol == "openai":
             warn_once(
                 "roles",
-                'protocol="openai" cannot tell queries from documents: both are embedded alike, and no page '
-                'says as which. protocol="native" can',
+                'protocol="openai" does not distinguish queries from documents, and the vendor does not document which '
+                'role it uses for both. protocol="native" sends the role',
             )
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
-        # The user's clients, limiters and stores are shared, as a plain copy does: their locks cannot be copied.
+        # The user's clients, limiters and stores are shared, as by a shallow copy: their locks cannot be copied.
         memo = {} if memo is None else memo
         cache = getattr(self, "embeddings_cache", None)
         for shared in (self.http_client, self.http_async_client, self.rate_limiter, self.on_request, cache):
             memo[id(shared)] = shared
         copy = super().__deepcopy__(memo)
-        copy._partner_count, copy._hybrid_cache = 0, None  # noqa: SLF001 - a copy has no sibling until one is linked to it
+        copy._partner_count, copy._hybrid_cache = 0, None  # noqa: SLF001 - a copy has no partner yet
         return copy
 
     def __copy__(self) -> Self:
@@ -223,7 +225,11 @@ class ClientFields(BaseModel):
         return copy
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
-        """A copy with some fields changed; a name that is no field is an error here, as everywhere."""
+        """A copy with some fields changed.
+
+        Raises:
+            InvalidInput: a name in `update` is not a field.
+        """
         unknown = [name for name in update or {} if name not in type(self).model_fields]
         if unknown:
             listing = ", ".join(f"{name} is none{suggestion(name, type(self).model_fields)}" for name in unknown)
@@ -232,19 +238,19 @@ class ClientFields(BaseModel):
             hide_secrets(update := dict(update))
         copy = super().model_copy(update=update, deep=deep)
         if not _CLIENT_DEPENDS_ON.isdisjoint(update or ()):
-            copy._client = None  # noqa: SLF001 - it is to be made of what was changed
+            copy._client = None  # noqa: SLF001 - of the same class
         return copy
 
     def __getstate__(self) -> dict[Any, Any]:
         if self.http_client is not None or self.http_async_client is not None:
             raise InvalidInput(
-                "embeddings with an http_client of yours cannot be pickled: its sockets stay here. Make them "
-                "in the other process, or set proxies and certificates by environment variables"
+                "embeddings with an http_client cannot be pickled, because sockets cannot move to another process. "
+                "Make them in the other process, or set proxies and certificates by environment variables"
             )
-        # Of a copy, for LlamaIndex deletes what cannot be pickled from what it is given.
+        # The state of a copy, because LlamaIndex deletes entries that cannot be pickled from it.
         copy = self.model_copy()
-        copy._client = None  # noqa: SLF001 - a restored object makes its own
-        copy.on_request = None  # as with a client: it stays in the process that it was given in
+        copy._client = None  # noqa: SLF001 - of the same class
+        copy.on_request = None  # a hook stays in its process
         state = super(ClientFields, copy).__getstate__()
         return {**state, "__pydantic_private__": None}
 
@@ -256,26 +262,25 @@ class ClientFields(BaseModel):
 
 _CLIENT_DEPENDS_ON = frozenset(ClientFields.model_fields) | {
     "api_key",
-    "batch_size",
     "dashscope_api_key",
     "embed_batch_size",
     "model",
     "model_name",
     "num_workers",
 }
-"""Fields of adapters that a client depends on."""
+"""Fields whose change makes a new client necessary, of all adapters."""
 
 
 def _unpair(dense: weakref.ref[ClientFields]) -> None:
-    if (alive := dense()) is not None:
-        alive._partner_count -= 1  # noqa: SLF001 - the other half of `link`
+    if (adapter := dense()) is not None:
+        adapter._partner_count -= 1  # noqa: SLF001 - undoes `pair`
 
 
 def as_text_list(texts: Any) -> list[str]:
-    """The texts of an interface that takes a list of them.
+    """The texts passed to a method that takes a list.
 
     Raises:
-        InvalidInput: one string, whose letters would be embedded one by one; or nothing that `embed` takes.
+        InvalidInput: a single string, whose characters would be embedded one by one; or a type that `embed` refuses.
     """
     if isinstance(texts, (str, bytes)):
         raise InvalidInput(f"expected a list of texts, not {type(texts).__name__}")
@@ -283,10 +288,10 @@ def as_text_list(texts: Any) -> list[str]:
 
 
 def as_single_text(text: Any) -> str:
-    """The text of an interface that takes one.
+    """The text passed to a method that takes one text.
 
     Raises:
-        InvalidInput: it is no string.
+        InvalidInput: it is not a string.
     """
     if not isinstance(text, str):
         raise InvalidInput(f"expected one text, a string, not {type(text).__name__}")

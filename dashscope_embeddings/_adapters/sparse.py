@@ -1,4 +1,4 @@
-"""What the sparse adapters have in common: the client's settings, or the dense adapter whose requests they share."""
+"""Base of the sparse adapters: they have settings of their own, or are paired with a dense adapter."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from dashscope_embeddings.vectors import TextType, Usage
 
 
 class SparseSettings(ClientFields):
-    """The settings of a sparse adapter that is linked to no dense one."""
+    """The settings of a sparse adapter that is not paired with a dense one."""
 
     model_config = ConfigDict(
         title="a sparse adapter",
@@ -33,7 +33,7 @@ class SparseSettings(ClientFields):
     )
 
     def model_post_init(self, context: Any, /) -> None:
-        """Checks at construction that this can work."""
+        """Makes the client, so that wrong settings are found at construction."""
         super().model_post_init(context)
         self.client.settings.require_sparse()
         self._adopt("api_key", self.client)
@@ -43,7 +43,7 @@ class SparseSettings(ClientFields):
 
 
 class SparseAdapter:
-    """What the sparse adapters have in common: whom they ask. Pickles as settings only."""
+    """Embeds through a dense adapter or through settings of its own. Pickles as settings only."""
 
     def __init__(
         self, dense: ClientFields | None = None, *, memo_size: int | None = None, **options: Unpack[SparseOptions]

@@ -1,4 +1,4 @@
-"""Arguments that do not exist: which one was probably meant, by its spelling or by what other packages call it."""
+"""Suggestions for unknown arguments: the similar name, or our name for what other packages call differently."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 Params = ParamSpec("Params")
 ReturnT = TypeVar("ReturnT")
 
-# Ours first. Of two names the one that the class has is meant: LangChain says `model`, LlamaIndex `model_name`.
+# Our names → names in other packages. A class has one of two: LangChain says `model`, LlamaIndex `model_name`.
 _NAMES_ELSEWHERE: Mapping[tuple[str, ...], tuple[str, ...]] = {
     ("api_key",): ("key", "apikey", "token", "access_key", "openai_api_key", "dashscope_key"),
     ("base_url",): ("endpoint", "url", "host", "openai_api_base", "base_http_api_url", "api_base", "api_url"),
@@ -45,7 +45,7 @@ _NAMES_ELSEWHERE: Mapping[tuple[str, ...], tuple[str, ...]] = {
 
 
 def closest_name(name: str, known_names: Collection[str]) -> str | None:
-    """The one of `names` that `name` probably stands for; None: nobody knows."""
+    """The known name that was probably meant; None if there is no good guess."""
     for ours, others in _NAMES_ELSEWHERE.items():
         if name in (*ours, *others) and (found := next((own for own in ours if own in known_names), None)):
             return found
@@ -54,16 +54,16 @@ def closest_name(name: str, known_names: Collection[str]) -> str | None:
 
 
 def suggestion(name: str, known_names: Collection[str]) -> str:
-    """The same as the end of a sentence; nothing where nobody knows."""
+    """The end of an error message that suggests the closest name; empty if there is none."""
     found = closest_name(name, known_names)
     return "" if found is None else f": is {found} meant?"
 
 
 def reject_unknown_init_arguments(init: Callable[Params, None]) -> Callable[Params, None]:
-    """A constructor of `model` and keywords that answers a misspelt keyword with the one that was probably meant.
+    """Decorates `EmbeddingClient.__init__`: an unknown keyword is refused with the name that was probably meant.
 
     Raises:
-        TypeError: as Python's own, without values.
+        TypeError: as Python's own; the message holds no values, which may be keys.
     """
     names = client_settings().keys() | {"model"}
 
@@ -73,9 +73,11 @@ def reject_unknown_init_arguments(init: Callable[Params, None]) -> Callable[Para
         if len(args) > 1 or (args and "model" in settings):
             problem = "takes the model by position, and all else by name: api_key=…, dimensions=…"
         elif unknown := [name for name in settings if name not in names]:
-            of_calls = {name: ": its embed(…) takes text_type" for name in unknown if closest_name(name, {"text_type"})}
+            method_hints = {
+                name: ": its embed(…) takes text_type" for name in unknown if closest_name(name, {"text_type"})
+            }
             problem = "; ".join(
-                f"has no argument {name}{of_calls.get(name) or suggestion(name, names)}" for name in unknown
+                f"has no argument {name}{method_hints.get(name) or suggestion(name, names)}" for name in unknown
             )
         if problem is None:
             settings |= dict(zip(("model",), args, strict=False))
@@ -84,7 +86,7 @@ def reject_unknown_init_arguments(init: Callable[Params, None]) -> Callable[Para
             init(self, **settings)
             return
         del args
-        settings.clear()  # a key may be among them, and frames are shown
+        settings.clear()  # tracebacks may show local variables, and a value may be a key
         raise TypeError(f"{type(self).__name__} {problem}")
 
     checked.__signature__ = signature()  # type: ignore[attr-defined] # what `inspect.signature` looks for
@@ -92,17 +94,17 @@ def reject_unknown_init_arguments(init: Callable[Params, None]) -> Callable[Para
 
 
 def reject_unknown_keywords(call: Callable[Params, ReturnT]) -> Callable[Params, ReturnT]:
-    """A method that answers a misspelt keyword with the one that was probably meant.
+    """Decorates a method: an unknown keyword is refused with the name that was probably meant.
 
     Raises:
-        TypeError: as Python's own, without values.
+        TypeError: as Python's own; the message holds no values.
     """
     names = frozenset(inspect.signature(call).parameters)
 
     def check(keywords: Mapping[str, object]) -> None:
         if unknown := [name for name in keywords if name not in names]:
-            said = "; ".join(f"has no argument {name}{suggestion(name, names)}" for name in unknown)
-            raise TypeError(f"{call.__name__}(…) {said}")
+            problem = "; ".join(f"has no argument {name}{suggestion(name, names)}" for name in unknown)
+            raise TypeError(f"{call.__name__}(…) {problem}")
 
     if inspect.iscoroutinefunction(call):
 
@@ -122,10 +124,10 @@ def reject_unknown_keywords(call: Callable[Params, ReturnT]) -> Callable[Params,
 
 
 def check_argument_names(model_class: type[BaseModel], settings: Collection[str], known_names: Collection[str]) -> None:
-    """Whether a class has arguments of these names, and none of them twice.
+    """Refuses names that a class does not have, and two names of one field.
 
     Raises:
-        ValidationError: as pydantic's own for an extra argument, with the one that was probably meant; no values.
+        ValidationError: as pydantic's own for an extra argument, with the name that was probably meant; no values.
     """
     problems = {name: suggestion(name, known_names) for name in settings if name not in known_names}
     for field in model_class.model_fields.values():
@@ -137,11 +139,11 @@ def check_argument_names(model_class: type[BaseModel], settings: Collection[str]
             model_class.model_config.get("title") or model_class.__name__,
             [
                 {
-                    "type": PydanticCustomError("extra_forbidden", f"Extra inputs are not permitted{said}"),
+                    "type": PydanticCustomError("extra_forbidden", f"Extra inputs are not permitted{problem}"),
                     "loc": (name,),
                     "input": None,
                 }
-                for name, said in problems.items()
+                for name, problem in problems.items()
             ],
             hide_input=True,
         )

@@ -83,14 +83,14 @@ class Limiter:
     def __post_init__(self) -> None:
         self._own_limits = self.requests_per_minute, self.tokens_per_minute
         self._client_limits: list[tuple[weakref.ref[object], float | None, float | None]] = []
-        """Of each client that gave a quota."""
+        """The client, requests and tokens per minute, for each client with a configured quota."""
         self._has_lost_client = False
-        """Set by the garbage collector, which may run while this thread holds the lock: read at the next request."""
+        """Set when a client is garbage-collected, perhaps while the lock is held; handled by the next `try_acquire`."""
         self.reset_after_fork()
         _process.on_fork(self)
 
     def reset_after_fork(self) -> None:
-        """Forgets everything but the settings: a forked child has no requests under way."""
+        """Resets all but the quotas, because a forked child has no requests in flight."""
         self._lock = threading.Lock()
         self._estimator = RateEstimator()
         self._token_quota = TokenQuota(self.tokens_per_minute)
@@ -99,12 +99,12 @@ class Limiter:
         self._next_at = -math.inf
 
     def apply_limits(self, client: object, requests_per_minute: float | None, tokens_per_minute: float | None) -> None:
-        """Keeps a client's quota as long as the client lives; of all living clients' quotas, the smallest holds."""
+        """Applies a client's quota as long as the client exists. The smallest quota of all existing clients holds."""
         if requests_per_minute is None and tokens_per_minute is None:
             return
         with self._lock:
-            lost = weakref.ref(client, self._note_lost_client)
-            self._client_limits.append((lost, requests_per_minute, tokens_per_minute))
+            reference = weakref.ref(client, self._note_lost_client)
+            self._client_limits.append((reference, requests_per_minute, tokens_per_minute))
             self._apply_smallest_limits()
 
     def _note_lost_client(self, _: weakref.ref[object]) -> None:
@@ -120,7 +120,7 @@ class Limiter:
         self._token_quota.per_minute = self.tokens_per_minute
         now = self.requests_per_minute, self.tokens_per_minute
         if any(old is not None and (new is None or new > old) for old, new in zip(before, now, strict=True)):
-            # The next request does not wait for a smaller quota that no longer holds.
+            # Do not make the next request wait for the interval of a quota that no longer holds.
             self._next_at = self._token_quota.next_at = -math.inf
 
     def create_permit(self, estimated_tokens: int, *, high_priority: bool = False) -> Permit:

@@ -1,6 +1,6 @@
-"""Keys among the arguments of a constructor: hidden before an error can take a frame's variables along.
+"""Replaces keys in the arguments of constructors by `SecretStr`, before any error can occur.
 
-Error reporters, and tracebacks that show local variables, print every argument of every frame that an error passed.
+Error reporters print the local variables of every frame in a traceback, and with them the arguments.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from dashscope_embeddings.errors import InvalidInput
 
 _KEY_SETTINGS = ("api_key", "dashscope_api_key")
 _HEADER_SETTING = "default_headers"
-"""Their values are hidden as well: gateways take their keys in them."""
+"""Header values are hidden as well, because some gateways take their keys in headers."""
 _KEY_PATTERN = re.compile(r"(?<![A-Za-z0-9_-])sk-[A-Za-z0-9_-]{16}")
-"""What no other setting holds. The service's keys have 32 characters and more after their first three."""
+"""Found in no other setting. Keys of the service have at least 32 characters after `sk-`."""
 
 
 def as_secret(key: Any) -> SecretStr | None:
-    """The key where no traceback shows it.
+    """The key as a `SecretStr`, which tracebacks do not show.
 
     Raises:
         InvalidInput: it is neither a string nor a SecretStr.
@@ -47,12 +47,15 @@ def _secret_header_values(headers: Any) -> dict[str, SecretStr]:
 
 
 def hide_secrets(settings: dict[str, Any], known_names: Collection[str] | None = None) -> None:
-    """Hides keys in a dict of arguments, in place: whoever holds it then shows them no more.
+    """Replaces keys in a dict of arguments by `SecretStr`, in place.
 
-    `known`: the names that there are. What stands under any other name may be a key under a misspelt one.
+    Args:
+        settings: Name → value.
+        known_names: Names that the constructor accepts. A string under any other name may be a key with a misspelt
+            name, and is hidden as well.
 
     Raises:
-        InvalidInput: a key stands where settings are shown. `settings` is empty then.
+        InvalidInput: a setting that is shown in `repr` holds a key. `settings` is empty then.
     """
     problem: str | None = None
     try:
@@ -73,7 +76,7 @@ def hide_secrets(settings: dict[str, Any], known_names: Collection[str] | None =
 
 
 def _misplaced_secret_problem(settings: Mapping[str, Any]) -> str | None:
-    """What is wrong with settings that hold a key although they are shown; None: nothing."""
+    """An error message if a setting that is shown holds a key or a password; else None."""
     for name, value in settings.items():
         shown = value.get_secret_value() if isinstance(value, SecretStr) and name not in _KEY_SETTINGS else value
         if isinstance(shown, str) and _KEY_PATTERN.search(shown):

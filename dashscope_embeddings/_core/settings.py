@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """All that a client is made of. Holds no socket, lock or loop: it is what gets pickled."""
+    """All settings of a client. Contains no socket, lock or event loop, so that a client pickles as its settings."""
 
     model: Model
     api_key: SecretStr
@@ -48,12 +48,12 @@ class Settings:
     batch_size: int | None
     tokens_per_request: int | None
     price_override: Price | None = None
-    """In place of the list price."""
+    """Replaces the list price."""
     headers: tuple[tuple[str, SecretStr], ...] = field(default=(), repr=False)
 
     @classmethod
     def from_options(cls, model: str, options: ClientOptions) -> Settings:
-        """The settings of a client, with its address and key found.
+        """Fills in defaults, and finds the address and the key.
 
         Raises:
             InvalidInput: a setting that cannot work, or no key.
@@ -129,13 +129,13 @@ class Settings:
 
     @cached_property
     def quota_key(self) -> tuple[bytes, str, str]:
-        """What a quota belongs to: the key (hashed), the host, the model."""
+        """Identifies a quota: the SHA-256 of the key, the host, the model."""
         key = hashlib.sha256(self.api_key.get_secret_value().encode()).digest()
         return key, self.address.host, self.model.name
 
     @cached_property
     def error_context(self) -> ErrorContext:
-        """Who is asked for vectors, and what must not be shown of it."""
+        """The endpoint that error messages name, and the secrets that they must not contain."""
         secrets = [value for _, value in self.headers]
         if not self.address.is_emulator:
             secrets.append(self.api_key)
@@ -150,7 +150,7 @@ class Settings:
 
     @property
     def price(self) -> Price | None:
-        """What tokens cost here; the emulator names Beijing's price, so that a rehearsal shows the bill."""
+        """Price of a million tokens. For the emulator it is Beijing's, so that a test run shows the likely bill."""
         if self.price_override is not None:
             return self.price_override
         region = self.address.region
@@ -158,10 +158,10 @@ class Settings:
         return self.model.prices.get(known) if known else None
 
     def namespace(self, text_type: TextType) -> str:
-        """What two dense vectors must have in common to stand for one another: model, dimension, role and so on.
+        """A cache namespace: two dense vectors are interchangeable only if model, dimension, role and so on are equal.
 
-        Letters, digits, ".", "-" and "_" only, as file names and keys of stores are made of. Of the address it holds
-        the host only where that is none of the service's: all of those serve the same models.
+        Contains letters, digits, ".", "-" and "_" only, so that it can be part of a file name or of a store's key. It
+        contains the host only if the host is not the service's own, because all of those serve the same models.
         """
         options = self.request_options(text_type, "dense")
         service = "dashscope" if self.address.region else self.address.host
@@ -175,11 +175,11 @@ class Settings:
 
 
 _DEADLINE_TO_TIMEOUT_RATIO = 10
-"""How many times `timeout` a request may take as a whole, where `request_deadline` is not given."""
+"""Default of `request_deadline`, in multiples of `timeout`."""
 _UNSAFE_CHARACTERS = re.compile(r"[^A-Za-z0-9.-]+")
 
 
-# --- what fits together ------------------------------------------------------------------------------------
+# --- checks ----------------------------------------------------------------------------------------------
 
 
 def _check_protocol(settings: Settings) -> None:
@@ -227,13 +227,13 @@ _FRAMING_HEADERS = frozenset(
         "upgrade",
     }
 )
-"""Headers that say how a message travels: another value than the right one breaks it, or the connection."""
+"""Headers that describe the framing of a message: a wrong value breaks the message or the connection."""
 
 
 def _check_headers(settings: Settings) -> None:
     for name, value in settings.headers:
         if not _HEADER_NAME.fullmatch(name):
-            raise InvalidInput(f"default_headers: {name!r} is no name of a header")
+            raise InvalidInput(f"default_headers: {name!r} is not a header name")
         if name.lower() in _FRAMING_HEADERS:
             raise InvalidInput(
                 f"default_headers: {name} belongs to a single message or connection, and is set for each"
@@ -271,7 +271,7 @@ _REQUIRED_NUMBERS = frozenset({"max_retries", "max_concurrency", "timeout"})
 
 
 def _check_numbers(settings: Settings) -> None:
-    """Numbers of other libraries, as numpy's, are taken and become Python's."""
+    """Checks bounds, and converts numbers of other libraries, such as numpy's, to Python's."""
     for name, (least, most) in (_INTEGER_BOUNDS | _FLOAT_BOUNDS).items():
         value = getattr(settings, name)
         if value is None and name not in _REQUIRED_NUMBERS:
@@ -286,7 +286,7 @@ def _check_numbers(settings: Settings) -> None:
 
 
 def _safe_repr(value: object) -> str:
-    """What is no number may be a key in the wrong place; a number of thousands of digits has no repr."""
+    """The number, or only the type of anything else, which may be a key. Huge integers have no `repr`."""
     with contextlib.suppress(ValueError):
         if isinstance(value, Real):
             return repr(value)[:40]

@@ -34,30 +34,30 @@ if TYPE_CHECKING:
 
 
 _Method = TypeVar("_Method")
-# Of the module whose methods are overridden: handlers may be attached there as well as at the root.
+# The dispatcher of the overridden methods, because handlers may be attached to it as well as to the root.
 _dispatcher = instrument.get_dispatcher(BaseEmbedding.__module__)  # type: ignore[attr-defined] # core has it by re-export
 
 
 def _span(method: _Method) -> _Method:
-    """A method in a span of LlamaIndex's, around all that it does."""
+    """Wraps a whole method in one of LlamaIndex's spans."""
     return cast("_Method", _dispatcher.span(cast("Callable[..., Any]", method)))
 
 
 @dataclass(frozen=True)
 class _PerRequestRateLimiter:
-    """A rate limiter that LlamaIndex asks once a call: in vain, for we ask the one inside for every request."""
+    """Passed to LlamaIndex as a no-op; our client applies the wrapped limiter to each HTTP request."""
 
     wrapped: Any
 
     def acquire(self, num_tokens: int = 0) -> None:
-        """Says yes."""
+        """Never waits."""
 
     async def async_acquire(self, num_tokens: int = 0) -> None:
-        """Says yes."""
+        """Never waits."""
 
 
 class _Options(AdapterOptions, total=False):
-    """Keywords of the class: the client's, and those of LlamaIndex's base class."""
+    """Keyword arguments: those of the client and those of LlamaIndex's base class."""
 
     model: str
     callback_manager: Any
@@ -81,8 +81,8 @@ class DashScopeEmbedding(ClientFields, BaseEmbedding):
     Args:
         model_name: such as "text-embedding-v4"; `model` is the same.
         text_type: the role of texts, "document"; "query" for symmetric tasks. Queries are always queries.
-        api_key: else `DASHSCOPE_API_KEY`, or a key file.
-        embed_batch_size: at most so many texts a request, as `batch_size`; best left alone.
+        api_key: None: `DASHSCOPE_API_KEY`, or a key file.
+        embed_batch_size: texts in one request at most, as `batch_size`; the default is best.
         **kwargs: settings of `EmbeddingClient` and fields of `BaseEmbedding`; anything else is an error.
     """
 
@@ -114,7 +114,9 @@ class DashScopeEmbedding(ClientFields, BaseEmbedding):
         settings.pop("class_name", None)
         if (model := settings.pop("model", None)) is not None:
             if settings["model_name"] not in {None, model}:
-                raise InvalidInput(f"model={model!r} and model_name={settings['model_name']!r}: which of the two?")
+                raise InvalidInput(
+                    f"model={model!r} and model_name={settings['model_name']!r} are two names of one argument: pass one"
+                )
             settings["model_name"] = model
         if (limiter := settings.get("rate_limiter")) is not None and not isinstance(limiter, _PerRequestRateLimiter):
             settings["rate_limiter"] = _PerRequestRateLimiter(limiter)
@@ -128,36 +130,36 @@ class DashScopeEmbedding(ClientFields, BaseEmbedding):
 
     @model_validator(mode="after")
     def _create_client(self) -> Self:
-        # Kept, so that a worker process without the variable still has it.
+        # The key is stored for worker processes in which the environment variable is not set.
         self._adopt("api_key", self.client)
         self._warn_of_roles()
         return self
 
     @classmethod
     def class_name(cls) -> str:
-        """Its id in LlamaIndex's serialised pipelines."""
+        """The id of this class in LlamaIndex's serialised pipelines."""
         return "DashScopeEmbedding"
 
     def _settings(self) -> dict[str, Any]:
         settings = super()._settings()
-        limiter = settings["rate_limiter"]
+        limiter, is_default = settings["rate_limiter"], self.embed_batch_size == MAX_TEXTS_PER_CALL
         return settings | {
             "model": self.model_name,
             "api_key": self.api_key,
-            # Core would cut so, and ask one slice after the other. The largest, which is the default, means nothing.
-            "batch_size": self.batch_size or self.embed_batch_size % MAX_TEXTS_PER_CALL or None,
+            # LlamaIndex would send one slice of so many texts after the other. Its maximum, the default, is no limit.
+            "batch_size": self.batch_size or (None if is_default else self.embed_batch_size),
             "max_concurrency": min(self.max_concurrency, self.num_workers or self.max_concurrency),
             "rate_limiter": limiter.wrapped if isinstance(limiter, _PerRequestRateLimiter) else limiter,
         }
 
     @property
     def document_role(self) -> TextType:
-        """The role of texts that are no queries."""
+        """The role of texts that are not queries."""
         return self.text_type
 
     @contextlib.contextmanager
     def _role_cache(self, role: TextType) -> Iterator[KVCache | None]:
-        """LlamaIndex's cache, for one role of these settings alone, however the cache came here."""
+        """LlamaIndex's cache, restricted to one role and to these settings."""
         if self.embeddings_cache is None:
             yield None
             return
@@ -169,7 +171,7 @@ class DashScopeEmbedding(ClientFields, BaseEmbedding):
 
     @contextlib.contextmanager
     def _document_embedder(self, texts: list[Any]) -> Iterator[HybridEmbedder]:
-        """What to ask for documents; an error that blank nodes caused says how to leave them out."""
+        """Embeds documents; if blank nodes cause an error, adds a hint how to leave them out."""
         try:
             with emit_usage(self.hybrid, self.text_type) as hybrid:
                 yield hybrid
@@ -180,7 +182,7 @@ class DashScopeEmbedding(ClientFields, BaseEmbedding):
 
     @_span
     def get_query_embedding(self, query: str) -> list[float]:
-        """The vector of a text to search with: `dimensions` floats."""
+        """The vector of a search query: `dimensions` floats."""
         with self._role_cache("query"):
             return _without_span(super().get_query_embedding)(query)
 
@@ -192,7 +194,7 @@ class DashScopeEmbedding(ClientFields, BaseEmbedding):
 
     @_span
     def get_text_embedding(self, text: str) -> list[float]:
-        """The vector of a text to be searched: `dimensions` floats."""
+        """The vector of a document: `dimensions` floats."""
         with self._role_cache(self.text_type):
             return _without_span(super().get_text_embedding)(text)
 
@@ -209,7 +211,7 @@ class DashScopeEmbedding(ClientFields, BaseEmbedding):
         show_progress: bool = False,  # noqa: FBT001, FBT002 - LlamaIndex's own signature
         **kwargs: Any,
     ) -> list[list[float]]:
-        """Vectors of texts to be searched: shape (texts, dimensions), in the order of the texts."""
+        """The vectors of documents: shape (texts, dimensions), in the order of the texts."""
         core = _without_span(super().get_text_embedding_batch)
         with self._role_cache(self.text_type) as cache:
             if len(texts := as_text_list(texts)) <= self.embed_batch_size and cache is None:
@@ -243,7 +245,7 @@ class DashScopeEmbedding(ClientFields, BaseEmbedding):
                 return await core(texts, **kwargs)
 
     def to_payload(self) -> dict[str, Any]:
-        """What events and callbacks may show: never the key."""
+        """What events and callbacks may show; without the key."""
         return {
             "class_name": self.class_name(),
             "model_name": self.model_name,
@@ -279,5 +281,5 @@ class DashScopeEmbedding(ClientFields, BaseEmbedding):
 
 
 def _without_span(method: _Method) -> _Method:
-    """A method of LlamaIndex without its span: the one that overrides it has a span of the same name."""
+    """LlamaIndex's method without its span, because the overriding method has a span of the same name."""
     return getattr(method, "__wrapped__", method)

@@ -271,7 +271,7 @@ def test_a_progress_bar_reaches_the_number_of_texts(
 
 
 def test_the_compatible_protocol_works_and_warns_once_that_it_has_no_roles(emulator: Emulator, served: Server) -> None:
-    with pytest.warns(UserWarning, match="cannot tell queries from documents"):
+    with pytest.warns(UserWarning, match="does not distinguish queries"):
         embeddings = made(served, protocol="openai")
     again = made(served, protocol="openai")
     assert embeddings.embed_query("a") == again.embed_documents(["a"])[0] == emulator.dense("a", text_type="query")

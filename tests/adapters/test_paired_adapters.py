@@ -277,7 +277,7 @@ def test_what_has_no_sparse_vectors_is_refused_at_construction_with_a_way_out(of
     old = made(of, served, dimensions=None, **v2)
     with pytest.raises(InvalidInput, match=r"text-embedding-v2 has no sparse vectors; .*text-embedding-v4"):
         of.sparse(old)
-    with pytest.warns(UserWarning, match="cannot tell queries from documents"):
+    with pytest.warns(UserWarning, match="does not distinguish queries"):
         compatible = made(of, served, protocol="openai")
     with pytest.raises(InvalidInput, match='sparse vectors need protocol="native"'):
         of.sparse(compatible)
