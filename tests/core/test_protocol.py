@@ -163,6 +163,21 @@ def test_where_only_sparse_was_asked_no_dense_vector_is_missed(dense: dict[str, 
         read(BOTH, native(row))
 
 
+@pytest.mark.parametrize("junk", [None, 7, "x", [None], [{"index": -1, "value": "x"}]])
+def test_a_component_that_was_not_requested_is_ignored_whatever_it_holds(junk: Any) -> None:
+    dense, sparse = {"embedding": [0.5]}, {"sparse_embedding": [{"index": 1, "value": 0.5}]}
+    assert read(DENSE, native({"text_index": 0, **dense, "sparse_embedding": junk})).dense == [[0.5]]
+    assert read(SPARSE, native({"text_index": 0, **sparse, "embedding": junk})).sparse == [SparseVector([1], [0.5])]
+
+
+@pytest.mark.parametrize("ask", [DENSE, SPARSE, BOTH, OPENAI])
+def test_a_sound_reply_is_parsed_once(ask: RequestOptions, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(core_protocol, "_parse_json")
+    row = {"text_index": 0, "index": 0, "embedding": [0.5, -1], "sparse_embedding": [{"index": 1, "value": 1}]}
+    found = read(ask, native(row, data=[row], code="", usage={"total_tokens": 1}, request_id="r"))
+    assert (found.billed_tokens, found.request_id) == (1, "r")
+
+
 # --- replies that are not ---------------------------------------------------------------------------------
 
 ONE, TWO = {"text_index": 0, "embedding": [0.6, 0.8]}, {"text_index": 1, "embedding": [0.0, 1.0]}
