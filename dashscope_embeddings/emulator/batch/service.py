@@ -38,8 +38,8 @@ Shapes, codes and limits: https://help.aliyun.com/zh/model-studio/batch-interfac
 English edition, and replies quoted in public, read 2026-11-20. Not documented, and guessed: all validation codes but
 `url_not_found`, `mismatched_model`, `duplicate_custom_id` and `model_not_found`; the messages of refusals of these
 paths; the error of an embedding line; the results for lines that were not processed when a batch expires or is
-cancelled (OpenAI writes `batch_expired` errors for them). Left out: the model for free dry runs of chats, limits on
-files and on lists, and filters of lists other than by input file.
+cancelled (OpenAI writes `batch_expired` errors for them). Left out: the model for free dry runs of chats, the lower
+quota of lists, limits on stored files, and filters of lists other than by input file.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class BatchSettings:
     """Where lines are that were not processed when a batch expires or is cancelled: in the error file, or in neither.
     Not documented."""
     per_minute: int | None = 1_000
-    """Creations, queries, lists and cancellations allowed per account, each; None: no limit."""
+    """Creations, queries, lists (documented: 100) and cancellations allowed per account, each; None: no limit."""
     concurrent: int = 1_000
     """Unfinished batches allowed per account."""
 
