@@ -55,12 +55,14 @@ def submit(  # noqa: PLR0913 - one for each option
     name: _Name = None,
     description: _Description = None,
 ) -> None:
-    """Submit all texts of some files; `batch fetch` fetches the vectors, on another machine too.
+    """Submit all texts of some files; `batch fetch` fetches the vectors.
 
-    From then on only OUTPUT.ledger and OUTPUT.ledger-vectors are needed. Texts that are paid for, or under way,
-    are not sent again.
+    From then on only OUTPUT.ledger and OUTPUT.ledger-vectors are needed, on
+    another machine too. Texts that are paid for or under way are not sent
+    again.
 
-    Exit codes: 0 submitted (or nothing left to submit), otherwise as for `batch run`.
+    Exit codes: 0 submitted (or nothing left to submit), otherwise as for
+    `batch run`.
     """
     arguments = locals()
     with exit_on_error(*_interruption_hints(output)), stop_signals(_STOPPING_MESSAGE) as stop:
@@ -110,10 +112,13 @@ def run(  # noqa: PLR0913 - one for each option
         float | None, typer.Option(min=0.1, metavar="SECONDS", show_default="30, growing to 120", help="Between polls.")
     ] = None,
 ) -> None:
-    """Submit, wait, fetch, and resubmit failed texts until all are embedded; this may take days.
+    """Submit, wait, fetch, and resubmit failed texts until all are embedded.
 
-    Exit codes: 0 all embedded, 1 failed, stopped or still under way (run it again to continue), 2 wrong use or
-    bad input, 3 some texts were rejected or skipped (OUTPUT.rejects.jsonl).
+    This may take days.
+
+    Exit codes: 0 all embedded, 1 failed, stopped or still under way (run it
+    again to continue), 2 wrong use or bad input, 3 some texts were rejected or
+    skipped (OUTPUT.rejects.jsonl).
     """
     arguments = locals()
     with exit_on_error(*_interruption_hints(output)), stop_signals(_STOPPING_MESSAGE) as stop:
@@ -173,7 +178,9 @@ def fetch(
     workspace: options.Workspace = None,
     base_url: options.BaseUrl = None,
 ) -> None:
-    """Fetch the results of ended batches; after the last, write the output. Needs OUTPUT.ledger, not the input.
+    """Fetch the results of ended batches; after the last, write the output.
+
+    Needs OUTPUT.ledger, but not the input.
 
     Exit codes: as for `batch run`; 1 while anything is under way.
     """

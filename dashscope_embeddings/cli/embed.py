@@ -62,13 +62,15 @@ def embed(  # noqa: PLR0913 - one for each option
         bool, typer.Option("--dry-run", help="Check the input, count, and estimate the price; send nothing.")
     ] = False,
 ) -> None:
-    """Embed files of texts into one file of vectors; after any interruption, the same command continues.
+    """Embed files of texts into one file of vectors.
 
-    OUTPUT.ledger keeps what was paid for. It is not paid for again: not after a crash, not for equal texts,
-    not in a later run over a changed input.
+    After any interruption, the same command continues. OUTPUT.ledger keeps
+    what was paid for. It is not paid for again: not after a crash, not for
+    equal texts, not in a later run over a changed input.
 
-    Exit codes: 0 all embedded, 1 failed or stopped (run it again to continue), 2 wrong use or bad input,
-    3 some texts were rejected or skipped (OUTPUT.rejects.jsonl).
+    Exit codes: 0 all embedded, 1 failed or stopped (run it again to continue),
+    2 wrong use or bad input, 3 some texts were rejected or skipped
+    (OUTPUT.rejects.jsonl).
     """
     arguments = locals()
     if instruct and text_type != "query":

@@ -400,6 +400,7 @@ def test_stopped_while_it_waits_it_goes_on(source: Path, output: Path, service: 
     stop = threading.Event()
 
     def progress(now: corpus.BatchProgress) -> None:
+        assert now.said == now.message
         if "created" in now.message:
             stop.set()
 

@@ -17,9 +17,9 @@ from dashscope_embeddings._runtime.thread_pool import StopEvent
 from dashscope_embeddings.client import EmbeddingClient
 from dashscope_embeddings.corpus import inputs as corpus_inputs
 from dashscope_embeddings.corpus.batch.context import BatchOptions
-from dashscope_embeddings.corpus.batch.job import Inputs, ProgressCallback, open_job
+from dashscope_embeddings.corpus.batch.job import Inputs, open_job
 from dashscope_embeddings.corpus.batch.store import JobStore
-from dashscope_embeddings.corpus.batch.types import BatchEstimate, BatchSummary
+from dashscope_embeddings.corpus.batch.types import BatchEstimate, BatchSummary, ProgressCallback
 from dashscope_embeddings.corpus.options import InputOptions, accepts_input_options
 from dashscope_embeddings.corpus.realtime import ledger_beside
 from dashscope_embeddings.errors import InvalidInput

@@ -7,12 +7,13 @@ two steps; another one continues from there, on another machine too.
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 from dashscope_embeddings.corpus.batch import messages
 from dashscope_embeddings.corpus.batch.request_file import RequestFileWriter, line_name
 from dashscope_embeddings.corpus.batch.requests import RETRYABLE_ACTIONS, RequestSender, sleep
 from dashscope_embeddings.corpus.batch.results import ResultImporter
+from dashscope_embeddings.corpus.batch.types import BatchProgress
 from dashscope_embeddings.errors import (
     BadReply,
     BadRequestError,
@@ -23,15 +24,13 @@ from dashscope_embeddings.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
     from dashscope_embeddings.corpus.batch.context import BatchContext, BatchOptions
     from dashscope_embeddings.corpus.batch.messages import BatchStatus
     from dashscope_embeddings.corpus.batch.requests import RequestFlow
-    from dashscope_embeddings.corpus.batch.store import BatchRecord, Selection
-
-EventCallback: TypeAlias = "Callable[[str, BatchRecord | None], object]"
+    from dashscope_embeddings.corpus.batch.store import Selection
+    from dashscope_embeddings.corpus.batch.types import BatchFile, ProgressCallback
 
 FIRST_POLL_SECONDS, MAX_POLL_SECONDS = 30.0, 120.0
 """Seconds between polls; the vendor's page says to poll every one or two minutes."""
@@ -60,11 +59,11 @@ class BatchFlow:
         context: BatchContext,
         output: Path,
         batch_options: BatchOptions,
-        on_event: EventCallback,
+        progress: ProgressCallback | None,
     ) -> None:
         self._context, self._output, self._batch_options = context, output, batch_options
         self._job_store, self._errors = context.job_store, context.totals.errors
-        self._on_event = on_event
+        self._progress = progress
         self._sender = RequestSender(context.settings)
         self._skipped_batches: set[int] = set()
         """Batches not polled again in this command: unknown to the service, or with incomplete results."""
@@ -102,7 +101,7 @@ class BatchFlow:
                 path.unlink(missing_ok=True)
             yield from self._create(self._job_store.batch(batch.number), may_exist=False)
 
-    def _create(self, batch: BatchRecord, *, may_exist: bool) -> RequestFlow[None]:
+    def _create(self, batch: BatchFile, *, may_exist: bool) -> RequestFlow[None]:
         """Creates the batch of an uploaded file; looks for an existing one first if an attempt may have succeeded."""
         failures = 0
         request = messages.create_batch(batch.file_id or "", *self._batch_options)
@@ -121,7 +120,7 @@ class BatchFlow:
             failures, may_exist = failures + 1, True
             yield from self._sender.wait_before_retry(result, failures)
 
-    def _find_batch(self, batch: BatchRecord) -> RequestFlow[BatchStatus | None]:
+    def _find_batch(self, batch: BatchFile) -> RequestFlow[BatchStatus | None]:
         """Looks for the batch of an uploaded file in the service's list; None: there is none."""
         after: str | None = None
         for _ in range(_MAX_PAGES):
@@ -135,13 +134,13 @@ class BatchFlow:
                 break
         return None
 
-    def _discard(self, batch: BatchRecord) -> None:
+    def _discard(self, batch: BatchFile) -> None:
         self._job_store.close(batch)
         self._batch_path(batch.number, "jsonl").unlink(missing_ok=True)
 
     # --- polling --------------------------------------------------------------------------------------------
 
-    def running(self) -> list[BatchRecord]:
+    def running(self) -> list[BatchFile]:
         """The batches that may still return results."""
         return [batch for batch in self._job_store.batches("running") if batch.number not in self._skipped_batches]
 
@@ -165,7 +164,7 @@ class BatchFlow:
             elif (update.status, update.completed, update.failed) != (batch.status, batch.completed, batch.failed):
                 self._report(str(update), updated)
 
-    def _download_results(self, batch: BatchRecord, update: BatchStatus, *, abandon: bool = False) -> RequestFlow[None]:
+    def _download_results(self, batch: BatchFile, update: BatchStatus, *, abandon: bool = False) -> RequestFlow[None]:
         """Imports the results of a batch that has ended. The batch stays open if its results remain incomplete.
 
         Args:
@@ -207,7 +206,7 @@ class BatchFlow:
         elif error is not None:
             self._report(f"{error.message}. Its texts are submitted once more, in another file", None)
 
-    def _download_files(self, batch: BatchRecord, update: BatchStatus, importer: ResultImporter) -> RequestFlow[bool]:
+    def _download_files(self, batch: BatchFile, update: BatchStatus, importer: ResultImporter) -> RequestFlow[bool]:
         """Downloads and imports the result files of a batch; False: the service does not have one that it named."""
         for file_id, kind in ((update.output_file, "output"), (update.error_file, "errors")):
             if file_id is None:
@@ -224,7 +223,7 @@ class BatchFlow:
                 path.unlink(missing_ok=True)
         return True
 
-    def _validation_error(self, batch: BatchRecord, update: BatchStatus) -> DashScopeError:
+    def _validation_error(self, batch: BatchFile, update: BatchStatus) -> DashScopeError:
         """The error for a batch whose file failed the validation."""
         first = update.errors[0] if update.errors else None
         where, texts = "", []
@@ -314,7 +313,7 @@ class BatchFlow:
                 continue
             self._report(str(update), self._job_store.update_status(batch, update))
 
-    def _cancel_ended(self, batch: BatchRecord, error: DashScopeError) -> RequestFlow[None]:
+    def _cancel_ended(self, batch: BatchFile, error: DashScopeError) -> RequestFlow[None]:
         """Imports the results of a batch that has ended and thus cannot be cancelled, and frees its other lines."""
         update = yield from self._sender.send(messages.get_batch(batch.batch_id or ""), messages.read_status)
         if update.has_ended:
@@ -327,8 +326,9 @@ class BatchFlow:
     def _batch_path(self, number: int, ending: str) -> Path:
         return self._output.with_name(f"{self._output.name}.batch-{number}.{ending}")
 
-    def _report(self, message: str, batch: BatchRecord | None) -> None:
-        self._on_event(message if batch is None else f"file {batch.number}: {message}", batch)
+    def _report(self, message: str, batch: BatchFile | None) -> None:
+        if self._progress is not None:
+            self._progress(BatchProgress(message if batch is None else f"file {batch.number}: {message}", batch))
 
 
 def _incomplete(update: BatchStatus, missing: int) -> BadReply:

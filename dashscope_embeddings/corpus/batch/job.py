@@ -20,15 +20,14 @@ from dashscope_embeddings.corpus import writers
 from dashscope_embeddings.corpus.batch import request_file
 from dashscope_embeddings.corpus.batch.context import BatchContext, BatchOptions
 from dashscope_embeddings.corpus.batch.flow import BatchFlow
-from dashscope_embeddings.corpus.batch.store import BatchRecord, JobStore
-from dashscope_embeddings.corpus.batch.types import BatchEstimate, BatchFile, BatchProgress, BatchSummary
+from dashscope_embeddings.corpus.batch.store import JobStore
+from dashscope_embeddings.corpus.batch.types import BatchEstimate, BatchSummary, ProgressCallback
 from dashscope_embeddings.corpus.options import InputOptions
 from dashscope_embeddings.corpus.realtime import batch_cost, ledger_beside, rejects_beside, write_output
 from dashscope_embeddings.errors import Cancelled, InvalidInput
 from dashscope_embeddings.vectors import Usage
 
 Inputs: TypeAlias = str | Path | Iterable[str | Path]
-ProgressCallback: TypeAlias = Callable[[BatchProgress], object]
 
 
 class BatchJobRunner:
@@ -41,12 +40,7 @@ class BatchJobRunner:
 
     def create_flow(self, progress: ProgressCallback | None) -> BatchFlow:
         """The flows of this command; `progress` is called with each event."""
-
-        def report(message: str, batch: BatchRecord | None) -> None:
-            if progress is not None:
-                progress(BatchProgress(message, None if batch is None else _to_batch_file(batch)))
-
-        return BatchFlow(self._context, self._output, self._batch_options, report)
+        return BatchFlow(self._context, self._output, self._batch_options, progress)
 
     def run(
         self, flow: Generator[Step, StepResult, None], stop: StopEvent | None, *, write: bool = True
@@ -81,7 +75,7 @@ class BatchJobRunner:
             skipped=counts.invalid,
             usage=self._usage(totals.billed_lines, totals.billed_texts, totals.tokens),
             spent=self._usage(*checkpoint.total_billed()),
-            files=tuple(map(_to_batch_file, job_store.batches())),
+            files=tuple(job_store.batches()),
             rejects=rejects_beside(self._output) if finished and counts.rejected + counts.invalid else None,
             finished=finished,
             stopped=stopped,
@@ -188,9 +182,3 @@ def _portable_settings(client: EmbeddingClient) -> dict[str, Any]:
     elif settings.address.region is not None:
         portable["base_url"], portable["workspace"] = settings.address.root_url, settings.address.workspace
     return portable
-
-
-def _to_batch_file(batch: BatchRecord) -> BatchFile:
-    return BatchFile(
-        batch.number, batch.state, batch.batch_id, batch.status, batch.lines, batch.texts, batch.completed, batch.failed
-    )

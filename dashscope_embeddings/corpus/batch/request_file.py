@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from dashscope_embeddings.corpus.batch.context import BatchContext
-    from dashscope_embeddings.corpus.batch.store import BatchRecord, Selection, Unit
+    from dashscope_embeddings.corpus.batch.store import Selection, Unit
+    from dashscope_embeddings.corpus.batch.types import BatchFile
 
 # Sources: https://help.aliyun.com/zh/model-studio/batch-quick-start-tutorial and the page on error codes, seen
 # 2026-11-20. These pages say MB, which is taken as 1,000,000 bytes: the smaller meaning.
@@ -63,7 +64,7 @@ class RequestFileWriter:
         self._settings, self._limits, self._request_options = context.settings, context.limits, context.request_options
         self._groups: Iterator[_LineGroup] = self._line_groups()
 
-    def write(self, path: Path) -> BatchRecord | None:
+    def write(self, path: Path) -> BatchFile | None:
         """Writes the next file and adds its batch to the checkpoint; None: there is nothing left to submit.
 
         Raises:
@@ -80,7 +81,7 @@ class RequestFileWriter:
             path.unlink()
         return batch
 
-    def _write_lines(self, file: IO[bytes]) -> BatchRecord | None:
+    def _write_lines(self, file: IO[bytes]) -> BatchFile | None:
         number, line = self._job_store.next_numbers()
         first, texts, size = line, 0, 0
         lines: list[tuple[int, list[int]]] = []

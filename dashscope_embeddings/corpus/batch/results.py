@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from dashscope_embeddings.corpus.batch.context import BatchContext
     from dashscope_embeddings.corpus.batch.messages import LineResult
-    from dashscope_embeddings.corpus.batch.store import BatchRecord
+    from dashscope_embeddings.corpus.batch.types import BatchFile
     from dashscope_embeddings.corpus.checkpoint.rows import PackedVectors
     from dashscope_embeddings.errors import DashScopeError
 
@@ -42,7 +42,7 @@ class _FailedLine:
 class ResultImporter:
     """Imports the results of one batch into the checkpoint. After an interruption it can be repeated from the start."""
 
-    def __init__(self, context: BatchContext, batch: BatchRecord) -> None:
+    def __init__(self, context: BatchContext, batch: BatchFile) -> None:
         self._checkpoint, self._job_store, self._batch = context.checkpoint, context.job_store, batch
         self._request_options, self._limits, self._long_text = (
             context.request_options,

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import array
 import json
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 from dashscope_embeddings.corpus.batch import tables
+from dashscope_embeddings.corpus.batch.types import BatchFile
 from dashscope_embeddings.corpus.checkpoint.checksums import record_checksum, text_differs
 from dashscope_embeddings.vectors import Part, combine
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from dashscope_embeddings.corpus.batch.messages import BatchStatus
+    from dashscope_embeddings.corpus.batch.types import BatchState
     from dashscope_embeddings.corpus.checkpoint.store import CheckpointStore
 
 MAX_ROUNDS = 5
@@ -30,26 +31,8 @@ MAX_ROUNDS = 5
 _SYNCHRONOUS = "FULL"
 """A submitted batch must survive a power failure: if it is forgotten, its texts are paid for twice."""
 
-BatchState = Literal["planned", "uploaded", "creating", "running", "closed"]
 Selection = Literal["all", "failed", "invalid"]
 """Units to submit: all pending ones; those whose line failed in this command; those whose file was refused."""
-
-
-@dataclass(frozen=True, slots=True)
-class BatchRecord:
-    """One request file and its batch."""
-
-    number: int
-    state: BatchState
-    is_resubmission: bool
-    """Whether it resubmits texts of a file that failed the validation."""
-    lines: int
-    texts: int
-    file_id: str | None
-    batch_id: str | None
-    status: str | None
-    completed: int | None
-    failed: int | None
 
 
 class Unit(NamedTuple):
@@ -92,22 +75,22 @@ class JobStore:
 
     def get_note(self, name: str) -> Any:
         """A stored value; None: there is none."""
-        rows = self._checkpoint.fetch_all("SELECT value FROM batch_notes WHERE name = ?", (name,))
-        return self._checkpoint.parse_json(rows[0][0]) if rows else None
+        value = self._checkpoint.fetch_value("SELECT value FROM batch_notes WHERE name = ?", (name,))
+        return None if value is None else self._checkpoint.parse_json(value)
 
     # --- batches --------------------------------------------------------------------------------------------
 
-    def batches(self, *states: BatchState) -> list[BatchRecord]:
+    def batches(self, *states: BatchState) -> list[BatchFile]:
         """All batches in these states; without arguments, in any state."""
         chosen = f"WHERE state IN ({','.join('?' * len(states))})" if states else ""
         rows = self._checkpoint.fetch_all(
-            "SELECT number, state, again, lines, texts, file_id, batch_id, status, completed, failed "  # noqa: S608 - only question marks
+            "SELECT number, state, again, batch_id, status, lines, texts, completed, failed, file_id "  # noqa: S608 - only question marks
             f"FROM batches {chosen} ORDER BY number",
             states,
         )
-        return [BatchRecord(row[0], row[1], bool(row[2]), *row[3:]) for row in rows]
+        return [BatchFile(row[0], row[1], bool(row[2]), *row[3:]) for row in rows]
 
-    def batch(self, number: int) -> BatchRecord:
+    def batch(self, number: int) -> BatchFile:
         """The current record of a batch."""
         return next(batch for batch in self.batches() if batch.number == number)
 
@@ -127,7 +110,7 @@ class JobStore:
             "INSERT INTO batch_out VALUES (?)", ((unit,) for _, units in lines for unit in units)
         )
 
-    def add_batch(self, number: int, lines: int, texts: int, *, is_resubmission: bool) -> BatchRecord:
+    def add_batch(self, number: int, lines: int, texts: int, *, is_resubmission: bool) -> BatchFile:
         """Adds a batch whose lines are all added."""
         self._checkpoint.fetch_all(
             "INSERT INTO batches (number, state, again, lines, texts) VALUES (?, 'planned', ?, ?, ?)",
@@ -135,17 +118,17 @@ class JobStore:
         )
         return self.batch(number)
 
-    def set_uploaded(self, batch: BatchRecord, file_id: str) -> None:
+    def set_uploaded(self, batch: BatchFile, file_id: str) -> None:
         """Records that the service has the file of a batch."""
         self._checkpoint.fetch_all(
             "UPDATE batches SET state = 'uploaded', file_id = ? WHERE number = ?", (file_id, batch.number)
         )
 
-    def set_creating(self, batch: BatchRecord) -> None:
+    def set_creating(self, batch: BatchFile) -> None:
         """Records that the batch may exist from now on."""
         self._checkpoint.fetch_all("UPDATE batches SET state = 'creating' WHERE number = ?", (batch.number,))
 
-    def update_status(self, batch: BatchRecord, update: BatchStatus) -> BatchRecord:
+    def update_status(self, batch: BatchFile, update: BatchStatus) -> BatchFile:
         """Records the status of a batch."""
         self._checkpoint.fetch_all(
             "UPDATE batches SET state = 'running', batch_id = ?, status = ?, completed = ?, failed = ? "
@@ -154,7 +137,7 @@ class JobStore:
         )
         return self.batch(batch.number)
 
-    def close(self, batch: BatchRecord) -> None:
+    def close(self, batch: BatchFile) -> None:
         """Closes a batch; its units without vectors may be submitted again."""
         with self._checkpoint.transaction():
             for _, units in self.lines_without_vectors(batch):
@@ -164,14 +147,14 @@ class JobStore:
 
     # --- lines ----------------------------------------------------------------------------------------------
 
-    def line_units(self, batch: BatchRecord, line: int) -> tuple[array.array[int], bool] | None:
+    def line_units(self, batch: BatchFile, line: int) -> tuple[array.array[int], bool] | None:
         """The units of a line, and whether its vectors are stored; None: the batch has no such line."""
         query = "SELECT members, sum, done FROM batch_lines WHERE line = ? AND batch = ?"
         for members, checksum, done in self._checkpoint.fetch_all(query, (line, batch.number)):
             return self._unpack_units(line, batch.number, members, checksum), bool(done)
         return None
 
-    def nth_line(self, batch: BatchRecord, nth: int) -> tuple[int, int] | None:
+    def nth_line(self, batch: BatchFile, nth: int) -> tuple[int, int] | None:
         """Number and first unit of a line, by its position in the file from 1."""
         query = "SELECT line, batch, members, sum FROM batch_lines WHERE batch = ? ORDER BY line LIMIT 1 OFFSET ?"
         for row in self._checkpoint.fetch_all(query, (batch.number, max(nth, 1) - 1)):
@@ -180,11 +163,10 @@ class JobStore:
 
     def place(self, unit: int) -> str | None:
         """The first place of a text in the input."""
-        key = self.key_of(unit)
-        rows = self._checkpoint.fetch_all("SELECT place FROM items WHERE key = ? ORDER BY seq LIMIT 1", (key,))
-        return rows[0][0] if rows else None
+        query = "SELECT place FROM items WHERE key = ? ORDER BY seq LIMIT 1"
+        return cast("str | None", self._checkpoint.fetch_value(query, (self.key_of(unit),)))
 
-    def lines_without_vectors(self, batch: BatchRecord) -> Iterator[tuple[int, array.array[int]]]:
+    def lines_without_vectors(self, batch: BatchFile) -> Iterator[tuple[int, array.array[int]]]:
         """The lines without vectors."""
         last = 0
         while found := self._checkpoint.fetch_all(
@@ -246,9 +228,8 @@ class JobStore:
 
     def counts(self) -> tuple[int, int]:
         """Different texts that are under way, and different texts that failed too often in this submission."""
-        (under_way,) = self._checkpoint.fetch_all(tables.COUNT_UNDER_WAY)[0]
-        (given_up,) = self._checkpoint.fetch_all(tables.COUNT_EXHAUSTED, (MAX_ROUNDS,))[0]
-        return under_way, given_up
+        fetch_value = self._checkpoint.fetch_value
+        return fetch_value(tables.COUNT_UNDER_WAY), fetch_value(tables.COUNT_EXHAUSTED, (MAX_ROUNDS,))
 
     def unsubmitted(self) -> tuple[int, int, int]:
         """Different texts that are neither embedded nor under way, their estimated tokens, and their bytes."""
@@ -279,16 +260,13 @@ class JobStore:
         """The key of the text that a unit is, or is a chunk of; 0: there is no such chunk."""
         if unit > 0:
             return unit
-        rows = self._checkpoint.fetch_all("SELECT key FROM batch_pieces WHERE piece = ?", (-unit,))
-        return rows[0][0] if rows else 0
+        return self._checkpoint.fetch_value("SELECT key FROM batch_pieces WHERE piece = ?", (-unit,)) or 0
 
     def text_of(self, unit: int) -> str | None:
         """The text of a unit; None: it is no longer pending."""
-        query = "SELECT text FROM pending WHERE key = ?"
-        if unit < 0:
-            query = "SELECT text FROM batch_pieces WHERE piece = ?"
-        rows = self._checkpoint.fetch_all(query, (abs(unit),))
-        return rows[0][0] if rows else None
+        table, column = ("pending", "key") if unit > 0 else ("batch_pieces", "piece")
+        query = f"SELECT text FROM {table} WHERE {column} = ?"  # noqa: S608 - no input in it
+        return cast("str | None", self._checkpoint.fetch_value(query, (abs(unit),)))
 
     def split(self, unit: int, texts: Sequence[str]) -> None:
         """Replaces a text or a chunk by smaller chunks, which are submitted in this command."""
@@ -296,7 +274,7 @@ class JobStore:
         with self._checkpoint.transaction():
             if unit < 0:
                 self._checkpoint.fetch_all("DELETE FROM batch_pieces WHERE piece = ?", (-unit,))
-            (last,) = self._checkpoint.fetch_all("SELECT max(seq) FROM sqlite_sequence WHERE name = 'batch_pieces'")[0]
+            last = self._checkpoint.fetch_value("SELECT max(seq) FROM sqlite_sequence WHERE name = 'batch_pieces'")
             chunks = [(number, key, text, None) for number, text in enumerate(texts, (last or 0) + 1)]
             rows = [(*chunk, record_checksum(*chunk)) for chunk in chunks]
             self._checkpoint.execute_many(

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, TypeAlias
 
 from dashscope_embeddings.vectors import Cost, Usage
+
+BatchState = Literal["planned", "uploaded", "creating", "running", "closed"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,8 +18,10 @@ class BatchFile:
 
     number: int
     """Number in this checkpoint, from 1."""
-    state: str
+    state: BatchState
     """"planned", "uploaded", "creating", "running" (the batch exists) or "closed" (its results are imported)."""
+    is_resubmission: bool
+    """Whether it resubmits texts of a file that failed the validation."""
     batch_id: str | None
     """The service's id of the batch; None: not created yet."""
     status: str | None
@@ -25,6 +31,8 @@ class BatchFile:
     completed: int | None
     """Lines done at the last poll; None: not reported."""
     failed: int | None
+    file_id: str | None
+    """The service's id of the file; None: not uploaded yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +68,9 @@ class BatchProgress:
     def said(self) -> str:
         """The former name of `message`."""
         return self.message
+
+
+ProgressCallback: TypeAlias = Callable[[BatchProgress], object]
 
 
 @dataclass(frozen=True, slots=True)

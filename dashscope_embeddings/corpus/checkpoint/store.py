@@ -102,6 +102,11 @@ class CheckpointStore:
         with self._lock:
             return self._connection.execute(statement, values).fetchall()
 
+    def fetch_value(self, statement: str, values: Sequence[Any] = ()) -> Any:
+        """Executes a statement and returns the first column of the first row; None: there is no row."""
+        rows = self.fetch_all(statement, values)
+        return rows[0][0] if rows else None
+
     def execute_many(self, statement: str, rows: Iterable[Sequence[Any]]) -> None:
         """Executes a statement once per row."""
         with self._lock:
@@ -156,7 +161,7 @@ class CheckpointStore:
 
     def is_new(self) -> bool:
         """Whether no input was ever loaded."""
-        return not self.fetch_all("SELECT 1 FROM terms LIMIT 1")
+        return self.fetch_value("SELECT 1 FROM terms LIMIT 1") is None
 
     def check_settings(self, fingerprint: Mapping[str, Any]) -> bool:
         """Stores the settings of this run; returns whether they make earlier rejections obsolete.
@@ -216,14 +221,15 @@ class CheckpointStore:
     def counts(self) -> Counts:
         """Counts texts of the input by state."""
         with self._lock:
-            execute = self._connection.execute
-            (items,) = execute("SELECT count(*) FROM items").fetchone()
-            pending, tokens = execute(
-                "SELECT count(*), total(tokens) FROM pending CROSS JOIN texts USING (key) WHERE reply IS NULL"
-            ).fetchone()
-            (rejected,) = execute("SELECT count(*) FROM items CROSS JOIN rejects USING (key)").fetchone()
-            (invalid,) = execute("SELECT count(*) FROM bad").fetchone()
-            return Counts(items, pending, tokens, rejected, invalid)
+            open_texts = "pending CROSS JOIN texts USING (key) WHERE reply IS NULL"
+            ((pending, tokens),) = self.fetch_all(f"SELECT count(*), total(tokens) FROM {open_texts}")  # noqa: S608 - no input in it
+            return Counts(
+                self.fetch_value("SELECT count(*) FROM items"),
+                pending,
+                tokens,
+                rejected=self.fetch_value("SELECT count(*) FROM items CROSS JOIN rejects USING (key)"),
+                invalid=self.fetch_value("SELECT count(*) FROM bad"),
+            )
 
     # --- replies ------------------------------------------------------------------------------------------
 
