@@ -137,7 +137,7 @@ class Embedder:
         for key, text in self._checkpoint.pending_texts():
             if self._errors or (self._stop is not None and self._stop()):
                 return
-            # Limits may have been learned since the text was read and checked.
+            # The text was checked when it was read, but a lower limit may have been learned since then.
             if settings.long_text == "error" and limits.certainly_too_long(text):
                 self._store_rejection(key, f"the text {text_problem(text, limits, settings.long_text)}; not sent")
                 continue

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import Literal, ParamSpec, TypedDict, TypeVar, cast, get_type_hints
+from typing import Literal, ParamSpec, TypedDict, TypeVar, get_type_hints
 
 from dashscope_embeddings._core.argument_names import reject_unknown_keywords
 from dashscope_embeddings.corpus.sources import Format
@@ -44,13 +44,13 @@ def accepts_input_options(function: Callable[Params, ReturnT]) -> Callable[Param
 
     A misspelt keyword raises a TypeError that suggests the right one.
     """
-    parameters = [each for each in inspect.signature(function).parameters.values() if each.kind is not each.VAR_KEYWORD]
-    for name, annotation in get_type_hints(InputOptions).items():
-        default = cast("dict[str, object]", DEFAULTS)[name]
-        parameters.append(
-            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
-        )
-    function.__signature__ = inspect.Signature(  # type: ignore[attr-defined] # a hook of `inspect`
-        parameters, return_annotation=inspect.signature(function).return_annotation
-    )
+    signature, types = inspect.signature(function), get_type_hints(InputOptions)
+    parameters = [
+        parameter for parameter in signature.parameters.values() if parameter.kind is not parameter.VAR_KEYWORD
+    ]
+    parameters += [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=types[name])
+        for name, default in DEFAULTS.items()
+    ]
+    function.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined] # read by `inspect`
     return reject_unknown_keywords(function)

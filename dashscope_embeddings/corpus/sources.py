@@ -15,7 +15,7 @@ from dashscope_embeddings._core.redaction import escape_control_characters
 from dashscope_embeddings.errors import InvalidInput
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
 Format = Literal["txt", "jsonl", "csv", "tsv", "parquet"]
 """How a file is read: one text per line, one JSON object per line, a table with a header, or Parquet."""
@@ -85,39 +85,41 @@ def find_sources(inputs: Iterable[str | Path], file_format: Format | None, *, ou
         raise InvalidInput(f"format={file_format!r}: expected one of {', '.join(get_args(Format))}")
     patterns = list(map(str, inputs))
     unfollowed_links: list[Path] = []
-    candidates = [found for pattern in patterns for found in _candidates(pattern, file_format, unfollowed_links)]
-    if sum(found.path == STDIN for found in candidates) > 1:
+    candidates = [
+        candidate for pattern in patterns for candidate in _candidates(pattern, file_format, unfollowed_links)
+    ]
+    if sum(candidate.path == STDIN for candidate in candidates) > 1:
         raise InvalidInput("standard input can be read only once")
     read: list[_Candidate] = []
     own_files: list[_Candidate] = []
     other_outputs: list[_Candidate] = []
-    for found in _deduplicate(candidates):
-        if found.path == STDIN:
-            read.append(found)
-        elif output is not None and _belongs_to_output(Path(found.path), output):
-            own_files.append(found)
+    for candidate in _deduplicate(candidates):
+        if candidate.path == STDIN:
+            read.append(candidate)
+        elif output is not None and _belongs_to_output(Path(candidate.path), output):
+            own_files.append(candidate)
         else:
-            (other_outputs if _is_our_output(Path(found.path), file_format) else read).append(found)
+            (other_outputs if _is_our_output(Path(candidate.path), file_format) else read).append(candidate)
     if not read:
-        read = [found for found in other_outputs if found.is_explicit]
-        other_outputs = [found for found in other_outputs if not found.is_explicit]
+        read = [candidate for candidate in other_outputs if candidate.is_explicit]
+        other_outputs = [candidate for candidate in other_outputs if not candidate.is_explicit]
     if not read:
         raise _no_input(own_files, other_outputs)
-    if left_out := [
-        printable_name(found.path) for found in [*(found for found in own_files if found.is_explicit), *other_outputs]
+    if left_out := [candidate.path for candidate in own_files if candidate.is_explicit] + [
+        candidate.path for candidate in other_outputs
     ]:
         warnings.warn(f"not read, because this package wrote it: {_join_names(left_out)}", UserWarning, stacklevel=5)
-    if not_followed := [printable_name(folder) for folder in unfollowed_links if not _is_covered(folder, patterns)]:
+    if not_followed := [folder for folder in unfollowed_links if not _is_covered(folder, patterns)]:
         message = f"symbolic links to folders are not followed, name them to read them: {_join_names(not_followed)}"
         warnings.warn(message, UserWarning, stacklevel=5)
-    return [Source(found.path, file_format or _format_of(found.path)) for found in read]
+    return [Source(candidate.path, file_format or _format_of(candidate.path)) for candidate in read]
 
 
 _MAX_NAMES = 5
 
 
-def _join_names(names: list[str]) -> str:
-    return ", ".join(names[:_MAX_NAMES]) + (", …" if len(names) > _MAX_NAMES else "")
+def _join_names(paths: Sequence[object]) -> str:
+    return ", ".join(map(printable_name, paths[:_MAX_NAMES])) + (", …" if len(paths) > _MAX_NAMES else "")
 
 
 def _is_covered(folder: Path, patterns: list[str]) -> bool:
@@ -134,9 +136,9 @@ def _candidates(pattern: str, file_format: Format | None, unfollowed_links: list
         return [_Candidate(STDIN, is_explicit=True)]
     folder = Path(pattern)
     if folder.is_dir():
-        found = sorted(path for path in folder.rglob("*") if not _is_hidden_or_system(path, folder))
-        unfollowed_links += [path for path in found if path.is_symlink() and path.is_dir()]
-        files = [path for path in found if path.is_file()]
+        visible = sorted(path for path in folder.rglob("*") if not _is_hidden_or_system(path, folder))
+        unfollowed_links += [path for path in visible if path.is_symlink() and path.is_dir()]
+        files = [path for path in visible if path.is_file()]
         paths = [str(path) for path in files if file_format is not None or path.suffix.lower() in _EXTENSIONS]
         if not paths:
             raise InvalidInput(

@@ -33,6 +33,7 @@ from dashscope_embeddings import (
     SparseVector,
     TrackedUsage,
     Usage,
+    corpus,
     track_usage,
 )
 from dashscope_embeddings.emulator import Asked, Emulator, faults
@@ -195,3 +196,11 @@ def emulator() -> None:
     assert_type(service.asked, list[Asked])
     assert_type(service.dense("a"), list[float])
     assert_type(package.__all__, list[str])
+
+
+def corpora(client: EmbeddingClient) -> None:
+    summary = corpus.embed_corpus("docs/", "vectors.parquet", client=client, id_field="id", on_bad_input="skip")
+    assert_type(summary, corpus.Summary)
+    assert_type(corpus.estimate_corpus(["a.csv", "b.csv"], client=client, format="csv").real_time, Cost | None)
+    assert_type(corpus.batch_run(None, "vectors.parquet", client=client, with_text=True), corpus.BatchSummary)
+    corpus.embed_corpus("docs/", "vectors.parquet", client=client, text_feild="body")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]

@@ -167,15 +167,15 @@ class JobStore:
         return cast("str | None", self._checkpoint.fetch_value(query, (self.key_of(unit),)))
 
     def lines_without_vectors(self, batch: BatchFile) -> Iterator[tuple[int, array.array[int]]]:
-        """The lines without vectors."""
+        """Number and units of the lines of a batch that have no vectors, in order."""
         last = 0
-        while found := self._checkpoint.fetch_all(
+        while rows := self._checkpoint.fetch_all(
             "SELECT line, batch, members, sum FROM batch_lines WHERE batch = ? AND line > ? AND NOT done "
             "ORDER BY line LIMIT 1000",
             (batch.number, last),
         ):
-            last = found[-1][0]
-            for row in found:
+            last = rows[-1][0]
+            for row in rows:
                 yield row[0], self._unpack_units(*row)
 
     def mark_done(self, lines: Mapping[int, Sequence[int]]) -> None:

@@ -82,7 +82,7 @@ class CheckpointStore:
 
     @contextlib.contextmanager
     def transaction(self, *, commit: bool = True) -> Iterator[None]:
-        """Groups statements into one transaction, or joins the current one. `commit=False`: rolls back in any case."""
+        """Groups statements into one transaction, or joins the current one. `commit=False`: always rolls back."""
         with self._lock:
             is_nested = self._connection.in_transaction
             if is_nested:
@@ -198,9 +198,9 @@ class CheckpointStore:
     def _known_texts(self, hashes: Sequence[bytes]) -> dict[bytes, tuple[int, bool]]:
         """Hash → key of texts that are known already, and whether their vectors are still missing or are damaged."""
         marks = ",".join("?" * len(hashes))
-        found = self._connection.execute(f"SELECT hash, key, reply, slot FROM texts WHERE hash IN ({marks})", hashes)  # noqa: S608 - only question marks
+        rows = self._connection.execute(f"SELECT hash, key, reply, slot FROM texts WHERE hash IN ({marks})", hashes)  # noqa: S608 - only question marks
         known: dict[bytes, tuple[int, bool]] = {}
-        for digest, key, reply, slot in found.fetchall():
+        for digest, key, reply, slot in rows.fetchall():
             is_pending = reply != _REJECTED_REPLY and self._replies.vectors(reply, slot, digest) is None
             known[digest] = key, is_pending
             if is_pending and reply is not None:
@@ -211,8 +211,8 @@ class CheckpointStore:
     def _split_duplicates(self, items: Sequence[InputText]) -> tuple[list[InputText], list[tuple[InputText, str]]]:
         ids = [str(item.id) for item in items if item.id is not None]
         marks = ",".join("?" * len(ids))
-        found = self._connection.execute(f"SELECT id, place FROM items WHERE id IN ({marks})", ids)  # noqa: S608 - only question marks
-        return split_duplicates(items, dict(found.fetchall()))
+        rows = self._connection.execute(f"SELECT id, place FROM items WHERE id IN ({marks})", ids)  # noqa: S608 - only question marks
+        return split_duplicates(items, dict(rows.fetchall()))
 
     def add_invalid(self, position: int, place: str, record_id: str | None, reason: str) -> None:
         """Adds a record that is skipped."""
