@@ -9,6 +9,7 @@ The road of one text:
       _core/exchange.py             one batch: acquire a permit → Send → read → retry, split or return
       _core/rate_limiter.py           when the next request may go; never waits itself
       _core/protocol.py               request body and reply: the only module that knows the service's JSON
+      _core/reply_reader.py           a reply, and whether it belongs to this request
       _core/failures.py               a refusal, a broken reply or no reply → an error and what to do about it
       _runtime/drivers.py           performs the steps on threads; async_drivers.py on an event loop
       _core/results.py              outcomes → vectors, in the order of the texts

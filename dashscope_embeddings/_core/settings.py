@@ -58,6 +58,7 @@ class Settings:
         Raises:
             InvalidInput: a setting that cannot work, or no key.
         """
+        known_model = catalogue.model(model)  # first: what is passed as a model may be the key
         given = with_defaults(options)
         dimension, price, headers = given.pop("dimension"), given.pop("price"), given.pop("default_headers")
         if dimension is not None and given["dimensions"] not in {None, dimension}:
@@ -72,7 +73,7 @@ class Settings:
             given["dimensions"] = dimension
         given["instruct"] = given["instruct"] or None
         return cls(
-            model=catalogue.model(model),
+            model=known_model,
             api_key=api_key,
             address=address,
             protocol=protocol,
