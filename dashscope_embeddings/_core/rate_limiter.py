@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from dashscope_embeddings import _process
-from dashscope_embeddings._core.rate_estimator import Permit, RateEstimator
+from dashscope_embeddings._core.permit import Permit
+from dashscope_embeddings._core.rate_estimator import RateEstimator
 from dashscope_embeddings._core.token_quota import QUOTA_SHARE, TokenQuota, spacing_start
 
 if TYPE_CHECKING:

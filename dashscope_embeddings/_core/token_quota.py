@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from dashscope_embeddings._core.rate_estimator import Permit
+    from dashscope_embeddings._core.permit import Permit
 
 _BURST_TOLERANCE_SECONDS = 0.006
 """Burst tolerance: a caller delayed by timer jitter may catch up by this much."""
