@@ -616,12 +616,12 @@ def test_a_list_with_a_bad_query_is_refused(query: dict[str, str]) -> None:
 
 
 def test_calls_a_minute_are_limited_by_kind_and_key(clock: Clock) -> None:
-    emulator = Emulator(clock=clock, retry_after=True, batches=BatchSettings(per_minute=2))
+    emulator = Emulator(clock=clock, retry_after=True, batches=BatchSettings(per_minute=2, lists_per_minute=1))
     caller = Caller(emulator)
     batch = caller.start(file_of(TEXTS))
     statuses = [caller.ask("GET", f"/batches/{batch['id']}").status_code for _ in range(3)]
     assert statuses == [200, 200, 429]
-    assert [caller.ask("GET", "/batches").status_code for _ in range(3)] == [200, 200, 429]
+    assert [caller.ask("GET", "/batches").status_code for _ in range(2)] == [200, 429]
     refused = caller.ask("GET", "/batches")
     assert refused.json()["error"]["code"] == "limit_requests"
     assert refused.headers["retry-after"] == "60"
@@ -631,19 +631,23 @@ def test_calls_a_minute_are_limited_by_kind_and_key(clock: Clock) -> None:
 
 
 def test_clearing_the_emulator_empties_the_windows(clock: Clock) -> None:
-    emulator = Emulator(clock=clock, batches=BatchSettings(per_minute=1))
+    emulator = Emulator(clock=clock, batches=BatchSettings(lists_per_minute=1))
     assert [Caller(emulator).ask("GET", "/batches").status_code for _ in range(2)] == [200, 429]
     emulator.clear()
     assert Caller(emulator).ask("GET", "/batches").status_code == 200
 
 
-def test_unfinished_batches_are_limited(clock: Clock) -> None:
-    caller = Caller(Emulator(clock=clock, batches=BatchSettings(seconds=60, concurrent=1)))
+def test_unfinished_batches_and_stored_files_are_limited(clock: Clock) -> None:
+    content = file_of(TEXTS)
+    settings = BatchSettings(seconds=60, concurrent=1, files=3, stored_bytes=2 * len(content))
+    caller = Caller(Emulator(clock=clock, batches=settings))
     fields = {"endpoint": "/v1/embeddings", "completion_window": "24h"}
-    fields["input_file_id"] = caller.start(file_of(TEXTS))["input_file_id"]
+    fields["input_file_id"] = caller.start(content)["input_file_id"]
     assert caller.ask("POST", "/batches", json=fields).status_code == 429
     clock.now += 180
     assert caller.ask("POST", "/batches", json=fields).status_code == 200
+    assert [caller.send(content).status_code for _ in range(2)] == [200, 400]
+    assert [caller.send(b"").status_code for _ in range(2)] == [200, 400]
 
 
 # Faults

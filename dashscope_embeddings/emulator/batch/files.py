@@ -59,6 +59,10 @@ class StoredFile:
         # Error files, too, were seen with the name of output files instead of the documented one.
         self.id = f"file-{'batch' if self.purpose == 'batch' else 'batch_output'}-{uuid.uuid4().hex[:24]}"
 
+    def is_upload_of(self, owner: str) -> bool:
+        """Whether this account uploaded it; result files have another purpose."""
+        return self.owner == owner and self.purpose == "batch"
+
     def read(self) -> bytes:
         """The content."""
         content = self.make_content()

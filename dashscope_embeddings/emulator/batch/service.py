@@ -38,8 +38,8 @@ Shapes, codes and limits: https://help.aliyun.com/zh/model-studio/batch-interfac
 English edition, and replies quoted in public, read 2026-11-20. Not documented, and guessed: all validation codes but
 `url_not_found`, `mismatched_model`, `duplicate_custom_id` and `model_not_found`; the messages of refusals of these
 paths; the error of an embedding line; the results for lines that were not processed when a batch expires or is
-cancelled (OpenAI writes `batch_expired` errors for them). Left out: the model for free dry runs of chats, the lower
-quota of lists, limits on stored files, and filters of lists other than by input file.
+cancelled (OpenAI writes `batch_expired` errors for them). Left out: the model for free dry runs of chats, and filters
+of lists other than by input file.
 """
 
 from __future__ import annotations
@@ -87,9 +87,14 @@ class BatchSettings:
     """Where lines are that were not processed when a batch expires or is cancelled: in the error file, or in neither.
     Not documented."""
     per_minute: int | None = 1_000
-    """Creations, queries, lists (documented: 100) and cancellations allowed per account, each; None: no limit."""
+    """Creations, queries and cancellations allowed per account, each; None: no limit."""
+    lists_per_minute: int | None = 100
     concurrent: int = 1_000
     """Unfinished batches allowed per account."""
+    files: int = 10_000
+    """Uploaded files allowed per account."""
+    stored_bytes: int = 100_000_000_000
+    """Bytes of uploaded files allowed per account; results are not counted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,6 +195,9 @@ class BatchService:
         filename, content, purpose = parse_uploaded_file(call.request)
         if purpose != "batch":
             raise InvalidFieldError("'purpose' must be 'batch'", "purpose")
+        sizes = [file.size_bytes or 0 for file in self._files.values() if file.is_upload_of(call.owner)]
+        if len(sizes) >= self.settings.files or sum(sizes) + len(content) > self.settings.stored_bytes:
+            raise InvalidFieldError("The account holds too many files or bytes: delete some.", "file")
         created_at = self.unix_time(call.now)
         file = StoredFile(call.owner, filename, purpose, created_at, lambda: content, len(content))
         self.store_file(file)
@@ -224,7 +232,7 @@ class BatchService:
     # Batches
 
     def _create_batch(self, call: _RouteCall) -> _Reply:
-        self._check_quota(call, "create")
+        self._check_quota(call, "create", self.settings.per_minute)
         batch_request = self._parse_batch_request(call)
         unfinished = [batch for batch in self._batches_of(call.owner) if batch.status not in FINAL_STATUSES]
         if len(unfinished) >= self.settings.concurrent:
@@ -251,17 +259,17 @@ class BatchService:
         return BatchRequest(call.owner, file, body["endpoint"], window, _window_seconds(window), metadata)
 
     def _retrieve_batch(self, call: _RouteCall) -> _Reply:
-        self._check_quota(call, "query")
+        self._check_quota(call, "query", self.settings.per_minute)
         return _json_response(self._find_batch(call).to_dict())
 
     def _cancel_batch(self, call: _RouteCall) -> _Reply:
-        self._check_quota(call, "cancel")
+        self._check_quota(call, "cancel", self.settings.per_minute)
         batch = self._find_batch(call)
         batch.cancel(call.now)
         return _json_response(batch.to_dict())
 
     def _list_batches(self, call: _RouteCall) -> _Reply:
-        self._check_quota(call, "list")
+        self._check_quota(call, "list", self.settings.lists_per_minute)
         oldest, file_ids = self.unix_time(call.now) - _LISTED_SECONDS, call.query.get("input_file_ids", "")
         if file_ids.count(",") >= _MAX_FILE_IDS:
             raise InvalidFieldError(f"'input_file_ids' must be at most {_MAX_FILE_IDS}", "input_file_ids")
@@ -281,8 +289,8 @@ class BatchService:
             raise InvalidFieldError(f"No batch found with id '{call.resource_id}'.", None, 404)
         return batch
 
-    def _check_quota(self, call: _RouteCall, operation: str) -> None:
-        quota = Quota(self.settings.per_minute, None, 60.0)
+    def _check_quota(self, call: _RouteCall, operation: str, per_minute: int | None) -> None:
+        quota = Quota(per_minute, None, 60.0)
         self._quotas.setdefault((call.owner, operation), quota).admit(0, call.now)
 
 
