@@ -126,7 +126,7 @@ def test_2_wrong_use(arguments: list[str], said: str, emulator: Emulator) -> Non
     assert emulator.requests == 0
 
 
-def test_a_ledger_never_says_where_a_key_goes(served: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_checkpoint_never_says_where_a_key_goes(served: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     batch("submit", "in.txt", "-o", "out.jsonl", "--dimensions", "64")
     monkeypatch.delenv("DASHSCOPE_COMPATIBLE_BASE_URL")
     result = batch("fetch", "-o", "out.jsonl")

@@ -110,7 +110,7 @@ def test_submitted_fetched_on_another_machine_after_the_input_changed(
     assert service.billed_texts == 95
 
 
-def test_ids_stay_strings_when_the_ledger_is_opened_again(
+def test_ids_stay_strings_when_the_checkpoint_is_opened_again(
     tmp_path: Path, output: Path, service: Emulator, clock: FakeClock
 ) -> None:
     rows = "".join(json.dumps({"id": f"0{n}", "text": f"t {n}"}) + "\n" for n in range(3))

@@ -144,12 +144,12 @@ def test_what_is_damaged_while_a_run_is_at_work_is_not_written(folder: Path, emu
 
 
 def test_links_between_texts_and_vectors_are_not_believed(folder: Path, emulator: Emulator) -> None:
-    with sqlite3.connect(folder / NAMES[0]) as ledger:
-        ledger.execute("UPDATE texts SET reply = reply % 30 + 1 WHERE key % 7 = 0")
-        ledger.execute("UPDATE texts SET slot = 9 - slot WHERE key % 11 = 0")
-        ledger.execute("UPDATE texts SET reply = -1 WHERE key = 5")
-        ledger.execute("UPDATE texts SET reply = 'noise', slot = x'00' WHERE key = 6")
-    ledger.close()
+    with sqlite3.connect(folder / NAMES[0]) as checkpoint:
+        checkpoint.execute("UPDATE texts SET reply = reply % 30 + 1 WHERE key % 7 = 0")
+        checkpoint.execute("UPDATE texts SET slot = 9 - slot WHERE key % 11 = 0")
+        checkpoint.execute("UPDATE texts SET reply = -1 WHERE key = 5")
+        checkpoint.execute("UPDATE texts SET reply = 'noise', slot = x'00' WHERE key = 6")
+    checkpoint.close()
     found = embed(emulator, folder)
     assert 60 < found.embedded == emulator.billed_texts < 80
     assert right(emulator, folder, TEXTS)
@@ -203,9 +203,9 @@ def folder_in_its_place(folder: Path, _: dict[str, Path]) -> None:
         "vectors replaced",
         "vectors emptied",
         "vectors removed",
-        "ledger replaced",
-        "ledger emptied",
-        "ledger removed",
+        "checkpoint replaced",
+        "checkpoint emptied",
+        "checkpoint removed",
         "other database",
         "folder",
         "torn pages",
@@ -239,7 +239,7 @@ def test_an_older_copy_of_one_of_the_two_files_brings_no_wrong_vector(
     assert right(emulator, folder, TEXTS)
 
 
-def test_an_emptied_ledger_does_not_take_over_vectors_that_were_paid_for(folder: Path, emulator: Emulator) -> None:
+def test_an_emptied_checkpoint_does_not_take_over_vectors_that_were_paid_for(folder: Path, emulator: Emulator) -> None:
     (folder / "out.jsonl").unlink()
     os.truncate(folder / NAMES[0], 0)
     for _ in range(2):
@@ -248,7 +248,7 @@ def test_an_emptied_ledger_does_not_take_over_vectors_that_were_paid_for(folder:
     assert emulator.requests == 0
 
 
-# --- batches, of which the ledger knows for days ------------------------------------------------------------
+# --- batches -----------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -290,12 +290,12 @@ def submitted(tmp_path: Path, asking: EmbeddingClient, clock: FakeClock) -> Path
         "DELETE FROM terms",
     ],
 )
-def test_a_ledger_of_batches_that_was_changed_is_refused_before_anything_is_written(
+def test_a_checkpoint_of_batches_that_was_changed_is_refused_before_anything_is_written(
     change: str, submitted: Path, asking: EmbeddingClient
 ) -> None:
-    with sqlite3.connect(corpus.ledger_beside(submitted)) as ledger:
-        ledger.execute(change)
-    ledger.close()
+    with sqlite3.connect(corpus.ledger_beside(submitted)) as checkpoint:
+        checkpoint.execute(change)
+    checkpoint.close()
     with pytest.raises(InvalidInput, match="damaged"):
         corpus.batch_fetch(submitted, client=asking)
     assert not submitted.exists()
@@ -319,19 +319,19 @@ def test_vectors_of_batches_that_were_damaged_are_named_and_submitted_again_with
     assert found == [expected_vector(service, text, text_type="query") for text in TEXTS]
 
 
-# --- a ledger of the released format -----------------------------------------------------------------------
+# --- a checkpoint of the released format -------------------------------------------------------------------
 
 
 def released(folder: Path) -> None:
     """Makes of a finished corpus what the release before wrote: no identity, no sums but one of a reply's floats."""
     vectors = (folder / NAMES[1]).read_bytes()
     (folder / NAMES[1]).write_bytes(vectors[32:])
-    with sqlite3.connect(folder / NAMES[0]) as ledger:
-        rows = ledger.execute(
+    with sqlite3.connect(folder / NAMES[0]) as checkpoint:
+        rows = checkpoint.execute(
             "SELECT reply, keys, requests, texts, tokens, dense_at - 32, dense_size, sparse_counts, "
             "sparse_indices, sparse_values FROM replies"
         ).fetchall()
-        ledger.executescript(
+        checkpoint.executescript(
             "DROP TABLE replies; DROP TABLE checkpoint; CREATE TABLE replies (reply INTEGER PRIMARY KEY, "
             "keys BLOB NOT NULL, requests INTEGER NOT NULL, texts INTEGER NOT NULL, tokens INTEGER NOT NULL, "
             "dense_at INTEGER, dense_size INTEGER, dense_sum INTEGER, sparse_counts BLOB, sparse_indices BLOB, "
@@ -342,12 +342,12 @@ def released(folder: Path) -> None:
         for row in rows:
             at, size = row[5:7]
             summed = zlib.crc32(vectors[at + 32 : at + 32 + size])
-            ledger.execute(f"INSERT INTO replies VALUES ({','.join('?' * 11)})", (*row[:7], summed, *row[7:]))  # noqa: S608 - only question marks
-    ledger.close()
+            checkpoint.execute(f"INSERT INTO replies VALUES ({','.join('?' * 11)})", (*row[:7], summed, *row[7:]))  # noqa: S608 - only question marks
+    checkpoint.close()
 
 
 @pytest.mark.parametrize("kind", ["dense", "dense&sparse"])
-def test_a_ledger_of_the_release_before_goes_on_and_is_checked_from_then_on(
+def test_a_checkpoint_of_the_release_before_goes_on_and_is_checked_from_then_on(
     kind: Any, made: dict[str, Path], tmp_path: Path, emulator: Emulator
 ) -> None:
     folder = Path(shutil.copytree(made[kind], tmp_path / "run"))

@@ -312,7 +312,7 @@ def test_after_a_kill_a_lost_log_is_noticed_before_anything_is_paid_twice(tmp_pa
         shutil.copy(output.with_name(log), moved.with_name(log))
         at_work(server.url, str(moved))
         assert emulator.billed_texts <= len(MANY) + 4 * 10, "three files are all of it"
-        # Without the log, on purpose: the same command goes on from what was moved into the ledger before.
+        # Without the log, on purpose: the same command goes on from what was moved into the checkpoint before.
         output.with_name(log).write_bytes(b"")
         at_work(server.url, str(output))
     for path in (output, moved):

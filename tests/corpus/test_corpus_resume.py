@@ -152,7 +152,7 @@ def test_long_texts_may_be_shortened_later_but_not_in_two_ways(source: Path, out
     assert emulator.billed_texts == len(TEXTS)
 
 
-def test_an_output_without_its_ledger_is_not_overwritten(source: Path, output: Path, emulator: Emulator) -> None:
+def test_an_output_without_its_checkpoint_is_not_overwritten(source: Path, output: Path, emulator: Emulator) -> None:
     output.write_text("somebody's", "utf-8")
     with pytest.raises(InvalidInput, match=r"exists, but its checkpoint .* does not"):
         embed(emulator, source, output)
@@ -160,7 +160,7 @@ def test_an_output_without_its_ledger_is_not_overwritten(source: Path, output: P
     assert emulator.requests == 0
 
 
-def test_a_ledger_that_is_none_is_not_touched(source: Path, output: Path, emulator: Emulator) -> None:
+def test_a_checkpoint_that_is_none_is_not_touched(source: Path, output: Path, emulator: Emulator) -> None:
     beside = corpus.ledger_beside(output)
     beside.write_text("somebody's notes " * 100, "utf-8")
     with pytest.raises(InvalidInput, match="is not a checkpoint of this package"):
@@ -188,17 +188,17 @@ def test_two_runs_into_one_output_are_not_let_in(source: Path, output: Path, emu
 
 
 def test_vectors_of_another_width_are_not_kept(tmp_path: Path) -> None:
-    ledger = CheckpointStore.open(tmp_path / "ledger")
-    ledger.add_items([InputText(0, None, "in.txt:1", "a text")], with_text=False)
-    ledger.store_reply({1: PackedVectors(bytes(8), None, None)})
+    checkpoint = CheckpointStore.open(tmp_path / "checkpoint")
+    checkpoint.add_items([InputText(0, None, "in.txt:1", "a text")], with_text=False)
+    checkpoint.store_reply({1: PackedVectors(bytes(8), None, None)})
     with pytest.raises(BadReply, match="different widths"):
-        ledger.store_reply({2: PackedVectors(bytes(12), None, None)})
-    ledger.close()
-    ledger = CheckpointStore.open(tmp_path / "ledger")
-    assert ledger.dimension == 2
+        checkpoint.store_reply({2: PackedVectors(bytes(12), None, None)})
+    checkpoint.close()
+    checkpoint = CheckpointStore.open(tmp_path / "checkpoint")
+    assert checkpoint.dimension == 2
     with pytest.raises(BadReply, match="different widths"):
-        ledger.store_reply({2: PackedVectors(bytes(12), None, None)})
-    ledger.close()
+        checkpoint.store_reply({2: PackedVectors(bytes(12), None, None)})
+    checkpoint.close()
 
 
 # --- what the service refuses ------------------------------------------------------------------------------
@@ -318,7 +318,9 @@ def test_ctrl_c_in_a_callback_loses_nothing_that_was_paid_for(source: Path, outp
     assert len(TEXTS) <= emulator.billed_texts <= len(TEXTS) + 10
 
 
-def test_a_reply_is_in_the_ledger_before_a_slower_one_arrives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_reply_is_in_the_checkpoint_before_a_slower_one_arrives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Order is restored for the caller; what is paid for does not wait for it."""
     emulator, later = Emulator(), threading.Event()
     texts = [f"{'slow' if number < 10 else 'fast'} {number}" for number in range(30)]
@@ -352,7 +354,7 @@ class CrashError(Exception):
 
 
 def crash_at(patch: pytest.MonkeyPatch, nth: int, *, before: bool) -> Counter[str]:
-    """From the nth step on, nothing more is done to the ledger or the disk; that step itself still is, or not."""
+    """From the nth step on, nothing more is done to the checkpoint or the disk; that step itself still is, or not."""
     steps: Counter[str] = Counter()
 
     def dying(owner: Any, name: str) -> None:
@@ -527,10 +529,10 @@ def test_vectors_that_a_power_failure_took_are_asked_for_again(source: Path, out
     with pytest.raises(ConnectionFailed):
         embed(emulator, source, output, settings={"max_concurrency": 1, "max_retries": 0})
     paid = emulator.billed_texts
-    with contextlib.closing(sqlite3.connect(corpus.ledger_beside(output))) as ledger, ledger:
+    with contextlib.closing(sqlite3.connect(corpus.ledger_beside(output))) as checkpoint, checkpoint:
         # As a process leaves it that has no time to settle.
-        ledger.execute("UPDATE indexed SET reply = 0")
-        ledger.execute("UPDATE texts SET reply = NULL, slot = NULL")
+        checkpoint.execute("UPDATE indexed SET reply = 0")
+        checkpoint.execute("UPDATE texts SET reply = NULL, slot = NULL")
     vectors = output.with_name(f"{output.name}.ledger-vectors")
     torn = vectors.read_bytes()
     vectors.write_bytes(torn[: 10 * DIMENSIONS * 4] + bytes(100) + torn[10 * DIMENSIONS * 4 + 100 :])
@@ -543,7 +545,7 @@ def test_vectors_that_a_power_failure_took_are_asked_for_again(source: Path, out
     assert [row.dense for row in read_vectors(output)] == [expected_vector(emulator, text) for text in TEXTS]
 
 
-def test_a_ledger_without_its_vectors_says_what_is_missing(source: Path, output: Path, emulator: Emulator) -> None:
+def test_a_checkpoint_without_its_vectors_says_what_is_missing(source: Path, output: Path, emulator: Emulator) -> None:
     embed(emulator, source, output)
     output.with_name(f"{output.name}.ledger-vectors").unlink()
     with pytest.raises(InvalidInput, match=r"put (it|that one) back beside"):
@@ -551,7 +553,7 @@ def test_a_ledger_without_its_vectors_says_what_is_missing(source: Path, output:
     assert emulator.billed_texts == len(TEXTS)
 
 
-def test_a_ledger_in_which_nothing_was_paid_takes_other_settings(source: Path, output: Path) -> None:
+def test_a_checkpoint_in_which_nothing_was_paid_takes_other_settings(source: Path, output: Path) -> None:
     """After a wrong region or a mistyped model, the advice that was given can be followed."""
     stranger = Emulator(api_key="sk-of-another-region")
     with pytest.raises(AuthenticationError):

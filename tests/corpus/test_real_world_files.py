@@ -82,7 +82,7 @@ def test_the_output_is_no_input_however_it_is_spelled(
 
 
 @pytest.mark.parametrize("ending", [".jsonl", ".parquet"])
-@pytest.mark.parametrize("known_by", ["its ledger", "its columns"])
+@pytest.mark.parametrize("known_by", ["its checkpoint", "its columns"])
 def test_outputs_of_other_runs_are_left_out_and_named(
     known_by: str, ending: str, tmp_path: Path, emulator: Emulator
 ) -> None:
@@ -125,7 +125,7 @@ def test_names_that_a_shell_found_may_hold_the_output(tmp_path: Path, emulator: 
         embed(emulator, "out.jsonl", "out.jsonl")
 
 
-def test_ledgers_and_columns_of_others_are_not_mistaken_for_ours(tmp_path: Path, emulator: Emulator) -> None:
+def test_checkpoints_and_columns_of_others_are_not_mistaken_for_ours(tmp_path: Path, emulator: Emulator) -> None:
     docs = tmp_path / "docs"
     docs.mkdir()
     write_lines(docs / "accounts.txt", ["one"])
