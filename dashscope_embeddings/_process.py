@@ -1,4 +1,4 @@
-"""What a process has once: state that its clients share, with one reset; and what a forked child must make anew."""
+"""State that exists once per process: what clients share, with one reset, and what a forked child must rebuild."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ if TYPE_CHECKING:
 _resets: dict[str, tuple[Callable[[], object], bool]] = {}
 
 
-def on_reset(name: str, forget: Callable[[], object], *, learned: bool = False) -> None:
-    """Registers how a module forgets the state that it keeps for the whole process.
+def on_reset(name: str, reset_state: Callable[[], object], *, learned: bool = False) -> None:
+    """Registers how a module resets the state that it keeps for the whole process.
 
     Args:
         name: Of the state.
-        forget: Called by `reset`.
+        reset_state: Called by `reset`.
         learned: The state was learned from replies of the service: limits and rates.
     """
-    _resets[name] = forget, learned
+    _resets[name] = reset_state, learned
 
 
 def reset(*, learned_only: bool = False) -> None:
-    """Forgets the state that clients share, for tests: limiters, observed limits, warnings shown, the emulator.
+    """Resets the state that clients share, for tests: limiters, observed limits, warnings shown, the emulator.
 
     A client that lives on keeps what it holds already.
 
     Args:
         learned_only: Only what was learned from replies of the service.
     """
-    for forget, learned in _resets.values():
+    for reset_state, learned in _resets.values():
         if learned or not learned_only:
-            forget()
+            reset_state()
 
 
 # --- forks -------------------------------------------------------------------------------------------------

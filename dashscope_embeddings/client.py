@@ -98,7 +98,7 @@ class EmbeddingClient(ClientBase):
         """
         context = self._request_context(text_type, output)
         checked = text_inputs.validate(text_inputs.iterate_texts(texts), self._limits, context.long_text)
-        collector = self._new_collector(output, packed=len(checked) if array else None)
+        collector = self._new_collector(output, array_rows=len(checked) if array else None)
         if (query := self._prepare_query(checked, context)) is not None and _no_running_loop():
             on_late_outcome = functools.partial(self._count_late, collector)
             with self._billing(collector, checked):
@@ -106,7 +106,7 @@ class EmbeddingClient(ClientBase):
                 return collector.result(checked)
         halt = SignalSafeEvent()
         callbacks = CallbackGuard(halt.set)
-        flows = self._flows(planning.batches(checked, self._planner(memory=None)), context, collector)
+        flows = self._exchanges(planning.batches(checked, self._planner(dedup_window=None)), context, collector)
         with self._billing(collector, checked):
             with contextlib.closing(self._thread_driver.run_many(flows, halt)) as outcomes:
                 for batch, outcome in outcomes:
@@ -153,8 +153,8 @@ class EmbeddingClient(ClientBase):
     ) -> Iterator[Embedding]:
         checked = text_inputs.validate_each(texts, self._limits, context.long_text, refused)
         collector, halt = self._new_collector(context.options.output), SignalSafeEvent()
-        planner = self._planner(memory=self.settings.max_concurrency)
-        flows = self._flows(planning.batches(checked, planner), context, collector, arrived)
+        planner = self._planner(dedup_window=self.settings.max_concurrency)
+        flows = self._exchanges(planning.batches(checked, planner), context, collector, arrived)
         callbacks = CallbackGuard(halt.set)
         with self._billing(collector), contextlib.closing(self._thread_driver.run_many(flows, halt)) as outcomes:
             for batch, outcome in outcomes:
@@ -195,15 +195,15 @@ class EmbeddingClient(ClientBase):
             checked = await run_in_thread(text_inputs.validate, text_list, self._limits, context.long_text)
         else:
             checked = text_inputs.validate(text_list, self._limits, context.long_text)
-        collector = self._new_collector(output, packed=len(checked) if array else None)
+        collector = self._new_collector(output, array_rows=len(checked) if array else None)
         if (query := self._prepare_query(checked, context)) is not None:
             with self._billing(collector, checked):
                 collector.add(query[0], await self._async_driver.run_query(query[1], query[2], context))
                 return collector.result(checked)
         halt = asyncio.Event()
         callbacks = CallbackGuard(halt.set)
-        flows = self._aflows(
-            planning.abatches(_as_async_iterator(checked), self._planner(memory=None)), context, collector
+        flows = self._aexchanges(
+            planning.abatches(_as_async_iterator(checked), self._planner(dedup_window=None)), context, collector
         )
         with self._billing(collector, checked):
             async with contextlib.aclosing(self._async_driver.run_many(flows, halt)) as outcomes:
@@ -240,8 +240,8 @@ class EmbeddingClient(ClientBase):
         check_running_loop()
         checked = text_inputs.avalidate_each(texts, self._limits, context.long_text, refused, in_thread=run_in_thread)
         collector, halt = self._new_collector(context.options.output), asyncio.Event()
-        planner = self._planner(memory=self.settings.max_concurrency)
-        flows = self._aflows(planning.abatches(checked, planner), context, collector, arrived)
+        planner = self._planner(dedup_window=self.settings.max_concurrency)
+        flows = self._aexchanges(planning.abatches(checked, planner), context, collector, arrived)
         callbacks = CallbackGuard(halt.set)
         with self._billing(collector):
             async with contextlib.aclosing(self._async_driver.run_many(flows, halt)) as outcomes:
@@ -269,7 +269,7 @@ async def _as_async_iterator(items: Iterable[str]) -> AsyncIterator[str]:
 
 
 def _no_running_loop() -> bool:
-    """Whether a sync query may wait for others: on the thread of a running loop it would block the loop's tasks."""
+    """Whether a sync query may share a request: waiting for other queries would block a running loop."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:

@@ -1,4 +1,4 @@
-"""The exceptions of this package, and the actions that the flow takes on an error.
+"""The exceptions of this package, and the actions that `_core.exchange` takes on an error.
 
     DashScopeError
     ├── InvalidInput             an invalid text or setting; nothing was sent, nothing was billed
@@ -26,7 +26,7 @@ from typing_extensions import Self
 
 
 class Action(enum.Enum):
-    """What the flow does on an error."""
+    """What `_core.exchange` does on an error."""
 
     RETRY = "send the same request again, after a pause"
     BACK_OFF = "send the same request again, when the limiter allows it"
@@ -127,7 +127,7 @@ class ServiceError(DashScopeError):
         code: str | None = None,
         request_id: str | None = None,
         retry_after: float | None = None,
-        verdict: Action = Action.ABORT,
+        action: Action = Action.ABORT,
         limit: int | None = None,
     ) -> None:
         super().__init__(message, request_id=request_id)
@@ -137,7 +137,7 @@ class ServiceError(DashScopeError):
         """The service's error code, such as `InvalidApiKey`; None if the reply had none."""
         self.retry_after = retry_after
         """Seconds that the service asked to wait."""
-        self.action = verdict
+        self.action = action
         self.limit = limit
         """The limit that the message names: rows per request, or tokens per text."""
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from dashscope_embeddings._core.client_options import AdapterOptions
 
     class _Options(AdapterOptions, total=False):
-        """Arguments with all their names: of pydantic, type checkers learn one name for each field."""
+        """Arguments with all their names: for a pydantic field, a type checker knows one name only."""
 
         model: str
         text_type: TextType
@@ -117,7 +117,7 @@ class DashScopeEmbeddings(ClientFields, Embeddings):
     @model_validator(mode="after")
     def _create_client(self) -> Self:
         # The key is stored for worker processes in which the environment variable is not set.
-        self._adopt("dashscope_api_key", self.client)
+        self._remember_client("dashscope_api_key", self.client)
         self._warn_of_roles()
         return self
 

@@ -77,7 +77,7 @@ class TrackedUsage:
 
     @property
     def cost(self) -> Cost | None:
-        """Their list price; None: unknown, or in more than one currency."""
+        """List price of these tokens; None: unknown, or in more than one currency."""
         return self._usage.cost
 
     def add(self, usage: Usage) -> None:

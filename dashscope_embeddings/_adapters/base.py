@@ -108,9 +108,9 @@ class ClientFields(BaseModel):
         @classmethod
         def model_validate_json(cls, json_data: str | bytes, **how: Any) -> Self:
             """`json_data`: an object, field → value."""
-            given = [json_data]
-            del json_data
-            return cls.__pydantic_validator__.validate_json(given.pop(), **how)
+            boxed = [json_data]
+            del json_data  # a variable of this frame would show a key in tracebacks
+            return cls.__pydantic_validator__.validate_json(boxed.pop(), **how)
 
         @classmethod
         def model_construct(cls, _fields_set: set[str] | None = None, **values: Any) -> Self:
@@ -148,7 +148,7 @@ class ClientFields(BaseModel):
         if name in _CLIENT_DEPENDS_ON:
             self._client = None
 
-    def _adopt(self, name: str, client: EmbeddingClient) -> None:
+    def _remember_client(self, name: str, client: EmbeddingClient) -> None:
         """Stores the key and the address that the client found, so that later copies and pickles use the same."""
         setattr(self, name, client.key)
         self.found_address = client.settings.address.root_url

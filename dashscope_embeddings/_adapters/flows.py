@@ -1,7 +1,7 @@
 """One implementation for the sync and the async method of an adapter: a flow yields calls, and two drivers make them.
 
 A flow is a generator. It yields `Call`s, is sent what each returned (or is thrown what it raised), and returns the
-result. `run` makes the calls on the caller's thread; `arun` awaits their asynchronous twins on the running loop.
+result. `run` makes the calls on the caller's thread; `arun` awaits their asynchronous versions on the running loop.
 """
 
 from __future__ import annotations

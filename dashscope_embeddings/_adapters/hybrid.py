@@ -1,4 +1,4 @@
-"""Dense and sparse vectors of the same texts for two adapters, paid for once.
+"""The embedding calls of all adapters. If a dense and a sparse adapter are paired, one billed request serves both.
 
 Vector stores call a dense and a sparse adapter one after the other with the same texts. Without a shared cache each
 sends its own requests. With one, the first of them requests both components (`dense&sparse`, billed once) and the
@@ -183,7 +183,7 @@ def _wait_until_complete(in_flight: InFlight) -> bool:
 
 
 async def _await_until_complete(in_flight: InFlight) -> bool:
-    """`_wait_until_complete` on the running loop, where waiting blocks nobody else."""
+    """`_wait_until_complete` on the running loop, where waiting does not block other tasks."""
     woken = asyncio.Event()
     on_complete = functools.partial(set_event_threadsafe, asyncio.get_running_loop(), woken)
     in_flight.completed.add_waiter(on_complete)

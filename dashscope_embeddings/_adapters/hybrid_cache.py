@@ -169,7 +169,7 @@ class HybridCache:
     def join_or_start(
         self, component: Component, key: CacheKey, loop: asyncio.AbstractEventLoop | None
     ) -> Vector | tuple[InFlight, bool]:
-        """The component of one text if it is cached; else the request to wait for, or (if True) to send.
+        """The component of one text if it is cached; else (request, is_leader): a leader sends it, others wait for it.
 
         A leader must call `complete`, however its request ends. `loop` is the caller's running loop.
         """

@@ -45,7 +45,7 @@ def checked_store(store: Any) -> BaseStore[str, bytes]:
 
 
 class ByteStoreCache:
-    """A `VectorCache` in a byte store, which entries of other settings and roles may share."""
+    """A `VectorCache` in a byte store. The store may also hold entries of other settings and roles."""
 
     def __init__(self, store: BaseStore[str, bytes], settings: Settings, role: TextType) -> None:
         self._store = store

@@ -36,7 +36,7 @@ class SparseSettings(ClientFields):
         """Makes the client, so that wrong settings are found at construction."""
         super().model_post_init(context)
         self.client.settings.require_sparse()
-        self._adopt("api_key", self.client)
+        self._remember_client("api_key", self.client)
 
     def _settings(self) -> dict[str, Any]:
         return super()._settings() | {"model": self.model, "api_key": self.api_key}

@@ -94,14 +94,16 @@ Region: TypeAlias = Annotated[
 ]
 Workspace: TypeAlias = Annotated[
     str | None,
-    _setting(None, "The workspace whose own host, `{workspace}.{region}.maas.aliyuncs.com`, is asked.", shown=True),
+    _setting(
+        None, "The workspace whose own host, `{workspace}.{region}.maas.aliyuncs.com`, gets the requests.", shown=True
+    ),
 ]
 BaseUrl: TypeAlias = Annotated[
     str | None,
     _setting(
         None,
-        'Another address: a root or anything pasted from the vendor\'s pages; "emulator" for none.',
-        shown=True,  # the emulator's vectors must never pass for the service's
+        'Another address: a root or anything pasted from the vendor\'s pages; "emulator": no service at all.',
+        shown=True,  # so that vectors of the emulator are not mistaken for the service's
         aliases=("base_url", "api_base"),
     ),
 ]

@@ -117,7 +117,7 @@ def service_error(reply: ErrorReply, redact: Callable[[str], str] = printable) -
         code=code,
         request_id=reply.request_id and redact(reply.request_id)[:_MAX_CODE_CHARACTERS],
         retry_after=reply.retry_after,
-        verdict=action,
+        action=action,
         limit=limit,
     )
     error.summary = summary

@@ -1,7 +1,7 @@
 """Embeds one batch: makes every decision about retries and splits, without I/O.
 
 `exchange` is a generator. It yields steps (`Send`, `Sleep`), receives their results, and returns an `Outcome`.
-A driver performs the steps and decides nothing. This module has no socket, no clock and no `await`.
+A driver performs the steps and decides nothing. It has no socket and no `await`; the limiter's clock is passed in.
 
 The unit of retry is one request, so a text that was answered is never sent again. A refused text does not affect
 the other texts of its batch: the request is bisected until that text is found.
@@ -226,7 +226,7 @@ def _send_once(
     answer = yield Send(
         body,
         max_reply_bytes=protocol.max_reply_bytes(context.options, len(texts), len(body)),
-        may_reuse_connection=reader,
+        read_reply=reader,
     )
     if reader.result is None and isinstance(answer, Reply):
         reader(answer)

@@ -40,7 +40,7 @@ class Failure:
     """Whether a reply came that cannot be decoded."""
 
 
-CANCELLED = Failure("not sent, because the job had failed elsewhere", is_retryable=False)
+CANCELLED = Failure("not sent, because the call had failed or was cancelled", is_retryable=False)
 """A driver's answer to every step after the call has ended."""
 
 
@@ -80,7 +80,7 @@ def error_from_failure(failure: Failure, context: ErrorContext) -> DashScopeErro
 
 
 def redact_bad_reply(error: BadReply, context: ErrorContext, texts: Sequence[str] = ()) -> BadReply:
-    """Removes what the reply repeats of the request from its error, and from the local variables in its traceback."""
+    """Removes parts of the request that a broken reply repeats: from the error, and from variables in its traceback."""
     error.message = error.summary = context.redactor(error.message, texts)
     error.request_id = context.redactor.redact_request_id(error.request_id, texts)
     error.__context__ = None

@@ -1,7 +1,7 @@
 """Micro-batching: queries that wait at the same time are sent in one request.
 
 A query that waits alone is sent alone, at once. If queries have to wait, for a request to end or for the limiter,
-the first one takes those behind it along at the last moment, when its request may be sent.
+the first one also takes the queries behind it into its request, just before it is sent.
 
 Leaderless: each caller polls `poll` and performs the returned action, which is to wait, to send a batch, or to take
 its result. So a cancelled caller cannot block the rest. The first query in the queue is woken when it is its turn;
@@ -221,7 +221,7 @@ def _is_final(outcome: Outcome, row: int) -> bool:
 
 
 def _outcome_of_row(outcome: Outcome, row: int, batch_call: BatchCall) -> Outcome:
-    """One query's share of the outcome. The first answered query is billed the requests, each one its own text."""
+    """One query's share of the outcome. The first answered query is billed for the requests, each for its text."""
     count = len(batch_call.queries)
     answered = [i for i in range(count) if _has_vectors(outcome, i)]
     billed = answered or [0]  # no row is complete, but chunks of a long text may have been answered

@@ -222,7 +222,7 @@ class RateEstimator:
             self._on_isolated_throttle(suspected_at, now)
 
     def _on_isolated_throttle(self, sent_at: float, now: float) -> None:
-        """A 429 among successes: random, or a slight overshoot."""
+        """Handles a 429 between successes: it is random, or the rate is slightly above the limit."""
         if self._is_rate_excluded(now):
             self._detector.count_random()
         if self.limit_per_second is None:

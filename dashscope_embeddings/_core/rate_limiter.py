@@ -85,7 +85,7 @@ class Limiter:
         self._own_limits = self.requests_per_minute, self.tokens_per_minute
         self._client_limits: list[tuple[weakref.ref[object], float | None, float | None]] = []
         """The client, requests and tokens per minute, for each client with a configured quota."""
-        self._has_lost_client = False
+        self._has_deleted_client = False
         """Set when a client is garbage-collected, perhaps while the lock is held; handled by the next `try_acquire`."""
         self.reset_after_fork()
         _process.on_fork(self)
@@ -104,15 +104,15 @@ class Limiter:
         if requests_per_minute is None and tokens_per_minute is None:
             return
         with self._lock:
-            reference = weakref.ref(client, self._note_lost_client)
+            reference = weakref.ref(client, self._mark_client_deleted)
             self._client_limits.append((reference, requests_per_minute, tokens_per_minute))
             self._apply_smallest_limits()
 
-    def _note_lost_client(self, _: weakref.ref[object]) -> None:
-        self._has_lost_client = True
+    def _mark_client_deleted(self, _: weakref.ref[object]) -> None:
+        self._has_deleted_client = True
 
     def _apply_smallest_limits(self) -> None:
-        self._has_lost_client = False
+        self._has_deleted_client = False
         self._client_limits = [entry for entry in self._client_limits if entry[0]() is not None]
         quotas = [self._own_limits, *(entry[1:] for entry in self._client_limits)]
         before = self.requests_per_minute, self.tokens_per_minute
@@ -133,7 +133,7 @@ class Limiter:
         with self._lock:
             if permit.sent_at is not None or permit.is_closed:
                 return 0.0
-            if self._has_lost_client:
+            if self._has_deleted_client:
                 self._apply_smallest_limits()
             now = self.clock()
             rate = self._requests_per_second(now)
@@ -181,7 +181,7 @@ class Limiter:
                 self._estimator.on_cancelled(permit)
 
     def _close_permit(self, permit: Permit) -> bool:
-        """Ends the permit; returns whether the estimator must ignore this: it ended before, or was never sent."""
+        """Ends the permit. True: it had ended before or was never sent, so the estimator is not called."""
         over, permit.is_closed = permit.is_closed or permit.sent_at is None, True
         if permit.sent_at is None:
             (self._high_priority_queue if permit.high_priority else self._low_priority_queue).remove(permit)
@@ -244,9 +244,9 @@ def shared_limiter(quota_key: tuple[object, ...], clock: Callable[[], float]) ->
         return limiter
 
 
-def _forget_limiters() -> None:
+def _reset_limiters() -> None:
     _limiters.clear()
     _recent_limiters.clear()
 
 
-_process.on_reset("limiters", _forget_limiters, learned=True)
+_process.on_reset("limiters", _reset_limiters, learned=True)

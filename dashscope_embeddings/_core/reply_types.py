@@ -1,7 +1,7 @@
 """The shape of a successful reply, as types that pydantic checks while it parses the JSON.
 
 Checking every number during parsing is faster than checking it afterwards. A component that was not requested
-is typed `Any`: whatever stands there, the requested vectors are still good.
+is typed `Any`: its value does not affect the requested vectors.
 """
 
 from __future__ import annotations

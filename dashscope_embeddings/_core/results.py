@@ -166,7 +166,7 @@ class ResultCollector:
         return self._abort_error is not None or bool(self._refused)
 
     def add(self, batch: Batch, outcome: Outcome) -> int:
-        """Stores the texts that this batch completes, or their errors; returns how many texts these are."""
+        """Stores the texts that this batch completes, or their errors; returns the number of these texts."""
         self._outcomes[batch.number] = outcome
         self.bill.add(outcome)
         if self._abort_error is None or isinstance(self._abort_error, Cancelled):

@@ -90,7 +90,7 @@ class Settings:
         _check_price(self)
 
     def request_options(self, text_type: TextType, output: Output) -> RequestOptions:
-        """What every request of a call asks.
+        """The options of every request of a call.
 
         Raises:
             InvalidInput: an unknown role or output, or one that these settings rule out.
@@ -246,12 +246,12 @@ def _check_headers(settings: Settings) -> None:
 
 
 def _check_dimensions(settings: Settings) -> None:
-    model, asked = settings.model, settings.dimensions
-    if asked is None:
+    model, dimensions = settings.model, settings.dimensions
+    if dimensions is None:
         return
-    if model.dimensions and asked not in model.dimensions:
+    if model.dimensions and dimensions not in model.dimensions:
         sizes = ", ".join(map(str, sorted(model.dimensions)))
-        raise InvalidInput(f"{model.name} has no vectors of {asked} dimensions; it has {sizes}")
+        raise InvalidInput(f"{model.name} has no vectors of {dimensions} dimensions; it has {sizes}")
 
 
 _INTEGER_BOUNDS = {

@@ -36,7 +36,7 @@ class Send:
     """None: the embeddings endpoint."""
     max_reply_bytes: int = 64 << 20
     """Limit of the decompressed reply body, in bytes; a longer body is an error."""
-    may_reuse_connection: Callable[[Reply], bool] | None = field(default=None, compare=False, repr=False)
+    read_reply: Callable[[Reply], bool] | None = field(default=None, compare=False, repr=False)
     """Called with the reply while its connection is still held; returns whether it may be reused."""
 
 

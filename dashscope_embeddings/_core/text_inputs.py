@@ -86,7 +86,7 @@ _SURROGATE_PAIR = re.compile("[\ud800-\udbff][\udc00-\udfff]")
 
 
 def text_problem(text: object, limits: Limits, long_text: LongText) -> str | None:
-    """What is wrong with a text, and what to do about it; None: nothing."""
+    """What is wrong with a text, and what to do about it; None: the text is valid."""
     if not isinstance(text, str):
         return _non_string_problem(text)
     if not text or text.isspace():

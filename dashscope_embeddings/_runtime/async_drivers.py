@@ -52,7 +52,7 @@ class AsyncDriver:
                     pair = head.popleft() if head else await _anext_or_none(flows, errors)
                     if pair is None:
                         break
-                    window.append((pair[0], asyncio.create_task(self._run_catching(pair[1], halt))))
+                    window.append((pair[0], asyncio.create_task(self._run_or_error(pair[1], halt))))
                 if not window:
                     break
                 label, task = window[0]
@@ -110,7 +110,7 @@ class AsyncDriver:
         """The outcome of one flow, run in this task in one of the loop's slots; see `ThreadDriver.run`."""
         answer: StepResult = None
         raised: BaseException | None = None
-        async with await self._transport.aslots():
+        async with await self._transport.arequest_slots():
             while True:
                 try:
                     step = flow.send(answer)
@@ -128,7 +128,7 @@ class AsyncDriver:
             raise raised
         return outcome
 
-    async def _run_catching(self, flow: Exchange, halt: asyncio.Event) -> Outcome | BaseException:
+    async def _run_or_error(self, flow: Exchange, halt: asyncio.Event) -> Outcome | BaseException:
         try:
             return await self.run(flow, halt)
         # A task that ends with one of the last two makes asyncio stop the loop, although the task is awaited.

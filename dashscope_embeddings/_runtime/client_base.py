@@ -23,7 +23,7 @@ from dashscope_embeddings._core.text_inputs import OnRefused
 from dashscope_embeddings._core.text_length import shared_limits
 from dashscope_embeddings._process import ForkSafeLock
 from dashscope_embeddings._runtime.async_drivers import AsyncDriver, run_in_thread
-from dashscope_embeddings._runtime.drivers import ThreadDriver
+from dashscope_embeddings._runtime.thread_drivers import ThreadDriver
 from dashscope_embeddings._runtime.thread_pool import StopEvent
 from dashscope_embeddings._runtime.transport import Transport
 from dashscope_embeddings._runtime.user_resources import UserResources
@@ -95,14 +95,14 @@ class ClientBase:
             )
         return batch, Query(batch.texts[0], max(1, round(batch.estimated_tokens)), _no_op), batcher
 
-    def _planner(self, *, memory: int | None) -> planning.BatchPlanner:
+    def _planner(self, *, dedup_window: int | None) -> planning.BatchPlanner:
         settings = self.settings
         return planning.BatchPlanner(
             self._limits,
             long_text=settings.long_text,
             max_rows=settings.batch_size,
             max_tokens=settings.tokens_per_request,
-            dedup_window=memory,
+            dedup_window=dedup_window,
         )
 
     def run(self, flow: Generator[Step, StepResult, T], halt: StopEvent) -> T:
@@ -117,10 +117,10 @@ class ClientBase:
         """Waits for requests of sync code that are still in flight after their caller was interrupted."""
         self._thread_driver.drain()
 
-    def _new_collector(self, output: Output, *, packed: int | None = None) -> ResultCollector:
-        return ResultCollector(output, self.settings.price, array_rows=packed)
+    def _new_collector(self, output: Output, *, array_rows: int | None = None) -> ResultCollector:
+        return ResultCollector(output, self.settings.price, array_rows=array_rows)
 
-    def _flows(
+    def _exchanges(
         self,
         batches: Iterator[Batch],
         context: RequestContext,
@@ -128,9 +128,9 @@ class ClientBase:
         arrived: OnBatchDone | None = None,
     ) -> Iterator[tuple[Batch, Exchange]]:
         context = context.for_one_call()
-        return ((batch, self._flow(batch, context, collector, arrived)) for batch in batches)
+        return ((batch, self._exchange(batch, context, collector, arrived)) for batch in batches)
 
-    def _aflows(
+    def _aexchanges(
         self,
         batches: AsyncIterator[Batch],
         context: RequestContext,
@@ -138,7 +138,7 @@ class ClientBase:
         arrived: OnBatchDone | None = None,
     ) -> AsyncIterator[tuple[Batch, Exchange]]:
         context = context.for_one_call()
-        return ((batch, self._flow(batch, context, collector, arrived)) async for batch in batches)
+        return ((batch, self._exchange(batch, context, collector, arrived)) async for batch in batches)
 
     def _billing(self, collector: ResultCollector, texts: Sequence[str] | None = None) -> _Billing:
         return _Billing(self, collector, texts)
@@ -159,7 +159,7 @@ class ClientBase:
             self._usage += usage
         dashscope_embeddings_usage.add_to_trackers(usage)
 
-    def _flow(
+    def _exchange(
         self, batch: Batch, context: RequestContext, collector: ResultCollector, arrived: OnBatchDone | None
     ) -> Exchange:
         outcome = yield from exchange(batch.texts, context)
@@ -266,4 +266,4 @@ _MIN_CHUNKS_FOR_THREAD = 50
 
 
 def _no_op() -> None:
-    """Wake-up of a query until its caller waits."""
+    """Wakes nothing: the caller of this query does not wait yet."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 
 from dashscope_embeddings._runtime import files
-from dashscope_embeddings._runtime.http_exchange import (
+from dashscope_embeddings._runtime.http_request import (
     BodyReader,
     Deadline,
     StreamedResponse,

@@ -157,7 +157,7 @@ class DaemonThreadPool:
     """A thread pool that never delays the end of the program.
 
     Threads start when they are needed, and end when this object is garbage collected. `ThreadPoolExecutor` would make
-    the program wait at exit for every thread, and so for replies that nobody needs, for instance after Ctrl-C.
+    the program wait at exit for every thread, and so for replies that are no longer needed, for instance after Ctrl-C.
     """
 
     def __init__(self, max_threads: int, name: str) -> None:

@@ -28,7 +28,7 @@ from dashscope_embeddings._runtime.connections import (
     close_soon,
 )
 from dashscope_embeddings._runtime.file_transfer import FileTransfer
-from dashscope_embeddings._runtime.http_exchange import (
+from dashscope_embeddings._runtime.http_request import (
     ACCEPT_ENCODING,
     Deadline,
     DeadlineExceeded,
@@ -144,7 +144,7 @@ class Transport:
                 raise error.with_traceback(None) from error.__cause__
             raise
 
-    def slots(self) -> threading.BoundedSemaphore:
+    def request_slots(self) -> threading.BoundedSemaphore:
         """Held by a batch from its first attempt to its end, to bound concurrency by `max_concurrency`."""
         self._check_usable()
         return self._slots
@@ -186,7 +186,7 @@ class Transport:
         request.extensions = {**request.extensions, "trace": attempt.trace}
         return await run_with_deadline(self._deadline_seconds, attempt.run(asend_and_read(client, request, step)))
 
-    async def aslots(self) -> asyncio.Semaphore:
+    async def arequest_slots(self) -> asyncio.Semaphore:
         """`slots` of the running loop."""
         return (await self._loop_resources()).slots
 

@@ -91,7 +91,7 @@ class ModelCheck:
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """The whole result."""
+    """The result of `check`."""
 
     regions: tuple[RegionCheck, ...]
     models: tuple[ModelCheck, ...]

@@ -1,4 +1,4 @@
-"""Requests of `check`: one short text to one host and model, and the role of the compatible route from them."""
+"""Requests of `check`: short texts to one host and model; and as which role the compatible route embeds a text."""
 
 from __future__ import annotations
 
@@ -164,7 +164,7 @@ def variants_of(model: Model) -> list[RequestVariant]:
 def measure_role(
     prober: Prober, host_address: Address, model: Model, document_vector: list[float]
 ) -> tuple[RoleCheck | str, list[Attempt]]:
-    """Request one text in each variant.
+    """Embed one text in each variant, and compare the vectors.
 
     Args:
         prober: sends the requests.

@@ -66,7 +66,7 @@ def demo(  # noqa: PLR0913 - one for each option
     """
     try:
         options = screen.DemoOptions(folder, query or (), model, dimensions, k, live, store)
-        screen.show(options, common.console(), common.console(stderr=True))
+        screen.run_demo(options, common.console(), common.console(stderr=True))
     except NoTextError as error:
         common.fail(str(error), common.EXIT_USAGE)
     except ImportError as missing:

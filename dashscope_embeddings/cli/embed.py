@@ -169,7 +169,7 @@ class _OutageTracker:
         outage, now = self._outage, time.monotonic()
         if outage is None or now - outage[0] < _OUTAGE_GRACE_SECONDS:
             return ""
-        return f"{outage[1]} for {now - outage[0]:.0f} s, asking again"
+        return f"{outage[1]} for {now - outage[0]:.0f} s, retrying"
 
 
 _OUTAGE_GRACE_SECONDS = 0.5

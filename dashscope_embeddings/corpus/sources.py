@@ -163,7 +163,7 @@ def _is_hidden_or_system(path: Path, root: Path) -> bool:
 
 
 def _deduplicate(candidates: Iterable[_Candidate]) -> Iterator[_Candidate]:
-    """Each file at its first position; explicit if any of its names is."""
+    """Keeps each file once, at its first position; it is explicit if any of its names was explicit."""
     files: dict[object, _Candidate] = {}
     for candidate in candidates:
         identity = _file_identity(candidate.path)

@@ -221,7 +221,7 @@ def _dimension(fields: RequestFields, model: Model) -> int:
 
 
 def _instruct(fields: RequestFields, model: Model) -> str:
-    """The instruction. Assumed: a model that supports none ignores it, like `dimension`; not documented."""
+    """The instruction. Assumed: a model without instructions ignores it, as it ignores `dimension`; not documented."""
     if not model.instruct or fields.instruct is None:
         return ""
     if not isinstance(fields.instruct, str):

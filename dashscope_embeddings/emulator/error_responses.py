@@ -1,4 +1,4 @@
-"""The service's error responses: codes, messages and envelopes of both protocols.
+"""The error responses that the emulator sends: codes, messages and envelopes of both protocols.
 
 Codes and messages: https://docs.qwencloud.com/api-reference/preparation/error-messages and real replies quoted
 in public issues, read 2026-11-20. A message below that is this emulator's guess is marked as one.

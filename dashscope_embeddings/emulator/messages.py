@@ -40,7 +40,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """One HTTP response, and what the connection does; the transports perform both."""
+    """One HTTP response, and how the connection ends after it."""
 
     status: int
     body: bytes = field(repr=False)

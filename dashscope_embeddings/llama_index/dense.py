@@ -131,7 +131,7 @@ class DashScopeEmbedding(ClientFields, BaseEmbedding):
     @model_validator(mode="after")
     def _create_client(self) -> Self:
         # The key is stored for worker processes in which the environment variable is not set.
-        self._adopt("api_key", self.client)
+        self._remember_client("api_key", self.client)
         self._warn_of_roles()
         return self
 

@@ -22,7 +22,7 @@ from langchain_tests.integration_tests import EmbeddingsIntegrationTests
 from langchain_tests.unit_tests import EmbeddingsUnitTests
 from pydantic import ValidationError
 
-from dashscope_embeddings._runtime.drivers import ThreadDriver
+from dashscope_embeddings._runtime.thread_drivers import ThreadDriver
 from dashscope_embeddings.emulator import Emulator, faults
 from dashscope_embeddings.errors import AuthenticationError, InvalidInput
 from dashscope_embeddings.langchain import DashScopeEmbeddings

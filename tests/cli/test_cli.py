@@ -412,7 +412,7 @@ def test_an_unreachable_network_is_reported_in_a_line(monkeypatch: pytest.Monkey
     def unreachable(*_: object) -> None:
         raise ConnectionFailed("no answer from dashscope.aliyuncs.com: Name or service not known")
 
-    monkeypatch.setattr(screen, "show", unreachable)
+    monkeypatch.setattr(screen, "run_demo", unreachable)
     result = run("demo")
     assert result.exit_code == 1
     assert result.output == "no answer from dashscope.aliyuncs.com: Name or service not known\n"

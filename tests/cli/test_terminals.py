@@ -141,7 +141,7 @@ def test_throttling_is_reported_while_it_lasts(drawn: bool, tmp_path: Path, monk
     source = write_lines(tmp_path / "in.txt", [f"text {number}" for number in range(30)])
     result = run("embed", str(source), "-o", "out.jsonl", "--base-url", "emulator", "--max-concurrency", "1")
     assert result.exit_code == 0
-    assert re.search(r"throttled \(Throttling\.RateQuota\) for \d+ s, asking again", result.stderr)
+    assert re.search(r"throttled \(Throttling\.RateQuota\) for \d+ s, retrying", result.stderr)
 
 
 def test_nothing_is_said_of_throttling_between_answers() -> None:

@@ -46,7 +46,7 @@ class DemoOptions:
     store: demo.Store
 
 
-def show(options: DemoOptions, out: Console, err: Console) -> None:
+def run_demo(options: DemoOptions, out: Console, err: Console) -> None:
     """Runs the demo.
 
     Raises:

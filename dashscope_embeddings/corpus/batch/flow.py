@@ -1,4 +1,4 @@
-"""The flows of the batch commands: submit, poll, download, cancel. Generators that decide; a driver does the I/O.
+"""The flows of the batch commands: submit, poll, download, cancel. Generators that decide; a driver sends the requests.
 
 The checkpoint records each step before it is taken, and its result right after. A flow may be interrupted between any
 two steps; another one continues from there, on another machine too.

@@ -31,7 +31,7 @@ Inputs: TypeAlias = str | Path | Iterable[str | Path]
 
 
 class BatchJobRunner:
-    """Runs the flows of one command on an open job."""
+    """Runs one batch command on an opened checkpoint."""
 
     def __init__(
         self, context: BatchContext, client: EmbeddingClient, output: Path, batch_options: BatchOptions

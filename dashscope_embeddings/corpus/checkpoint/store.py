@@ -1,4 +1,4 @@
-"""The checkpoint of a corpus: its input and all replies that were paid for, in one SQLite file beside the output.
+"""The checkpoint of a corpus: its input and all replies that were paid for, in an SQLite file and a file of vectors.
 
 The output is written from the checkpoint and can be written again. A process may be killed at any instruction:
 transactions are atomic, and each reply is committed before its thread sends the next request. The write-ahead log is
@@ -172,7 +172,7 @@ class CheckpointStore:
         return check_settings(self._connection, self._name, fingerprint)
 
     def add_items(self, items: Sequence[InputText], *, with_text: bool) -> list[tuple[InputText, str]]:
-        """Adds some hundred texts; returns those whose id was used before, each with the earlier place."""
+        """Adds a few hundred texts; returns those whose id was used before, each with the earlier place."""
         items, duplicates = self._split_duplicates(items)
         hashes = [checksums.text_hash(item.text) for item in items]
         known = self._known_texts(hashes)

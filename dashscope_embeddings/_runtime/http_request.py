@@ -80,7 +80,7 @@ def send_and_read(client: Any, request: httpx.Request, step: Send, deadline: Dea
     with StreamedResponse(client, request, deadline) as response:
         body = BodyReader(response, step.max_reply_bytes)
         reply = make_reply(response, b"".join(read_body(response, body, deadline)))
-        if step.may_reuse_connection is not None and not step.may_reuse_connection(reply):
+        if step.read_reply is not None and not step.read_reply(reply):
             close_connection(response)
         return reply
 
@@ -236,8 +236,8 @@ async def asend_and_read(client: Any, request: httpx.Request, step: Send) -> Rep
             content = b"".join(parts)
         reply = make_reply(response, content)
         if (
-            step.may_reuse_connection is not None
-            and not step.may_reuse_connection(reply)
+            step.read_reply is not None
+            and not step.read_reply(reply)
             and (stream := _network_stream(response)) is not None
         ):
             await stream.aclose()

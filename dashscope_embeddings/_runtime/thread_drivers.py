@@ -2,7 +2,7 @@
 
 `run` drives one flow; `run_many` keeps several in flight and yields their outcomes in order; `run_query` drives a
 single query, which may share a request with others. `async_drivers` does the same for tasks. The two modules mirror
-each other on purpose: what need not differ between threads and tasks belongs into the flow.
+each other on purpose: what need not differ between threads and tasks belongs in the flow.
 """
 
 from __future__ import annotations
@@ -175,11 +175,11 @@ class ThreadDriver:
     def run(self, flow: Exchange, halt: SignalSafeEvent) -> Outcome:
         """The outcome of one flow, run on this thread in one of the client's slots.
 
-        If a step raises, the flow is cancelled so that it can settle what arrived, and the error is raised again.
+        If a step raises, the flow is cancelled so that it can return what arrived, and the error is raised again.
         """
         answer: StepResult = None
         raised: BaseException | None = None
-        with self._transport.slots():
+        with self._transport.request_slots():
             while True:
                 try:
                     step = flow.send(answer)
