@@ -390,7 +390,7 @@ def test_a_copy_uses_the_same_store(served: Server, emulator: Emulator, tmp_path
 def test_a_store_with_a_lock_is_shared_by_copies_and_refused_by_pickles(served: Server) -> None:
     embeddings = made(served, Remote())
     assert copy.deepcopy(embeddings).embeddings_cache is embeddings.embeddings_cache
-    with pytest.raises(InvalidInput, match=r"a Remote stays here.*LocalFileStore"):
+    with pytest.raises(InvalidInput, match=r"a Remote cannot move.*LocalFileStore"):
         pickle.dumps(embeddings)
 
 
