@@ -57,7 +57,7 @@ def test_what_was_embedded_once_is_not_asked_again(served: Server, emulator: Emu
     [{"model": V3}, {"dimensions": 64}, {"instruct": "find code"}, {"long_text": "truncate"}, {"protocol": "openai"}],
     ids=lambda change: next(iter(change)),
 )
-@pytest.mark.filterwarnings("ignore:protocol=.openai. cannot tell:UserWarning")
+@pytest.mark.filterwarnings("ignore:protocol=.openai. does not distinguish:UserWarning")
 def test_other_settings_never_read_these_entries(
     served: Server, emulator: Emulator, tmp_path: Path, change: dict[str, Any]
 ) -> None:

@@ -136,7 +136,7 @@ def test_an_entry_is_float32_and_four_bytes_that_check_it(served: Server, emulat
     ],
     ids=lambda change: next(iter(change)),
 )
-@pytest.mark.filterwarnings("ignore:protocol=.openai. cannot tell:UserWarning")
+@pytest.mark.filterwarnings("ignore:protocol=.openai. does not distinguish:UserWarning")
 def test_one_store_serves_other_settings_without_a_wrong_vector(served: Server, change: dict[str, Any]) -> None:
     store = Remote()
     first = made(served, store)

@@ -173,7 +173,7 @@ def test_a_pickled_pair_is_restored_as_a_pair(emulator: Emulator, dense: DashSco
 
 
 def test_settings_beside_a_dense_adapter_are_refused(dense: DashScopeEmbeddings) -> None:
-    with pytest.raises(InvalidInput, match="model: a linked adapter has the settings of the dense one"):
+    with pytest.raises(InvalidInput, match="model: a paired adapter has the settings of the dense one"):
         DashScopeSparseEmbeddings(dense, model="text-embedding-v3")
 
 
