@@ -1,7 +1,7 @@
 """The key goes to the service and nowhere else: a canary is looked for in all that a program shows.
 
 Where each promise is proven: what objects show and dump, errors with the variables of our frames, logs, events,
-ledgers and tasks here; addresses that are refused for plain http in test_settings.py; that the older names of
+checkpoints and tasks here; addresses that are refused for plain http in test_settings.py; that the older names of
 settings show nothing either in test_langchain.py and test_llama_index.py.
 """
 
