@@ -31,30 +31,30 @@ class ClientFields(BaseModel):
     with equal fields share one client.
     """
 
-    dimensions: options.Dimensions = options.AS_DEFINED
-    instruct: options.Instruct = options.AS_DEFINED
-    protocol: options.Protocol = options.AS_DEFINED
-    long_text: options.LongTextPolicy = options.AS_DEFINED
-    region: options.Region = options.AS_DEFINED
-    workspace: options.Workspace = options.AS_DEFINED
-    base_url: options.BaseUrl = options.AS_DEFINED
+    dimensions: options.Dimensions = options.as_defined()
+    instruct: options.Instruct = options.as_defined()
+    protocol: options.Protocol = options.as_defined()
+    long_text: options.LongTextPolicy = options.as_defined()
+    region: options.Region = options.as_defined()
+    workspace: options.Workspace = options.as_defined()
+    base_url: options.BaseUrl = options.as_defined()
     # The address found at construction. If a variable changes later, the key must not be sent to another host.
     found_address: str | None = Field(default=None, exclude=True, repr=False)
-    timeout: options.Timeout = options.AS_DEFINED
-    request_deadline: options.RequestDeadline = options.AS_DEFINED
-    max_retries: options.MaxRetries = options.AS_DEFINED
-    max_concurrency: options.MaxConcurrency = options.AS_DEFINED
-    requests_per_minute: options.RequestsPerMinute = options.AS_DEFINED
-    tokens_per_minute: options.TokensPerMinute = options.AS_DEFINED
-    batch_size: options.BatchSize = options.AS_DEFINED
-    tokens_per_request: options.TokensPerRequest = options.AS_DEFINED
+    timeout: options.Timeout = options.as_defined()
+    request_deadline: options.RequestDeadline = options.as_defined()
+    max_retries: options.MaxRetries = options.as_defined()
+    max_concurrency: options.MaxConcurrency = options.as_defined()
+    requests_per_minute: options.RequestsPerMinute = options.as_defined()
+    tokens_per_minute: options.TokensPerMinute = options.as_defined()
+    batch_size: options.BatchSize = options.as_defined()
+    tokens_per_request: options.TokensPerRequest = options.as_defined()
     # Its values are replaced by SecretStr before pydantic validates them.
     default_headers: dict[str, SecretStr] | None = Field(default=None, exclude=True, repr=False)
-    rate_limiter: options.RateLimiter = options.AS_DEFINED
-    http_client: options.HttpClient = options.AS_DEFINED
-    http_async_client: options.HttpAsyncClient = options.AS_DEFINED
-    price: options.OwnPrice = options.AS_DEFINED
-    on_request: options.RequestHook = options.AS_DEFINED
+    rate_limiter: options.RateLimiter = options.as_defined()
+    http_client: options.HttpClient = options.as_defined()
+    http_async_client: options.HttpAsyncClient = options.as_defined()
+    price: options.OwnPrice = options.as_defined()
+    on_request: options.RequestHook = options.as_defined()
 
     _client: EmbeddingClient | None = PrivateAttr(default=None)
     _hybrid_cache: tuple[EmbeddingClient, HybridCache] | None = PrivateAttr(default=None)

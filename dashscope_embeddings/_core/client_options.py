@@ -44,9 +44,13 @@ def _setting(
     )
 
 
-AS_DEFINED: Any = Field()
-"""Stands where a pydantic model takes one of these types with the default and description that it carries: type
-checkers do not look for a default within a type."""
+def as_defined() -> Any:
+    """Stands where a pydantic model takes one of these types with the default and description that it carries.
+
+    Type checkers do not look for a default within a type. A new `Field` each time, because pydantic 2.8 writes to it.
+    """
+    return Field()
+
 
 ApiKey: TypeAlias = Annotated[
     SecretStr | str | None,

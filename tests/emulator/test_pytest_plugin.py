@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from dashscope_embeddings import pytest_plugin
+from dashscope_embeddings import _pytest_entry
 
 pytest_plugins = ["pytester"]
 
@@ -27,7 +28,7 @@ def project(pytester: pytest.Pytester) -> pytest.Pytester:
 
 def passes(project: pytest.Pytester, source: str, tests: int = 1) -> None:
     project.makepyfile(source)
-    project.runpytest_inprocess(*OPTIONS, plugins=[pytest_plugin]).assert_outcomes(passed=tests)
+    project.runpytest_inprocess(*OPTIONS, plugins=[_pytest_entry]).assert_outcomes(passed=tests)
 
 
 def test_code_that_reads_its_environment_asks_the_emulator(project: pytest.Pytester) -> None:
@@ -146,7 +147,7 @@ def test_a_client_that_outlives_its_test_asks_the_emulator_of_the_next(project: 
 
 def test_until_a_test_asks_for_it_nothing_of_the_package_is_loaded(tmp_path: Path) -> None:
     # By its installed name: beside the package.
-    source = Path(pytest_plugin.__file__).read_bytes()
+    source = Path(_pytest_entry.__file__).read_bytes()
     (tmp_path / "pytest_dashscope_embeddings.py").write_bytes(source)
     ask = (
         "import sys, pytest; before = set(sys.modules); import pytest_dashscope_embeddings; "
@@ -156,3 +157,8 @@ def test_until_a_test_asks_for_it_nothing_of_the_package_is_loaded(tmp_path: Pat
         [sys.executable, "-W", "error", "-c", ask], cwd=tmp_path, capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "['pytest_dashscope_embeddings']"
+
+
+def test_it_has_a_name_within_the_package_too() -> None:
+    plugin = importlib.import_module("dashscope_embeddings.pytest_plugin")
+    assert plugin.dashscope_emulator is importlib.import_module("pytest_dashscope_embeddings").dashscope_emulator

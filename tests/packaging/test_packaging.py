@@ -80,10 +80,11 @@ def test_the_wheel_holds_the_package_whole_the_plugin_and_no_more(wheel: Path) -
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
         info = {name.partition(".dist-info/")[2] for name in archive.namelist()} - {""}
-        assert archive.read(PLUGIN) == (ROOT / PACKAGE / "pytest_plugin.py").read_bytes()
+        assert archive.read(PLUGIN) == (ROOT / PACKAGE / "_pytest_entry.py").read_bytes()
     modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / PACKAGE).rglob("*.py")}
-    assert names == modules - {f"{PACKAGE}/pytest_plugin.py"} | {PLUGIN, f"{PACKAGE}/py.typed"}
-    assert {f"{PACKAGE}/{part}/__init__.py" for part in ("check", "corpus", "demo", "emulator")} <= names
+    assert names == modules - {f"{PACKAGE}/_pytest_entry.py"} | {PLUGIN, f"{PACKAGE}/py.typed"}
+    rooms = ("_adapters", "_core", "_runtime", "check", "cli", "cli/demo", "corpus", "emulator", "llama_index")
+    assert {f"{PACKAGE}/{room}/__init__.py" for room in rooms} <= names
     assert info == {"METADATA", "WHEEL", "RECORD", "entry_points.txt", "licenses/LICENSE"}
 
 

@@ -24,7 +24,7 @@ FLOORS = (
     ("client",),
     ("_adapters.",),
     ("langchain", "langchain_milvus", "langchain_qdrant", "llama_index.", "llama_index_milvus", "corpus.", "check."),
-    ("ray_data", "pytest_plugin"),
+    ("ray_data", "pytest_plugin", "_pytest_entry"),
     ("cli.", "__main__"),
 )
 ADAPTERS = ("langchain", "langchain_milvus", "langchain_qdrant", "llama_index.", "llama_index_milvus", "ray_data")
