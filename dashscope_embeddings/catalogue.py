@@ -5,6 +5,7 @@ Nothing here was measured by this project. Prices are list prices without free q
 
 from __future__ import annotations
 
+import difflib
 import sys
 import warnings
 from dataclasses import dataclass, field, replace
@@ -257,9 +258,11 @@ def model(name: str) -> Model:
     if name.startswith("sk-"):
         del name
         raise InvalidInput("model holds what looks like an API key: pass the key as api_key=")
+    similar = difflib.get_close_matches(name, _MODELS_BY_NAME, n=1, cutoff=0.9)
+    meant = f" (is {similar[0]} meant?)" if similar else ""
     warn_once(
         f"model {name}",
-        f"{name!r} is not in the catalogue of dashscope_embeddings: assuming {_UNKNOWN_MODEL.rows} texts a "
+        f"{name!r} is not in the catalogue of dashscope_embeddings{meant}: assuming {_UNKNOWN_MODEL.rows} texts a "
         "request, leaving dimension, sparse and instruct to the service; prices are unknown",
     )
     return replace(_UNKNOWN_MODEL, name=name)

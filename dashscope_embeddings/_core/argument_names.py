@@ -43,14 +43,19 @@ _NAMES_ELSEWHERE: Mapping[tuple[str, ...], tuple[str, ...]] = {
     ("workspace",): ("workspace_id",),
 }
 
+_CALL_OPTIONS = ("text_type", "output", "array", "progress", "on_vectors")
+"""Keywords of `embed`, which are sometimes passed to the constructor."""
+
 
 def closest_name(name: str, known_names: Collection[str]) -> str | None:
     """The known name that was probably meant; None if there is no good guess."""
-    for ours, others in _NAMES_ELSEWHERE.items():
-        if name in (*ours, *others) and (found := next((own for own in ours if own in known_names), None)):
-            return found
-    likely = difflib.get_close_matches(name.lower(), known_names, n=1, cutoff=0.7)
-    return likely[0] if likely else None
+    for candidate in (name, *difflib.get_close_matches(name.lower(), {*known_names, "model"}, n=1, cutoff=0.7)):
+        if candidate in known_names:
+            return candidate
+        for ours, others in _NAMES_ELSEWHERE.items():
+            if candidate in (*ours, *others) and (found := next((own for own in ours if own in known_names), None)):
+                return found
+    return None
 
 
 def suggestion(name: str, known_names: Collection[str]) -> str:
@@ -74,7 +79,9 @@ def reject_unknown_init_arguments(init: Callable[Params, None]) -> Callable[Para
             problem = "takes the model by position, and all else by name: api_key=…, dimensions=…"
         elif unknown := [name for name in settings if name not in names]:
             method_hints = {
-                name: ": its embed(…) takes text_type" for name in unknown if closest_name(name, {"text_type"})
+                name: f": its embed(…) takes {found}"
+                for name in unknown
+                if (found := closest_name(name, _CALL_OPTIONS))
             }
             problem = "; ".join(
                 f"has no argument {name}{method_hints.get(name) or suggestion(name, names)}" for name in unknown
@@ -101,9 +108,15 @@ def reject_unknown_keywords(call: Callable[Params, ReturnT]) -> Callable[Params,
     """
     names = frozenset(inspect.signature(call).parameters)
 
+    def hint(name: str) -> str:
+        if found := suggestion(name, names):
+            return found
+        setting = closest_name(name, {*client_settings(), "model"})
+        return f": {setting} is set once, EmbeddingClient({setting}=…)" if setting else ""
+
     def check(keywords: Mapping[str, object]) -> None:
         if unknown := [name for name in keywords if name not in names]:
-            problem = "; ".join(f"has no argument {name}{suggestion(name, names)}" for name in unknown)
+            problem = "; ".join(f"has no argument {name}{hint(name)}" for name in unknown)
             raise TypeError(f"{call.__name__}(…) {problem}")
 
     if inspect.iscoroutinefunction(call):
@@ -133,7 +146,7 @@ def check_argument_names(model_class: type[BaseModel], settings: Collection[str]
     for field in model_class.model_fields.values():
         if isinstance(field.validation_alias, AliasChoices):
             first, *more = [str(name) for name in field.validation_alias.choices if name in settings] or [""]
-            problems |= dict.fromkeys(more, f": it is another name of {first}")
+            problems |= dict.fromkeys(more, f": it is another name of {first}, pass one of them")
     if problems:
         raise ValidationError.from_exception_data(
             model_class.model_config.get("title") or model_class.__name__,

@@ -200,7 +200,7 @@ class _InputLoader:
             more = len(self._empty_sources) - 1
             message = f"{self._empty_sources[0]} holds no records" + (f" (nor do {more:,} more files)" if more else "")
             if not self._position:
-                raise InvalidInput(f"{message}: nothing was sent, and nothing was written")
+                raise InvalidInput(f"{message}: nothing was sent, and no output was written")
             _log.warning(message)
         if self._long_texts:
             _log.warning(

@@ -142,12 +142,13 @@ class DashScopeEmbedding(ClientFields, BaseEmbedding):
 
     def _settings(self) -> dict[str, Any]:
         settings = super()._settings()
-        limiter, is_default = settings["rate_limiter"], self.embed_batch_size == MAX_TEXTS_PER_CALL
+        limiter = settings["rate_limiter"]
+        cut_size = None if self.embed_batch_size == MAX_TEXTS_PER_CALL else self.embed_batch_size
         return settings | {
             "model": self.model_name,
             "api_key": self.api_key,
             # LlamaIndex would send one slice of so many texts after the other. Its maximum, the default, is no limit.
-            "batch_size": self.batch_size or (None if is_default else self.embed_batch_size),
+            "batch_size": cut_size if self.batch_size is None else self.batch_size,
             "max_concurrency": min(self.max_concurrency, self.num_workers or self.max_concurrency),
             "rate_limiter": limiter.wrapped if isinstance(limiter, _PerRequestRateLimiter) else limiter,
         }

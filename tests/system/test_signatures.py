@@ -69,6 +69,7 @@ def test_the_signature_of_the_client_is_its_own() -> None:
         ("input_type", "its embed(…) takes text_type"),
         ("text_type", "its embed(…) takes text_type"),
         ("colour", None),
+        ("output", "its embed(…) takes output"),
         ("api_base", "base_url"),
         ("dimensoin", "dimension"),
         ("output_dimensionality", "dimensions"),
@@ -87,7 +88,13 @@ def test_a_misspelt_argument_is_answered_with_the_one_that_was_meant(slip: str, 
 @pytest.mark.parametrize("way", ["embed", "stream", "aembed", "astream"])
 @pytest.mark.parametrize(
     ("slip", "answer"),
-    [("input_type", ": is text_type meant?"), ("outptu", ": is output meant?"), ("colour", "")],
+    [
+        ("input_type", ": is text_type meant?"),
+        ("outptu", ": is output meant?"),
+        ("dimenson", ": dimension is set once, EmbeddingClient(dimension=…)"),
+        ("api_base", ": base_url is set once, EmbeddingClient(base_url=…)"),
+        ("colour", ""),
+    ],
 )
 def test_a_misspelt_argument_of_a_call_is_answered_too(way: str, slip: str, answer: str) -> None:
     call = getattr(EmbeddingClient(base_url="emulator"), way)
