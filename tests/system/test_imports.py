@@ -49,7 +49,12 @@ MODULES = frozenset(
 
 @cache
 def tree(module: str) -> ast.Module:
-    return ast.parse(path_of(module).read_text("utf-8"))
+    source = path_of(module).read_text("utf-8")
+    try:
+        return ast.parse(source)
+    except SystemError:
+        # CPython 3.11 counts the depth of a tree for all threads together: another one was parsing as well.
+        return ast.parse(source)
 
 
 def names(node: ast.AST) -> set[str]:
