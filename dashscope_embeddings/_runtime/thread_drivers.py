@@ -17,12 +17,7 @@ from dashscope_embeddings._core.failures import CANCELLED
 from dashscope_embeddings._core.query_batcher import BatchCall
 from dashscope_embeddings._core.steps import Send
 from dashscope_embeddings._process import ForkSafeLock, on_fork
-from dashscope_embeddings._runtime.thread_pool import (
-    DaemonThreadPool,
-    SignalSafeEvent,
-    WorkItem,
-    is_main_thread,
-)
+from dashscope_embeddings._runtime.thread_pool import SignalSafeEvent, WorkItem, is_main_thread, shared_pool
 from dashscope_embeddings.errors import Cancelled
 
 if TYPE_CHECKING:
@@ -44,7 +39,7 @@ _caller_left: contextvars.ContextVar[SignalSafeEvent] = contextvars.ContextVar("
 
 
 class ThreadDriver:
-    """Sync code: a single flow on the caller's thread, several on the client's thread pool.
+    """Sync code: a single flow on the caller's thread, several on threads of the process's pool.
 
     On the main thread a signal handler may raise between any two bytecodes, for instance inside httpx or between
     taking a slot and recording it. So no request is sent there: other threads do, and the main thread waits.
@@ -57,10 +52,7 @@ class ThreadDriver:
         self.reset_after_fork()
 
     def reset_after_fork(self) -> None:
-        """Drops the thread pools: a forked child has none of its parent's threads."""
-        self._pool: DaemonThreadPool | None = None
-        self._caller_thread: DaemonThreadPool | None = None
-        """A pool of one thread, which runs calls on behalf of the main thread."""
+        """Forgets abandoned flows: a forked child has none of its parent's threads."""
         self._abandoned: list[WorkItem[Outcome]] = []
 
     def run_many(
@@ -87,7 +79,7 @@ class ThreadDriver:
                     run = contextvars.copy_context().run
                     call = WorkItem(functools.partial(run, self.run, pair[1], halt))
                     window.append((pair[0], call))
-                    self._thread_pool().submit(call)
+                    shared_pool.submit(call)
                 if not window:
                     break
                 label, call = window[0]
@@ -118,14 +110,10 @@ class ThreadDriver:
         context, caller_left = contextvars.copy_context(), SignalSafeEvent()
         context.run(_caller_left.set, caller_left)
         call = WorkItem(functools.partial(context.run, function))
-        if self._caller_thread is None:
-            self._caller_thread = DaemonThreadPool(1, "dashscope_caller")
         try:
-            return self._caller_thread.submit(call).result()
+            return shared_pool.submit(call).result()
         finally:
             if not call.is_done:
-                # That thread ends after its present call; the next call gets a new one.
-                self._caller_thread = None
                 caller_left.set()
                 call.cancel()
 
@@ -216,12 +204,6 @@ class ThreadDriver:
             self._transport.acquire_user_limiter()
             return CANCELLED if halt.is_set() else self.run_uninterrupted(functools.partial(self._transport.send, step))
         return CANCELLED if self._transport.clock.wait(halt, step.seconds) else None
-
-    def _thread_pool(self) -> DaemonThreadPool:
-        with self._lock.current:
-            if self._pool is None:
-                self._pool = DaemonThreadPool(self._max_in_flight, "dashscope")
-            return self._pool
 
 
 def _next_or_none(items: Iterator[T], errors: list[BaseException]) -> T | None:

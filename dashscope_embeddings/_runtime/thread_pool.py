@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import _thread
 import contextlib
+import itertools
 import threading
-import weakref
-from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+
+from dashscope_embeddings._process import on_fork
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,6 +22,8 @@ T = TypeVar("T")
 
 _POLL_SECONDS = 0.25
 """Longest single wait in seconds: where a wait cannot be interrupted, a pending signal is handled after it."""
+_IDLE_SECONDS = 10.0
+"""Seconds until an idle thread ends: longer than the pauses within a job, so that its threads are started once."""
 
 
 def is_main_thread() -> bool:
@@ -141,90 +144,87 @@ class WorkItem(Generic[T]):
             del self  # the error holds this frame
 
 
-class _PoolState:
-    """State shared by a pool's threads, which hold no reference to the `DaemonThreadPool` itself."""
-
-    def __init__(self, max_threads: int, name: str) -> None:
-        self.max_threads, self.name = max_threads, name
-        self.work_items: SimpleQueue[WorkItem[Any] | None] = SimpleQueue()
-        self.has_started = False
-        """Whether a first thread has been started."""
-        self.lock = threading.Lock()
-        self.thread_count = self.idle_count = 0
-
-
 class DaemonThreadPool:
-    """A thread pool that never delays the end of the program.
+    """A thread pool that never delays the end of the program. The process has one: `shared_pool`.
 
-    Threads start when they are needed, and end when this object is garbage collected. `ThreadPoolExecutor` would make
-    the program wait at exit for every thread, and so for replies that are no longer needed, for instance after Ctrl-C.
+    A call goes to an idle thread, else to a new one: the pool has no bound, because each job bounds what it submits.
+    `ThreadPoolExecutor` would make the program wait at exit for every thread, and so for replies that are no longer
+    needed, for instance after Ctrl-C.
     """
 
-    def __init__(self, max_threads: int, name: str) -> None:
-        self._pool = _PoolState(max_threads, name)
-        weakref.finalize(self, self._pool.work_items.put, None).atexit = False
+    def __init__(self) -> None:
+        self._idle: list[_Worker] = []
+        """The last one is taken first, so that the others can end."""
+        on_fork(self)
+
+    def reset_after_fork(self) -> None:
+        """Forgets the threads: a forked child has none of its parent's."""
+        self._idle = []
 
     def submit(self, call: WorkItem[T]) -> WorkItem[T]:
-        """Queues a call; runs it on this thread if no thread can be started."""
-        pool = self._pool
-        pool.work_items.put(call)
-        if pool.has_started:
-            return call
+        """Runs a call on another thread; on this one if no thread can be started.
+
+        It may be interrupted anywhere, and takes no lock. An interruption right after `pop` costs one idle thread.
+        """
+        try:
+            worker = self._idle.pop()
+        except IndexError:
+            self._run_on_new_thread(call)
+        else:
+            worker.call = call
+            worker.wake.release()
+        return call
+
+    def _run_on_new_thread(self, call: WorkItem[Any]) -> None:
         try:
             if is_main_thread():
                 # `Thread.start` takes locks in Python code, so another thread calls it.
-                _thread.start_new_thread(_start_first_thread, (pool,))
+                _thread.start_new_thread(_start_thread_or_work, (self._idle, call))
             else:
-                _new_thread(pool).start()
+                _new_thread(self._idle, call).start()
         except (RuntimeError, MemoryError):
-            _run_queued_here(pool)
-        else:
-            pool.has_started = True
-        return call
-
-
-def _new_thread(pool: _PoolState) -> threading.Thread:
-    return threading.Thread(target=_worker_loop, args=(pool,), name=f"{pool.name}_{pool.thread_count + 1}", daemon=True)
-
-
-def _start_first_thread(pool: _PoolState) -> None:
-    try:
-        _new_thread(pool).start()
-    except (RuntimeError, MemoryError):
-        _worker_loop(pool)  # no second thread can start: this one works
-
-
-def _worker_loop(pool: _PoolState) -> None:
-    """Executes queued calls until the pool ends.
-
-    A thread that takes a call makes sure that another thread waits for the next one. So `submit`, which may be
-    interrupted anywhere, only puts a call into a queue. Keeps no reference to a finished call.
-    """
-    with pool.lock:
-        if pool.thread_count >= pool.max_threads:
-            return
-        pool.thread_count += 1
-        pool.idle_count += 1
-    while (call := pool.work_items.get()) is not None:
-        with pool.lock:
-            pool.idle_count -= 1
-            more = not pool.idle_count and pool.thread_count < pool.max_threads
-        if more:
-            # At the thread limit of the machine or container the pool goes on with fewer threads.
-            with contextlib.suppress(RuntimeError, MemoryError):
-                _new_thread(pool).start()
-        call.execute()
-        del call
-        with pool.lock:
-            pool.idle_count += 1
-    pool.work_items.put(None)  # ends the next thread
-
-
-def _run_queued_here(pool: _PoolState) -> None:
-    while True:
-        try:
-            call = pool.work_items.get_nowait()
-        except Empty:
-            return
-        if call is not None:
             call.execute()
+
+
+shared_pool = DaemonThreadPool()
+"""The threads of all clients of this process."""
+
+
+class _Worker:
+    """A thread of the pool: its next call, and the lock that it waits for while idle."""
+
+    __slots__ = ("call", "wake")
+
+    def __init__(self, call: WorkItem[Any]) -> None:
+        self.call: WorkItem[Any] | None = call
+        self.wake = threading.Lock()
+        self.wake.acquire()
+
+    def work(self, idle: list[_Worker]) -> None:
+        """Executes calls until none has come for `_IDLE_SECONDS`. Keeps no reference to a finished call."""
+        while self.call is not None:
+            call, self.call = self.call, None
+            call.execute()
+            del call
+            idle.append(self)
+            if self.wake.acquire(timeout=_IDLE_SECONDS):
+                continue
+            try:
+                idle.remove(self)
+            except ValueError:  # `submit` has taken this thread, and is about to give it a call
+                self.wake.acquire()
+
+
+def _new_thread(idle: list[_Worker], call: WorkItem[Any]) -> threading.Thread:
+    name = f"dashscope_{next(_thread_numbers)}"
+    return threading.Thread(target=_Worker(call).work, args=(idle,), name=name, daemon=True)
+
+
+_thread_numbers = itertools.count(1)
+
+
+def _start_thread_or_work(idle: list[_Worker], call: WorkItem[Any]) -> None:
+    try:
+        _new_thread(idle, call).start()
+    except (RuntimeError, MemoryError):
+        _Worker(call).work(idle)  # no second thread can start: this one works
