@@ -488,7 +488,7 @@ def test_a_job_under_this_quota_is_about_as_fast_as_can_be(
     row = ROWS[shape]
     outcome = row.run(seed)
     assert outcome.answered == row.requests
-    assert row.slowness(outcome) <= time
+    assert outcome.slowness <= time
     assert outcome.throttled_share <= throttled
 
 
@@ -503,12 +503,10 @@ def test_the_simulation_repeats_itself() -> None:
 
 def test_a_killed_process_of_waiters_does_not_slow_the_others() -> None:
     row = ROWS["known 1 s sliding, 10 ms"]
-    world = limiter_simulation.Simulation(row.quota(0), row.latency)
-    limiter = Limiter(world.clock, requests_per_minute=1800)
+    simulation, jobs = row.simulate(0)
     for _ in range(50):
-        limiter.try_acquire(limiter.create_permit(100))
-    outcome = world.run(limiter_simulation.Workload(limiter, [100] * 300))
-    assert row.slowness(outcome) <= 1.10
+        jobs[0].limiter.try_acquire(jobs[0].limiter.create_permit(100))
+    assert simulation.run(*jobs).seconds <= 11.0
 
 
 # --- the quotas of living clients --------------------------------------------------------------------------

@@ -1,0 +1,335 @@
+"""Services that a job has to cope with: the listed ones with their bars, and what a random one is made of.
+
+`ideal` is requests / quota + one reply, or what the quota's own burst allows. Without a quota it is what a client
+takes that doubles the requests in flight with each reply.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from service_shapes import (
+    Constant,
+    Crowded,
+    FixedWindow,
+    Lognormal,
+    Neighbour,
+    Queue,
+    Service,
+    Shards,
+    SlidingWindow,
+    TokenBucket,
+)
+from simulated_client import LOADED_MACHINE, Job, Machine, Result, Simulation
+
+from dashscope_embeddings._core.rate_limiter import Limiter
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+START_IN_FLIGHT, MOST_IN_FLIGHT = 16, 128
+"""In flight of the ideal client: from the first request on, and at most."""
+
+
+@dataclass(frozen=True)
+class Bars:
+    """The most that is allowed."""
+
+    time: float
+    """Of the time, as a multiple of the ideal."""
+    throttled: float = 0.12
+    """Of the share of 429s; 4 % at most from 3,000 requests on."""
+    in_flight: int | None = None
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A service, a job, and how long it should take."""
+
+    name: str
+    service: Callable[[int], Service]
+    """For a seed."""
+    ideal: Callable[[int, int], float]
+    """Seconds for so many requests of so many tokens together."""
+    bars: Bars | None = None
+    requests: int = 300
+    tokens: tuple[int, int] = (1400, 1400)
+    """Least and most of a request."""
+    machine: Machine = field(default_factory=Machine)
+    process_starts: tuple[float, ...] = (0.0,)
+    """Seconds at which each process starts; they share the requests."""
+    estimate_factor: float = 1.0
+    rpm: float | None = None
+    tpm: float | None = None
+
+    def simulate(self, seed: int) -> tuple[Simulation, list[Job]]:
+        """A run that has not begun."""
+        simulation = Simulation(self.service(seed), self.machine, seed=seed)
+        chance = random.Random(seed + 1)  # noqa: S311 - no secret
+        each = self.requests // len(self.process_starts)
+        jobs = [
+            Job(
+                Limiter(simulation.clock, self.rpm, self.tpm),
+                [chance.randint(*self.tokens) for _ in range(each)],
+                start,
+                self.estimate_factor,
+            )
+            for start in self.process_starts
+        ]
+        return simulation, jobs
+
+    def ideal_seconds(self, jobs: Iterable[Job]) -> float:
+        sizes = [size for job in jobs for size in job.sizes]
+        return self.ideal(len(sizes), sum(sizes))
+
+    def run(self, seed: int) -> Result:
+        simulation, jobs = self.simulate(seed)
+        ideal = self.ideal_seconds(jobs)
+        result = simulation.run(*jobs, give_up_seconds=20.0 * ideal + 60.0)
+        result.ideal_seconds = ideal
+        return result
+
+    def longer(self, requests: int = 3000, time: float | None = None) -> Shape:
+        """The same service and a longer job, with the bars of one."""
+        bars = self.bars and replace(
+            self.bars, time=time or self.bars.time, throttled=min(self.bars.throttled, 0.04 if requests >= 3000 else 1)
+        )
+        return replace(self, name=f"{self.name}, {requests:,}", requests=requests, bars=bars)
+
+
+# --- the ideal ---------------------------------------------------------------------------------------------
+
+
+def ramp_seconds(requests: float, reply: float, most: float) -> float:
+    """Of a client that doubles its requests in flight with each reply, up to `most`."""
+    rounds, in_flight = 0.0, min(float(START_IN_FLIGHT), most)
+    while requests > 0.0:
+        rounds += min(1.0, max(requests / in_flight, 0.0)) if in_flight >= most and requests < in_flight else 1.0
+        requests -= in_flight
+        in_flight = min(2.0 * in_flight, most)
+    return rounds * reply
+
+
+def evenly(rate: float, reply: float, burst: float = 0.0) -> Callable[[int, int], float]:
+    """Requests / quota + one reply, but what the quota lets through at once."""
+    return lambda requests, _: max(0.0, requests - burst) / rate + reply
+
+
+def by_tokens(tokens_per_second: float, reply: float) -> Callable[[int, int], float]:
+    return lambda _, tokens: tokens / tokens_per_second + reply
+
+
+def in_phases(phases: Iterable[tuple[float, float]], reply: float) -> Callable[[int, int], float]:
+    """(Seconds, requests a second), over and over."""
+    fixed = tuple(phases)
+
+    def ideal(requests: int, _: int) -> float:
+        at, left = 0.0, float(requests)
+        for seconds, rate in itertools.cycle(fixed):
+            if left <= seconds * rate:
+                return at + left / rate + reply
+            at, left = at + seconds, left - seconds * rate
+        raise AssertionError
+
+    return ideal
+
+
+def ramp(reply: float, stray_share: float = 0.0) -> Callable[[int, int], float]:
+    """Without a quota; no client reads more than 500 replies a second."""
+    return lambda requests, _: max(
+        ramp_seconds(requests / (1.0 - stray_share), reply, MOST_IN_FLIGHT), requests / 500.0
+    )
+
+
+# --- the listed ones ---------------------------------------------------------------------------------------
+
+
+def sliding(rate: float, latency: float, **service: float | bool) -> Callable[[int], Service]:
+    return lambda seed: Service(Constant(latency), SlidingWindow(rate), seed, **service)  # type: ignore[arg-type]
+
+
+def _shards(nodes: int, rate: float, latency: float) -> Callable[[int], Service]:
+    return lambda seed: Service(
+        Constant(latency),
+        Shards([SlidingWindow(rate) for _ in range(nodes)], random.Random(seed)),  # noqa: S311 - no secret
+        seed,
+    )
+
+
+_LATENCY = 0.05
+"""Of the shapes that do not say."""
+_NEAR = Bars(1.15, 0.03)
+
+TABLE_SHAPES = (
+    Shape("100/s, 300 ms", sliding(100, 0.3), evenly(100, 0.3), Bars(1.25)),
+    Shape("100/s, 1 s", sliding(100, 1.0), evenly(100, 1.0), Bars(1.6)),
+    Shape("no quota, 500 ms", lambda seed: Service(Constant(0.5), None, seed), lambda *_: 1.0, Bars(3.0)),
+    Shape(
+        "50/s, lognormal 0.2 s",
+        lambda seed: Service(Lognormal(0.2, 0.7), SlidingWindow(50), seed),
+        evenly(50, 0.2),
+        Bars(1.25),
+    ),
+    Shape("cap 8, 200 ms", lambda seed: Service(Constant(0.2), None, seed, cap=8), evenly(8 / 0.21, 0.2), Bars(1.3)),
+    Shape("arrival 30/s, 10 ms", sliding(30, 0.01), evenly(30, 0.01), _NEAR),
+    Shape("answer 30/s, 10 ms", sliding(30, 0.01, counts_at_answer=True), evenly(30, 0.01), _NEAR),
+    Shape("arrival 30/s, 200 ms", sliding(30, 0.2), evenly(30, 0.2), Bars(1.25)),
+    Shape("answer 30/s, 200 ms", sliding(30, 0.2, counts_at_answer=True), evenly(30, 0.2), Bars(1.25)),
+    Shape(
+        "GCRA 30/s, room for 3",
+        lambda seed: Service(Constant(_LATENCY), TokenBucket(30, 3), seed),
+        evenly(30, _LATENCY, 3),
+        Bars(1.2),
+    ),
+    Shape("two shards of 20/s", _shards(2, 20, _LATENCY), evenly(40, _LATENCY), Bars(1.25)),
+    Shape("Retry-After 1, 30/s", sliding(30, _LATENCY, retry_after=1.0), evenly(30, _LATENCY), Bars(1.2)),
+    Shape(
+        "neighbour half of 40/s",
+        lambda seed: Service(Constant(_LATENCY), Neighbour(SlidingWindow(40), 20, 3.0, 3.0), seed),
+        in_phases([(3.0, 20.0), (3.0, 40.0)], _LATENCY),
+        Bars(1.3),
+    ),
+    Shape(
+        "tokens 60,000 in 6 s",
+        lambda seed: Service(Constant(0.15), SlidingWindow(60_000, 6.0, counts_tokens=True), seed),
+        by_tokens(10_000, 0.15),
+        Bars(1.25),
+        tokens=(900, 1900),
+    ),
+    Shape(
+        "fixed second 30",
+        lambda seed: Service(Constant(_LATENCY), FixedWindow(30, phase=seed * 0.37 % 1.0), seed),
+        evenly(30, _LATENCY),
+        Bars(1.15),
+    ),
+    Shape(
+        "bucket 30/s, room for 60",
+        lambda seed: Service(Constant(_LATENCY), TokenBucket(30, 60), seed),
+        evenly(30, _LATENCY, 60),
+        Bars(1.15),
+    ),
+    Shape(
+        "queue 40/s",
+        lambda seed: Service(Queue(40, _LATENCY), None, seed),
+        evenly(40, _LATENCY),
+        Bars(1.15, in_flight=24),
+    ),
+)
+"""The shapes of README's promise, with the bars that it is held to."""
+
+
+def _strays(share: float, rate: float | None, latency: float = 0.08) -> Shape:
+    """Its share of 429s is the service's own, and the throttled share of a quota comes on top."""
+    where = "no quota" if rate is None else f"{rate:g}/s"
+    return Shape(
+        f"strays {share:.0%}, {where}",
+        lambda seed: Service(Constant(latency), SlidingWindow(rate) if rate else None, seed, stray_share=share),
+        ramp(latency, share) if rate is None else evenly(rate, latency),
+        Bars(2.0 if rate is None else 1.3, share + (0.04 if rate is None else 0.12)),
+    )
+
+
+def _loaded(shape: Shape) -> Shape:
+    return replace(shape, name=f"{shape.name}, late timers", machine=LOADED_MACHINE)
+
+
+def _changed(before: float, after: float) -> Shape:
+    phases = [(5.0, before), (math.inf, after)]
+    return Shape(
+        f"{before:g}/s, {after:g}/s from 5 s",
+        lambda seed: Service(Constant(_LATENCY), SlidingWindow(before, limit_change=(5.0, after)), seed),
+        in_phases(phases, _LATENCY),
+        Bars(1.3),
+        requests=450,
+    )
+
+
+FURTHER_SHAPES = (
+    Shape(
+        "180 in 6 s",
+        lambda seed: Service(Constant(_LATENCY), SlidingWindow(180, 6.0), seed),
+        evenly(30, _LATENCY),
+        Bars(1.15),
+    ),
+    Shape(
+        "600 in 60 s",
+        lambda seed: Service(Constant(_LATENCY), SlidingWindow(600, 60.0), seed),
+        evenly(10, _LATENCY),
+        Bars(1.15),
+        requests=1200,
+    ),
+    Shape(
+        "fixed minute 600",
+        lambda seed: Service(Constant(_LATENCY), FixedWindow(600, 60.0, phase=seed * 17.0 % 60.0), seed),
+        evenly(10, _LATENCY),
+        Bars(1.25),
+        requests=1200,
+    ),
+    Shape("four shards of 10/s", _shards(4, 10, _LATENCY), evenly(40, _LATENCY), Bars(1.4)),
+    Shape(
+        "neighbour always half of 40/s",
+        lambda seed: Service(Constant(_LATENCY), Neighbour(SlidingWindow(40), 20), seed),
+        evenly(20, _LATENCY),
+        Bars(1.25),
+    ),
+    *(
+        Shape(
+            f"cap {cap}, {latency * 1000:.0f} ms",
+            lambda seed, cap=cap, latency=latency: Service(Constant(latency), None, seed, cap=cap),  # type: ignore[misc]
+            evenly(cap / (1.05 * latency), latency),
+            Bars(1.3),
+        )
+        for cap, latency in ((2, 0.2), (4, 0.05), (32, 0.5))
+    ),
+    Shape(
+        "answer 30/s, slow 429s, lognormal",
+        lambda seed: Service(Lognormal(0.3, 0.5), SlidingWindow(30), seed, slow_refusals=True),
+        evenly(30, 0.3),
+        Bars(1.25),
+    ),
+    Shape(
+        "crowded above 10, 200 ms",
+        lambda seed: Service(Crowded(0.2, 10, 1.0), None, seed),
+        evenly(10 / 0.21, 0.2),
+        Bars(1.15, in_flight=32),
+    ),
+    Shape(
+        "crowded above 24, wasteful",
+        lambda seed: Service(Crowded(0.3, 24, 1.3), None, seed),
+        evenly(24 / 0.315, 0.3),
+        Bars(1.3, in_flight=60),
+    ),
+    Shape(
+        "queue 10/s, 500 ms",
+        lambda seed: Service(Queue(10, 0.5), None, seed),
+        evenly(10, 0.5),
+        Bars(1.15, in_flight=24),
+    ),
+    *(_strays(share, rate) for rate in (None, 30.0) for share in (0.01, 0.05, 0.2)),
+    _changed(30, 15),
+    _changed(30, 60),
+    *(
+        Shape(
+            f"two processes, 30/s, second after {late:g} s",
+            sliding(30, _LATENCY),
+            evenly(30, _LATENCY),
+            Bars(1.6),
+            process_starts=(0.0, late),
+        )
+        for late in (0.0, 3.0)
+    ),
+    *(_loaded(shape) for shape in TABLE_SHAPES if shape.name in {"100/s, 300 ms", "arrival 30/s, 10 ms"}),
+    _loaded(Shape("150/s, 100 ms", sliding(150, 0.1), evenly(150, 0.1), Bars(1.25), requests=1000)),
+)
+"""More kinds of service, with bars of the same measure."""
+
+LONG_SHAPES = (
+    *(shape.longer() for shape in TABLE_SHAPES if shape.name not in {"100/s, 1 s", "no quota, 500 ms"}),
+    *(shape.longer(1000, 1.25) for shape in TABLE_SHAPES if shape.name == "100/s, 1 s"),
+    *(replace(shape.longer(), ideal=ramp(0.525)) for shape in TABLE_SHAPES if shape.name == "no quota, 500 ms"),
+)
+"""The same services for longer jobs."""
