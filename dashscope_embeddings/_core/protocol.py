@@ -149,7 +149,7 @@ def parse_reply(options: RequestOptions, reply: Reply, text_count: int) -> Parse
             if not _has_error(content):
                 return _checked_reply(options, reply, content, text_count)
     try:
-        content = _parse_json(reply.body)
+        content = parse_json(reply.body)
     except ValueError:
         if success:
             page = html_pages.describe_foreign_body(reply.headers, reply.body)
@@ -169,7 +169,7 @@ def _is_success(status: int) -> bool:
     return 200 <= status < 300  # noqa: PLR2004 - HTTP's class of successes
 
 
-def _parse_json(body: bytes) -> Any:
+def parse_json(body: bytes) -> Any:
     """Parses JSON leniently: accepts a byte order mark, bytes that are not UTF-8, and 3.0 for 3.
 
     Raises:
@@ -255,7 +255,7 @@ def _require_width(vectors: list[list[float]], expected_width: int | None) -> li
 def parse_error_reply(reply: Reply) -> ErrorReply | None:
     """The error in a reply of any other endpoint; None: the reply is a success."""
     try:
-        content = _parse_json(reply.body)
+        content = parse_json(reply.body)
     except ValueError:
         content = None
     if _is_success(reply.status) and not _has_error(content):

@@ -17,10 +17,13 @@ from typing import TYPE_CHECKING
 from dashscope_embeddings import _process
 from dashscope_embeddings._core.permit import Permit
 from dashscope_embeddings._core.rate_estimator import RateEstimator
+from dashscope_embeddings._core.reported_quota import ReportedQuota
 from dashscope_embeddings._core.token_quota import QUOTA_SHARE, TokenQuota, spacing_start
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from dashscope_embeddings.quota import Quota
 
 __all__ = ["Limiter", "Permit", "shared_limiter"]
 
@@ -87,6 +90,8 @@ class Limiter:
         """The client, requests and tokens per minute, for each client with a configured quota."""
         self._has_deleted_client = False
         """Set when a client is garbage-collected, perhaps while the lock is held; handled by the next `try_acquire`."""
+        self._reported_quota = ReportedQuota()
+        self._has_claimed_quota_request = False
         self.reset_after_fork()
         _process.on_fork(self)
 
@@ -124,6 +129,23 @@ class Limiter:
             # Do not make the next request wait for the interval of a quota that no longer holds.
             self._next_at = self._token_quota.next_at = -math.inf
 
+    def claim_quota_request(self) -> bool:
+        """Whether the caller is to ask the service for the quota: True once, and never with a configured quota."""
+        with self._lock:
+            is_known = self.requests_per_minute is not None or self.tokens_per_minute is not None
+            claimed = not is_known and not self._has_claimed_quota_request
+            self._has_claimed_quota_request |= claimed
+            return claimed
+
+    def apply_reported_quota(self, quota: Quota) -> None:
+        """Applies what the service reports, in place of an earlier report, as an upper bound: the search goes on.
+
+        It holds for all clients, however long they exist; a smaller configured quota still holds as well.
+        """
+        with self._lock:
+            self._has_claimed_quota_request = True
+            self._reported_quota = ReportedQuota.of(quota)
+
     def create_permit(self, estimated_tokens: int, *, high_priority: bool = False) -> Permit:
         """A permit for one request. It must end with `on_success`, `on_throttled` or `cancel`."""
         return Permit(estimated_tokens, high_priority)
@@ -149,6 +171,7 @@ class Limiter:
                 return wait
             queue.remove(permit)
             self._token_quota.charge(permit, now)
+            self._reported_quota.take(1, permit.estimated_tokens, now)
             self._estimator.on_sent(permit, now, was_queued=permit.queue_position != 0)
             # If tokens are limited, a small request has a short interval, but not below that of the configured quota.
             self._next_at = spacing_start(self._next_at, now) + max(permit.weight / rate, self._min_interval_seconds)
@@ -159,20 +182,25 @@ class Limiter:
         with self._lock:
             if self._close_permit(permit):
                 return
+            now = self.clock()
             self._token_quota.record_billed(permit, billed_tokens)
-            self._estimator.on_success(permit, self.clock())
+            if billed_tokens is not None:
+                self._reported_quota.take(0, billed_tokens - permit.estimated_tokens, now)
+            self._estimator.on_success(permit, now)
 
     def on_throttled(self, permit: Permit, retry_after_seconds: float | None = None) -> None:
         """The request was throttled; `retry_after_seconds` are honoured up to 60."""
         with self._lock:
             if self._close_permit(permit):
                 return
+            now = self.clock()
             explained = self._token_quota.explains_throttle(permit) and not retry_after_seconds
             self._token_quota.record_billed(permit, 0)
+            self._reported_quota.take(-1, -permit.estimated_tokens, now)
             if explained:
                 self._estimator.on_cancelled(permit)
             else:
-                self._estimator.on_throttled(permit, self.clock(), retry_after_seconds)
+                self._estimator.on_throttled(permit, now, retry_after_seconds)
 
     def cancel(self, permit: Permit) -> None:
         """The request ended without an answer, or was never sent. Has no effect on a permit that has ended."""
@@ -193,6 +221,9 @@ class Limiter:
 
     def _requests_per_second(self, now: float) -> float:
         rate = self._estimator.rate(now)
+        if self._estimator.limit_per_second is not None:
+            # A limit below the reported bucket was met, so the service has no room for bursts: do not probe above it.
+            rate = min(rate, self._reported_quota.requests_per_second)
         if self.requests_per_minute is None:
             return rate
         return min(rate, QUOTA_SHARE * self.requests_per_minute / 60.0)
@@ -208,7 +239,7 @@ class Limiter:
         if not permit.high_priority:
             self._low_priority_queue.drop_absent(permit, now)
             ahead += self._low_priority_queue.count_ahead(permit)
-        circuit_closes_at = self._estimator.next_send_at(now)
+        circuit_closes_at = max(self._estimator.next_send_at(now), self._reported_quota.available_at(permit))
         if not ahead and self._is_unpaced():
             return circuit_closes_at
         due = max(self._next_at, self._token_quota.available_at(permit, now), circuit_closes_at)

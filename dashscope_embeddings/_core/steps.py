@@ -25,6 +25,13 @@ class Endpoint:
     form_fields: Mapping[str, str] = field(default_factory=dict)
     download_to: Path | None = None
     """File for the body of a successful reply, written completely or not at all; `Reply.body` is then empty."""
+    deadline_seconds: float | None = None
+    """Seconds that the request may take as a whole; None: the client's own limit."""
+
+    @property
+    def has_file(self) -> bool:
+        """Whether the request or its reply is a file, so that disk access would block an event loop."""
+        return self.upload_file is not None or self.download_to is not None
 
 
 @dataclass(frozen=True, slots=True)

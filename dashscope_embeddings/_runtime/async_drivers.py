@@ -102,7 +102,7 @@ class AsyncDriver:
         outcome = None
         try:
             flow = exchange(batch_call.texts, context.fail_fast.for_one_call(), batch_call.permit)
-            outcome = await self._run_steps(flow, asyncio.Event())
+            outcome = await self.run_steps(flow, asyncio.Event())
         finally:
             batcher.complete(batch_call, outcome, context)
 
@@ -135,7 +135,8 @@ class AsyncDriver:
         except (Exception, SystemExit, KeyboardInterrupt) as error:  # noqa: BLE001 - raised again by `run_many`
             return error
 
-    async def _run_steps(self, flow: Generator[Step, StepResult, T], halt: asyncio.Event) -> T:
+    async def run_steps(self, flow: Generator[Step, StepResult, T], halt: asyncio.Event) -> T:
+        """What a flow returns, run in this task without a slot."""
         answer: StepResult = None
         try:
             while True:

@@ -47,11 +47,10 @@ class FileTransfer:
             DeadlineExceeded: it took too long; the deadline is extended for the bytes of files.
             OSError: a file cannot be read or written.
         """
-        headers, timeout = httpx.Headers(self._http_options["headers"]), self._http_options["timeout"]
-        deadline_seconds = self._deadline_seconds
+        deadline_seconds = endpoint.deadline_seconds or self._deadline_seconds
         if endpoint.upload_file is None:
-            request = self._build_request(endpoint, headers, timeout, content=step.body or None)
-            return _send(client, request, step, Deadline(deadline_seconds))
+            return _send(client, self.build_request(step, endpoint), step, Deadline(deadline_seconds))
+        headers, timeout = httpx.Headers(self._http_options["headers"]), self._http_options["timeout"]
         del headers["Content-Type"]  # httpx sets that of a form
         timeout = httpx.Timeout(max(_FILE_TIMEOUT_SECONDS, timeout.read or 0.0), connect=timeout.connect)
         with endpoint.upload_file.open("rb") as file:
@@ -60,6 +59,16 @@ class FileTransfer:
             request = self._build_request(endpoint, headers, timeout, data=dict(endpoint.form_fields), files=files)
             deadline = Deadline(deadline_seconds + _FILE_TIMEOUT_SECONDS, endpoint.upload_file.stat().st_size)
             return _send(client, request, step, deadline)
+
+    def build_request(self, step: Send, endpoint: Endpoint) -> httpx.Request:
+        """The request for a step that sends no file."""
+        timeout = self._http_options["timeout"]
+        if (seconds := endpoint.deadline_seconds) is not None:
+            timeout = httpx.Timeout(
+                min(seconds, timeout.read or seconds), connect=min(seconds, timeout.connect or seconds)
+            )
+        headers = httpx.Headers(self._http_options["headers"])
+        return self._build_request(endpoint, headers, timeout, content=step.body or None)
 
     def _build_request(
         self, endpoint: Endpoint, headers: httpx.Headers, timeout: httpx.Timeout, **body_arguments: Any

@@ -164,14 +164,14 @@ class Transport:
 
     async def asend(self, step: Send) -> Reply | Failure:
         """Sends one request on the running loop; transfers files in a thread, because disk access blocks."""
-        if step.endpoint is not None:
+        if step.endpoint is not None and step.endpoint.has_file:
             return await asyncio.to_thread(self.send, step)
         client = (await self._loop_resources()).client
         try:
             if client is self._user_resources.async_client:
                 return await self._send_with_user_client(client, step)
             return await run_with_deadline(
-                self._deadline_seconds, asend_and_read(client, self._build_request(client, step), step)
+                self._deadline_of(step), asend_and_read(client, self._build_request(client, step), step)
             )
         except (httpx.RequestError, UnusableBody, DeadlineExceeded) as error:
             return self._network_failure(error)
@@ -184,7 +184,7 @@ class Transport:
         attempt = CancellableRequest(client)
         request = self._build_request(client, step)
         request.extensions = {**request.extensions, "trace": attempt.trace}
-        return await run_with_deadline(self._deadline_seconds, attempt.run(asend_and_read(client, request, step)))
+        return await run_with_deadline(self._deadline_of(step), attempt.run(asend_and_read(client, request, step)))
 
     async def arequest_slots(self) -> asyncio.Semaphore:
         """`slots` of the running loop."""
@@ -263,12 +263,17 @@ class Transport:
 
     def _build_request(self, client: Any, step: Send) -> httpx.Request:
         """The request for a step; owned clients have the headers already."""
+        if step.endpoint is not None:
+            return self._file_transfer.build_request(step, step.endpoint)
         is_user_client = client is self._user_resources.client or client is self._user_resources.async_client
         # No local variable holds the headers with the key: tracebacks may show the variables of this frame.
         request: httpx.Request = client.build_request(
             "POST", self._embeddings_url, content=step.body, **(self._http_options if is_user_client else {})
         )
         return request
+
+    def _deadline_of(self, step: Send) -> float:
+        return (step.endpoint and step.endpoint.deadline_seconds) or self._deadline_seconds
 
     def _runtime_failure(self, error: RuntimeError) -> Failure:
         """Explains the RuntimeError of a client that another thread closed, or of a loop that cannot start a thread."""

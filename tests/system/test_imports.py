@@ -18,7 +18,7 @@ ROOT = Path(dashscope_embeddings.__file__).parent
 # From the bottom up; a name that ends with a dot is a room, with all that is in it.
 FLOORS = (
     ("_process",),
-    ("vectors", "errors", "catalogue", "usage"),
+    ("vectors", "errors", "catalogue", "usage", "quota"),
     ("_core.",),
     ("_runtime.",),
     ("client",),
@@ -139,6 +139,7 @@ def test_only_the_protocol_knows_the_names_in_the_services_json() -> None:
     }
     assert knowing.pop("_core.argument_names") == {"input", "output"}  # of pydantic's errors, and an argument of ours
     assert knowing.pop("errors") == {"request_id"}  # an attribute of ours
+    assert knowing.pop("_core.quota_request") == {"output"}  # of the reply about a quota
     assert knowing.keys() == {"_core.protocol", "_core.reply_fields"}
     assert set().union(*knowing.values()) == JSON_NAMES
     assert {module for module in ROAD if "json" in imported(module)} <= {"_core.protocol"}

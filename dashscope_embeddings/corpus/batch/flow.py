@@ -7,11 +7,12 @@ two steps; another one continues from there, on another machine too.
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from dashscope_embeddings._core.small_requests import RETRYABLE_ACTIONS, RequestSender, sleep
 from dashscope_embeddings.corpus.batch import messages
 from dashscope_embeddings.corpus.batch.request_file import RequestFileWriter, line_name
-from dashscope_embeddings.corpus.batch.requests import RETRYABLE_ACTIONS, RequestSender, sleep
 from dashscope_embeddings.corpus.batch.results import ResultImporter
 from dashscope_embeddings.corpus.batch.types import BatchProgress
 from dashscope_embeddings.errors import (
@@ -26,9 +27,9 @@ from dashscope_embeddings.errors import (
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from dashscope_embeddings._core.small_requests import RequestFlow
     from dashscope_embeddings.corpus.batch.context import BatchContext, BatchOptions
     from dashscope_embeddings.corpus.batch.messages import BatchStatus
-    from dashscope_embeddings.corpus.batch.requests import RequestFlow
     from dashscope_embeddings.corpus.batch.store import Selection
     from dashscope_embeddings.corpus.batch.types import BatchFile, ProgressCallback
 
@@ -64,7 +65,7 @@ class BatchFlow:
         self._context, self._output, self._batch_options = context, output, batch_options
         self._job_store, self._errors = context.job_store, context.totals.errors
         self._progress = progress
-        self._sender = RequestSender(context.settings)
+        self._sender = RequestSender(replace(context.settings.error_context, path=""), context.settings.max_retries)
         self._skipped_batches: set[int] = set()
         """Batches not polled again in this command: unknown to the service, or with incomplete results."""
         self._has_permanent_error = False

@@ -1,9 +1,9 @@
-"""Send the requests of the Batch route, with the same retries as requests for embeddings."""
+"""Sends requests to endpoints other than that of embeddings, with the same retries; the limiter does not count them."""
 
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 from dashscope_embeddings._core import protocol
@@ -22,7 +22,6 @@ from dashscope_embeddings.errors import Action, BadReply, DashScopeError
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
 
-    from dashscope_embeddings._core.settings import Settings
     from dashscope_embeddings._core.steps import Send, Step, StepResult
 
 T = TypeVar("T")
@@ -37,12 +36,9 @@ _log = logging.getLogger("dashscope_embeddings")
 class RequestSender:
     """Sends requests and retries failed ones."""
 
-    settings: Settings
-
-    @property
-    def _error_context(self) -> ErrorContext:
-        """The error context without the path of the embeddings endpoint."""
-        return replace(self.settings.error_context, path="")
+    error_context: ErrorContext
+    """Without the path of the embeddings endpoint."""
+    max_retries: int
 
     def send(self, request: Send, read: Callable[[Reply], T]) -> RequestFlow[T]:
         """Sends one request until it succeeds.
@@ -61,26 +57,26 @@ class RequestSender:
     def interpret(self, reply: StepResult, read: Callable[[Reply], T]) -> T | DashScopeError:
         """The parsed reply, or the error that it stands for."""
         if isinstance(reply, Failure):
-            return error_from_failure(reply, self._error_context)
+            return error_from_failure(reply, self.error_context)
         if not isinstance(reply, Reply):
             raise TypeError(f"a driver must answer Send with Reply or Failure, not {type(reply).__name__}")
         if (refusal := protocol.parse_error_reply(reply)) is not None:
-            return error_from_reply(refusal, self._error_context)
+            return error_from_reply(refusal, self.error_context)
         try:
             return read(reply)
         except BadReply as broken:
-            return redact_bad_reply(broken, self._error_context)
+            return redact_bad_reply(broken, self.error_context)
 
     def can_retry(self, error: DashScopeError, failures: int) -> bool:
         """Whether to retry after this error and so many failures."""
-        return error.action in RETRYABLE_ACTIONS and failures <= self.settings.max_retries
+        return error.action in RETRYABLE_ACTIONS and failures <= self.max_retries
 
     def wait_before_retry(self, error: DashScopeError, failures: int) -> RequestFlow[None]:
         """Waits before the next attempt; raises the error if a retry cannot help."""
         if not self.can_retry(error, failures):
             raise error
         seconds = backoff_seconds(failures, retry_after_seconds(error))
-        _log.info("attempt %d of a batch request failed, next in %.1f s: %s", failures, seconds, error)
+        _log.info("attempt %d of a request failed, next in %.1f s: %s", failures, seconds, error)
         yield from sleep(seconds)
 
 
@@ -88,7 +84,7 @@ def sleep(seconds: float) -> RequestFlow[None]:
     """Waits.
 
     Raises:
-        Cancelled: the command was stopped.
+        Cancelled: the caller was stopped.
     """
     if isinstance(result := (yield Sleep(seconds)), Failure):
         raise error_from_failure(result, ErrorContext())

@@ -1,0 +1,64 @@
+"""Upper bound from the quota that the service reports: token buckets which hold one period's worth.
+
+Not the even spacing of a configured quota: the service may enforce its quota over the whole period, and even spacing
+would then lose the burst at the start. It may as well enforce a part of it each second, or other programs of the
+account may use some of it, so the search for the rate goes on below this bound.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from dashscope_embeddings._core.permit import Permit
+    from dashscope_embeddings.quota import Quota, QuotaLimit
+
+
+class _Bucket:
+    """A token bucket as one number (GCRA): the time at which it will be full again."""
+
+    def __init__(self, limit: QuotaLimit) -> None:
+        self.per_second = limit.limit / limit.period_seconds
+        self._limit, self._period_seconds = limit.limit, limit.period_seconds
+        self._full_at = -math.inf
+
+    def available_at(self, amount: float) -> float:
+        """When the bucket holds the amount; more than the whole bucket needs a full one."""
+        return self._full_at - self._period_seconds + min(amount, self._limit) / self.per_second
+
+    def take(self, amount: float, now: float) -> None:
+        """Takes an amount out; a negative amount is put back."""
+        self._full_at = max(self._full_at, now) + amount / self.per_second
+
+
+@dataclass(slots=True)
+class ReportedQuota:
+    """The bound for one account, host and model; without a word from the service there is none."""
+
+    _requests: _Bucket | None = None
+    _tokens: _Bucket | None = None
+
+    @classmethod
+    def of(cls, quota: Quota) -> ReportedQuota:
+        """The bound for a reported quota."""
+        requests, tokens = (None if limit is None else _Bucket(limit) for limit in (quota.requests, quota.tokens))
+        return cls(requests, tokens)
+
+    @property
+    def requests_per_second(self) -> float:
+        """The average rate of requests that it allows; infinite without a limit."""
+        return math.inf if self._requests is None else self._requests.per_second
+
+    def available_at(self, permit: Permit) -> float:
+        """When a request may be sent."""
+        requests = -math.inf if self._requests is None else self._requests.available_at(1.0)
+        return requests if self._tokens is None else max(requests, self._tokens.available_at(permit.estimated_tokens))
+
+    def take(self, requests: int, tokens: int, now: float) -> None:
+        """Counts a request that is sent, or the difference that its bill makes; negative: what the service refused."""
+        if self._requests is not None:
+            self._requests.take(requests, now)
+        if self._tokens is not None:
+            self._tokens.take(tokens, now)
