@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import httpx
 from measuring import Result
-from server import Counters, Terms
+from terms import Counters, Terms
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -68,6 +68,8 @@ class Bench:
 
     quick: bool = False
     full: bool = False
+    only: str = ""
+    """Of the shapes, those whose name has this in it."""
     _runs: dict[tuple[str, Load, Terms], list[Run]] = field(default_factory=dict)
     _server: subprocess.Popen[str] | None = None
     _url: str = ""

@@ -44,7 +44,7 @@ KEPT_TOLERANCE = 1e-6
 
 def documents(make: Callable[[], Calls], load: Load, result: Result) -> None:
     """All texts at once."""
-    asked = list(texts(load.texts, load.words))
+    asked = list(texts(load.texts, load.words, least_words=load.least_words))
     with result.measuring():
         made = make()
         vectors = made.documents(asked)
@@ -168,7 +168,7 @@ def keep(make: Callable[[], Any], load: Load, result: Result) -> None:
 
 async def adocuments(make: Callable[[], Calls], load: Load, result: Result) -> None:
     """As `documents`."""
-    asked = list(texts(load.texts, load.words))
+    asked = list(texts(load.texts, load.words, least_words=load.least_words))
     with result.measuring():
         made = make()
         vectors = await made.adocuments(asked)

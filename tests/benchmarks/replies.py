@@ -7,10 +7,10 @@ import json
 import time
 from typing import TYPE_CHECKING
 
+from answers import Answers
 from load import DIMENSIONS, MODEL, ROWS, complaint, texts
 from makers import REPLY
 from pydantic_core import from_json
-from server import Answers
 
 if TYPE_CHECKING:
     import contextlib

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from bench import Bench, Row, least, trouble
 from load import IN_FLIGHT, ROWS, Load
 from rows_speed import FAR, NEAR, SIDES
-from server import Terms
 from table import Figure
+from terms import Terms
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from bench import Bench, Row, least, median, trouble
 from load import ROWS, Load
 from replies import SPARSE_TOKENS
-from server import Terms
 from table import Figure
+from terms import Terms
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

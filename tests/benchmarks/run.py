@@ -1,6 +1,7 @@
 """Measures this package beside its peers and beside bare httpx, on this machine, without network.
 
     python tests/benchmarks/run.py [ROW ...] [--markdown] [--quick] [--full]
+    python tests/benchmarks/run.py shapes [--only TEXT]      services of many kinds; shapes-long: longer jobs
     python tests/benchmarks/run.py --profile ROW
 
 Needs `pip install "dashscope-embeddings[bench]"` for the peers. Every line compares figures of one run:
@@ -17,10 +18,11 @@ import time
 
 from bench import Bench
 from rows_quota import QUOTA_ROWS
+from rows_shapes import SHAPE_ROWS
 from rows_speed import SPEED_ROWS
 from table import Figure, heading, line
 
-ROWS_BY_NAME = {row.name: row for row in (*SPEED_ROWS, *QUOTA_ROWS)}
+ROWS_BY_NAME = {row.name: row for row in (*SPEED_ROWS, *QUOTA_ROWS, *SHAPE_ROWS)}
 
 
 def main() -> int:
@@ -30,6 +32,7 @@ def main() -> int:
     parser.add_argument("--markdown", action="store_true", help="print the table as Markdown")
     parser.add_argument("--quick", action="store_true", help="less of everything: a rough picture")
     parser.add_argument("--full", action="store_true", help="the lengthy rows too, and full sizes")
+    parser.add_argument("--only", default="", metavar="TEXT", help="of the shapes, those whose name has this in it")
     parser.add_argument("--profile", metavar="ROW", help="where our client's CPU time goes in a row")
     asked = parser.parse_args()
     if unknown := [name for name in [*asked.rows, asked.profile] if name and name not in ROWS_BY_NAME]:
@@ -43,7 +46,7 @@ def main() -> int:
     _say(f"Python {platform.python_version()}, {os.cpu_count()} processors, {load}\n")
     for text in heading(markdown=asked.markdown):
         _say(text)
-    with Bench(asked.quick, asked.full) as bench:
+    with Bench(asked.quick, asked.full, asked.only) as bench:
         for row in ROWS_BY_NAME.values():
             if row.name in asked.rows or (not asked.rows and (asked.full or not row.lengthy)):
                 for figure in row.measure(bench):

@@ -11,118 +11,46 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-import itertools
-import math
 import random
 import sys
-from collections import deque
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from load import COMPATIBLE_PATH, DIMENSIONS, MARKS, PATH, ROWS, mark
+from answers import Answers, billed, complaint_about, refusal, throttled
+from load import PATH
 from pydantic_core import from_json, to_json
+from terms import Counters, Terms
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from service_shapes import Service, Work
 
 
-@dataclass(frozen=True)
-class Terms:
-    """How the service behaves. Quotas hold in any window of one second, refused requests not counted."""
+@dataclass(slots=True)
+class Request:
+    """What was asked, and what becomes of it."""
 
-    latency: float = 0.0
-    """Seconds from a request to its reply, refusals included."""
-    requests_per_second: float = 0.0
-    """0: no quota."""
-    requests_per_minute: float = 0.0
-    tokens_per_minute: float = 0.0
-    throttled_share: float = 0.0
-    """Share of requests refused at random, whatever the quota."""
-    seed: int = 1
+    native: bool
+    texts: list[str]
+    role: str
+    tokens: int
+    service: Service
+    """Of the measurement in which it arrived."""
+    work: Work | None = None
 
 
-@dataclass
-class Counters:
-    """What was seen since the measurement began."""
+class Measurement:
+    """Terms, counters and replies of one measurement after the other; knows no sockets."""
 
-    requests: int = 0
-    answered: int = 0
-    throttled: int = 0
-    refused: int = 0
-    """Replies other than 200 and 429."""
-    texts: int = 0
-    """Texts billed."""
-    tokens: int = 0
-    connections: int = 0
-    """Open now."""
-    peak_connections: int = 0
-    in_flight: int = 0
-    peak_in_flight: int = 0
-
-
-# --- replies -----------------------------------------------------------------------------------------------
-
-_VARIANTS = 8
-_ids = itertools.count()
-"""Each reply has an id of its own: a client may doubt one that it saw before."""
-
-
-class Answers:
-    """Replies with vectors of about unit length, most of each rendered ahead."""
-
-    def __init__(self) -> None:
-        rng = random.Random(4)  # noqa: S311 - the same in every run
-        self._tails = []
-        for _ in range(_VARIANTS):
-            floats = [rng.gauss(0.0, 1.0) for _ in range(DIMENSIONS - MARKS)]
-            norm = math.hypot(*floats) * 1.00004  # leaves room for the marks
-            self._tails.append(",".join(repr(x / norm) for x in floats).encode())
-
-    def native(self, texts: list[str], role: str, tokens: int) -> bytes:
-        """The body of the native protocol's reply."""
-        rows = self._rows(texts, role, b',"text_index":%d}')
-        end = b']},"usage":{"total_tokens":%d},"request_id":"1773f7b2-2148-9f74-b335-%012x"}'
-        return b"".join([b'{"output":{"embeddings":[', *rows, end % (tokens, next(_ids))])
-
-    def compatible(self, texts: list[str], tokens: int) -> bytes:
-        """The body of the compatible protocol's reply, which knows no roles; floats, as its page says."""
-        rows = self._rows(texts, "document", b',"index":%d,"object":"embedding"}')
-        end = (
-            b'],"model":"text-embedding-v4","object":"list","usage":{"prompt_tokens":%d,"total_tokens":%d},'
-            b'"id":"73591b79-d194-9bca-8bb5-%012x"}'
-        )
-        return b"".join([b'{"data":[', *rows, end % (tokens, tokens, next(_ids))])
-
-    def _rows(self, texts: list[str], role: str, end: bytes) -> list[bytes]:
-        parts = []
-        for index, text in enumerate(texts):
-            marks = ",".join(mark(text, role)).encode()
-            tail = self._tails[marks[-1] % _VARIANTS]
-            parts += [b'{"embedding":[', marks, b",", tail, b"]", end % index, b","]
-        return parts[:-1]
-
-
-def billed(text: str) -> int:
-    """Tokens of a text: four for three words, which is not what a client would guess from its characters."""
-    return len(text.split()) * 4 // 3 + 1
-
-
-_TOO_MANY_REQUESTS = ("Throttling.RateQuota", "Requests rate limit exceeded, please try again later.")
-_TOO_MANY_TOKENS = (
-    "Throttling.AllocationQuota",
-    "Allocated quota exceeded, please increase your quota limit.",
-)
-
-
-class Service:
-    """Quotas, counters and replies; knows no sockets."""
-
-    def __init__(self) -> None:
-        self._answers = Answers()
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._answers, self._clock = Answers(), clock
         self.counters = Counters()
         self.begin(Terms())
 
     def begin(self, terms: Terms) -> None:
         """Forgets the past, but for the connections that are open and the requests that are under way."""
-        self.terms = terms
         connections, in_flight = self.counters.connections, self.counters.in_flight
         self.counters = Counters(
             connections=connections,
@@ -130,48 +58,46 @@ class Service:
             in_flight=in_flight,
             peak_in_flight=in_flight,
         )
-        rates = [rate for rate in (terms.requests_per_second, terms.requests_per_minute / 60.0) if rate]
-        self._requests_a_second = min(rates, default=math.inf)
-        self._tokens_a_second = terms.tokens_per_minute / 60.0 or math.inf
-        self._window: deque[tuple[float, int]] = deque()
-        self._window_tokens = 0
-        self._random = random.Random(terms.seed)  # noqa: S311 - to be the same in every run
+        self.one_way_seconds, self.handshake_seconds = terms.network_seconds
+        self._random = random.Random(terms.seed)  # noqa: S311 - no secret
+        self._service, self._began = terms.service(), self._clock()
+        self._counts_tokens = bool(getattr(self._service.quota, "counts_tokens", False))
 
-    def answer(self, path: str, body: bytes, now: float) -> tuple[int, bytes]:
-        """Status and body of the reply to a request that arrived now."""
+    def receive(self, path: str, body: bytes) -> Request | bytes:
+        """The request; the body of a refusal if it is none that this server answers."""
         self.counters.requests += 1
         content: Any = from_json(body)
         native = path == PATH
         texts = content["input"]["texts"] if native else content["input"]
         texts = [texts] if isinstance(texts, str) else texts
         parameters = content.get("parameters") or {}
-        if error := _complaint(path, texts, parameters, content):
+        if error := complaint_about(path, texts, parameters, content):
             self.counters.refused += 1
-            return HTTPStatus.BAD_REQUEST, _refusal(native=native, code="InvalidParameter", message=error)
-        tokens = sum(map(billed, texts))
-        if throttle := self._throttle(tokens, now):
-            self.counters.throttled += 1
-            return HTTPStatus.TOO_MANY_REQUESTS, _throttled(throttle, native=native)
-        self.counters.answered += 1
-        self.counters.texts += len(texts)
-        self.counters.tokens += tokens
-        if native:
-            return HTTPStatus.OK, self._answers.native(texts, parameters.get("text_type", "document"), tokens)
-        return HTTPStatus.OK, self._answers.compatible(texts, tokens)
+            return refusal(native=native, code="InvalidParameter", message=error)
+        role = parameters.get("text_type", "document")
+        return Request(native, texts, role, sum(map(billed, texts)), self._service)
 
-    def _throttle(self, tokens: int, now: float) -> tuple[str, str] | None:
-        """Why the request is throttled; None: it is not, and counts."""
-        while self._window and self._window[0][0] <= now - 1.0:
-            self._window_tokens -= self._window.popleft()[1]
-        if self.terms.throttled_share and self._random.random() < self.terms.throttled_share:
-            return _TOO_MANY_REQUESTS
-        if len(self._window) + 1 > self._requests_a_second:
-            return _TOO_MANY_REQUESTS
-        if self._window_tokens + tokens > self._tokens_a_second:
-            return _TOO_MANY_TOKENS
-        self._window.append((now, tokens))
-        self._window_tokens += tokens
-        return None
+    def connect_seconds(self) -> float:
+        """What a new connection costs."""
+        return 2.0 * self.one_way_seconds + self.handshake_seconds * self._random.random()
+
+    def arrive(self, request: Request) -> float:
+        """Seconds until its reply is ready."""
+        request.work = request.service.arrive(self._clock() - self._began, request.tokens)
+        return request.work.seconds
+
+    def answer(self, request: Request) -> tuple[int, bytes]:
+        """Status and body of its reply."""
+        assert request.work is not None
+        if not request.service.answer(request.work, self._clock() - self._began):
+            self.counters.throttled += 1
+            return HTTPStatus.TOO_MANY_REQUESTS, throttled(of_tokens=self._counts_tokens, native=request.native)
+        self.counters.answered += 1
+        self.counters.texts += len(request.texts)
+        self.counters.tokens += request.tokens
+        if request.native:
+            return HTTPStatus.OK, self._answers.native(request.texts, request.role, request.tokens)
+        return HTTPStatus.OK, self._answers.compatible(request.texts, request.tokens)
 
     def control(self, method: str, body: bytes) -> bytes:
         """Begins a measurement or tells of it."""
@@ -180,58 +106,28 @@ class Service:
         return to_json(dataclasses.asdict(self.counters))
 
 
-def _complaint(path: str, texts: Any, parameters: dict[str, Any], content: dict[str, Any]) -> str | None:
-    """What this server does not answer; better refused than answered wrongly."""
-    if path not in {PATH, COMPATIBLE_PATH}:
-        return "url error, please check url!"
-    if not isinstance(texts, list) or not all(isinstance(text, str) and text.strip() for text in texts):
-        return "Value error, contents is neither str nor list of str.: input.contents"
-    if not 0 < len(texts) <= ROWS:
-        return f"Value error, batch size is invalid, it should not be larger than {ROWS}.: input.contents"
-    dimension = parameters.get("dimension") or content.get("dimensions") or DIMENSIONS
-    if dimension != DIMENSIONS or parameters.get("output_type", "dense") != "dense":
-        return f"This server of the benchmarks knows dense vectors of {DIMENSIONS} floats only."
-    return None
-
-
-def _refusal(*, native: bool, code: str, message: str) -> bytes:
-    if native:
-        return to_json({"code": code, "message": message, "request_id": f"a1c0561c-{next(_ids):x}"})
-    inner = {"message": message, "type": code, "param": None, "code": code}
-    return to_json({"error": inner, "request_id": f"a1c0561c-{next(_ids):x}"})
-
-
-def _throttled(reason: tuple[str, str], *, native: bool) -> bytes:
-    code, message = reason
-    if not native:
-        requests = reason is _TOO_MANY_REQUESTS
-        code = "limit_requests" if requests else "insufficient_quota"
-        thing = "requests list" if requests else "quota, check your plan and billing details"
-        message = f"You exceeded your current {thing}."
-    return _refusal(native=native, code=code, message=message)
-
-
 # --- the wire ----------------------------------------------------------------------------------------------
 
 
 class Connection(asyncio.Protocol):
     """One kept-alive HTTP/1.1 connection; requests carry a length, one at a time."""
 
-    def __init__(self, service: Service) -> None:
-        self._service = service
+    def __init__(self, measurement: Measurement) -> None:
+        self._measurement = measurement
         self._buffer = bytearray()
+        self._is_new = True
         self._loop = asyncio.get_running_loop()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
-        counters = self._service.counters
+        counters = self._measurement.counters
         counters.connections += 1
         counters.peak_connections = max(counters.peak_connections, counters.connections)
 
     def connection_lost(self, exc: Exception | None) -> None:
         del exc
-        self._service.counters.connections -= 1
+        self._measurement.counters.connections -= 1
 
     def data_received(self, data: bytes) -> None:
         self._buffer += data
@@ -246,26 +142,48 @@ class Connection(asyncio.Protocol):
         del self._buffer[: end + 4 + size]
         method, path, _ = head.split(" ", 2)
         if path == "/control":
-            self._reply(HTTPStatus.OK, self._service.control(method, body))
+            self._reply(HTTPStatus.OK, self._measurement.control(method, body))
+        elif method != "POST":
+            # Among others the page of the account's quotas, which not every service has.
+            self._reply(HTTPStatus.NOT_FOUND, refusal(native=True, code="NotFound", message="no such page"))
+        else:
+            self._receive(path, body)
+
+    def _receive(self, path: str, body: bytes) -> None:
+        request = self._measurement.receive(path, body)
+        if isinstance(request, bytes):
+            self._reply(HTTPStatus.BAD_REQUEST, request)
             return
-        counters = self._service.counters
+        counters = self._measurement.counters
         counters.in_flight += 1
         counters.peak_in_flight = max(counters.peak_in_flight, counters.in_flight)
-        status, reply = self._service.answer(path, body, self._loop.time())
-        if self._service.terms.latency:
-            self._loop.call_later(self._service.terms.latency, self._finish, status, reply)
+        connecting, self._is_new = self._measurement.connect_seconds() if self._is_new else 0.0, False
+        self._later(self._measurement.one_way_seconds + connecting, self._arrive, request)
+
+    def _arrive(self, request: Request) -> None:
+        self._later(self._measurement.arrive(request), self._leave, request)
+
+    def _leave(self, request: Request) -> None:
+        self._later(
+            self._measurement.one_way_seconds, self._finish, request.service, *self._measurement.answer(request)
+        )
+
+    def _finish(self, service: Service, status: int, body: bytes) -> None:
+        self._measurement.counters.in_flight -= 1
+        hint = service.retry_after if status == HTTPStatus.TOO_MANY_REQUESTS else None
+        self._reply(status, body, "" if hint is None else f"Retry-After: {hint:g}\r\n")
+
+    def _later(self, seconds: float, action: Callable[..., None], *arguments: object) -> None:
+        if seconds:
+            self._loop.call_later(seconds, action, *arguments)
         else:
-            self._finish(status, reply)
+            action(*arguments)
 
-    def _finish(self, status: int, body: bytes) -> None:
-        self._service.counters.in_flight -= 1
-        self._reply(status, body)
-
-    def _reply(self, status: int, body: bytes) -> None:
+    def _reply(self, status: int, body: bytes, header: str = "") -> None:
         if self._transport.is_closing():
             return
         head = (
-            f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\nContent-Type: application/json\r\n"
+            f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\nContent-Type: application/json\r\n{header}"
             f"Content-Length: {len(body)}\r\n\r\n"
         )
         self._transport.write(head.encode() + body)
@@ -281,8 +199,9 @@ def _content_length(head: str) -> int:
 
 async def main() -> None:
     """Serves on a free port until killed, or until whoever holds the other end of its input is gone."""
-    service = Service()
-    server = await asyncio.get_running_loop().create_server(lambda: Connection(service), "127.0.0.1", 0)
+    loop = asyncio.get_running_loop()
+    measurement = Measurement(loop.time)
+    server = await loop.create_server(lambda: Connection(measurement), "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
     sys.stdout.write(f"http://127.0.0.1:{port}\n")
     sys.stdout.flush()

@@ -7,7 +7,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from listed_shapes import MOST_IN_FLIGHT, Shape, in_phases, ramp_seconds
+from listed_shapes import MOST_IN_FLIGHT, Shape, in_phases, ramp_seconds, unlimited_seconds
 from service_shapes import (
     Constant,
     Crowded,
@@ -62,6 +62,7 @@ def random_shape(seed: int) -> Shape:
         refused["counts_at_answer"] = False
     stray_share = round(draw.span(0.005, 0.2), 3) if chance.random() < 0.4 else 0.0
     retry_after = chance.choice((None, None, None, 1.0)) if stray_share == 0.0 and draw.kind != "cap" else None
+    handshake = draw.span(0.003, 0.3)
     late = chance.choice(((0.0, 0.002), (0.0, 0.002), (0.005, 0.02)))
     make, requests, rate, quota_words = _KIND_MAKERS[draw.kind](draw, latency, mean)
     requests = chance.choice((requests, requests, 3 * requests))
@@ -80,6 +81,7 @@ def random_shape(seed: int) -> Shape:
         *(name.replace("_", " ") for name, is_on in refused.items() if is_on),
         f"strays {stray_share:.1%}" if stray_share else "",
         f"Retry-After {retry_after:g}" if retry_after else "",
+        f"connects up to {handshake * 1000:.0f} ms",
         "late timers" if late[0] else "",
         f"{requests} requests",
     ]
@@ -91,7 +93,7 @@ def random_shape(seed: int) -> Shape:
         if draw.kind in {"none", "queue", "crowded", "cap"}:
             count = round(count * sent)
             by_quota = (by_quota - draw.latency) * sent + draw.latency
-        return max(by_quota, ramp_seconds(count, mean, most), count / 500.0)
+        return max(by_quota, ramp_seconds(count, mean, most), unlimited_seconds(count))
 
     wake_delay = (0.001, 0.01) if late[0] else (0.00005, 0.0005)
     return Shape(
@@ -100,7 +102,7 @@ def random_shape(seed: int) -> Shape:
         ideal,
         requests=requests,
         tokens=(200, 2600) if draw.kind == "tokens" else (1400, 1400),
-        machine=Machine(one_way, 0.2 * one_way + 0.0002, late=late, wake_delay=wake_delay),
+        machine=Machine(one_way, 0.2 * one_way + 0.0002, handshake, late, wake_delay),
         process_starts=starts,
     )
 

@@ -39,6 +39,8 @@ class Machine:
     """Until a caller that was woken runs."""
 
 
+SLOW_CONNECTS = Machine(handshake=0.3)
+"""As with TLS to far away, or a service that takes up connections slowly: the first requests arrive in any order."""
 LOADED_MACHINE = Machine(late=(0.005, 0.02), wake_delay=(0.001, 0.01))
 
 
