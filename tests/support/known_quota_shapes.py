@@ -5,7 +5,8 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from listed_shapes import Shape, by_tokens
+from ideal_times import by_tokens
+from listed_shapes import Shape
 from service_shapes import BurstLimit, Constant, FixedWindow, Service, SlidingWindow
 from simulated_client import Machine
 

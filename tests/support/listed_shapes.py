@@ -1,17 +1,13 @@
-"""Services that a job has to cope with: the listed ones with their bars, and what a random one is made of.
-
-`ideal` is requests / quota + one reply, or what the quota's own burst allows. Without a quota it is what a client
-takes that doubles the requests in flight with each reply.
-"""
+"""Services that a job has to cope with, and how well it has to: the listed ones with their bars."""
 
 from __future__ import annotations
 
-import itertools
 import math
 import random
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from ideal_times import START_IN_FLIGHT, Ideal, by_tokens, evenly, in_phases, ramp
 from service_shapes import (
     Constant,
     Crowded,
@@ -30,9 +26,6 @@ from dashscope_embeddings._core.rate_limiter import Limiter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
-
-START_IN_FLIGHT, MOST_IN_FLIGHT = 16, 128
-"""In flight of the ideal client: from the first request on, and at most."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +46,7 @@ class Shape:
     name: str
     service: Callable[[int], Service]
     """For a seed."""
-    ideal: Callable[[int, int], float]
-    """Seconds for so many requests of so many tokens together."""
+    ideal: Ideal
     bars: Bars | None = None
     requests: int = 300
     tokens: tuple[int, int] = (1400, 1400)
@@ -101,55 +93,6 @@ class Shape:
         return replace(self, name=f"{self.name}, {requests:,}", requests=requests, bars=bars)
 
 
-# --- the ideal ---------------------------------------------------------------------------------------------
-
-
-def ramp_seconds(requests: float, reply: float, most: float) -> float:
-    """Of a client that doubles its requests in flight with each reply, up to `most`."""
-    rounds, in_flight = 0.0, min(float(START_IN_FLIGHT), most)
-    while requests > 0.0:
-        rounds += min(1.0, max(requests / in_flight, 0.0)) if in_flight >= most and requests < in_flight else 1.0
-        requests -= in_flight
-        in_flight = min(2.0 * in_flight, most)
-    return rounds * reply
-
-
-def unlimited_seconds(requests: float) -> float:
-    """No client reads more than 500 replies a second, and a careful one does not begin with that rate."""
-    return requests / 500.0 + 0.4
-
-
-def evenly(rate: float, reply: float, burst: float = 0.0) -> Callable[[int, int], float]:
-    """Requests / quota + one reply, but what the quota lets through at once."""
-    return lambda requests, _: max(0.0, requests - burst) / rate + reply
-
-
-def by_tokens(tokens_per_second: float, reply: float) -> Callable[[int, int], float]:
-    return lambda _, tokens: tokens / tokens_per_second + reply
-
-
-def in_phases(phases: Iterable[tuple[float, float]], reply: float) -> Callable[[int, int], float]:
-    """(Seconds, requests a second), over and over."""
-    fixed = tuple(phases)
-
-    def ideal(requests: int, _: int) -> float:
-        at, left = 0.0, float(requests)
-        for seconds, rate in itertools.cycle(fixed):
-            if left <= seconds * rate:
-                return at + left / rate + reply
-            at, left = at + seconds, left - seconds * rate
-        raise AssertionError
-
-    return ideal
-
-
-def ramp(reply: float, stray_share: float = 0.0) -> Callable[[int, int], float]:
-    """Without a quota."""
-    return lambda requests, _: max(
-        ramp_seconds(requests / (1.0 - stray_share), reply, MOST_IN_FLIGHT), unlimited_seconds(requests)
-    )
-
-
 # --- the listed ones ---------------------------------------------------------------------------------------
 
 
@@ -168,7 +111,7 @@ def _shards(nodes: int, rate: float, latency: float) -> Callable[[int], Service]
 def _of_latency(latency: float, throttled: float) -> tuple[Shape, ...]:
     """The shapes whose latency the table leaves open."""
 
-    def shape(name: str, service: Callable[[int], Service], ideal: Callable[[int, int], float], time: float) -> Shape:
+    def shape(name: str, service: Callable[[int], Service], ideal: Ideal, time: float) -> Shape:
         return Shape(f"{name}, {latency * 1000:.0f} ms", service, ideal, Bars(time, throttled))
 
     work = Constant(latency)
@@ -302,7 +245,7 @@ FURTHER_SHAPES = (
         for cap, latency in ((2, 0.2), (4, 0.05), (32, 0.5))
     ),
     Shape(
-        "answer 30/s, slow 429s, lognormal",
+        "30/s, slow 429s, lognormal 0.3 s",
         lambda seed: Service(Lognormal(0.3, 0.5), SlidingWindow(30), seed, slow_refusals=True),
         evenly(30, 0.3),
         Bars(1.25),

@@ -7,7 +7,8 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from listed_shapes import MOST_IN_FLIGHT, Shape, in_phases, ramp_seconds, unlimited_seconds
+from ideal_times import MOST_IN_FLIGHT, Ideal, in_phases, ramp_seconds, unlimited_seconds
+from listed_shapes import Shape
 from service_shapes import (
     Constant,
     Crowded,
@@ -109,7 +110,7 @@ def random_shape(seed: int) -> Shape:
 
 # --- the kinds: what makes the service, requests of the job, requests a second or the ideal, words --------------
 
-_Made = tuple["Callable[[int], Service]", int, "float | Callable[[int, int], float]", str]
+_Made = tuple["Callable[[int], Service]", int, "float | Ideal", str]
 
 
 def _quota(draw: _Draw, latency: Latency, quota: Callable[[int], Quota], rate: float, words: str) -> _Made:
