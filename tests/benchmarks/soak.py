@@ -46,6 +46,8 @@ _LEAST_FAULTS = 0.03
 """Of all requests, throttling for a quota not counted."""
 _END = 60.0
 """Seconds within which calls must return once nobody makes new ones."""
+_IDLE_THREADS_END = 15.0
+"""Seconds within which threads without work end."""
 
 _NOISE = 16.0
 """MiB that the resident size moves by itself: allocators keep what a moment's peak of requests had needed."""
@@ -201,20 +203,18 @@ def soak(seconds: float) -> Report:
         stuck = work(load, seconds * _WARM_UP)
         warm, billed = at_rest(load), load.client.usage.requests
         stuck += work(load, seconds * (1 - _WARM_UP), samples)
-        rest, requests = at_rest(load), load.client.usage.requests - billed
+        rest, requests = settled(load, before.sample.threads + CONCURRENCY), load.client.usage.requests - billed
         limiter = load.client._request_context("document", "dense").limiter
         waiting = len(limiter._high_priority_queue.waiting) + len(limiter._low_priority_queue.waiting)
         load.forget()
-        gone = settled(load, before)
+        gone = settled(load, before.sample.threads)
     return Report(seconds, load.tally, before, warm, rest, gone, seen[0], requests, waiting, stuck, samples)
 
 
-def settled(load: Load, before: Rest) -> Rest:
-    """What is left; threads of a pool that nobody holds take a moment to end."""
-    for _ in range(100):
-        found = at_rest(load)
-        if found.sample.threads <= before.sample.threads:
-            break
+def settled(load: Load, threads: int) -> Rest:
+    """What is left when no more than so many threads are: idle ones end by themselves after some seconds."""
+    until = time.monotonic() + _IDLE_THREADS_END
+    while (found := at_rest(load)).sample.threads > threads and time.monotonic() < until:
         threading.Event().wait(0.05)
     return found
 
