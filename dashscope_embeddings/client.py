@@ -88,7 +88,7 @@ class EmbeddingClient(ClientBase):
             array: Keeps the dense vectors as float32 in `dense_array`, 4 KB for 1,024 numbers; `dense` stays empty.
             progress: Called with the number of texts that a request completed.
             on_vectors: Called with index → vectors (shaped as in `partial`) of the texts that a request completed, for
-                a cache; `aembed` awaits its result. It is not called for a single query.
+                a cache; `aembed` awaits its result.
 
         Raises:
             InvalidInput: a text cannot be embedded; nothing was sent.
@@ -99,16 +99,15 @@ class EmbeddingClient(ClientBase):
         context = self._request_context(text_type, output)
         checked = text_inputs.validate(text_inputs.iterate_texts(texts), self._limits, context.long_text)
         collector = self._new_collector(output, array_rows=len(checked) if array else None)
-        if (query := self._prepare_query(checked, context)) is not None and _no_running_loop():
-            on_late_outcome = functools.partial(self._count_late, collector)
-            with self._billing(collector, checked):
-                collector.add(query[0], self._thread_driver.run_query(query[1], query[2], context, on_late_outcome))
-                return collector.result(checked)
         halt = SignalSafeEvent()
         callbacks = CallbackGuard(halt.set)
-        flows = self._exchanges(planning.batches(checked, self._planner(dedup_window=None)), context, collector)
+        if (single := self._prepare_single(checked, context)) is not None and _no_running_loop():
+            outcomes = self._thread_driver.run_single(*single, context, functools.partial(self._count_late, collector))
+        else:
+            flows = self._exchanges(planning.batches(checked, self._planner(dedup_window=None)), context, collector)
+            outcomes = self._thread_driver.run_many(flows, halt)
         with self._billing(collector, checked):
-            with contextlib.closing(self._thread_driver.run_many(flows, halt)) as outcomes:
+            with contextlib.closing(outcomes):
                 for batch, outcome in outcomes:
                     done = collector.add(batch, outcome)
                     with callbacks:
@@ -196,17 +195,16 @@ class EmbeddingClient(ClientBase):
         else:
             checked = text_inputs.validate(text_list, self._limits, context.long_text)
         collector = self._new_collector(output, array_rows=len(checked) if array else None)
-        if (query := self._prepare_query(checked, context)) is not None:
-            with self._billing(collector, checked):
-                collector.add(query[0], await self._async_driver.run_query(query[1], query[2], context))
-                return collector.result(checked)
         halt = asyncio.Event()
         callbacks = CallbackGuard(halt.set)
-        flows = self._aexchanges(
-            planning.abatches(_as_async_iterator(checked), self._planner(dedup_window=None)), context, collector
-        )
+        if (single := self._prepare_single(checked, context)) is not None:
+            outcomes = self._async_driver.run_single(*single, context, functools.partial(self._count_late, collector))
+        else:
+            source = _as_async_iterator(checked)
+            flows = self._aexchanges(planning.abatches(source, self._planner(dedup_window=None)), context, collector)
+            outcomes = self._async_driver.run_many(flows, halt)
         with self._billing(collector, checked):
-            async with contextlib.aclosing(self._async_driver.run_many(flows, halt)) as outcomes:
+            async with contextlib.aclosing(outcomes):
                 async for batch, outcome in outcomes:
                     done = await add_result(collector, batch, outcome)
                     with callbacks:
@@ -269,7 +267,7 @@ async def _as_async_iterator(items: Iterable[str]) -> AsyncIterator[str]:
 
 
 def _no_running_loop() -> bool:
-    """Whether a sync query may share a request: waiting for other queries would block a running loop."""
+    """Whether a sync text may share a request: waiting for other callers would block a running loop."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:

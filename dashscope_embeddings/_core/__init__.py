@@ -17,7 +17,7 @@ The way of one document:
           _core/failures.py               refusal, broken reply or no reply → an error with an action
       _core/results.py                outcomes → vectors, in the order of the texts
 
-A single query goes through _core/query_batcher.py instead of planning: waiting queries share one request.
+A single text goes through _core/text_batcher.py instead of planning: texts that wait at the same time share a request.
 
 The words:
 

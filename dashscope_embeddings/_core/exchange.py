@@ -76,7 +76,7 @@ class RequestContext:
 
     @cached_property
     def fail_fast(self) -> RequestContext:
-        """A copy that returns a throttled request at once, because `QueryBatcher` composes the next one anew."""
+        """A copy that returns a throttled request at once, because `TextBatcher` composes the next one anew."""
         return replace(self, max_throttled_seconds=-1.0)
 
 

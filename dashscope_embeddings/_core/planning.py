@@ -101,7 +101,7 @@ class BatchPlanner:
             first, refs = index, list[RowRef]()
             for row in fit_rows(text, self._long_text, self._limits.tokens_per_row):
                 tokens = estimate_tokens(row)
-                if self._is_full(tokens):
+                if not self.has_room(len(self._batch.texts), self._batch.estimated_tokens, tokens):
                     yield self._close_batch(refs[0].batch_number if refs else self._batch.number + 1)
                 refs.append(self._append_row(row, tokens))
             known = tuple(refs)
@@ -124,11 +124,12 @@ class BatchPlanner:
         self._batch.estimated_tokens += tokens
         return RowRef(self._batch.number, len(self._batch.texts) - 1, float(len(row)))
 
-    def _is_full(self, tokens: float) -> bool:
+    def has_room(self, rows: int, tokens: float, row_tokens: float) -> bool:
+        """Whether a batch of so many rows and tokens can take another row."""
         budget = _min_known(self._max_tokens, self._limits.tokens_per_request)
-        if budget is not None and self._batch.texts and self._batch.estimated_tokens + tokens > budget:
-            return True
-        return len(self._batch.texts) >= min(self._max_rows or self._limits.rows, self._limits.rows)
+        if budget is not None and rows and tokens + row_tokens > budget:
+            return False
+        return rows < min(self._max_rows or self._limits.rows, self._limits.rows)
 
     def _close_batch(self, oldest_referenced: int) -> Batch:
         """`oldest_referenced`: the first batch of a text that is still being cut, or the next batch."""

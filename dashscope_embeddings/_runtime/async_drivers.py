@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from dashscope_embeddings._core.exchange import Outcome, exchange
 from dashscope_embeddings._core.failures import CANCELLED
-from dashscope_embeddings._core.query_batcher import BatchCall
 from dashscope_embeddings._core.steps import Send
+from dashscope_embeddings._core.text_batcher import BatchCall
 from dashscope_embeddings._runtime.thread_pool import WorkItem
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator
 
     from dashscope_embeddings._core.exchange import Exchange, RequestContext
-    from dashscope_embeddings._core.query_batcher import Query, QueryBatcher
     from dashscope_embeddings._core.steps import Step, StepResult
+    from dashscope_embeddings._core.text_batcher import SingleText, TextBatcher
     from dashscope_embeddings._runtime.transport import Transport
 
 T = TypeVar("T")
@@ -71,34 +71,46 @@ class AsyncDriver:
         if errors:
             raise errors[0]
 
-    async def run_query(self, query: Query, batcher: QueryBatcher, context: RequestContext) -> Outcome:
-        """The outcome of one query, which may share a request."""
+    async def run_single(
+        self,
+        label: T,
+        text: SingleText,
+        batcher: TextBatcher,
+        context: RequestContext,
+        on_late_outcome: Callable[[Outcome], object],
+    ) -> AsyncGenerator[tuple[T, Outcome], None]:
+        """Yields the outcome of a text that may share a request; `on_late_outcome` gets it if the caller has left."""
         loop = asyncio.get_running_loop()
         own_task = _SendingTask(loop, asyncio.current_task())
         woken: asyncio.Event | None = None
         try:
-            batcher.enqueue(query)
-            while not isinstance(action := batcher.poll(query, context, own_task), Outcome):
+            batcher.enqueue(text)
+            while not isinstance(action := batcher.poll(text, context, own_task), Outcome):
                 if isinstance(action, BatchCall):
-                    if len(action.queries) == 1:
+                    if len(action.members) == 1:
                         await self._send_batch(action, batcher, context)
                         continue
-                    # In its own task: cancelling this caller must not cancel the other callers' queries.
+                    # In its own task: cancelling this caller must not cancel the other callers' texts.
                     task = asyncio.create_task(self._send_batch(action, batcher, context))
                     action.task = _SendingTask(loop, task)
                     self._batch_tasks.add(task)
                     task.add_done_callback(self._batch_tasks.discard)
                 elif woken is None:
                     woken = asyncio.Event()
-                    query.wake = functools.partial(set_event_threadsafe, loop, woken)
+                    text.wake = functools.partial(set_event_threadsafe, loop, woken)
                 else:
                     await self._transport.clock.wait_async(woken, action)
                     woken.clear()
-            return action
+        except BaseException:
+            # In a copy of this caller's context: usage trackers are context variables, and another task completes it.
+            own_context = contextvars.copy_context()
+            text.on_late_outcome = lambda outcome: own_context.run(on_late_outcome, outcome)
+            raise
         finally:
-            batcher.leave(query, context)
+            batcher.leave(text, context)
+        yield label, action
 
-    async def _send_batch(self, batch_call: BatchCall, batcher: QueryBatcher, context: RequestContext) -> None:
+    async def _send_batch(self, batch_call: BatchCall, batcher: TextBatcher, context: RequestContext) -> None:
         outcome = None
         try:
             flow = exchange(batch_call.texts, context.fail_fast.for_one_call(), batch_call.permit)

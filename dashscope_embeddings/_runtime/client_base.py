@@ -14,11 +14,11 @@ from dashscope_embeddings._core import planning
 from dashscope_embeddings._core import rate_limiter as core_rate_limiter
 from dashscope_embeddings._core.exchange import Exchange, Outcome, RequestContext, exchange
 from dashscope_embeddings._core.planning import Batch
-from dashscope_embeddings._core.query_batcher import Query, QueryBatcher
 from dashscope_embeddings._core.results import ResultCollector
 from dashscope_embeddings._core.settings import Settings
 from dashscope_embeddings._core.stale_replies import seen_replies_of
 from dashscope_embeddings._core.steps import Step, StepResult
+from dashscope_embeddings._core.text_batcher import SingleText, TextBatcher
 from dashscope_embeddings._core.text_inputs import OnRefused
 from dashscope_embeddings._core.text_length import shared_limits
 from dashscope_embeddings._process import ForkSafeLock
@@ -48,7 +48,7 @@ class ClientBase:
         self._thread_driver = ThreadDriver(self._transport, settings.max_concurrency)
         self._async_driver = AsyncDriver(self._transport, settings.max_concurrency)
         self._limits = shared_limits(settings.address.host, settings.model)
-        self._query_batchers: dict[Output, QueryBatcher] = {}
+        self._text_batchers: dict[tuple[TextType, Output], TextBatcher] = {}
         self._contexts: dict[tuple[TextType, Output], RequestContext] = {}
         self._seen_replies = seen_replies_of(user_resources.client, user_resources.async_client)
         self._lock = ForkSafeLock()
@@ -83,17 +83,19 @@ class ClientBase:
         )
         return context
 
-    def _prepare_query(self, texts: list[str], context: RequestContext) -> tuple[Batch, Query, QueryBatcher] | None:
-        """A single query, which may share a request with others; None for any other call."""
-        if len(texts) != 1 or context.options.text_type != "query":
+    def _prepare_single(
+        self, texts: list[str], context: RequestContext
+    ) -> tuple[Batch, SingleText, TextBatcher] | None:
+        """A call's only text, which may share a request with those of other calls; None for any other call."""
+        if len(texts) != 1:
             return None
         if (batch := planning.single_row_batch(texts[0], self._limits, context.long_text)) is None:
             return None
-        if (batcher := self._query_batchers.get(context.options.output)) is None:
-            batcher = self._query_batchers.setdefault(
-                context.options.output, QueryBatcher(self.settings.max_concurrency)
-            )
-        return batch, Query(batch.texts[0], max(1, round(batch.estimated_tokens)), _no_op), batcher
+        key = context.options.text_type, context.options.output
+        if (batcher := self._text_batchers.get(key)) is None:
+            new = TextBatcher(self.settings.max_concurrency, self._planner(dedup_window=None))
+            batcher = self._text_batchers.setdefault(key, new)
+        return batch, SingleText(batch.texts[0], max(1, round(batch.estimated_tokens)), _no_op), batcher
 
     def _planner(self, *, dedup_window: int | None) -> planning.BatchPlanner:
         settings = self.settings
@@ -266,4 +268,4 @@ _MIN_CHUNKS_FOR_THREAD = 50
 
 
 def _no_op() -> None:
-    """Wakes nothing: the caller of this query does not wait yet."""
+    """Wakes nothing: the caller of this text does not wait yet."""

@@ -1,8 +1,8 @@
 """The driver for threads: performs the steps that flows yield, and decides nothing.
 
-`run` drives one flow; `run_many` keeps several in flight and yields their outcomes in order; `run_query` drives a
-single query, which may share a request with others. `async_drivers` does the same for tasks. The two modules mirror
-each other on purpose: what need not differ between threads and tasks belongs in the flow.
+`run` drives one flow; `run_many` keeps several in flight and yields their outcomes in order; `run_single` drives a
+text that may share a request with those of other callers. `async_drivers` does the same for tasks. The two modules
+mirror each other on purpose: what need not differ between threads and tasks belongs in the flow.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, TypeVar
 
 from dashscope_embeddings._core.exchange import Outcome, exchange
 from dashscope_embeddings._core.failures import CANCELLED
-from dashscope_embeddings._core.query_batcher import BatchCall
 from dashscope_embeddings._core.steps import Send
+from dashscope_embeddings._core.text_batcher import BatchCall
 from dashscope_embeddings._process import ForkSafeLock, on_fork
 from dashscope_embeddings._runtime.thread_pool import SignalSafeEvent, WorkItem, is_main_thread, shared_pool
 from dashscope_embeddings.errors import Cancelled
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
 
     from dashscope_embeddings._core.exchange import Exchange, RequestContext
-    from dashscope_embeddings._core.query_batcher import Query, QueryBatcher
     from dashscope_embeddings._core.steps import Step, StepResult
+    from dashscope_embeddings._core.text_batcher import SingleText, TextBatcher
     from dashscope_embeddings._runtime.thread_pool import StopEvent
     from dashscope_embeddings._runtime.transport import Transport
 
@@ -117,46 +117,56 @@ class ThreadDriver:
                 caller_left.set()
                 call.cancel()
 
-    def run_query(
-        self, query: Query, batcher: QueryBatcher, context: RequestContext, on_late_outcome: Callable[[Outcome], object]
-    ) -> Outcome:
-        """The outcome of one query, which may share a request; `on_late_outcome` gets it too if the caller has left."""
-        return self.run_uninterrupted(functools.partial(self._run_query, query, batcher, context, on_late_outcome))
+    def run_single(
+        self,
+        label: T,
+        text: SingleText,
+        batcher: TextBatcher,
+        context: RequestContext,
+        on_late_outcome: Callable[[Outcome], object],
+    ) -> Generator[tuple[T, Outcome], None, None]:
+        """Yields the outcome of a text that may share a request; `on_late_outcome` gets it if the caller has left."""
+        run = functools.partial(self._run_single, text, batcher, context, on_late_outcome)
+        yield label, self.run_uninterrupted(run)
 
-    def _run_query(
-        self, query: Query, batcher: QueryBatcher, context: RequestContext, on_late_outcome: Callable[[Outcome], object]
+    def _run_single(
+        self,
+        text: SingleText,
+        batcher: TextBatcher,
+        context: RequestContext,
+        on_late_outcome: Callable[[Outcome], object],
     ) -> Outcome:
         caller_left = _caller_left.get()
-        query.is_interrupted = caller_left.is_set
+        text.is_interrupted = caller_left.is_set
         woken: SignalSafeEvent | None = None
         try:
-            batcher.enqueue(query)
-            while not isinstance(action := batcher.poll(query, context, None), Outcome):
+            batcher.enqueue(text)
+            while not isinstance(action := batcher.poll(text, context, None), Outcome):
                 if isinstance(action, BatchCall):
                     self._send_batch(action, batcher, context, caller_left)
                 elif caller_left.is_set():
                     raise Cancelled(CANCELLED.reason)
                 elif woken is None:
-                    # Created only if this query must wait. Then poll again: until now nothing could wake it.
+                    # Created only if this text must wait. Then poll again: until now nothing could wake it.
                     woken = SignalSafeEvent()
-                    query.wake = woken.set
+                    text.wake = woken.set
                 else:
                     self._transport.clock.wait(woken, action)
                     woken.clear()
         finally:
-            batcher.leave(query, context)
+            batcher.leave(text, context)
         if caller_left.is_set():
             on_late_outcome(action)
         return action
 
     def _send_batch(
-        self, batch_call: BatchCall, batcher: QueryBatcher, context: RequestContext, caller_left: SignalSafeEvent
+        self, batch_call: BatchCall, batcher: TextBatcher, context: RequestContext, caller_left: SignalSafeEvent
     ) -> None:
         outcome = None
         try:
             flow = exchange(batch_call.texts, context.fail_fast.for_one_call(), batch_call.permit)
-            # A request that carries other callers' queries too is not cancelled with this caller.
-            outcome = self.run_steps(flow, caller_left if len(batch_call.queries) == 1 else _NEVER_SET)
+            # A request that carries other callers' texts too is not cancelled with this caller.
+            outcome = self.run_steps(flow, caller_left if len(batch_call.members) == 1 else _NEVER_SET)
         finally:
             batcher.complete(batch_call, outcome, context)
 

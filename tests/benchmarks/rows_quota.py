@@ -110,7 +110,7 @@ def _rate(run: Run) -> float:
 
 def _lone(bench: Bench) -> Iterator[Figure]:
     """A lone query against a lone document, which is never packed, by turns in one process."""
-    packs = importlib.util.find_spec("dashscope_embeddings._core.query_batcher") is not None
+    packs = importlib.util.find_spec("dashscope_embeddings._core.text_batcher") is not None
     load = Load("lone", texts=bench.size(300, 150), words=12)
     for side, ending in SIDES:
         what, name = f"a lone query beside a lone document: {side}", f"ours-langchain{ending}"

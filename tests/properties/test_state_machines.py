@@ -1,4 +1,4 @@
-"""The limiter and the query batcher under any order of events: no caller starves, nothing is sent twice or too fast."""
+"""The limiter and the text batcher under any order of events: no caller starves, nothing is sent twice or too fast."""
 
 from __future__ import annotations
 
@@ -24,9 +24,10 @@ from strategies import profile
 
 from dashscope_embeddings._core.error_codes import ErrorReply, service_error
 from dashscope_embeddings._core.exchange import Outcome, RequestContext
+from dashscope_embeddings._core.planning import BatchPlanner
 from dashscope_embeddings._core.protocol import RequestOptions
-from dashscope_embeddings._core.query_batcher import BatchCall, Query, QueryBatcher
 from dashscope_embeddings._core.rate_limiter import Limiter, Permit
+from dashscope_embeddings._core.text_batcher import BatchCall, SingleText, TextBatcher
 from dashscope_embeddings._core.text_length import Limits
 
 if TYPE_CHECKING:
@@ -288,7 +289,7 @@ def test_a_given_quota_of_requests_holds_where_tokens_turn_out_to_be_short() -> 
     assert clock.now - began >= 199 * 60.0 / 1_200
 
 
-# --- the query batcher -------------------------------------------------------------------------------------
+# --- the text batcher --------------------------------------------------------------------------------------
 
 
 class Loop:
@@ -305,7 +306,7 @@ class Loop:
 class Caller:
     """One query, as its caller sees it."""
 
-    query: Query
+    query: SingleText
     loop: Loop | None
     batch_calls: list[BatchCall] = field(default_factory=list)
     """All requests that contained it; each but the last was throttled, interrupted or orphaned."""
@@ -325,8 +326,8 @@ FAILED = service_error(ErrorReply(500, "InternalError"))
 FATES = ["answered", "answered", "refused", "throttled", "failed", "broken"]
 
 
-class QueryBatcherMachine(RuleBasedStateMachine):
-    """Threads, and tasks of two loops, that share one query batcher."""
+class TextBatcherMachine(RuleBasedStateMachine):
+    """Threads, and tasks of two loops, that share one text batcher."""
 
     @initialize(
         max_in_flight=st.integers(1, 3), rows=st.integers(1, 4), quota=st.none() | st.sampled_from([60.0, 6_000.0])
@@ -335,10 +336,11 @@ class QueryBatcherMachine(RuleBasedStateMachine):
         self.clock = Clock()
         self.limiter = Limiter(self.clock, quota)
         self.rows, self.max_in_flight = rows, max_in_flight
-        self.context = RequestContext(RequestOptions("native", "m", "query"), Limits(rows, 8192, None), self.limiter)
-        self.waiting = QueryBatcher(max_in_flight)
+        limits = Limits(rows, 8192, None)
+        self.context = RequestContext(RequestOptions("native", "m", "query"), limits, self.limiter)
+        self.waiting = TextBatcher(max_in_flight, BatchPlanner(limits))
         self.loops = [None, Loop(), Loop()]
-        self.all: dict[Query, Caller] = {}
+        self.all: dict[SingleText, Caller] = {}
         self.in_flight: set[BatchCall] = set()
         """Neither completed nor orphaned."""
         self.orphaned: list[BatchCall] = []
@@ -361,7 +363,7 @@ class QueryBatcherMachine(RuleBasedStateMachine):
         def wake() -> None:
             caller.woken += 1
 
-        caller = Caller(Query(text, 5, wake), loop)
+        caller = Caller(SingleText(text, 5, wake), loop)
         self.all[caller.query] = caller
         self.waiting.enqueue(caller.query)
         return caller
@@ -390,7 +392,7 @@ class QueryBatcherMachine(RuleBasedStateMachine):
             self.end(batch_call, "orphaned")
             self.orphaned.append(batch_call)
         if isinstance(turn, float):
-            assert 0.0 <= turn <= 0.25
+            assert 0.0 <= turn <= 0.25 * max(1.0, len(self.waiting._waiting) / 64)
             return None
         if isinstance(turn, Outcome):
             self.check_outcome(caller, turn)
@@ -400,13 +402,13 @@ class QueryBatcherMachine(RuleBasedStateMachine):
         return turn
 
     def check_batch_call(self, caller: Caller, batch_call: BatchCall) -> None:
-        assert 1 <= len(batch_call.queries) <= self.rows
-        assert len(set(batch_call.queries)) == len(batch_call.queries)
-        assert batch_call.queries[0] is caller.query
+        assert 1 <= len(batch_call.members) <= self.rows
+        assert len(set(batch_call.members)) == len(batch_call.members)
+        assert batch_call.members[0] is caller.query
         assert batch_call.permit.sent_at == self.clock.now
         self.in_flight.add(batch_call)
         assert len(self.in_flight) <= self.max_in_flight
-        for query in batch_call.queries:
+        for query in batch_call.members:
             member = self.all[query]
             assert query.outcome is None
             assert all(self.done.get(before) in {"throttled", "broken", "orphaned"} for before in member.batch_calls)
@@ -438,10 +440,10 @@ class QueryBatcherMachine(RuleBasedStateMachine):
         candidates = [batch_call for batch_call in self.orphaned if not batch_call.is_orphaned]
         if candidates:
             self.orphaned.remove(candidates[0])
-            before = {query: (query.outcome, query.batch_call) for query in candidates[0].queries}
+            before = {query: (query.outcome, query.batch_call) for query in candidates[0].members}
             queue = list(self.waiting._waiting)
             self.waiting.complete(candidates[0], self.outcome_of(candidates[0], how), self.context)
-            assert before == {query: (query.outcome, query.batch_call) for query in candidates[0].queries}
+            assert before == {query: (query.outcome, query.batch_call) for query in candidates[0].members}
             assert queue == list(self.waiting._waiting)
 
     @rule(which=st.integers(1, 2))
@@ -456,7 +458,7 @@ class QueryBatcherMachine(RuleBasedStateMachine):
         if batch_call not in self.in_flight:
             return
         self.end(batch_call, how)
-        count = len(batch_call.queries)
+        count = len(batch_call.members)
         outcome = self.outcome_of(batch_call, how)
         if how in {"answered", "refused"}:
             self.limiter.on_success(batch_call.permit, 7 * count + 2)
@@ -466,16 +468,16 @@ class QueryBatcherMachine(RuleBasedStateMachine):
         self.waiting.complete(batch_call, outcome, self.context)
         if outcome is None or how == "throttled":
             return
-        rows = [query.outcome for query in batch_call.queries if query.outcome is not None]
+        rows = [query.outcome for query in batch_call.members if query.outcome is not None]
         assert len(rows) == count
         assert sum(row.tokens for row in rows) == outcome.tokens
         assert sum(row.requests for row in rows) == outcome.requests
-        assert all(self.all[query].woken for query in batch_call.queries)
+        assert all(self.all[query].woken for query in batch_call.members)
 
     def outcome_of(self, batch_call: BatchCall, how: str) -> Outcome | None:
-        count = len(batch_call.queries)
+        count = len(batch_call.members)
         if how in {"answered", "refused"}:
-            dense: list[list[float] | None] = [[float(query.text.split()[1])] for query in batch_call.queries]
+            dense: list[list[float] | None] = [[float(query.text.split()[1])] for query in batch_call.members]
             outcome = Outcome(dense, [None] * count, requests=1, texts=count, tokens=7 * count + 2, request_ids=["r"])
             if how == "refused":
                 outcome.dense[-1], outcome.errors[count - 1] = None, REFUSED
@@ -496,7 +498,7 @@ class QueryBatcherMachine(RuleBasedStateMachine):
             return
         caller = present[which % len(present)]
         batch_call = caller.query.batch_call
-        if batch_call is not None and caller.loop is not None and batch_call.queries == [caller.query]:
+        if batch_call is not None and caller.loop is not None and batch_call.members == [caller.query]:
             self.complete(batch_call, "broken")
         self.leave(caller)
 
@@ -544,16 +546,17 @@ class QueryBatcherMachine(RuleBasedStateMachine):
         )
 
 
-def test_a_query_batcher_forgets_no_caller_and_sends_nothing_twice() -> None:
-    run_state_machine_as_test(QueryBatcherMachine, settings=profile(150, stateful_step_count=40))
+def test_a_text_batcher_forgets_no_caller_and_sends_nothing_twice() -> None:
+    run_state_machine_as_test(TextBatcherMachine, settings=profile(150, stateful_step_count=40))
 
 
 @pytest.mark.parametrize("how", ["throttled", "broken", "orphaned"])
 def test_a_query_whose_caller_has_left_is_not_sent_again(how: str) -> None:
     clock = Clock()
-    context = RequestContext(RequestOptions("native", "m", "query"), Limits(10, 8192, None), Limiter(clock))
-    waiting, loop = QueryBatcher(max_in_flight=1), Loop()
-    stays, goes = Query("stays", 5, lambda: None), Query("goes", 5, lambda: None)
+    limits = Limits(10, 8192, None)
+    context = RequestContext(RequestOptions("native", "m", "query"), limits, Limiter(clock))
+    waiting, loop = TextBatcher(1, BatchPlanner(limits)), Loop()
+    stays, goes = SingleText("stays", 5, lambda: None), SingleText("goes", 5, lambda: None)
     waiting.enqueue(stays)
     waiting.enqueue(goes)
     batch_call = waiting.poll(stays, context, loop)

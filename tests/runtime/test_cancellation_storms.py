@@ -77,7 +77,7 @@ async def quiet() -> None:
 async def is_well(client: EmbeddingClient, emulator: Emulator) -> None:
     """Nobody is in its queues, no connection is lost or held, and it answers at once."""
     await quiet()
-    assert all(not waiting._waiting and not waiting._in_flight for waiting in client._query_batchers.values())
+    assert all(not waiting._waiting and not waiting._in_flight for waiting in client._text_batchers.values())
     connections, idle = open_connections(client)
     assert connections == idle <= 2 * client.settings.max_concurrency
     texts = [f"afterwards {i}" for i in range(100)]

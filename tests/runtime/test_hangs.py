@@ -101,7 +101,7 @@ SWEEP = """
         assert call() == right
         counts.append(moment)
     print(all(count > 50 for count in counts))
-    print([batcher._waiting or batcher._in_flight for batcher in alone.client._query_batchers.values()])
+    print([batcher._waiting or batcher._in_flight for batcher in alone.client._text_batchers.values()])
 """
 
 

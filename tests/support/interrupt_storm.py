@@ -93,7 +93,7 @@ class InterruptStorm:
         if self.unpaired.embed_documents(texts) != [reference.dense(text, dimension=DIMENSIONS) for text in texts]:
             problems.append("documents have the wrong vectors")
         for name, embeddings in (("alone", self.unpaired), ("pair", self.dense)):
-            for output, batcher in embeddings.client._query_batchers.items():
+            for output, batcher in embeddings.client._text_batchers.items():
                 if batcher._waiting or batcher._in_flight:
                     problems.append(
                         f"{name}, {output}: {len(batcher._waiting)} waiting, {len(batcher._in_flight)} in flight"

@@ -15,15 +15,18 @@ from client_helpers import KEY, FakeClock
 from dashscope_embeddings import AuthenticationError, BadRequestError, EmbeddingClient
 from dashscope_embeddings._core.error_codes import ErrorReply, service_error
 from dashscope_embeddings._core.exchange import Outcome, RequestContext
+from dashscope_embeddings._core.planning import BatchPlanner
 from dashscope_embeddings._core.protocol import RequestOptions
-from dashscope_embeddings._core.query_batcher import BatchCall, Query, QueryBatcher
 from dashscope_embeddings._core.rate_limiter import Limiter
+from dashscope_embeddings._core.text_batcher import BatchCall, SingleText, TextBatcher
 from dashscope_embeddings._core.text_length import Limits
 from dashscope_embeddings.catalogue import model
 from dashscope_embeddings.emulator import Emulator, faults
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from dashscope_embeddings.vectors import TextType
 
 THROTTLED = service_error(ErrorReply(429, "Throttling.RateQuota"))
 
@@ -35,15 +38,17 @@ class Stopped:
         return False
 
 
-def terms_of(clock: FakeClock, max_retries: int = 6) -> RequestContext:
+def batcher(
+    max_in_flight: int, clock: FakeClock, max_retries: int = 6, *, role: TextType = "query", max_tokens: int | None = None
+) -> tuple[TextBatcher, RequestContext]:
     limits = Limits.from_model(model("text-embedding-v4"))
-    return RequestContext(
-        RequestOptions("native", "text-embedding-v4", "query"), limits, Limiter(clock.now), max_retries=max_retries
-    )
+    options = RequestOptions("native", "text-embedding-v4", role)
+    context = RequestContext(options, limits, Limiter(clock.now), max_retries=max_retries)
+    return TextBatcher(max_in_flight, BatchPlanner(limits, max_tokens=max_tokens)), context
 
 
-def join(waiting: QueryBatcher, *texts: str) -> list[Query]:
-    queries = [Query(text, 5, lambda: None) for text in texts]
+def join(waiting: TextBatcher, *texts: str) -> list[SingleText]:
+    queries = [SingleText(text, 5, lambda: None) for text in texts]
     for query in queries:
         waiting.enqueue(query)
     return queries
@@ -58,7 +63,7 @@ def answer(count: int) -> Outcome:
 
 
 def test_a_query_that_nobody_waits_with_goes_at_once_and_alone() -> None:
-    waiting, context = QueryBatcher(max_in_flight=2), terms_of(FakeClock())
+    waiting, context = batcher(2, FakeClock())
     (query,) = join(waiting, "a")
     batch_call = waiting.poll(query, context, None)
     assert isinstance(batch_call, BatchCall)
@@ -66,7 +71,7 @@ def test_a_query_that_nobody_waits_with_goes_at_once_and_alone() -> None:
 
 
 def test_those_behind_the_first_travel_with_it_up_to_the_models_rows() -> None:
-    waiting, context = QueryBatcher(max_in_flight=1), terms_of(FakeClock())
+    waiting, context = batcher(1, FakeClock())
     first, *others = join(waiting, *(f"query {i}" for i in range(13)))
     batch_call = waiting.poll(first, context, None)
     assert isinstance(batch_call, BatchCall)
@@ -78,7 +83,7 @@ def test_those_behind_the_first_travel_with_it_up_to_the_models_rows() -> None:
 
 
 def test_what_a_flight_was_billed_is_shared_out_without_rest() -> None:
-    waiting, context = QueryBatcher(max_in_flight=1), terms_of(FakeClock())
+    waiting, context = batcher(1, FakeClock())
     queries = join(waiting, "a", "b", "c")
     batch_call = waiting.poll(queries[0], context, None)
     assert isinstance(batch_call, BatchCall)
@@ -90,7 +95,7 @@ def test_what_a_flight_was_billed_is_shared_out_without_rest() -> None:
 
 def test_throttled_queries_go_back_to_the_front_and_travel_with_later_ones() -> None:
     clock = FakeClock()
-    waiting, context = QueryBatcher(max_in_flight=2), terms_of(clock)
+    waiting, context = batcher(2, clock)
     (first,) = join(waiting, "first")
     batch_call = waiting.poll(first, context, None)
     assert isinstance(batch_call, BatchCall)
@@ -107,7 +112,7 @@ def test_throttled_queries_go_back_to_the_front_and_travel_with_later_ones() -> 
 @pytest.mark.parametrize("max_retries", [0, 6])
 def test_throttling_ends_where_patience_does(max_retries: int) -> None:
     clock = FakeClock()
-    waiting, context = QueryBatcher(max_in_flight=1), terms_of(clock, max_retries)
+    waiting, context = batcher(1, clock, max_retries)
     (query,) = join(waiting, "a")
     for _ in range(5_000):
         turn = waiting.poll(query, context, None)
@@ -125,7 +130,7 @@ def test_throttling_ends_where_patience_does(max_retries: int) -> None:
 
 def test_the_next_goes_when_the_first_is_woken_but_does_not_come() -> None:
     clock = FakeClock()
-    waiting, context = QueryBatcher(max_in_flight=1), terms_of(clock)
+    waiting, context = batcher(1, clock)
     _dead, alive = join(waiting, "of a stopped loop", "alive")
     clock.time += 1
     batch_call = waiting.poll(alive, context, None)
@@ -135,8 +140,8 @@ def test_the_next_goes_when_the_first_is_woken_but_does_not_come() -> None:
 
 def test_who_leaves_makes_room_and_wakes_the_next() -> None:
     woken: deque[str] = deque()
-    waiting, context = QueryBatcher(max_in_flight=1), terms_of(FakeClock())
-    queries = [Query(text, 5, lambda text=text: woken.append(text)) for text in ("a", "b")]  # type: ignore[misc]
+    waiting, context = batcher(1, FakeClock())
+    queries = [SingleText(text, 5, lambda text=text: woken.append(text)) for text in ("a", "b")]  # type: ignore[misc]
     for query in queries:
         waiting.enqueue(query)
     waiting.leave(queries[0], context)
@@ -148,7 +153,7 @@ def test_who_leaves_makes_room_and_wakes_the_next() -> None:
 
 def test_the_queries_of_a_loop_that_stopped_in_flight_are_carried_by_others() -> None:
     clock = FakeClock()
-    waiting, context = QueryBatcher(max_in_flight=1), terms_of(clock)
+    waiting, context = batcher(1, clock)
     first, second = join(waiting, "a", "b")
     lost = waiting.poll(first, context, Stopped())
     assert isinstance(lost, BatchCall)
@@ -162,7 +167,7 @@ def test_the_queries_of_a_loop_that_stopped_in_flight_are_carried_by_others() ->
 
 
 def test_a_flight_that_is_broken_off_puts_its_queries_back_in_order() -> None:
-    waiting, context = QueryBatcher(max_in_flight=1), terms_of(FakeClock())
+    waiting, context = batcher(1, FakeClock())
     queries = join(waiting, "a", "b", "c")
     batch_call = waiting.poll(queries[0], context, None)
     assert isinstance(batch_call, BatchCall)
@@ -214,7 +219,7 @@ def ask_behind_one_another(client: EmbeddingClient, gate: Gate, asked: list[str]
         jobs = [pool.submit(ask, asked[0])]
         assert gate.reached.wait(20)
         jobs += [pool.submit(ask, text) for text in asked[1:]]
-        queue = client._query_batchers["dense"]._waiting
+        queue = client._text_batchers["query", "dense"]._waiting
         while len(queue) < len(asked) - 1:
             pass
         gate.open.set()
@@ -265,7 +270,7 @@ async def test_tasks_that_wait_travel_together_and_one_that_is_cancelled_stops_n
         first = asyncio.create_task(client.aembed("first", text_type="query"))
         await reached.wait()
         others = [asyncio.create_task(client.aembed(f"query {i}", text_type="query")) for i in range(4)]
-        while len(client._query_batchers["dense"]._waiting) < 4:  # noqa: ASYNC110 - nothing tells when a query joins
+        while len(client._text_batchers["query", "dense"]._waiting) < 4:  # noqa: ASYNC110 - nothing tells when a query joins
             await asyncio.sleep(0)
         others[0].cancel()
         await asyncio.sleep(0)
