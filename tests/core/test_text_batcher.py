@@ -39,7 +39,12 @@ class Stopped:
 
 
 def batcher(
-    max_in_flight: int, clock: FakeClock, max_retries: int = 6, *, role: TextType = "query", max_tokens: int | None = None
+    max_in_flight: int,
+    clock: FakeClock,
+    max_retries: int = 6,
+    *,
+    role: TextType = "query",
+    max_tokens: int | None = None,
 ) -> tuple[TextBatcher, RequestContext]:
     limits = Limits.from_model(model("text-embedding-v4"))
     options = RequestOptions("native", "text-embedding-v4", role)
@@ -292,3 +297,21 @@ def test_queries_of_different_outputs_do_not_mix(emulator: Emulator) -> None:
     assert both.sparse is not None
     assert dense.sparse is None
     assert emulator.requests == 0
+
+
+def test_documents_have_low_priority_and_a_permit_for_the_tokens_of_all() -> None:
+    waiting, context = batcher(1, FakeClock(), role="document", max_tokens=17)
+    texts = join(waiting, "a", "b", "c", "d")
+    batch_call = waiting.poll(texts[0], context, None)
+    assert isinstance(batch_call, BatchCall)
+    assert batch_call.texts == ["a", "b", "c"]  # five tokens each
+    assert (batch_call.permit.estimated_tokens, batch_call.permit.high_priority) == (15, False)
+
+
+def test_thousands_of_waiting_callers_poll_no_more_often_than_a_few() -> None:
+    waiting, context = batcher(1, FakeClock())
+    for count in (64, 6_400):
+        texts = join(waiting, *(f"text {i}" for i in range(count - len(waiting._waiting))))
+        pauses = [waiting.poll(text, context, None) for text in texts]
+        polls_per_second = sum(1 / pause for pause in pauses[1:] if isinstance(pause, float))
+        assert polls_per_second <= 64 / 0.25
