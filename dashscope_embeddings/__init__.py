@@ -14,6 +14,7 @@ from dashscope_embeddings.errors import (
     ServerError,
     ServiceError,
 )
+from dashscope_embeddings.quota import Quota, QuotaLimit
 from dashscope_embeddings.usage import RequestRecord, TrackedUsage, track_usage
 from dashscope_embeddings.vectors import Cost, Embedding, Embeddings, SparseVector, Usage
 
@@ -29,7 +30,9 @@ __all__ = [
     "Embeddings",
     "InvalidInput",
     "Price",
+    "Quota",
     "QuotaError",
+    "QuotaLimit",
     "RateLimitError",
     "RequestRecord",
     "ServerError",

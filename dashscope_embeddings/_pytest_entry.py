@@ -46,9 +46,9 @@ def dashscope_emulator(_dashscope_emulator_server: Server, monkeypatch: pytest.M
     passes another `base_url=`, `region=` or `workspace=` itself does not reach it.
 
     `requests`, `billed_texts` and `billed_tokens` count what it received; `asked` holds the latest 100 requests.
-    `faults = [...]` injects faults from the next request on. Between tests, requests and faults are cleared, and the
-    rate limits and model limits that clients measured; a client that outlives its test keeps its own. Files and
-    batches of the Batch route stay, under their own ids.
+    `faults = [...]` injects faults from the next request on, and `tells_quota = True` answers `fetch_quota()`. Between
+    tests, requests, faults and that switch are reset, and the rate limits and model limits that clients measured; a
+    client that outlives its test keeps its own. Files and batches of the Batch route stay, under their own ids.
     """
     from dashscope_embeddings import _process  # noqa: PLC0415 - see the top of the file
     from dashscope_embeddings.emulator import in_process  # noqa: PLC0415 - same
@@ -63,7 +63,7 @@ def dashscope_emulator(_dashscope_emulator_server: Server, monkeypatch: pytest.M
         monkeypatch.delenv(name, raising=False)
 
     def reset() -> None:
-        emulator.faults = ()
+        emulator.faults, emulator.tells_quota = (), False
         emulator.clear()
         # Limits measured under one test's faults do not hold in the next.
         _process.reset(learned_only=True)

@@ -23,6 +23,7 @@ from dashscope_embeddings._runtime.client_base import CallbackGuard, ClientBase,
 from dashscope_embeddings._runtime.connections import check_running_loop
 from dashscope_embeddings._runtime.thread_pool import SignalSafeEvent
 from dashscope_embeddings._runtime.user_resources import UserResources
+from dashscope_embeddings.quota import Quota
 from dashscope_embeddings.vectors import Embedding, Embeddings, Output, TextType
 
 Texts: TypeAlias = str | Iterable[str]
@@ -104,8 +105,9 @@ class EmbeddingClient(ClientBase):
         if (single := self._prepare_single(checked, context)) is not None and _no_running_loop():
             outcomes = self._thread_driver.run_single(*single, context, functools.partial(self._count_late, collector))
         else:
-            flows = self._exchanges(planning.batches(checked, self._planner(dedup_window=None)), context, collector)
-            outcomes = self._thread_driver.run_many(flows, halt)
+            batches = planning.batches(checked, self._planner(dedup_window=None))
+            batches = self._quota_question(context, checked).beside(batches, self._thread_driver)
+            outcomes = self._thread_driver.run_many(self._exchanges(batches, context, collector), halt)
         with self._billing(collector, checked):
             with contextlib.closing(outcomes):
                 for batch, outcome in outcomes:
@@ -153,7 +155,8 @@ class EmbeddingClient(ClientBase):
         checked = text_inputs.validate_each(texts, self._limits, context.long_text, refused)
         collector, halt = self._new_collector(context.options.output), SignalSafeEvent()
         planner = self._planner(dedup_window=self.settings.max_concurrency)
-        flows = self._exchanges(planning.batches(checked, planner), context, collector, arrived)
+        batches = self._quota_question(context).beside(planning.batches(checked, planner), self._thread_driver)
+        flows = self._exchanges(batches, context, collector, arrived)
         callbacks = CallbackGuard(halt.set)
         with self._billing(collector), contextlib.closing(self._thread_driver.run_many(flows, halt)) as outcomes:
             for batch, outcome in outcomes:
@@ -166,6 +169,26 @@ class EmbeddingClient(ClientBase):
             callbacks.raise_first_error()
         if collector.has_failed:
             raise collector.build_error()
+
+    def fetch_quota(self) -> Quota:
+        """Asks the service for the quota of this client's model, which costs nothing.
+
+        From then on the quota is an upper bound for all clients of the same key, host and model in this process; the
+        search for the rate goes on below it. A job of at least 100 requests asks by itself, once, unless a quota is
+        configured; it goes on without the answer.
+
+        The service documents this for chat models. That it lists embedding models is likely, not proven
+        (https://www.alibabacloud.com/help/en/model-studio/list-quotas, seen 2026-11-27).
+
+        Returns:
+            The limits of the account and of the workspace, and the tightest of them as requests and tokens per minute.
+
+        Raises:
+            ServiceError: the service refuses; with status 404, this host does not tell quotas.
+            BadReply: the reply does not list the model.
+            ConnectionFailed: there was no answer.
+        """
+        return self.run(self._quota_request(), SignalSafeEvent())
 
     def close(self) -> None:
         """Closes the connections of sync code. Optional: they are closed when the client is garbage-collected."""
@@ -197,14 +220,15 @@ class EmbeddingClient(ClientBase):
         collector = self._new_collector(output, array_rows=len(checked) if array else None)
         halt = asyncio.Event()
         callbacks = CallbackGuard(halt.set)
+        question = self._quota_question(context, checked)
         if (single := self._prepare_single(checked, context)) is not None:
             outcomes = self._async_driver.run_single(*single, context, functools.partial(self._count_late, collector))
         else:
-            source = _as_async_iterator(checked)
-            flows = self._aexchanges(planning.abatches(source, self._planner(dedup_window=None)), context, collector)
+            batches = planning.abatches(_as_async_iterator(checked), self._planner(dedup_window=None))
+            flows = self._aexchanges(question.abeside(batches, self._async_driver), context, collector)
             outcomes = self._async_driver.run_many(flows, halt)
         with self._billing(collector, checked):
-            async with contextlib.aclosing(outcomes):
+            async with question, contextlib.aclosing(outcomes):
                 async for batch, outcome in outcomes:
                     done = await add_result(collector, batch, outcome)
                     with callbacks:
@@ -239,10 +263,12 @@ class EmbeddingClient(ClientBase):
         checked = text_inputs.avalidate_each(texts, self._limits, context.long_text, refused, in_thread=run_in_thread)
         collector, halt = self._new_collector(context.options.output), asyncio.Event()
         planner = self._planner(dedup_window=self.settings.max_concurrency)
-        flows = self._aexchanges(planning.abatches(checked, planner), context, collector, arrived)
+        question = self._quota_question(context)
+        batches = question.abeside(planning.abatches(checked, planner), self._async_driver)
+        flows = self._aexchanges(batches, context, collector, arrived)
         callbacks = CallbackGuard(halt.set)
         with self._billing(collector):
-            async with contextlib.aclosing(self._async_driver.run_many(flows, halt)) as outcomes:
+            async with question, contextlib.aclosing(self._async_driver.run_many(flows, halt)) as outcomes:
                 async for batch, outcome in outcomes:
                     await add_result(collector, batch, outcome)
                     with callbacks:
@@ -254,6 +280,11 @@ class EmbeddingClient(ClientBase):
             callbacks.raise_first_error()
         if collector.has_failed:
             raise collector.build_error()
+
+    async def afetch_quota(self) -> Quota:
+        """`fetch_quota` for a running event loop."""
+        check_running_loop()
+        return await self._async_driver.run_steps(self._quota_request(), asyncio.Event())
 
     async def aclose(self) -> None:
         """Closes the connections of the running event loop and those of sync code."""

@@ -8,6 +8,7 @@ saw that the shared hosts know the path, too.
 from __future__ import annotations
 
 import functools
+import logging
 import urllib.parse
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -16,7 +17,7 @@ from dashscope_embeddings._core.protocol import parse_json
 from dashscope_embeddings._core.reply_fields import first_string, request_id_of
 from dashscope_embeddings._core.small_requests import RequestSender
 from dashscope_embeddings._core.steps import Endpoint, Send
-from dashscope_embeddings.errors import Action, BadReply, ServiceError
+from dashscope_embeddings.errors import Action, BadReply, DashScopeError, ServiceError
 from dashscope_embeddings.quota import Quota, QuotaLimit
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from dashscope_embeddings._core.settings import Settings
     from dashscope_embeddings._core.small_requests import RequestFlow
 
+_log = logging.getLogger("dashscope_embeddings")
 _PATH = "/api/v1/quotas"
 _PAGE_SIZE = 100
 """The default, 20, may be too few if a model has a row for each workspace; more than 100 were seen to be refused."""
@@ -55,6 +57,20 @@ def fetch_quota(
         raise
     limiter.apply_reported_quota(quota)
     return quota
+
+
+def ask_for_quota(settings: Settings, limiter: Limiter) -> RequestFlow[None]:
+    """`fetch_quota` once, quickly and silently: without an answer the rate is found as if nobody had asked."""
+    try:
+        quota = yield from fetch_quota(settings, limiter, max_retries=0, deadline_seconds=_DEADLINE_SECONDS)
+    except DashScopeError as error:
+        _log.debug("no quota is reported: %s", error)
+    else:
+        _log.info("the service reports a quota for %s: %s", quota.model, quota)
+
+
+_DEADLINE_SECONDS = 5.0
+"""An answer that takes longer would come too late for most jobs."""
 
 
 def _request(model: str, deadline_seconds: float | None) -> Send:

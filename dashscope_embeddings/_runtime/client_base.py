@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
 from dataclasses import replace
 from typing import TypeAlias, TypeVar
@@ -10,12 +11,14 @@ from pydantic import SecretStr
 from typing_extensions import Self
 
 from dashscope_embeddings import usage as dashscope_embeddings_usage
-from dashscope_embeddings._core import planning
+from dashscope_embeddings._core import planning, quota_request
 from dashscope_embeddings._core import rate_limiter as core_rate_limiter
 from dashscope_embeddings._core.exchange import Exchange, Outcome, RequestContext, exchange
 from dashscope_embeddings._core.planning import Batch
+from dashscope_embeddings._core.rate_limiter import Limiter
 from dashscope_embeddings._core.results import ResultCollector
 from dashscope_embeddings._core.settings import Settings
+from dashscope_embeddings._core.small_requests import RequestFlow
 from dashscope_embeddings._core.stale_replies import seen_replies_of
 from dashscope_embeddings._core.steps import Step, StepResult
 from dashscope_embeddings._core.text_batcher import SingleText, TextBatcher
@@ -23,11 +26,13 @@ from dashscope_embeddings._core.text_inputs import OnRefused
 from dashscope_embeddings._core.text_length import shared_limits
 from dashscope_embeddings._process import ForkSafeLock
 from dashscope_embeddings._runtime.async_drivers import AsyncDriver, run_in_thread
+from dashscope_embeddings._runtime.quota_question import QuotaQuestion, is_long_job
 from dashscope_embeddings._runtime.thread_drivers import ThreadDriver
 from dashscope_embeddings._runtime.thread_pool import StopEvent
 from dashscope_embeddings._runtime.transport import Transport
 from dashscope_embeddings._runtime.user_resources import UserResources
 from dashscope_embeddings.errors import InvalidInput
+from dashscope_embeddings.quota import Quota
 from dashscope_embeddings.vectors import Output, TextType, Usage
 
 OnBatchDone: TypeAlias = Callable[[Sequence[str], Outcome], object]
@@ -96,6 +101,24 @@ class ClientBase:
             new = TextBatcher(self.settings.max_concurrency, self._planner(dedup_window=None))
             batcher = self._text_batchers.setdefault(key, new)
         return batch, SingleText(batch.texts[0], max(1, round(batch.estimated_tokens)), _no_op), batcher
+
+    def _quota_request(self) -> RequestFlow[Quota]:
+        limiter = self._request_context("document", "dense").limiter
+        limiter.claim_quota_request()  # so that no job asks again, whatever the answer is
+        return quota_request.fetch_quota(self.settings, limiter, max_retries=self.settings.max_retries)
+
+    def _quota_question(self, context: RequestContext, texts: Sequence[str] = ()) -> QuotaQuestion:
+        """`texts`: those of the job, as far as they are known before it starts."""
+        rows = min(self.settings.batch_size or self._limits.rows, self._limits.rows)
+        return QuotaQuestion(
+            functools.partial(self._claim_quota_question, context.limiter), is_long=is_long_job(texts, rows)
+        )
+
+    def _claim_quota_question(self, limiter: Limiter) -> RequestFlow[None] | None:
+        # A user's own rate limiter stands for a quota. The emulator in this process has none to tell.
+        has_quota = self._user_resources.rate_limiter is not None or self.settings.address.is_emulator
+        may_ask = not has_quota and limiter.claim_quota_request()
+        return quota_request.ask_for_quota(self.settings, limiter) if may_ask else None
 
     def _planner(self, *, dedup_window: int | None) -> planning.BatchPlanner:
         settings = self.settings

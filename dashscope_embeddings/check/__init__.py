@@ -1,7 +1,8 @@
 """Check what an API key can do: which hosts accept it, which models answer, and the role of the compatible route.
 
 The OpenAI-compatible route has no parameter for the role, and no page says whether its vectors are those of queries or
-of documents. Batch files embed over that route, so an index made with them depends on it. A few short texts are sent.
+of documents. Batch files embed over that route, so an index made with them depends on it. A few short texts are sent,
+and the quota is asked for.
 """
 
 from __future__ import annotations
@@ -31,9 +32,10 @@ from dashscope_embeddings.check.probes import (
 )
 from dashscope_embeddings.client import EmbeddingClient
 from dashscope_embeddings.errors import ConnectionFailed, DashScopeError, ServiceError
+from dashscope_embeddings.quota import Quota
 from dashscope_embeddings.vectors import Usage
 
-__all__ = ["TEXT", "Check", "ModelCheck", "Plan", "RegionCheck", "RoleCheck", "check"]
+__all__ = ["TEXT", "Check", "ModelCheck", "Plan", "QuotaCheck", "RegionCheck", "RoleCheck", "check"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +92,18 @@ class ModelCheck:
 
 
 @dataclass(frozen=True, slots=True)
+class QuotaCheck:
+    """What a host that accepts the key says about the quota of the timed model."""
+
+    host: str
+    model: str
+    quota: Quota | None
+    """None: the host does not say. That it lists embedding models is likely, but no page says so."""
+    said: str
+    """The outcome in words."""
+
+
+@dataclass(frozen=True, slots=True)
 class Check:
     """The result of `check`."""
 
@@ -101,6 +115,8 @@ class Check:
     """What the answers were billed."""
     notes: tuple[str, ...] = ()
     """What to do, and what the figures do not say."""
+    quotas: tuple[QuotaCheck, ...] = ()
+    """One for each host that accepts the key."""
 
     @property
     def takes_key(self) -> bool:
@@ -155,6 +171,7 @@ def check(  # noqa: PLR0913 - independent settings
     regions = tuple(_region_check(address, first_attempts.get(address)) for address in addresses)
     accepting = [address for address, found in zip(addresses, regions, strict=True) if found.takes_key]
     attempts_by_model = _probe_models(prober, accepting, names, model)
+    quotas = run_concurrently([prober.quota(address, model) for address in accepting], timeout)
     role, role_attempts = _measure_role(prober, attempts_by_model, catalogue_model)
     notes = _notes(regions, known_addresses, prober.key, workspace)
     if accepting and isinstance(role, str):
@@ -167,6 +184,7 @@ def check(  # noqa: PLR0913 - independent settings
         None if isinstance(role, str) else role,
         sum((embeddings.usage for embeddings in answers), Usage()),
         tuple(notes),
+        tuple(_quota_check(address, model, found) for address, found in zip(accepting, quotas, strict=True)),
     )
 
 
@@ -248,6 +266,16 @@ def _model_check(address: Address, name: str, attempts: Sequence[Attempt]) -> Mo
         seconds=statistics.median(seconds),
         tries=len(seconds),
     )
+
+
+def _quota_check(address: Address, model: str, found: Sequence[Quota | DashScopeError]) -> QuotaCheck:
+    if not found:
+        return QuotaCheck(address.host, model, None, NO_ANSWER_IN_TIME)
+    (answer,) = found
+    if isinstance(answer, DashScopeError):
+        return QuotaCheck(address.host, model, None, f"not told: {answer.summary or answer.message}")
+    ignored = f"; without meaning: {', '.join(answer.ignored)}" if answer.ignored else ""
+    return QuotaCheck(address.host, model, answer, f"{answer}{ignored}")
 
 
 def _measure_role(

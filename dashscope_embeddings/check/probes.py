@@ -7,7 +7,7 @@ import math
 import threading
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from dashscope_embeddings.errors import DashScopeError
 
@@ -21,10 +21,13 @@ if TYPE_CHECKING:
     from dashscope_embeddings._core.protocol import ApiProtocol
     from dashscope_embeddings.catalogue import Model
     from dashscope_embeddings.client import EmbeddingClient
+    from dashscope_embeddings.quota import Quota
     from dashscope_embeddings.vectors import Embeddings, Output, TextType
 
     RequestVariant: TypeAlias = tuple[TextType, Output]
     Task: TypeAlias = "Callable[[], list[Attempt]]"
+
+T = TypeVar("T")
 
 TEXT = "The cat sleeps in the sun."
 """The only text that is ever sent."""
@@ -72,7 +75,14 @@ class Prober:
         protocol: ApiProtocol = "native",
     ) -> Task:
         """A task that sends one request for each variant, in order on one connection, and stops at a failure."""
-        client = self.make_client(
+        return functools.partial(self._run, self._client(host_address, model, protocol), variants)
+
+    def quota(self, host_address: Address, model: str) -> Callable[[], list[Quota | DashScopeError]]:
+        """A task that asks for the model's quota once."""
+        return functools.partial(self._fetch_quota, self._client(host_address, model, "native"))
+
+    def _client(self, host_address: Address, model: str, protocol: ApiProtocol) -> EmbeddingClient:
+        return self.make_client(
             model,
             api_key=self.key,
             base_url=host_address.root_url,
@@ -82,7 +92,14 @@ class Prober:
             # With retries the client would also wait up to five minutes when throttled, instead of reporting it.
             max_retries=0,
         )
-        return functools.partial(self._run, client, variants)
+
+    def _fetch_quota(self, client: EmbeddingClient) -> list[Quota | DashScopeError]:
+        try:
+            return [client.fetch_quota()]
+        except DashScopeError as error:
+            return [error]
+        finally:
+            client.close()
 
     def _run(self, client: EmbeddingClient, variants: Sequence[RequestVariant]) -> list[Attempt]:
         attempts: list[Attempt] = []
@@ -100,15 +117,15 @@ class Prober:
         return attempts
 
 
-def run_concurrently(tasks: Sequence[Task], timeout_seconds: float) -> list[list[Attempt]]:
+def run_concurrently(tasks: Sequence[Callable[[], list[T]]], timeout_seconds: float) -> list[list[T]]:
     """Run each task in a thread of its own; the result of a task that takes too long is empty.
 
     A late task is abandoned, not awaited: a name lookup has no timeout and cannot be cancelled.
     """
-    results: dict[int, list[Attempt]] = {}
+    results: dict[int, list[T]] = {}
     errors: list[Exception] = []
 
-    def run(index: int, task: Task) -> None:
+    def run(index: int, task: Callable[[], list[T]]) -> None:
         try:
             results[index] = task()
         except Exception as error:  # noqa: BLE001 - raised below, in the calling thread

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-    from dashscope_embeddings.check import Check, ModelCheck, Plan, RegionCheck, RoleCheck
+    from dashscope_embeddings.check import Check, ModelCheck, Plan, QuotaCheck, RegionCheck, RoleCheck
 
 EXIT_NO_HOST = 1
 """Exit code: no host accepts the key."""
@@ -112,6 +112,10 @@ def _role_lines(role: RoleCheck) -> Iterator[str]:
     yield f"length of the compatible vector = {role.length:.4f}"
 
 
+def _quota_text(quota_check: QuotaCheck) -> str:
+    return f"quota of {quota_check.model} at {quota_check.host}: {quota_check.said}"
+
+
 def _billing_text(result: Check) -> str:
     return f"billed: {result.usage if result.usage.requests else 'nothing'}"
 
@@ -122,6 +126,7 @@ def _report_lines(result: Check) -> Iterator[str]:
         yield f"{_city(region)}, {region.host or 'no host'}: {region.said}{seconds}"
     for model in result.models:
         yield f"{model.model} on {model.host}: {_model_text(model)}"
+    yield from map(_quota_text, result.quotas)
     if result.role is not None:
         yield from _role_lines(result.role)
     yield _billing_text(result)
@@ -142,6 +147,8 @@ def _print_report(result: Check, out: Console) -> None:
             if model.host == host:
                 models.add_row(model.model, Text(_model_text(model), "" if model.answers else "yellow"))
         out.print("", models, sep="\n")
+    for quota in result.quotas:
+        out.print("", Text(_quota_text(quota)), sep="\n")
     if result.role is not None:
         verdict, *figures = _role_lines(result.role)
         out.print("", Text("Role of the compatible route", "bold"), Text(verdict), sep="\n")
@@ -154,4 +161,7 @@ def _to_json_object(result: Check) -> dict[str, Any]:
     cost = plain["usage"]["cost"]
     if cost is not None:
         cost["amount"] = f"{cost['amount']:f}"
+    for row, found in zip(plain["quotas"], result.quotas, strict=True):
+        if (quota := found.quota) is not None:
+            row |= {name: getattr(quota, name) for name in ("requests_per_minute", "tokens_per_minute")}
     return {"takes_key": result.takes_key, **plain}

@@ -78,9 +78,15 @@ class FaultSchedule:
         self._triggered_counts = [0] * len(self.faults)
         self._generators = [random.Random(fault.seed) for fault in self.faults]  # noqa: S311  (repeatable accidents)
 
-    def trigger(self, texts: tuple[str, ...], name: str, target: Target = "requests") -> Fault | None:
-        """The fault that triggers for the next request, batch or line with these texts; None: none does."""
-        indices = [i for i, fault in enumerate(self.faults) if fault.target == target and fault.applies_to(name)]
+    def trigger(
+        self, texts: tuple[str, ...], name: str, target: Target = "requests", *, needs_route: bool = False
+    ) -> Fault | None:
+        """The fault that triggers for the next request, batch or line with these texts; None: none does.
+
+        `needs_route`: only faults with a `route` affect it.
+        """
+        faults = [(i, fault) for i, fault in enumerate(self.faults) if fault.target == target]
+        indices = [i for i, f in faults if f.applies_to(name) and (f.route is not None or not needs_route)]
         for i in indices:
             self._seen_counts[i] += 1
         for i in indices:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 
 from dashscope_embeddings import _process, catalogue
-from dashscope_embeddings.emulator import embeddings, error_responses, synthetic_vectors, transports
+from dashscope_embeddings.emulator import embeddings, error_responses, quota_list, synthetic_vectors, transports
 from dashscope_embeddings.emulator.batch.service import BatchService, BatchSettings
 from dashscope_embeddings.emulator.error_responses import ApiError
 from dashscope_embeddings.emulator.fault_schedule import Fault, FaultSchedule
@@ -52,6 +52,9 @@ class Emulator:
         requests_per_minute: quota of each model; None: no limit.
         tokens_per_minute: quota of each model; None: no limit.
         window: seconds over which quotas are enforced.
+        tells_quota: whether `GET /api/v1/quotas` lists these quotas; False: 404. No page says that the service lists
+            embedding models. May be changed at any time. This request is in `asked`, but does not count as one of
+            `requests`, nor for faults without a `route`: a client may send it at any time beside its job.
         retry_after: whether a reply to an exceeded quota has headers that say when to retry.
         faults: what goes wrong, and when.
         clock: returns seconds; for quotas, batches and the log.
@@ -71,6 +74,7 @@ class Emulator:
         requests_per_minute: float | None = None,
         tokens_per_minute: float | None = None,
         window: float = 1.0,
+        tells_quota: bool = False,
         retry_after: bool = False,
         faults: Sequence[Fault] = (),
         clock: Callable[[], float] = time.monotonic,
@@ -83,6 +87,7 @@ class Emulator:
         if requests_per_second is not None:
             requests_per_minute = min(requests_per_second * 60, requests_per_minute or math.inf)
         self._quota_settings = (requests_per_minute, tokens_per_minute, window)
+        self.tells_quota = tells_quota
         self._sends_retry_after = retry_after
         self._clock = clock
         self._lock = threading.Lock()
@@ -153,7 +158,7 @@ class Emulator:
             self._quotas: dict[str, Quota] = {}
             self._fault_schedule = FaultSchedule(self._fault_schedule.faults)
             self.requests = 0
-            """Requests received, refused ones included."""
+            """Requests received, refused ones included; without those for the list of quotas."""
             self.billed_requests = 0
             self.billed_texts = 0
             self.billed_tokens = 0
@@ -205,13 +210,19 @@ class Emulator:
         # An uploaded file is a large multipart form, which begins with a hyphen: not worth parsing as JSON.
         body = None if request.body.startswith(b"-") else request.json_object()
         fields = embeddings.read_fields(protocol, body or {})
-        fault = self._trigger_fault(fields.texts, f"{request.method} {request.path}", "requests")
+        is_quota_list = quota_list.is_asked(request)
+        fault = self._trigger_fault(
+            fields.texts, f"{request.method} {request.path}", "requests", is_counted=not is_quota_list
+        )
         response = fault.intercept(protocol or "native", request_id) if fault is not None else None
         tokens = 0
         if response is None:
             try:
                 if is_batch_route:
                     response = self.batches.answer(request, self._authenticate(request), now, request_id)
+                elif is_quota_list and self.tells_quota:
+                    self._authenticate(request)
+                    response = quota_list.response(request, self._models, *self._quota_settings[:2], request_id)
                 else:
                     embedding_request = self._validate_request(request, protocol, body, now)
                     response = embeddings.success_response(embedding_request, request_id)
@@ -247,10 +258,12 @@ class Emulator:
             self._bill(len(fields.texts), tokens)
         return response
 
-    def _trigger_fault(self, texts: tuple[str, ...], name: str, target: Target) -> Fault | None:
+    def _trigger_fault(
+        self, texts: tuple[str, ...], name: str, target: Target, *, is_counted: bool = True
+    ) -> Fault | None:
         with self._lock:
-            self.requests += target == "requests"
-            return self._fault_schedule.trigger(texts, name, target)
+            self.requests += target == "requests" and is_counted
+            return self._fault_schedule.trigger(texts, name, target, needs_route=not is_counted)
 
     def _record_batch_line(self, line: BatchLine) -> None:
         with self._lock:

@@ -38,10 +38,14 @@ class Net:
     def __init__(self, hosts: dict[str, Answer]) -> None:
         self.hosts = hosts
         self.asked: list[tuple[str, str, dict[str, Any]]] = []
+        self.asked_for_quota: list[str] = []
 
     def __call__(self, request: httpx.Request) -> httpx.Response:
         host = request.url.netloc.decode()
-        self.asked.append((host, request.url.path, json.loads(request.content)))
+        if request.method == "GET":
+            self.asked_for_quota.append(host)
+        else:
+            self.asked.append((host, request.url.path, json.loads(request.content)))
         if host not in self.hosts:
             raise httpx.ConnectError("[Errno -2] Name or service not known", request=request)
         return self.hosts[host](request)
@@ -498,7 +502,7 @@ def test_json_is_all_of_standard_output(command: Callable[..., Any], world: dict
     assert result.exit_code == 0
     assert result.stderr.startswith("Sends one short text to 1 host, then 12 to each")
     found = json.loads(result.stdout)
-    assert found.keys() == {"takes_key", "regions", "models", "role", "usage", "notes"}
+    assert found.keys() == {"takes_key", "regions", "models", "role", "usage", "notes", "quotas"}
     assert found["takes_key"] is True
     assert [(each["region"], each["takes_key"]) for each in found["regions"]] == [("ap-southeast-1", True)]
     assert found["role"]["verdict"] == "query"

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 TWINS = [
     (EmbeddingClient, "embed", "aembed"),
     (EmbeddingClient, "stream", "astream"),
+    (EmbeddingClient, "fetch_quota", "afetch_quota"),
     (EmbeddingClient, "close", "aclose"),
     (DashScopeEmbeddings, "embed_documents", "aembed_documents"),
     (DashScopeEmbeddings, "embed_query", "aembed_query"),

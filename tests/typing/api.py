@@ -27,6 +27,8 @@ from dashscope_embeddings import (
     Embeddings,
     InvalidInput,
     Price,
+    Quota,
+    QuotaLimit,
     RateLimitError,
     RequestRecord,
     ServiceError,
@@ -55,6 +57,10 @@ def client_sync() -> None:
     assert_type(result.usage, Usage)
     assert_type(result.usage.cost, Cost | None)
     assert_type(result.request_ids, tuple[str, ...])
+    quota = client.fetch_quota()
+    assert_type(quota, Quota)
+    assert_type(quota.requests_per_minute, float | None)
+    assert_type(quota.tokens, QuotaLimit | None)
     if result.sparse is not None:
         assert_type(result.sparse[0], SparseVector)
         assert_type(result.sparse[0].as_dict(), dict[int, float])

@@ -1,0 +1,262 @@
+"""The question for a quota, and every shape of its answer: what cannot be a limit limits nothing, and is shown."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from dashscope_embeddings import BadReply, Quota, QuotaLimit, ServiceError
+from dashscope_embeddings._core.failures import Failure
+from dashscope_embeddings._core.protocol import Reply
+from dashscope_embeddings._core.quota_request import ask_for_quota, fetch_quota
+from dashscope_embeddings._core.rate_limiter import Limiter
+from dashscope_embeddings._core.settings import Settings
+from dashscope_embeddings._core.steps import Send, Sleep
+
+if TYPE_CHECKING:
+    from dashscope_embeddings._core.client_options import ClientOptions
+    from dashscope_embeddings._core.steps import StepResult
+
+KEY = "sk-made-up-and-secret-key"
+V4 = "text-embedding-v4"
+LIMIT = {
+    "request_limit": 1_800,
+    "request_limit_period": 60,
+    "usage_limit": 1_200_000,
+    "usage_limit_field": "total_tokens",
+    "usage_limit_period": 60,
+    "async_user_queue_limit": 5,
+    "async_user_concurrency_limit": 5,
+}
+ROW = {"model": V4, "workspace_id": "llm-one", "model_limit": LIMIT, "workspace_limit": None}
+
+
+def settings(**options: Any) -> Settings:
+    given: ClientOptions = {"api_key": KEY, **options}  # type: ignore[typeddict-item]
+    return Settings.from_options(V4, given)
+
+
+def listing(*rows: Any) -> bytes:
+    return json.dumps({"request_id": "made-up", "output": {"total": len(rows), "quotas": rows}}).encode()
+
+
+def limits(**changed: Any) -> bytes:
+    return listing({**ROW, "model_limit": {**LIMIT, **changed}})
+
+
+def answered(answer: bytes | StepResult, limiter: Limiter | None = None, **options: Any) -> Quota:
+    flow = fetch_quota(settings(**options), limiter or Limiter(lambda: 0.0), max_retries=0)
+    assert isinstance(next(flow), Send)
+    try:
+        flow.send(Reply(200, {}, answer) if isinstance(answer, bytes) else answer)
+    except StopIteration as done:
+        found: Quota = done.value
+        return found
+    raise AssertionError("another step")
+
+
+def per_second(limiter: Limiter) -> float:
+    return limiter._reported_quota.requests_per_second
+
+
+# --- good answers ------------------------------------------------------------------------------------------
+
+
+def test_the_documented_answer_is_read() -> None:
+    limiter = Limiter(lambda: 0.0)
+    quota = answered(listing(ROW), limiter)
+    assert quota == Quota(
+        V4,
+        (QuotaLimit("account", "requests", 1_800, 60), QuotaLimit("account", "tokens", 1_200_000, 60)),
+        "llm-one",
+        "https://dashscope.aliyuncs.com/api/v1/quotas",
+        (),
+        "made-up",
+    )
+    assert (quota.requests_per_minute, quota.tokens_per_minute) == (1_800, 1_200_000)
+    assert per_second(limiter) == 30
+
+
+@pytest.mark.parametrize(("limit", "period", "a_minute"), [(10, 1, 600), (60, 6, 600), (36_000, 3_600, 600.0)])
+def test_any_period_is_read(limit: int, period: int, a_minute: float) -> None:
+    quota = answered(limits(request_limit=limit, request_limit_period=period))
+    assert quota.requests_per_minute == a_minute
+    assert quota.requests is not None
+    assert (quota.requests.limit, quota.requests.period_seconds) == (limit, period)
+
+
+@pytest.mark.parametrize(("account", "workspace", "whose"), [(60, 600, "account"), (600, 60, "workspace")])
+def test_the_tighter_of_account_and_workspace_holds(account: int, workspace: int, whose: str) -> None:
+    row = {**ROW, "model_limit": {**LIMIT, "request_limit": account}}
+    row["workspace_limit"] = {**LIMIT, "request_limit": workspace, "usage_limit": None}
+    limiter = Limiter(lambda: 0.0)
+    quota = answered(listing(row), limiter)
+    assert quota.requests is not None
+    assert (quota.requests.scope, quota.requests_per_minute) == (whose, 60)
+    assert quota.tokens_per_minute == 1_200_000
+    assert per_second(limiter) == 1
+
+
+def test_no_limit_is_no_limit() -> None:
+    limiter = Limiter(lambda: 0.0)
+    quota = answered(limits(request_limit=None, usage_limit=None), limiter)
+    assert (quota.limits, quota.ignored, quota.requests_per_minute, quota.tokens_per_minute) == ((), (), None, None)
+    assert per_second(limiter) == float("inf")
+
+
+def test_other_models_in_the_list_do_not_count() -> None:
+    other = {**ROW, "model": f"{V4}-next", "model_limit": {**LIMIT, "request_limit": 1}}
+    assert answered(listing(other, ROW, "no row", None)).requests_per_minute == 1_800
+
+
+def test_of_several_workspaces_the_clients_own_counts_and_else_the_account_alone() -> None:
+    def row(workspace: str, limit: int) -> dict[str, Any]:
+        return {**ROW, "workspace_id": workspace, "workspace_limit": {**LIMIT, "request_limit": limit}}
+
+    body = listing(row("llm-one", 60), row("llm-two", 120))
+    shared = answered(body)
+    assert (shared.workspace_id, shared.requests_per_minute) == (None, 1_800)
+    own = answered(body, region="cn-beijing", workspace="llm-two")
+    assert (own.workspace_id, own.requests_per_minute) == ("llm-two", 120)
+    in_header = answered(body, base_url="https://gateway.example", workspace="llm-one")
+    assert (in_header.workspace_id, in_header.requests_per_minute) == ("llm-one", 60)
+
+
+# --- answers without sense ---------------------------------------------------------------------------------
+
+ABSURD = [0, -5, "600", "", True, [600], {"a": 1}, float("nan"), float("inf"), 10**16, 10**4_000, 1e-9]
+
+
+@pytest.mark.parametrize("value", ABSURD, ids=lambda value: repr(value)[:20])
+@pytest.mark.parametrize("name", ["request_limit", "request_limit_period"])
+def test_an_absurd_figure_limits_nothing_and_is_shown(name: str, value: Any) -> None:
+    if name == "request_limit_period" and value == 1e-9:
+        return  # a very high quota
+    limiter = Limiter(lambda: 0.0)
+    quota = answered(limits(**{name: value}), limiter)
+    assert quota.requests is None
+    assert quota.tokens_per_minute == 1_200_000
+    (words,) = quota.ignored
+    assert words.startswith("model_limit.request_limit=")
+    assert str(value)[:20] in words or repr(value)[:20] in words
+    assert len(words) <= 200
+    assert per_second(limiter) == float("inf")
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"usage_limit": -1},
+        {"usage_limit_period": None},
+        {"usage_limit_period": 0},
+        {"usage_limit_field": "images"},
+        {"usage_limit_field": ["images"]},
+    ],
+    ids=repr,
+)
+def test_absurd_usage_limits_nothing_and_is_shown(changed: dict[str, Any]) -> None:
+    quota = answered(limits(**changed))
+    assert (quota.tokens_per_minute, quota.requests_per_minute) == (None, 1_800)
+    assert len(quota.ignored) == 1
+
+
+@pytest.mark.parametrize("value", ["none", 7, [LIMIT], True])
+def test_a_limit_that_is_no_object_is_shown(value: Any) -> None:
+    quota = answered(listing({**ROW, "workspace_limit": value}))
+    assert quota.ignored == (f"workspace_limit={value!r}"[:200],)
+    assert quota.requests_per_minute == 1_800
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"null",
+        b"[]",
+        b"<html>log in</html>",
+        b'{"output": null}',
+        b'{"output": [1]}',
+        b'{"output": {"quotas": null}}',
+        b'{"output": {"quotas": {"model": 1}}}',
+        b'{"output": {"quotas": [null, 1, {}]}}',
+        b'{"output"' * 1_000,
+        b"[" * 100_000,
+        listing(),
+        listing({**ROW, "model": "qwen3-max"}),
+        b"\xff\xfe{",
+    ],
+    ids=lambda body: body[:40],
+)
+def test_an_answer_without_the_model_is_a_bad_reply_that_quotes_it(body: bytes) -> None:
+    limiter = Limiter(lambda: 0.0)
+    with pytest.raises(BadReply, match=f"lists no quota of {V4}; it answered .*set requests_per_minute") as caught:
+        answered(body, limiter)
+    assert (body[:20].decode("utf-8", "replace") or "nothing") in str(caught.value)
+    assert per_second(limiter) == float("inf")
+
+
+def test_an_answer_that_repeats_the_key_shows_it_nowhere() -> None:
+    row = {**ROW, "workspace_id": f"ws-{KEY}", "workspace_limit": f"Bearer {KEY}"}
+    quota = answered(listing({**row, "model_limit": {**LIMIT, "request_limit": KEY}}))
+    assert KEY not in repr(quota)
+    assert len(quota.ignored) == 2
+    with pytest.raises(BadReply) as caught:
+        answered(json.dumps({"you sent": KEY}).encode())
+    assert KEY not in str(caught.value)
+
+
+# --- refusals ----------------------------------------------------------------------------------------------
+
+
+def test_a_host_that_does_not_know_the_path_is_named_with_what_to_do() -> None:
+    for body in (b"", b'{"code":"NotFound","message":"no such path"}'):
+        with pytest.raises(
+            ServiceError, match=r"dashscope\.aliyuncs\.com tells no quota .* set requests_per_minute"
+        ) as caught:
+            answered(Reply(404, {}, body))
+        assert caught.value.status == 404
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404])
+def test_a_refusal_is_final(status: int) -> None:
+    flow = fetch_quota(settings(), Limiter(lambda: 0.0), max_retries=6)
+    next(flow)
+    with pytest.raises(ServiceError):
+        flow.send(Reply(status, {}, b'{"code":"Nope","message":"no"}'))
+
+
+@pytest.mark.parametrize("answer", [Reply(429, {"retry-after": "2"}, b""), Reply(500, {}, b""), Failure("reset")])
+def test_other_failures_are_tried_again(answer: StepResult) -> None:
+    flow = fetch_quota(settings(), Limiter(lambda: 0.0), max_retries=6)
+    first = next(flow)
+    assert isinstance(flow.send(answer), Sleep)
+    assert flow.send(None) == first
+
+
+@pytest.mark.parametrize(
+    "answer", [Reply(404, {}, b""), Reply(429, {"retry-after": "60"}, b""), Reply(200, {}, b"?"), Failure("reset")]
+)
+def test_a_job_asks_once_and_takes_no_answer_for_an_answer(answer: StepResult) -> None:
+    limiter = Limiter(lambda: 0.0)
+    flow = ask_for_quota(settings(), limiter)
+    step = next(flow)
+    assert isinstance(step, Send)
+    assert step.endpoint is not None
+    assert step.endpoint.deadline_seconds == 5.0
+    with pytest.raises(StopIteration):
+        flow.send(answer)
+    assert per_second(limiter) == float("inf")
+    assert limiter.try_acquire(limiter.create_permit(1)) == 0.0
+
+
+def test_what_is_asked() -> None:
+    step = next(fetch_quota(settings(), Limiter(lambda: 0.0), max_retries=0))
+    assert isinstance(step, Send)
+    assert step.endpoint is not None
+    assert (step.endpoint.method, step.endpoint.path) == (
+        "GET",
+        "/api/v1/quotas?model=text-embedding-v4&page_no=1&page_size=100",
+    )
+    assert step.body == b""

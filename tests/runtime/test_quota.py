@@ -1,0 +1,354 @@
+"""The question for the quota on the wire: who asks, when, how often, and that no job waits for it or fails with it."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import hashlib
+import itertools
+import json
+import time
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import httpx
+import pytest
+from client_helpers import KEY, client_for
+
+from dashscope_embeddings import AuthenticationError, BadReply, EmbeddingClient, Quota, ServiceError
+from dashscope_embeddings._core import quota_request
+from dashscope_embeddings.corpus import embed_corpus
+from dashscope_embeddings.emulator import Emulator, faults, in_process
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from dashscope_embeddings.emulator.http import Server
+
+PATH = "/api/v1/quotas"
+LONG, SHORT = 1_300, 990
+"""Texts of a job of 130 requests, and of one of 99; the 100th makes a job a long one."""
+ROUTE = "quotas"
+
+Job: TypeAlias = "Callable[[EmbeddingClient, list[str]], object]"
+
+
+def texts(count: int) -> list[str]:
+    return [f"text {i}" for i in range(count)]
+
+
+def asked(emulator: Emulator) -> int:
+    return sum(request.path == PATH for request in emulator.asked)
+
+
+def until(happened: Callable[[], bool]) -> None:
+    """The thread that asks may be later than the job."""
+    for _ in range(2_000):
+        if happened():
+            return
+        time.sleep(0.005)
+    pytest.fail("it did not happen")
+
+
+def until_asked(emulator: Emulator) -> None:
+    until(lambda: asked(emulator) > 0)
+
+
+def told_rate(client: EmbeddingClient) -> float:
+    return client._request_context("document", "dense").limiter._reported_quota.requests_per_second
+
+
+async def _astream(client: EmbeddingClient, inputs: list[str]) -> None:
+    async for _ in client.astream(inputs):
+        pass
+
+
+def _embed_corpus(client: EmbeddingClient, inputs: list[str], folder: Path) -> None:
+    folder.mkdir(exist_ok=True)
+    source = folder / f"{len(inputs)}.txt"
+    source.write_text("\n".join(inputs), "utf-8")
+    embed_corpus(source, folder / f"{len(inputs)}-{time.monotonic_ns()}.npy", client=client)
+
+
+@pytest.fixture(params=["embed", "aembed", "stream", "astream", "embed_corpus"])
+def job(request: pytest.FixtureRequest, tmp_path: Path) -> Job:
+    jobs: dict[str, Job] = {
+        "embed": lambda client, inputs: client.embed(inputs),
+        "aembed": lambda client, inputs: asyncio.run(client.aembed(inputs)),
+        "stream": lambda client, inputs: list(client.stream(inputs)),
+        "astream": lambda client, inputs: asyncio.run(_astream(client, inputs)),
+        "embed_corpus": lambda client, inputs: _embed_corpus(client, inputs, tmp_path),
+    }
+    return jobs[request.param]
+
+
+@pytest.fixture(params=["sync", "async"])
+def fetch(request: pytest.FixtureRequest) -> Callable[[EmbeddingClient], Quota]:
+    if request.param == "sync":
+        return EmbeddingClient.fetch_quota
+    return lambda client: asyncio.run(client.afetch_quota())
+
+
+@pytest.fixture
+def client(served: Server) -> Iterator[EmbeddingClient]:
+    """Of a real socket."""
+    with EmbeddingClient(api_key=KEY, base_url=served.url) as client:
+        yield client
+
+
+# --- fetch_quota -------------------------------------------------------------------------------------------
+
+
+def test_what_goes_over_the_wire(fetch: Callable[[EmbeddingClient], Quota]) -> None:
+    emulator = Emulator(api_key=KEY, requests_per_minute=600, tokens_per_minute=90_000, tells_quota=True)
+    with emulator.serve() as served:
+        client = EmbeddingClient(api_key=KEY, protocol="openai", base_url=served.url, workspace="llm-mine")
+        quota = fetch(client)
+        assert told_rate(client) == 10
+    (request,) = emulator.asked
+    assert (request.method, request.path) == ("GET", PATH)
+    assert request.query == "model=text-embedding-v4&page_no=1&page_size=100"
+    assert request.headers["x-dashscope-workspace"] == "llm-mine"
+    assert emulator.keys_seen == {hashlib.sha256(KEY.encode()).hexdigest()}
+    assert (quota.requests_per_minute, quota.tokens_per_minute) == (600, 90_000)
+    assert (quota.workspace_id, quota.source) == ("llm-mine", f"{served.url}{PATH}")
+    assert client.usage.requests == 0
+
+
+def test_a_users_own_clients_carry_the_question(fetch: Callable[[EmbeddingClient], Quota]) -> None:
+    seen = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        seen.append(request)
+        return httpx.Response(404)
+
+    transport = httpx.MockTransport(answer)
+    own = {
+        "http_client": httpx.Client(transport=transport),
+        "http_async_client": httpx.AsyncClient(transport=transport),
+    }
+    client = EmbeddingClient(api_key=KEY, default_headers={"x-team": "search"}, **own)  # type: ignore[arg-type]
+    with pytest.raises(ServiceError, match=r"dashscope\.aliyuncs\.com tells no quota"):
+        fetch(client)
+    (request,) = seen
+    assert (request.method, request.url.host, request.url.path) == ("GET", "dashscope.aliyuncs.com", PATH)
+    assert (request.headers["authorization"], request.headers["x-team"]) == (f"Bearer {KEY}", "search")
+    assert request.content == b""
+
+
+def test_a_refused_key_is_final(fetch: Callable[[EmbeddingClient], Quota]) -> None:
+    emulator = Emulator(api_key="sk-another", tells_quota=True)
+    with pytest.raises(AuthenticationError):
+        fetch(client_for(emulator))
+    assert asked(emulator) == 1
+
+
+@pytest.mark.parametrize(
+    "fault", [faults.Status(500, route=ROUTE), faults.Throttle(route=ROUTE), faults.Drop(route=ROUTE)]
+)
+def test_a_passing_fault_is_survived(fetch: Callable[[EmbeddingClient], Quota], fault: faults.Fault) -> None:
+    emulator = Emulator(requests_per_minute=600, tells_quota=True, faults=[fault])
+    assert fetch(client_for(emulator)).requests_per_minute == 600
+    assert asked(emulator) == 2
+
+
+def test_a_model_that_is_not_listed_is_said_so(fetch: Callable[[EmbeddingClient], Quota]) -> None:
+    emulator = Emulator(models=[], tells_quota=True)
+    with pytest.raises(BadReply, match="lists no quota of text-embedding-v4"):
+        fetch(client_for(emulator))
+
+
+def test_the_emulator_in_this_process_answers_if_it_is_told_to() -> None:
+    client = EmbeddingClient(base_url="emulator")
+    with pytest.raises(ServiceError):
+        client.fetch_quota()
+    in_process().tells_quota = True
+    assert client.fetch_quota().limits == ()
+
+
+def test_a_told_quota_outlives_its_client_and_is_its_accounts_alone() -> None:
+    emulator = Emulator(requests_per_minute=600, tells_quota=True)
+    client_for(emulator).fetch_quota()
+    gc.collect()
+    assert told_rate(client_for(emulator)) == 10
+    assert told_rate(client_for(emulator, api_key="sk-another-account")) == float("inf")
+
+
+# --- beside a job ------------------------------------------------------------------------------------------
+
+
+def test_a_long_job_asks_once_and_a_second_one_not_again(job: Job, emulator: Emulator, client: EmbeddingClient) -> None:
+    emulator.tells_quota = True
+    job(client, texts(LONG))
+    until_asked(emulator)
+    job(client, [f"more {text}" for text in texts(LONG)])
+    assert asked(emulator) == 1
+    assert len(emulator.asked) == 261
+    assert (emulator.requests, emulator.billed_requests) == (260, 260)
+
+
+def test_what_a_job_is_told_bounds_the_limiter(job: Job) -> None:
+    emulator = Emulator(requests_per_minute=6_000_000, window=60.0, tells_quota=True)
+    with emulator.serve() as served:
+        client = EmbeddingClient(api_key=KEY, base_url=served.url)
+        job(client, texts(LONG))
+        until(lambda: told_rate(client) == 100_000)
+    assert asked(emulator) == 1
+
+
+def test_a_service_that_does_not_know_the_path_gets_one_request_more(
+    job: Job, emulator: Emulator, client: EmbeddingClient
+) -> None:
+    job(client, texts(LONG))
+    until_asked(emulator)
+    assert len(emulator.asked) == 131
+    assert emulator.billed_texts == LONG
+    assert told_rate(client) == float("inf")
+
+
+@pytest.mark.parametrize("method", [EmbeddingClient.embed, EmbeddingClient.stream])
+def test_a_hundred_requests_are_a_long_job(
+    method: Callable[..., Any], emulator: Emulator, client: EmbeddingClient
+) -> None:
+    found = method(client, texts(SHORT + 1))
+    if method is EmbeddingClient.stream:
+        list(found)
+    until_asked(emulator)
+
+
+def test_a_short_job_does_not_ask(job: Job, emulator: Emulator, client: EmbeddingClient) -> None:
+    job(client, texts(SHORT))
+    assert len(emulator.asked) == 99
+    assert client._request_context("document", "dense").limiter.claim_quota_request()
+
+
+def test_neither_a_constructor_nor_a_query_asks(emulator: Emulator, client: EmbeddingClient) -> None:
+    for i in range(120):
+        client.embed(f"query {i}", text_type="query")
+    asyncio.run(client.aembed("query", text_type="query"))
+    assert {request.path for request in emulator.asked} != {PATH}
+    assert asked(emulator) == 0
+
+
+def test_one_text_many_times_is_no_long_job(job: Job, emulator: Emulator, client: EmbeddingClient) -> None:
+    job(client, ["again"] * 20_000)
+    assert asked(emulator) == 0
+    assert emulator.requests < 10
+
+
+def test_a_stream_asks_when_it_turns_out_to_be_long(emulator: Emulator, client: EmbeddingClient) -> None:
+    stream = client.stream(f"text {i}" for i in itertools.count())
+    for _ in itertools.islice(stream, SHORT - 200):
+        pass
+    assert asked(emulator) == 0
+    for _ in itertools.islice(stream, 300):
+        pass
+    until_asked(emulator)
+    stream.close()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("given", [{"requests_per_minute": 6e6}, {"tokens_per_minute": 6e9}], ids=str)
+def test_who_has_configured_a_quota_is_not_asked_for_another(
+    job: Job, emulator: Emulator, served: Server, given: dict[str, Any]
+) -> None:
+    job(EmbeddingClient(api_key=KEY, base_url=served.url, **given), texts(LONG))
+    assert len(emulator.asked) == 130
+
+
+class _Limiter:
+    def acquire(self, *, blocking: bool = True) -> bool:
+        return blocking
+
+    async def aacquire(self, *, blocking: bool = True) -> bool:
+        return blocking
+
+
+def test_a_rate_limiter_of_the_user_stands_for_a_quota(job: Job, emulator: Emulator, served: Server) -> None:
+    job(EmbeddingClient(api_key=KEY, base_url=served.url, rate_limiter=_Limiter()), texts(LONG))
+    assert len(emulator.asked) == 130
+
+
+def test_the_emulator_in_this_process_is_not_asked_by_a_job(job: Job) -> None:
+    in_process().tells_quota = True
+    job(EmbeddingClient(base_url="emulator"), texts(LONG))
+    assert asked(in_process()) == 0
+
+
+def test_who_has_asked_by_hand_is_not_asked_again(job: Job, emulator: Emulator, client: EmbeddingClient) -> None:
+    with pytest.raises(ServiceError):
+        client.fetch_quota()
+    job(client, texts(LONG))
+    assert asked(emulator) == 1
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        faults.Throttle(route=ROUTE, retry_after=3_600, times=9),
+        faults.Status(403, route=ROUTE, times=9),
+        faults.Status(503, "html", route=ROUTE, times=9),
+        faults.Garbage(route=ROUTE, times=9),
+        faults.Truncate(route=ROUTE, times=9),
+        faults.Drop(route=ROUTE, times=9),
+    ],
+    ids=repr,
+)
+def test_whatever_the_answer_the_job_is_the_same(
+    job: Job, emulator: Emulator, client: EmbeddingClient, fault: faults.Fault
+) -> None:
+    emulator.tells_quota, emulator.faults = True, [fault]
+    job(client, texts(LONG))
+    until_asked(emulator)
+    assert asked(emulator) == 1
+    assert (emulator.requests, emulator.billed_texts) == (130, LONG)
+    limiter = client._request_context("document", "dense").limiter
+    assert limiter.try_acquire(limiter.create_permit(1)) == 0.0
+    assert told_rate(client) == float("inf")
+
+
+def test_a_job_does_not_wait_for_the_answer(
+    job: Job, emulator: Emulator, served: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quota_request, "_DEADLINE_SECONDS", 3_600.0)  # a job that waited would hang
+    emulator.faults = [faults.Stall(route=ROUTE)]
+    job(EmbeddingClient(api_key=KEY, base_url=served.url, max_concurrency=1, timeout=3_600), texts(LONG))
+    until_asked(emulator)
+    assert emulator.billed_texts == LONG
+
+
+def test_faults_without_a_route_and_counts_do_not_see_the_question(emulator: Emulator, client: EmbeddingClient) -> None:
+    emulator.faults = [faults.Status(500, every=1, times=3)]
+    with pytest.raises(ServiceError, match="tells no quota"):
+        client.fetch_quota()
+    assert (emulator.requests, len(emulator.asked)) == (0, 1)
+
+
+# --- the emulator's list -----------------------------------------------------------------------------------
+
+
+def test_the_emulator_lists_its_quotas_in_pages() -> None:
+    emulator = Emulator(requests_per_second=10, tokens_per_minute=1_000.5, tells_quota=True)
+    http = httpx.Client(
+        transport=emulator.transport(), base_url="http://emulator", headers={"authorization": "Bearer k"}
+    )
+    whole = http.get(PATH).json()["output"]
+    assert (whole["total"], whole["page_no"], whole["page_size"]) == (len(whole["quotas"]), 1, 20)
+    assert whole["quotas"][0]["workspace_limit"] is None
+    assert whole["quotas"][0]["model_limit"] == {
+        "request_limit": 600,
+        "request_limit_period": 60,
+        "usage_limit": 1_000.5,
+        "usage_limit_field": "total_tokens",
+        "usage_limit_period": 60,
+        "async_user_queue_limit": None,
+        "async_user_concurrency_limit": None,
+    }
+    second = http.get(PATH, params={"page_no": 2, "page_size": 2}).json()["output"]
+    assert second["quotas"] == whole["quotas"][2:4]
+    named = http.get(PATH, params={"name": "v4"}).json()["output"]["quotas"]
+    assert [row["model"] for row in named] == ["text-embedding-v4"]
+    assert http.get(PATH, params={"model": "v4"}).json()["output"]["quotas"] == []
+    assert "exceeds the length limit" in http.get(PATH, params={"page_size": 101}).json()["message"]
+    assert http.get(PATH, params={"page_no": "x"}).status_code == 400
+    assert http.get(PATH, headers={"authorization": ""}).status_code == 401
+    assert http.post(PATH, content=json.dumps({})).status_code == 404
