@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import weakref
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 if TYPE_CHECKING:
     from dashscope_embeddings._core.protocol import Reply
@@ -100,16 +100,9 @@ class SeenReplies:
         return "close" if same_connection else "keep"
 
 
-_seen_by_user_client: weakref.WeakKeyDictionary[Any, SeenReplies] = weakref.WeakKeyDictionary()
+_seen_by_server: weakref.WeakValueDictionary[str, SeenReplies] = weakref.WeakValueDictionary()
 
 
-def seen_replies_of(*clients: Any) -> SeenReplies:
-    """The replies seen on the connections of a user's HTTP clients, which several of our clients may share."""
-    owners = [client for client in clients if client is not None]
-    try:
-        known = next((_seen_by_user_client[owner] for owner in owners if owner in _seen_by_user_client), SeenReplies())
-        for owner in owners:
-            _seen_by_user_client.setdefault(owner, known)
-    except TypeError:  # not hashable, or without weak references
-        return SeenReplies()
-    return known
+def seen_replies_of(server: str) -> SeenReplies:
+    """The replies seen from a server, by its address: its connections may be shared by several clients."""
+    return _seen_by_server.setdefault(server, SeenReplies())

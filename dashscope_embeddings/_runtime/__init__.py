@@ -2,7 +2,8 @@
 
 drivers, async_drivers   run flows on threads, and in tasks of an event loop
 client_base              the parts of a client that sync and async calls share
-transport                sends requests; with http_request, connections, environment, connect_errors, file_transfer
+transport                sends requests; with http_request, deadlines, environment, connect_errors, file_transfer
+sync_connections         the connection pool for threads; connections: for an event loop; shared_pools: who uses them
 thread_pool              daemon threads, and waiting that a signal handler cannot break
 files                    exclusive and atomic writes
 """

@@ -55,7 +55,7 @@ class ClientBase:
         self._limits = shared_limits(settings.address.host, settings.model)
         self._text_batchers: dict[tuple[TextType, Output], TextBatcher] = {}
         self._contexts: dict[tuple[TextType, Output], RequestContext] = {}
-        self._seen_replies = seen_replies_of(user_resources.client, user_resources.async_client)
+        self._seen_replies = seen_replies_of(settings.address.root_url)
         self._lock = ForkSafeLock()
         self._usage = Usage()
 

@@ -143,6 +143,8 @@ class ConnectionPool(httpx.AsyncBaseTransport):
         self._make_transport, self._idle_seconds = make_transport, idle_seconds
         self._idle: deque[_Connection] = deque()
         self._connections: set[_Connection] = set()
+        self._expiry: asyncio.TimerHandle | None = None
+        """The next look for expired connections; None if no connection is idle."""
         self._is_closed = False
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
@@ -171,18 +173,30 @@ class ConnectionPool(httpx.AsyncBaseTransport):
         request.extensions = {**request.extensions, "trace": attempt.trace}
         response = await attempt.run(connection.transport.handle_async_request(request))
         connection.streams.append(response.extensions["network_stream"])
+        _join_writes(connection.streams[-1])
         return response
 
     async def _take_idle(self) -> _Connection | None:
         """The most recently used idle connection, so that the others can expire; None if there is none."""
-        oldest = time.monotonic() - self._idle_seconds
-        while self._idle and self._idle[0].idle_since < oldest:
-            await self._drop(self._idle.popleft())
         while self._idle:
             if (connection := self._idle.pop()).is_usable:
                 return connection
             await self._drop(connection)
         return None
+
+    def _expire_later(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Has the oldest idle connection closed when it expires, although no further request may come."""
+        seconds = self._idle[0].idle_since + self._idle_seconds - time.monotonic()
+        self._expiry = loop.call_later(max(seconds, 0.0), self._close_expired, loop)
+
+    def _close_expired(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._expiry, oldest = None, time.monotonic() - self._idle_seconds
+        while self._idle and self._idle[0].idle_since <= oldest:
+            task = loop.create_task(self._drop(self._idle.popleft()))
+            _close_tasks.add(task)
+            task.add_done_callback(_close_tasks.discard)
+        if self._idle:
+            self._expire_later(loop)
 
     async def release(self, connection: _Connection, body: httpx.AsyncByteStream | None) -> None:
         """Returns a connection to the pool if its `body` was read to the end; drops it if `body` is None."""
@@ -194,6 +208,8 @@ class ConnectionPool(httpx.AsyncBaseTransport):
                 raise
             connection.idle_since = time.monotonic()
             self._idle.append(connection)
+            if self._expiry is None:
+                self._expire_later(asyncio.get_running_loop())
         else:
             await self._drop(connection)
 
@@ -208,6 +224,8 @@ class ConnectionPool(httpx.AsyncBaseTransport):
         """Closes all connections, those in use too."""
         self._is_closed = True
         self._idle.clear()
+        if self._expiry is not None:
+            self._expiry.cancel()
         for connection in list(self._connections):
             await self._drop(connection)
 
@@ -230,17 +248,39 @@ class _PooledBody(httpx.AsyncByteStream):
             await self._pool.release(self._connection, self._body if self._is_complete else None)
 
 
+def _join_writes(stream: Any) -> None:
+    """Has the head of a request wait for its body: one packet and one TLS record, in place of two."""
+    stream_type, stream_ref = type(stream), weakref.ref(stream)
+    held: list[bytes] = []
+
+    async def write(buffer: bytes, timeout: float | None = None) -> None:
+        if held:
+            buffer = held.pop() + buffer
+        elif buffer.endswith(b"\r\n\r\n"):
+            held.append(buffer)
+            return
+        await stream_type.write(stream_ref(), buffer, timeout)
+
+    async def read(max_bytes: int, timeout: float | None = None) -> bytes:
+        if held:
+            await stream_type.write(stream_ref(), held.pop(), timeout)
+        data: bytes = await stream_type.read(stream_ref(), max_bytes, timeout)
+        return data
+
+    stream.write, stream.read = write, read
+
+
 # --- shutdown of loops --------------------------------------------------------------------------------
 
-_shutdown_hooks: dict[httpx.AsyncClient, tuple[asyncio.AbstractEventLoop, AsyncGenerator[None, None]]] = {}
+_shutdown_hooks: dict[ConnectionPool, tuple[asyncio.AbstractEventLoop, AsyncGenerator[None, None]]] = {}
 _CLOSE_DELAY_SECONDS = 1.0
 _close_tasks: set[asyncio.Task[None]] = set()
 
 
-async def close_on_loop_shutdown(client: httpx.AsyncClient) -> AsyncGenerator[None, None]:
-    """Closes the client via `loop.shutdown_asyncgens()`, the only hook that a loop awaits at shutdown.
+async def close_on_loop_shutdown(pool: ConnectionPool) -> AsyncGenerator[None, None]:
+    """Closes the pool via `loop.shutdown_asyncgens()`, the only hook that a loop awaits at shutdown.
 
-    Returns the started generator whose end closes the client. `weakref.finalize` and `__del__` cannot await, and may
+    Returns the started generator whose end closes the pool. `weakref.finalize` and `__del__` cannot await, and may
     run when the loop is closed already.
     """
 
@@ -248,29 +288,29 @@ async def close_on_loop_shutdown(client: httpx.AsyncClient) -> AsyncGenerator[No
         try:
             yield
         finally:
-            _shutdown_hooks.pop(client, None)
-            await client.aclose()
+            _shutdown_hooks.pop(pool, None)
+            await pool.aclose()
 
     for stale in [other for other, (loop, _) in list(_shutdown_hooks.items()) if loop.is_closed()]:
         _shutdown_hooks.pop(stale, None)
     hook = close_at_end()
     await anext(hook)
-    _shutdown_hooks[client] = asyncio.get_running_loop(), hook
+    _shutdown_hooks[pool] = asyncio.get_running_loop(), hook
     return hook
 
 
-def close_soon(loop: asyncio.AbstractEventLoop, client: httpx.AsyncClient, pid: int) -> None:
-    """Schedules the closing of a garbage-collected transport's client on its loop, if that still runs."""
-    if os.getpid() != pid or loop.is_closed():
+def close_soon(loop: asyncio.AbstractEventLoop, pool: ConnectionPool, pid: int) -> None:
+    """Schedules the closing of a pool that nobody uses any more on its loop, if that still runs."""
+    if os.getpid() != pid or loop.is_closed() or pool not in _shutdown_hooks:
         return
     with contextlib.suppress(RuntimeError):  # another thread closed the loop
         # Not at once: `asyncio.run` cancels remaining tasks at its end, so a closing task would be cancelled halfway,
         # and right after that the loop's own shutdown closes everything.
-        loop.call_soon_threadsafe(loop.call_later, _CLOSE_DELAY_SECONDS, _close_now, client)
+        loop.call_soon_threadsafe(loop.call_later, _CLOSE_DELAY_SECONDS, _close_now, pool)
 
 
-def _close_now(client: httpx.AsyncClient) -> None:
-    if (hook := _shutdown_hooks.get(client)) is not None:
+def _close_now(pool: ConnectionPool) -> None:
+    if (hook := _shutdown_hooks.get(pool)) is not None:
         task = asyncio.ensure_future(hook[1].aclose())
         _close_tasks.add(task)
         task.add_done_callback(_close_tasks.discard)

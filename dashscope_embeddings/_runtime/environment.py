@@ -135,6 +135,17 @@ def certificate_source() -> str:
     return f"{variable}={os.environ[variable]}" if variable else "the package certifi"
 
 
+def certificates_version() -> tuple[object, ...]:
+    """Differs when the variables name other certificates, or their file has changed."""
+    if (variable := _certificate_variable()) is None:
+        return ()
+    value = os.environ[variable]
+    try:
+        return variable, value, Path(value).stat().st_mtime_ns
+    except (OSError, ValueError):  # a list of folders, or what `make_ssl_context` refuses
+        return variable, value
+
+
 def make_ssl_context(url: httpx.URL) -> ssl.SSLContext:
     """The TLS settings for an address, with the certificate authorities that the environment names.
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import httpx
 
 from dashscope_embeddings._runtime import files
+from dashscope_embeddings._runtime.deadlines import Deadline
 from dashscope_embeddings._runtime.http_request import (
     BodyReader,
-    Deadline,
     StreamedResponse,
     UnusableBody,
     close_connection,

@@ -5,10 +5,7 @@ The reply is checked while its connection is still held, so a connection that de
 
 from __future__ import annotations
 
-import asyncio
 import itertools
-import threading
-import time
 import weakref
 import zlib
 from typing import TYPE_CHECKING, Any
@@ -16,17 +13,16 @@ from typing import TYPE_CHECKING, Any
 import httpx
 
 from dashscope_embeddings._core.protocol import Reply
+from dashscope_embeddings._runtime.deadlines import Deadline, DeadlineExceeded, apply_deadlines, thread_state
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Iterator
+    from collections.abc import Iterator
 
     from dashscope_embeddings._core.steps import Send
 
 ACCEPT_ENCODING = "gzip"
 """The only compression asked for: its decoder can be stopped after any number of bytes."""
 
-_MIN_BYTES_PER_SECOND = 32_000
-"""Bytes per second. The transfer of a file at this speed never exceeds its deadline."""
 _MAX_PIECE_BYTES = 1 << 20
 _GZIP_MAGIC, _GZIP_WBITS = b"\x1f\x8b", zlib.MAX_WBITS | 16
 _UNSUPPORTED_ENCODINGS = frozenset({"br", "zstd", "compress"})
@@ -45,25 +41,15 @@ class UnusableBody(Exception):  # noqa: N818 - the name is the event
         """Whether another attempt may succeed."""
 
 
-class DeadlineExceeded(Exception):  # noqa: N818 - the name is the event
-    """A request did not end within its deadline, although the server was never silent for `timeout` seconds."""
+class PreparedRequest(httpx.Request):
+    """A POST request whose address, headers and timeouts are those of `template`: httpx would make them anew."""
 
-
-class Deadline:
-    """The time at which a request must have ended."""
-
-    def __init__(self, seconds: float, upload_bytes: int = 0) -> None:
-        """`upload_bytes`: size of a file to send, which extends the deadline."""
-        self.ends_at = time.monotonic() + seconds + upload_bytes / _MIN_BYTES_PER_SECOND
-
-    def extend_for(self, byte_count: int) -> None:
-        """Extends the deadline for received bytes of a file."""
-        self.ends_at += byte_count / _MIN_BYTES_PER_SECOND
-
-    @property
-    def seconds_left(self) -> float:
-        """Seconds until the deadline; negative after it."""
-        return self.ends_at - time.monotonic()
+    def __init__(self, template: httpx.Request, body: bytes) -> None:  # no `super()`: that is what takes the time
+        self.method, self.url = template.method, template.url
+        self.headers = httpx.Headers(template.headers)
+        self.headers["Content-Length"] = str(len(body))
+        self.stream = httpx.ByteStream(body)
+        self.extensions = template.extensions
 
 
 # --- sync -------------------------------------------------------------------------------------------------
@@ -93,16 +79,23 @@ def close_connection(response: httpx.Response) -> None:
 
 
 class StreamedResponse:
-    """Context manager that sends a request; gives the response with its head read, and closes it."""
+    """Context manager that sends a request; gives the response with its head read, and closes it.
+
+    `client` is the user's, or a transport of ours: cookies, redirects, authentication and hooks, which httpx's client
+    adds to it for a third of a request's CPU time, do not exist for our own requests.
+    """
 
     def __init__(self, client: Any, request: httpx.Request, deadline: Deadline) -> None:
         self._client, self._request, self._deadline = client, request, deadline
         self._response: httpx.Response | None = None
 
     def __enter__(self) -> httpx.Response:
-        _thread_state.deadline = self._deadline
-        self._request.extensions = {**self._request.extensions, "trace": _trace}
+        thread_state.deadline = self._deadline
         try:
+            if isinstance(self._client, httpx.BaseTransport):
+                self._response = self._client.handle_request(self._request)
+                return self._response
+            self._request.extensions = {**self._request.extensions, "trace": apply_deadlines}
             while self._response is None:
                 self._send()
         except BaseException as error:
@@ -111,12 +104,12 @@ class StreamedResponse:
         return self._response
 
     def _send(self) -> None:
-        _thread_state.unsent = False
+        thread_state.unsent = False
         try:
             self._response = self._client.send(self._request, stream=True, follow_redirects=False)
         except httpx.RequestError:
             # Nothing was sent: another thread closed the connection after the pool had checked it. Try again.
-            if not _thread_state.unsent or self._deadline.seconds_left <= 0:
+            if not thread_state.unsent or self._deadline.seconds_left <= 0:
                 raise
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
@@ -124,7 +117,7 @@ class StreamedResponse:
             if self._response is not None:
                 self._response.close()
         finally:
-            _thread_state.deadline = None
+            thread_state.deadline = None
         if isinstance(error, httpx.RequestError) and self._deadline.seconds_left <= 0:
             raise DeadlineExceeded from None
 
@@ -143,93 +136,22 @@ def read_body(response: httpx.Response, body: BodyReader, deadline: Deadline) ->
             return
 
 
-_thread_state = threading.local()
-"""`deadline`: of this thread's request; `unsent`: whether it failed because its connection had been closed by us."""
-
-
-def _trace(event: str, info: dict[str, Any]) -> None:
-    """Called by httpcore at every step (request extension "trace"): applies deadlines to opened connections."""
-    if event.endswith(("connect_tcp.complete", "start_tls.complete", "connect_unix_socket.complete")):
-        _apply_deadline(info["return_value"])
-
-
-def _apply_deadline(stream: Any) -> None:
-    """Bounds every read and write of a connection by the deadline of the request that performs it.
-
-    httpcore's timeouts limit silence only: headers that arrive byte by byte, or endless "100 Continue" replies, would
-    never time out.
-    """
-    stream_type, stream_ref = type(stream), weakref.ref(stream)
-
-    def read(max_bytes: int, timeout: float | None = None) -> bytes:
-        connection = stream_ref()
-        data: bytes = stream_type.read(connection, max_bytes, _remaining_timeout(timeout, connection))
-        return data
-
-    def write(buffer: bytes, timeout: float | None = None) -> None:
-        connection = stream_ref()
-        if getattr(connection, "discarded", False):
-            _thread_state.unsent = True
-        for start in range(0, len(buffer), _MAX_WRITE_BYTES):
-            part = buffer[start : start + _MAX_WRITE_BYTES] if len(buffer) > _MAX_WRITE_BYTES else buffer
-            stream_type.write(connection, part, _remaining_timeout(timeout, connection))
-
-    stream.read, stream.write = read, write
-
-
-_MAX_WRITE_BYTES = 65_536
-"""Bytes between two checks of the deadline."""
-
-
-def _remaining_timeout(timeout: float | None, connection: Any) -> float | None:
-    deadline: Deadline | None = getattr(_thread_state, "deadline", None)
-    if deadline is None:
-        return timeout
-    if (left := deadline.seconds_left) <= 0:
-        connection.close()  # the read or write then fails with the transport's own error
-        return timeout
-    return left if timeout is None else min(timeout, left)
-
-
 # --- async ------------------------------------------------------------------------------------------------
-
-
-async def run_with_deadline(seconds: float, request: Coroutine[Any, Any, Reply]) -> Reply:
-    """The reply to a request on the running loop, which is cancelled at the deadline.
-
-    Raises:
-        DeadlineExceeded: it took too long.
-    """
-    task, is_overdue = asyncio.current_task(), False
-
-    def cancel_overdue() -> None:
-        nonlocal is_overdue
-        is_overdue = True
-        if task is not None:
-            task.cancel()
-
-    timer = asyncio.get_running_loop().call_later(seconds, cancel_overdue)
-    try:
-        return await request
-    except asyncio.CancelledError:
-        # Like `asyncio.timeout`, which Python 3.10 lacks: a cancellation by others is raised again.
-        if not is_overdue or (hasattr(task, "uncancel") and task is not None and task.uncancel() > 0):
-            raise
-        raise DeadlineExceeded from None
-    finally:
-        timer.cancel()
 
 
 async def asend_and_read(client: Any, request: httpx.Request, step: Send) -> Reply:
     """`send_and_read` on the running loop, without a deadline."""
-    response = await client.send(request, stream=True, follow_redirects=False)
+    if isinstance(client, httpx.AsyncBaseTransport):
+        response = await client.handle_async_request(request)
+    else:
+        response = await client.send(request, stream=True, follow_redirects=False)
     try:
         if response.is_stream_consumed:
             content = response.content
         else:
             body = BodyReader(response, step.max_reply_bytes)
             parts: list[bytes] = []
-            async for chunk in response.stream:
+            async for chunk in response.stream:  # type: ignore[union-attr] # of an asynchronous client
                 parts += body.decompress(chunk)
                 if body.is_cut_off:
                     break

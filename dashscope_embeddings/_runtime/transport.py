@@ -1,4 +1,6 @@
-"""Sends requests: owns one httpx client for sync code and one per event loop, rebuilt in a forked child.
+"""Sends requests: with a connection pool for sync code and one per event loop, rebuilt in a forked child.
+
+Clients with equal settings share them. A user's client is used as it is.
 
 `connections` and `environment` provide their parts. The modules above these use neither httpx nor a clock.
 """
@@ -7,12 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import hashlib
 import os
 import threading
 import time
 import weakref
 from dataclasses import dataclass
-from http.cookiejar import CookieJar
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -27,21 +29,22 @@ from dashscope_embeddings._runtime.connections import (
     close_on_loop_shutdown,
     close_soon,
 )
+from dashscope_embeddings._runtime.deadlines import Deadline, DeadlineExceeded, run_with_deadline
 from dashscope_embeddings._runtime.file_transfer import FileTransfer
 from dashscope_embeddings._runtime.http_request import (
     ACCEPT_ENCODING,
-    Deadline,
-    DeadlineExceeded,
+    PreparedRequest,
     UnusableBody,
     asend_and_read,
-    run_with_deadline,
     send_and_read,
 )
+from dashscope_embeddings._runtime.shared_pools import SharedPool, join_shared_pool
+from dashscope_embeddings._runtime.sync_connections import SyncConnectionPool
 from dashscope_embeddings._runtime.user_resources import UserResources, check_open
 from dashscope_embeddings.errors import InvalidInput
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable
+    from collections.abc import Callable
 
     from dashscope_embeddings._core.protocol import Reply
     from dashscope_embeddings._core.settings import Settings
@@ -75,12 +78,12 @@ class Clock:
 
 @dataclass
 class _LoopResources:
-    """The client and slots of one event loop."""
+    """What sends on one event loop, and its slots."""
 
-    client: httpx.AsyncClient
+    client: Any
+    """The pool of the loop, or the user's client."""
     slots: asyncio.Semaphore
-    shutdown_hook: AsyncGenerator[None, None] | None = None
-    finalizer: weakref.finalize[..., Any] | None = None
+    shared: SharedPool | None = None
 
 
 class Transport:
@@ -94,11 +97,12 @@ class Transport:
         # Parsed once: httpx needs a tenth of a request's CPU time for it.
         self._embeddings_url = _parse_url(self._root_url + protocol.embeddings_path(settings.protocol))
         self._http_options = _build_http_options(settings)
+        self._template = _build_template(self._embeddings_url, self._http_options)
         self._deadline_seconds = settings.deadline_seconds
         self._file_transfer = FileTransfer(self._root_url, self._http_options, settings.deadline_seconds)
         self._lock = threading.Lock()
         self._is_forked = False
-        self._client: httpx.Client | None = None
+        self._sync_pool: SharedPool | None = None
         self._proxy: environment.Proxy | None = None
         """From the environment; a user's client has its own."""
         self._slots = threading.BoundedSemaphore(settings.max_concurrency)
@@ -110,10 +114,10 @@ class Transport:
     def reset_after_fork(self) -> None:
         """Drops the sockets: over plain http, parent and child would read replies to each other's requests."""
         # Kept, not closed: closing would send shutdown notices on the parent's connections.
-        self._parent_resources += [self._client, self._loops]
+        self._parent_resources += [self._sync_pool, self._loops]
         self._lock = threading.Lock()
         self._slots = threading.BoundedSemaphore(self._settings.max_concurrency)
-        self._client, self._loops, self._is_forked = None, {}, True
+        self._sync_pool, self._loops, self._is_forked = None, {}, True
 
     def acquire_user_limiter(self) -> None:
         """Waits for the user's rate limiter, before every request."""
@@ -155,10 +159,9 @@ class Transport:
             check_open("http_client", self._user_resources.client)
             return self._user_resources.client
         with self._lock:
-            if self._client is None:
-                self._client = httpx.Client(**self._client_arguments(httpx.HTTPTransport))
-                weakref.finalize(self, _close_unless_forked, self._client, os.getpid())
-            return self._client
+            if self._sync_pool is None:
+                self._sync_pool = self._join_pool(None)
+            return self._sync_pool.pool
 
     # --- async --------------------------------------------------------------------------------------------
 
@@ -198,35 +201,35 @@ class Transport:
             return known
         with self._lock:
             for closed_loop in [other for other in self._loops if other.is_closed()]:
-                dropped = self._loops.pop(closed_loop)
-                if dropped.finalizer is not None:
-                    dropped.finalizer.detach()
+                del self._loops[closed_loop]
         slots = asyncio.Semaphore(self._settings.max_concurrency)
         if self._user_resources.async_client is not None:
             resources = _LoopResources(self._user_resources.async_client, slots)
         else:
-            client = httpx.AsyncClient(**self._client_arguments(httpx.AsyncHTTPTransport))
-            resources = _LoopResources(client, slots, await close_on_loop_shutdown(client))
-            resources.finalizer = weakref.finalize(self, close_soon, loop, client, os.getpid())
-            resources.finalizer.atexit = False
+            shared = self._join_pool(loop)
+            if shared.shutdown_hook is None:
+                shared.shutdown_hook = await close_on_loop_shutdown(shared.pool)
+            resources = _LoopResources(shared.pool, slots, shared)
         with self._lock:
             return self._loops.setdefault(loop, resources)
 
     # --- both ---------------------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Closes the sync client. An asynchronous client is closed by `aclose`, or when its loop shuts down."""
+        """Closes the sync pool, unless others use it. That of a loop is closed by `aclose`, or when its loop ends."""
         self._is_closed = True
-        if self._client is not None:
-            self._client.close()
+        shared, self._sync_pool = self._sync_pool, None
+        if shared is not None and shared.leave(self):
+            shared.pool.close()
 
     async def aclose(self) -> None:
-        """Closes the running loop's client and the sync one."""
+        """`close`, for the pool of the running loop too."""
         self.close()
         resources = self._loops.pop(asyncio.get_running_loop(), None)
-        if resources is not None and resources.shutdown_hook is not None and resources.finalizer is not None:
-            resources.finalizer.detach()
-            await resources.shutdown_hook.aclose()
+        if resources is None or (shared := resources.shared) is None or not shared.leave(self):
+            return
+        if shared.shutdown_hook is not None:
+            await shared.shutdown_hook.aclose()
 
     def _check_usable(self) -> None:
         if self._is_closed:
@@ -237,38 +240,55 @@ class Transport:
                 "the client, and this object, after the fork"
             )
 
-    def _client_arguments(self, transport_class: Callable[..., Any]) -> dict[str, Any]:
-        """Arguments of an owned httpx client. `transport_class`: httpx's sync or asynchronous transport."""
+    def _join_pool(self, loop: asyncio.AbstractEventLoop | None) -> SharedPool:
+        """The pool of a loop, or for threads, with the proxy and certificates that the environment names now."""
         if self._settings.address.is_emulator:
             from dashscope_embeddings.emulator import in_process  # noqa: PLC0415 - only needed for this address
 
-            return {"transport": in_process().transport(), **self._http_options}
+            return SharedPool(in_process().transport())
         self._proxy = environment.proxy_for(self._embeddings_url)
-        verify = environment.make_ssl_context(self._embeddings_url)
-        make_transport = functools.partial(
-            transport_class, verify=verify, trust_env=False, proxy=self._proxy and self._proxy.httpx_proxy
+        return join_shared_pool(self, self._digest(), loop, functools.partial(self._make_pool, loop))
+
+    def _digest(self) -> bytes:
+        """Equal for clients whose connections and requests are equal. One expression: no variable holds the key."""
+        return hashlib.sha256(
+            repr(
+                (
+                    self._root_url,
+                    self._http_options["headers"].raw,
+                    self._http_options["timeout"],
+                    self._deadline_seconds,
+                    self._proxy
+                    and (self._proxy.variable, self._proxy.httpx_proxy.url, self._proxy.httpx_proxy.raw_auth),
+                    environment.certificates_version(),
+                )
+            ).encode()
+        ).digest()
+
+    def _make_pool(self, loop: asyncio.AbstractEventLoop | None) -> SharedPool:
+        make_transport: Any = functools.partial(
+            httpx.HTTPTransport if loop is None else httpx.AsyncHTTPTransport,
+            verify=environment.make_ssl_context(self._embeddings_url),
+            trust_env=False,
+            proxy=None if self._proxy is None else self._proxy.httpx_proxy,
+            limits=httpx.Limits(max_connections=1, max_keepalive_connections=1, keepalive_expiry=None),
         )
-        if transport_class is httpx.AsyncHTTPTransport:
-            limits = httpx.Limits(max_connections=1, max_keepalive_connections=1, keepalive_expiry=None)
-            transport: Any = ConnectionPool(functools.partial(make_transport, limits=limits), _IDLE_SECONDS)
+        if loop is None:
+            shared = SharedPool(SyncConnectionPool(make_transport, _IDLE_SECONDS))
+            weakref.finalize(shared, _close_unless_forked, shared.pool, os.getpid())
         else:
-            max_connections = 2 * self._settings.max_concurrency  # queries need connections beside the documents' slots
-            limits = httpx.Limits(
-                max_connections=max_connections,
-                max_keepalive_connections=max_connections,
-                keepalive_expiry=_IDLE_SECONDS,
-            )
-            transport = make_transport(limits=limits)
-        return {"transport": transport, "trust_env": False, "cookies": _NoCookies(), **self._http_options}
+            shared = SharedPool(ConnectionPool(make_transport, _IDLE_SECONDS))
+            weakref.finalize(shared, close_soon, loop, shared.pool, os.getpid()).atexit = False
+        return shared
 
     def _build_request(self, client: Any, step: Send) -> httpx.Request:
-        """The request for a step; owned clients have the headers already."""
+        """The request for a step. No local variable holds the headers with the key: tracebacks may show them."""
         if step.endpoint is not None:
             return self._file_transfer.build_request(step, step.endpoint)
-        is_user_client = client is self._user_resources.client or client is self._user_resources.async_client
-        # No local variable holds the headers with the key: tracebacks may show the variables of this frame.
+        if client is not self._user_resources.client and client is not self._user_resources.async_client:
+            return PreparedRequest(self._template, step.body)
         request: httpx.Request = client.build_request(
-            "POST", self._embeddings_url, content=step.body, **(self._http_options if is_user_client else {})
+            "POST", self._embeddings_url, content=step.body, **self._http_options
         )
         return request
 
@@ -321,13 +341,13 @@ def _build_http_options(settings: Settings) -> dict[str, Any]:
     return {"headers": httpx.Headers(users | own), "timeout": timeout}
 
 
-class _NoCookies(CookieJar):
-    """Accepts no cookies, so that request headers do not grow with what a gateway sets."""
+def _build_template(url: httpx.URL, http_options: dict[str, Any]) -> httpx.Request:
+    """A request for embeddings without its body, with the headers that httpx's client would add."""
+    headers = httpx.Headers({"Connection": "keep-alive", "User-Agent": f"python-httpx/{httpx.__version__}"})
+    headers.update(http_options["headers"])
+    return httpx.Request("POST", url, headers=headers, extensions={"timeout": http_options["timeout"].as_dict()})
 
-    def extract_cookies(self, response: object, request: object) -> None:
-        """Ignores all."""
 
-
-def _close_unless_forked(client: httpx.Client, pid: int, getpid: Callable[[], int] = os.getpid) -> None:
+def _close_unless_forked(pool: SyncConnectionPool, pid: int, getpid: Callable[[], int] = os.getpid) -> None:
     if getpid() == pid:
-        client.close()
+        pool.close()

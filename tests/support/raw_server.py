@@ -44,6 +44,8 @@ class RawServer:
     handle: Callable[[ReceivedRequest, socket.socket], bytes | None]
     requests: list[ReceivedRequest] = field(default_factory=list)
     connections: int = 0
+    """Accepted until now."""
+    open_connections: int = 0
     url: str = ""
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -51,7 +53,15 @@ class RawServer:
         """Serves one connection until it is closed."""
         with self._lock:
             self.connections += 1
+            self.open_connections += 1
             number = self.connections
+        try:
+            self._serve(connection, number)
+        finally:
+            with self._lock:
+                self.open_connections -= 1
+
+    def _serve(self, connection: socket.socket, number: int) -> None:
         buffer = b""
         while True:
             while b"\r\n\r\n" not in buffer:

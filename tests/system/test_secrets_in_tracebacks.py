@@ -165,8 +165,8 @@ def test_no_frame_of_the_http_library_shows_the_head_of_a_request(served: Server
         raise OverflowError("timeout is too large")
 
     own = client._transport._sync_client()
-    own._transport.close()
-    own._transport = httpx.MockTransport(fail)
+    own.close()
+    own._make_transport, own._is_closed = lambda: httpx.MockTransport(fail), False
     error, shown = printed(lambda: client.embed("a text"))
     assert isinstance(error, OverflowError)
     assert CANARY not in shown

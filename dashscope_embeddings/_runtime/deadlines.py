@@ -1,0 +1,117 @@
+"""Bounds the whole time of a request, of which the transport's own timeouts bound each wait only."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+import weakref
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
+    from dashscope_embeddings._core.protocol import Reply
+
+_MIN_BYTES_PER_SECOND = 32_000
+"""Bytes per second. The transfer of a file at this speed never exceeds its deadline."""
+
+
+class DeadlineExceeded(Exception):  # noqa: N818 - the name is the event
+    """A request did not end within its deadline, although the server was never silent for `timeout` seconds."""
+
+
+class Deadline:
+    """The time at which a request must have ended."""
+
+    def __init__(self, seconds: float, upload_bytes: int = 0) -> None:
+        """`upload_bytes`: size of a file to send, which extends the deadline."""
+        self.ends_at = time.monotonic() + seconds + upload_bytes / _MIN_BYTES_PER_SECOND
+
+    def extend_for(self, byte_count: int) -> None:
+        """Extends the deadline for received bytes of a file."""
+        self.ends_at += byte_count / _MIN_BYTES_PER_SECOND
+
+    @property
+    def seconds_left(self) -> float:
+        """Seconds until the deadline; negative after it."""
+        return self.ends_at - time.monotonic()
+
+
+# --- sync -------------------------------------------------------------------------------------------------
+
+thread_state = threading.local()
+"""`deadline`: of this thread's request; `unsent`: whether it failed because its connection had been closed by us."""
+
+
+def apply_deadlines(event: str, info: dict[str, Any]) -> None:
+    """Called by httpcore at every step (request extension "trace"): applies deadlines to opened connections."""
+    if event.endswith(("connect_tcp.complete", "start_tls.complete", "connect_unix_socket.complete")):
+        apply_deadline(info["return_value"])
+
+
+def apply_deadline(stream: Any) -> None:
+    """Bounds every read and write of a connection by the deadline of the request that performs it.
+
+    httpcore's timeouts limit silence only: headers that arrive byte by byte, or endless "100 Continue" replies, would
+    never time out.
+    """
+    stream_type, stream_ref = type(stream), weakref.ref(stream)
+
+    def read(max_bytes: int, timeout: float | None = None) -> bytes:
+        connection = stream_ref()
+        data: bytes = stream_type.read(connection, max_bytes, _remaining_timeout(timeout, connection))
+        return data
+
+    def write(buffer: bytes, timeout: float | None = None) -> None:
+        connection = stream_ref()
+        if getattr(connection, "discarded", False):
+            thread_state.unsent = True
+        for start in range(0, len(buffer), _MAX_WRITE_BYTES):
+            part = buffer[start : start + _MAX_WRITE_BYTES] if len(buffer) > _MAX_WRITE_BYTES else buffer
+            stream_type.write(connection, part, _remaining_timeout(timeout, connection))
+
+    stream.read, stream.write = read, write
+
+
+_MAX_WRITE_BYTES = 65_536
+"""Bytes between two checks of the deadline."""
+
+
+def _remaining_timeout(timeout: float | None, connection: Any) -> float | None:
+    deadline: Deadline | None = getattr(thread_state, "deadline", None)
+    if deadline is None:
+        return timeout
+    if (left := deadline.seconds_left) <= 0:
+        connection.close()  # the read or write then fails with the transport's own error
+        return timeout
+    return left if timeout is None else min(timeout, left)
+
+
+# --- async ------------------------------------------------------------------------------------------------
+
+
+async def run_with_deadline(seconds: float, request: Coroutine[Any, Any, Reply]) -> Reply:
+    """The reply to a request on the running loop, which is cancelled at the deadline.
+
+    Raises:
+        DeadlineExceeded: it took too long.
+    """
+    task, is_overdue = asyncio.current_task(), False
+
+    def cancel_overdue() -> None:
+        nonlocal is_overdue
+        is_overdue = True
+        if task is not None:
+            task.cancel()
+
+    timer = asyncio.get_running_loop().call_later(seconds, cancel_overdue)
+    try:
+        return await request
+    except asyncio.CancelledError:
+        # Like `asyncio.timeout`, which Python 3.10 lacks: a cancellation by others is raised again.
+        if not is_overdue or (hasattr(task, "uncancel") and task is not None and task.uncancel() > 0):
+            raise
+        raise DeadlineExceeded from None
+    finally:
+        timer.cancel()

@@ -1,0 +1,261 @@
+"""Connections are the process's: clients with equal settings share them, and idle ones are closed."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import time
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import pytest
+from client_helpers import KEY
+from raw_server import RawServer, good_reply, http_response, serve_raw, vector_of
+
+from dashscope_embeddings import EmbeddingClient
+from dashscope_embeddings._runtime import environment, shared_pools, sync_connections, transport
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from raw_server import ReceivedRequest
+
+WAYS = pytest.mark.parametrize("asynchronous", [False, True], ids=["sync", "async"])
+TEXTS = [f"text {i}" for i in range(60)]
+
+
+@pytest.fixture
+def server() -> Iterator[RawServer]:
+    with serve_raw(lambda asked, _: good_reply(asked, f"id-{asked.number}")) as running:
+        yield running
+
+
+def becomes_true(condition: Callable[[], bool]) -> bool:
+    ends_at = time.monotonic() + 10
+    while not (fulfilled := condition()) and time.monotonic() < ends_at:
+        time.sleep(0.005)
+    return fulfilled
+
+
+def client_of(server: RawServer, **settings: Any) -> EmbeddingClient:
+    return EmbeddingClient(**{"api_key": KEY, "base_url": server.url, "dimensions": 64, "max_retries": 0, **settings})
+
+
+def sixty(server: RawServer) -> list[Any]:
+    """The clients of as many objects, adapters' too."""
+    langchain = pytest.importorskip("dashscope_embeddings.langchain")
+    llama_index = pytest.importorskip("dashscope_embeddings.llama_index")
+    settings: dict[str, Any] = {"base_url": server.url, "dimensions": 64, "max_retries": 0}
+    made: list[Any] = []
+    for _ in range(20):
+        made.append(client_of(server))
+        made.append(langchain.DashScopeEmbeddings(api_key=KEY, **settings).client)
+        made.append(llama_index.DashScopeEmbedding(api_key=KEY, **settings).client)
+    return made
+
+
+# --- idle ones are closed -----------------------------------------------------------------------------------
+
+
+def test_sixty_objects_hold_the_connections_of_one_and_none_when_idle(
+    server: RawServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transport, "_IDLE_SECONDS", 0.5)
+    monkeypatch.setattr(sync_connections, "_SWEEP_SECONDS", 0.02)
+    monkeypatch.setattr(sync_connections, "_sweeping_process", None)  # that of other tests sleeps for longer
+    clients = sixty(server)
+    for client in clients:
+        assert len(client.embed(TEXTS).dense) == len(TEXTS)
+        assert server.open_connections <= 16
+    assert becomes_true(lambda: server.open_connections == 0)
+    assert becomes_true(lambda: sync_connections._sweeping_process is None)
+    assert len(clients[0].embed(TEXTS).dense) == len(TEXTS)
+
+
+async def test_so_do_those_of_one_loop(server: RawServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transport, "_IDLE_SECONDS", 0.5)
+    clients = sixty(server)
+    for client in clients:
+        assert len((await client.aembed(TEXTS)).dense) == len(TEXTS)
+        assert server.open_connections <= 16
+    for _ in range(500):
+        if server.open_connections == 0:
+            break
+        await asyncio.sleep(0.01)
+    assert server.open_connections == 0
+    assert len(asyncio.all_tasks()) == 1
+    assert len((await clients[0].aembed(TEXTS)).dense) == len(TEXTS)
+
+
+# --- shared by equals ---------------------------------------------------------------------------------------
+
+
+@WAYS
+def test_closing_one_client_does_not_close_the_connections_of_another(server: RawServer, *, asynchronous: bool) -> None:
+    async def ask(client: EmbeddingClient) -> None:
+        if asynchronous:
+            await client.aembed(["a"])
+        else:
+            client.embed(["a"])
+
+    async def run() -> None:
+        one, other = client_of(server), client_of(server)
+        await ask(one)
+        await ask(other)
+        await one.aclose()
+        await ask(other)
+        assert (server.connections, server.open_connections) == (1, 1)
+        await other.aclose()
+        assert await asyncio.to_thread(becomes_true, lambda: server.open_connections == 0)
+
+    asyncio.run(run())
+
+
+def test_a_client_that_was_garbage_collected_closes_no_connection_of_another(server: RawServer) -> None:
+    one, other = client_of(server), client_of(server)
+    one.embed(["a"])
+    other.embed(["a"])
+    del one
+    gc.collect()
+    other.embed(["a"])
+    assert server.connections == 1
+    del other
+    gc.collect()
+    assert becomes_true(lambda: server.open_connections == 0)
+
+
+@WAYS
+def test_a_copy_of_one_clients_reply_is_not_taken_for_anothers(*, asynchronous: bool) -> None:
+    """The copy stands on the connection that the next client takes."""
+
+    async def run() -> None:
+        clients = [client_of(doubling) for _ in range(8)]
+        for number, client in enumerate(clients):
+            texts = [f"text {number}"]
+            found = await client.aembed(texts) if asynchronous else client.embed(texts)
+            assert found.dense == [vector_of(texts[0])]
+        await asyncio.gather(*(client.aclose() for client in clients))
+
+    with serve_raw(lambda asked, _: good_reply(asked, f"id-{asked.number}") * 2) as doubling:
+        asyncio.run(run())
+
+
+def test_a_new_client_after_the_last_one_was_closed_has_new_connections(server: RawServer) -> None:
+    for count in (1, 2, 3):
+        with client_of(server) as client:
+            client.embed(["a"])
+        assert server.connections == count
+
+
+DIFFERENT: dict[str, dict[str, Any]] = {
+    "key": {"api_key": "sk-another"},
+    "header": {"default_headers": {"X-Team": "search"}},
+    "workspace": {"workspace": "ws-1"},
+    "timeout": {"timeout": 7.0},
+    "deadline": {"request_deadline": 7.0},
+}
+
+
+@WAYS
+@pytest.mark.parametrize("difference", DIFFERENT)
+def test_clients_with_different_settings_share_nothing(
+    difference: str, server: RawServer, *, asynchronous: bool
+) -> None:
+    async def run() -> None:
+        clients = [client_of(server), client_of(server, **DIFFERENT[difference])]
+        for client in clients:
+            if asynchronous:
+                await client.aembed(["a"])
+            else:
+                client.embed(["a"])
+        assert [request.connection for request in server.requests] == [1, 2]
+        for client in clients:
+            await client.aclose()
+
+    asyncio.run(run())
+
+
+def test_a_proxy_that_was_named_since_is_used_by_new_clients_alone(
+    server: RawServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A name that is not this machine's own, so that the proxy applies; the proxy is a server that refuses.
+    monkeypatch.setattr(environment, "is_loopback", lambda _: False)
+    with serve_raw(lambda *_: http_response(b"{}", 407)) as proxy:
+        before = client_of(server)
+        before.embed(["a"])
+        monkeypatch.setenv("http_proxy", proxy.url)
+        with pytest.raises(Exception, match=r"407|proxy"):
+            client_of(server).embed(["a"])
+        before.embed(["a"])
+    assert len(proxy.requests) == 1
+    assert server.connections == 1
+
+
+def test_each_loop_has_its_own_connections(server: RawServer) -> None:
+    clients = [client_of(server), client_of(server)]
+
+    async def ask() -> None:
+        for client in clients:
+            await client.aembed(["a"])
+
+    asyncio.run(ask())
+    asyncio.run(ask())
+    assert [request.connection for request in server.requests] == [1, 1, 2, 2]
+
+
+def test_a_users_client_is_neither_shared_nor_closed(server: RawServer) -> None:
+    with httpx.Client() as http:
+        first, second = client_of(server, http_client=http), client_of(server)
+        first.embed(["a"])
+        second.embed(["a"])
+        first.close()
+        second.close()
+        assert not http.is_closed
+        assert [request.connection for request in server.requests] == [1, 2]
+
+
+def test_nothing_that_is_shared_shows_the_key(server: RawServer) -> None:
+    client = client_of(server, api_key="sk-canary-5d1")
+    client.embed(["a"])
+    shown = [*map(repr, shared_pools._shared), repr(vars(client._transport)), repr(client._transport._template)]
+    assert len(shown) > 2
+    assert "canary" not in "".join(shown)
+    client.close()
+
+
+# --- what goes over the wire --------------------------------------------------------------------------------
+
+
+@WAYS
+def test_a_request_on_a_kept_connection_is_as_the_first_one(server: RawServer, *, asynchronous: bool) -> None:
+    async def run() -> None:
+        client = client_of(server, default_headers={"X-Team": "search"})
+        for text in ("one", "another text"):
+            if asynchronous:
+                await client.aembed([text])
+            else:
+                client.embed([text])
+        await client.aclose()
+
+    asyncio.run(run())
+    first, second = (without_length(request) for request in server.requests)
+    assert first == second
+    assert first[0] == "POST /api/v1/services/embeddings/text-embedding/text-embedding HTTP/1.1"
+    assert set(first[1:]) == {
+        f"host: {server.url[7:]}",
+        f"authorization: bearer {KEY}",
+        "content-type: application/json",
+        "accept: application/json",
+        "accept-encoding: gzip",
+        "x-team: search",
+        "connection: keep-alive",
+        f"user-agent: python-httpx/{httpx.__version__}",
+    }
+    assert [request.connection for request in server.requests] == [1, 1]
+    assert [request.texts for request in server.requests] == [["one"], ["another text"]]
+
+
+def without_length(request: ReceivedRequest) -> list[str]:
+    request_line, *headers = request.head.split("\r\n")
+    assert f"content-length: {len(request.body)}" in [header.lower() for header in headers]
+    return [request_line, *(line.lower() for line in headers if not line.lower().startswith("content-length"))]
