@@ -163,6 +163,12 @@ def _join_writes(stream: Any) -> None:
     stream.write, stream.read = write, read
 
 
+def close_unless_forked(pool: SyncConnectionPool, pid: int, getpid: Callable[[], int] = os.getpid) -> None:
+    """Closes a pool that nobody uses any more; in a forked child its sockets are the parent's."""
+    if getpid() == pid:
+        pool.close()
+
+
 # --- idle connections ---------------------------------------------------------------------------------------
 
 _pools_with_idle: set[SyncConnectionPool] = set()

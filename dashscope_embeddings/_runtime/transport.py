@@ -39,13 +39,11 @@ from dashscope_embeddings._runtime.http_request import (
     send_and_read,
 )
 from dashscope_embeddings._runtime.shared_pools import SharedPool, join_shared_pool
-from dashscope_embeddings._runtime.sync_connections import SyncConnectionPool
+from dashscope_embeddings._runtime.sync_connections import SyncConnectionPool, close_unless_forked
 from dashscope_embeddings._runtime.user_resources import UserResources, check_open
 from dashscope_embeddings.errors import InvalidInput
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from dashscope_embeddings._core.protocol import Reply
     from dashscope_embeddings._core.settings import Settings
     from dashscope_embeddings._core.steps import Send
@@ -275,7 +273,7 @@ class Transport:
         )
         if loop is None:
             shared = SharedPool(SyncConnectionPool(make_transport, _IDLE_SECONDS))
-            weakref.finalize(shared, _close_unless_forked, shared.pool, os.getpid())
+            weakref.finalize(shared, close_unless_forked, shared.pool, os.getpid())
         else:
             shared = SharedPool(ConnectionPool(make_transport, _IDLE_SECONDS))
             weakref.finalize(shared, close_soon, loop, shared.pool, os.getpid()).atexit = False
@@ -346,8 +344,3 @@ def _build_template(url: httpx.URL, http_options: dict[str, Any]) -> httpx.Reque
     headers = httpx.Headers({"Connection": "keep-alive", "User-Agent": f"python-httpx/{httpx.__version__}"})
     headers.update(http_options["headers"])
     return httpx.Request("POST", url, headers=headers, extensions={"timeout": http_options["timeout"].as_dict()})
-
-
-def _close_unless_forked(pool: SyncConnectionPool, pid: int, getpid: Callable[[], int] = os.getpid) -> None:
-    if getpid() == pid:
-        pool.close()
