@@ -32,7 +32,7 @@ def _measure(bench: Bench, row: str, shapes: Sequence[Shape], rounds: int) -> It
         if bench.only not in shape.name:
             continue
         load, runs = _load(shape), {side: list[Run]() for side, _ in SIDES}
-        patience = 4.0 * shape.ideal(shape.requests, 1400 * shape.requests) + 30.0
+        patience = 8.0 * shape.ideal(shape.requests, 1400 * shape.requests) + 30.0
         for seed in range(1, rounds + 1):
             for side, ending in SIDES:
                 terms = Terms(shape=shape.name, seed=seed)

@@ -37,7 +37,8 @@ class Request:
     role: str
     tokens: int
     service: Service
-    """Of the measurement in which it arrived."""
+    counters: Counters
+    """Both of the measurement in which it arrived: the client of the one before may have been killed."""
     work: Work | None = None
 
 
@@ -75,7 +76,7 @@ class Measurement:
             self.counters.refused += 1
             return refusal(native=native, code="InvalidParameter", message=error)
         role = parameters.get("text_type", "document")
-        return Request(native, texts, role, sum(map(billed, texts)), self._service)
+        return Request(native, texts, role, sum(map(billed, texts)), self._service, self.counters)
 
     def connect_seconds(self) -> float:
         """What a new connection costs."""
@@ -90,11 +91,11 @@ class Measurement:
         """Status and body of its reply."""
         assert request.work is not None
         if not request.service.answer(request.work, self._clock() - self._began):
-            self.counters.throttled += 1
+            request.counters.throttled += 1
             return HTTPStatus.TOO_MANY_REQUESTS, throttled(of_tokens=self._counts_tokens, native=request.native)
-        self.counters.answered += 1
-        self.counters.texts += len(request.texts)
-        self.counters.tokens += request.tokens
+        request.counters.answered += 1
+        request.counters.texts += len(request.texts)
+        request.counters.tokens += request.tokens
         if request.native:
             return HTTPStatus.OK, self._answers.native(request.texts, request.role, request.tokens)
         return HTTPStatus.OK, self._answers.compatible(request.texts, request.tokens)

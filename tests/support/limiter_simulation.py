@@ -92,6 +92,13 @@ def print_random(count: int, first_seed: int) -> None:
     ):
         ordered = sorted(values)
         say(f"{what:10} median {_at(ordered, 0.5):8.3f}  p90 {_at(ordered, 0.9):8.3f}  worst {ordered[-1]:8.3f}")
+    kinds: dict[str, list[Result]] = {}
+    for name, result in zip(names, results, strict=True):
+        kinds.setdefault(shape_of(name).kind, []).append(result)
+    for kind, found in sorted(kinds.items()):
+        times = [result.slowness for result in found]
+        share = statistics.median(result.throttled_share for result in found)
+        say(f"  {kind:16}{len(found):4}  {statistics.median(times):8.2f}  worst {max(times):6.2f}  429s {share:6.1%}")
     worst = sorted(zip(seeds, results, strict=True), key=lambda pair: -pair[1].slowness)
     for seed, result in worst[:10]:
         say(

@@ -55,17 +55,19 @@ class Shape:
     process_starts: tuple[float, ...] = (0.0,)
     """Seconds at which each process starts; they share the requests."""
     estimate_factor: float = 1.0
+    kind: str = ""
+    """Of a random shape."""
     rpm: float | None = None
     tpm: float | None = None
 
-    def simulate(self, seed: int) -> tuple[Simulation, list[Job]]:
+    def simulate(self, seed: int, limiter: type[Limiter] = Limiter) -> tuple[Simulation, list[Job]]:
         """A run that has not begun."""
         simulation = Simulation(self.service(seed), self.machine, seed=seed)
         chance = random.Random(seed + 1)  # noqa: S311 - no secret
         each = self.requests // len(self.process_starts)
         jobs = [
             Job(
-                Limiter(simulation.clock, self.rpm, self.tpm),
+                limiter(simulation.clock, self.rpm, self.tpm),
                 [chance.randint(*self.tokens) for _ in range(each)],
                 start,
                 self.estimate_factor,

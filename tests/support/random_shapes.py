@@ -7,7 +7,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ideal_times import MOST_IN_FLIGHT, Ideal, in_phases, ramp_seconds, unlimited_seconds
+from ideal_times import MOST_IN_FLIGHT, Ideal, in_phases, informed_seconds, unlimited_seconds
 from listed_shapes import Shape
 from service_shapes import (
     Constant,
@@ -30,6 +30,8 @@ _KINDS = (
     *("fixed second", "bucket", "gcra", "shards", "cap", "neighbour", "tokens", "changed", "processes") * 2,
     *("long window", "none", "queue", "crowded"),
 )
+_WITHOUT_QUOTA = frozenset({"none", "queue", "crowded", "cap"})
+"""Kinds where a stray costs the time of another request, and nothing is counted at the answer."""
 
 
 @dataclass
@@ -41,7 +43,6 @@ class _Draw:
     rate: float
     """Requests a second."""
     latency: float
-    words: list[str]
 
     def span(self, least: float, most: float) -> float:
         """Log-uniform."""
@@ -51,7 +52,7 @@ class _Draw:
 def random_shape(seed: int) -> Shape:
     """The shape of this seed; its name says all that was drawn."""
     chance = random.Random(f"shape {seed}")  # noqa: S311 - no secret
-    draw = _Draw(chance, chance.choice(_KINDS), 0.0, 0.0, [])
+    draw = _Draw(chance, chance.choice(_KINDS), 0.0, 0.0)
     draw.rate, draw.latency = round(draw.span(5, 150), 1), round(draw.span(0.01, 2.0), 3)
     one_way = round(draw.span(0.0005, min(0.1, 0.45 * draw.latency)), 4)
     work = draw.latency - 2.0 * one_way
@@ -59,7 +60,7 @@ def random_shape(seed: int) -> Shape:
     latency: Latency = Lognormal(work, sigma) if sigma else Constant(work)
     mean = work * (math.exp(sigma**2 / 2.0) if sigma else 1.05) + 2.0 * one_way
     refused = {"counts_at_answer": chance.random() < 0.25, "slow_refusals": chance.random() < 0.25}
-    if draw.kind in {"none", "queue", "crowded", "cap"}:
+    if draw.kind in _WITHOUT_QUOTA:
         refused["counts_at_answer"] = False
     stray_share = round(draw.span(0.005, 0.2), 3) if chance.random() < 0.4 else 0.0
     retry_after = chance.choice((None, None, None, 1.0)) if stray_share == 0.0 and draw.kind != "cap" else None
@@ -86,21 +87,21 @@ def random_shape(seed: int) -> Shape:
         "late timers" if late[0] else "",
         f"{requests} requests",
     ]
-    most = MOST_IN_FLIGHT if not isinstance(rate, float) else min(MOST_IN_FLIGHT, max(rate * mean, 1.0))
-    sent = 1.0 / (1.0 - stray_share)
+    most = min(MOST_IN_FLIGHT, max(rate * mean, 1.0)) if isinstance(rate, float) else MOST_IN_FLIGHT
+    sent = 1.0 / (1.0 - stray_share) if draw.kind in _WITHOUT_QUOTA else 1.0
 
     def ideal(count: int, tokens: int) -> float:
-        by_quota = rate(count, tokens) if not isinstance(rate, float) else count / rate + draw.latency
-        if draw.kind in {"none", "queue", "crowded", "cap"}:
-            count = round(count * sent)
-            by_quota = (by_quota - draw.latency) * sent + draw.latency
-        return max(by_quota, ramp_seconds(count, mean, most), unlimited_seconds(count))
+        by_quota = sent * (count / rate if isinstance(rate, float) else rate(count, tokens))
+        reply = draw.latency if sigma else mean
+        informed = informed_seconds(sent * count, sent * count / by_quota, reply, sigma, most)
+        return max(informed, unlimited_seconds(count))
 
     wake_delay = (0.001, 0.01) if late[0] else (0.00005, 0.0005)
     return Shape(
         f"#{seed} " + ", ".join(extra for extra in extras if extra),
         service,
         ideal,
+        kind=draw.kind,
         requests=requests,
         tokens=(200, 2600) if draw.kind == "tokens" else (1400, 1400),
         machine=Machine(one_way, 0.2 * one_way + 0.0002, handshake, late, wake_delay),
@@ -135,13 +136,13 @@ def _bucket(draw: _Draw, latency: Latency, _: float) -> _Made:
     return (
         lambda run: Service(latency, TokenBucket(draw.rate, burst), run),
         300,
-        lambda count, _: max(0, count - burst) / draw.rate + draw.latency,
+        lambda count, _: max(0, count - burst) / draw.rate,
         f"bucket {draw.rate}/s, room for {burst}",
     )
 
 
 def _gcra(draw: _Draw, latency: Latency, _: float) -> _Made:
-    burst = draw.chance.randint(1, 6)
+    burst = draw.chance.randint(2, 6)
     return _quota(
         draw, latency, lambda _: TokenBucket(draw.rate, burst), draw.rate, f"GCRA {draw.rate}/s, room for {burst}"
     )
@@ -166,7 +167,7 @@ def _neighbour(draw: _Draw, latency: Latency, _: float) -> _Made:
     limit = max(8, round(draw.rate))
     on, off = draw.chance.choice(((math.inf, 0.0), (3.0, 3.0), (draw.span(1, 8), draw.span(1, 8))))
     constant = math.isinf(on)
-    ideal = in_phases([(on, limit / 2)] if constant else [(on, limit / 2), (off, float(limit))], draw.latency)
+    ideal = in_phases([(on, limit / 2)] if constant else [(on, limit / 2), (off, float(limit))], 0.0)
     return (
         lambda run: Service(latency, Neighbour(SlidingWindow(limit), limit / 2, on, off), run),
         300,
@@ -181,7 +182,7 @@ def _tokens(draw: _Draw, latency: Latency, _: float) -> _Made:
     return (
         lambda run: Service(latency, SlidingWindow(tokens * seconds, seconds, counts_tokens=True), run),
         300,
-        lambda _, total: total / tokens + draw.latency,
+        lambda _, total: total / tokens,
         f"{tokens} tokens/s over {seconds:g} s",
     )
 
@@ -194,7 +195,7 @@ def _changed(draw: _Draw, latency: Latency, _: float) -> _Made:
     return (
         lambda run: Service(latency, SlidingWindow(before, limit_change=(at, after)), run),
         requests,
-        in_phases([(at, float(before)), (math.inf, float(after))], draw.latency),
+        in_phases([(at, float(before)), (math.inf, float(after))], 0.0),
         f"{before}/s, {after}/s from {at:.1f} s",
     )
 

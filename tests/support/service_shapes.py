@@ -134,15 +134,19 @@ class Neighbour:
     rate: float
     on: float = math.inf
     off: float = 0.0
-    _next: float = 0.0
+
+    def __post_init__(self) -> None:
+        # One that never pauses was there before.
+        self._next = 0.0 if self.off else -self.inner.seconds
+        self._pauses_at = self.on
 
     def admit(self, now: float, tokens: int) -> bool:
         while self._next <= now:
             self.inner.count(self._next, 1.0)
             self._next += 1.0 / self.rate
-            period = self.on + self.off
-            if math.isfinite(period) and self._next % period >= self.on:
-                self._next = (self._next // period + 1.0) * period
+            if self._next >= self._pauses_at:
+                self._next = self._pauses_at + self.off
+                self._pauses_at += self.on + self.off
         return self.inner.admit(now, tokens)
 
 
