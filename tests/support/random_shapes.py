@@ -56,7 +56,7 @@ def random_shape(seed: int) -> Shape:
     draw.rate, draw.latency = round(draw.span(5, 150), 1), round(draw.span(0.01, 2.0), 3)
     one_way = round(draw.span(0.0005, min(0.1, 0.45 * draw.latency)), 4)
     work = draw.latency - 2.0 * one_way
-    sigma = chance.choice((0.0, 0.0, 0.3, 0.7))
+    sigma = 0.0 if draw.kind in {"queue", "crowded"} else chance.choice((0.0, 0.0, 0.3, 0.7))
     latency: Latency = Lognormal(work, sigma) if sigma else Constant(work)
     mean = work * (math.exp(sigma**2 / 2.0) if sigma else 1.05) + 2.0 * one_way
     refused = {"counts_at_answer": chance.random() < 0.25, "slow_refusals": chance.random() < 0.25}
@@ -87,7 +87,7 @@ def random_shape(seed: int) -> Shape:
         "late timers" if late[0] else "",
         f"{requests} requests",
     ]
-    most = min(MOST_IN_FLIGHT, max(rate * mean, 1.0)) if isinstance(rate, float) else MOST_IN_FLIGHT
+    most = rate * mean if draw.kind == "cap" and isinstance(rate, float) else MOST_IN_FLIGHT
     sent = 1.0 / (1.0 - stray_share) if draw.kind in _WITHOUT_QUOTA else 1.0
 
     def ideal(count: int, tokens: int) -> float:

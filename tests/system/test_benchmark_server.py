@@ -1,0 +1,72 @@
+"""The server of the benchmarks: it behaves as its terms say, and counts what it bills."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import pytest
+
+from dashscope_embeddings import EmbeddingClient
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+SERVER = Path(__file__).parents[1] / "benchmarks" / "server.py"
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    program = [sys.executable, str(SERVER), "--until-eof"]
+    with subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:  # noqa: S603 - our own program
+        assert server.stdout is not None
+        yield server.stdout.readline().strip()
+        server.kill()
+
+
+def begin(url: str, **terms: Any) -> None:
+    httpx.post(f"{url}/control", json=terms).raise_for_status()
+
+
+def seen(url: str) -> dict[str, int]:
+    counters: dict[str, int] = httpx.get(f"{url}/control").json()
+    return counters
+
+
+def ask(url: str, texts: int = 1) -> httpx.Response:
+    path = "/api/v1/services/embeddings/text-embedding/text-embedding"
+    return httpx.post(url + path, json={"model": "text-embedding-v4", "input": {"texts": ["a"] * texts}})
+
+
+def test_there_is_no_page_of_quotas(url: str) -> None:
+    begin(url)
+    assert httpx.get(f"{url}/api/v1/quotas?model=text-embedding-v4").status_code == 404
+    assert seen(url)["requests"] == 0
+
+
+def test_a_shape_of_the_simulation_refuses_and_hints_as_it_says(url: str) -> None:
+    begin(url, shape="Retry-After 1, 30/s, 10 ms", seed=2)
+    replies = [ask(url) for _ in range(31)]
+    assert [reply.status_code for reply in replies[:30]] == [200] * 30
+    counters = seen(url)
+    assert counters["throttled"] == sum(reply.status_code == 429 for reply in replies)
+    assert {reply.headers.get("Retry-After") for reply in replies if reply.status_code == 429} <= {"1"}
+
+
+def test_tokens_are_refused_as_tokens(url: str) -> None:
+    begin(url, tokens_per_minute=60)
+    first, second = ask(url), ask(url)
+    assert first.status_code == 200
+    assert (second.status_code, second.json()["code"]) == (429, "Throttling.AllocationQuota")
+
+
+def test_a_job_under_a_shape_is_billed_once(url: str) -> None:
+    begin(url, shape="cap 4, 50 ms")
+    with EmbeddingClient(api_key="sk-made-up", base_url=url) as client:
+        result = client.embed([f"text {number}" for number in range(300)])
+    counters = seen(url)
+    assert len(result.dense) == counters["texts"] == 300
+    assert counters["answered"] == result.usage.requests == 30
