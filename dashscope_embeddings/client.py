@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import functools
 import inspect
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
+from dataclasses import replace
 from typing import Any, TypeAlias
 
 from typing_extensions import Self, Unpack
@@ -15,12 +15,12 @@ from dashscope_embeddings import catalogue
 from dashscope_embeddings._core import planning, text_inputs
 from dashscope_embeddings._core.argument_names import reject_unknown_init_arguments, reject_unknown_keywords
 from dashscope_embeddings._core.client_options import ClientOptions, documented
-from dashscope_embeddings._core.exchange import RequestContext
+from dashscope_embeddings._core.exchange import READ_AHEAD, RequestContext
 from dashscope_embeddings._core.settings import Settings
 from dashscope_embeddings._core.text_inputs import OnRefused
-from dashscope_embeddings._runtime.async_drivers import run_in_thread
+from dashscope_embeddings._runtime.async_drivers import TaskStopEvent, run_in_thread
 from dashscope_embeddings._runtime.client_base import CallbackGuard, ClientBase, OnBatchDone, add_result, skip_refused
-from dashscope_embeddings._runtime.connections import check_running_loop
+from dashscope_embeddings._runtime.connections import check_running_loop, running_loop
 from dashscope_embeddings._runtime.thread_pool import SignalSafeEvent
 from dashscope_embeddings._runtime.user_resources import UserResources
 from dashscope_embeddings.quota import Quota
@@ -97,17 +97,17 @@ class EmbeddingClient(ClientBase):
             KeyboardInterrupt, asyncio.CancelledError: nothing more is sent. Both carry `partial` and `failed` as well,
                 but on Python 3.10 a task that awaits the cancelled one does not see them.
         """
-        context = self._request_context(text_type, output)
+        context = self._sync_context(text_type, output)
         checked = text_inputs.validate(text_inputs.iterate_texts(texts), self._limits, context.long_text)
         collector = self._new_collector(output, array_rows=len(checked) if array else None)
         halt = SignalSafeEvent()
         callbacks = CallbackGuard(halt.set)
-        if (single := self._prepare_single(checked, context)) is not None and _no_running_loop():
+        if (single := self._prepare_single(checked, context)) is not None and context.blocked_loop is None:
             outcomes = self._thread_driver.run_single(*single, context, functools.partial(self._count_late, collector))
         else:
             batches = planning.batches(checked, self._planner(dedup_window=None))
             batches = self._quota_question(context, checked).beside(batches, self._thread_driver)
-            outcomes = self._thread_driver.run_many(self._exchanges(batches, context, collector), halt)
+            outcomes = self._thread_driver.run_many(self._exchanges(batches, context, collector), halt, context)
         with self._billing(collector, checked):
             with contextlib.closing(outcomes):
                 for batch, outcome in outcomes:
@@ -133,8 +133,9 @@ class EmbeddingClient(ClientBase):
     ) -> Iterator[Embedding]:
         """The vectors one by one, in order, in bounded memory however many texts there are.
 
-        Reads ahead by at most `max_concurrency` requests. Arguments and errors are those of `embed`, except that a
-        bad text is found when it is read, and `partial` holds the vectors that had arrived and were not yet yielded.
+        Reads ahead by the requests in flight and at most 48 more. Arguments and errors are those of `embed`, except
+        that a bad text is found when it is read, and `partial` holds the vectors that had arrived and were not yet
+        yielded.
 
         Args:
             texts: As for `embed`.
@@ -145,20 +146,25 @@ class EmbeddingClient(ClientBase):
             arrived: Called with the texts of a request and their outcome when the request ends: out of order, in the
                 thread that sent it. It lets a caller store each result as soon as it is paid for.
         """
-        return self._stream(
-            text_inputs.iterate_texts(texts), self._request_context(text_type, output), refused, arrived
-        )
+        return self._stream(text_inputs.iterate_texts(texts), self._sync_context(text_type, output), refused, arrived)
+
+    def _sync_context(self, text_type: TextType, output: Output) -> RequestContext:
+        context = self._request_context(text_type, output)
+        return context if (loop := running_loop()) is None else replace(context, blocked_loop=loop)
 
     def _stream(
         self, texts: Iterator[str], context: RequestContext, refused: OnRefused | None, arrived: OnBatchDone | None
     ) -> Iterator[Embedding]:
         checked = text_inputs.validate_each(texts, self._limits, context.long_text, refused)
         collector, halt = self._new_collector(context.options.output), SignalSafeEvent()
-        planner = self._planner(dedup_window=self.settings.max_concurrency)
+        planner = self._planner(dedup_window=READ_AHEAD)
         batches = self._quota_question(context).beside(planning.batches(checked, planner), self._thread_driver)
         flows = self._exchanges(batches, context, collector, arrived)
         callbacks = CallbackGuard(halt.set)
-        with self._billing(collector), contextlib.closing(self._thread_driver.run_many(flows, halt)) as outcomes:
+        with (
+            self._billing(collector),
+            contextlib.closing(self._thread_driver.run_many(flows, halt, context)) as outcomes,
+        ):
             for batch, outcome in outcomes:
                 collector.add(batch, outcome)
                 with callbacks:
@@ -218,7 +224,7 @@ class EmbeddingClient(ClientBase):
         else:
             checked = text_inputs.validate(text_list, self._limits, context.long_text)
         collector = self._new_collector(output, array_rows=len(checked) if array else None)
-        halt = asyncio.Event()
+        halt = TaskStopEvent()
         callbacks = CallbackGuard(halt.set)
         question = self._quota_question(context, checked)
         if (single := self._prepare_single(checked, context)) is not None:
@@ -226,7 +232,7 @@ class EmbeddingClient(ClientBase):
         else:
             batches = planning.abatches(_as_async_iterator(checked), self._planner(dedup_window=None))
             flows = self._aexchanges(question.abeside(batches, self._async_driver), context, collector)
-            outcomes = self._async_driver.run_many(flows, halt)
+            outcomes = self._async_driver.run_many(flows, halt, context)
         with self._billing(collector, checked):
             async with question, contextlib.aclosing(outcomes):
                 async for batch, outcome in outcomes:
@@ -261,14 +267,14 @@ class EmbeddingClient(ClientBase):
     ) -> AsyncIterator[Embedding]:
         check_running_loop()
         checked = text_inputs.avalidate_each(texts, self._limits, context.long_text, refused, in_thread=run_in_thread)
-        collector, halt = self._new_collector(context.options.output), asyncio.Event()
-        planner = self._planner(dedup_window=self.settings.max_concurrency)
+        collector, halt = self._new_collector(context.options.output), TaskStopEvent()
+        planner = self._planner(dedup_window=READ_AHEAD)
         question = self._quota_question(context)
         batches = question.abeside(planning.abatches(checked, planner), self._async_driver)
         flows = self._aexchanges(batches, context, collector, arrived)
         callbacks = CallbackGuard(halt.set)
         with self._billing(collector):
-            async with question, contextlib.aclosing(self._async_driver.run_many(flows, halt)) as outcomes:
+            async with question, contextlib.aclosing(self._async_driver.run_many(flows, halt, context)) as outcomes:
                 async for batch, outcome in outcomes:
                     await add_result(collector, batch, outcome)
                     with callbacks:
@@ -284,7 +290,7 @@ class EmbeddingClient(ClientBase):
     async def afetch_quota(self) -> Quota:
         """`fetch_quota` for a running event loop."""
         check_running_loop()
-        return await self._async_driver.run_steps(self._quota_request(), asyncio.Event())
+        return await self._async_driver.run_steps(self._quota_request(), TaskStopEvent())
 
     async def aclose(self) -> None:
         """Closes the connections of the running event loop and those of sync code."""
@@ -295,12 +301,3 @@ class EmbeddingClient(ClientBase):
 async def _as_async_iterator(items: Iterable[str]) -> AsyncIterator[str]:
     for item in items:
         yield item
-
-
-def _no_running_loop() -> bool:
-    """Whether a sync text may share a request: waiting for other callers would block a running loop."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return True
-    return False

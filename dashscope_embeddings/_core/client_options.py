@@ -136,7 +136,12 @@ MaxRetries: TypeAlias = Annotated[
     ),
 ]
 MaxConcurrency: TypeAlias = Annotated[
-    int, _setting(16, "Requests in flight at once in sync code, and as many in each event loop.")
+    int | None,
+    _setting(
+        None,
+        "The most requests of one client in flight at once, of all threads and event loops. None: found from the "
+        "service's replies, 16 at first and 128 at most.",
+    ),
 ]
 RequestsPerMinute: TypeAlias = Annotated[
     float | None,

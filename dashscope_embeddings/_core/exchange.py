@@ -12,15 +12,17 @@ from __future__ import annotations
 import itertools
 import logging
 import math
+import sys
 from collections import deque
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from dashscope_embeddings import usage
 from dashscope_embeddings._core import protocol, text_length
 from dashscope_embeddings._core.backoff import backoff_seconds, retry_after_seconds
 from dashscope_embeddings._core.failures import ErrorContext
+from dashscope_embeddings._core.permit import UNBOUNDED
 from dashscope_embeddings._core.protocol import ParsedReply, Reply
 from dashscope_embeddings._core.reply_reader import ReplyReader, interpret, request_record
 from dashscope_embeddings._core.splitting import Chunk, split_request
@@ -32,8 +34,9 @@ from dashscope_embeddings.vectors import Part, combine
 if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
 
+    from dashscope_embeddings._core.permit import EventLoop, InFlightBound, Permit
     from dashscope_embeddings._core.protocol import RequestOptions
-    from dashscope_embeddings._core.rate_limiter import Limiter, Permit
+    from dashscope_embeddings._core.rate_limiter import Limiter
     from dashscope_embeddings._core.text_length import Limits, LongText
     from dashscope_embeddings.usage import OnRequest
     from dashscope_embeddings.vectors import SparseVector
@@ -49,6 +52,18 @@ class ContextState:
     """Whether any request was answered: model and parameters are valid, so a refusal is about its texts."""
     throttle_warned_at: float = -math.inf
     """When the warning about throttling was last logged."""
+
+
+READ_AHEAD = 48
+"""Outcomes that may wait for an earlier, slower one."""
+
+
+class StartedExchange(Protocol):
+    """An exchange that a driver runs."""
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether its outcome is known."""
 
 
 @dataclass(frozen=True)
@@ -67,8 +82,40 @@ class RequestContext:
     state: ContextState = field(default_factory=ContextState)
     seen_replies: SeenReplies = field(default_factory=SeenReplies)
     """Shared by all calls of a client."""
+    bound: InFlightBound = UNBOUNDED
+    """The client's requests in flight."""
+    blocked_loop: EventLoop | None = None
+    """The event loop on whose thread a sync call was made."""
     observed_widths: dict[str, int] | None = None
     """The width of a call's first vector, if the model's width is not known."""
+
+    @property
+    def concurrency(self) -> int:
+        """How many exchanges a job should have under way now, those included that wait for the limiter."""
+        return min(self.limiter.concurrency, self.bound.limit or sys.maxsize)
+
+    def has_use_for_another(self, started: Sequence[StartedExchange]) -> bool:
+        """Whether a job should start another exchange, beside those started whose outcomes were not yielded yet.
+
+        Outcomes are yielded in order. So that a slow reply does not hold up those behind it, a job reads ahead; not if
+        it is the caller who is slow.
+        """
+        concurrency = self.concurrency
+        if len(started) < concurrency:
+            return True
+        if started[0].has_ended or len(started) >= concurrency + READ_AHEAD:
+            return False
+        unfinished = sum(not exchange.has_ended for exchange in started)
+        return unfinished < concurrency
+
+    def create_permit(self, estimated_tokens: int) -> Permit:
+        """A permit for a request of this call."""
+        return self.limiter.create_permit(
+            estimated_tokens,
+            high_priority=self.options.text_type == "query",
+            bound=self.bound,
+            blocked_loop=self.blocked_loop,
+        )
 
     def for_one_call(self) -> RequestContext:
         """A copy for one call: all its vectors must have the same width."""
@@ -148,14 +195,13 @@ def _request_with_retries(
     """Sends one request until it is answered, or until it fails with an error that retries cannot change."""
     body = protocol.request_body(context.options, texts)
     tokens = max(1, round(sum(map(text_length.estimate_tokens, texts))))
-    high_priority = context.options.text_type == "query"
     failures, stale_replies, throttled_since = 0, 0, math.inf
     for attempt in itertools.count(1):
-        permit = permit or context.limiter.create_permit(tokens, high_priority=high_priority)
+        permit = permit or context.create_permit(tokens)
         try:
             if (cancelled := (yield from _wait_for_permit(permit, context))) is not None:
                 return interpret(cancelled, context, texts)
-            error, stale = yield from _send_once(body, context, texts, attempt, is_repeat=stale_replies > 0)
+            error, stale = yield from _send_once(body, context, texts, attempt, permit, is_repeat=stale_replies > 0)
             if isinstance(error, ParsedReply):
                 context.limiter.on_success(permit, error.billed_tokens)
                 return error
@@ -205,20 +251,20 @@ _WARN_AFTER_SECONDS = 5.0
 """Seconds of throttling that are not worth a warning."""
 _WARN_INTERVAL_SECONDS = 60.0
 _MAX_STALE_REPLIES = 40
-"""Each stale reply closes a connection; a client has at most twice `max_concurrency` of them."""
+"""Each stale reply closes a connection."""
 
 
 def _wait_for_permit(permit: Permit, context: RequestContext) -> Generator[Step, StepResult, StepResult]:
     """Waits until the limiter grants the permit; returns a `Failure` if the call was cancelled meanwhile."""
     # Another request may be throttled during the wait, so ask again until the answer is 0.
     while wait := context.limiter.try_acquire(permit):
-        if (cancelled := (yield Sleep(wait))) is not None:
+        if (cancelled := (yield Sleep(wait, permit))) is not None:
             return cancelled
     return None
 
 
-def _send_once(
-    body: bytes, context: RequestContext, texts: Sequence[str], attempt: int, *, is_repeat: bool
+def _send_once(  # noqa: PLR0913 - what one attempt is
+    body: bytes, context: RequestContext, texts: Sequence[str], attempt: int, permit: Permit, *, is_repeat: bool
 ) -> Generator[Step, StepResult, tuple[ParsedReply | DashScopeError, bool]]:
     """The result of one request, and whether the reply was stale: a copy of a reply to an earlier request."""
     started_at = context.limiter.clock()
@@ -227,6 +273,7 @@ def _send_once(
         body,
         max_reply_bytes=protocol.max_reply_bytes(context.options, len(texts), len(body)),
         read_reply=reader,
+        permit=permit,
     )
     if reader.result is None and isinstance(answer, Reply):
         reader(answer)

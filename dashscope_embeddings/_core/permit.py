@@ -1,8 +1,37 @@
-"""One request's state in the rate limiter, of which the limiter, the estimator and the token quota set fields."""
+"""One request's state in the rate limiter, of which the limiter and its parts set fields."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+_SLOW_SECONDS = 60.0
+"""A request that takes longer does not count as in flight while others wait for its place."""
+
+
+class EventLoop(Protocol):
+    """An event loop, of which only this matters here."""
+
+    def is_running(self) -> bool:
+        """Whether it runs: the requests of a stopped one never end."""
+
+
+@dataclass(slots=True, eq=False)
+class InFlightBound:
+    """The requests in flight of one client, and the most that its `max_concurrency` allows; None: no bound."""
+
+    limit: int | None = None
+    in_flight: int = 0
+    waiting: dict[Permit, None] = field(default_factory=dict)
+    """Permits that wait for one of them to end, in order of arrival."""
+
+
+UNBOUNDED = InFlightBound()
+"""Of requests without a client."""
 
 
 @dataclass(slots=True, eq=False)
@@ -13,18 +42,38 @@ class Permit:
     """Estimate of the tokens that the request will be billed."""
     high_priority: bool = False
     """True for a query, which precedes waiting documents."""
+    bound: InFlightBound = UNBOUNDED
+    blocked_loop: EventLoop | None = None
+    """The event loop that its caller, a sync call on the loop's thread, keeps from going on meanwhile."""
+    wake: Callable[[], object] | None = None
+    """Called when asking again earlier than at `retry_at` may help; set it before waiting."""
+    loop: EventLoop | None = None
+    """The event loop that sends it; None: a thread."""
     sent_at: float | None = None
     is_closed: bool = False
+    in_flight: int = 0
+    """Requests in flight when it was sent, itself included."""
+    is_rate_excluded: bool = False
+    """Whether it was sent at a rate that is no cause of 429s, as far as known."""
     answered_at: float | None = None
+    passed: bool | None = None
+    """Whether the service accepted it; None: not known yet, or cancelled."""
     is_uncounted: bool = False
     """Throttled or cancelled: presumably not counted by the service."""
-    circuit_number: int = 0
-    """Number of the circuit in which it was sent as a probe; 0: it is no probe."""
     weight: float = 1.0
     """Its share of the rate: 1, or in proportion to its tokens if tokens are limited."""
     charged_tokens: float = 0.0
     """The tokens that the token quota was charged."""
     queue_position: int = 0
     """0: it never had to wait."""
+    was_paced: bool = False
+    """Whether it waited for the rate: a higher rate would have sent it earlier."""
+    needs_slot: bool = False
+    """Whether it waits for a request in flight to end."""
     retry_at: float = 0.0
     """When its caller will ask again."""
+
+    def is_lost(self, now: float) -> bool:
+        """Whether its request will not end, as its event loop stopped; or not soon, so that another may be sent."""
+        is_stopped = self.loop is not None and not self.loop.is_running()
+        return is_stopped or now > (self.sent_at or now) + _SLOW_SECONDS

@@ -2,7 +2,8 @@
 
 Quotas belong to an account, a host and a model (https://www.alibabacloud.com/help/en/model-studio/rate-limit,
 seen 2026-11-20), so all clients of a process with the same three share one limiter. A limit per minute may be
-enforced per second, so requests are spaced evenly (GCRA) and never sent as one burst a minute.
+enforced per second, so requests are spaced evenly (GCRA) and never sent as one burst a minute. `rate_estimator` finds
+how many a second, `concurrency_window` how many at once.
 """
 
 from __future__ import annotations
@@ -15,55 +16,25 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from dashscope_embeddings import _process
-from dashscope_embeddings._core.permit import Permit
-from dashscope_embeddings._core.rate_estimator import RateEstimator
+from dashscope_embeddings._core.concurrency_window import ConcurrencyWindow
+from dashscope_embeddings._core.permit import UNBOUNDED, InFlightBound, Permit
+from dashscope_embeddings._core.permit_queue import PermitQueue
+from dashscope_embeddings._core.rate_estimator import RateEstimator, SearchState
 from dashscope_embeddings._core.reported_quota import ReportedQuota
 from dashscope_embeddings._core.token_quota import QUOTA_SHARE, TokenQuota, spacing_start
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from dashscope_embeddings._core.permit import EventLoop
     from dashscope_embeddings.quota import Quota
 
-__all__ = ["Limiter", "Permit", "shared_limiter"]
+__all__ = ["InFlightBound", "Limiter", "Permit", "shared_limiter"]
 
 _MAX_WAIT_SECONDS = 0.25
 """Longest wait before a caller asks again, because the estimate may have improved by then."""
-_LATE_GRACE_SECONDS = 0.03
-"""A caller that is late by more than this is skipped in the queue until it asks again."""
-
-
-@dataclass(slots=True)
-class _Queue:
-    """Waiting permits in order of arrival; a caller that does not ask again in time is skipped until it does."""
-
-    waiting: OrderedDict[int, Permit] = field(default_factory=OrderedDict)
-
-    def drop_absent(self, permit: Permit, now: float) -> None:
-        while self.waiting:
-            head = next(iter(self.waiting.values()))
-            if head is permit or head.retry_at + _LATE_GRACE_SECONDS > now:
-                return
-            del self.waiting[head.queue_position]
-
-    def count_ahead(self, permit: Permit) -> int:
-        """Upper bound of the permits that go first."""
-        if not self.waiting:
-            return 0
-        if permit.queue_position == 0:
-            return len(self.waiting)
-        return min(len(self.waiting), max(0, permit.queue_position - next(iter(self.waiting))))
-
-    def add(self, permit: Permit) -> None:
-        if permit.queue_position in self.waiting:
-            return
-        first = next(iter(self.waiting), permit.queue_position)
-        self.waiting[permit.queue_position] = permit
-        if permit.queue_position < first:
-            self.waiting.move_to_end(permit.queue_position, last=False)
-
-    def remove(self, permit: Permit) -> None:
-        self.waiting.pop(permit.queue_position, None)
+_QUEUED_AHEAD = 2
+"""Requests that a job keeps waiting beyond those that may be in flight: they show whether more could be in use."""
 
 
 @dataclass(eq=False)
@@ -98,9 +69,15 @@ class Limiter:
     def reset_after_fork(self) -> None:
         """Resets all but the quotas, because a forked child has no requests in flight."""
         self._lock = threading.Lock()
-        self._estimator = RateEstimator()
+        self._window = ConcurrencyWindow()
+        self._estimator = RateEstimator(self._window)
+        for permit in getattr(self, "_in_flight", ()):
+            permit.bound.in_flight = 0
+            permit.bound.waiting.clear()
+        self._in_flight: set[Permit] = set()
+        self._looked_for_lost_at = -math.inf
         self._token_quota = TokenQuota(self.tokens_per_minute)
-        self._high_priority_queue, self._low_priority_queue = _Queue(), _Queue()
+        self._high_priority_queue, self._low_priority_queue = PermitQueue(), PermitQueue()
         self._last_queue_position = 0
         self._next_at = -math.inf
 
@@ -146,9 +123,26 @@ class Limiter:
             self._has_claimed_quota_request = True
             self._reported_quota = ReportedQuota.of(quota)
 
-    def create_permit(self, estimated_tokens: int, *, high_priority: bool = False) -> Permit:
+    @property
+    def concurrency(self) -> int:
+        """How many requests a job should have under way now, those included that wait for the limiter."""
+        return self._window.limit + _QUEUED_AHEAD
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that were sent and have not ended."""
+        return self._window.in_flight
+
+    def create_permit(
+        self,
+        estimated_tokens: int,
+        *,
+        high_priority: bool = False,
+        bound: InFlightBound = UNBOUNDED,
+        blocked_loop: EventLoop | None = None,
+    ) -> Permit:
         """A permit for one request. It must end with `on_success`, `on_throttled` or `cancel`."""
-        return Permit(estimated_tokens, high_priority)
+        return Permit(estimated_tokens, high_priority, bound, blocked_loop)
 
     def try_acquire(self, permit: Permit) -> float:
         """0.0: send now. Otherwise the seconds to wait before asking again, at most 0.25."""
@@ -159,39 +153,105 @@ class Limiter:
                 self._apply_smallest_limits()
             now = self.clock()
             rate = self._requests_per_second(now)
-            due = self._available_at(permit, rate, now)
             queue = self._high_priority_queue if permit.high_priority else self._low_priority_queue
+            if self._is_bound_full(permit, now):
+                permit.bound.waiting[permit] = None
+                return self._refuse(permit, None, now, _MAX_WAIT_SECONDS)
+            due = self._available_at(permit, rate, now)
             if due > now:
-                if permit.queue_position == 0:
-                    self._last_queue_position += 1
-                    permit.queue_position = self._last_queue_position
-                queue.add(permit)
-                wait = min(due - now, _MAX_WAIT_SECONDS)
-                permit.retry_at = now + wait
-                return wait
+                permit.was_paced = permit.was_paced or not self._is_behind_starved(permit)
+                return self._refuse(permit, queue, now, due - now)
+            permit.needs_slot = not self._has_room(permit, now)
+            if permit.needs_slot:
+                return self._refuse(permit, queue, now, _MAX_WAIT_SECONDS)
             queue.remove(permit)
-            self._token_quota.charge(permit, now)
             self._reported_quota.take(1, permit.estimated_tokens, now)
-            self._estimator.on_sent(permit, now, was_queued=permit.queue_position != 0)
+            self._start(permit, now)
             # If tokens are limited, a small request has a short interval, but not below that of the configured quota.
             self._next_at = spacing_start(self._next_at, now) + max(permit.weight / rate, self._min_interval_seconds)
+            self._wake_next()
             return 0.0
+
+    def _refuse(self, permit: Permit, queue: PermitQueue | None, now: float, wait: float) -> float:
+        if permit.queue_position == 0:
+            self._last_queue_position += 1
+            permit.queue_position = self._last_queue_position
+        if queue is not None:
+            queue.add(permit)
+        wait = min(wait, _MAX_WAIT_SECONDS)
+        permit.retry_at = now + wait
+        return wait
+
+    def _is_bound_full(self, permit: Permit, now: float) -> bool:
+        bound = permit.bound
+        if bound.limit is None or bound.in_flight < bound.limit:
+            return False
+        self._end_lost(now)
+        return bound.in_flight - sum(other.bound is bound for other in self._find_stuck(permit)) >= bound.limit
+
+    def _has_room(self, permit: Permit, now: float) -> bool:
+        if self._window.has_room(now):
+            return True
+        self._end_lost(now)
+        return self._window.in_flight - len(self._find_stuck(permit)) < self._window.limit
+
+    def _end_lost(self, now: float) -> None:
+        if now > self._looked_for_lost_at + _MAX_WAIT_SECONDS:
+            self._looked_for_lost_at = now
+            for other in [other for other in self._in_flight if other.is_lost(now)]:
+                self._end(other)
+
+    def _find_stuck(self, permit: Permit) -> list[Permit]:
+        """Requests that cannot end before this one: its caller blocks their event loop."""
+        loop = permit.blocked_loop
+        return [] if loop is None else [other for other in self._in_flight if other.loop is loop]
+
+    def _start(self, permit: Permit, now: float) -> None:
+        permit.bound.waiting.pop(permit, None)
+        permit.bound.in_flight += 1
+        self._in_flight.add(permit)
+        self._token_quota.charge(permit, now)
+        self._window.on_sent(permit, now)
+        self._estimator.on_sent(permit, now)
+
+    def _end(self, permit: Permit) -> bool:
+        """Ends the permit. False: it had ended before or was never sent, so the estimator is not called."""
+        was_sent = permit.sent_at is not None and not permit.is_closed
+        permit.is_closed = True
+        self._in_flight.discard(permit)
+        permit.bound.waiting.pop(permit, None)
+        if permit.sent_at is None:
+            (self._high_priority_queue if permit.high_priority else self._low_priority_queue).remove(permit)
+        # The estimator remembers the permit; what its caller waited for, and its loop, must not live as long.
+        permit.wake = permit.loop = permit.blocked_loop = None
+        if was_sent:
+            permit.bound.in_flight -= 1
+            self._window.on_ended()
+            if permit.bound.waiting:
+                _wake(next(iter(permit.bound.waiting)))
+        return was_sent
+
+    def _wake_next(self) -> None:
+        """Wakes the first one that waits for a request to end."""
+        head = self._next_waiting
+        if head is not None and head.needs_slot and self._window.in_flight < self._window.limit:
+            _wake(head)
 
     def on_success(self, permit: Permit, billed_tokens: int | None = None) -> None:
         """The request was answered; `billed_tokens` is None if the service did not say."""
         with self._lock:
-            if self._close_permit(permit):
-                return
-            now = self.clock()
-            self._token_quota.record_billed(permit, billed_tokens)
-            if billed_tokens is not None:
-                self._reported_quota.take(0, billed_tokens - permit.estimated_tokens, now)
-            self._estimator.on_success(permit, now)
+            if self._end(permit):
+                now = self.clock()
+                self._token_quota.record_billed(permit, billed_tokens)
+                if billed_tokens is not None:
+                    self._reported_quota.take(0, billed_tokens - permit.estimated_tokens, now)
+                self._estimator.on_success(permit, now)
+            self._wake_next()
 
     def on_throttled(self, permit: Permit, retry_after_seconds: float | None = None) -> None:
         """The request was throttled; `retry_after_seconds` are honoured up to 60."""
         with self._lock:
-            if self._close_permit(permit):
+            if not self._end(permit):
                 return
             now = self.clock()
             explained = self._token_quota.explains_throttle(permit) and not retry_after_seconds
@@ -201,19 +261,14 @@ class Limiter:
                 self._estimator.on_cancelled(permit)
             else:
                 self._estimator.on_throttled(permit, now, retry_after_seconds)
+            self._wake_next()
 
     def cancel(self, permit: Permit) -> None:
         """The request ended without an answer, or was never sent. Has no effect on a permit that has ended."""
         with self._lock:
-            if not self._close_permit(permit):
+            if self._end(permit):
                 self._estimator.on_cancelled(permit)
-
-    def _close_permit(self, permit: Permit) -> bool:
-        """Ends the permit. True: it had ended before or was never sent, so the estimator is not called."""
-        over, permit.is_closed = permit.is_closed or permit.sent_at is None, True
-        if permit.sent_at is None:
-            (self._high_priority_queue if permit.high_priority else self._low_priority_queue).remove(permit)
-        return over
+            self._wake_next()
 
     @property
     def _min_interval_seconds(self) -> float:
@@ -221,7 +276,7 @@ class Limiter:
 
     def _requests_per_second(self, now: float) -> float:
         rate = self._estimator.rate(now)
-        if self._estimator.limit_per_second is not None:
+        if self._estimator.steady.limit is not None:
             # A limit below the reported bucket was met, so the service has no room for bursts: do not probe above it.
             rate = min(rate, self._reported_quota.requests_per_second)
         if self.requests_per_minute is None:
@@ -243,15 +298,28 @@ class Limiter:
         if not ahead and self._is_unpaced():
             return circuit_closes_at
         due = max(self._next_at, self._token_quota.available_at(permit, now), circuit_closes_at)
-        if ahead:
-            head = next(iter((self._high_priority_queue.waiting or self._low_priority_queue.waiting).values()))
+        if ahead and (head := self._next_waiting) is not None:
             due += max(ahead / rate, self._token_quota.queue_delay(head, ahead))
         return due
 
     def _is_unpaced(self) -> bool:
         """Whether to send without spacing: no quota is known, and no other request is in flight."""
         has_quota = self.requests_per_minute is not None or self.tokens_per_minute is not None
-        return not has_quota and self._estimator.limit_per_second is None and self._estimator.in_flight == 0
+        return not has_quota and self._estimator.state is SearchState.SLOW_START and self._window.in_flight == 0
+
+    def _is_behind_starved(self, permit: Permit) -> bool:
+        """Whether it waits because the one ahead of it needs a free place, not because of the rate."""
+        head = self._next_waiting
+        return head is not None and head is not permit and head.needs_slot
+
+    @property
+    def _next_waiting(self) -> Permit | None:
+        return self._high_priority_queue.head or self._low_priority_queue.head
+
+
+def _wake(permit: Permit) -> None:
+    if permit.wake is not None:
+        permit.wake()
 
 
 _MAX_RECENT_LIMITERS = 64

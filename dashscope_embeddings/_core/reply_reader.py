@@ -31,8 +31,6 @@ class ReplyReader:
     def __call__(self, reply: Reply) -> bool:
         """Sets `result` and `is_stale`; returns whether the connection may be reused."""
         result = self.result = interpret(reply, self._context, self._texts)
-        if isinstance(result, BadReply):
-            return False
         answered = isinstance(result, ParsedReply)
         decision = self._context.seen_replies.judge(
             self._body, reply, result.request_id, has_vectors=answered, is_repeat=self._is_repeat
@@ -40,7 +38,7 @@ class ReplyReader:
         if decision == "stale":
             self.is_stale = True
             self.result = BadReply(_STALE_MESSAGE, request_id=result.request_id)
-        return decision == "keep"
+        return decision == "keep" and not isinstance(result, BadReply)
 
 
 _STALE_MESSAGE = "the reply repeats an earlier one, to other texts: a server or gateway on the way mixes up its replies"

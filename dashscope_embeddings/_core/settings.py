@@ -41,7 +41,7 @@ class Settings:
     timeout: float
     request_deadline: float | None
     max_retries: int
-    max_concurrency: int
+    max_concurrency: int | None
     requests_per_minute: float | None
     tokens_per_minute: float | None
     long_text: LongText
@@ -268,7 +268,7 @@ _FLOAT_BOUNDS = {
     "requests_per_minute": (0.01, 1e12),
     "tokens_per_minute": (0.01, 1e12),
 }
-_REQUIRED_NUMBERS = frozenset({"max_retries", "max_concurrency", "timeout"})
+_REQUIRED_NUMBERS = frozenset({"max_retries", "timeout"})
 
 
 def _check_numbers(settings: Settings) -> None:

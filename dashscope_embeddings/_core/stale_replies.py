@@ -56,7 +56,7 @@ class SeenReplies:
                 return decision
         if not has_vectors:
             # A copy of an error without an id could not be recognised, so do not read from this connection again.
-            return "close"
+            return "stale" if self._is_copy_of_vectors(request, reply) else "close"
         return (
             "keep"
             if "body" in self._ambiguous_kinds
@@ -81,6 +81,12 @@ class SeenReplies:
             self._doubted_fingerprints.clear()
         self._doubted_fingerprints.add(fingerprint)
         return "stale"
+
+    def _is_copy_of_vectors(self, request: bytes, reply: Reply) -> bool:
+        """Whether an unusable reply was the reply to another request on its connection, of more texts or fewer."""
+        fingerprint = hash(reply.body)
+        first = self._recent.get(fingerprint) or self._older.get(fingerprint)
+        return first is not None and first[0] != hash(request) and first[1] == reply.connection_id
 
     def _first_seen(self, fingerprint: int, request_hash: int, connection: int | None) -> tuple[int, int | None]:
         """The request and connection of the first reply with this fingerprint; (`request_hash`, None) if this is it."""

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
+    from dashscope_embeddings._core.permit import Permit
+
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
@@ -45,6 +47,8 @@ class Send:
     """Limit of the decompressed reply body, in bytes; a longer body is an error."""
     read_reply: Callable[[Reply], bool] | None = field(default=None, compare=False, repr=False)
     """Called with the reply while its connection is still held; returns whether it may be reused."""
+    permit: Permit | None = field(default=None, compare=False, repr=False)
+    """The driver notes in it which event loop sends it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +56,8 @@ class Sleep:
     """Wait. Result: None, or a `Failure` if the call was cancelled meanwhile."""
 
     seconds: float
+    permit: Permit | None = field(default=None, compare=False, repr=False)
+    """The wait is for this permit, and ends early when the limiter wakes it."""
 
 
 Step: TypeAlias = Send | Sleep

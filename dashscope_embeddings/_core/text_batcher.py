@@ -93,8 +93,6 @@ PollResult: TypeAlias = float | BatchCall | Outcome
 class TextBatcher:
     """The waiting texts of one client with the same role and output."""
 
-    max_in_flight: int
-    """Limit of concurrent requests."""
     planner: BatchPlanner
     """Knows how much fits into one request."""
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -124,7 +122,7 @@ class TextBatcher:
                 return text.outcome
             now = context.limiter.clock()
             pause = _POLL_SECONDS * max(1.0, len(self._waiting) / _FULL_RATE_CALLERS)
-            if text.batch_call is not None or len(self._in_flight) >= self.max_in_flight:
+            if text.batch_call is not None:
                 return pause
             is_first = next(iter(self._waiting), text) is text
             if not is_first and now - self._last_moved_at < _POLL_SECONDS:
@@ -133,8 +131,8 @@ class TextBatcher:
                 return pause
             members = self._next_batch(text)
             if text.permit is None:
-                is_query = context.options.text_type == "query"
-                text.permit = context.limiter.create_permit(text.estimated_tokens, high_priority=is_query)
+                text.permit = context.create_permit(text.estimated_tokens)
+            text.permit.wake = text.wake
             text.permit.estimated_tokens = sum(member.estimated_tokens for member in members)
             if wait := context.limiter.try_acquire(text.permit):
                 return min(wait, _POLL_SECONDS)

@@ -1,78 +1,79 @@
-"""Classifies throttled requests: random 429s of a busy service or a rate limit, of requests or of tokens."""
+"""Classifies throttled requests: random 429s of a busy service or a limit; and a limit of requests or of tokens."""
 
 from __future__ import annotations
 
 import math
 from collections import deque
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-PROBE_THRESHOLD_NATS, ACCEPT_THRESHOLD_NATS = 5.0, 10.0
-"""CUSUM thresholds in nats: start probing for a rate limit; accept that there is one."""
+if TYPE_CHECKING:
+    from dashscope_embeddings._core.permit import Permit
+    from dashscope_embeddings._core.send_log import SendLog
+
+_LIMIT_SHARE = 0.6
+"""Share of 429s at a limit, at least: the hypothesis that is tested against random ones."""
+_THRESHOLD_NATS = 6.0
+"""CUSUM threshold: two 429s with at most two successes between them, if random ones are rare."""
+_RARE, _FREQUENT = 0.01, 0.3
+"""Bounds of the assumed share of random 429s."""
+_MEMORY_REPLIES = 200.0
+_EXAMINED_SENDS = 64
+_NEXT_SENDS, _NEXT_PASSED = 4, 3
+"""A 429 was random if so many of the requests sent next passed: those after the first 429 of a limit are refused."""
 
 
 @dataclass(slots=True)
 class ThrottleDetector:
-    """Distinguishes random 429s from a rate limit with CUSUM tests (Page's test).
+    """Distinguishes random 429s from a limit with a CUSUM test (Page's test) over the sends in their order.
 
-    Three hypotheses on the share of 429s. Random: a small share of all replies, whatever the rate. Rate limit: half
-    of the replies or more. Overshoot, a rate slightly above a limit: 2.5 times the random share, at least 6 %.
+    Single 429s at rates that used to pass are random: lowering the rate would not make them fewer. The share of random
+    ones is learned, so that a service which refuses one request in five at random is not taken for one with a quota.
     """
 
-    random_count: int = 0
-    """429s that turned out to be random."""
-    limit_score: float = 0.0
-    """Log-likelihood ratio, in nats, of a rate limit against random 429s; at least 0, as a limit may start any time."""
-    overshoot_score: float = 0.0
-    """The same for overshoot."""
-    _decayed_random_count: float = 0.0
-    _decayed_reply_count: float = 0.0
+    _random_count: float = 0.0
+    _reply_count: float = 0.0
+    _open_cases: deque[Permit] = field(default_factory=lambda: deque(maxlen=_EXAMINED_SENDS))
+    """Throttled requests that are random if most requests sent after them pass."""
 
     @property
     def random_share(self) -> float:
-        """Estimated share of random 429s among all replies, with a margin of 1.5."""
-        if self.random_count < 2:  # noqa: PLR2004 - one alone says nothing
-            return 0.003
-        return min(0.06, max(0.003, 1.5 * self._decayed_random_count / max(self._decayed_reply_count, 50.0)))
+        """Estimated share of random 429s among all replies."""
+        return min(_FREQUENT, max(_RARE, 1.3 * self._random_count / max(self._reply_count, 30.0)))
 
-    @property
-    def is_random_only(self) -> bool:
-        """Whether this service is known to send random 429s, and nothing more is happening now."""
-        known = self.random_count >= 2 and self._decayed_random_count > 0.01 * max(self._decayed_reply_count, 50.0)  # noqa: PLR2004
-        return known and not self.is_implausible and self.overshoot_score < PROBE_THRESHOLD_NATS
+    def find_limit(self, log: SendLog, since: float, now: float) -> Permit | None:
+        """The first 429 of a limit among the requests sent after `since`; None: what there is looks random."""
+        share = self.random_share
+        for_refused, for_passed = math.log(_LIMIT_SHARE / share), math.log((1.0 - _LIMIT_SHARE) / (1.0 - share))
+        known: list[tuple[Permit, bool]] = []
+        for permit in log.newest_first():
+            if (permit.sent_at or 0.0) <= since or len(known) == _EXAMINED_SENDS:
+                break
+            if (passed := log.has_passed(permit, now)) is not None:
+                known.append((permit, passed))
+        score, first = 0.0, None
+        for permit, passed in reversed(known):
+            first = first if score > 0.0 else permit
+            score = max(0.0, score + (for_passed if passed else for_refused))
+            if score >= _THRESHOLD_NATS:
+                return first
+        return None
 
-    @property
-    def is_implausible(self) -> bool:
-        """Whether there are too many to be random."""
-        return self.random_count >= 4 and self._decayed_random_count > 0.15 * max(self._decayed_reply_count, 20.0)  # noqa: PLR2004
-
-    def observe(self, *, throttled: bool, rate_excluded: bool) -> None:
-        """Updates the tests with a reply; `rate_excluded`: the rate is too low to be the cause of a 429."""
-        if rate_excluded:
-            self._decayed_reply_count += 1.0
-            if self._decayed_reply_count > 400.0:  # noqa: PLR2004 - halving forgets old replies
-                self._decayed_reply_count, self._decayed_random_count = (
-                    self._decayed_reply_count / 2,
-                    self._decayed_random_count / 2,
-                )
-        random_share = self.random_share
-        overshoot_share = max(2.5 * random_share, 0.06)
-        if throttled:
-            self.limit_score = min(self.limit_score + math.log(0.5 / random_share), 1.5 * ACCEPT_THRESHOLD_NATS)
-            self.overshoot_score += math.log(overshoot_share / random_share)
-        else:
-            self.limit_score = max(0.0, self.limit_score + math.log(0.5 / (1.0 - random_share)))
-            self.overshoot_score = max(
-                0.0, self.overshoot_score + math.log((1.0 - overshoot_share) / (1.0 - random_share))
-            )
-
-    def count_random(self) -> None:
-        """A 429 turned out to be random."""
-        self.random_count += 1
-        self._decayed_random_count += 1.0
-
-    def reset_scores(self) -> None:
-        """Restarts the tests after a change of the rate."""
-        self.limit_score = self.overshoot_score = 0.0
+    def observe(self, permit: Permit, log: SendLog, now: float) -> None:
+        """Counts a reply; a 429 is counted as random later, if most requests sent after it pass."""
+        if not permit.is_rate_excluded:
+            return
+        self._reply_count += 1.0
+        if permit.passed is False:
+            self._open_cases.append(permit)
+        while self._open_cases:
+            fates = [log.has_passed(later, now) for later in log.sent_after(self._open_cases[0], _NEXT_SENDS)]
+            if len(fates) < _NEXT_SENDS or None in fates:
+                break
+            self._open_cases.popleft()
+            self._random_count += sum(fate is True for fate in fates) >= _NEXT_PASSED
+        if self._reply_count > _MEMORY_REPLIES:
+            self._reply_count, self._random_count = self._reply_count / 2.0, self._random_count / 2.0
 
 
 @dataclass(slots=True)
@@ -92,18 +93,20 @@ class LimitedResource:
         self._mean_tokens += 0.05 * (tokens - self._mean_tokens) if self._mean_tokens else tokens
         return 1.0 if self.tokens_per_unit is None else max(tokens, 1) / self.tokens_per_unit
 
-    def observe_throttle(self, passed_tokens: list[int]) -> bool:
-        """Records the tokens of each request that passed before a 429; True if tokens are now found to be limited."""
-        if self.tokens_per_unit is not None or not passed_tokens:
-            return False
-        self._passed_totals.append((len(passed_tokens), sum(passed_tokens)))
+    def observe_throttle(self, log: SendLog, sent_at: float, seconds: float) -> None:
+        """Records what had passed in the window before a 429; weighs all requests anew if tokens are found limited."""
+        counted = log.counted(sent_at, seconds)
+        if self.tokens_per_unit is not None or not counted:
+            return
+        self._passed_totals.append((len(counted), sum(permit.estimated_tokens for permit in counted)))
         requests, tokens = (
             _coefficient_of_variation([totals[which] for totals in self._passed_totals]) for which in (0, 1)
         )
         if len(self._passed_totals) < 5 or tokens >= 0.7 * requests:  # noqa: PLR2004 - fewer agree by chance
-            return False
+            return
         self.tokens_per_unit = max(self._mean_tokens, 1.0)
-        return True
+        for permit in log.newest_first():
+            permit.weight = self.weight_of(permit.estimated_tokens)
 
 
 def _coefficient_of_variation(values: list[float]) -> float:

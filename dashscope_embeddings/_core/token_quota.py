@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from dashscope_embeddings._core.permit import Permit
 
-_BURST_TOLERANCE_SECONDS = 0.006
+_BURST_TOLERANCE_SECONDS = 0.02
 """Burst tolerance: a caller delayed by timer jitter may catch up by this much."""
 _IDLE_RESET_SECONDS = 0.05
 """After this long without a request, spacing starts anew: an idle limiter saves up no burst."""

@@ -7,8 +7,8 @@ import contextlib
 import contextvars
 import functools
 from collections import deque
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from dashscope_embeddings._core.exchange import Outcome, exchange
 from dashscope_embeddings._core.failures import CANCELLED
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator
 
     from dashscope_embeddings._core.exchange import Exchange, RequestContext
+    from dashscope_embeddings._core.permit import Permit
     from dashscope_embeddings._core.steps import Step, StepResult
     from dashscope_embeddings._core.text_batcher import SingleText, TextBatcher
     from dashscope_embeddings._runtime.transport import Transport
@@ -27,49 +28,127 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
+class TaskStopEvent(asyncio.Event):
+    """`asyncio.Event` that also calls waiters when it is set."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._callbacks: list[Callable[[], object]] = []
+
+    def set(self) -> None:
+        """Sets it and calls all waiters."""
+        super().set()
+        for wake in tuple(self._callbacks):
+            wake()
+
+    def add_waiter(self, wake: Callable[[], object]) -> None:
+        """Calls `wake` when this is set; not if it is set already."""
+        self._callbacks.append(wake)
+
+    def remove_waiter(self, wake: Callable[[], object]) -> None:
+        """No longer calls `wake`."""
+        self._callbacks.remove(wake)
+
+
+@dataclass(slots=True, eq=False)
+class _Started(Generic[T]):
+    """A flow that runs in a task of its own."""
+
+    label: T
+    task: asyncio.Task[Outcome | BaseException]
+
+    @property
+    def has_ended(self) -> bool:
+        return self.task.done()
+
+
+@dataclass(slots=True, eq=False)
+class _Source(Generic[T]):
+    """The flows of a job. An error ends them, and is kept: the outcomes before it are yielded first."""
+
+    flows: AsyncIterator[tuple[T, Exchange]]
+    errors: list[BaseException] = field(default_factory=list)
+    _read: deque[tuple[T, Exchange]] = field(default_factory=deque)
+
+    async def take_only(self) -> tuple[T, Exchange] | None:
+        """The only flow; None if there are more, or none."""
+        while len(self._read) < _SEVERAL and (pair := await self._next()) is not None:
+            self._read.append(pair)
+        return self._read.popleft() if len(self._read) == 1 else None
+
+    async def take(self, halt: TaskStopEvent) -> tuple[T, Exchange] | None:
+        """The next flow; None at the end, and once `halt` is set."""
+        if halt.is_set():
+            return None
+        return self._read.popleft() if self._read else await self._next()
+
+    async def _next(self) -> tuple[T, Exchange] | None:
+        try:
+            return await anext(self.flows, None)
+        except Exception as error:  # noqa: BLE001 - `run_many` raises it
+            self.errors.append(error)
+            return None
+
+
+_SEVERAL = 2
+
+
+@dataclass(slots=True, eq=False)
+class _TaskWaker:
+    """Sets an event of a loop, from any thread."""
+
+    loop: asyncio.AbstractEventLoop
+    event: asyncio.Event
+
+    def __call__(self) -> None:
+        set_event_threadsafe(self.loop, self.event)
+
+
 class AsyncDriver:
     """Async code: a single flow in the caller's task, several in tasks of their own."""
 
-    def __init__(self, transport: Transport, max_in_flight: int) -> None:
-        self._transport, self._max_in_flight = transport, max_in_flight
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
         self._batch_tasks: set[asyncio.Task[None]] = set()
 
     async def run_many(
-        self, flows: AsyncIterator[tuple[T, Exchange]], halt: asyncio.Event
+        self, flows: AsyncIterator[tuple[T, Exchange]], halt: TaskStopEvent, context: RequestContext
     ) -> AsyncGenerator[tuple[T, Outcome], None]:
         """`ThreadDriver.run_many` for a loop. If the caller is cancelled, every request in flight is too."""
-        errors: list[BaseException] = []
-        head: deque[tuple[T, Exchange]] = deque()
-        while len(head) < 2 and (pair := await _anext_or_none(flows, errors)) is not None:  # noqa: PLR2004 - one or more
-            head.append(pair)
-        if len(head) == 1:
-            label, flow = head.popleft()
+        source = _Source(flows)
+        if (only := await source.take_only()) is not None:
+            label, flow = only
             yield label, await self.run(flow, halt)
-        window: deque[tuple[T, asyncio.Task[Outcome | BaseException]]] = deque()
+        started: deque[_Started[T]] = deque()
+        progress = asyncio.Event()
         try:
             while True:
-                while len(window) < self._max_in_flight and not halt.is_set():
-                    pair = head.popleft() if head else await _anext_or_none(flows, errors)
-                    if pair is None:
-                        break
-                    window.append((pair[0], asyncio.create_task(self._run_or_error(pair[1], halt))))
-                if not window:
+                while context.has_use_for_another(started) and (pair := await source.take(halt)) is not None:
+                    started.append(self._start(pair, halt, progress))
+                if not started:
                     break
-                label, task = window[0]
-                outcome = await task
-                window.popleft()
+                if not started[0].has_ended:
+                    await progress.wait()
+                    progress.clear()
+                    continue
+                outcome = await started[0].task
+                label = started.popleft().label
                 if isinstance(outcome, Outcome):
                     yield label, outcome
                 else:
                     halt.set()
-                    errors.append(outcome)
+                    source.errors.append(outcome)
         finally:
             halt.set()
-            for _, task in window:
-                task.cancel()
-            await asyncio.gather(*(task for _, task in window), return_exceptions=True)
-        if errors:
-            raise errors[0]
+            await _cancel_all([other.task for other in started])
+        if source.errors:
+            raise source.errors[0]
+
+    def _start(self, pair: tuple[T, Exchange], halt: TaskStopEvent, progress: asyncio.Event) -> _Started[T]:
+        label, flow = pair
+        task = asyncio.create_task(self._run_or_error(flow, halt))
+        task.add_done_callback(lambda _: progress.set())
+        return _Started(label, task)
 
     async def run_single(
         self,
@@ -114,41 +193,40 @@ class AsyncDriver:
         outcome = None
         try:
             flow = exchange(batch_call.texts, context.fail_fast.for_one_call(), batch_call.permit)
-            outcome = await self.run_steps(flow, asyncio.Event())
+            outcome = await self.run_steps(flow, TaskStopEvent())
         finally:
             batcher.complete(batch_call, outcome, context)
 
-    async def run(self, flow: Exchange, halt: asyncio.Event) -> Outcome:
-        """The outcome of one flow, run in this task in one of the loop's slots; see `ThreadDriver.run`."""
+    async def run(self, flow: Exchange, halt: TaskStopEvent) -> Outcome:
+        """The outcome of one flow, run in this task; see `ThreadDriver.run`."""
         answer: StepResult = None
         raised: BaseException | None = None
-        async with await self._transport.arequest_slots():
-            while True:
-                try:
-                    step = flow.send(answer)
-                except StopIteration as done:
-                    outcome: Outcome = done.value
-                    break
-                try:
-                    answer = CANCELLED if raised else await self._perform_step(step, halt)
-                except BaseException as error:  # noqa: BLE001 - raised again when the flow has ended
-                    answer, raised = CANCELLED, error
-                    halt.set()
+        while True:
+            try:
+                step = flow.send(answer)
+            except StopIteration as done:
+                outcome: Outcome = done.value
+                break
+            try:
+                answer = CANCELLED if raised else await self._perform_step(step, halt)
+            except BaseException as error:  # noqa: BLE001 - raised again when the flow has ended
+                answer, raised = CANCELLED, error
+                halt.set()
         if outcome.abort_error is not None:
             halt.set()
         if raised is not None:
             raise raised
         return outcome
 
-    async def _run_or_error(self, flow: Exchange, halt: asyncio.Event) -> Outcome | BaseException:
+    async def _run_or_error(self, flow: Exchange, halt: TaskStopEvent) -> Outcome | BaseException:
         try:
             return await self.run(flow, halt)
         # A task that ends with one of the last two makes asyncio stop the loop, although the task is awaited.
         except (Exception, SystemExit, KeyboardInterrupt) as error:  # noqa: BLE001 - raised again by `run_many`
             return error
 
-    async def run_steps(self, flow: Generator[Step, StepResult, T], halt: asyncio.Event) -> T:
-        """What a flow returns, run in this task without a slot."""
+    async def run_steps(self, flow: Generator[Step, StepResult, T], halt: TaskStopEvent) -> T:
+        """What a flow returns, run in this task."""
         answer: StepResult = None
         try:
             while True:
@@ -159,13 +237,31 @@ class AsyncDriver:
         finally:
             flow.close()
 
-    async def _perform_step(self, step: Step, halt: asyncio.Event) -> StepResult:
+    async def _perform_step(self, step: Step, halt: TaskStopEvent) -> StepResult:
         if halt.is_set():
             return CANCELLED
         if isinstance(step, Send):
+            if step.permit is not None:
+                step.permit.loop = asyncio.get_running_loop()
             await self._transport.aacquire_user_limiter()
             return CANCELLED if halt.is_set() else await self._transport.asend(step)
-        return CANCELLED if await self._transport.clock.wait_async(halt, step.seconds) else None
+        if step.permit is None:
+            return CANCELLED if await self._transport.clock.wait_async(halt, step.seconds) else None
+        return CANCELLED if await self._wait_for_permit(step.permit, halt, step.seconds) else None
+
+    async def _wait_for_permit(self, permit: Permit, halt: TaskStopEvent, seconds: float) -> bool:
+        """`ThreadDriver._wait_for_permit` for a task."""
+        if permit.wake is None:
+            permit.wake = _TaskWaker(asyncio.get_running_loop(), asyncio.Event())
+            return halt.is_set()
+        waker: _TaskWaker = permit.wake  # type: ignore[assignment] # made two lines above
+        halt.add_waiter(waker.event.set)
+        try:
+            await self._transport.clock.wait_async(waker.event, seconds)
+        finally:
+            halt.remove_waiter(waker.event.set)
+        waker.event.clear()
+        return halt.is_set()
 
 
 @dataclass(slots=True, eq=False)
@@ -201,9 +297,7 @@ def set_event_threadsafe(loop: asyncio.AbstractEventLoop, woken: asyncio.Event) 
         loop.call_soon_threadsafe(woken.set)
 
 
-async def _anext_or_none(items: AsyncIterator[T], errors: list[BaseException]) -> T | None:
-    try:
-        return await anext(items, None)
-    except Exception as error:  # noqa: BLE001 - as in `drivers`
-        errors.append(error)
-        return None
+async def _cancel_all(tasks: list[asyncio.Task[T]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

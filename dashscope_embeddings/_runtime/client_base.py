@@ -14,6 +14,7 @@ from dashscope_embeddings import usage as dashscope_embeddings_usage
 from dashscope_embeddings._core import planning, quota_request
 from dashscope_embeddings._core import rate_limiter as core_rate_limiter
 from dashscope_embeddings._core.exchange import Exchange, Outcome, RequestContext, exchange
+from dashscope_embeddings._core.permit import InFlightBound
 from dashscope_embeddings._core.planning import Batch
 from dashscope_embeddings._core.rate_limiter import Limiter
 from dashscope_embeddings._core.results import ResultCollector
@@ -50,8 +51,9 @@ class ClientBase:
         self.settings = settings
         self._user_resources = user_resources
         self._transport = Transport(settings, user_resources)
-        self._thread_driver = ThreadDriver(self._transport, settings.max_concurrency)
-        self._async_driver = AsyncDriver(self._transport, settings.max_concurrency)
+        self._thread_driver = ThreadDriver(self._transport)
+        self._async_driver = AsyncDriver(self._transport)
+        self._bound = InFlightBound(settings.max_concurrency)
         self._limits = shared_limits(settings.address.host, settings.model)
         self._text_batchers: dict[tuple[TextType, Output], TextBatcher] = {}
         self._contexts: dict[tuple[TextType, Output], RequestContext] = {}
@@ -85,6 +87,7 @@ class ClientBase:
             on_request=self._user_resources.on_request,
             error_context=settings.error_context,
             seen_replies=self._seen_replies,
+            bound=self._bound,
         )
         return context
 
@@ -98,8 +101,7 @@ class ClientBase:
             return None
         key = context.options.text_type, context.options.output
         if (batcher := self._text_batchers.get(key)) is None:
-            new = TextBatcher(self.settings.max_concurrency, self._planner(dedup_window=None))
-            batcher = self._text_batchers.setdefault(key, new)
+            batcher = self._text_batchers.setdefault(key, TextBatcher(self._planner(dedup_window=None)))
         return batch, SingleText(batch.texts[0], max(1, round(batch.estimated_tokens)), _no_op), batcher
 
     def _quota_request(self) -> RequestFlow[Quota]:

@@ -316,12 +316,18 @@ def _close_now(pool: ConnectionPool) -> None:
         task.add_done_callback(_close_tasks.discard)
 
 
+def running_loop() -> asyncio.AbstractEventLoop | None:
+    """The event loop that runs on this thread."""
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
+
+
 def check_running_loop() -> None:
     """Raises InvalidInput if no asyncio event loop runs on this thread."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
+    if running_loop() is None:
         raise InvalidInput(
             "asynchronous calls need an event loop of asyncio, and none runs here. Trio is not supported: call "
             "await trio.to_thread.run_sync(client.embed, texts) there, or run anyio with its asyncio backend"
-        ) from None
+        )

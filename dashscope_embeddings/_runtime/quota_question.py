@@ -6,6 +6,7 @@ import asyncio
 import functools
 from typing import TYPE_CHECKING
 
+from dashscope_embeddings._runtime.async_drivers import TaskStopEvent
 from dashscope_embeddings._runtime.thread_pool import SignalSafeEvent, WorkItem, shared_pool
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ class QuotaQuestion:
         """`beside` for a loop; this object must be entered with `async with`, which ends the question with the job."""
         async for batch in batches:
             if (flow := self._flow_due(batch)) is not None:
-                self._task = asyncio.create_task(driver.run_steps(flow, asyncio.Event()))
+                self._task = asyncio.create_task(driver.run_steps(flow, TaskStopEvent()))
             yield batch
 
     async def __aenter__(self) -> Self:

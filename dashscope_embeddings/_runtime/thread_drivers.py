@@ -10,7 +10,8 @@ from __future__ import annotations
 import contextvars
 import functools
 from collections import deque
-from typing import TYPE_CHECKING, TypeVar
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from dashscope_embeddings._core.exchange import Outcome, exchange
 from dashscope_embeddings._core.failures import CANCELLED
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
 
     from dashscope_embeddings._core.exchange import Exchange, RequestContext
+    from dashscope_embeddings._core.permit import Permit
     from dashscope_embeddings._core.steps import Step, StepResult
     from dashscope_embeddings._core.text_batcher import SingleText, TextBatcher
     from dashscope_embeddings._runtime.thread_pool import StopEvent
@@ -38,6 +40,53 @@ _caller_left: contextvars.ContextVar[SignalSafeEvent] = contextvars.ContextVar("
 """Set when the caller on whose behalf this thread runs has been interrupted."""
 
 
+_POLL_SECONDS = 0.25
+"""Seconds after which the window is looked at by itself, so that no job depends on being woken."""
+
+
+@dataclass(slots=True, eq=False)
+class _Started(Generic[T]):
+    """A flow that was given to a thread."""
+
+    label: T
+    flow: Exchange
+    progress: SignalSafeEvent
+    """Set when it ends."""
+    call: WorkItem[Outcome] = field(init=False)
+    has_ended: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class _Source(Generic[T]):
+    """The flows of a job. An error ends them, and is kept: the outcomes before it are yielded first."""
+
+    flows: Iterator[tuple[T, Exchange]]
+    errors: list[BaseException] = field(default_factory=list)
+    _read: deque[tuple[T, Exchange]] = field(default_factory=deque)
+
+    def take_only(self) -> tuple[T, Exchange] | None:
+        """The only flow; None if there are more, or none."""
+        while len(self._read) < _SEVERAL and (pair := self._next()) is not None:
+            self._read.append(pair)
+        return self._read.popleft() if len(self._read) == 1 else None
+
+    def take(self, halt: SignalSafeEvent) -> tuple[T, Exchange] | None:
+        """The next flow; None at the end, and once `halt` is set."""
+        if halt.is_set():
+            return None
+        return self._read.popleft() if self._read else self._next()
+
+    def _next(self) -> tuple[T, Exchange] | None:
+        try:
+            return next(self.flows, None)
+        except Exception as error:  # noqa: BLE001 - `run_many` raises it
+            self.errors.append(error)
+            return None
+
+
+_SEVERAL = 2
+
+
 class ThreadDriver:
     """Sync code: a single flow on the caller's thread, several on threads of the process's pool.
 
@@ -45,8 +94,8 @@ class ThreadDriver:
     taking a slot and recording it. So no request is sent there: other threads do, and the main thread waits.
     """
 
-    def __init__(self, transport: Transport, max_in_flight: int) -> None:
-        self._transport, self._max_in_flight = transport, max_in_flight
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
         self._lock = ForkSafeLock()
         on_fork(self)
         self.reset_after_fork()
@@ -56,47 +105,61 @@ class ThreadDriver:
         self._abandoned: list[WorkItem[Outcome]] = []
 
     def run_many(
-        self, flows: Iterator[tuple[T, Exchange]], halt: SignalSafeEvent
+        self, flows: Iterator[tuple[T, Exchange]], halt: SignalSafeEvent, context: RequestContext
     ) -> Generator[tuple[T, Outcome], None, None]:
-        """Yields the outcomes in order, with at most `max_in_flight` flows at once.
+        """Yields the outcomes in order, with as many flows at once as the limiter has use for.
 
         Once `halt` is set (by an error, or by an outcome that aborts the job), nothing more is started or sent, and the
         outcomes of requests in flight are still yielded. The first error of `flows` or of a flow is raised after them.
         """
-        errors: list[BaseException] = []
-        head = deque(pair for _ in range(2) if (pair := _next_or_none(flows, errors)) is not None)
-        if len(head) == 1 and not is_main_thread():
-            label, flow = head.popleft()
+        source = _Source(flows)
+        if not is_main_thread() and (only := source.take_only()) is not None:
+            label, flow = only
             yield label, self.run(flow, halt)
-        window: deque[tuple[T, WorkItem[Outcome]]] = deque()
+        started: deque[_Started[T]] = deque()
+        progress = SignalSafeEvent()
         try:
             while True:
-                while len(window) < self._max_in_flight and not halt.is_set():
-                    pair = head.popleft() if head else _next_or_none(flows, errors)
-                    if pair is None:
-                        break
-                    # In a copy of the caller's context: tracing and usage trackers are context variables.
-                    run = contextvars.copy_context().run
-                    call = WorkItem(functools.partial(run, self.run, pair[1], halt))
-                    window.append((pair[0], call))
-                    shared_pool.submit(call)
-                if not window:
+                while context.has_use_for_another(started) and (pair := source.take(halt)) is not None:
+                    # Appended first: an interruption in between must find it there.
+                    started.append(self._prepare(pair, halt, progress))
+                    shared_pool.submit(started[-1].call)
+                if not started:
                     break
-                label, call = window[0]
+                if not started[0].has_ended:
+                    progress.wait(_POLL_SECONDS)
+                    progress.clear()
+                    continue
+                label, call = started[0].label, started[0].call
                 call.wait()
-                window.popleft()
+                started.popleft()
                 if call.error is None:
                     yield label, call.result()
                 else:
                     halt.set()
-                    errors.append(call.error)
+                    source.errors.append(call.error)
         finally:
             halt.set()
-            running = [call for _, call in window if not call.cancel()]
+            running = [other.call for other in started if not other.call.cancel()]
             with self._lock.current:
                 self._abandoned = [call for call in (*self._abandoned, *running) if not call.is_done]
-        if errors:
-            raise errors[0]
+        if source.errors:
+            raise source.errors[0]
+
+    def _prepare(self, pair: tuple[T, Exchange], halt: SignalSafeEvent, progress: SignalSafeEvent) -> _Started[T]:
+        label, flow = pair
+        started = _Started(label, flow, progress)
+        # In a copy of the caller's context: tracing and usage trackers are context variables.
+        run = contextvars.copy_context().run
+        started.call = WorkItem(functools.partial(run, self._run_in_pool, started, halt))
+        return started
+
+    def _run_in_pool(self, started: _Started[T], halt: SignalSafeEvent) -> Outcome:
+        try:
+            return self.run(started.flow, halt)
+        finally:
+            started.has_ended = True
+            started.progress.set()
 
     def drain(self) -> None:
         """Waits for flows that were running when their caller was interrupted; they send no further requests."""
@@ -171,24 +234,23 @@ class ThreadDriver:
             batcher.complete(batch_call, outcome, context)
 
     def run(self, flow: Exchange, halt: SignalSafeEvent) -> Outcome:
-        """The outcome of one flow, run on this thread in one of the client's slots.
+        """The outcome of one flow, run on this thread.
 
         If a step raises, the flow is cancelled so that it can return what arrived, and the error is raised again.
         """
         answer: StepResult = None
         raised: BaseException | None = None
-        with self._transport.request_slots():
-            while True:
-                try:
-                    step = flow.send(answer)
-                except StopIteration as done:
-                    outcome: Outcome = done.value
-                    break
-                try:
-                    answer = CANCELLED if raised else self._perform_step(step, halt)
-                except BaseException as error:  # noqa: BLE001 - raised again when the flow has ended
-                    answer, raised = CANCELLED, error
-                    halt.set()
+        while True:
+            try:
+                step = flow.send(answer)
+            except StopIteration as done:
+                outcome: Outcome = done.value
+                break
+            try:
+                answer = CANCELLED if raised else self._perform_step(step, halt)
+            except BaseException as error:  # noqa: BLE001 - raised again when the flow has ended
+                answer, raised = CANCELLED, error
+                halt.set()
         if outcome.abort_error is not None:
             halt.set()
         if raised is not None:
@@ -196,7 +258,7 @@ class ThreadDriver:
         return outcome
 
     def run_steps(self, flow: Generator[Step, StepResult, T], halt: StopEvent) -> T:
-        """What a flow returns, run on this thread without a slot."""
+        """What a flow returns, run on this thread."""
         answer: StepResult = None
         try:
             while True:
@@ -213,13 +275,21 @@ class ThreadDriver:
         if isinstance(step, Send):
             self._transport.acquire_user_limiter()
             return CANCELLED if halt.is_set() else self.run_uninterrupted(functools.partial(self._transport.send, step))
-        return CANCELLED if self._transport.clock.wait(halt, step.seconds) else None
+        if step.permit is None or not isinstance(halt, SignalSafeEvent):
+            return CANCELLED if self._transport.clock.wait(halt, step.seconds) else None
+        return CANCELLED if self._wait_for_permit(step.permit, halt, step.seconds) else None
 
-
-def _next_or_none(items: Iterator[T], errors: list[BaseException]) -> T | None:
-    """The next item; None at the end. An error of the source is appended to `errors` and ends it too."""
-    try:
-        return next(items, None)
-    except Exception as error:  # noqa: BLE001 - raised again after the outcomes before it
-        errors.append(error)
-        return None
+    def _wait_for_permit(self, permit: Permit, halt: SignalSafeEvent, seconds: float) -> bool:
+        """Waits until the limiter wakes the permit, `halt` is set or time is over; returns whether `halt` is set."""
+        if permit.wake is None:
+            # The flow asks the limiter again: until now nothing could wake it.
+            permit.wake = SignalSafeEvent().set
+            return halt.is_set()
+        woken: SignalSafeEvent = permit.wake.__self__  # type: ignore[attr-defined] # the event of the line above
+        halt.add_waiter(woken.set)
+        try:
+            self._transport.clock.wait(woken, seconds)
+        finally:
+            halt.remove_waiter(woken.set)
+        woken.clear()
+        return halt.is_set()

@@ -76,11 +76,10 @@ class Clock:
 
 @dataclass
 class _LoopResources:
-    """What sends on one event loop, and its slots."""
+    """What sends on one event loop."""
 
     client: Any
     """The pool of the loop, or the user's client."""
-    slots: asyncio.Semaphore
     shared: SharedPool | None = None
 
 
@@ -103,7 +102,6 @@ class Transport:
         self._sync_pool: SharedPool | None = None
         self._proxy: environment.Proxy | None = None
         """From the environment; a user's client has its own."""
-        self._slots = threading.BoundedSemaphore(settings.max_concurrency)
         self._loops: dict[asyncio.AbstractEventLoop, _LoopResources] = {}
         self._parent_resources: list[object] = []
         self._is_closed = False
@@ -114,7 +112,6 @@ class Transport:
         # Kept, not closed: closing would send shutdown notices on the parent's connections.
         self._parent_resources += [self._sync_pool, self._loops]
         self._lock = threading.Lock()
-        self._slots = threading.BoundedSemaphore(self._settings.max_concurrency)
         self._sync_pool, self._loops, self._is_forked = None, {}, True
 
     def acquire_user_limiter(self) -> None:
@@ -145,11 +142,6 @@ class Transport:
             if self._user_resources.client is None:
                 raise error.with_traceback(None) from error.__cause__
             raise
-
-    def request_slots(self) -> threading.BoundedSemaphore:
-        """Held by a batch from its first attempt to its end, to bound concurrency by `max_concurrency`."""
-        self._check_usable()
-        return self._slots
 
     def _sync_client(self) -> Any:
         self._check_usable()
@@ -187,10 +179,6 @@ class Transport:
         request.extensions = {**request.extensions, "trace": attempt.trace}
         return await run_with_deadline(self._deadline_of(step), attempt.run(asend_and_read(client, request, step)))
 
-    async def arequest_slots(self) -> asyncio.Semaphore:
-        """`slots` of the running loop."""
-        return (await self._loop_resources()).slots
-
     async def _loop_resources(self) -> _LoopResources:
         """The running loop's client and slots, made on first use; those of closed loops are dropped."""
         self._check_usable()
@@ -200,14 +188,13 @@ class Transport:
         with self._lock:
             for closed_loop in [other for other in self._loops if other.is_closed()]:
                 del self._loops[closed_loop]
-        slots = asyncio.Semaphore(self._settings.max_concurrency)
         if self._user_resources.async_client is not None:
-            resources = _LoopResources(self._user_resources.async_client, slots)
+            resources = _LoopResources(self._user_resources.async_client)
         else:
             shared = self._join_pool(loop)
             if shared.shutdown_hook is None:
                 shared.shutdown_hook = await close_on_loop_shutdown(shared.pool)
-            resources = _LoopResources(shared.pool, slots, shared)
+            resources = _LoopResources(shared.pool, shared)
         with self._lock:
             return self._loops.setdefault(loop, resources)
 

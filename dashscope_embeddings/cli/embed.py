@@ -50,7 +50,9 @@ def embed(  # noqa: PLR0913 - one for each option
     region: Annotated[str | None, typer.Option(help="Such as ap-southeast-1.", show_default="cn-beijing")] = None,
     workspace: options.Workspace = None,
     base_url: options.BaseUrl = None,
-    max_concurrency: Annotated[int, typer.Option(min=1, help="Requests in flight at once.")] = 16,
+    max_concurrency: Annotated[
+        int | None, typer.Option(min=1, show_default="found automatically", help="The most requests in flight at once.")
+    ] = None,
     requests_per_minute: Annotated[
         float | None, typer.Option(show_default="found automatically", help="The account's quota.")
     ] = None,

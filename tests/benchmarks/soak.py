@@ -150,7 +150,7 @@ def sample(load: Load) -> Sample:
         with contextlib.suppress(RuntimeError):  # its tasks change too fast to be counted
             tasks += len(asyncio.all_tasks(loop))
     limiter = load.client._request_context("document", "dense").limiter
-    return Sample(time.monotonic(), memory(), sockets(), threading.active_count(), tasks, limiter._estimator.in_flight)
+    return Sample(time.monotonic(), memory(), sockets(), threading.active_count(), tasks, limiter.in_flight)
 
 
 def at_rest(load: Load) -> Rest:

@@ -44,7 +44,7 @@ class FakeLimiter:
     def clock(self) -> float:
         return self.now
 
-    def create_permit(self, tokens: int, *, high_priority: bool = False) -> Permit:
+    def create_permit(self, tokens: int, *, high_priority: bool = False, **_: object) -> Permit:
         assert self.story.endswith("ended" if self.permits else ""), "the last permit was not given back"
         self.story += " / " if self.permits else ""
         self.permits.append(Permit(tokens, high_priority))

@@ -172,7 +172,7 @@ def test_a_component_that_was_not_requested_is_ignored_whatever_it_holds(junk: A
 
 @pytest.mark.parametrize("ask", [DENSE, SPARSE, BOTH, OPENAI])
 def test_a_sound_reply_is_parsed_once(ask: RequestOptions, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(core_protocol, "_parse_json")
+    monkeypatch.delattr(core_protocol, "parse_json")
     row = {"text_index": 0, "index": 0, "embedding": [0.5, -1], "sparse_embedding": [{"index": 1, "value": 1}]}
     found = read(ask, native(row, data=[row], code="", usage={"total_tokens": 1}, request_id="r"))
     assert (found.billed_tokens, found.request_id) == (1, "r")

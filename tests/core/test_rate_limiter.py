@@ -13,6 +13,7 @@ import limiter_simulation
 import pytest
 
 from dashscope_embeddings._core import rate_limiter as module
+from dashscope_embeddings._core.rate_estimator import SearchState
 from dashscope_embeddings._core.rate_limiter import Limiter, Permit, shared_limiter
 
 
@@ -149,6 +150,7 @@ def served(limiter: Limiter, clock: Clock, permits: list[Permit], seed: int = 1)
             due[permit] = clock.now + wait + chance.random() * 0.004
         else:
             order.append(permit)
+            limiter.cancel(permit)  # its place is free for the next one
             del due[permit]
     return order
 
@@ -206,10 +208,10 @@ def test_a_permit_ends_once() -> None:
     for _ in range(5):
         limiter.on_throttled(first, retry_after_seconds=30.0)
         limiter.cancel(first)
-    assert limiter._estimator.in_flight == 1
+    assert limiter.in_flight == 1
     limiter.cancel(second)
     limiter.on_success(second, 100)
-    assert limiter._estimator.in_flight == 0
+    assert limiter.in_flight == 0
     assert not held(limiter)
 
 
@@ -250,12 +252,18 @@ def test_a_wall_stops_everyone_until_its_window_is_over_and_then_one_request_loo
     limiter = Limiter(clock)
     began = clock.now
     hit_wall(limiter, clock)
-    probe = send(limiter, clock)
-    assert 1.0 < clock.now - began < 1.2
-    assert held(limiter)
-    clock.now += 0.08
+    probes = 0
+    while clock.now - began < 1.0:
+        probe = send(limiter, clock)
+        assert held(limiter)
+        if clock.now - began < 1.0:
+            clock.now += 0.005
+            limiter.on_throttled(probe)
+            probes += 1
+    assert probes <= 4
+    assert 1.0 <= clock.now - began < 1.2
     limiter.on_success(probe, 100)
-    assert limiter._estimator.limit_per_second == pytest.approx(30, abs=1)
+    assert limiter._estimator.steady.limit == pytest.approx(30, abs=1)
     clock.now += 0.04
     assert not held(limiter)
 
@@ -267,16 +275,17 @@ def test_a_cancelled_probe_makes_room_for_another_at_once() -> None:
     probe = send(limiter, clock)
     assert held(limiter)
     limiter.cancel(probe)
+    clock.now += 0.01
     assert not held(limiter)
 
 
-def test_a_lost_probe_is_given_up() -> None:
+def test_a_probe_that_is_not_refused_soon_is_taken_to_have_passed() -> None:
     clock = Clock()
     limiter = Limiter(clock)
     hit_wall(limiter, clock)
-    lost = send(limiter, clock)
+    slow = send(limiter, clock)
     second = send(limiter, clock)
-    assert clock.now - (lost.sent_at or 0.0) == pytest.approx(5.0, abs=0.3)
+    assert 0.02 < clock.now - (slow.sent_at or 0.0) < 0.3
     limiter.on_success(second, 100)
     clock.now += 0.1
     assert not held(limiter)
@@ -300,9 +309,9 @@ def test_a_look_from_before_a_hold_does_not_end_it() -> None:
     for _ in range(2):
         clock.now += 5.0
         limiter.on_throttled(send(limiter, clock))
-    assert limiter._estimator._is_open
+    assert limiter._estimator.state is SearchState.OPEN
     limiter.on_success(slow, 100)
-    assert limiter._estimator._is_open
+    assert limiter._estimator.state is SearchState.OPEN
 
 
 def test_one_refusal_among_answers_does_not_slow_anyone_down() -> None:
@@ -316,7 +325,7 @@ def test_one_refusal_among_answers_does_not_slow_anyone_down() -> None:
         limiter.on_success(permits[2], 100)
         for _ in range(30):
             limiter.on_success(send(limiter, clock), 100)
-    assert limiter._estimator.limit_per_second is None
+    assert limiter._estimator.steady.limit is None
     assert not held(limiter)
 
 
@@ -328,7 +337,7 @@ def test_after_minutes_of_rest_the_quota_is_remembered_and_no_hold_is_left() -> 
     burst = [limiter.create_permit(10) for _ in range(3)]
     assert limiter.try_acquire(burst[0]) == 0.0
     assert 0.0 < limiter.try_acquire(burst[1]) < 0.06
-    assert limiter._estimator.limit_per_second == pytest.approx(30, abs=1)
+    assert limiter._estimator.steady.limit == pytest.approx(30, abs=1)
 
 
 def test_rest_does_not_raise_a_learned_quota() -> None:
@@ -348,11 +357,11 @@ def test_histories_are_bounded_in_time_and_in_size() -> None:
     limiter = Limiter(clock, requests_per_minute=6e6, tokens_per_minute=6e9)
     for _ in range(20_000):
         limiter.on_success(send(limiter, clock), 100)
-    assert len(limiter._estimator._recent_permits) <= 4096
+    assert len(limiter._estimator.log._sends) <= 8192
     assert len(limiter._token_quota._window_permits) <= 4096
     clock.now += 100.0
     limiter.on_success(send(limiter, clock), 100)
-    assert len(limiter._estimator._recent_permits) == len(limiter._token_quota._window_permits) == 1
+    assert len(limiter._estimator.log._sends) == len(limiter._token_quota._window_permits) == 1
 
 
 @pytest.mark.parametrize("seed", range(60))
@@ -408,7 +417,7 @@ def test_many_threads_can_share_a_limiter() -> None:
         thread.join()
     times = sorted(time for time in granted if time is not None)
     assert len(times) == 800
-    assert limiter._estimator.in_flight == 0
+    assert limiter.in_flight == 0
     assert times[-1] - times[0] >= 799 / (0.98 * 1000) - 0.01
 
 
@@ -447,26 +456,26 @@ TARGETS = [
     ("known, 30 ms of jitter", 1.05, 0.005),
     ("1 s sliding, 10 ms", 1.10, 0.03),
     ("1 s sliding, 80 ms", 1.10, 0.07),
-    ("1 s sliding, 80 ms, long", 1.10, 0.01),
+    ("1 s sliding, 80 ms, long", 1.10, 0.013),
     ("1 s sliding, Retry-After 1", 1.50, 0.08),
-    ("1 s fixed, 10 ms", 1.10, 0.03),
-    ("1 s fixed, 80 ms", 1.10, 0.07),
+    ("1 s fixed, 10 ms", 1.15, 0.09),
+    ("1 s fixed, 80 ms", 1.20, 0.18),
     ("1 a second", 1.35, 0.45),
     ("6 s window of 60", 1.11, 0.10),
-    ("minute of 1,800", 0.78, 0.012),
-    ("minute, Retry-After 20", 0.78, 0.012),
+    ("minute of 1,800", 0.70, 0.04),
+    ("minute, Retry-After 20", 0.70, 0.04),
     ("burst-sensitive", 2.0, 0.03),
     ("half the limit at 5 s", 1.15, 0.055),
     ("twice the limit at 5 s", 1.20, 0.02),
     ("none, 80 ms, 100", 0.75 / 0.56, 0.0),
     ("none, 80 ms, 1,000", 1.05, 0.0),
-    ("two processes", 1.10, 0.05),
-    ("second 3 s late", 1.95, 0.06),
-    ("erratic 3 %, no quota", 2.0, 0.05),
-    ("erratic 3 %, 10 ms", 2.5, 0.05),
-    ("erratic 5 %, no quota", 4.0, 0.08),
-    ("erratic 3 %, 1 s sliding", 1.30, 0.10),
-    ("erratic 3 %, known", 1.10, 0.05),
+    ("two processes", 1.10, 0.06),
+    ("second 3 s late", 1.30, 0.16),
+    ("erratic 3 %, no quota", 0.5, 0.05),
+    ("erratic 3 %, 10 ms", 3.5, 0.05),
+    ("erratic 5 %, no quota", 0.5, 0.08),
+    ("erratic 3 %, 1 s sliding", 1.60, 0.11),
+    ("erratic 3 %, known", 1.45, 0.05),
     ("tokens known", 1 / 0.95, 0.005),
     ("tokens known, estimate / 2", 1 / 0.95, 0.01),
     ("tokens known, estimate x 2", 1 / 0.95, 0.01),

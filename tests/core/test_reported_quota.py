@@ -97,16 +97,14 @@ def test_the_smaller_of_a_configured_and_a_reported_quota_holds() -> None:
 def test_once_a_limit_was_met_the_search_does_not_probe_above_what_is_reported(clock: Clock) -> None:
     limiter = Limiter(clock)
     limiter.apply_reported_quota(quota((1_800, 60)))
-    limiter._estimator.limit_per_second = 29.0
-    limiter._estimator._interval_start = clock.now - 60.0  # long after the last 429: it would probe far above
+    limiter._estimator._set_limit(29.0, 2.0, clock.now - 60.0)  # long after the last 429: it would probe far above
     assert seconds_for(limiter, clock, 300) == pytest.approx(299 / 30.0, rel=0.01)
 
 
 def test_below_the_reported_quota_the_search_decides(clock: Clock) -> None:
     limiter = Limiter(clock)
     limiter.apply_reported_quota(quota((60_000, 60)))
-    limiter._estimator.limit_per_second = 10.0
-    limiter._estimator._interval_start = clock.now
+    limiter._estimator._set_limit(10.0, 2.0, clock.now)
     assert seconds_for(limiter, clock, 21) >= 1.9
 
 

@@ -17,7 +17,7 @@ from dashscope_embeddings._core.error_codes import ErrorReply, service_error
 from dashscope_embeddings._core.exchange import Outcome, RequestContext
 from dashscope_embeddings._core.planning import BatchPlanner
 from dashscope_embeddings._core.protocol import RequestOptions
-from dashscope_embeddings._core.rate_limiter import Limiter
+from dashscope_embeddings._core.rate_limiter import InFlightBound, Limiter
 from dashscope_embeddings._core.text_batcher import BatchCall, SingleText, TextBatcher
 from dashscope_embeddings._core.text_length import Limits
 from dashscope_embeddings.catalogue import model
@@ -48,8 +48,9 @@ def batcher(
 ) -> tuple[TextBatcher, RequestContext]:
     limits = Limits.from_model(model("text-embedding-v4"))
     options = RequestOptions("native", "text-embedding-v4", role)
-    context = RequestContext(options, limits, Limiter(clock.now), max_retries=max_retries)
-    return TextBatcher(max_in_flight, BatchPlanner(limits, max_tokens=max_tokens)), context
+    bound = InFlightBound(max_in_flight)
+    context = RequestContext(options, limits, Limiter(clock.now), max_retries=max_retries, bound=bound)
+    return TextBatcher(BatchPlanner(limits, max_tokens=max_tokens)), context
 
 
 def join(waiting: TextBatcher, *texts: str) -> list[SingleText]:
@@ -81,7 +82,7 @@ def test_those_behind_the_first_travel_with_it_up_to_the_models_rows() -> None:
     batch_call = waiting.poll(first, context, None)
     assert isinstance(batch_call, BatchCall)
     assert batch_call.texts == [f"query {i}" for i in range(10)]
-    assert isinstance(waiting.poll(others[-1], context, None), float)  # max_in_flight is reached
+    assert isinstance(waiting.poll(others[-1], context, None), float)  # one is in flight already
     waiting.complete(batch_call, answer(10), context)
     rows = [waiting.poll(query, context, None) for query in [first, *others[:9]]]
     assert [row.dense for row in rows if isinstance(row, Outcome)] == [[[float(i)]] for i in range(10)]

@@ -393,7 +393,7 @@ def test_an_exchange_ends_with_vectors_or_errors_whatever_is_answered(
         assert dense is None or all(map(math.isfinite, dense))
     assert all(isinstance(error, DashScopeError) for error in outcome.errors.values())
     assert not any(outcome.dense[row] or outcome.sparse[row] for row in outcome.errors)
-    assert terms.limiter._estimator.in_flight == 0
+    assert terms.limiter.in_flight == 0
 
 
 @st.composite

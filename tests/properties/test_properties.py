@@ -182,7 +182,7 @@ def test_whatever_passes_every_text_gets_its_own_vector_and_the_bill_is_the_serv
     assert found.usage.tokens == sum(record.tokens for record in good)
     assert world.client.usage == found.usage
     assert len({id(vector) for vector in found.dense}) == len(asked)
-    assert world.client._contexts["document", "dense"].limiter._estimator.in_flight == 0
+    assert world.client._contexts["document", "dense"].limiter.in_flight == 0
 
 
 @given(lists_of(texts()), WAYS, st.tuples(st.integers(1, 25), st.integers(1, 25)), CLIENTS, LEGIBLE)
@@ -396,7 +396,7 @@ def check_failure(world: World, asked: list[str], error: DashScopeError) -> None
     assert (usage.requests, usage.texts) == (len(answered(emulator)), len(paid))
     assert usage.tokens == sum(record.tokens for record in answered(emulator))
     assert KEY not in str(error)
-    assert world.client._contexts["document", "dense"].limiter._estimator.in_flight == 0
+    assert world.client._contexts["document", "dense"].limiter.in_flight == 0
 
 
 @st.composite
@@ -543,7 +543,7 @@ def test_queries_that_travel_together_get_their_own_vector_or_their_own_error(
     if not errors:
         assert world.client.usage.texts == len(asked)
     limiters = {terms.limiter for terms in world.client._contexts.values()}
-    assert [limiter._estimator.in_flight for limiter in limiters] == [0] * len(limiters)
+    assert [limiter.in_flight for limiter in limiters] == [0] * len(limiters)
 
 
 def test_a_refused_query_is_no_text_that_was_billed() -> None:

@@ -79,7 +79,7 @@ async def is_well(client: EmbeddingClient, emulator: Emulator) -> None:
     await quiet()
     assert all(not waiting._waiting and not waiting._in_flight for waiting in client._text_batchers.values())
     connections, idle = open_connections(client)
-    assert connections == idle <= 2 * client.settings.max_concurrency
+    assert connections == idle <= 2 * (client.settings.max_concurrency or 16)
     texts = [f"afterwards {i}" for i in range(100)]
     found = await asyncio.wait_for(client.aembed(texts), 30)
     assert found.dense == [emulator.dense(text, dimension=64) for text in texts]

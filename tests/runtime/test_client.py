@@ -22,6 +22,7 @@ from dashscope_embeddings import (
     RateLimitError,
     ServerError,
 )
+from dashscope_embeddings._core.exchange import READ_AHEAD
 from dashscope_embeddings.emulator import Emulator, faults
 
 if TYPE_CHECKING:
@@ -336,7 +337,7 @@ def test_a_stream_reads_no_further_ahead_than_its_window(way: Way) -> None:
     found = way.stream(client_for(emulator, max_concurrency=4), endless(), limit=25)
     assert [e.index for e in found] == list(range(25))
     assert found[24].dense == expected(emulator, ["text 24"])[0]
-    assert read <= 30 + 4 * 10
+    assert read <= 30 + (4 + READ_AHEAD) * 10
 
 
 def test_an_endless_run_of_one_text_comes_out(way: Way) -> None:

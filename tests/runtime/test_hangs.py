@@ -257,6 +257,6 @@ def test_limiters_of_keys_that_nobody_uses_any_more_are_freed() -> None:
 
 def test_what_was_learned_outlives_a_client_for_the_next_one_of_its_key() -> None:
     clock = FakeClock()
-    rate_limiter.shared_limiter(("key", "host", "model"), clock.now)._estimator.limit_per_second = 12.0
+    rate_limiter.shared_limiter(("key", "host", "model"), clock.now)._estimator.steady.limit = 12.0
     gc.collect()
-    assert rate_limiter.shared_limiter(("key", "host", "model"), clock.now)._estimator.limit_per_second == 12.0
+    assert rate_limiter.shared_limiter(("key", "host", "model"), clock.now)._estimator.steady.limit == 12.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 import threading
 import time
 from typing import TYPE_CHECKING
@@ -23,7 +24,7 @@ TEXTS = [f"text {i}" for i in range(60)]
 
 
 def pool_threads() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name.startswith("dashscope_")]
+    return [thread for thread in threading.enumerate() if re.fullmatch(r"dashscope_\d+", thread.name)]
 
 
 def becomes_true(condition: Callable[[], bool]) -> bool:

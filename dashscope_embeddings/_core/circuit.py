@@ -1,0 +1,90 @@
+"""The open circuit: when to probe after 429s that show a limit, and what is known when a probe passes."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from dashscope_embeddings._core import search_constants as constants
+
+if TYPE_CHECKING:
+    from dashscope_embeddings._core.permit import Permit
+    from dashscope_embeddings._core.send_log import SendLog
+
+_WINDOW_END_SECONDS = constants.WINDOW_SECONDS + constants.WINDOW_MARGIN_SECONDS
+
+
+@dataclass(slots=True)
+class Circuit:
+    """The 429s that opened it, and its probes."""
+
+    rate_before: float
+    first_refused_at: float
+    """Send time of the first 429."""
+    opened_at: float
+    probe_delay: float
+    window_start: float
+    """Send time of the first request that the service may still count, in a window of 1 s."""
+    job_start: float
+    """Send time of the first request that it may count in a longer window."""
+    last_refused_at: float
+    """Send time of the last refused probe, or of the first 429."""
+    refused_probes: int = 0
+    probe: Permit | None = None
+    """The probe in flight."""
+
+    @classmethod
+    def opened_by(cls, refused: Permit, log: SendLog, *, rate: float, limit: float | None, now: float) -> Circuit:
+        """The circuit that a first 429 opens; `limit`: the known rate limit."""
+        sent_at = refused.sent_at or now
+        counted = log.counted(sent_at, constants.WINDOW_SECONDS)
+        delay = constants.PROBE_DELAY_SECONDS if limit is None else min(max(1.0 / limit, 0.01), 0.5)
+        window_start = (counted[0].sent_at or sent_at) if counted else sent_at
+        job_start = log.first_sent_at(sent_at - constants.LONG_WINDOWS_SECONDS[-1], sent_at)
+        return cls(rate, sent_at, now, delay, window_start, job_start, last_refused_at=sent_at)
+
+    def next_probe_at(self, now: float) -> float:
+        """When to send the next probe: delays grow, but not past the moments when a window may have ended."""
+        last_end = self.first_refused_at + _WINDOW_END_SECONDS
+        if now < last_end:
+            ends = (self.window_start + _WINDOW_END_SECONDS, last_end)
+            return min([now + self.probe_delay, *(end for end in ends if end > now)])
+        long_ends = (
+            self.job_start + seconds + constants.LONG_WINDOW_MARGIN_SECONDS
+            for seconds in constants.LONG_WINDOWS_SECONDS
+        )
+        return min(next((end for end in long_ends if end > now), math.inf), now + constants.MAX_PROBE_GAP_SECONDS)
+
+    def on_refused_probe(self, sent_at: float) -> None:
+        """The probe was throttled."""
+        self.probe = None
+        self.refused_probes += 1
+        self.last_refused_at = sent_at
+        self.probe_delay *= constants.PROBE_BACKOFF
+
+    # --- when a probe has passed --------------------------------------------------------------------------
+
+    def passed_before_window_ended(self, passed_at: float) -> bool:
+        """Whether room came back before any counting window could have ended."""
+        return passed_at < self.window_start + constants.WINDOW_SECONDS - constants.WINDOW_MARGIN_SECONDS
+
+    @property
+    def was_short(self) -> bool:
+        """Whether a window of 1 s explains the refused probes."""
+        longest = constants.WINDOW_SECONDS + constants.WINDOW_TOLERANCE_SECONDS
+        return self.last_refused_at - self.window_start < longest
+
+    def most_passed(self, log: SendLog, now: float) -> bool:
+        """Whether most requests sent since the first 429 passed."""
+        fates = [fate for send in log.since(self.first_refused_at) if (fate := log.has_passed(send, now)) is not None]
+        return sum(fates) > constants.RANDOM_PASS_SHARE * len(fates)
+
+    def amount(self, log: SendLog) -> float:
+        """What had passed within a second when it opened."""
+        return log.highest_weight(self.first_refused_at, self.opened_at, constants.WINDOW_SECONDS)
+
+    def middle_amount(self, log: SendLog, passed_at: float) -> float:
+        """What passes in a second, between what was counted at the last 429 and at the probe that passed."""
+        at_refusal = log.weight(self.last_refused_at, constants.WINDOW_SECONDS)
+        return (at_refusal + log.weight(passed_at, constants.WINDOW_SECONDS)) / 2.0

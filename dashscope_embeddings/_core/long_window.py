@@ -1,0 +1,74 @@
+"""A limit that counts an amount in a window of several seconds: so much in any window, and no more."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from dashscope_embeddings._core.permit import Permit
+
+_SHARE = 1.003
+"""The window kept is longer by this, for the jitter of the network."""
+_TRY_SECONDS = 0.1
+"""Interval of tries beyond the known amount, as long as they pass."""
+_PACE = 4.0
+"""Times the mean rate at which the amount is used up: the service may limit bursts as well."""
+
+
+@dataclass(slots=True)
+class LongWindow:
+    """What may be sent in any `seconds`, in units of weight."""
+
+    seconds: float
+    amount: float
+    _counted: deque[Permit] = field(default_factory=deque)
+    _total: float = 0.0
+    _next_try_at: float = -math.inf
+
+    @property
+    def rate(self) -> float:
+        """How fast the amount is used up."""
+        return max(_PACE * self.amount / self.seconds, 1.0 / _TRY_SECONDS)
+
+    @property
+    def is_nearly_full(self) -> bool:
+        """Whether a 429 is to be expected."""
+        return self._total >= self.amount - 1.0
+
+    def add(self, permit: Permit, now: float) -> None:
+        """A request is sent."""
+        self._counted.append(permit)
+        self._total += permit.weight
+        if self._total > self.amount:
+            self._next_try_at = now + _TRY_SECONDS
+
+    def available_at(self, now: float) -> float:
+        """When the next request fits into the window, or is tried beyond it."""
+        oldest = now - _SHARE * self.seconds
+        while self._counted and ((self._counted[0].sent_at or 0.0) <= oldest or self._counted[0].is_uncounted):
+            gone = self._counted.popleft()
+            self._total -= 0.0 if gone.is_uncounted else gone.weight
+        excess = self._total + 1.0 - self.amount
+        if excess <= 0.0 or not self._counted:
+            return now
+        for permit in self._counted:
+            excess -= 0.0 if permit.is_uncounted else permit.weight
+            if excess <= 0.0:
+                return min((permit.sent_at or now) + _SHARE * self.seconds, max(now, self._next_try_at))
+        return max(now, self._next_try_at)
+
+    def on_success(self) -> None:
+        """A request was answered: what is in the window passes."""
+        self.amount = max(self.amount, self._total)
+
+    def on_uncounted(self, permit: Permit) -> None:
+        """A request was refused or cancelled; it is marked as uncounted already."""
+        self._total -= permit.weight
+
+    def on_throttled(self, now: float) -> None:
+        """No more than what is in the window passes."""
+        self.amount = max(1.0, min(self.amount, self._total))
+        self._next_try_at = now + self.seconds

@@ -1,0 +1,128 @@
+"""The requests sent lately and what became of each: what passed is judged by answers, in whatever order they came."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from dataclasses import dataclass, field
+from itertools import takewhile
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from dashscope_embeddings._core.permit import Permit
+
+_MAX_REMEMBERED_SENDS = 8192
+_WINDOW_SECONDS = 1.0
+_KEPT_SECONDS = 65.0
+_IN_FLIGHT_SECONDS = 10.0
+"""Requests that were sent earlier do not count as in flight: their connection may be lost."""
+_REORDERING_SECONDS = 0.003
+"""Requests sent within this time may reach the service in another order: new connections need a handshake."""
+
+
+@dataclass(slots=True)
+class SendLog:
+    """Recent sends in order, and how long the service takes to refuse one.
+
+    A request that is not refused within `patience_seconds` is presumed to have passed: 429s come back quickly, while
+    an answer may take seconds.
+    """
+
+    accepted_weight: float = 0.0
+    """Total weight of all answered requests."""
+    _sends: deque[Permit] = field(default_factory=lambda: deque(maxlen=_MAX_REMEMBERED_SENDS))
+    _mean_refusal_seconds: float = 0.0
+    _refusal_deviation: float = 0.0
+
+    def add(self, permit: Permit) -> None:
+        """Records a send, and forgets those of more than a minute ago."""
+        self._sends.append(permit)
+        oldest = _sent_at(permit) - _KEPT_SECONDS
+        while _sent_at(self._sends[0]) < oldest:
+            self._sends.popleft()
+
+    def observe_refusal(self, seconds: float) -> None:
+        """Records how long a 429 took, like the round-trip estimate of TCP (RFC 6298)."""
+        if self._mean_refusal_seconds:
+            self._refusal_deviation += 0.25 * (abs(seconds - self._mean_refusal_seconds) - self._refusal_deviation)
+            self._mean_refusal_seconds += 0.125 * (seconds - self._mean_refusal_seconds)
+        else:
+            self._mean_refusal_seconds, self._refusal_deviation = seconds, seconds / 8.0
+
+    @property
+    def patience_seconds(self) -> float:
+        """Time after which an unanswered request is presumed to have passed."""
+        return self._mean_refusal_seconds + 4.0 * self._refusal_deviation + 0.02
+
+    def has_passed(self, permit: Permit, now: float) -> bool | None:
+        """Whether the service accepted it; None: not known yet."""
+        if permit.passed is None and not permit.is_uncounted and now > _sent_at(permit) + self.patience_seconds:
+            return True
+        return permit.passed
+
+    def newest_first(self) -> Iterator[Permit]:
+        """The sends, newest first."""
+        return reversed(self._sends)
+
+    def sent_after(self, permit: Permit, count: int) -> list[Permit]:
+        """The first `count` requests sent after this one that were not cancelled, as far as they were sent."""
+        later = takewhile(lambda other: other is not permit, reversed(self._sends))
+        return [other for other in later if other.passed is not None or not other.is_uncounted][-count:]
+
+    def since(self, sent_at: float) -> list[Permit]:
+        """The requests sent at `sent_at` or later, in order."""
+        newest = list(takewhile(lambda permit: _sent_at(permit) >= sent_at, reversed(self._sends)))
+        return newest[::-1]
+
+    def first_sent_at(self, since: float, otherwise: float) -> float:
+        """When the first request after `since` was sent."""
+        return next((_sent_at(permit) for permit in self._sends if _sent_at(permit) > since), otherwise)
+
+    def known_since(self, sent_at: float, most: int) -> list[Permit]:
+        """The last ones, at most so many, of those sent after a time whose answer is known."""
+        return [permit for permit in self.since(sent_at) if permit.passed is not None][-most:]
+
+    def counted(self, until: float, seconds: float) -> list[Permit]:
+        """The requests sent in the `seconds` before `until` that were not refused."""
+        return [
+            permit
+            for permit in self.since(until - seconds)
+            if _sent_at(permit) <= until and _sent_at(permit) > until - seconds and not permit.is_uncounted
+        ]
+
+    def weight(self, until: float, seconds: float) -> float:
+        """The weight of `counted`."""
+        return sum(permit.weight for permit in self.counted(until, seconds))
+
+    def rate_of_last(self, until: float, count: int) -> float:
+        """The rate of the last `count` requests sent before `until` that were not refused."""
+        counted = self.counted(until, _WINDOW_SECONDS)[-count:]
+        elapsed = until - _sent_at(counted[0]) if counted else 0.0
+        return sum(permit.weight for permit in counted) / elapsed if elapsed > 0.0 else 0.0
+
+    def highest_weight(self, since: float, until: float, seconds: float) -> float:
+        """The highest weight that passed in any `seconds` that end between `since` and `until`."""
+        window: deque[Permit] = deque()
+        total = highest = 0.0
+        for permit in self.counted(until, until - since + seconds):
+            window.append(permit)
+            total += permit.weight
+            while _sent_at(window[0]) <= _sent_at(permit) - seconds:
+                total -= window.popleft().weight
+            if _sent_at(permit) >= since - _REORDERING_SECONDS:
+                highest = max(highest, total)
+        return highest or total
+
+    def in_flight_at(self, sent_at: float) -> int:
+        """Accepted requests that were in flight when one was sent, by what is known now."""
+        return sum(
+            not permit.is_uncounted and (permit.answered_at is None or permit.answered_at > sent_at)
+            for permit in self.since(sent_at - _IN_FLIGHT_SECONDS)
+            if _sent_at(permit) <= sent_at + _REORDERING_SECONDS
+        )
+
+
+def _sent_at(permit: Permit) -> float:
+    return -math.inf if permit.sent_at is None else permit.sent_at
