@@ -66,9 +66,9 @@ class Quota:
         return min(limits, key=lambda limit: limit.per_minute, default=None)
 
     def __str__(self) -> str:
-        told = [
+        limits = [
             f"{limit.per_minute:,.15g} {limit.resource} a minute ({limit.scope})"
             for limit in (self.requests, self.tokens)
             if limit is not None
         ]
-        return " and ".join(told) or "no limit that can be read"
+        return " and ".join(limits) or "no limit that can be read"

@@ -66,7 +66,14 @@ class LongWindow:
 
     def on_uncounted(self, permit: Permit) -> None:
         """A request was refused or cancelled; it is marked as uncounted already."""
-        self._total -= permit.weight
+        if self._counted and (permit.sent_at or 0.0) >= (self._counted[0].sent_at or 0.0):
+            self._total -= permit.weight
+
+    def recount(self) -> None:
+        """The requests weigh something else now."""
+        before, self._total = self._total, sum(send.weight for send in self._counted if not send.is_uncounted)
+        if before > 0.0:
+            self.amount *= self._total / before
 
     def on_throttled(self, now: float) -> None:
         """No more than what is in the window passes."""

@@ -76,7 +76,7 @@ _DEADLINE_SECONDS = 5.0
 def _request(model: str, deadline_seconds: float | None) -> Send:
     query = urllib.parse.urlencode({"model": model, "page_no": 1, "page_size": _PAGE_SIZE})
     endpoint = Endpoint("GET", f"{_PATH}?{query}", deadline_seconds=deadline_seconds)
-    # Its connection is not used again: a duplicate of this reply could not be told from a reply to a later request.
+    # Its connection is not used again: a duplicate of this reply might be taken for the reply to a later request.
     return Send(endpoint=endpoint, max_reply_bytes=_MAX_REPLY_BYTES, read_reply=lambda _: False)
 
 

@@ -19,7 +19,7 @@ terms of congestion control:
     STEADY ──→ STEADY   a single 429 while the rate exceeds the limit: the limit is lowered a little
     WINDOWED ──→ WINDOWED   a 429: the amount that passed in the window is the limit
 
-Random 429s are told from a limit by `throttle_detector` (CUSUM), limits on concurrent requests are tested by
+`throttle_detector` distinguishes random 429s from a limit (CUSUM); limits on concurrent requests are tested by
 `concurrency_window`. Constants, with the simulated service that fixes each, are in `search_constants`.
 """
 
@@ -346,4 +346,5 @@ class RateEstimator:
 
     def _update_resource(self, sent_at: float) -> None:
         seconds = constants.WINDOW_SECONDS if self.long_window is None else self.long_window.seconds
-        self._resource.observe_throttle(self.log, sent_at, seconds)
+        if self._resource.observe_throttle(self.log, sent_at, seconds) and self.long_window is not None:
+            self.long_window.recount()

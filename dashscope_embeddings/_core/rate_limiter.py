@@ -157,6 +157,7 @@ class Limiter:
             if self._is_bound_full(permit, now):
                 permit.bound.waiting[permit] = None
                 return self._refuse(permit, None, now, _MAX_WAIT_SECONDS)
+            permit.bound.waiting.pop(permit, None)
             due = self._available_at(permit, rate, now)
             if due > now:
                 permit.was_paced = permit.was_paced or not self._is_behind_starved(permit)
@@ -207,7 +208,6 @@ class Limiter:
         return [] if loop is None else [other for other in self._in_flight if other.loop is loop]
 
     def _start(self, permit: Permit, now: float) -> None:
-        permit.bound.waiting.pop(permit, None)
         permit.bound.in_flight += 1
         self._in_flight.add(permit)
         self._token_quota.charge(permit, now)

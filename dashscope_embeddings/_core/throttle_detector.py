@@ -93,20 +93,24 @@ class LimitedResource:
         self._mean_tokens += 0.05 * (tokens - self._mean_tokens) if self._mean_tokens else tokens
         return 1.0 if self.tokens_per_unit is None else max(tokens, 1) / self.tokens_per_unit
 
-    def observe_throttle(self, log: SendLog, sent_at: float, seconds: float) -> None:
-        """Records what had passed in the window before a 429; weighs all requests anew if tokens are found limited."""
+    def observe_throttle(self, log: SendLog, sent_at: float, seconds: float) -> bool:
+        """Records what had passed in the window before a 429.
+
+        Returns whether tokens are now found to be limited: then all requests have other weights.
+        """
         counted = log.counted(sent_at, seconds)
         if self.tokens_per_unit is not None or not counted:
-            return
+            return False
         self._passed_totals.append((len(counted), sum(permit.estimated_tokens for permit in counted)))
         requests, tokens = (
             _coefficient_of_variation([totals[which] for totals in self._passed_totals]) for which in (0, 1)
         )
         if len(self._passed_totals) < 5 or tokens >= 0.7 * requests:  # noqa: PLR2004 - fewer agree by chance
-            return
+            return False
         self.tokens_per_unit = max(self._mean_tokens, 1.0)
         for permit in log.newest_first():
             permit.weight = self.weight_of(permit.estimated_tokens)
+        return True
 
 
 def _coefficient_of_variation(values: list[float]) -> float:

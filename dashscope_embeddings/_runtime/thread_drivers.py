@@ -91,7 +91,7 @@ class ThreadDriver:
     """Sync code: a single flow on the caller's thread, several on threads of the process's pool.
 
     On the main thread a signal handler may raise between any two bytecodes, for instance inside httpx or between
-    taking a slot and recording it. So no request is sent there: other threads do, and the main thread waits.
+    taking a connection and recording it. So no request is sent there: other threads do, and the main thread waits.
     """
 
     def __init__(self, transport: Transport) -> None:

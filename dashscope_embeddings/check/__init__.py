@@ -273,8 +273,8 @@ def _quota_check(address: Address, model: str, found: Sequence[Quota | DashScope
         return QuotaCheck(address.host, model, None, NO_ANSWER_IN_TIME)
     (answer,) = found
     if isinstance(answer, DashScopeError):
-        return QuotaCheck(address.host, model, None, f"not told: {answer.summary or answer.message}")
-    ignored = f"; without meaning: {', '.join(answer.ignored)}" if answer.ignored else ""
+        return QuotaCheck(address.host, model, None, f"not reported: {answer.summary or answer.message}")
+    ignored = f"; ignored: {', '.join(answer.ignored)}" if answer.ignored else ""
     return QuotaCheck(address.host, model, answer, f"{answer}{ignored}")
 
 

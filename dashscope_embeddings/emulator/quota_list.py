@@ -1,7 +1,7 @@
 """The list of quotas: what an account may send of each model, as the service documents it.
 
 https://www.alibabacloud.com/help/en/model-studio/list-quotas, of 2026-09-28, read 2026-11-27. Its example is a chat
-model; no reply with an embedding model was seen, so the emulator answers only if it is told to.
+model; no reply with an embedding model was seen, so the emulator answers only on request.
 """
 
 from __future__ import annotations

@@ -72,6 +72,12 @@ def in_flight(client: EmbeddingClient) -> int:
     return client._request_context("document", "dense").limiter.in_flight
 
 
+def others_wait(client: EmbeddingClient) -> bool:
+    """Whether the limiter has refused a request, which waits for one in flight to end."""
+    head = client._request_context("document", "dense").limiter._next_waiting
+    return bool(client._bound.waiting) or (head is not None and head.needs_slot)
+
+
 def becomes_true(condition: Callable[[], bool]) -> bool:
     ends_at = time.monotonic() + 10
     while not (fulfilled := condition()) and time.monotonic() < ends_at:
@@ -95,7 +101,7 @@ def test_a_number_bounds_one_clients_requests_over_all_threads_and_loops(server:
         with ThreadPoolExecutor(len(calls)) as pool:
             running = [pool.submit(call) for call in calls]
             gate.wait_until(3)
-            time.sleep(0.3)  # longer than a caller waits before it asks the limiter again
+            assert becomes_true(lambda: others_wait(client))
             assert gate.waiting == 3
             gate.open()
             found = [job.result(20) for job in running]
@@ -109,7 +115,7 @@ def test_a_number_bounds_single_texts_that_share_requests(server: RawServer, gat
     with client_for_url(server.url, max_concurrency=2) as client, ThreadPoolExecutor(24) as pool:
         running = [pool.submit(client.embed, f"text {i}", text_type=role) for i in range(24)]
         gate.wait_until(2)
-        time.sleep(0.3)
+        assert becomes_true(lambda: others_wait(client))
         assert gate.waiting == 2
         gate.open()
         assert [job.result(20).dense[0] for job in running] == [vector_of(f"text {i}") for i in range(24)]
@@ -123,11 +129,10 @@ def test_two_clients_have_a_bound_each(server: RawServer, gate: Gate) -> None:
             running = [pool.submit(one.embed, [f"one {i}" for i in range(30)])]
             running += [pool.submit(other.embed, [f"other {i}" for i in range(30)])]
             gate.wait_until(3)
-            time.sleep(0.3)
-            assert gate.waiting == 3
             gate.open()
             for job in running:
                 job.result(20)
+        assert gate.peak == 3
         assert in_flight(one) == 0
 
 
@@ -135,7 +140,7 @@ def test_without_a_number_sixteen_are_in_flight_at_first(server: RawServer, gate
     with client_for_url(server.url, batch_size=1) as client, ThreadPoolExecutor(1) as pool:
         job = pool.submit(client.embed, [f"text {i}" for i in range(60)])
         gate.wait_until(16)
-        time.sleep(0.3)
+        assert becomes_true(lambda: others_wait(client))
         assert gate.waiting == 16
         gate.open()
         assert len(job.result(20).dense) == 60
