@@ -63,6 +63,8 @@ class RateEstimator:
     """The limit in the state STEADY."""
     long_window: LongWindow | None = None
     """The limit in the state WINDOWED."""
+    is_within_quota: bool = False
+    """Whether a configured quota holds: what a client was given is seldom wrong, so 429s are rather random."""
     log: SendLog = field(default_factory=SendLog)
     _detector: ThrottleDetector = field(default_factory=ThrottleDetector)
     _resource: LimitedResource = field(default_factory=LimitedResource)
@@ -216,8 +218,8 @@ class RateEstimator:
     def _is_random(self, circuit: Circuit, now: float) -> bool:
         if circuit.refused_probes:
             return False
-        is_frequent = self._detector.random_share > constants.FREQUENT_RANDOM
-        if is_frequent and now > self._chance_at + constants.WINDOW_SECONDS:
+        is_likely = self.is_within_quota or self._detector.random_share > constants.FREQUENT_RANDOM
+        if is_likely and now > self._chance_at + constants.WINDOW_SECONDS:
             # Some random 429s follow each other by chance; if it was a limit, the next ones tell within a second.
             self._chance_at = now
             return True
@@ -225,10 +227,13 @@ class RateEstimator:
 
     def _on_first_limit(self, circuit: Circuit, passed_at: float, now: float) -> None:
         self._first_amount = circuit.amount(self.log)
-        if circuit.passed_before_window_ended(passed_at):
+        in_flight = self.log.in_flight_at(circuit.first_refused_at)
+        # Neither a bucket (it has room again after one interval) nor a cap: a window of fixed seconds that ended.
+        is_fixed = circuit.refused_probes > 1 and self._first_amount > constants.FIXED_TIMES_IN_FLIGHT * in_flight
+        if circuit.passed_before_window_ended(passed_at) and not is_fixed:
             self.state, self.steady.is_bucket = SearchState.RAMP, True
             self._ramp = Ramp(1.0 / max(passed_at - circuit.first_refused_at, 1e-3), now)
-            self.window.set_cap(self.log.in_flight_at(circuit.first_refused_at))
+            self.window.set_cap(in_flight)
         elif circuit.was_short:
             self._set_limit(constants.SHARE * self._first_amount, constants.FIRST_HOLD, now)
         else:

@@ -70,7 +70,7 @@ class Limiter:
         """Resets all but the quotas, because a forked child has no requests in flight."""
         self._lock = threading.Lock()
         self._window = ConcurrencyWindow()
-        self._estimator = RateEstimator(self._window)
+        self._estimator = RateEstimator(self._window, is_within_quota=self.requests_per_minute is not None)
         for permit in getattr(self, "_in_flight", ()):
             permit.bound.in_flight = 0
             permit.bound.waiting.clear()
@@ -101,6 +101,7 @@ class Limiter:
         self.requests_per_minute = min((requests for requests, _ in quotas if requests is not None), default=None)
         self.tokens_per_minute = min((tokens for _, tokens in quotas if tokens is not None), default=None)
         self._token_quota.per_minute = self.tokens_per_minute
+        self._estimator.is_within_quota = self.requests_per_minute is not None
         now = self.requests_per_minute, self.tokens_per_minute
         if any(old is not None and (new is None or new > old) for old, new in zip(before, now, strict=True)):
             # Do not make the next request wait for the interval of a quota that no longer holds.

@@ -35,6 +35,8 @@ PROBE_DELAY_SECONDS = 0.04
 PROBE_BACKOFF = 2.5
 """Factor for the next probe's delay; a smaller one costs more 429s ("arrival 30/s, 10 ms")."""
 MAX_PROBE_GAP_SECONDS = 8.0
+FIXED_TIMES_IN_FLIGHT = 1.5
+"""If more than so many times the requests in flight passed within the second, it was no cap ("fixed second 30")."""
 RANDOM_PASS_SHARE = 0.6
 """If more requests than this passed since the first 429, the 429s were random ("strays 5%, no quota")."""
 FREQUENT_RANDOM = 0.05

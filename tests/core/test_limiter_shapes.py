@@ -14,7 +14,7 @@ _LOOSER = {
     "GCRA 30/s, room for 3, 10 ms": Bars(1.2, 0.08),
     "two shards of 20/s, 10 ms": Bars(1.5, 0.08),
     "neighbour half of 40/s, 10 ms": Bars(1.3, 0.12),
-    "fixed second 30, 10 ms": Bars(1.15, 0.06),
+    "fixed second 30, 10 ms": Bars(1.15, 0.04),
     "bucket 30/s, room for 60, 10 ms": Bars(1.15, 0.05),
     "two shards of 20/s, 200 ms": Bars(1.45, 0.12),
     "queue 40/s, 200 ms": Bars(1.15, 0.0, in_flight=42),
