@@ -73,6 +73,11 @@ class Permit:
     retry_at: float = 0.0
     """When its caller will ask again."""
 
+    def wake_caller(self) -> None:
+        """Wakes its caller, if that waits."""
+        if self.wake is not None:
+            self.wake()
+
     def is_lost(self, now: float) -> bool:
         """Whether its request will not end, as its event loop stopped; or not soon, so that another may be sent."""
         is_stopped = self.loop is not None and not self.loop.is_running()

@@ -27,7 +27,6 @@ from __future__ import annotations
 
 import enum
 import math
-from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -82,7 +81,6 @@ class RateEstimator:
     """What had passed within a second when a limit was first met."""
     _chance_at: float = -math.inf
     """When 429s were last taken for random only because random ones are frequent."""
-    _limits_met_at: deque[float] = field(default_factory=lambda: deque(maxlen=16))
 
     # --- what the limiter asks ----------------------------------------------------------------------------
 
@@ -192,13 +190,13 @@ class RateEstimator:
         self._update_resource(circuit.first_refused_at)
         self._state_before, self.state = self.state, SearchState.OPEN
         self._closed_circuit, self._reacted_at = None, now
-        self._limits_met_at.append(circuit.first_refused_at)
+        self.log.limits_met_at.append(circuit.first_refused_at)
         self._block_until(circuit.next_probe_at(now))
 
     def _reopen(self, circuit: Circuit) -> None:
         """The probe that closed the circuit was refused after all."""
         self._circuit, self._closed_circuit, self.state = circuit, None, SearchState.OPEN
-        self._limits_met_at.append(circuit.first_refused_at)
+        self.log.limits_met_at.append(circuit.first_refused_at)
 
     def _close_circuit(self, circuit: Circuit, passed_at: float, now: float) -> None:
         """A probe passed: what the limit is follows from when that was, and from what had passed before."""
@@ -253,7 +251,7 @@ class RateEstimator:
             found = max(circuit.middle_amount(self.log, passed_at), floor)
             self._set_limit(constants.SHARE * found, constants.FIRST_HOLD, now)
             return
-        measured = self._rate_since_limit_met(passed_at)
+        measured = self.log.rate_since_limit(passed_at, constants.BUCKET_MEMORY_SECONDS)
         if limit is None:
             self._set_limit(constants.SHARE * max(measured, 0.45 * self._first_amount), constants.BUCKET_HOLD, now)
         elif self.steady.is_near(measured):
@@ -273,12 +271,6 @@ class RateEstimator:
         if circuit.rate_before > 1.1 * limit:
             found = max(found, 0.95 * limit)
         self._set_limit(found, 2.0 * self.steady.hold_seconds if is_near else 1.0, now)
-
-    def _rate_since_limit_met(self, passed_at: float) -> float:
-        while self._limits_met_at[0] < passed_at - constants.BUCKET_MEMORY_SECONDS and len(self._limits_met_at) > 1:
-            self._limits_met_at.popleft()
-        elapsed = max(passed_at - self._limits_met_at[0], 1e-3)
-        return self.log.weight(passed_at, elapsed) / elapsed
 
     # --- other reactions ----------------------------------------------------------------------------------
 

@@ -229,14 +229,14 @@ class Limiter:
             permit.bound.in_flight -= 1
             self._window.on_ended()
             if permit.bound.waiting:
-                _wake(next(iter(permit.bound.waiting)))
+                next(iter(permit.bound.waiting)).wake_caller()
         return was_sent
 
     def _wake_next(self) -> None:
         """Wakes the first one that waits for a request to end."""
         head = self._next_waiting
         if head is not None and head.needs_slot and self._window.in_flight < self._window.limit:
-            _wake(head)
+            head.wake_caller()
 
     def on_success(self, permit: Permit, billed_tokens: int | None = None) -> None:
         """The request was answered; `billed_tokens` is None if the service did not say."""
@@ -316,11 +316,6 @@ class Limiter:
     @property
     def _next_waiting(self) -> Permit | None:
         return self._high_priority_queue.head or self._low_priority_queue.head
-
-
-def _wake(permit: Permit) -> None:
-    if permit.wake is not None:
-        permit.wake()
 
 
 _MAX_RECENT_LIMITERS = 64

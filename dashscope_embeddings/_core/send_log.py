@@ -32,6 +32,8 @@ class SendLog:
 
     accepted_weight: float = 0.0
     """Total weight of all answered requests."""
+    limits_met_at: deque[float] = field(default_factory=lambda: deque(maxlen=16))
+    """Send times of the first 429s of limits."""
     _sends: deque[Permit] = field(default_factory=lambda: deque(maxlen=_MAX_REMEMBERED_SENDS))
     _mean_refusal_seconds: float = 0.0
     _refusal_deviation: float = 0.0
@@ -101,6 +103,12 @@ class SendLog:
         counted = self.counted(until, _WINDOW_SECONDS)[-count:]
         elapsed = until - _sent_at(counted[0]) if counted else 0.0
         return sum(permit.weight for permit in counted) / elapsed if elapsed > 0.0 else 0.0
+
+    def rate_since_limit(self, until: float, seconds: float) -> float:
+        """The rate that passed since the earliest limit that was met in the `seconds` before `until`."""
+        since = next((met for met in self.limits_met_at if met >= until - seconds), self.limits_met_at[-1])
+        elapsed = max(until - since, 1e-3)
+        return self.weight(until, elapsed) / elapsed
 
     def highest_weight(self, since: float, until: float, seconds: float) -> float:
         """The highest weight that passed in any `seconds` that end between `since` and `until`."""
