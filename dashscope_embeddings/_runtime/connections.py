@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import httpx
 
+from dashscope_embeddings._runtime.direct_transport import as_httpx_error
 from dashscope_embeddings.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -147,7 +148,7 @@ class ConnectionPool(httpx.AsyncBaseTransport):
         """The next look for expired connections; None if no connection is idle."""
         self._is_closed = False
 
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+    async def handle_async_request(self, request: httpx.Request) -> Any:
         """Sends a request on an idle connection, or on a new one."""
         connection = await self._take_idle()
         try:
@@ -162,16 +163,14 @@ class ConnectionPool(httpx.AsyncBaseTransport):
             if connection is not None:
                 await self._drop(connection)
             raise
-        if not isinstance(response.stream, httpx.AsyncByteStream):
-            raise TypeError("an asynchronous transport must return an asynchronous stream")
         response.stream = _PooledBody(response.stream, self, connection)
         return response
 
-    async def _send_first(self, connection: _Connection, request: httpx.Request) -> httpx.Response:
+    async def _send_first(self, connection: _Connection, request: httpx.Request) -> Any:
         attempt = CancellableRequest()
         connection.streams = attempt.opened_streams
         request.extensions = {**request.extensions, "trace": attempt.trace}
-        response = await attempt.run(connection.transport.handle_async_request(request))
+        response: Any = await attempt.run(connection.transport.handle_async_request(request))
         connection.streams.append(response.extensions["network_stream"])
         _join_writes(connection.streams[-1])
         return response
@@ -198,7 +197,7 @@ class ConnectionPool(httpx.AsyncBaseTransport):
         if self._idle:
             self._expire_later(loop)
 
-    async def release(self, connection: _Connection, body: httpx.AsyncByteStream | None) -> None:
+    async def release(self, connection: _Connection, body: Any) -> None:
         """Returns a connection to the pool if its `body` was read to the end; drops it if `body` is None."""
         if body is not None and not self._is_closed:
             try:
@@ -233,13 +232,18 @@ class ConnectionPool(httpx.AsyncBaseTransport):
 class _PooledBody(httpx.AsyncByteStream):
     """The body of a reply, which returns its connection to the pool once it was read."""
 
-    def __init__(self, body: httpx.AsyncByteStream, pool: ConnectionPool, connection: _Connection) -> None:
+    def __init__(self, body: Any, pool: ConnectionPool, connection: _Connection) -> None:
         self._body, self._pool, self._connection = body, pool, connection
         self._is_complete = self._is_closed = False
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        async for chunk in self._body:
-            yield chunk
+        try:
+            async for chunk in self._body:
+                yield chunk
+        except Exception as error:
+            if (known := as_httpx_error(error)) is error:
+                raise
+            raise known from error
         self._is_complete = True
 
     async def aclose(self) -> None:

@@ -41,17 +41,6 @@ class UnusableBody(Exception):  # noqa: N818 - the name is the event
         """Whether another attempt may succeed."""
 
 
-class PreparedRequest(httpx.Request):
-    """A POST request whose address, headers and timeouts are those of `template`: httpx would make them anew."""
-
-    def __init__(self, template: httpx.Request, body: bytes) -> None:  # no `super()`: that is what takes the time
-        self.method, self.url = template.method, template.url
-        self.headers = httpx.Headers(template.headers)
-        self.headers["Content-Length"] = str(len(body))
-        self.stream = httpx.ByteStream(body)
-        self.extensions = template.extensions
-
-
 # --- sync -------------------------------------------------------------------------------------------------
 
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 
 from dashscope_embeddings._runtime.deadlines import apply_deadline, apply_deadlines
+from dashscope_embeddings._runtime.direct_transport import as_httpx_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -53,7 +54,7 @@ class SyncConnectionPool(httpx.BaseTransport):
         self._connections: set[_Connection] = set()
         self._is_closed = False
 
-    def handle_request(self, request: httpx.Request) -> httpx.Response:
+    def handle_request(self, request: httpx.Request) -> Any:
         """Sends a request on an idle connection, or on a new one."""
         connection = self._take_idle()
         if connection is None:
@@ -61,7 +62,7 @@ class SyncConnectionPool(httpx.BaseTransport):
             self._connections.add(connection)
             request.extensions = {**request.extensions, "trace": apply_deadlines}
         try:
-            response = connection.transport.handle_request(request)
+            response: Any = connection.transport.handle_request(request)
         except BaseException:
             self._drop(connection)
             raise
@@ -125,7 +126,12 @@ class _PooledBody(httpx.SyncByteStream):
         self._is_complete = self._is_closed = False
 
     def __iter__(self) -> Iterator[bytes]:
-        yield from self._body
+        try:
+            yield from self._body
+        except Exception as error:
+            if (known := as_httpx_error(error)) is error:
+                raise
+            raise known from error
         self._is_complete = True
 
     def close(self) -> None:

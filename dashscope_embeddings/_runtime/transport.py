@@ -30,10 +30,15 @@ from dashscope_embeddings._runtime.connections import (
     close_soon,
 )
 from dashscope_embeddings._runtime.deadlines import Deadline, DeadlineExceeded, run_with_deadline
+from dashscope_embeddings._runtime.direct_transport import (
+    AsyncDirectTransport,
+    DirectTransport,
+    PreparedRequest,
+    RequestTemplate,
+)
 from dashscope_embeddings._runtime.file_transfer import FileTransfer
 from dashscope_embeddings._runtime.http_request import (
     ACCEPT_ENCODING,
-    PreparedRequest,
     UnusableBody,
     asend_and_read,
     send_and_read,
@@ -94,7 +99,7 @@ class Transport:
         # Parsed once: httpx needs a tenth of a request's CPU time for it.
         self._embeddings_url = _parse_url(self._root_url + protocol.embeddings_path(settings.protocol))
         self._http_options = _build_http_options(settings)
-        self._template = _build_template(self._embeddings_url, self._http_options)
+        self._template = RequestTemplate(self._embeddings_url, **self._http_options)
         self._deadline_seconds = settings.deadline_seconds
         self._file_transfer = FileTransfer(self._root_url, self._http_options, settings.deadline_seconds)
         self._lock = threading.Lock()
@@ -251,13 +256,19 @@ class Transport:
         ).digest()
 
     def _make_pool(self, loop: asyncio.AbstractEventLoop | None) -> SharedPool:
-        make_transport: Any = functools.partial(
-            httpx.HTTPTransport if loop is None else httpx.AsyncHTTPTransport,
-            verify=environment.make_ssl_context(self._embeddings_url),
-            trust_env=False,
-            proxy=None if self._proxy is None else self._proxy.httpx_proxy,
-            limits=httpx.Limits(max_connections=1, max_keepalive_connections=1, keepalive_expiry=None),
-        )
+        ssl_context = environment.make_ssl_context(self._embeddings_url)
+        make_transport: Any
+        if self._proxy is None:
+            direct = DirectTransport if loop is None else AsyncDirectTransport
+            make_transport = functools.partial(direct, self._embeddings_url, ssl_context)
+        else:
+            make_transport = functools.partial(
+                httpx.HTTPTransport if loop is None else httpx.AsyncHTTPTransport,
+                verify=ssl_context,
+                trust_env=False,
+                proxy=self._proxy.httpx_proxy,
+                limits=httpx.Limits(max_connections=1, max_keepalive_connections=1, keepalive_expiry=None),
+            )
         if loop is None:
             shared = SharedPool(SyncConnectionPool(make_transport, _IDLE_SECONDS))
             weakref.finalize(shared, close_unless_forked, shared.pool, os.getpid())
@@ -324,10 +335,3 @@ def _build_http_options(settings: Settings) -> dict[str, Any]:
     timeout = httpx.Timeout(settings.timeout, connect=min(settings.timeout, _CONNECT_TIMEOUT_SECONDS))
     # Not a plain dict: the repr of `Headers`, which a traceback may show, hides the key.
     return {"headers": httpx.Headers(users | own), "timeout": timeout}
-
-
-def _build_template(url: httpx.URL, http_options: dict[str, Any]) -> httpx.Request:
-    """A request for embeddings without its body, with the headers that httpx's client would add."""
-    headers = httpx.Headers({"Connection": "keep-alive", "User-Agent": f"python-httpx/{httpx.__version__}"})
-    headers.update(http_options["headers"])
-    return httpx.Request("POST", url, headers=headers, extensions={"timeout": http_options["timeout"].as_dict()})
