@@ -1,4 +1,4 @@
-"""The command line `dashscope-embeddings`: its entry point, and the commands demo, models and emulator."""
+"""The command line `dashscope-embeddings`: its entry point, and the commands demo and models."""
 
 from __future__ import annotations
 
@@ -9,14 +9,12 @@ from typing import Annotated
 
 from dashscope_embeddings.catalogue import DEFAULT_MODEL
 from dashscope_embeddings.cli.demo import NoTextError, Store
-from dashscope_embeddings.emulator import Emulator
-from dashscope_embeddings.emulator.embeddings import COMPATIBLE_PATH
 
 try:
     import typer
 
     from dashscope_embeddings.cli import batch as cli_batch
-    from dashscope_embeddings.cli import check, common, embed
+    from dashscope_embeddings.cli import check, common, embed, emulator
     from dashscope_embeddings.cli import models as cli_models
     from dashscope_embeddings.cli.demo import screen
 except ModuleNotFoundError as missing:
@@ -87,58 +85,6 @@ def models(
     common.console().print(*cli_models.models(), sep="\n")
 
 
-# --- emulator ----------------------------------------------------------------------------------------------
-
-
-def emulator(
-    *,
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Where to listen; 0 takes a free one.")] = 8787,
-    latency: Annotated[float, typer.Option(min=0, metavar="MS", help="Milliseconds a reply takes.")] = 0,
-    rpm: Annotated[
-        int | None, typer.Option(min=1, show_default="no limit", help="Requests a minute, each model.")
-    ] = None,
-    tpm: Annotated[
-        int | None, typer.Option(min=1, show_default="no limit", help="Tokens a minute, each model.")
-    ] = None,
-    rps: Annotated[
-        float | None, typer.Option(min=0.01, show_default="no limit", help="Requests a second, each model.")
-    ] = None,
-) -> None:
-    """Serve the emulator on 127.0.0.1 until Ctrl-C, for any program and language.
-
-    It accepts any key, bills nothing, stores no text, and computes its vectors from words.
-    """
-    service = Emulator(requests_per_minute=rpm, tokens_per_minute=tpm, requests_per_second=rps, log=0)
-    try:
-        server = service.serve(port, latency=latency / 1000)
-    except OSError as error:
-        common.fail(f"cannot listen on port {port}: {error.strerror}. Try another port; --port 0 takes a free one")
-    with common.stop_signals() as stopped, server:
-        native, compatible = f"{server.url}/api/v1", server.url + COMPATIBLE_PATH.removesuffix("/embeddings")
-        for line in (
-            f"The emulator listens at {server.url}",
-            "\nTo use it, paste one of these; the key may be anything:",
-            "\n  # this package, the vendor's SDK",
-            f"  export DASHSCOPE_HTTP_BASE_URL={native} DASHSCOPE_API_KEY=emulator",
-            '\n  # the OpenAI-compatible protocol: this package with protocol="openai"',
-            f"  export DASHSCOPE_COMPATIBLE_BASE_URL={compatible} DASHSCOPE_API_KEY=emulator",
-            "\n  # the same protocol: OpenAI's package",
-            f"  export OPENAI_BASE_URL={compatible} OPENAI_API_KEY=emulator",
-            "\nCtrl-C stops it.",
-        ):
-            # Not through rich, which would wrap lines that are meant to be copied.
-            typer.echo(line)
-        sys.stdout.flush()
-        while not stopped.wait(0.5):
-            pass
-    refused = service.requests - service.billed_requests
-    typer.echo(
-        f"\nStopped. Requests: {service.requests:,}, answered: {service.billed_requests:,} "
-        f"({service.billed_texts:,} texts, {service.billed_tokens:,} tokens), refused: {refused:,}, "
-        f"most at once: {server.peak_in_flight:,}."
-    )
-
-
 # --- all commands ------------------------------------------------------------------------------------------
 
 
@@ -160,6 +106,6 @@ if _is_installed:
         pretty_exceptions_show_locals=False,
         help="Text embeddings of Alibaba Cloud Model Studio (DashScope): try them, look up models, emulate.",
     )
-    for function in (demo, embed.embed, models, check.check, emulator):
+    for function in (demo, embed.embed, models, check.check, emulator.emulator):
         app.command()(common.report_errors(function))
     app.add_typer(cli_batch.app, name="batch")

@@ -22,7 +22,7 @@ from dashscope_embeddings.emulator.error_responses import (
 from dashscope_embeddings.emulator.messages import Response
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
     from dashscope_embeddings.catalogue import Model
     from dashscope_embeddings.emulator.messages import WireProtocol
@@ -99,11 +99,7 @@ def read_fields(protocol: WireProtocol | None, body: Mapping[str, Any]) -> Reque
 
 
 def validate(protocol: WireProtocol, body: Mapping[str, Any], models: Mapping[str, Model]) -> EmbeddingRequest:
-    """The checked request.
-
-    Raises:
-        ApiError: something is invalid; the order of the checks is model, input, rows, each row, parameters.
-    """
+    """The checked request. Raises ApiError; the order of the checks is model, input, rows, each row, parameters."""
     fields = read_fields(protocol, body)
     if not fields.model:
         raise ApiError(400, "BadRequest.EmptyModel", 'Required parameter "model" missing from request.')
@@ -133,42 +129,29 @@ def validate(protocol: WireProtocol, body: Mapping[str, Any], models: Mapping[st
 
 def success_response(request: EmbeddingRequest, request_id: str) -> Response:
     """HTTP 200 with the vectors."""
-    rows = (_native_rows if request.protocol == "native" else _compatible_rows)(request)
-    items = ",".join(rows)
     if request.protocol == "native":
-        body = (
-            f'{{"output":{{"embeddings":[{items}]}},"usage":{{"total_tokens":{request.tokens}}},'
-            f'"request_id":"{request_id}"}}'
-        ).encode()
+        rows = ",".join(_native_row(request, index, text) for index, text in enumerate(request.texts))
+        usage = f'{{"total_tokens":{request.tokens}}}'
+        body = f'{{"output":{{"embeddings":[{rows}]}},"usage":{usage},"request_id":"{request_id}"}}'
     else:
+        write = _base64 if request.encoding_format == "base64" else synthetic_vectors.to_json_array
+        rows = ",".join(
+            f'{{"embedding":{write(_vector(request, text))},"index":{index},"object":"embedding"}}'
+            for index, text in enumerate(request.texts)
+        )
         usage = f'{{"prompt_tokens":{request.tokens},"total_tokens":{request.tokens}}}'
-        body = (
-            f'{{"data":[{items}],"model":"{request.model}","object":"list","usage":{usage},"id":"{request_id}"}}'
-        ).encode()
-    return Response(200, body, json_headers(request_id))
+        body = f'{{"data":[{rows}],"model":"{request.model}","object":"list","usage":{usage},"id":"{request_id}"}}'
+    return Response(200, body.encode(), json_headers(request_id))
 
 
-def _native_rows(request: EmbeddingRequest) -> list[str]:
-    rows = []
-    for index, text in enumerate(request.texts):
-        parts = []
-        if request.output_type != "dense":
-            tokens = synthetic_vectors.sparse(text, model=request.model, text_type=request.text_type)
-            parts.append(f'"sparse_embedding":{to_json([asdict(token) for token in tokens]).decode()}')
-        if request.output_type != "sparse":
-            parts.append(f'"embedding":{synthetic_vectors.to_json_array(_vector(request, text))}')
-        rows.append("{" + ",".join([*parts, f'"text_index":{index}']) + "}")
-    return rows
-
-
-def _compatible_rows(request: EmbeddingRequest) -> list[str]:
-    write: Callable[[list[float]], str] = (
-        _base64 if request.encoding_format == "base64" else synthetic_vectors.to_json_array
-    )
-    return [
-        f'{{"embedding":{write(_vector(request, text))},"index":{index},"object":"embedding"}}'
-        for index, text in enumerate(request.texts)
-    ]
+def _native_row(request: EmbeddingRequest, index: int, text: str) -> str:
+    parts = [f'"text_index":{index}']
+    if request.output_type != "sparse":
+        parts.insert(0, f'"embedding":{synthetic_vectors.to_json_array(_vector(request, text))}')
+    if request.output_type != "dense":
+        tokens = synthetic_vectors.sparse(text, model=request.model, text_type=request.text_type)
+        parts.insert(0, f'"sparse_embedding":{to_json([asdict(token) for token in tokens]).decode()}')
+    return "{" + ",".join(parts) + "}"
 
 
 def _vector(request: EmbeddingRequest, text: str) -> list[float]:

@@ -57,14 +57,10 @@ FREE_QUOTA_MESSAGE = "Free allocated quota exceeded."
 
 
 class ApiError(Exception):
-    """The service refuses a request.
+    """The service refuses a request; code and message are the native ones.
 
-    Args:
-        status: the HTTP status.
-        code: the native code; the compatible one follows from it.
-        message: the native message.
-        origin: `algorithm` wraps the message as the model's own server does in the compatible protocol.
-        reworded: whether the compatible protocol has its own message, if one is known.
+    In the compatible protocol, `algorithm` wraps the message as the model's own server does, and an error that is
+    `reworded` has that protocol's own message, if one is known.
     """
 
     def __init__(

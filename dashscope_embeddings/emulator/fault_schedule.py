@@ -1,20 +1,33 @@
-"""When a fault triggers: the conditions of each fault, and the counts of a list of faults."""
+"""What a fault is, when it triggers, and the counts of a list of faults."""
 
 from __future__ import annotations
 
 import math
 import random
 import re
+from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, TypedDict
+
+from dashscope_embeddings.emulator.messages import Response, WireProtocol
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from dashscope_embeddings.emulator.messages import Response, WireProtocol
-
 Target = Literal["requests", "batches", "lines"]
 """What a fault affects and counts: HTTP requests, batches, or the lines of batches."""
+
+
+class When(TypedDict, total=False):
+    """The conditions of a `Fault`, as keywords of the functions that make faults."""
+
+    after: int
+    times: int | None
+    every: int | None
+    match: str | None
+    probability: float | None
+    seed: int
+    route: str | None
 
 
 @dataclass(frozen=True)
@@ -38,6 +51,11 @@ class Fault:
     route: str | None = None
     """Only requests whose method and path, as in `GET /compatible-mode/v1/batches`, contain this pattern; others are
     not counted."""
+
+    @property
+    def label(self) -> str:
+        """Its name in the log."""
+        return type(self).__name__
 
     def applies_to(self, name: str) -> bool:
         """Whether something of this name is counted: method and path of a request, `custom_id` of a line."""
@@ -63,6 +81,29 @@ class Fault:
     def corrupt(self, response: Response) -> Response:
         """Change the service's own response, which is billed."""
         return response
+
+
+@dataclass(frozen=True)
+class Refuse(Fault):
+    """Replies in place of the service: nothing is computed or billed."""
+
+    reply: Callable[[WireProtocol, str], Response]
+    """Makes the reply, from the protocol and the request id."""
+    label: str = "Refuse"
+
+    def intercept(self, protocol: WireProtocol, request_id: str) -> Response:  # noqa: D102
+        return self.reply(protocol, request_id)
+
+
+@dataclass(frozen=True)
+class EditReply(Fault):
+    """Changes the service's own reply, which is billed."""
+
+    change: Callable[[Response], Response]
+    label: str = "EditReply"
+
+    def corrupt(self, response: Response) -> Response:  # noqa: D102
+        return self.change(response)
 
 
 class FaultSchedule:

@@ -1,298 +1,347 @@
 """Faults that an emulator can inject: `Emulator(faults=[Throttle(times=3), Drop(after=10), Shuffle(every=2)])`.
 
 At most one fault triggers per request: the first in the list that is due. A list thus reads as a script:
-`[Throttle(), Drop(), Slow(2)]` affects three requests, one after another. The transports break connections: a socket
-is closed, the in-process transport raises the exception of httpx.
+`[Throttle(), Drop(), Slow(2)]` affects three requests, one after another. All take the conditions of `Fault` as
+keywords. `emulator.faults = [...]` replaces them at any time, and starts their counts anew. The transports break
+connections: a socket is closed, the in-process transport raises the exception of httpx.
+
+A fault of your own is an `EditReply`, or a subclass of `Fault` with `intercept` or `corrupt`.
 """
+# ruff: noqa: FBT001, FBT002, N802 - they are named and called like the classes that they replaced
+# ruff: noqa: PLC0414 - this is how a type checker is told that a name is re-exported
 
 from __future__ import annotations
 
 import gzip
-from abc import ABC, abstractmethod
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+import json
+import math
+from base64 import b64decode, b64encode
+from dataclasses import replace
+from http import HTTPStatus
+from struct import iter_unpack, pack
+from typing import TYPE_CHECKING, Any, Literal
 
-from dashscope_embeddings.emulator.batch.faults import BatchExpires, BatchFails, LineFails, LineLost
-from dashscope_embeddings.emulator.error_responses import FREE_QUOTA_MESSAGE, ApiError, invalid_parameter, throttled
-from dashscope_embeddings.emulator.fault_schedule import Fault
-from dashscope_embeddings.emulator.messages import Response
-from dashscope_embeddings.emulator.reply_faults import (
-    DuplicateIndex,
-    ExtraFields,
-    IntegerComponents,
-    MissingUsage,
-    NoSparse,
-    NotFinite,
-    NullEmbedding,
-    Shuffle,
-    WrongCount,
-    WrongWidth,
+from typing_extensions import Unpack
+
+from dashscope_embeddings.emulator.batch.faults import BatchExpires as BatchExpires
+from dashscope_embeddings.emulator.batch.faults import BatchFails as BatchFails
+from dashscope_embeddings.emulator.batch.faults import LineFails as LineFails
+from dashscope_embeddings.emulator.batch.faults import LineLost as LineLost
+from dashscope_embeddings.emulator.error_responses import (
+    FREE_QUOTA_MESSAGE,
+    ApiError,
+    invalid_parameter,
+    throttled,
+    to_json,
 )
+from dashscope_embeddings.emulator.fault_schedule import EditReply as EditReply
+from dashscope_embeddings.emulator.fault_schedule import Fault as Fault
+from dashscope_embeddings.emulator.fault_schedule import Refuse, When
+from dashscope_embeddings.emulator.messages import Response
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from dashscope_embeddings.emulator.messages import WireProtocol
 
-__all__ = [
-    "Arrearage",
-    "BatchExpires",
-    "BatchFails",
-    "Blocked",
-    "Drop",
-    "DuplicateIndex",
-    "ExtraFields",
-    "Fault",
-    "FreeQuotaExhausted",
-    "Garbage",
-    "Gzip",
-    "IntegerComponents",
-    "LineFails",
-    "LineLost",
-    "MissingUsage",
-    "NoSparse",
-    "NotFinite",
-    "NullEmbedding",
-    "Overdue",
-    "Redirect",
-    "RowRefused",
-    "Shuffle",
-    "Slow",
-    "Stall",
-    "Status",
-    "Throttle",
-    "TrailingBytes",
-    "Truncate",
-    "WrongContentType",
-    "WrongCount",
-    "WrongWidth",
-]
+# --- the service refuses ------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _ErrorFault(Fault, ABC):
-    """The service answers with an error; nothing is computed or billed."""
+def Throttle(
+    retry_after: float | None = None,
+    code: str = "Throttling.RateQuota",
+    message: str | None = None,
+    empty_body: bool = False,
+    retry_after_ms: float | None = None,
+    **when: Unpack[When],
+) -> Refuse:
+    """HTTP 429 with a native code, from which the compatible one follows; `message` None: the one of the code.
 
-    def intercept(self, protocol: WireProtocol, request_id: str) -> Response:
-        return self._error().response(protocol, request_id)
-
-    @abstractmethod
-    def _error(self) -> ApiError:
-        """The error."""
-
-
-@dataclass(frozen=True)
-class Throttle(_ErrorFault):
-    """HTTP 429; `retry_after` seconds become a header, which the service has not been seen to send."""
-
-    retry_after: float | None = None
-    code: str = "Throttling.RateQuota"
-    message: str | None = None
-    """None: the service's message for the code."""
-    empty_body: bool = False
-    retry_after_ms: float | None = None
-    """Milliseconds for a header of its own, which the vendor's newer client code reads."""
-
-    def intercept(self, protocol: WireProtocol, request_id: str) -> Response:  # noqa: D102
-        response = super().intercept(protocol, request_id)
-        headers = dict(response.headers)
-        if self.retry_after is not None:
-            headers["retry-after"] = f"{self.retry_after:g}"
-        if self.retry_after_ms is not None:
-            headers["retry-after-ms"] = f"{self.retry_after_ms:g}"
-        return replace(response, headers=headers, body=b"" if self.empty_body else response.body)
-
-    def _error(self) -> ApiError:
-        return throttled(self.code, self.message)
+    The headers, in seconds and milliseconds, have not been seen from the service; the vendor's SDK reads the latter.
+    """
+    headers = _numbers({"retry-after": retry_after, "retry-after-ms": retry_after_ms})
+    return _refuse("Throttle", throttled(code, message), when, headers, b"" if empty_body else None)
 
 
-@dataclass(frozen=True)
-class FreeQuotaExhausted(_ErrorFault):
+def FreeQuotaExhausted(only_free: bool = False, **when: Unpack[When]) -> Refuse:
     """The free tokens are used up: HTTP 429 as if throttled, or 403 where `only_free` was chosen."""
-
-    only_free: bool = False
-
-    def _error(self) -> ApiError:
-        if self.only_free:
-            return ApiError(403, "AllocationQuota.FreeTierOnly", "The free tier of the model has been exhausted.")
-        return throttled("Throttling.AllocationQuota", FREE_QUOTA_MESSAGE)
+    error = throttled("Throttling.AllocationQuota", FREE_QUOTA_MESSAGE)
+    if only_free:
+        error = ApiError(403, "AllocationQuota.FreeTierOnly", "The free tier of the model has been exhausted.")
+    return _refuse("FreeQuotaExhausted", error, when)
 
 
-@dataclass(frozen=True)
-class Overdue(_ErrorFault):
+def Overdue(code: str = "PrepaidBillOverdue", **when: Unpack[When]) -> Refuse:
     """HTTP 429 that only a payment ends: `PrepaidBillOverdue`, `PostpaidBillOverdue` or `CommodityNotPurchased`."""
-
-    code: str = "PrepaidBillOverdue"
-
-    def _error(self) -> ApiError:
-        return throttled(self.code)
+    return _refuse("Overdue", throttled(code), when)
 
 
-@dataclass(frozen=True)
-class Arrearage(_ErrorFault):
+def Arrearage(**when: Unpack[When]) -> Refuse:
     """The account owes money: HTTP 400."""
+    message = "Access denied, please make sure your account is in good standing."
+    return _refuse("Arrearage", ApiError(400, "Arrearage", message), when)
 
-    def _error(self) -> ApiError:
-        return ApiError(400, "Arrearage", "Access denied, please make sure your account is in good standing.")
 
-
-@dataclass(frozen=True)
-class Blocked(_ErrorFault):
+def Blocked(**when: Unpack[When]) -> Refuse:
     """The content inspection refuses the request: pass `match` to block a text in every request."""
+    message = "Input or output data may contain inappropriate content."
+    return _refuse("Blocked", ApiError(400, "DataInspectionFailed", message), when)
 
-    def _error(self) -> ApiError:
-        return ApiError(400, "DataInspectionFailed", "Input or output data may contain inappropriate content.")
 
-
-@dataclass(frozen=True)
-class RowRefused(_ErrorFault):
+def RowRefused(message: str = "Range of input length should be [1, 8192]", **when: Unpack[When]) -> Refuse:
     """HTTP 400 `InvalidParameter` with `message`: pass `match` to refuse every request with a certain text."""
-
-    message: str = "Range of input length should be [1, 8192]"
-
-    def _error(self) -> ApiError:
-        return invalid_parameter(self.message)
+    return _refuse("RowRefused", invalid_parameter(message), when)
 
 
-_SERVER_ERRORS = {
-    500: ("InternalError", "Internal server error!"),
-    503: ("ServiceUnavailable", "Service temporarily unavailable, possibly overloaded or not ready."),
-}
+_SERVER_ERROR = ("InternalError", "Internal server error!")
+_UNAVAILABLE = ("ServiceUnavailable", "Service temporarily unavailable, possibly overloaded or not ready.")
 
 
-@dataclass(frozen=True)
-class Status(Fault):
-    """Any other status; the body is a JSON error, a proxy's HTML page, or empty."""
+def Status(
+    status: int = 500,
+    code: str | None = None,
+    message: str | None = None,
+    body: Literal["json", "html", "empty"] = "json",
+    retry_after: float | None = None,
+    **when: Unpack[When],
+) -> Refuse:
+    """Any other status; the body is a JSON error, a proxy's HTML page, or empty.
 
-    status: int = 500
-    code: str | None = None
-    """None: the service's code for this status, where one is known."""
-    message: str | None = None
-    body: Literal["json", "html", "empty"] = "json"
-    retry_after: float | None = None
-    """Seconds for a `retry-after` header, as proxies send it."""
-
-    def intercept(self, protocol: WireProtocol, request_id: str) -> Response:  # noqa: D102
-        response = self._error_response(protocol, request_id)
-        if self.retry_after is None:
-            return response
-        return replace(response, headers={**response.headers, "retry-after": f"{self.retry_after:g}"})
-
-    def _error_response(self, protocol: WireProtocol, request_id: str) -> Response:
-        if self.body == "html":
-            page = f"<html><body><h1>{self.status}</h1></body></html>".encode()
-            return Response(self.status, page, {"content-type": "text/html"})
-        if self.body == "empty":
-            return Response(self.status, b"", {"x-request-id": request_id})
-        code, message = _SERVER_ERRORS.get(self.status, _SERVER_ERRORS[500])
-        return ApiError(self.status, self.code or code, self.message or message).response(protocol, request_id)
+    `code` and `message` None: the service's own, where they are known. Proxies send the header `retry-after`.
+    """
+    headers = _numbers({"retry-after": retry_after})
+    if body == "html":
+        page = f"<html><body><h1>{status}</h1></body></html>".encode()
+        return Refuse(lambda *_: Response(status, page, {"content-type": "text/html", **headers}), "Status", **when)
+    usual_code, usual_message = _UNAVAILABLE if status == HTTPStatus.SERVICE_UNAVAILABLE else _SERVER_ERROR
+    error = ApiError(status, code or usual_code, message or usual_message)
+    return _refuse("Status", error, when, headers, b"" if body == "empty" else None)
 
 
-@dataclass(frozen=True)
-class Redirect(Fault):
+def Redirect(location: str = "http://elsewhere.invalid/", status: int = 307, **when: Unpack[When]) -> Refuse:
     """A redirect to another host, to which a client must not send its key."""
 
-    location: str = "http://elsewhere.invalid/"
-    status: int = 307
+    def reply(_: WireProtocol, request_id: str) -> Response:
+        return Response(status, b"", {"location": location, "x-request-id": request_id})
 
-    def intercept(self, protocol: WireProtocol, request_id: str) -> Response:  # noqa: D102
-        del protocol
-        return Response(self.status, b"", {"location": self.location, "x-request-id": request_id})
+    return Refuse(reply, "Redirect", **when)
 
 
-@dataclass(frozen=True)
-class Drop(Fault):
-    """The connection ends without a reply: closed, reset, or never made (in process; a socket is reset)."""
+def _refuse(
+    name: str, error: ApiError, when: When, headers: dict[str, str] | None = None, body: bytes | None = None
+) -> Refuse:
+    """The fault that answers with an error, with further headers, and with another body if one is given."""
 
-    how: Literal["closed", "reset", "unreachable"] = "closed"
-    billed: bool = False
-    """Whether the request was processed and billed before the reply was lost."""
+    def reply(protocol: WireProtocol, request_id: str) -> Response:
+        response = error.response(protocol, request_id)
+        return replace(
+            response,
+            headers={**response.headers, **(headers or {})},
+            body=response.body if body is None else body,
+        )
 
-    def intercept(self, protocol: WireProtocol, request_id: str) -> Response | None:  # noqa: D102
-        del protocol, request_id
-        return None if self.billed else Response(0, b"", ending=self.how)
-
-    def corrupt(self, response: Response) -> Response:  # noqa: D102
-        return replace(response, ending=self.how)
+    return Refuse(reply, name, **when)
 
 
-@dataclass(frozen=True)
-class Slow(Fault):
+def _numbers(headers: dict[str, float | None]) -> dict[str, str]:
+    """The headers that have a value."""
+    return {name: f"{value:g}" for name, value in headers.items() if value is not None}
+
+
+# --- the connection -----------------------------------------------------------------------------------------
+
+
+def Drop(
+    how: Literal["closed", "reset", "unreachable"] = "closed", billed: bool = False, **when: Unpack[When]
+) -> Fault:
+    """The connection ends without a reply: closed, reset, or never made (in process; a socket is reset).
+
+    `billed`: whether the request was processed and billed before the reply was lost.
+    """
+    if billed:
+        return EditReply(lambda response: replace(response, ending=how), "Drop", **when)
+    return Refuse(lambda *_: Response(0, b"", ending=how), "Drop", **when)
+
+
+def Slow(seconds: float = 1.0, **when: Unpack[When]) -> EditReply:
     """The reply is late by `seconds`."""
-
-    seconds: float = 1.0
-
-    def corrupt(self, response: Response) -> Response:  # noqa: D102
-        return replace(response, delay_seconds=self.seconds)
+    return EditReply(lambda response: replace(response, delay_seconds=seconds), "Slow", **when)
 
 
-@dataclass(frozen=True)
-class Stall(Fault):
+def Stall(share: float = 0.0, **when: Unpack[When]) -> EditReply:
     """The reply never comes, or stops after a share of its body; the connection stays open until the client closes."""
 
-    share: float = 0.0
+    def change(response: Response) -> Response:
+        return replace(response, ending="stalled", sent_bytes=int(len(response.body) * share))
 
-    def corrupt(self, response: Response) -> Response:  # noqa: D102
-        return replace(response, ending="stalled", sent_bytes=int(len(response.body) * self.share))
+    return EditReply(change, "Stall", **when)
 
 
-@dataclass(frozen=True)
-class Truncate(Fault):
+def Truncate(share: float = 0.5, framed: bool = False, **when: Unpack[When]) -> EditReply:
     """The connection closes after a share of the body; `framed`: `content-length` matches that share."""
 
-    share: float = 0.5
-    framed: bool = False
-
-    def corrupt(self, response: Response) -> Response:  # noqa: D102
-        sent_bytes = int(len(response.body) * self.share)
-        if self.framed:
+    def change(response: Response) -> Response:
+        sent_bytes = int(len(response.body) * share)
+        if framed:
             return replace(response, body=response.body[:sent_bytes])
         return replace(response, ending="cut", sent_bytes=sent_bytes)
 
+    return EditReply(change, "Truncate", **when)
 
-@dataclass(frozen=True)
-class Garbage(Fault):
+
+# --- the bytes of a reply -----------------------------------------------------------------------------------
+
+
+def Garbage(body: bytes = b"\x00\xff upstream connect error", **when: Unpack[When]) -> EditReply:
     """HTTP 200 with a body that is not JSON."""
-
-    body: bytes = b"\x00\xff upstream connect error"
-
-    def corrupt(self, response: Response) -> Response:  # noqa: D102
-        return replace(response, body=self.body)
+    return EditReply(lambda response: replace(response, body=body), "Garbage", **when)
 
 
-@dataclass(frozen=True)
-class TrailingBytes(Fault):
+def TrailingBytes(extra: bytes = b"\n}", **when: Unpack[When]) -> EditReply:
     """Extra bytes follow the JSON."""
-
-    extra: bytes = b"\n}"
-
-    def corrupt(self, response: Response) -> Response:  # noqa: D102
-        return replace(response, body=response.body + self.extra)
+    return EditReply(lambda response: replace(response, body=response.body + extra), "TrailingBytes", **when)
 
 
-@dataclass(frozen=True)
-class WrongContentType(Fault):
+def WrongContentType(content_type: str | None = "text/plain", **when: Unpack[When]) -> EditReply:
     """Valid JSON with another content type, or none."""
 
-    content_type: str | None = "text/plain"
-
-    def corrupt(self, response: Response) -> Response:  # noqa: D102
+    def change(response: Response) -> Response:
         headers = {name: value for name, value in response.headers.items() if name != "content-type"}
-        if self.content_type is not None:
-            headers["content-type"] = self.content_type
+        if content_type is not None:
+            headers["content-type"] = content_type
         return replace(response, headers=headers)
 
+    return EditReply(change, "WrongContentType", **when)
 
-@dataclass(frozen=True)
-class Gzip(Fault):
-    """The reply is compressed; optionally the compressed bytes are damaged."""
 
-    broken: Literal["cut", "corrupt"] | None = None
-    """`cut`: the second half is missing, and `content-length` matches; `corrupt`: one byte is changed."""
+def Gzip(broken: Literal["cut", "corrupt"] | None = None, **when: Unpack[When]) -> EditReply:
+    """The reply is compressed; optionally the compressed bytes are damaged.
 
-    def corrupt(self, response: Response) -> Response:  # noqa: D102
+    `broken`: with `cut` the second half is missing, and `content-length` matches; with `corrupt` one byte is changed.
+    """
+
+    def change(response: Response) -> Response:
         body = gzip.compress(response.body, mtime=0)
-        if self.broken == "cut":
+        if broken == "cut":
             body = body[: len(body) // 2]
-        elif self.broken == "corrupt":
+        elif broken == "corrupt":
             # A byte of the checksum at the end, which every decoder verifies.
             body = body[:-8] + bytes([body[-8] ^ 0xFF]) + body[-7:]
         return replace(response, body=body, headers={**response.headers, "content-encoding": "gzip"})
+
+    return EditReply(change, "Gzip", **when)
+
+
+# --- the rows of a reply of the embedding endpoints, unless `route` says otherwise -----------------------------
+
+
+class _Body(dict[str, Any]):
+    """The parsed body of either protocol."""
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        rows: list[dict[str, Any]] = self["data"] if "data" in self else self["output"]["embeddings"]
+        return rows
+
+    @property
+    def index_field(self) -> str:
+        return "index" if "data" in self else "text_index"
+
+    def change_vector(self, row: int, change: Callable[[list[Any]], list[Any]]) -> None:
+        """Replace a dense vector, whether written as numbers or as base64."""
+        vector = self.rows[row].get("embedding")
+        if isinstance(vector, str):
+            floats = change([number for (number,) in iter_unpack("<f", b64decode(vector))])
+            self.rows[row]["embedding"] = b64encode(pack(f"<{len(floats)}f", *floats)).decode()
+        elif vector is not None:
+            self.rows[row]["embedding"] = change(vector)
+
+
+def _edit(label: str, change: Callable[[_Body], object], when: When) -> EditReply:
+    """The fault that changes the JSON in place."""
+
+    def edit(response: Response) -> Response:
+        if response.status != HTTPStatus.OK:
+            return response
+        body = _Body(json.loads(response.body))
+        change(body)
+        return replace(response, body=to_json(body))
+
+    when.setdefault("route", r"embeddings?$")  # other replies have no rows
+    return EditReply(edit, label, **when)
+
+
+def WrongCount(by: int = -1, **when: Unpack[When]) -> EditReply:
+    """`by` rows too many, or (negative) too few."""
+
+    def change(body: _Body) -> None:
+        if by < 0:
+            del body.rows[by:]
+        for _ in range(by):
+            body.rows.append({**body.rows[-1], body.index_field: len(body.rows)})
+
+    return _edit("WrongCount", change, when)
+
+
+def DuplicateIndex(**when: Unpack[When]) -> EditReply:
+    """The last row has the index of the first; a single row has an index that does not exist."""
+
+    def change(body: _Body) -> None:
+        body.rows[-1][body.index_field] = body.rows[0][body.index_field] if len(body.rows) > 1 else 1
+
+    return _edit("DuplicateIndex", change, when)
+
+
+def Shuffle(**when: Unpack[When]) -> EditReply:
+    """The rows come in reverse order with correct indices: valid, because the service promises no order."""
+    return _edit("Shuffle", lambda body: body.rows.reverse(), when)
+
+
+def WrongWidth(by: int = -1, row: int = 0, **when: Unpack[When]) -> EditReply:
+    """The vector of row `row` is longer, or (negative) shorter, by `by` components."""
+
+    def widen(vector: list[Any]) -> list[Any]:
+        return [*vector, *[0.5] * by][: len(vector) + by]
+
+    return _edit("WrongWidth", lambda body: body.change_vector(row, widen), when)
+
+
+def NotFinite(value: float = math.nan, row: int = 0, **when: Unpack[When]) -> EditReply:
+    """A component of row `row` is `NaN` or an infinity, as Python's json writes them."""
+    return _edit("NotFinite", lambda body: body.change_vector(row, lambda vector: [value, *vector[1:]]), when)
+
+
+def IntegerComponents(**when: Unpack[When]) -> EditReply:
+    """The first component of every vector is written `0` instead of `0.0`: valid JSON."""
+
+    def change(body: _Body) -> None:
+        for row in range(len(body.rows)):
+            body.change_vector(row, lambda vector: [0, *vector[1:]])
+
+    return _edit("IntegerComponents", change, when)
+
+
+def NullEmbedding(row: int = 0, **when: Unpack[When]) -> EditReply:
+    """The vector of row `row` is null."""
+    return _edit("NullEmbedding", lambda body: body.rows[row].update(embedding=None), when)
+
+
+def NoSparse(**when: Unpack[When]) -> EditReply:
+    """The sparse vectors are missing."""
+    return _edit("NoSparse", lambda body: [row.pop("sparse_embedding", None) for row in body.rows], when)
+
+
+def MissingUsage(**when: Unpack[When]) -> EditReply:
+    """The usage is missing."""
+    return _edit("MissingUsage", lambda body: body.pop("usage", None), when)
+
+
+def ExtraFields(**when: Unpack[When]) -> EditReply:
+    """Fields not seen in recorded replies; the first three are in the documents' native example."""
+
+    def change(body: _Body) -> None:
+        body.update(status_code=200, code="", message="", novelty={"of": ["a", "later", "year"]})
+        for row in body.rows:
+            row["novelty"] = None
+
+    return _edit("ExtraFields", change, when)

@@ -35,8 +35,9 @@ class Server:
     def __init__(self, emulator: Emulator, port: int = 0, latency: float = 0.0) -> None:
         self.emulator = emulator
         self.latency = latency
-        self._connections = _PeakCounter()
-        self._in_flight = _PeakCounter()
+        self.peak_connections = self.peak_in_flight = 0
+        """Highest numbers of open connections, and of requests in flight, at the same time."""
+        self._in_flight = 0
         self._closing = threading.Event()
         self._sockets: set[socket.socket] = set()
         self._lock = threading.Lock()
@@ -51,16 +52,6 @@ class Server:
         """The root URL, to which the paths of both protocols are appended."""
         host, port = self._tcp.server_address[:2]
         return f"http://{host!s}:{port}"
-
-    @property
-    def peak_connections(self) -> int:
-        """Highest number of connections that were open at the same time."""
-        return self._connections.peak
-
-    @property
-    def peak_in_flight(self) -> int:
-        """Highest number of requests in flight at the same time."""
-        return self._in_flight.peak
 
     def close(self) -> None:
         """Stop listening and cut every connection; a second call does nothing."""
@@ -92,16 +83,27 @@ class Server:
         """Count a connection while it is open."""
         with self._lock:
             self._sockets.add(connection)
+            self.peak_connections = max(self.peak_connections, len(self._sockets))
         try:
-            with self._connections:
-                yield
+            yield
         finally:
             with self._lock:
                 self._sockets.discard(connection)
 
+    @contextmanager
+    def _track_request(self) -> Iterator[None]:
+        with self._lock:
+            self._in_flight += 1
+            self.peak_in_flight = max(self.peak_in_flight, self._in_flight)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._in_flight -= 1
+
     def answer(self, request: Request) -> Response:
         """The emulator's response, after its delay."""
-        with self._in_flight:
+        with self._track_request():
             response = self.emulator.answer(request)
             pause = self.latency + response.delay_seconds
             if pause > 0:
@@ -110,28 +112,10 @@ class Server:
 
     def stall(self, connection: socket.socket) -> None:
         """Send nothing until the client closes the connection or the server is closed."""
-        with self._in_flight:
+        with self._track_request():
             while not self._closing.wait(0.02):
                 if select.select([connection], [], [], 0)[0] and not connection.recv(1, socket.MSG_PEEK):
                     return
-
-
-class _PeakCounter:
-    """Counts the threads inside its `with` blocks, and remembers the highest count."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._current = 0
-        self.peak = 0
-
-    def __enter__(self) -> None:
-        with self._lock:
-            self._current += 1
-            self.peak = max(self.peak, self._current)
-
-    def __exit__(self, *_: object) -> None:
-        with self._lock:
-            self._current -= 1
 
 
 class _ThreadingServer(ThreadingMixIn, TCPServer):

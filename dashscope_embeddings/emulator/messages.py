@@ -52,6 +52,12 @@ class Response:
     sent_bytes: int = 0
     """Bytes of the body that are sent before a `cut` or `stalled` ending; a stall with none sends no headers."""
 
+    @property
+    def visible_status(self) -> int:
+        """The status that reaches the client; 0: none."""
+        is_silent = self.ending == "stalled" and not self.sent_bytes
+        return 0 if is_silent or self.ending in ("closed", "reset", "unreachable") else self.status
+
 
 @dataclass(frozen=True, slots=True)
 class Asked:
@@ -82,6 +88,6 @@ class Asked:
     """Tokens billed: 0 for a refused request."""
     request_id: str
     fault: str | None = None
-    """Class name of the fault that triggered."""
+    """Name of the fault that triggered."""
     query: str = ""
     """The query string, as sent."""

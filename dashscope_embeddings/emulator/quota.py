@@ -13,14 +13,7 @@ from dashscope_embeddings.emulator.error_responses import THROTTLING_MESSAGES, A
 
 
 class SlidingWindow:
-    """Admits a limited amount in any window of time.
-
-    An amount above the whole limit is admitted alone, and then fills as many windows as it takes.
-
-    Args:
-        limit: amount that a window admits.
-        window_seconds: length of the window.
-    """
+    """Admits at most `limit` in any `window_seconds`; more than that at once is admitted alone, and fills several."""
 
     def __init__(self, limit: float, window_seconds: float) -> None:
         self._limit, self._window_seconds = limit, window_seconds
@@ -45,12 +38,7 @@ class SlidingWindow:
 
 
 class QuotaExceededError(ApiError):
-    """HTTP 429 for an exceeded quota.
-
-    Args:
-        code: the code of the quota.
-        seconds: time until the same request would be admitted.
-    """
+    """HTTP 429 for an exceeded quota; `seconds` until the same request would be admitted."""
 
     def __init__(self, code: str, seconds: float) -> None:
         super().__init__(429, code, THROTTLING_MESSAGES[code])
@@ -62,36 +50,24 @@ class QuotaExceededError(ApiError):
 
 
 class Quota:
-    """The quota of one model: refused requests do not count.
-
-    Args:
-        requests_per_minute: None: no limit.
-        tokens_per_minute: None: no limit.
-        window_seconds: length of the window over which both are enforced.
-    """
+    """The quota of one model, enforced over `window_seconds`; None: no limit. Refused requests do not count."""
 
     def __init__(
         self, requests_per_minute: float | None, tokens_per_minute: float | None, window_seconds: float
     ) -> None:
-        self._windows = [
-            (code, SlidingWindow(limit * window_seconds / 60, window_seconds), counts_tokens)
-            for code, limit, counts_tokens in (
-                ("Throttling.RateQuota", requests_per_minute, False),
-                ("Throttling.AllocationQuota", tokens_per_minute, True),
-            )
+        limits = {"Throttling.RateQuota": requests_per_minute, "Throttling.AllocationQuota": tokens_per_minute}
+        self._windows = {
+            code: SlidingWindow(limit * window_seconds / 60, window_seconds)
+            for code, limit in limits.items()
             if limit is not None
-        ]
+        }
 
     def admit(self, tokens: int, now: float) -> None:
-        """Count one request.
-
-        Raises:
-            QuotaExceededError: it exceeds a limit; it is not counted.
-        """
-        amounts = [(window, code, tokens if counts_tokens else 1) for code, window, counts_tokens in self._windows]
-        for window, code, amount in amounts:
-            seconds = window.seconds_until_fits(amount, now)
+        """Count one request. Raises QuotaExceededError, and counts nothing, if it exceeds a limit."""
+        amounts = {"Throttling.RateQuota": 1, "Throttling.AllocationQuota": tokens}
+        for code, window in self._windows.items():
+            seconds = window.seconds_until_fits(amounts[code], now)
             if seconds > 0:
                 raise QuotaExceededError(code, seconds)
-        for window, _, amount in amounts:
-            window.add(amount, now)
+        for code, window in self._windows.items():
+            window.add(amounts[code], now)

@@ -6,7 +6,7 @@ model; no reply with an embedding model was seen, so the emulator answers only o
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import parse_qs
 
 from dashscope_embeddings.emulator.error_responses import ApiError, json_headers, to_json
@@ -21,11 +21,6 @@ _MAX_PAGE_SIZE = 100
 _WORKSPACE = "llm-emulated"
 
 
-def is_asked(request: Request) -> bool:
-    """Whether a request is for the list."""
-    return request.method == "GET" and request.path == PATH
-
-
 def response(
     request: Request,
     models: Iterable[str],
@@ -33,11 +28,7 @@ def response(
     tokens_per_minute: float | None,
     request_id: str,
 ) -> Response:
-    """One page of the quotas, which are equal for all models.
-
-    Raises:
-        ApiError: the page cannot be given.
-    """
+    """One page of the quotas, which are equal for all models. Raises ApiError if the page cannot be given."""
     query = {name: values[-1] for name, values in parse_qs(request.query).items()}
     page_no, page_size = _number(query, "page_no", 1), _number(query, "page_size", 20)
     if page_size > _MAX_PAGE_SIZE:
@@ -57,7 +48,7 @@ def response(
         {"model": name, "workspace_id": workspace, "model_limit": limit, "workspace_limit": None}
         for name in names[(page_no - 1) * page_size : page_no * page_size]
     ]
-    output: dict[str, Any] = {"total": len(names), "page_no": page_no, "page_size": page_size, "quotas": quotas}
+    output = {"total": len(names), "page_no": page_no, "page_size": page_size, "quotas": quotas}
     return Response(200, to_json({"request_id": request_id, "output": output}), json_headers(request_id))
 
 

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from dashscope_embeddings.emulator.http import Server
 
 _PROTOCOLS: dict[str, WireProtocol] = {
-    embeddings.NATIVE_PATH: "native",
-    embeddings.COMPATIBLE_PATH: "openai",
+    f"POST {embeddings.NATIVE_PATH}": "native",
+    f"POST {embeddings.COMPATIBLE_PATH}": "openai",
 }
 
 
@@ -56,10 +56,12 @@ class Emulator:
             embedding models. May be changed at any time. This request is in `asked`, but does not count as one of
             `requests`, nor for faults without a `route`: a client may send it at any time beside its job.
         retry_after: whether a reply to an exceeded quota has headers that say when to retry.
-        faults: what goes wrong, and when.
+        faults: what goes wrong, and when: `[faults.Throttle(probability=0.05), faults.Drop(after=10)]`; see the module
+            `faults`. Setting the attribute `faults` replaces them.
         clock: returns seconds; for quotas, batches and the log.
         log: how many requests `asked`, and lines `batch_lines`, keeps, the latest; None: all.
         batches: how the Batch route runs.
+        on_request: called with the log entry of each request, in the thread that answers it.
     """
 
     def __init__(  # noqa: PLR0913  (each is an independent property of the service)
@@ -80,6 +82,7 @@ class Emulator:
         clock: Callable[[], float] = time.monotonic,
         log: int | None = None,
         batches: BatchSettings | None = None,
+        on_request: Callable[[Asked], object] | None = None,
     ) -> None:
         self._accepted_key = None if api_key is None else _fingerprint(api_key)
         self._key_required = key_required
@@ -90,6 +93,7 @@ class Emulator:
         self.tells_quota = tells_quota
         self._sends_retry_after = retry_after
         self._clock = clock
+        self._on_request = on_request
         self._lock = threading.Lock()
         self._request_log: deque[Asked] = deque(maxlen=log)
         self._batch_line_log: deque[BatchLine] = deque(maxlen=log)
@@ -106,11 +110,7 @@ class Emulator:
     # Transports
 
     def __call__(self, request: httpx.Request) -> httpx.Response:
-        """Answer an httpx request, as the handler of an `httpx.MockTransport`.
-
-        Raises:
-            httpx.TransportError: a fault breaks the connection or outlasts the request's read timeout.
-        """
+        """Answer an httpx request; httpx.TransportError: a fault breaks the connection, or outlasts its timeout."""
         return transports.to_httpx(request, self.answer(transports.from_httpx(request)))
 
     def transport(self) -> httpx.MockTransport:
@@ -118,11 +118,9 @@ class Emulator:
         return httpx.MockTransport(self)
 
     def serve(self, port: int = 0, *, latency: float = 0.0) -> Server:
-        """Serve HTTP on 127.0.0.1 until the returned server is closed.
+        """Serve HTTP on 127.0.0.1 until the returned server is closed; every reply takes `latency` seconds.
 
-        Args:
-            port: 0 takes a free one.
-            latency: seconds that every reply takes.
+        Port 0 takes a free one.
         """
         from dashscope_embeddings.emulator.http import Server  # noqa: PLC0415  (only this method needs sockets)
 
@@ -150,7 +148,6 @@ class Emulator:
 
     def clear(self) -> None:
         """Forget all requests: log, counts, quota windows, what faults have done. Files and batches stay."""
-        self.batches.clear()
         with self._lock:
             self._request_log.clear()
             self._batch_line_log.clear()
@@ -175,7 +172,7 @@ class Emulator:
 
     # Expected vectors
 
-    def dense(  # noqa: D417  (the others are the service's own parameters)
+    def dense(
         self,
         text: str,
         *,
@@ -184,11 +181,7 @@ class Emulator:
         dimension: int | None = None,
         instruct: str = "",
     ) -> list[float]:
-        """The dense vector that a client must get for a text; nothing is logged or billed.
-
-        Args:
-            text_type: `query` for what the compatible protocol gives.
-        """
+        """The dense vector that a client must get for a text (from the compatible protocol: that of a `query`)."""
         size = dimension or self._models[model].default_dimension or 1024
         instruct = instruct if text_type == "query" else ""
         vector = synthetic_vectors.dense(text, model=model, text_type=text_type, dimension=size, instruct=instruct)
@@ -206,11 +199,11 @@ class Emulator:
         """Answer one request: check the path, faults, the key, the body, the quota, in this order."""
         request_id, now = str(uuid.uuid4()), self._clock()
         is_batch_route = self.batches.handles(request)
-        protocol = "openai" if is_batch_route else _PROTOCOLS.get(request.path) if request.method == "POST" else None
+        protocol = "openai" if is_batch_route else _PROTOCOLS.get(f"{request.method} {request.path}")
         # An uploaded file is a large multipart form, which begins with a hyphen: not worth parsing as JSON.
         body = None if request.body.startswith(b"-") else request.json_object()
         fields = embeddings.read_fields(protocol, body or {})
-        is_quota_list = quota_list.is_asked(request)
+        is_quota_list = f"{request.method} {request.path}" == f"GET {quota_list.PATH}"
         fault = self._trigger_fault(
             fields.texts, f"{request.method} {request.path}", "requests", is_counted=not is_quota_list
         )
@@ -228,7 +221,8 @@ class Emulator:
                     response = embeddings.success_response(embedding_request, request_id)
                     tokens = embedding_request.tokens
             except ApiError as error:
-                response = error.response(protocol or _protocol_of(request.path), request_id)
+                is_compatible = request.path.startswith("/compatible-mode/")
+                response = error.response("openai" if is_compatible else "native", request_id)
                 if self._sends_retry_after and isinstance(error, QuotaExceededError):
                     response = replace(response, headers={**response.headers, **error.retry_headers})
             if fault is not None:
@@ -247,15 +241,17 @@ class Emulator:
             dimension=fields.dimension,
             instruct=fields.instruct,
             encoding_format=fields.encoding_format,
-            status=_visible_status(response),
+            status=response.visible_status,
             tokens=tokens,
             request_id=request_id,
-            fault=None if fault is None else type(fault).__name__,
+            fault=None if fault is None else fault.label,
             query=request.query,
         )
         with self._lock:
             self._request_log.append(entry)
             self._bill(len(fields.texts), tokens)
+        if self._on_request is not None:
+            self._on_request(entry)
         return response
 
     def _trigger_fault(
@@ -327,14 +323,3 @@ def _with_limits(model: catalogue.Model, rows: int | None, tokens: int | None) -
     if tokens is not None:
         model = replace(model, tokens_per_row=tokens, tokens_per_row_seen=tokens)
     return model
-
-
-def _protocol_of(path: str) -> WireProtocol:
-    return "openai" if path.startswith("/compatible-mode/") else "native"
-
-
-def _visible_status(response: Response) -> int:
-    """The status that reaches the client; 0: none."""
-    broken = response.ending in ("closed", "reset", "unreachable")
-    silent = response.ending == "stalled" and not response.sent_bytes
-    return 0 if broken or silent else response.status

@@ -1,8 +1,8 @@
 """Synthetic vectors computed from words: deterministic, of unit length, similar for texts that share words.
 
 They stand in for the models' vectors and resemble them only in what a program can rely on: equal requests get equal
-vectors, texts with common words are neighbours, a query and a document of one text are close but not equal, and
-another model, dimension or instruction gives other numbers.
+vectors, texts with common words are neighbours ("cats" meets "cat", "sleeping" meets "sleeps"), a query and a document
+of one text are close but not equal, and another model, dimension or instruction gives other numbers.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ _find_word_runs = re.compile(r"\w+").findall
 _find_script_runs = re.compile(f"[{_CJK}]+|[^{_CJK}]+").findall
 _find_cjk = re.compile(f"[{_CJK}]").findall
 _find_subwords = re.compile(rf"[A-Za-z0-9_]{{1,6}}|[{_CJK}]|[^\W{_CJK}]{{1,3}}|[^\w\s]").findall
+_has_vowel = re.compile(r"[aeiouy]").search
 _find_sparse_tokens = re.compile(rf"[{_CJK}]|[^\W{_CJK}]+").findall
 
 _STOPWORD_TEXT = """
@@ -94,12 +95,12 @@ def dense(text: str, *, model: str, text_type: str, dimension: int, instruct: st
 def sparse(text: str, *, model: str, text_type: str) -> list[Token]:
     """The weighted tokens of one text, each once, in the order of the text, as the service returns them.
 
-    If a text has no words, its runs of marks are the tokens.
+    Inflections of an English word are one token. If a text has no words, its runs of marks are the tokens.
     """
     forms: dict[str, str] = {}
     times: Counter[str] = Counter()
     for token in _find_sparse_tokens(text) or text.split():
-        word = token.lower()
+        word = _stem(token.lower())
         forms.setdefault(word, token)
         times[word] += 1
     role = 1.0 if text_type == "document" else 1.05
@@ -135,6 +136,35 @@ def _words(text: str) -> Iterator[str]:
                 yield piece[start : start + 2]
 
 
+_INFLECTIONS = (
+    {"ies": "y", "ss": "ss", "us": "us", "is": "is", "s": ""},
+    {"ied": "y", "eed": "eed", "ed": "", "ing": ""},
+)
+"""Endings of an English word, first those of plurals, and what replaces them; of each group one at most."""
+
+
+@lru_cache(maxsize=32_768)
+def _stem(word: str) -> str:
+    """A word in lower case without simple English inflections: the same for "stop", "stops", "stopped", "stopping".
+
+    Not always a word: "mak" stands for make, makes and making, "emb" for embed and embedding.
+    """
+    if word in _STOPWORDS or not word.isascii():
+        return word
+    shorter = word
+    for endings in _INFLECTIONS:
+        ending = next(filter(shorter.endswith, endings), "")
+        stem = shorter.removesuffix(ending) + endings.get(ending, "")
+        if len(stem) > 2 and _has_vowel(stem):  # noqa: PLR2004  (not "as", "red", "string")
+            shorter = stem
+    if len(shorter) > 3:  # noqa: PLR2004  (not "see")
+        shorter = shorter.removesuffix("e")
+    if shorter[-1] == shorter[-2:-1] and shorter[-1] in "bdfglmnprtz":
+        shorter = shorter[:-1]
+    # Again, because "embedding" is a form of "embed", which looks inflected itself.
+    return word if shorter == word else _stem(shorter)
+
+
 def _word_weight(word: str) -> float:
     """Weight of a word: low for stopwords, rising with length; a pair of Chinese characters counts much."""
     if word in _STOPWORDS:
@@ -154,6 +184,7 @@ def _digest(text: str, domain: str, size: int) -> bytes:
 @lru_cache(maxsize=32_768)
 def _features(word: str, model: str, dimension: int) -> tuple[tuple[int, float], ...]:
     """The components, with signed weights, that a word and its four-letter pieces add to."""
+    word = _stem(word)
     weight = _word_weight(word)
     numbers = unpack("<6I", _digest(word, model, 24))
     components = [((number >> 1) % dimension, weight * 0.408 if number & 1 else -weight * 0.408) for number in numbers]

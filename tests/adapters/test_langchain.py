@@ -655,7 +655,7 @@ async def test_after_a_cancellation_no_request_starts(emulator: Emulator, arriva
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        assert server._in_flight._current == 4, "they were waited for"
+        assert server._in_flight == 4, "they were waited for"
         server.latency = 0.0
         assert await embeddings.aembed_query("and then") == emulator.dense("and then", text_type="query")
     assert emulator.requests == 4 + 1

@@ -24,7 +24,7 @@ from dashscope_embeddings.errors import ConnectionFailed
 
 typer_testing = pytest.importorskip("typer.testing")
 pytest.importorskip("rich")
-from dashscope_embeddings.cli import app  # noqa: E402 - they need what was just looked for
+from dashscope_embeddings.cli import app, emulator  # noqa: E402 - they need what was just looked for
 from dashscope_embeddings.cli import models as cli_models  # noqa: E402 - same
 from dashscope_embeddings.cli.demo import screen  # noqa: E402 - same
 
@@ -251,9 +251,12 @@ def test_the_emulators_options_reach_it(monkeypatch: pytest.MonkeyPatch) -> None
             made.update(port=port, latency=latency)
             raise OSError(98, "Address already in use")
 
-    monkeypatch.setattr(app, "Emulator", Refusing)
+    monkeypatch.setattr(emulator, "Emulator", Refusing)
     options = {"--port": "8123", "--latency": "250", "--rpm": "60", "--tpm": "1000", "--rps": "0.5"}
-    result = run("emulator", *(word for pair in options.items() for word in pair))
+    given = ["--fault", "throttle:0.05", "--fault", "line-lost", "--log"]
+    result = run("emulator", *(word for pair in options.items() for word in pair), *given)
+    assert made.pop("on_request") is emulator._print_request
+    assert [(fault.label, fault.probability) for fault in made.pop("faults")] == [("Throttle", 0.05), ("LineLost", 1)]
     assert made == {
         "port": 8123,
         "latency": 0.25,
@@ -264,6 +267,46 @@ def test_the_emulators_options_reach_it(monkeypatch: pytest.MonkeyPatch) -> None
     }
     assert result.exit_code == 1
     assert "cannot listen on port 8123: Address already in use" in result.output
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ("throtle:0.05", "no fault 'throtle', only arrearage, batch-expires,"),
+        ("throttle:5", "above 0, at most 1, as in throttle:0.05"),
+        ("drop:x", "above 0, at most 1"),
+        ("drop:0", "above 0, at most 1"),
+        ("drop:nan", "above 0, at most 1"),
+    ],
+)
+def test_a_fault_that_does_not_exist_is_answered_with_those_that_do(given: str, words: str) -> None:
+    result = run("emulator", "--fault", given)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert words in result.stderr
+    assert "no fault" not in words or "wrong-width" in result.stderr
+
+
+def test_the_emulators_log_has_a_line_for_each_request_and_no_text() -> None:
+    with emulating("--port", "0", "--log", "--fault", "throttle:0.5", "--fault", "drop:0.5") as (process, lines):
+        url = lines[0].split()[-1]
+        statuses: list[int] = []
+        for number in range(20):
+            body = {"model": "text-embedding-v4\x1b[2J", "input": {"texts": ["a private text"] * 2}}
+            body["model"] = body["model"] if number else "text-embedding-v4"
+            try:
+                statuses.append(post(url + NATIVE_PATH, body, KEY).status_code)
+            except httpx.TransportError:
+                statuses.append(0)
+        assert process.stdout is not None
+        logged = [process.stdout.readline() for _ in statuses]
+    pattern = (
+        r"2\d{3}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}[+-]\d\d:\d\d  POST /api/v1/services/embeddings/\S+  "
+        r"text-embedding-v4(?:\\x1b\[2J)?  2 texts  \d+ tokens  (\d+|no reply)(?:  (Throttle|Drop))?\n"
+    )
+    found = [re.fullmatch(pattern, line) for line in logged]
+    assert [int(match[1]) if match and match[1] != "no reply" else 0 for match in found] == statuses
+    assert {(match[1], match[2]) for match in found if match} >= {("429", "Throttle"), ("no reply", "Drop")}
+    assert not any("private" in line or KEY in line for line in logged)
 
 
 def test_a_port_that_is_taken_is_reported_in_a_line() -> None:

@@ -16,7 +16,7 @@ import httpx
 import pytest
 
 from dashscope_embeddings import catalogue
-from dashscope_embeddings.emulator import Emulator, faults, in_process, synthetic_vectors
+from dashscope_embeddings.emulator import Asked, Emulator, faults, in_process, synthetic_vectors
 from dashscope_embeddings.emulator.embeddings import COMPATIBLE_PATH, NATIVE_PATH
 
 SAMPLES = Path(__file__).parents[1] / "samples"
@@ -335,8 +335,8 @@ def test_the_one_of_this_process_needs_no_key() -> None:
 
 
 def test_the_log_tells_what_was_asked() -> None:
-    emulator = Emulator(clock=Clock(), faults=[faults.Shuffle(after=9)])
-    assert emulator.faults == (faults.Shuffle(after=9),)
+    printed: list[Asked] = []
+    emulator = Emulator(clock=Clock(), on_request=printed.append)
     native(emulator, ["a", "b"], text_type="query", output_type="dense&sparse", dimension=64, instruct="Find.")
     native(emulator, ["a"] * 11)
     compatible(emulator, "a", encoding_format="base64", dimensions=128)
@@ -349,6 +349,7 @@ def test_the_log_tells_what_was_asked() -> None:
     assert (third.protocol, third.encoding_format, third.dimension) == ("openai", "base64", 128)
     assert third.body == {"model": V4, "input": "a", "encoding_format": "base64", "dimensions": 128}
     assert len({asked.request_id for asked in emulator.asked}) == 3
+    assert printed == emulator.asked
 
 
 def test_the_log_can_be_bounded_while_counts_go_on() -> None:

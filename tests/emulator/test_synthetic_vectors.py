@@ -113,3 +113,32 @@ def test_a_sparse_search_finds_it_too() -> None:
 
     queries = [sparse(opening(text), "query") for text in texts]
     assert recall_at_5(queries, [sparse(text, "document") for text in texts]) >= 0.9
+
+
+@pytest.mark.parametrize(
+    ("asked", "sentence"),
+    [
+        ("cats", "The cat sleeps."),
+        ("a sleeping box", "The boxes sleep."),
+        ("berry", "She planned to sell berries."),
+        ("making plans", "They make a plan."),
+        ("embedding", "It embeds, embedded, and counts its embeddings."),
+        ("studied processes", "We study a process."),
+    ],
+)
+def test_inflections_of_an_english_word_are_one_word(asked: str, sentence: str) -> None:
+    emulator = Emulator()
+    others = ["A dog barks.", "Trees lose leaves.", "The string is red, as this news says.", "Need and speed"]
+    query = emulator.dense(asked, text_type="query")
+    scores = [cosine(query, emulator.dense(text)) for text in (sentence, *others)]
+    assert scores[0] > max(scores[1:]) + 0.1
+    words = {token.index for token in emulator.sparse(asked)}
+    assert words & {token.index for token in emulator.sparse(sentence)}
+    assert emulator.dense(asked) != emulator.dense(f"{asked}s")
+
+
+@pytest.mark.parametrize(
+    ("one", "other"), [("need", "ned"), ("string", "str"), ("as", "a"), ("sing", "s"), ("gas", "g")]
+)
+def test_a_word_that_only_looks_inflected_stays_as_it_is(one: str, other: str) -> None:
+    assert Emulator().sparse(one)[0].index != Emulator().sparse(other)[0].index

@@ -150,7 +150,7 @@ def at_some_request(accident: st.SearchStrategy[Fault]) -> st.SearchStrategy[Fau
 RECOVERED = st.lists(at_some_request(HARMLESS | THROTTLED | FAILED), max_size=6).map(tuple)
 """No more than one request is ready to bear alone."""
 _GARBLING = {"Garbage", "TrailingBytes", "Truncate"}
-LEGIBLE = RECOVERED.map(lambda script: tuple(fault for fault in script if type(fault).__name__ not in _GARBLING))
+LEGIBLE = RECOVERED.map(lambda script: tuple(fault for fault in script if fault.label not in _GARBLING))
 """The same where refusals are part of the plan: a refusal that cannot be read is believed by its status alone."""
 
 
@@ -523,7 +523,7 @@ def test_queries_that_travel_together_get_their_own_vector_or_their_own_error(
     asked: list[str], settings: dict[str, Any], rows: int, script: tuple[Fault, ...]
 ) -> None:
     if any(MARK in text for text in asked):  # see the test of a batch call that was split, below
-        script = tuple(fault for fault in script if not isinstance(fault, faults.Throttle))
+        script = tuple(fault for fault in script if fault.label != "Throttle")
     world = make(AsyncCalls(), rows=rows, script=(faults.Blocked(match=MARK), *script), **settings)
     errors: list[Exception] = []
     for text, found in zip(asked, ask_at_once(world, asked), strict=True):

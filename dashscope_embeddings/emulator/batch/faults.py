@@ -1,4 +1,4 @@
-"""Faults of batches and of their lines."""
+"""Faults of batches and of their lines. They count batches, or lines in the order of processing, not requests."""
 
 from __future__ import annotations
 
