@@ -6,7 +6,7 @@ import math
 import random
 import re
 from collections.abc import Callable
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Literal, TypedDict
 
 from dashscope_embeddings.emulator.messages import Response, WireProtocol
@@ -87,7 +87,7 @@ class Fault:
 class Refuse(Fault):
     """Replies in place of the service: nothing is computed or billed."""
 
-    reply: Callable[[WireProtocol, str], Response]
+    reply: Callable[[WireProtocol, str], Response] = field(repr=False)
     """Makes the reply, from the protocol and the request id."""
     label: str = "Refuse"
 
@@ -99,7 +99,7 @@ class Refuse(Fault):
 class EditReply(Fault):
     """Changes the service's own reply, which is billed."""
 
-    change: Callable[[Response], Response]
+    change: Callable[[Response], Response] = field(repr=False)
     label: str = "EditReply"
 
     def corrupt(self, response: Response) -> Response:  # noqa: D102
