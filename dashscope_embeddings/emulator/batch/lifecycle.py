@@ -195,9 +195,7 @@ class Batch:
 
 
 def _shuffled(count: int) -> list[int]:
-    """The numbers below `count`, in no order of the file, to expose clients that join results by position."""
+    """The numbers below `count`, never in descending order, to expose clients that join results by position."""
     sequence = list(range(count))
     random.Random(count).shuffle(sequence)  # noqa: S311  (repeatable disorder)
-    if sequence[::-1] == sorted(sequence):
-        sequence.reverse()
-    return sequence
+    return sequence if sequence == sorted(sequence) else sequence[::-1]
