@@ -140,6 +140,8 @@ class ServiceError(DashScopeError):
         self.action = action
         self.limit = limit
         """The limit that the message names: rows per request, or tokens per text."""
+        self.service_message = ""
+        """The service's own words, without keys and texts that they repeat; empty if the reply had none."""
 
 
 class AuthenticationError(ServiceError):

@@ -108,9 +108,10 @@ def service_error(reply: ErrorReply, redact: Callable[[str], str] = printable) -
             action, limit = Action.TRUNCATE, int(match[1])
         elif reply.code != "DataInspectionFailed" and any(p in reply.message for p in _WHOLE_REQUEST_MESSAGES):
             action = Action.ABORT
-    message = redact(reply.message) or _MESSAGE_BY_STATUS_CLASS.get(reply.status // 100, "the reply says nothing more")
+    service_message = redact(reply.message)
+    default = _MESSAGE_BY_STATUS_CLASS.get(reply.status // 100, "the reply says nothing more")
     code = reply.code and redact(reply.code)[:_MAX_CODE_CHARACTERS]
-    summary = f"{reply.status} {code or '(no code)'}: {message}"
+    summary = f"{reply.status} {code or '(no code)'}: {service_message or default}"
     error = kind(
         f"the service answered {summary}",
         status=reply.status,
@@ -120,7 +121,7 @@ def service_error(reply: ErrorReply, redact: Callable[[str], str] = printable) -
         action=action,
         limit=limit,
     )
-    error.summary = summary
+    error.summary, error.service_message = summary, service_message
     return error
 
 

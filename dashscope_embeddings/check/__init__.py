@@ -10,9 +10,9 @@ from __future__ import annotations
 import os
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TypeGuard
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
 
 from pydantic import SecretStr
 
@@ -31,11 +31,11 @@ from dashscope_embeddings.check.probes import (
     variants_of,
 )
 from dashscope_embeddings.client import EmbeddingClient
-from dashscope_embeddings.errors import ConnectionFailed, DashScopeError, ServiceError
+from dashscope_embeddings.errors import ConnectionFailed, ServiceError
 from dashscope_embeddings.quota import Quota
-from dashscope_embeddings.vectors import Usage
+from dashscope_embeddings.vectors import Embeddings, Usage
 
-__all__ = ["TEXT", "Check", "ModelCheck", "Plan", "QuotaCheck", "RegionCheck", "RoleCheck", "check"]
+__all__ = ["TEXT", "Check", "CheckRow", "ModelCheck", "Plan", "QuotaCheck", "RegionCheck", "RoleCheck", "check"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,74 +54,80 @@ class Plan:
 
 
 @dataclass(frozen=True, slots=True)
-class RegionCheck:
-    """One host's answer to the key."""
+class CheckRow:
+    """What one host says of the key, or of one model, or of that model's quota."""
 
+    about: Literal["key", "model", "quota"]
     region: str | None
     """Id of the region; None: the host is none of the service's known ones."""
     host: str | None
     """None: not known, so nothing was sent."""
-    takes_key: bool | None
-    """Whether the host accepts the key; None: unknown, because the service did not answer.
+    model: str
+    answers: bool | None
+    """Whether the host accepts the key, serves the model, or reports the quota; None: unknown, as nothing answered.
 
-    A refusal by the service other than 401 counts as accepted: it is about a model, a quota or a bill, which are
+    A refusal of the key by another code than 401 counts as accepted: it is about a model, a quota or a bill, which are
     looked up by key. No page states that order.
     """
     said: str
-    """The host's answer in words, or why there was none."""
-    seconds: float | None
-    """Time to the answer, connection setup included; None: no answer."""
-
-
-@dataclass(frozen=True, slots=True)
-class ModelCheck:
-    """One model on a host that accepts the key."""
-
-    host: str
-    model: str
-    answers: bool | None
-    """False: refused; None: unknown, because the service did not answer."""
-    said: str
-    """The outcome in words."""
-    tokens: int | None = None
-    """Tokens billed for one text; None: not answered."""
+    """The answer in words, or why there was none."""
     seconds: float | None = None
     """Round-trip time: the median of several attempts; of a single one, connection setup included."""
+    tokens: int | None = None
+    """Tokens billed for the text; None: not answered."""
     tries: int = 0
     """Attempts that were answered."""
-
-
-@dataclass(frozen=True, slots=True)
-class QuotaCheck:
-    """What a host that accepts the key says about the quota of the timed model."""
-
-    host: str
-    model: str
-    quota: Quota | None
+    quota: Quota | None = None
     """None: the host does not say. That it lists embedding models is likely, but no page says so."""
-    said: str
-    """The outcome in words."""
+
+    @property
+    def takes_key(self) -> bool | None:
+        """`answers`, as a row about the key calls it."""
+        return self.answers
+
+
+# Their names by what the row is about.
+RegionCheck = CheckRow
+ModelCheck = CheckRow
+QuotaCheck = CheckRow
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
     """The result of `check`."""
 
-    regions: tuple[RegionCheck, ...]
-    models: tuple[ModelCheck, ...]
+    rows: tuple[CheckRow, ...]
+    """One for each host; then, of each host that accepts the key, one for each model and one for the quota."""
     role: RoleCheck | None
     """None: not measured; if some host accepts the key, `notes` say why."""
     usage: Usage
     """What the answers were billed."""
     notes: tuple[str, ...] = ()
     """What to do, and what the figures do not say."""
-    quotas: tuple[QuotaCheck, ...] = ()
-    """One for each host that accepts the key."""
+
+    @property
+    def regions(self) -> tuple[CheckRow, ...]:
+        """The rows about the key, one for each host."""
+        return tuple(row for row in self.rows if row.about == "key")
+
+    @property
+    def models(self) -> tuple[CheckRow, ...]:
+        """The rows about models."""
+        return tuple(row for row in self.rows if row.about == "model")
+
+    @property
+    def quotas(self) -> tuple[CheckRow, ...]:
+        """The rows about quotas."""
+        return tuple(row for row in self.rows if row.about == "quota")
 
     @property
     def takes_key(self) -> bool:
         """Whether some host accepts the key."""
         return any(region.takes_key for region in self.regions)
+
+
+_TIMED_ATTEMPTS = 3
+"""Requests to the timed model; its time is their median."""
 
 
 def check(  # noqa: PLR0913 - independent settings
@@ -158,34 +164,37 @@ def check(  # noqa: PLR0913 - independent settings
     """
     workspace = workspace or os.environ.get("DASHSCOPE_WORKSPACE_ID") or None
     addresses = _addresses_to_check(region, workspace, base_url)
-    known_addresses = [address for address in addresses if address.root_url]
-    prober = Prober(resolve_api_key(api_key, known_addresses[0]), timeout, make_client or EmbeddingClient, clock)
-    catalogue_model = catalogue.model(model)
+    known = [address for address in addresses if address.root_url]
+    prober = Prober(resolve_api_key(api_key, known[0]), timeout, make_client or EmbeddingClient, clock)
+    timed = catalogue.model(model)
     names = [*(row.name for row in catalogue.MODELS), model] if models is None else [model, *models]
-    names = list(dict.fromkeys(names))
-    probes = [prober.probe(address, model) for address in known_addresses]
+    counts = {name: _TIMED_ATTEMPTS if name == model else 1 for name in names}
+    tasks = {address: prober.embed(address, model) for address in known}
     if announce is not None:
-        texts = len(names) - 1 + _TIMED_ATTEMPTS + len(variants_of(catalogue_model)) + 1
-        announce(Plan(tuple(address.host for address in known_addresses), texts))
-    first_attempts = dict(zip(known_addresses, run_concurrently(probes, timeout), strict=True))
-    regions = tuple(_region_check(address, first_attempts.get(address)) for address in addresses)
-    accepting = [address for address, found in zip(addresses, regions, strict=True) if found.takes_key]
-    attempts_by_model = _probe_models(prober, accepting, names, model)
-    quotas = run_concurrently([prober.quota(address, model) for address in accepting], timeout)
-    role, role_attempts = _measure_role(prober, attempts_by_model, catalogue_model)
-    notes = _notes(regions, known_addresses, prober.key, workspace)
+        texts = sum(counts.values()) + len(variants_of(timed)) + 1
+        announce(Plan(tuple(address.host for address in known), texts))
+    by_host = run_concurrently(tasks, timeout)
+    regions = [_row("key", address, model, by_host.get(address, ())) for address in addresses]
+    accepting = [address for address, row in zip(addresses, regions, strict=True) if row.takes_key]
+    by_model = run_concurrently(
+        {(a, name): prober.embed(a, name, [DENSE_DOCUMENT] * counts[name]) for a in accepting for name in counts},
+        timeout * _TIMED_ATTEMPTS,
+    )
+    quotas = run_concurrently({address: prober.quota(address, model) for address in accepting}, timeout)
+    role, role_attempts = measure_role(
+        prober, timed, {address: found for (address, name), found in by_model.items() if name == model}
+    )
+    notes = _notes(regions, known, prober.key, workspace)
     if accepting and isinstance(role, str):
         notes.append(f"The role of the compatible route was not measured: {role}")
-    attempt_lists = (*first_attempts.values(), *attempts_by_model.values(), role_attempts)
-    answers = [attempt.embeddings for attempts in attempt_lists for attempt in attempts if attempt.embeddings]
-    return Check(
-        regions,
-        tuple(_model_check(address, name, attempts) for (address, name), attempts in attempts_by_model.items()),
-        None if isinstance(role, str) else role,
-        sum((embeddings.usage for embeddings in answers), Usage()),
-        tuple(notes),
-        tuple(_quota_check(address, model, found) for address, found in zip(accepting, quotas, strict=True)),
+    rows = (
+        *regions,
+        *(_row("model", address, name, attempts) for (address, name), attempts in by_model.items()),
+        *(_row("quota", address, model, attempts) for address, attempts in quotas.items()),
     )
+    results = [attempt.result for found in (*by_host.values(), *by_model.values(), role_attempts) for attempt in found]
+    usage = sum((result.usage for result in results if isinstance(result, Embeddings)), Usage())
+    return Check(rows, None if isinstance(role, str) else role, usage, tuple(notes))
 
 
 # --- hosts -------------------------------------------------------------------------------------------------
@@ -204,89 +213,38 @@ def _addresses_to_check(region: str | None, workspace: str | None, base_url: str
     return addresses if named.host in {address.host for address in addresses} else [named, *addresses]
 
 
-def _region_check(address: Address, attempts: Sequence[Attempt] | None) -> RegionCheck:
-    region = address.region.id if address.region else None
-    if attempts is None:
-        return RegionCheck(region, None, None, "not asked: no shared host is known, only hosts of workspaces", None)
+def _row(
+    about: Literal["key", "model", "quota"], address: Address, model: str, attempts: Sequence[Attempt] = ()
+) -> CheckRow:
+    """What the attempts say; an address without a root was not asked."""
+    row = CheckRow(about, address.region.id if address.region else None, address.host or None, model, None, "")
+    if not address.root_url:
+        return replace(row, said="not asked: no shared host is known, only hosts of workspaces")
     if not attempts:
-        return RegionCheck(region, address.host, None, NO_ANSWER_IN_TIME, None)
-    error, message = attempts[0].error, attempts[0].message
-    is_accepted = _accepts_key(error)
-    if is_accepted:
-        message = "takes the key" if error is None else f"takes the key, but not the request: {message}"
-    seconds = None if isinstance(error, ConnectionFailed) else attempts[0].seconds
-    return RegionCheck(region, address.host, is_accepted, message, seconds)
+        return replace(row, said=NO_ANSWER_IN_TIME)
+    first = attempts[0]
+    seconds = [attempt.seconds for attempt in attempts if attempt.error is None]
+    if isinstance(first.result, Quota):
+        ignored = f"; ignored: {', '.join(first.result.ignored)}" if first.result.ignored else ""
+        return replace(row, answers=True, said=f"{first.result}{ignored}", quota=first.result)
+    if first.result is not None:
+        said, tokens = "takes the key" if about == "key" else "answers", first.result.usage.tokens
+        return replace(
+            row, answers=True, said=said, seconds=statistics.median(seconds), tokens=tokens, tries=len(seconds)
+        )
+    # A reply without a code may come from a proxy or another server.
+    error, said = first.error, first.said
+    answers = False if isinstance(error, ServiceError) and error.code and error.status < _SERVER_ERROR else None
+    if about != "key":
+        return replace(row, answers=answers, said=f"not reported: {said}" if about == "quota" else said)
+    if answers is False and isinstance(error, ServiceError) and error.status != _UNAUTHORIZED:
+        answers, said = True, f"takes the key, but not the request: {said}"
+    seconds_taken = None if isinstance(error, ConnectionFailed) else first.seconds
+    return replace(row, answers=answers, said=said, seconds=seconds_taken)
 
 
 _UNAUTHORIZED = 401
 _SERVER_ERROR = 500
-
-
-def _accepts_key(error: DashScopeError | None) -> bool | None:
-    if error is None:
-        return True
-    return error.status != _UNAUTHORIZED if _is_refusal(error) else None
-
-
-def _is_refusal(error: DashScopeError | None) -> TypeGuard[ServiceError]:
-    """Whether the service itself refused. A reply without a code may come from a proxy or another server."""
-    return isinstance(error, ServiceError) and error.code is not None and error.status < _SERVER_ERROR
-
-
-# --- models ------------------------------------------------------------------------------------------------
-
-_TIMED_ATTEMPTS = 3
-"""Requests to the timed model; its time is their median."""
-
-
-def _probe_models(
-    prober: Prober, addresses: Sequence[Address], names: Sequence[str], timed_model: str
-) -> dict[tuple[Address, str], list[Attempt]]:
-    combinations = [(address, name) for address in addresses for name in names]
-    tasks = [
-        prober.probe(address, name, [DENSE_DOCUMENT] * (_TIMED_ATTEMPTS if name == timed_model else 1))
-        for address, name in combinations
-    ]
-    return dict(zip(combinations, run_concurrently(tasks, prober.timeout * _TIMED_ATTEMPTS), strict=True))
-
-
-def _model_check(address: Address, name: str, attempts: Sequence[Attempt]) -> ModelCheck:
-    if not attempts:
-        return ModelCheck(address.host, name, None, NO_ANSWER_IN_TIME)
-    first = attempts[0]
-    if first.embeddings is None:
-        return ModelCheck(address.host, name, False if _is_refusal(first.error) else None, first.message)
-    seconds = [attempt.seconds for attempt in attempts if attempt.error is None]
-    return ModelCheck(
-        address.host,
-        name,
-        answers=True,
-        said="answers",
-        tokens=first.embeddings.usage.tokens,
-        seconds=statistics.median(seconds),
-        tries=len(seconds),
-    )
-
-
-def _quota_check(address: Address, model: str, found: Sequence[Quota | DashScopeError]) -> QuotaCheck:
-    if not found:
-        return QuotaCheck(address.host, model, None, NO_ANSWER_IN_TIME)
-    (answer,) = found
-    if isinstance(answer, DashScopeError):
-        return QuotaCheck(address.host, model, None, f"not reported: {answer.summary or answer.message}")
-    ignored = f"; ignored: {', '.join(answer.ignored)}" if answer.ignored else ""
-    return QuotaCheck(address.host, model, answer, f"{answer}{ignored}")
-
-
-def _measure_role(
-    prober: Prober, attempts_by_model: Mapping[tuple[Address, str], Sequence[Attempt]], model: catalogue.Model
-) -> tuple[RoleCheck | str, Sequence[Attempt]]:
-    """Measure on the first host where the model answers."""
-    for (address, name), attempts in attempts_by_model.items():
-        if name == model.name and attempts and attempts[0].dense is not None:
-            return measure_role(prober, address, model, attempts[0].dense)
-    return f"{model.name} does not answer", ()
-
 
 # --- what to do --------------------------------------------------------------------------------------------
 
@@ -304,12 +262,11 @@ _OFFLINE_HINT = (
     "No host answered as the service does, so it is not known whether the key is valid: is this machine online, may "
     "it reach these hosts, and does it need a proxy (HTTPS_PROXY)?"
 )
-
 _EMULATOR_NOTE = "The emulator makes its vectors up: this result says nothing about the service."
 
 
 def _notes(
-    regions: Sequence[RegionCheck], addresses: Sequence[Address], key: SecretStr, workspace: str | None
+    regions: Sequence[CheckRow], addresses: Sequence[Address], key: SecretStr, workspace: str | None
 ) -> list[str]:
     notes = [
         _EMULATOR_NOTE

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 from dashscope_embeddings.errors import DashScopeError
+from dashscope_embeddings.vectors import Embeddings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from typing import TypeAlias
 
     from pydantic import SecretStr
@@ -22,12 +23,12 @@ if TYPE_CHECKING:
     from dashscope_embeddings.catalogue import Model
     from dashscope_embeddings.client import EmbeddingClient
     from dashscope_embeddings.quota import Quota
-    from dashscope_embeddings.vectors import Embeddings, Output, TextType
+    from dashscope_embeddings.vectors import Output, TextType
 
     RequestVariant: TypeAlias = tuple[TextType, Output]
     Task: TypeAlias = "Callable[[], list[Attempt]]"
 
-T = TypeVar("T")
+K = TypeVar("K")
 
 TEXT = "The cat sleeps in the sun."
 """The only text that is ever sent."""
@@ -39,22 +40,22 @@ _JOIN_MARGIN_SECONDS = 2.0
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """One request with one text."""
+    """One request, with one text or for the quota."""
 
-    embeddings: Embeddings | None
+    result: Embeddings | Quota | None
     """None: it failed, with `error`."""
     error: DashScopeError | None
     seconds: float
 
     @property
-    def message(self) -> str:
+    def said(self) -> str:
         """The outcome in words."""
         return "answers" if self.error is None else self.error.summary or self.error.message
 
     @property
     def dense(self) -> list[float] | None:
-        """The dense vector; None if the request failed."""
-        return self.embeddings.dense[0] if self.embeddings is not None else None
+        """The dense vector; None if there is none."""
+        return self.result.dense[0] if isinstance(self.result, Embeddings) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,72 +67,66 @@ class Prober:
     make_client: Callable[..., EmbeddingClient]
     clock: Callable[[], float]
 
-    def probe(
+    def embed(
         self,
-        host_address: Address,
+        address: Address,
         model: str,
         variants: Sequence[RequestVariant] = (DENSE_DOCUMENT,),
         *,
         protocol: ApiProtocol = "native",
     ) -> Task:
         """A task that sends one request for each variant, in order on one connection, and stops at a failure."""
-        return functools.partial(self._run, self._client(host_address, model, protocol), variants)
+        client = self._client(address, model, protocol)
+        calls = [functools.partial(client.embed, TEXT, text_type=role, output=output) for role, output in variants]
+        return functools.partial(self._run, client, calls)
 
-    def quota(self, host_address: Address, model: str) -> Callable[[], list[Quota | DashScopeError]]:
+    def quota(self, address: Address, model: str) -> Task:
         """A task that asks for the model's quota once."""
-        return functools.partial(self._fetch_quota, self._client(host_address, model, "native"))
+        client = self._client(address, model, "native")
+        return functools.partial(self._run, client, [client.fetch_quota])
 
-    def _client(self, host_address: Address, model: str, protocol: ApiProtocol) -> EmbeddingClient:
+    def _client(self, address: Address, model: str, protocol: ApiProtocol) -> EmbeddingClient:
         return self.make_client(
             model,
             api_key=self.key,
-            base_url=host_address.root_url,
-            workspace=host_address.workspace,
+            base_url=address.root_url,
+            workspace=address.workspace,
             protocol=protocol,
             timeout=self.timeout,
             # With retries the client would also wait up to five minutes when throttled, instead of reporting it.
             max_retries=0,
         )
 
-    def _fetch_quota(self, client: EmbeddingClient) -> list[Quota | DashScopeError]:
-        try:
-            return [client.fetch_quota()]
-        except DashScopeError as error:
-            return [error]
-        finally:
-            client.close()
-
-    def _run(self, client: EmbeddingClient, variants: Sequence[RequestVariant]) -> list[Attempt]:
+    def _run(self, client: EmbeddingClient, calls: Sequence[Callable[[], Embeddings | Quota]]) -> list[Attempt]:
         attempts: list[Attempt] = []
         try:
-            for text_type, output in variants:
+            for call in calls:
                 start = self.clock()
                 try:
-                    embeddings = client.embed(TEXT, text_type=text_type, output=output)
+                    attempts.append(Attempt(call(), None, self.clock() - start))
                 except DashScopeError as error:
                     attempts.append(Attempt(None, error, self.clock() - start))
                     break
-                attempts.append(Attempt(embeddings, None, self.clock() - start))
         finally:
             client.close()
         return attempts
 
 
-def run_concurrently(tasks: Sequence[Callable[[], list[T]]], timeout_seconds: float) -> list[list[T]]:
+def run_concurrently(tasks: Mapping[K, Task], timeout_seconds: float) -> dict[K, list[Attempt]]:
     """Run each task in a thread of its own; the result of a task that takes too long is empty.
 
     A late task is abandoned, not awaited: a name lookup has no timeout and cannot be cancelled.
     """
-    results: dict[int, list[T]] = {}
+    results: dict[K, list[Attempt]] = {}
     errors: list[Exception] = []
 
-    def run(index: int, task: Callable[[], list[T]]) -> None:
+    def run(key: K, task: Task) -> None:
         try:
-            results[index] = task()
+            results[key] = task()
         except Exception as error:  # noqa: BLE001 - raised below, in the calling thread
             errors.append(error)
 
-    threads = [threading.Thread(target=run, args=each, daemon=True) for each in enumerate(tasks)]
+    threads = [threading.Thread(target=run, args=each, daemon=True) for each in tasks.items()]
     for thread in threads:
         thread.start()
     end = time.monotonic() + timeout_seconds + _JOIN_MARGIN_SECONDS
@@ -139,7 +134,7 @@ def run_concurrently(tasks: Sequence[Callable[[], list[T]]], timeout_seconds: fl
         thread.join(max(0.0, end - time.monotonic()))
     if errors:
         raise errors[0]
-    return [results.get(index, []) for index in range(len(tasks))]
+    return {key: results.get(key, []) for key in tasks}
 
 
 # --- the role of the compatible route -----------------------------------------------------------------------
@@ -179,33 +174,30 @@ def variants_of(model: Model) -> list[RequestVariant]:
 
 
 def measure_role(
-    prober: Prober, host_address: Address, model: Model, document_vector: list[float]
+    prober: Prober, model: Model, earlier: Mapping[Address, Sequence[Attempt]]
 ) -> tuple[RoleCheck | str, list[Attempt]]:
-    """Embed one text in each variant, and compare the vectors.
+    """Embed one text in each variant on the first host where the model answers, and compare the vectors.
 
-    Args:
-        prober: sends the requests.
-        host_address: a host where the model answers.
-        model: the model to measure.
-        document_vector: the text's native document vector from an earlier request.
-
-    Returns:
-        The figures, or why there are none; and the attempts.
+    `earlier` holds document requests to each host. Returns the figures, or why there are none; and the attempts.
     """
+    answered = ((address, found[0].dense) for address, found in earlier.items() if found and found[0].dense)
+    address, earlier_document = next(answered, (None, None))
+    if address is None or earlier_document is None:
+        return f"{model.name} does not answer", []
     variants = variants_of(model)
-    tasks = [
-        prober.probe(host_address, model.name, variants),
-        prober.probe(host_address, model.name, protocol="openai"),
-    ]
-    native, compatible = run_concurrently(tasks, prober.timeout * len(variants))
+    tasks = {
+        "compatible": prober.embed(address, model.name, protocol="openai"),
+        "native": prober.embed(address, model.name, variants),
+    }
+    compatible, native = run_concurrently(tasks, prober.timeout * len(variants)).values()
     attempts = [*compatible, *native]
     vectors = [attempt.dense for attempt in attempts[:3] if attempt.dense is not None]
     if len(compatible) != 1 or len(vectors) != 3:  # noqa: PLR2004 - compatible, query, document
-        failed = (attempt.message for attempt in attempts[:3] if attempt.error is not None)
+        failed = (attempt.said for attempt in attempts[:3] if attempt.error is not None)
         return next(failed, NO_ANSWER_IN_TIME), attempts
     compatible_vector, query, document = vectors
     joint = native[2].dense if len(native) > 2 else None  # noqa: PLR2004 - the third is dense&sparse
-    repeated = cosine_similarity(document, document_vector)
+    repeated = cosine_similarity(document, earlier_document)
     to_query, to_document = cosine_similarity(compatible_vector, query), cosine_similarity(compatible_vector, document)
     role = RoleCheck(
         query=to_query,
@@ -215,7 +207,7 @@ def measure_role(
         repeated=repeated,
         length=math.hypot(*compatible_vector),
         joint=None if joint is None else cosine_similarity(joint, document),
-        host=host_address.host,
+        host=address.host,
         model=model.name,
     )
     return role, attempts

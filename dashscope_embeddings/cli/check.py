@@ -18,14 +18,13 @@ from dashscope_embeddings.errors import InvalidInput
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from rich.console import Console
-
-    from dashscope_embeddings.check import Check, ModelCheck, Plan, QuotaCheck, RegionCheck, RoleCheck
+    from dashscope_embeddings.check import Check, CheckRow, Plan, RoleCheck
 
 EXIT_NO_HOST = 1
 """Exit code: no host accepts the key."""
 
 _CITIES = {region.id: region.city for region in REGIONS}
+_COLOURS = {True: "green", False: "red", None: ""}
 
 
 def check(
@@ -60,16 +59,10 @@ def check(
         # Escape non-ASCII on other encodings: a character replaced by the terminal would change the data.
         unicode = (sys.stdout.encoding or "").lower().startswith("utf")
         typer.echo(json.dumps(_to_json_object(result), ensure_ascii=not unicode, indent=2))
-    elif (out := console()).is_terminal:
-        _print_report(result, out)
     else:
-        for line in _report_lines(result):
-            typer.echo(line)
+        _print_report(result)
     if not result.takes_key:
         raise typer.Exit(EXIT_NO_HOST)
-
-
-# --- output ------------------------------------------------------------------------------------------------
 
 
 def _plan_text(plan: Plan) -> str:
@@ -80,29 +73,53 @@ def _plan_text(plan: Plan) -> str:
     )
 
 
-def _city(region_check: RegionCheck) -> str:
-    return _CITIES.get(region_check.region or "", region_check.region or "other")
+def _print_report(result: Check) -> None:
+    """On a terminal a table, whose rows about a host's models follow its own; elsewhere a line for each row."""
+    out = console()
+    footer = [*_role_lines(result.role), f"billed: {result.usage if result.usage.requests else 'nothing'}"]
+    footer += result.notes
+    if not out.is_terminal:
+        for line in (*(f"{_subject(row)}: {_answer(row)}" for row in result.rows), *footer):
+            typer.echo(line)
+        return
+    table = make_table("What the key opens", "host, or model on it", "", align="left")
+    for host in result.regions:
+        rows = [row for row in result.rows if row.host == host.host and row.about != "key"] if host.takes_key else []
+        table.add_row(Text(_subject(host)), Text(_answer(host), _COLOURS[host.answers]))
+        for row in rows:
+            colour = "yellow" if row.about == "model" and not row.answers else ""
+            table.add_row(Text(f"  {_subject(row, with_host=False)}"), Text(_answer(row), colour))
+    out.print(table, "", *map(Text, footer), sep="\n")
 
 
-def _milliseconds(value: float | None) -> str:
-    return "" if value is None else f"{value * 1000:.0f} ms"
+def _subject(row: CheckRow, *, with_host: bool = True) -> str:
+    if row.about == "key":
+        return f"{_CITIES.get(row.region or '', row.region or 'other')}, {row.host or 'no host'}"
+    name = row.model if row.about == "model" else f"quota of {row.model}"
+    return f"{name} on {row.host}" if with_host else name
 
 
-def _model_text(model_check: ModelCheck) -> str:
-    if not model_check.answers:
-        return model_check.said
-    basis = f", median of {model_check.tries}" if model_check.tries > 1 else " with connecting"
-    return f"answers, {model_check.tokens} tokens, {_milliseconds(model_check.seconds)}{basis}"
+def _answer(row: CheckRow) -> str:
+    said = f"refuses the key: {row.said}" if row.about == "key" and row.answers is False else row.said
+    tokens = f", {row.tokens} tokens a text" if row.about == "model" and row.tokens is not None else ""
+    if row.seconds is None:
+        return said + tokens
+    basis = f", median of {row.tries}" if row.tries > 1 else " with connecting" if row.about == "model" else ""
+    return f"{said}{tokens} ({row.seconds * 1000:.0f} ms{basis})"
 
 
-def _role_lines(role: RoleCheck) -> Iterator[str]:
-    embeds = {
-        "query": "embeds as query",
-        "document": "embeds as document",
-        "both alike": "makes no difference: query and document are alike",
-        "neither": "embeds as neither query nor document",
-    }
-    yield f"{role.model} on {role.host}: the compatible route {embeds[role.verdict]}"
+_ROLES = {
+    "query": "embeds as query",
+    "document": "embeds as document",
+    "both alike": "makes no difference: query and document are alike",
+    "neither": "embeds as neither query nor document",
+}
+
+
+def _role_lines(role: RoleCheck | None) -> Iterator[str]:
+    if role is None:
+        return
+    yield f"{role.model} on {role.host}: the compatible route {_ROLES[role.verdict]}"
     yield f"cos(compatible, native query) = {role.query:.4f}"
     yield f"cos(compatible, native document) = {role.document:.4f}"
     yield f"cos(native query, native document) = {role.between:.4f}"
@@ -112,56 +129,16 @@ def _role_lines(role: RoleCheck) -> Iterator[str]:
     yield f"length of the compatible vector = {role.length:.4f}"
 
 
-def _quota_text(quota_check: QuotaCheck) -> str:
-    return f"quota of {quota_check.model} at {quota_check.host}: {quota_check.said}"
-
-
-def _billing_text(result: Check) -> str:
-    return f"billed: {result.usage if result.usage.requests else 'nothing'}"
-
-
-def _report_lines(result: Check) -> Iterator[str]:
-    for region in result.regions:
-        seconds = f" ({_milliseconds(region.seconds)})" if region.seconds is not None else ""
-        yield f"{_city(region)}, {region.host or 'no host'}: {region.said}{seconds}"
-    for model in result.models:
-        yield f"{model.model} on {model.host}: {_model_text(model)}"
-    yield from map(_quota_text, result.quotas)
-    if result.role is not None:
-        yield from _role_lines(result.role)
-    yield _billing_text(result)
-    yield from result.notes
-
-
-def _print_report(result: Check, out: Console) -> None:
-    hosts = make_table("Hosts", "region", "host", "key", "time", "", align="left")
-    key_texts = {True: Text("takes it", "green"), False: Text("refuses it", "red"), None: Text("–")}
-    for region in result.regions:
-        message = "" if region.takes_key and region.said == "takes the key" else region.said
-        name = Text(region.host or "–")
-        hosts.add_row(_city(region), name, key_texts[region.takes_key], _milliseconds(region.seconds), Text(message))
-    out.print(hosts)
-    for host in dict.fromkeys(model.host for model in result.models):
-        models = make_table(f"Models at {host}", "model", "", align="left")
-        for model in result.models:
-            if model.host == host:
-                models.add_row(model.model, Text(_model_text(model), "" if model.answers else "yellow"))
-        out.print("", models, sep="\n")
-    for quota in result.quotas:
-        out.print("", Text(_quota_text(quota)), sep="\n")
-    if result.role is not None:
-        verdict, *figures = _role_lines(result.role)
-        out.print("", Text("Role of the compatible route", "bold"), Text(verdict), sep="\n")
-        out.print(*(Text(figure, "dim") for figure in figures), sep="\n")
-    out.print("", Text(_billing_text(result)), *(Text(note) for note in result.notes), sep="\n")
-
-
 def _to_json_object(result: Check) -> dict[str, Any]:
-    plain = dataclasses.asdict(result)
-    cost = plain["usage"]["cost"]
-    if cost is not None:
+    def plain(row: CheckRow) -> dict[str, Any]:
+        fields = dataclasses.asdict(row)
+        for name in ("requests_per_minute", "tokens_per_minute") if row.quota is not None else ():
+            fields[name] = getattr(row.quota, name)
+        return fields if row.about != "key" else {**fields, "takes_key": row.takes_key}
+
+    lists = {name: [plain(row) for row in getattr(result, name)] for name in ("regions", "models", "quotas")}
+    found = dataclasses.asdict(dataclasses.replace(result, rows=()))
+    if (cost := found["usage"]["cost"]) is not None:
         cost["amount"] = f"{cost['amount']:f}"
-    for row, found in zip(plain["quotas"], result.quotas, strict=True):
-        if (quota := found.quota) is not None:
-            row |= {name: getattr(quota, name) for name in ("requests_per_minute", "tokens_per_minute")}
-    return {"takes_key": result.takes_key, **plain}
+    del found["rows"]
+    return {"takes_key": result.takes_key, **lists, **found}

@@ -266,5 +266,6 @@ def test_a_summary_stays_without_hints_and_indices() -> None:
     error.set_affected([3], 9)
     assert error.message == "text 3 of 9: the service answered 400 InvalidParameter: Too long. Shorten the text"
     assert error.summary == "400 InvalidParameter: Too long."
+    assert (error.service_message, error.copy().service_message) == ("Too long.", "Too long.")
     assert pickle.loads(pickle.dumps(error)).summary == error.summary  # noqa: S301 - our own bytes
     assert error.copy().summary == error.summary
