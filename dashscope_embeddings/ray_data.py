@@ -12,22 +12,21 @@ the first two statements were tried with it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 from typing_extensions import Unpack
 
+from dashscope_embeddings._adapters.arrow import import_pyarrow, vector_fields
 from dashscope_embeddings._core import client_options
 from dashscope_embeddings._core.client_options import ModelOptions
+from dashscope_embeddings._core.results import as_embedding
 from dashscope_embeddings._core.secret_settings import hide_secrets
 from dashscope_embeddings._core.text_inputs import text_problem
 from dashscope_embeddings._core.text_length import shared_limits
 from dashscope_embeddings.client import EmbeddingClient
-from dashscope_embeddings.corpus.embedder import as_embedding
-from dashscope_embeddings.corpus.readers import import_pyarrow
-from dashscope_embeddings.corpus.writers import vector_fields
 from dashscope_embeddings.errors import DashScopeError, InvalidInput
-from dashscope_embeddings.vectors import Output, SparseVector, TextType
+from dashscope_embeddings.vectors import Embedding, Output, TextType
 
 if TYPE_CHECKING:
     from ray.data import Dataset
@@ -175,7 +174,11 @@ class EmbedBatch:
         """
         table = _as_table(batch)
         self.check(table.column_names)
-        texts = _column_texts(table, self._column)
+        # Some may be None or no text, which `_input_errors` or the client reports.
+        texts = table.column(self._column).to_pylist()
+        if any(text is not None for text in texts) and not any(isinstance(text, str) for text in texts):
+            kind = table.column(self._column).type
+            raise InvalidInput(f"the column {self._column!r} holds {kind}, not texts: name the right one with column=")
         reasons = self._input_errors(texts) if self._is_null_on_error else {}
         rows = [row for row in range(len(texts)) if row not in reasons]
         try:
@@ -184,14 +187,14 @@ class EmbedBatch:
             if not self._is_null_on_error or not _is_about_rows_only(error):
                 raise self._batch_error(error, rows, table) from None
             reasons |= {rows[index]: reason for index, reason in error.reasons.items()}
-            vectors = _partial_vectors(error, rows)
+            vectors = {rows[index]: as_embedding(index, found) for index, found in error.partial.items()}
         return self._with_columns(table, vectors, reasons)
 
-    def _embed_rows(self, texts: list[Any], rows: list[int]) -> _RowVectors:
+    def _embed_rows(self, texts: list[Any], rows: list[int]) -> dict[int, Embedding]:
         good_texts = [texts[row] for row in rows]
         result = self.client.embed(good_texts, text_type=self._text_type, output=self._output, array=True)
-        dense = result.dense_array if "dense" in self._output else ()
-        return _RowVectors(dict(zip(rows, dense, strict=False)), dict(zip(rows, result.sparse or (), strict=False)))
+        dense: Any = result.dense_array if "dense" in self._output else ()
+        return {row: Embedding(row, *both) for row, *both in zip_longest(rows, dense, result.sparse or ())}
 
     def _input_errors(self, texts: list[Any]) -> dict[int, str]:
         settings = self.client.settings
@@ -213,10 +216,9 @@ class EmbedBatch:
         if self._id_column is None:
             batch_error.add_hint("These are indices within one batch: id_column= names a column that identifies rows")
         else:
-            ids = [str(table.column(self._id_column)[row].as_py()) for row in batch_error.failed[:_MAX_IDS_SHOWN]]
-            batch_error.add_hint(
-                f"Their {self._id_column}: {', '.join(ids)}{', …' if len(batch_error.failed) > _MAX_IDS_SHOWN else ''}"
-            )
+            ids = [str(table.column(self._id_column)[row].as_py()) for row in batch_error.failed]
+            shown = [*ids[:_MAX_IDS_SHOWN], "…"] if len(ids) > _MAX_IDS_SHOWN else ids
+            batch_error.add_hint(f"Their {self._id_column}: {', '.join(shown)}")
         batch_error.add_hint('on_error="null" goes on without such rows')
         return batch_error
 
@@ -228,25 +230,19 @@ class EmbedBatch:
         vectors = vector_fields(self._output, self._width)
         return [*vectors, pa.field(_ERROR_COLUMN, pa.string())] if self._is_null_on_error else vectors
 
-    def _with_columns(self, table: Any, row_vectors: _RowVectors, reasons: dict[int, str]) -> Any:
-        self._width = self._width or next((len(vector) for vector in row_vectors.dense.values()), None)
-        columns = {
-            "embedding": row_vectors.dense,
-            "sparse_indices": {row: vector.indices for row, vector in row_vectors.sparse.items()},
-            "sparse_values": {row: vector.values for row, vector in row_vectors.sparse.items()},
+    def _with_columns(self, table: Any, vectors: dict[int, Embedding], reasons: dict[int, str]) -> Any:
+        dense = {row: vector.dense for row, vector in vectors.items() if vector.dense is not None}
+        sparse = {row: vector.sparse for row, vector in vectors.items() if vector.sparse is not None}
+        self._width = self._width or next((len(vector) for vector in dense.values()), None)
+        columns: dict[str, Mapping[int, Any]] = {
+            "embedding": dense,
+            "sparse_indices": {row: vector.indices for row, vector in sparse.items()},
+            "sparse_values": {row: vector.values for row, vector in sparse.items()},
             _ERROR_COLUMN: reasons,
         }
-        for f in self._added_fields():
-            table = table.append_column(f, _as_column(columns[f.name], table.num_rows, f.type))
+        for field in self._added_fields():
+            table = table.append_column(field, _as_column(columns[field.name], table.num_rows, field.type))
         return table
-
-
-@dataclass(frozen=True, slots=True)
-class _RowVectors:
-    """Row of a batch → its vectors."""
-
-    dense: dict[int, Any] = field(default_factory=dict)
-    sparse: dict[int, SparseVector] = field(default_factory=dict)
 
 
 def _quota_share(settings: Mapping[str, Any], workers: Any) -> dict[str, Any]:
@@ -270,18 +266,6 @@ def _is_about_rows_only(error: DashScopeError) -> bool:
     return bool(error.reasons) and sorted(error.reasons) == sorted(error.failed)
 
 
-def _partial_vectors(error: DashScopeError, rows: list[int]) -> _RowVectors:
-    """The vectors that arrived before the error."""
-    row_vectors = _RowVectors()
-    for index, vectors in error.partial.items():
-        embedding = as_embedding(index, vectors)
-        if embedding.dense is not None:
-            row_vectors.dense[rows[index]] = embedding.dense
-        if embedding.sparse is not None:
-            row_vectors.sparse[rows[index]] = embedding.sparse
-    return row_vectors
-
-
 def _as_table(batch: Any) -> Any:
     pa = import_pyarrow()
     if isinstance(batch, pa.Table):
@@ -293,15 +277,6 @@ def _as_table(batch: Any) -> Any:
     except (pa.ArrowException, AttributeError, TypeError):
         kind = type(batch).__name__
         raise InvalidInput(f'this {kind} is not a table: use map_batches(…, batch_format="pyarrow")') from None
-
-
-def _column_texts(table: Any, name: str) -> list[Any]:
-    """The values of a column; some may be None or no text, which `_input_errors` or the client reports."""
-    column = table.column(name)
-    texts = column.to_pylist()
-    if any(text is not None for text in texts) and not any(isinstance(text, str) for text in texts):
-        raise InvalidInput(f"the column {name!r} holds {column.type}, not texts: name the right one with column=")
-    return list(texts)
 
 
 def _as_column(values: Mapping[int, Any], rows: int, kind: Any) -> Any:

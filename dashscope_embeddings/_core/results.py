@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from dashscope_embeddings._core.failures import hint_for
 from dashscope_embeddings.catalogue import priced_usage
 from dashscope_embeddings.errors import Cancelled, DashScopeError
-from dashscope_embeddings.vectors import Embedding, Embeddings, Part, combine
+from dashscope_embeddings.vectors import Embedding, Embeddings, Part, SparseVector, combine
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -298,3 +298,10 @@ def partial_of(error: BaseException) -> dict[int, Any]:
     """The `partial` of any exception; some of Python's own have a `partial` of another kind."""
     partial = getattr(error, "partial", None)
     return partial if isinstance(partial, dict) else {}
+
+
+def as_embedding(index: int, vectors: Any) -> Embedding:
+    """One value of `error.partial`, whose type depends on the requested output, as an Embedding."""
+    if isinstance(vectors, Embedding):
+        return vectors
+    return Embedding(index, sparse=vectors) if isinstance(vectors, SparseVector) else Embedding(index, vectors)

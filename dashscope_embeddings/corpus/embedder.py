@@ -7,8 +7,9 @@ import sqlite3
 import struct
 import threading
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
+from dashscope_embeddings._core.results import as_embedding
 from dashscope_embeddings._core.text_inputs import text_problem
 from dashscope_embeddings._core.text_length import shared_limits
 from dashscope_embeddings.catalogue import priced_usage
@@ -219,10 +220,3 @@ def pack_vectors(dense: list[float] | None, sparse: SparseVector | None) -> Pack
         None if sparse is None else struct.pack(f"{len(sparse)}I", *sparse.indices),
         None if sparse is None else struct.pack(f"{len(sparse)}f", *sparse.values),
     )
-
-
-def as_embedding(index: int, vectors: Any) -> Embedding:
-    """One value of `error.partial`, whose type depends on the requested output, as an Embedding."""
-    if isinstance(vectors, Embedding):
-        return vectors
-    return Embedding(index, sparse=vectors) if isinstance(vectors, SparseVector) else Embedding(index, vectors)

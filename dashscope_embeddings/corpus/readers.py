@@ -13,8 +13,9 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from dashscope_embeddings._adapters.arrow import import_pyarrow
 from dashscope_embeddings.corpus.encodings import TextFile, has_lone_surrogates, open_text
-from dashscope_embeddings.corpus.sources import Format, Source, import_pyarrow
+from dashscope_embeddings.corpus.sources import Format, Source
 from dashscope_embeddings.errors import InvalidInput
 
 if TYPE_CHECKING:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import glob
-import importlib
 import json
 import os
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
+from dashscope_embeddings._adapters.arrow import import_pyarrow
 from dashscope_embeddings._core.redaction import escape_control_characters
 from dashscope_embeddings.errors import InvalidInput
 
@@ -47,19 +47,6 @@ class Source:
 def printable_name(name: object) -> str:
     """A file's name with escapes for control characters and for bytes that are not UTF-8."""
     return escape_control_characters(str(name))
-
-
-def import_pyarrow() -> Any:
-    """Imports pyarrow, which only Parquet needs.
-
-    Raises:
-        ImportError: it is not installed.
-    """
-    try:
-        importlib.import_module("pyarrow.parquet")
-        return importlib.import_module("pyarrow")
-    except ImportError as missing:
-        raise ImportError('Parquet needs pyarrow: pip install "dashscope-embeddings[corpus]"') from missing
 
 
 # --- find files --------------------------------------------------------------------------------------------

@@ -19,9 +19,10 @@ from typing import IO, Any
 
 from pydantic_core import to_json
 
+from dashscope_embeddings._adapters.arrow import import_pyarrow, vector_fields
 from dashscope_embeddings._runtime import files
 from dashscope_embeddings.corpus.checkpoint.rows import OutputRow
-from dashscope_embeddings.corpus.sources import OUTPUT_EXTENSIONS, import_pyarrow
+from dashscope_embeddings.corpus.sources import OUTPUT_EXTENSIONS
 from dashscope_embeddings.errors import InvalidInput
 from dashscope_embeddings.vectors import Output, SparseVector, TextType
 
@@ -208,19 +209,6 @@ def _schema(pa: Any, metadata: OutputMetadata, *, has_integer_ids: bool) -> Any:
     fields += vector_fields(metadata.kind, metadata.dimension)
     fields += [pa.field("model", pa.string()), pa.field("dimension", pa.int32()), pa.field("role", pa.string())]
     return pa.schema(fields)
-
-
-def vector_fields(kind: Output, dimension: int | None) -> list[Any]:
-    """The Arrow fields of vectors: fixed-size lists of `dimension` float32, sparse ones as two lists."""
-    pa = import_pyarrow()
-    fields = []
-    if "dense" in kind:
-        size = -1 if dimension is None else dimension
-        fields.append(pa.field("embedding", pa.list_(pa.field("element", pa.float32(), nullable=False), size)))
-    if "sparse" in kind:
-        fields.append(pa.field("sparse_indices", pa.list_(pa.uint32())))
-        fields.append(pa.field("sparse_values", pa.list_(pa.float32())))
-    return fields
 
 
 def _arrays(pa: Any, group: list[OutputRow], metadata: OutputMetadata, schema: Any) -> list[Any]:
