@@ -17,45 +17,69 @@ from dashscope_embeddings.errors import (
     ServiceError,
 )
 
-# Sources, seen 2026-11-20: the vendor's pages (error codes, messages, best practices for rate limits) and
-# recorded replies. A code is looked up as it is, then without its last dotted part, and so on.
+# Sources: the vendor's pages (error codes, messages, best practices for rate limits) and recorded replies, seen
+# 2026-11-20; marked with *: third parties' code that cites the vendor's page of errors, seen 2026-11-27.
+# A code is looked up in any spelling, then without its last dotted part, and so on.
 ACTIONS_BY_CODE: Mapping[str, tuple[type[ServiceError], Action]] = {
     "InvalidApiKey": (AuthenticationError, Action.ABORT),
-    "invalid_api_key": (AuthenticationError, Action.ABORT),
     "NOT AUTHORIZED": (AuthenticationError, Action.ABORT),
     "AccessDenied": (AuthenticationError, Action.ABORT),
-    "access_denied": (AuthenticationError, Action.ABORT),
+    "App.AccessDenied": (AuthenticationError, Action.ABORT),  # *
+    "Endpoint.AccessDenied": (AuthenticationError, Action.ABORT),  # *
     "Model.AccessDenied": (AuthenticationError, Action.ABORT),
     "Workspace.AccessDenied": (AuthenticationError, Action.ABORT),
+    "WorkSpaceNotFound": (BadRequestError, Action.ABORT),  # *
     "AccessDenied.Unpurchased": (QuotaError, Action.ABORT),
     "AllocationQuota.FreeTierOnly": (QuotaError, Action.ABORT),
     "Arrearage": (QuotaError, Action.ABORT),
+    "BudgetLimitExceeded": (QuotaError, Action.ABORT),  # *
     "CommodityNotPurchased": (QuotaError, Action.ABORT),
     "PostpaidBillOverdue": (QuotaError, Action.ABORT),
     "PrepaidBillOverdue": (QuotaError, Action.ABORT),
     "LimitRequests": (RateLimitError, Action.BACK_OFF),
     "Throttling": (RateLimitError, Action.BACK_OFF),
+    # Of the vendor's servers for language models (rtp-llm, 2026-09-18); not known to come from embeddings.
+    "ServiceOverloaded": (RateLimitError, Action.BACK_OFF),
+    "ResourceExhausted": (RateLimitError, Action.BACK_OFF),
     # Here a limit of tokens per minute, not of money as at OpenAI: the vendor's page on rate limits says so, and
     # in a third party's log 188 of 188 such requests succeeded later.
     "insufficient_quota": (RateLimitError, Action.BACK_OFF),
     "limit_burst_rate": (RateLimitError, Action.BACK_OFF),
-    "limit_requests": (RateLimitError, Action.BACK_OFF),
     "BadRequest": (BadRequestError, Action.ABORT),
     "BadRequest.TooLarge": (BadRequestError, Action.BISECT),
     "DataInspectionFailed": (BadRequestError, Action.BISECT),
-    "data_inspection_failed": (BadRequestError, Action.BISECT),
     "InvalidParameter": (BadRequestError, Action.BISECT),
     "invalid_parameter_error": (BadRequestError, Action.BISECT),
     "ModelNotFound": (BadRequestError, Action.ABORT),
-    "model_not_found": (BadRequestError, Action.ABORT),
     "model_not_supported": (BadRequestError, Action.ABORT),
     "InternalError": (ServerError, Action.RETRY),
-    "internal_error": (ServerError, Action.RETRY),
     "InternalError.Algo.InvalidParameter": (BadRequestError, Action.BISECT),
+    "GatewayTimeout": (ServerError, Action.RETRY),
+    "ModelServiceFailed": (ServerError, Action.RETRY),
+    "ModelUnavailable": (ServerError, Action.RETRY),
+    "RequestTimeOut": (ServerError, Action.RETRY),
+    "ResponseTimeout": (ServerError, Action.RETRY),
+    "ServiceUnavailable": (ServerError, Action.RETRY),
+    "SystemError": (ServerError, Action.RETRY),
 }
 
+
+def normalize_code(code: str) -> str:
+    """The same for all spellings of a code: `InvalidApiKey`, `invalid_api_key`, `Invalid-Api-Key`."""
+    return re.sub(r"[ ._-]", "", code).lower()
+
+
+_ACTIONS_BY_NORMALIZED_CODE = {normalize_code(code): row for code, row in ACTIONS_BY_CODE.items()}
+_FORBIDDEN_QUOTA = "allocationquota"
+"""At 403 all codes of this family are about free quota that is used up (*); at 429 they may be about the rate."""
+_FORBIDDEN = 403
+
 # Messages are matched by a part: the wording and the links around it have changed before.
-_BILLING_MESSAGES = ("Free allocated quota exceeded", "free tier of the model has been exhausted")
+_BILLING_MESSAGES = (
+    "Free allocated quota exceeded",
+    "free tier of the model has been exhausted",
+    "exceeding your allocated credits limit",  # third party's code, seen 2026-11-27
+)
 UNKNOWN_MODEL_MESSAGES = ("Model not exist", "Model can not be found")
 _WHOLE_REQUEST_MESSAGES = (
     *UNKNOWN_MODEL_MESSAGES,
@@ -93,6 +117,8 @@ class ErrorReply:
     message: str = ""
     request_id: str | None = None
     retry_after: float | None = None
+    should_retry: bool | None = None
+    """What the header `x-should-retry` says; the vendor's SDK 2.0 obeys it (seen 2026-11-27)."""
     is_page: bool = False
     """Whether the body is a page or text of something in front of the service."""
 
@@ -106,7 +132,9 @@ def service_error(reply: ErrorReply, redact: Callable[[str], str] = printable) -
             action, limit = Action.REDUCE_BATCH, int(match[1])
         elif match := _TOKEN_LIMIT_PATTERN.search(reply.message):
             action, limit = Action.TRUNCATE, int(match[1])
-        elif reply.code != "DataInspectionFailed" and any(p in reply.message for p in _WHOLE_REQUEST_MESSAGES):
+        elif not is_code(reply.code, "DataInspectionFailed") and any(
+            part in reply.message for part in _WHOLE_REQUEST_MESSAGES
+        ):
             action = Action.ABORT
     service_message = redact(reply.message)
     default = _MESSAGE_BY_STATUS_CLASS.get(reply.status // 100, "the reply says nothing more")
@@ -130,21 +158,34 @@ def _classify(reply: ErrorReply) -> tuple[type[ServiceError], Action]:
         return QuotaError, Action.ABORT
     if reply.is_page and reply.status in _NETWORK_STATUSES:
         return ServiceError, Action.ABORT  # not about the key
-    by_code = _look_up_code(reply.code)
+    by_code = _look_up_code(reply.code, reply.status)
     by_status = _ACTIONS_BY_STATUS.get(reply.status)
     if by_code is not None and by_code[0] is ServerError and by_status is not None:
         # "InternalError.Algo" with a 400 is about the request.
         by_code = None
-    if known := by_code or by_status:
-        return known
-    if reply.status >= _SERVER_ERROR_STATUS_START:
-        return ServerError, Action.RETRY
-    return BadRequestError, Action.ABORT
+    known = by_code or by_status
+    if known is None:
+        is_server_error = reply.status >= _SERVER_ERROR_STATUS_START
+        known = (ServerError, Action.RETRY) if is_server_error else (BadRequestError, Action.ABORT)
+    kind, action = known
+    if reply.should_retry is False and action in {Action.RETRY, Action.BACK_OFF}:
+        return kind, Action.ABORT
+    if reply.should_retry and by_code is None and action is Action.ABORT:
+        return kind, Action.RETRY
+    return known
 
 
-def _look_up_code(code: str | None) -> tuple[type[ServiceError], Action] | None:
+def is_code(code: str | None, name: str) -> bool:
+    """Whether a code is the one of this name, in any spelling."""
+    return code is not None and normalize_code(code) == normalize_code(name)
+
+
+def _look_up_code(code: str | None, status: int) -> tuple[type[ServiceError], Action] | None:
     while code:
-        if code in ACTIONS_BY_CODE:
-            return ACTIONS_BY_CODE[code]
+        name = normalize_code(code)
+        if name in _ACTIONS_BY_NORMALIZED_CODE:
+            return _ACTIONS_BY_NORMALIZED_CODE[name]
+        if name == _FORBIDDEN_QUOTA and status == _FORBIDDEN:
+            return QuotaError, Action.ABORT
         code = code.rpartition(".")[0]
     return None

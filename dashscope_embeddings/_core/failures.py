@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from dashscope_embeddings import catalogue
-from dashscope_embeddings._core.error_codes import UNKNOWN_MODEL_MESSAGES, ErrorReply, service_error
+from dashscope_embeddings._core.error_codes import UNKNOWN_MODEL_MESSAGES, ErrorReply, is_code, service_error
 from dashscope_embeddings._core.redaction import Redactor, printable
 from dashscope_embeddings.errors import (
     Action,
@@ -123,21 +123,21 @@ _HINTS: Mapping[type[DashScopeError], str] = {
 }
 
 
-_UNKNOWN_MODEL_CODES = ("ModelNotFound", "model_not_found", "model_not_supported")
+_UNKNOWN_MODEL_CODES = ("ModelNotFound", "model_not_supported")
 _WRONG_PATH_STATUSES = frozenset({301, 302, 303, 307, 308, 404, 405, 410, 414, 501})
-_UNRELATED_404_CODES = frozenset({"WorkSpaceNotFound"})
 _PAYLOAD_TOO_LARGE = 413
 
 
 def _hint_for_request(error: ServiceError, reply: ErrorReply, context: ErrorContext) -> str | None:
-    if reply.code in _UNKNOWN_MODEL_CODES or any(part in reply.message for part in UNKNOWN_MODEL_MESSAGES):
+    unknown_model = any(is_code(reply.code, code) for code in _UNKNOWN_MODEL_CODES)
+    if unknown_model or any(part in reply.message for part in UNKNOWN_MODEL_MESSAGES):
         return _suggest_models(context.model)
     place = f"Asked {context.host}{urlsplit(context.root_url).path}{context.path}"
     if error.status == _PAYLOAD_TOO_LARGE and context.path:
         return f"{place}, which does not accept a request of this size: pass a smaller batch_size"
     # At the endpoints of files and batches, a 404 with a message is about a missing file or batch.
     no_path = error.status in _WRONG_PATH_STATUSES and (context.path or not reply.message)
-    if "url error" in reply.message or (no_path and reply.code not in _UNRELATED_404_CODES):
+    if "url error" in reply.message or (no_path and not is_code(reply.code, "WorkSpaceNotFound")):
         return f"{place}. {_suggest_address(context)}"
     return None
 

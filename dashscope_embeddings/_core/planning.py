@@ -64,6 +64,14 @@ _MAX_SLOTS = 4096
 """Limit of texts that one batch completes: an endless stream of equal texts must still yield results."""
 
 
+_BODY_TOKENS = int((12 << 20) * 0.175)
+"""Estimated tokens of a request whose body has at most 12 MiB: letters of two bytes have the fewest tokens per byte.
+
+The service's gateway refuses a body above 16 MiB
+(https://help.aliyun.com/zh/model-studio/rate-limit, seen 2026-11-27); JSON escapes make some texts longer.
+"""
+
+
 class BatchPlanner:
     """Groups checked texts, added one by one, into batches.
 
@@ -126,8 +134,8 @@ class BatchPlanner:
 
     def has_room(self, rows: int, tokens: float, row_tokens: float) -> bool:
         """Whether a batch of so many rows and tokens can take another row."""
-        budget = _min_known(self._max_tokens, self._limits.tokens_per_request)
-        if budget is not None and rows and tokens + row_tokens > budget:
+        budget = min(self._max_tokens or _BODY_TOKENS, self._limits.tokens_per_request or _BODY_TOKENS, _BODY_TOKENS)
+        if rows and tokens + row_tokens > budget:
             return False
         return rows < min(self._max_rows or self._limits.rows, self._limits.rows)
 
@@ -149,10 +157,6 @@ def single_row_batch(text: str, limits: Limits, long_text: LongText) -> Batch | 
         return None
     (row,) = rows
     return Batch(0, [row], estimate_tokens(row), [TextSlot(0, (RowRef(0, 0, float(len(row))),), text)])
-
-
-def _min_known(*values: int | None) -> int | None:
-    return min((value for value in values if value is not None), default=None)
 
 
 def batches(texts: Iterable[str | None], planner: BatchPlanner) -> Iterator[Batch]:

@@ -10,6 +10,7 @@ import contextlib
 import json
 import math
 from dataclasses import dataclass, field
+from datetime import timezone
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -61,6 +62,8 @@ class Reply:
     body: bytes
     connection_id: int | None = field(default=None, compare=False, repr=False)
     """Number of the connection that carried it; None: a connection that cannot carry another request's reply."""
+    received_at: float | None = field(default=None, compare=False, repr=False)
+    """Unix time in seconds, for a `Retry-After` that is a date."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,12 +193,15 @@ _NO_ERROR_CODES = frozenset({"0", "200", "200 ok", "true", "ok", "success"})
 
 
 def _has_error(content: Any) -> bool:
-    """Whether the JSON carries an error; a 200 may: its documented `code` and `message` are empty on success."""
+    """Whether the JSON carries an error; a 200 may: its documented `code` and `message` are empty on success.
+
+    The vendor's SDK 2.0 looks for one in every 200 (seen 2026-11-27).
+    """
     if not isinstance(content, dict):
         return False
-    code = content.get("code")
-    error = content.get("error")
-    return any(value and str(value).lower() not in _NO_ERROR_CODES for value in (code, error))
+    output = content.get("output")
+    values = (content.get("code"), content.get("error"), output.get("code") if isinstance(output, dict) else None)
+    return any(value and str(value).lower() not in _NO_ERROR_CODES for value in values)
 
 
 def _describe_mismatch(error: ValidationError) -> str:
@@ -263,10 +269,14 @@ def parse_error_reply(reply: Reply) -> ErrorReply | None:
     return _error_reply(reply, content)
 
 
+_ERROR_FIELDS = ("code", "type", "message")
+_SHOULD_RETRY = {"true": True, "false": False}
+
+
 def _error_reply(reply: Reply, content: Any) -> ErrorReply:
-    """Reads the error format of either protocol: gateways sometimes use that of the other one."""
-    inner = content.get("error") if isinstance(content, dict) else None
-    source = inner if isinstance(inner, dict) else content
+    """Reads the error format of either protocol: gateways, and the service itself, use that of the other one too."""
+    sources = [content.get("error"), content, content.get("output")] if isinstance(content, dict) else []
+    source = next((source for source in sources if first_string(source, _ERROR_FIELDS)), content)
     code = first_string(source, ("code", "type"))
     page = None if isinstance(content, dict) else html_pages.describe_foreign_body(reply.headers, reply.body)
     return ErrorReply(
@@ -275,7 +285,8 @@ def _error_reply(reply: Reply, content: Any) -> ErrorReply:
         message=first_string(source, ("message",)) or page or "",
         is_page=page is not None,
         request_id=_request_id(reply, content),
-        retry_after=_retry_after_seconds(reply.headers),
+        retry_after=_retry_after_seconds(reply),
+        should_retry=_SHOULD_RETRY.get(reply.headers.get("x-should-retry", "").strip().lower()),
     )
 
 
@@ -283,23 +294,26 @@ def _request_id(reply: Reply, content: Any) -> str | None:
     return request_id_of(content) or reply.headers.get("x-request-id") or None
 
 
-def _retry_after_seconds(headers: Mapping[str, str]) -> float | None:
-    """Seconds to wait. No recorded reply has these headers, but the vendor's newer transport reads them."""
+def _retry_after_seconds(reply: Reply) -> float | None:
+    """Seconds to wait. No recorded reply has these headers, but the vendor's SDK 2.0 reads them (seen 2026-11-27)."""
     for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
         try:
-            seconds = float(headers.get(name, "")) * unit
+            seconds = float(reply.headers.get(name, "")) * unit
         except ValueError:
             continue
         if math.isfinite(seconds) and seconds >= 0:
             return seconds
-    return _seconds_until(headers.get("retry-after"), headers.get("date"))
+    # Both dates of the same reply, so that our clock does not matter, unless it must.
+    until = _unix_time(reply.headers.get("retry-after"))
+    now = _unix_time(reply.headers.get("date"))
+    now = reply.received_at if now is None else now
+    return None if until is None or now is None else max(0.0, until - now)
 
 
-def _seconds_until(moment: str | None, now: str | None) -> float | None:
-    """Seconds from `now` to `moment`, both HTTP dates of the same reply, so that our clock does not matter."""
-    if not moment or not now:
-        return None
+def _unix_time(date: str | None) -> float | None:
+    """An HTTP date, in seconds since 1970."""
     try:
-        return max(0.0, (parsedate_to_datetime(moment) - parsedate_to_datetime(now)).total_seconds())
-    except (ValueError, TypeError, OverflowError):  # not dates; only one has a time zone; year out of range
+        moment = parsedate_to_datetime(date or "")
+        return (moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)).timestamp()
+    except (ValueError, TypeError, IndexError, OverflowError):  # no date; a year that is out of range
         return None

@@ -48,6 +48,7 @@ class _NativeRow(TypedDict, Generic[_DenseT, _SparseT]):
 @with_config(_STRICT_FINITE)
 class _NativeOutput(TypedDict, Generic[_DenseT, _SparseT]):
     embeddings: list[_NativeRow[_DenseT, _SparseT]]
+    code: NotRequired[Any]
 
 
 @with_config(_STRICT_FINITE)

@@ -6,6 +6,7 @@ The reply is checked while its connection is still held, so a connection that de
 from __future__ import annotations
 
 import itertools
+import time
 import weakref
 import zlib
 from typing import TYPE_CHECKING, Any
@@ -231,7 +232,7 @@ class BodyReader:
 
 def make_reply(response: httpx.Response, content: bytes) -> Reply:
     """The reply for a response and its decompressed body."""
-    return Reply(response.status_code, response.headers, content, _connection_number(response))
+    return Reply(response.status_code, response.headers, content, _connection_number(response), time.time())
 
 
 def _connection_number(response: httpx.Response) -> int | None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 import json
 import pickle
+import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from dashscope_embeddings import errors
-from dashscope_embeddings._core.error_codes import ACTIONS_BY_CODE, ErrorReply, service_error
+from dashscope_embeddings._core.error_codes import ACTIONS_BY_CODE, ErrorReply, normalize_code, service_error
 from dashscope_embeddings.errors import (
     Action,
     AuthenticationError,
@@ -98,6 +99,31 @@ REFUSALS: list[tuple[int, str | None, str, type[ServiceError], Action]] = [
     (429, "CommodityNotPurchased", "", QuotaError, STOP),
     (429, "PrepaidBillOverdue", "", QuotaError, STOP),
     (429, "PostpaidBillOverdue", "", QuotaError, STOP),
+    (429, "Throttling.Concurrency", "", RateLimitError, THROTTLE),
+    (429, "Throttling.ServiceOverloaded", "Too many requests.", RateLimitError, THROTTLE),
+    (503, "ServiceOverloaded", "Too many requests.", RateLimitError, THROTTLE),
+    (429, "Throttling.Aborted", "Too many requests.", RateLimitError, THROTTLE),
+    (429, "ResourceExhausted", "Too many requests.", RateLimitError, THROTTLE),
+    (429, "BudgetLimitExceeded", "", QuotaError, STOP),
+    (429, "Throttling.AllocationQuota", "You are exceeding your allocated credits limit.", QuotaError, STOP),
+    (403, "AllocationQuota.SomethingNew", "", QuotaError, STOP),
+    (403, "AllocationQuota", "", QuotaError, STOP),
+    (429, "AllocationQuota", "", RateLimitError, THROTTLE),
+    (403, "Endpoint.AccessDenied", "", AuthenticationError, STOP),
+    (403, "App.AccessDenied", "", AuthenticationError, STOP),
+    (404, "WorkSpaceNotFound", "", BadRequestError, STOP),
+    (408, "RequestTimeOut", "Request timed out, please try again later.", ServerError, RETRY),
+    (409, "Conflict", "", BadRequestError, STOP),
+    (413, "BadRequest.TooLarge", "Payload Too Large.", BadRequestError, SPLIT),
+    (499, "ClientClosedRequest", "", BadRequestError, STOP),
+    (500, "InternalError.Timeout", "", ServerError, RETRY),
+    (500, "InvalidParameter", "", BadRequestError, SPLIT),
+    (200, "SystemError", "", ServerError, RETRY),
+    (500, "ModelServiceFailed", "", ServerError, RETRY),
+    (500, "ResponseTimeout", "", ServerError, RETRY),
+    (503, "ServiceUnavailable", "Service unavailable.", ServerError, RETRY),
+    (503, "ModelUnavailable", "", ServerError, RETRY),
+    (504, "GatewayTimeout", "", ServerError, RETRY),
     (429, None, "", RateLimitError, THROTTLE),
     (429, "SomethingNew", "", RateLimitError, THROTTLE),
 ]
@@ -161,7 +187,39 @@ def test_every_code_in_a_recorded_sample_is_in_the_table() -> None:
         codes.add(content.get("error", content).get("code"))
     codes.discard(None)
     assert codes >= {"InvalidApiKey", "invalid_api_key", "limit_requests", IP}
-    assert codes <= ACTIONS_BY_CODE.keys()
+    assert set(map(normalize_code, codes)) <= set(map(normalize_code, ACTIONS_BY_CODE))
+
+
+@pytest.mark.parametrize("code", ACTIONS_BY_CODE)
+@pytest.mark.parametrize(
+    "spelled",
+    [
+        str.upper,
+        lambda code: code.replace(".", "_").replace(" ", "-"),
+        lambda code: re.sub(r"(?<=[a-z])(?=[A-Z])", "_", code).lower(),
+    ],
+)
+def test_a_code_is_read_in_any_spelling(code: str, spelled: Callable[[str], str]) -> None:
+    as_listed, otherwise = (service_error(ErrorReply(0, name)) for name in (code, spelled(code)))
+    assert (type(otherwise), otherwise.action) == (type(as_listed), as_listed.action)
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "should_retry", "action"),
+    [
+        (503, None, False, STOP),
+        (429, "Throttling", False, STOP),
+        (400, IP, False, SPLIT),
+        (409, None, True, RETRY),
+        (401, "InvalidApiKey", True, STOP),  # a known code knows better
+        (429, None, True, THROTTLE),
+        (400, None, True, SPLIT),
+    ],
+)
+def test_x_should_retry_is_obeyed_where_it_can_help(
+    status: int, code: str | None, should_retry: Any, action: Action
+) -> None:
+    assert service_error(ErrorReply(status, code, should_retry=should_retry)).action is action
 
 
 def test_a_message_is_one_line_and_never_longer_than_a_screen() -> None:

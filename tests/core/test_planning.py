@@ -156,6 +156,16 @@ def test_batches_are_cut_by_tokens_and_a_text_above_the_budget_goes_alone() -> N
     assert batch.estimated_tokens == pytest.approx(20)
 
 
+@pytest.mark.parametrize("letter", ["a", "é", "字", "😀"])
+def test_no_request_is_larger_than_the_gateway_takes(letter: str) -> None:
+    """It answers 413 above 16 MiB."""
+    text = letter * (2 << 20)
+    plan = asked([f"{i}{text}" for i in range(20)], limits(rows=20, tokens_per_row=1 << 30))
+    sizes = [len("".join(batch).encode()) for batch in plan]
+    assert max(sizes) <= 12 << 20
+    assert len(plan) > 1
+
+
 def test_limits_that_shrink_on_the_way_count_for_the_batches_to_come() -> None:
     bounds = limits()
     rows = batches((f"t{i}" for i in range(40)), BatchPlanner(bounds))

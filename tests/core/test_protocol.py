@@ -291,6 +291,8 @@ def test_a_200_with_an_error_inside_is_a_refusal() -> None:
     for ask in (DENSE, OPENAI):
         for content in (inside, {"error": inside}, native(ONE) | inside):
             assert refused(ask, content, 200) == ErrorReply(200, "InternalError", "no")
+    for content in ({"output": inside}, {"output": native(ONE)["output"] | inside}):
+        assert refused(DENSE, content, 200) == ErrorReply(200, "InternalError", "no")
 
 
 @pytest.mark.parametrize("content", [[], 7, None, {"error": 7}, {"code": 7, "message": ["x"]}, {"error": {}}])
@@ -317,6 +319,33 @@ def test_the_request_id_of_vectors_is_the_headers_where_the_body_has_none() -> N
 def test_retry_after_is_seconds_or_milliseconds(headers: dict[str, str], seconds: float | None) -> None:
     assert refused(DENSE, {"code": "Throttling"}, 429, **headers).retry_after == seconds
     assert refused(DENSE, b"", 429, **headers).retry_after == seconds
+
+
+DATE = "Fri, 20 Nov 2026 10:00:00 GMT"
+
+
+@pytest.mark.parametrize(
+    ("date", "received_at", "seconds"),
+    [
+        ("Fri, 20 Nov 2026 09:59:30 GMT", 0.0, 30.0),  # our clock does not matter
+        ("Fri, 20 Nov 2026 11:00:00 +0100", None, 0.0),
+        ("", 1_795_168_790.0, 10.0),
+        ("no date", 1_795_168_790.0, 10.0),
+        ("", None, None),
+    ],
+)
+def test_retry_after_may_be_a_date_with_or_without_that_of_the_reply(
+    date: str, received_at: float | None, seconds: float | None
+) -> None:
+    reply = Reply(429, {"retry-after": DATE, "date": date}, b"", received_at=received_at)
+    found = core_protocol.parse_reply(DENSE, reply, 1)
+    assert isinstance(found, ErrorReply)
+    assert found.retry_after == seconds
+
+
+@pytest.mark.parametrize(("value", "should_retry"), [("true", True), (" False ", False), ("1", None), ("", None)])
+def test_the_server_may_say_whether_to_retry(value: str, should_retry: Any) -> None:
+    assert refused(DENSE, b"", 503, x_should_retry=value).should_retry is should_retry
 
 
 # --- anything at all --------------------------------------------------------------------------------------
