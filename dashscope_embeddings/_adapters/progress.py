@@ -3,10 +3,23 @@
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+
+def import_tqdm() -> Any:
+    """The class of a bar.
+
+    Raises:
+        ImportError: tqdm is not installed.
+    """
+    try:
+        from tqdm.auto import tqdm  # noqa: PLC0415 - an optional dependency
+    except ImportError as missing:
+        raise ImportError("a progress bar needs tqdm: pip install tqdm") from missing
+    return tqdm
 
 
 @contextlib.contextmanager
@@ -19,9 +32,5 @@ def progress_bar(total: int, *, show: bool) -> Iterator[Callable[[int], object] 
     if not show:
         yield None
         return
-    try:
-        from tqdm.auto import tqdm  # noqa: PLC0415 - an optional dependency
-    except ImportError as missing:
-        raise ImportError("a progress bar needs tqdm: pip install tqdm") from missing
-    with tqdm(total=total, desc="Embedding", unit="text") as bar:
+    with import_tqdm()(total=total, desc="Embedding", unit="text") as bar:
         yield bar.update

@@ -75,7 +75,7 @@ class RateEstimator:
     """The state in which the circuit opened."""
     _reacted_at: float = -math.inf
     """429s of requests that were sent before the last reaction are not news."""
-    _blocked_until: float = -math.inf
+    blocked_until: float = -math.inf
     _last_sent_at: float = -math.inf
     _first_amount: float = 0.0
     """What had passed within a second when a limit was first met."""
@@ -100,10 +100,10 @@ class RateEstimator:
         if self._circuit is not None:
             self._check_probe(self._circuit, now)
         if self._circuit is not None and (probe := self._circuit.probe) is not None:
-            return max(self._blocked_until, (probe.sent_at or now) + self.log.patience_seconds, now + 0.002)
+            return max(self.blocked_until, (probe.sent_at or now) + self.log.patience_seconds, now + 0.002)
         if self.long_window is not None:
-            return max(self._blocked_until, self.long_window.available_at(now))
-        return self._blocked_until
+            return max(self.blocked_until, self.long_window.available_at(now))
+        return self.blocked_until
 
     def _check_probe(self, circuit: Circuit, now: float) -> None:
         """Closes the circuit if the probe is presumed to have passed, or if nothing was sent for long."""
@@ -111,7 +111,7 @@ class RateEstimator:
             if self.log.has_passed(circuit.probe, now):
                 self._closed_circuit = circuit
                 self._close_circuit(circuit, circuit.probe.sent_at or now, now)
-        elif now > max(self._last_sent_at, self._blocked_until) + constants.IDLE_SECONDS:
+        elif now > max(self._last_sent_at, self.blocked_until) + constants.IDLE_SECONDS:
             self._circuit, self.state, self._reacted_at = None, self._state_before, now
             if self.state is SearchState.SLOW_START:
                 self._set_limit(constants.SHARE * circuit.amount(self.log), constants.FIRST_HOLD, now)
@@ -205,7 +205,7 @@ class RateEstimator:
             self.state = self._state_before
             self._postpone(now - circuit.opened_at)
             return
-        self._blocked_until = -math.inf
+        self.blocked_until = -math.inf
         if self._state_before is SearchState.SLOW_START and self.steady.limit is None:
             self._on_first_limit(circuit, passed_at, now)
         elif self._state_before is SearchState.RAMP or self.steady.is_bucket:
@@ -334,7 +334,7 @@ class RateEstimator:
         self._ramp.since += seconds
 
     def _block_until(self, time: float) -> None:
-        self._blocked_until = max(self._blocked_until, time)
+        self.blocked_until = max(self.blocked_until, time)
 
     def _mark_uncounted(self, permit: Permit) -> None:
         permit.is_uncounted = True

@@ -46,8 +46,7 @@ class Limiter:
 
     Args:
         clock: monotonic time in seconds.
-        requests_per_minute: the account's quota; None: unknown.
-        tokens_per_minute: likewise.
+        requests_per_minute, tokens_per_minute: the account's quota; None: unknown.
     """
 
     clock: Callable[[], float]
@@ -133,6 +132,10 @@ class Limiter:
     def in_flight(self) -> int:
         """Requests that were sent and have not ended."""
         return self._window.in_flight
+
+    def seconds_blocked(self) -> float:
+        """Seconds until anything may be sent again after a 429; 0: now."""
+        return max(0.0, self._estimator.blocked_until - self.clock())
 
     def create_permit(
         self,

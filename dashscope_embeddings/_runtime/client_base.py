@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
 from dataclasses import replace
@@ -34,6 +35,7 @@ from dashscope_embeddings._runtime.transport import Transport
 from dashscope_embeddings._runtime.user_resources import UserResources
 from dashscope_embeddings.errors import InvalidInput
 from dashscope_embeddings.quota import Quota
+from dashscope_embeddings.usage import OnRequest, RequestRecord
 from dashscope_embeddings.vectors import Output, TextType, Usage
 
 OnBatchDone: TypeAlias = Callable[[Sequence[str], Outcome], object]
@@ -57,6 +59,7 @@ class ClientBase:
         self._limits = shared_limits(settings.address.host, settings.model)
         self._text_batchers: dict[tuple[TextType, Output], TextBatcher] = {}
         self._contexts: dict[tuple[TextType, Output], RequestContext] = {}
+        self._observers: list[OnRequest] = []
         self._seen_replies = seen_replies_of(settings.address.root_url)
         self._lock = ForkSafeLock()
         self._usage = Usage()
@@ -84,7 +87,7 @@ class ClientBase:
             rate_limiter,
             long_text=settings.long_text,
             max_retries=settings.max_retries,
-            on_request=self._user_resources.on_request,
+            on_request=self._call_hooks if self._observers else self._user_resources.on_request,
             error_context=settings.error_context,
             seen_replies=self._seen_replies,
             bound=self._bound,
@@ -103,6 +106,26 @@ class ClientBase:
         if (batcher := self._text_batchers.get(key)) is None:
             batcher = self._text_batchers.setdefault(key, TextBatcher(self._planner(dedup_window=None)))
         return batch, SingleText(batch.texts[0], max(1, round(batch.estimated_tokens)), _no_op), batcher
+
+    @contextlib.contextmanager
+    def observe(self, observer: OnRequest) -> Iterator[None]:
+        """Calls `observer`, beside the user's hook, after every request of a call that starts within the block."""
+        self._observers.append(observer)
+        self._contexts.clear()
+        try:
+            yield
+        finally:
+            self._observers.remove(observer)
+            self._contexts.clear()
+
+    def _call_hooks(self, record: RequestRecord) -> None:
+        for hook in (*self._observers, self._user_resources.on_request):
+            if hook is not None:
+                hook(record)
+
+    def seconds_blocked(self) -> float:
+        """Seconds until the limiter lets anything be sent again after a 429; 0: now."""
+        return self._request_context("document", "dense").limiter.seconds_blocked()
 
     def _quota_request(self) -> RequestFlow[Quota]:
         limiter = self._request_context("document", "dense").limiter

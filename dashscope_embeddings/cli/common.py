@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import signal
+import sys
 import warnings
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
@@ -15,6 +17,7 @@ from rich.text import Text
 
 from dashscope_embeddings._core.redaction import escape_control_characters
 from dashscope_embeddings._runtime.thread_pool import SignalSafeEvent
+from dashscope_embeddings.cli.options import in_words_of_commands
 from dashscope_embeddings.errors import (
     Action,
     AuthenticationError,
@@ -54,9 +57,11 @@ def fail(message: str, code: int = EXIT_FAILED) -> NoReturn:
 
 
 def print_error(message: str, colour: str) -> None:
-    """Prints lines to standard error, with control characters escaped."""
-    lines = "\n".join(map(escape_control_characters, message.splitlines()))
-    console(stderr=True).print(Text(lines, colour), soft_wrap=True)
+    """Prints lines to standard error, with control characters escaped and in the words of the command line."""
+    lines = "\n".join(map(escape_control_characters, in_words_of_commands(message).splitlines()))
+    tqdm = sys.modules.get("tqdm")
+    with tqdm.tqdm.external_write_mode(sys.stderr) if tqdm else contextlib.nullcontext():  # not in the midst of a bar
+        console(stderr=True).print(Text(lines, colour), soft_wrap=True)
 
 
 def report_errors(function: Callable[..., None]) -> Callable[..., None]:
@@ -64,14 +69,29 @@ def report_errors(function: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(function)
     def run(*args: Any, **kwargs: Any) -> None:
-        with warnings.catch_warnings():
-            warnings.showwarning = _show_warning
-            try:
+        package, notes = logging.getLogger("dashscope_embeddings"), logging.getLogger("dashscope_embeddings.corpus")
+        handler = _LogHandler()
+        package.addHandler(handler)
+        notes.setLevel(logging.INFO)
+        try:
+            with warnings.catch_warnings():
+                warnings.showwarning = _show_warning
                 function(*args, **kwargs)
-            except DashScopeError as error:
-                fail(str(error))
+        except DashScopeError as error:
+            fail(str(error))
+        finally:
+            package.removeHandler(handler)
+            notes.setLevel(logging.NOTSET)
 
     return run
+
+
+class _LogHandler(logging.Handler):
+    """Prints what the library logs."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Prints a record as a line."""
+        print_error(record.getMessage(), "yellow" if record.levelno >= logging.WARNING else "")
 
 
 def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
@@ -123,7 +143,7 @@ def stop_signals(message: str = "") -> Iterator[SignalSafeEvent]:
         stopped.set()
         restore()
         if message:
-            typer.echo(message, err=True)
+            print_error(message, "")
 
     handler: Callable[..., None] = stop
     for name in names:

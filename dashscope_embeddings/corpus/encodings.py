@@ -171,12 +171,11 @@ class TextFile:
         wide = self.encoding.startswith(("utf-16", "utf-32"))
         return None if wide else guess_utf16_or_utf32(self.head)
 
-    def lines(self) -> Iterator[tuple[str, str]]:
-        """Place and content of all lines that are not blank."""
-        name = str(self.source)
+    def lines(self) -> Iterator[tuple[int, str]]:
+        """Number and content of all lines that are not blank."""
         for number, line in enumerate(self.file, start=1):
             if not line.isspace():
-                yield f"{name}:{number}", line.rstrip("\r\n")
+                yield number, line.rstrip("\r\n")
 
     def decode_problem(self, line: str) -> str:
         """The error message for a line that is not in the file's encoding."""
@@ -188,11 +187,9 @@ class TextFile:
             )
         # Prefer the file's head: a damaged line of a UTF-8 file may resemble any encoding.
         likely = guess_encoding(raw, self._codec_name) if self.head.isascii() else self._guessed_encoding
-        advice = (
-            f", likely {likely}: set the encoding (encoding, --encoding {likely})"
-            if likely
-            else ": set the file's encoding (encoding, --encoding), such as gb18030, or correct the line"
-        )
+        advice = ": set the file's encoding (encoding, --encoding), or correct the line"
+        if likely:
+            advice = f", likely {likely}: set the encoding (encoding, --encoding {likely})"
         return f"holds bytes that are not {self._codec_name}{advice}"
 
     @property

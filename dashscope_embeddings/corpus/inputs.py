@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from dashscope_embeddings._core.text_inputs import text_problem
 from dashscope_embeddings._core.text_length import shared_limits
-from dashscope_embeddings.corpus.checkpoint.opening import translate_error
+from dashscope_embeddings.corpus.checkpoint.opening import translate_error, vectors_path
 from dashscope_embeddings.corpus.checkpoint.rows import InputText
 from dashscope_embeddings.corpus.checkpoint.store import CheckpointStore
 from dashscope_embeddings.corpus.encodings import has_lone_surrogates
-from dashscope_embeddings.corpus.options import DEFAULTS, InputOptions, OnBadInput
-from dashscope_embeddings.corpus.readers import Fields, read_records
-from dashscope_embeddings.corpus.sources import find_sources
+from dashscope_embeddings.corpus.options import AUTO
+from dashscope_embeddings.corpus.readers import read_records
+from dashscope_embeddings.corpus.records import NUMBER_HINT
+from dashscope_embeddings.corpus.sources import Source, find_sources
 from dashscope_embeddings.errors import InvalidInput
 from dashscope_embeddings.vectors import Output
 
@@ -30,10 +31,11 @@ if TYPE_CHECKING:
 
     from dashscope_embeddings._core.settings import Settings
     from dashscope_embeddings.client import EmbeddingClient
-    from dashscope_embeddings.corpus.readers import Record, Source
+    from dashscope_embeddings.corpus.options import InputOptions
+    from dashscope_embeddings.corpus.records import Record
     from dashscope_embeddings.vectors import TextType
 
-_log = logging.getLogger("dashscope_embeddings")
+_log = logging.getLogger("dashscope_embeddings.corpus")
 
 Route = Literal["real-time", "batch"]
 """How vectors are requested. Whether both routes return the same vectors is not documented."""
@@ -68,46 +70,45 @@ class CorpusSource:
     """The files of a corpus and how they are read."""
 
     files: list[Source]
-    fields: Fields
     options: InputOptions
-    """Complete: each option that the caller left out has its default."""
 
 
 def resolve_inputs(
     inputs: str | Path | Iterable[str | Path], output: Path | None, options: InputOptions
 ) -> CorpusSource:
-    """Finds the files to read and checks the options, before anything is written.
+    """Finds the files to read, before anything is written.
 
     Raises:
-        InvalidInput: no file was found, or an option has an unknown value.
+        InvalidInput: no file was found.
     """
-    options = {**DEFAULTS, **options}
-    if options["on_bad_input"] not in get_args(OnBadInput):
-        raise InvalidInput(f'on_bad_input={options["on_bad_input"]!r}: expected "fail" or "skip"')
-    fields = Fields(options["text_field"], options["id_field"], options["encoding"])
     paths = [inputs] if isinstance(inputs, (str, Path)) else inputs
-    return CorpusSource(find_sources(paths, options["format"], output=output), fields, options)
+    return CorpusSource(find_sources(paths, options.format, output=output), options)
 
 
 @contextlib.contextmanager
 def open_checkpoint(path: Path | None, output: Path | None = None) -> Iterator[CheckpointStore]:
-    """Opens the checkpoint at a path for the `with` block; None: a temporary one.
+    """Opens the checkpoint at a path for the `with` block; None: a temporary one. One that stays empty is removed.
 
     Raises:
         InvalidInput: the file is not a checkpoint or is damaged, or `output` exists and the checkpoint is new.
         OSError: for example, the disk is full.
     """
     check_output(path, output)
+    created = [file for file in (path, vectors_path(path)) if not file.exists()] if path is not None else []
+    is_empty = False
     try:
-        checkpoint = CheckpointStore.open(path)
-        try:
-            if output is not None and output.exists() and checkpoint.is_new():
-                raise InvalidInput(_CHECKPOINT_MISMATCH.format(output=output, checkpoint=path))
-            yield checkpoint
-        finally:
-            checkpoint.close()
+        with contextlib.closing(CheckpointStore.open(path)) as checkpoint:
+            try:
+                if output is not None and output.exists() and checkpoint.is_new():
+                    raise InvalidInput(_CHECKPOINT_MISMATCH.format(output=output, checkpoint=path))
+                yield checkpoint
+            finally:
+                is_empty = checkpoint.is_new()
     except sqlite3.Error as error:
         raise translate_error(error, path) from error
+    finally:
+        for file in created if is_empty else ():
+            file.unlink(missing_ok=True)
 
 
 def check_output(path: Path | None, output: Path | None) -> None:
@@ -128,6 +129,16 @@ _CHECKPOINT_MISMATCH = (
 )
 
 
+_IdOrigin = Literal["field", "line", "position"]
+"""Where a record's id comes from."""
+
+
+def _id_origin(source: Source, record_id: object) -> _IdOrigin:
+    if record_id is None:
+        return "position"
+    return "line" if source.format == "txt" else "field"
+
+
 # --- loading -----------------------------------------------------------------------------------------------
 
 _RECORDS_PER_INSERT = 400
@@ -144,14 +155,16 @@ class _InputLoader:
     """Loads the input into the checkpoint, file by file, and collects what is wrong with it."""
 
     def __init__(self, checkpoint: CheckpointStore, source: CorpusSource, settings: Settings) -> None:
-        self._checkpoint, self._fields, self._settings = checkpoint, source.fields, settings
-        self._skip_invalid = source.options["on_bad_input"] == "skip"
-        self._with_text = source.options["with_text"]
+        self._checkpoint, self._options, self._settings = checkpoint, source.options, settings
+        self._skip_invalid = source.options.on_bad_input == "skip"
         self._limits = shared_limits(settings.address.host, settings.model)
         self._position = 0
         self._empty_sources: list[Source] = []
         self._long_texts, self._first_long_place = 0, ""
         """Number of texts that may be too long, and the place of the first."""
+        self._first_by_id: dict[_IdOrigin, str] = {}
+        """Where ids come from → the place of the first such record; only if no id field was named."""
+        self._id_hint = f"; give each record one of its own, {NUMBER_HINT}" if source.options.id_field == AUTO else ""
         self.invalid: dict[int, str] = {}
         """Position → place and reason, of the records that end the run."""
         self.all_skippable = not self._skip_invalid
@@ -164,12 +177,13 @@ class _InputLoader:
             InvalidInput: there are too many bad records to go on collecting them.
         """
         begin, first, has_usable_text = self._position, "", False
-        records = read_records(source, self._fields)
+        records = read_records(source, self._options)
         while batch := list(itertools.islice(records, _RECORDS_PER_INSERT)):
             items = []
             for record in batch:
                 reason = self._find_problem(record)
                 if reason is None:
+                    self._first_by_id.setdefault(_id_origin(source, record.id), record.place)
                     items.append(InputText(self._position, record.id, record.place, record.text))
                 else:
                     first = first or f"{record.place}: {reason}"
@@ -178,8 +192,8 @@ class _InputLoader:
                     )
                 self._position += 1
             has_usable_text = has_usable_text or bool(items)
-            for item, earlier in self._checkpoint.add_items(items, with_text=self._with_text):
-                message = f"has the id {item.id!r}, which {earlier} has already"
+            for item, earlier in self._checkpoint.add_items(items, with_text=self._options.with_text):
+                message = f"has the id {item.id!r}, which {earlier} has already{self._id_hint}"
                 self._add_invalid(item.position, item.place, item.id, message)
         if first and not has_usable_text and self._skip_invalid and begin not in self.invalid:
             self._add_fatal(
@@ -196,6 +210,8 @@ class _InputLoader:
         """
         if self.invalid:
             raise _invalid_input(self.invalid, all_skippable=self.all_skippable)
+        if self._options.id_field == AUTO:
+            self._report_ids()
         if self._empty_sources:
             more = len(self._empty_sources) - 1
             message = f"{self._empty_sources[0]} holds no records" + (f" (nor do {more:,} more files)" if more else "")
@@ -210,6 +226,18 @@ class _InputLoader:
                 self._settings.model.name,
                 self._first_long_place,
             )
+
+    def _report_ids(self) -> None:
+        by_position, by_field = self._first_by_id.get("position"), self._first_by_id.get("field")
+        if by_field is not None and by_position is not None:
+            raise InvalidInput(
+                f"{by_field} has an id, and {by_position} has none: name the field that holds it everywhere (id_field, "
+                f"--id-field), {NUMBER_HINT}; nothing was sent"
+            )
+        if by_field is not None:
+            _log.info('ids: the field "id" of the records; %s', NUMBER_HINT.removeprefix("or "))
+        if (place := self._first_by_id.get("line")) is not None:
+            _log.info("ids of text files in folders: path and line, such as %s; %s", place, NUMBER_HINT)
 
     def _add_invalid(
         self, position: int, place: str, record_id: object, reason: str, *, affects_whole_file: bool = False
@@ -232,13 +260,16 @@ class _InputLoader:
         if record.problem is not None:
             return record.problem
         if record.text is None:
-            return f"has nothing in the field {self._fields.text!r}: leave the record out, or fill it"
+            return f"has nothing in the field {self._options.text_field!r}: leave the record out, or fill it"
         if (message := text_problem(record.text, self._limits, self._settings.long_text)) is not None:
             return f"its text {message}"
         if self._settings.long_text == "error" and self._limits.probably_too_long(record.text):
             self._first_long_place = self._first_long_place or record.place
             self._long_texts += 1
-        return None if self._fields.id is None else _id_problem(record.id)
+        if record.id is None and self._options.id_field in {None, AUTO}:
+            return None
+        problem = _id_problem(record.id)
+        return problem and f"{problem}{self._id_hint}"
 
 
 def load_inputs(
@@ -251,7 +282,7 @@ def load_inputs(
             first ones; with on_bad_input="skip", only problems that would lose more than one record: a file without
             any usable text, without the field, or with unmatched quotes.
     """
-    checkpoint.start_run(fingerprint, retry_rejected=source.options["retry_rejected"])
+    checkpoint.start_run(fingerprint, retry_rejected=source.options.retry_rejected)
     loader = _InputLoader(checkpoint, source, settings)
     for file in source.files:
         loader.load(file)

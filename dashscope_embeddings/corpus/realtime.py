@@ -5,7 +5,9 @@ Bad input is found before anything is spent. Each step may be interrupted anywhe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import contextlib
+import logging
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,8 +19,11 @@ from dashscope_embeddings.corpus import inputs as corpus_inputs
 from dashscope_embeddings.corpus import writers
 from dashscope_embeddings.corpus.checkpoint.store import CheckpointStore
 from dashscope_embeddings.corpus.embedder import Embedder, Progress
-from dashscope_embeddings.corpus.options import InputOptions, accepts_input_options
+from dashscope_embeddings.corpus.options import InputKeywords, InputOptions, accepts_input_options
+from dashscope_embeddings.corpus.progress import show_progress
 from dashscope_embeddings.vectors import Cost, Output, TextType, Usage
+
+_log = logging.getLogger("dashscope_embeddings.corpus")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +74,9 @@ def embed_corpus(  # noqa: PLR0913 - all but two are keywords with defaults
     client: EmbeddingClient,
     text_type: TextType = "document",
     kind: Output = "dense",
-    progress: Callable[[Progress], object] | None = None,
+    progress: Callable[[Progress], object] | bool | None = None,
     stop: Callable[[], bool] | None = None,
-    **options: Unpack[InputOptions],
+    **options: Unpack[InputKeywords],
 ) -> Summary:
     """Embeds all texts of some files into one output. After any interruption the same call continues.
 
@@ -81,23 +86,30 @@ def embed_corpus(  # noqa: PLR0913 - all but two are keywords with defaults
     texts are paid for again.
 
     Args:
-        inputs: Files (.txt, .jsonl, .csv, .tsv, .parquet), folders, globs, or "-" for standard input. Each file is
-            read once. Folders and globs leave out hidden files and outputs of this package.
+        inputs: Files (.txt, .jsonl, .csv, .tsv, .parquet, .json), folders, globs, or "-" for standard input. Each
+            file is read once. Folders and globs leave out hidden files and outputs of this package, folders .json too.
         output: A file ending in .parquet, .jsonl or .npy (dense only; ids go to `{output}.ids.jsonl`).
         client: Sends the requests; its model, dimensions and `long_text` apply.
         text_type: "query" or "document".
         kind: "dense", "sparse" or "dense&sparse".
-        progress: Called in the caller's thread after some texts are done.
+        progress: Called in the caller's thread after some texts are done; True: a bar on a terminal or in a notebook
+            (with tqdm), elsewhere lines on standard error.
         stop: Called before each text. Once it returns True, no more texts are sent, and replies in flight are stored.
         **options: How the input is read:
-            text_field: Field or column that holds the text; default "text".
-            id_field: Field or column that holds a unique id, a string or integer; default: the record's position in
-            the whole input, from 0. Blank lines are not records.
+            text_field: Field or column that holds the text; default "text". `data.text` is the field `text` of the
+            object or struct `data`.
+            id_field: Field or column that holds a unique id, a string or integer, named like `text_field`; None: the
+            record's position in the whole input, from 0 (blank lines are not records). Default "auto": the field `id`
+            where the records have one; in text files of a folder, path and line, such as "docs/a/b.txt:17"; else the
+            position.
             format: Format of all files whatever their endings; required for standard input.
             encoding: Of text files without a byte order mark; default "utf-8".
+            delimiter: Character between the fields of CSV and TSV files; None: comma and tab.
+            quoting: "none" if a quote in CSV and TSV files is a character like any other; default "standard".
             on_bad_input: "fail" (default) raises before anything is spent. "skip" lists bad records in the rejects
             file, but still raises if a whole file is bad: no such field, unmatched quotes, or no usable text.
             with_text: Whether the output contains the texts; default False.
+            with_source: Whether the output names each text's file in a column `source`; default False.
             retry_rejected: Whether to send texts again that the service refused in earlier runs; default False.
 
     Returns:
@@ -112,16 +124,23 @@ def embed_corpus(  # noqa: PLR0913 - all but two are keywords with defaults
     """
     output = Path(output)
     fingerprint = corpus_inputs.settings_fingerprint(client, text_type, kind, "real-time")
-    source = corpus_inputs.resolve_inputs(inputs, output, options)
+    source = corpus_inputs.resolve_inputs(inputs, output, InputOptions(**options))
     writers.validate_output(output, kind)
-    with corpus_inputs.open_checkpoint(ledger_beside(output), output) as checkpoint:
+    with (
+        show_progress(client) if progress is True else contextlib.nullcontext(progress or None) as report,
+        corpus_inputs.open_checkpoint(ledger_beside(output), output) as checkpoint,
+    ):
         with checkpoint.transaction():
             corpus_inputs.load_inputs(checkpoint, source, client.settings, fingerprint)
         embedder = Embedder(checkpoint, client, text_type, kind, stop)
-        embedder.run(progress)
+        _log.info(_describe(client))
+        if progress is True and report is not None:
+            counts = checkpoint.counts()  # shown until the first reply arrives
+            report(Progress(0, counts.pending, counts.tokens, 0, embedder.usage))
+        embedder.run(report)
         counts = checkpoint.counts()
         if finished := not counts.pending:
-            write_output(checkpoint, output, client, text_type, kind, with_text=source.options["with_text"])
+            write_output(checkpoint, output, client, text_type, kind, source.options.extra_columns)
         return Summary(
             texts=counts.texts,
             embedded=embedder.embedded,
@@ -134,6 +153,19 @@ def embed_corpus(  # noqa: PLR0913 - all but two are keywords with defaults
         )
 
 
+def _describe(client: EmbeddingClient) -> str:
+    """Where requests go, and what holds where a limit was not given."""
+    settings, address = client.settings, client.settings.address
+    city = f" ({address.region.city})" if address.region else ""
+    limits = {
+        "requests a minute": settings.requests_per_minute,
+        "tokens a minute": settings.tokens_per_minute,
+        "requests in flight": settings.max_concurrency,
+    }
+    values = [f"{name}: {'found automatically' if value is None else value}" for name, value in limits.items()]
+    return f"{settings.model.name} at {address.host}{city}; {', '.join(values)}"
+
+
 @accepts_input_options
 def estimate_corpus(
     inputs: str | Path | Iterable[str | Path],
@@ -142,7 +174,7 @@ def estimate_corpus(
     client: EmbeddingClient,
     text_type: TextType = "document",
     kind: Output = "dense",
-    **options: Unpack[InputOptions],
+    **options: Unpack[InputKeywords],
 ) -> Estimate:
     """Reads and checks the input as `embed_corpus` does, and estimates its cost. Sends and changes nothing.
 
@@ -151,7 +183,7 @@ def estimate_corpus(
     """
     output = None if output is None else Path(output)
     path = None if output is None else ledger_beside(output)
-    source = corpus_inputs.resolve_inputs(inputs, output, options)
+    source = corpus_inputs.resolve_inputs(inputs, output, InputOptions(**options))
     is_temporary = path is None or not path.exists() or not path.stat().st_size
     fingerprint = corpus_inputs.settings_fingerprint(client, text_type, kind, "real-time")
     with (
@@ -173,20 +205,19 @@ def batch_cost(price: Price | None, tokens: int) -> Cost | None:
 # --- the output ---------------------------------------------------------------------------------------------
 
 
-def write_output(  # noqa: PLR0913 - the metadata of the output
+def write_output(  # noqa: PLR0913, PLR0917 - the metadata of the output
     checkpoint: CheckpointStore,
     output: Path,
     client: EmbeddingClient,
     text_type: TextType,
     kind: Output,
-    *,
-    with_text: bool,
+    extra_columns: Sequence[str],
 ) -> None:
     """Writes all vectors to the output, and all records without vectors to the rejects file."""
     counts = checkpoint.counts()
     width = checkpoint.dimension or client.settings.request_options(text_type, kind).expected_width
     model, rows = client.settings.model.name, counts.texts - counts.rejected
-    metadata = writers.OutputMetadata(model, width if "dense" in kind else None, text_type, kind, with_text, rows)
+    metadata = writers.OutputMetadata(model, width if "dense" in kind else None, text_type, kind, extra_columns, rows)
     writers.write(output, checkpoint.rows(), metadata, rejects_beside(output), checkpoint.rejected_records())
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import glob
 import json
+import logging
 import os
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from dashscope_embeddings._adapters.arrow import import_pyarrow
 from dashscope_embeddings._core.redaction import escape_control_characters
@@ -17,8 +18,11 @@ from dashscope_embeddings.errors import InvalidInput
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-Format = Literal["txt", "jsonl", "csv", "tsv", "parquet"]
-"""How a file is read: one text per line, one JSON object per line, a table with a header, or Parquet."""
+_log = logging.getLogger("dashscope_embeddings.corpus")
+
+Format = Literal["txt", "jsonl", "json", "csv", "tsv", "parquet"]
+"""How a file is read: one text per line, one JSON object per line, an array of objects, a table with a header, Parquet.
+"""
 
 _EXTENSIONS: dict[str, Format] = {
     ".txt": "txt",
@@ -28,9 +32,15 @@ _EXTENSIONS: dict[str, Format] = {
     ".tsv": "tsv",
     ".parquet": "parquet",
 }
+# In folders, most files of these endings are no lists of texts: they are read only if they are named.
+_ONLY_NAMED: dict[str, Format] = {".json": "json"}
 STDIN = "-"
 OUTPUT_EXTENSIONS = (".parquet", ".jsonl", ".npy")
 _FORMAT_OPTION = "(format, --format)"
+_PROSE = "is prose: cut it into passages, one JSON object each, or read each line as a text (format, --format txt)"
+_COMPRESSED = "is compressed: decompress it, or pipe it in: gzip -dc FILE | dashscope-embeddings embed - --format …"
+_UNREADABLE = {".md": _PROSE, ".markdown": _PROSE, ".rst": _PROSE, ".gz": _COMPRESSED}
+"""Ending → what to do about such a file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +49,8 @@ class Source:
 
     path: str
     format: Format
+    path_in_folder: str | None = None
+    """For a file of a folder: the folder's name and the path within it, however the folder was named."""
 
     def __str__(self) -> str:
         return "standard input" if self.path == STDIN else printable_name(self.path)
@@ -54,8 +66,15 @@ def printable_name(name: object) -> str:
 
 class _Candidate(NamedTuple):
     path: str
-    is_explicit: bool
+    path_in_folder: str | None = None
+    is_explicit: bool = False
     """Whether the caller named the file itself, not a folder or glob that contains it."""
+
+    @classmethod
+    def in_folder(cls, path: Path, folder: Path) -> _Candidate:
+        """A file that was found in a folder."""
+        name = Path(os.path.abspath(folder)).name  # noqa: PTH100 - not `resolve`: a link keeps its own name
+        return cls(str(path), printable_name(Path(name, path.relative_to(folder)).as_posix()))
 
 
 def find_sources(inputs: Iterable[str | Path], file_format: Format | None, *, output: Path | None) -> list[Source]:
@@ -68,13 +87,9 @@ def find_sources(inputs: Iterable[str | Path], file_format: Format | None, *, ou
     Raises:
         InvalidInput: there is no file to read, or the format of one is unknown.
     """
-    if file_format is not None and file_format not in get_args(Format):
-        raise InvalidInput(f"format={file_format!r}: expected one of {', '.join(get_args(Format))}")
     patterns = list(map(str, inputs))
-    unfollowed_links: list[Path] = []
-    candidates = [
-        candidate for pattern in patterns for candidate in _candidates(pattern, file_format, unfollowed_links)
-    ]
+    passed_over: list[Path] = []
+    candidates = [candidate for pattern in patterns for candidate in _candidates(pattern, file_format, passed_over)]
     if sum(candidate.path == STDIN for candidate in candidates) > 1:
         raise InvalidInput("standard input can be read only once")
     read: list[_Candidate] = []
@@ -92,17 +107,29 @@ def find_sources(inputs: Iterable[str | Path], file_format: Format | None, *, ou
         other_outputs = [candidate for candidate in other_outputs if not candidate.is_explicit]
     if not read:
         raise _no_input(own_files, other_outputs)
-    if left_out := [candidate.path for candidate in own_files if candidate.is_explicit] + [
-        candidate.path for candidate in other_outputs
-    ]:
-        warnings.warn(f"not read, because this package wrote it: {_join_names(left_out)}", UserWarning, stacklevel=5)
-    if not_followed := [folder for folder in unfollowed_links if not _is_covered(folder, patterns)]:
-        message = f"symbolic links to folders are not followed, name them to read them: {_join_names(not_followed)}"
-        warnings.warn(message, UserWarning, stacklevel=5)
-    return [Source(candidate.path, file_format or _format_of(candidate.path)) for candidate in read]
+    _warn_of(
+        "not read, because this package wrote it",
+        [candidate.path for candidate in own_files if candidate.is_explicit] + [file.path for file in other_outputs],
+    )
+    links = [path for path in passed_over if path.is_dir()]
+    _warn_of(
+        "symbolic links to folders are not followed, name them to read them",
+        [link for link in links if not _is_covered(link, patterns)],
+    )
+    if unnamed := [path for path in passed_over if path not in links]:
+        _log.info("not read from a folder, name them to read them: %s", _join_names(unnamed))
+    return [
+        Source(candidate.path, file_format or _format_of(candidate.path), candidate.path_in_folder)
+        for candidate in read
+    ]
 
 
 _MAX_NAMES = 5
+
+
+def _warn_of(problem: str, paths: Sequence[object]) -> None:
+    if paths:
+        warnings.warn(f"{problem}: {_join_names(paths)}", UserWarning, stacklevel=6)
 
 
 def _join_names(paths: Sequence[object]) -> str:
@@ -115,30 +142,34 @@ def _is_covered(folder: Path, patterns: list[str]) -> bool:
     return any(Path(pattern).resolve() in (target, *target.parents) for pattern in patterns if pattern != STDIN)
 
 
-def _candidates(pattern: str, file_format: Format | None, unfollowed_links: list[Path]) -> list[_Candidate]:
-    """The files of one pattern. Links to folders are not followed, but added to `unfollowed_links`."""
+def _candidates(pattern: str, file_format: Format | None, passed_over: list[Path]) -> list[_Candidate]:
+    """The files of one pattern. Links to folders, and files to be named, are not read, but added to `passed_over`."""
     if pattern == STDIN:
         if file_format in {None, "parquet"}:
-            raise InvalidInput(f"standard input needs a format {_FORMAT_OPTION}: txt, jsonl, csv or tsv")
+            raise InvalidInput(f"standard input needs a format {_FORMAT_OPTION}: txt, jsonl, json, csv or tsv")
         return [_Candidate(STDIN, is_explicit=True)]
     folder = Path(pattern)
     if folder.is_dir():
         visible = sorted(path for path in folder.rglob("*") if not _is_hidden_or_system(path, folder))
-        unfollowed_links += [path for path in visible if path.is_symlink() and path.is_dir()]
+        passed_over += [path for path in visible if path.is_symlink() and path.is_dir()]
         files = [path for path in visible if path.is_file()]
-        paths = [str(path) for path in files if file_format is not None or path.suffix.lower() in _EXTENSIONS]
-        if not paths:
+        if file_format is None:
+            passed_over += [path for path in files if path.suffix.lower() in {**_ONLY_NAMED, **_UNREADABLE}]
+        found = [path for path in files if file_format is not None or path.suffix.lower() in _EXTENSIONS]
+        if not found:
             raise InvalidInput(
                 f"no file in {printable_name(folder)} ends in {', '.join(_EXTENSIONS)}: set the format {_FORMAT_OPTION}"
             )
-        return [_Candidate(path, is_explicit=False) for path in paths]
+        return [_Candidate.in_folder(path, folder) for path in found]
     if folder.exists():
         return [_Candidate(pattern, is_explicit=True)]
-    matching = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207 - keeps names as typed
-    paths = [path for path in matching if not Path(path).is_dir() and not _is_hidden_or_system(Path(path), folder)]
-    if not paths:
+    matching = map(Path, sorted(glob.glob(pattern, recursive=True)))  # noqa: PTH207 - keeps names as typed
+    found = [path for path in matching if not path.is_dir() and not _is_hidden_or_system(path, folder)]
+    if not found:
         raise InvalidInput(f"no such file to read: {printable_name(pattern)}")
-    return [_Candidate(path, is_explicit=False) for path in paths]
+    while glob.has_magic(str(folder)):
+        folder = folder.parent
+    return [_Candidate.in_folder(path, folder) for path in found]
 
 
 _SYSTEM_FILES = frozenset({"__MACOSX", "$RECYCLE.BIN", "@eaDir", "Thumbs.db", "desktop.ini"})
@@ -155,7 +186,10 @@ def _deduplicate(candidates: Iterable[_Candidate]) -> Iterator[_Candidate]:
     for candidate in candidates:
         identity = _file_identity(candidate.path)
         first = files.setdefault(identity, candidate)
-        files[identity] = first._replace(is_explicit=first.is_explicit or candidate.is_explicit)
+        files[identity] = first._replace(
+            is_explicit=first.is_explicit or candidate.is_explicit,
+            path_in_folder=first.path_in_folder or candidate.path_in_folder,
+        )
     yield from files.values()
 
 
@@ -186,20 +220,17 @@ def _no_input(own_files: list[_Candidate], other_outputs: list[_Candidate]) -> I
 
 def _format_of(path: str) -> Format:
     ending = Path(path).suffix.lower()
-    if ending in _EXTENSIONS:
-        return _EXTENSIONS[ending]
-    if ending == ".json":
-        message = f"one JSON object per line is jsonl {_FORMAT_OPTION}; convert an array: jq -c '.[]' FILE > FILE.jsonl"
-    else:
-        shown = printable_name(ending) or "a name without an ending"
-        message = f"{shown} says nothing about the format: set it {_FORMAT_OPTION}"
-    raise InvalidInput(f"{printable_name(path)}: {message}")
+    if (known := {**_EXTENSIONS, **_ONLY_NAMED}.get(ending)) is not None:
+        return known
+    shown = printable_name(ending) or "a name without an ending"
+    message = _UNREADABLE.get(ending, f"{shown} says nothing about the format: set it {_FORMAT_OPTION}")
+    raise InvalidInput(f"{printable_name(path)}{' ' if ending in _UNREADABLE else ': '}{message}")
 
 
 # --- files that this package wrote -------------------------------------------------------------------------
 
 _REQUIRED_COLUMNS = frozenset({"id", "model", "dimension", "role"})
-_OUTPUT_COLUMNS = _REQUIRED_COLUMNS | {"text", "embedding", "sparse_indices", "sparse_values"}
+_OUTPUT_COLUMNS = _REQUIRED_COLUMNS | {"text", "source", "embedding", "sparse_indices", "sparse_values"}
 _REJECTS_COLUMNS = frozenset({"id", "place", "reason", "code", "request_id"})
 _MAX_ROW_BYTES = 4 << 20
 

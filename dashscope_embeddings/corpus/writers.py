@@ -11,7 +11,7 @@ import itertools
 import json
 import struct
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +38,8 @@ class OutputMetadata:
     """Floats in a dense vector; None: there are no dense vectors."""
     role: TextType
     kind: Output
-    with_text: bool
+    extra_columns: Sequence[str]
+    """Those of "text" and "source" that were requested."""
     row_count: int
 
 
@@ -55,6 +56,8 @@ class Vector:
     model: str
     dimension: int | None
     role: str
+    source: str | None = None
+    """The file that held the text; None unless the output names the files."""
 
 
 def validate_output(path: Path, kind: Output) -> None:
@@ -120,8 +123,8 @@ def ids_path(path: Path) -> Path:
 
 def _columns(row: OutputRow, metadata: OutputMetadata, *, vectors: bool = True) -> dict[str, Any]:
     columns: dict[str, Any] = {"id": row.id}
-    if metadata.with_text:
-        columns["text"] = row.text
+    for name in metadata.extra_columns:
+        columns[name] = getattr(row, name)
     if vectors and row.vectors.dense is not None:
         columns["embedding"] = array.array("f", row.vectors.dense).tolist()
     if vectors and row.vectors.sparse_indices is not None and row.vectors.sparse_values is not None:
@@ -174,14 +177,14 @@ def _write_parquet(file: IO[bytes], rows: Iterable[OutputRow], metadata: OutputM
     group = list(itertools.islice(rows, group_rows))
     schema = _schema(pa, metadata, has_integer_ids=not group or isinstance(group[0].id, int))
     names = [field.name for field in schema]
-    packed = [name for name in names if name in {"text", "model", "dimension", "role", "id"}]
+    packed = {"id", "text", "source", "model", "dimension", "role"}
     with (
         pa.parquet.ParquetWriter(
             file,
             schema,
             # Compressing the floats of vectors costs time and saves hardly any space.
             compression={_parquet_column_path(name): "zstd" if name in packed else "none" for name in names},
-            use_dictionary=["model", "dimension", "role"],
+            use_dictionary=["source", "model", "dimension", "role"],
             write_statistics=["id"],
         ) as writer,
         ThreadPoolExecutor(1) as thread,
@@ -204,8 +207,7 @@ def _parquet_column_path(name: str) -> str:
 
 def _schema(pa: Any, metadata: OutputMetadata, *, has_integer_ids: bool) -> Any:
     fields = [pa.field("id", pa.int64() if has_integer_ids else pa.string(), nullable=False)]
-    if metadata.with_text:
-        fields.append(pa.field("text", pa.string()))
+    fields += [pa.field(name, pa.string()) for name in metadata.extra_columns]
     fields += vector_fields(metadata.kind, metadata.dimension)
     fields += [pa.field("model", pa.string()), pa.field("dimension", pa.int32()), pa.field("role", pa.string())]
     return pa.schema(fields)
@@ -218,8 +220,8 @@ def _arrays(pa: Any, group: list[OutputRow], metadata: OutputMetadata, schema: A
         "dimension": pa.repeat(pa.scalar(metadata.dimension, pa.int32()), len(group)),
         "role": pa.repeat(metadata.role, len(group)),
     }
-    if metadata.with_text:
-        columns["text"] = pa.array([row.text for row in group], pa.string())
+    for name in metadata.extra_columns:
+        columns[name] = pa.array([getattr(row, name) for row in group], pa.string())
     if "dense" in metadata.kind:
         floats = _flat_array(pa, pa.float32(), [row.vectors.dense or b"" for row in group])
         columns["embedding"] = pa.FixedSizeListArray.from_arrays(floats, type=schema.field("embedding").type)
@@ -273,4 +275,4 @@ def _vector_from_columns(row: dict[str, Any]) -> Vector:
     if row.get("sparse_indices") is not None:
         sparse = SparseVector(row["sparse_indices"], row["sparse_values"])
     dense, text = row.get("embedding"), row.get("text")
-    return Vector(row["id"], dense, sparse, text, row["model"], row["dimension"], row["role"])
+    return Vector(row["id"], dense, sparse, text, row["model"], row["dimension"], row["role"], row.get("source"))

@@ -17,7 +17,6 @@ from dashscope_embeddings.emulator import faults, in_process
 typer_testing = pytest.importorskip("typer.testing")
 pytest.importorskip("rich")
 from dashscope_embeddings.cli import app  # noqa: E402 - they need what was just looked for
-from dashscope_embeddings.cli import embed as cli_embed  # noqa: E402 - same
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -97,7 +96,7 @@ def test_1_failed_says_that_the_same_command_goes_on(
         (["in.jsonl", "-o", "out.jsonl"], r"in\.jsonl:2: its text is empty or blank.*nothing was sent"),
         (["gone.txt", "-o", "out.jsonl"], "no such file to read: gone.txt"),
         (["in.txt", "-o", "out.csv"], "its ending must be one of"),
-        (["in.txt", "-o", "out.jsonl", "--kind", "all"], "kind='all'"),
+        (["in.txt", "-o", "out.jsonl", "--kind", "all"], "--kind all: expected"),
         (["in.txt", "-o", "out.jsonl", "--protocol", "openai", "--kind", "sparse"], "sparse vectors need"),
         (["in.txt"], "Missing option"),
     ],
@@ -185,24 +184,3 @@ def test_a_signal_lets_what_is_in_flight_arrive_and_the_same_command_goes_on(
     assert 20 <= in_process().billed_texts < 95
     assert offline(source, "-o", "out.jsonl").exit_code == 0
     assert in_process().billed_texts == 95
-
-
-def test_elsewhere_than_on_a_terminal_progress_is_plain_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ticks = iter(range(10_000))
-    monkeypatch.setattr("dashscope_embeddings.cli.embed.time.monotonic", lambda: float(next(ticks)))
-    result = offline(str(write_lines(tmp_path / "in.txt", [f"t {n}" for n in range(2_000)])), "-o", "out.jsonl")
-    told = [line for line in result.stderr.splitlines() if " of 2,000 texts, " in line]
-    assert len(told) > 2
-    assert re.fullmatch(r"[\d,]+ of 2,000 texts, [\d,]+ texts/s, [\d,]+ tokens, CNY [\d.]+, \d+:\d\d left", told[0])
-    assert told[-1].startswith("2,000 of 2,000 texts")
-    assert "\x1b" not in result.output
-
-
-def test_on_a_terminal_a_bar_says_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FORCE_COLOR", "1")
-    monkeypatch.setenv("TTY_COMPATIBLE", "1")
-    monkeypatch.setattr(cli_embed, "_DRAW_INTERVAL_SECONDS", 0.0)
-    result = offline(str(write_lines(tmp_path / "in.txt", TEXTS)), "-o", "out.jsonl")
-    assert result.exit_code == 0
-    assert "95/95" in result.stderr
-    assert re.search(r"texts/s, [\d,]+ tokens, CNY", result.stderr)

@@ -14,13 +14,12 @@ from typing import Any
 import pytest
 from corpus_helpers import write_json_lines, write_lines
 
-from dashscope_embeddings import EmbeddingClient, corpus
+from dashscope_embeddings import corpus
 from dashscope_embeddings.emulator import faults, in_process
 
 typer_testing = pytest.importorskip("typer.testing")
 pytest.importorskip("rich")
 from dashscope_embeddings.cli import app, demo  # noqa: E402 - they need what was just looked for
-from dashscope_embeddings.cli import embed as cli_embed  # noqa: E402 - same
 
 
 @pytest.fixture(autouse=True)
@@ -114,7 +113,7 @@ def test_what_is_left_out_is_reported_in_one_line(command: list[str], tmp_path: 
         (["embedd"], "embed"),
         (["batch", "stauts"], "status"),
         (["embed", "in.txt", "-o", "o.jsonl", "--on-bad-input", "skpi", "--base-url", "emulator"], '"fail" or "skip"'),
-        (["embed", "in.txt", "-o", "o.jsonl", "--format", "jsnl", "--base-url", "emulator"], "txt, jsonl, csv"),
+        (["embed", "in.txt", "-o", "o.jsonl", "--format", "jsnl", "--base-url", "emulator"], '"txt", "jsonl"'),
     ],
 )
 def test_a_misspelt_word_is_answered_with_the_one_that_was_meant(
@@ -131,26 +130,22 @@ def test_a_misspelt_word_is_answered_with_the_one_that_was_meant(
 # --- while it runs -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("drawn", [False, True])
-def test_throttling_is_reported_while_it_lasts(drawn: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: FBT001 - a case
-    in_process().faults = [faults.Throttle(times=3, retry_after=0.3)]
-    monkeypatch.setattr(cli_embed, "_OUTAGE_GRACE_SECONDS", 0.1)
-    if drawn:
-        monkeypatch.setenv("FORCE_COLOR", "1")
-        monkeypatch.setenv("TTY_COMPATIBLE", "1")
+@pytest.mark.parametrize("is_terminal", [False, True])
+def test_throttling_from_the_start_is_shown_until_it_ends(
+    is_terminal: bool,  # noqa: FBT001 - a case
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    in_process().faults = [faults.Throttle(times=2, retry_after=1.2)]
+    monkeypatch.setattr("dashscope_embeddings.corpus.progress.is_interactive", lambda: is_terminal)
     source = write_lines(tmp_path / "in.txt", [f"text {number}" for number in range(30)])
     result = run("embed", str(source), "-o", "out.jsonl", "--base-url", "emulator", "--max-concurrency", "1")
     assert result.exit_code == 0
-    assert re.search(r"throttled \(Throttling\.RateQuota\) for \d+ s, retrying", result.stderr)
-
-
-def test_nothing_is_said_of_throttling_between_answers() -> None:
-    trouble = cli_embed._OutageTracker()
-    assert trouble.describe() == ""
-    in_process().faults = [faults.Throttle(times=1)]
-    EmbeddingClient(base_url="emulator", on_request=trouble.on_request).embed(["a", "b"])
-    assert in_process().requests == 2
-    assert trouble.describe() == ""
+    lines = re.split(r"[\r\n]+", result.stderr)
+    (first, *_) = [line for line in lines if "throttled (" in line]
+    assert re.search(r"0(/| of )30.*throttled \(Throttling\.RateQuota\) for [01] s, asking again (now|in 1 s)", first)
+    assert re.search(r"30(/| of )30.*2 throttled", "".join(line for line in lines if line)[-200:])
+    assert any("requests in flight: 1" in line for line in lines)
 
 
 def test_money_that_ends_midway_is_reported_with_counts_of_the_whole_corpus(tmp_path: Path) -> None:

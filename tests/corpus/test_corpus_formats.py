@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import io
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 import pytest
 from client_helpers import client_for
@@ -23,7 +24,7 @@ from corpus_helpers import (
 )
 
 from dashscope_embeddings import InvalidInput, corpus
-from dashscope_embeddings.corpus import options, readers, writers
+from dashscope_embeddings.corpus import options, readers, sources, writers
 from dashscope_embeddings.emulator import Emulator, faults
 
 if TYPE_CHECKING:
@@ -102,7 +103,7 @@ def test_folders_globs_and_files_are_read_in_order_without_our_own_outputs(tmp_p
     for _ in range(2):
         embed(emulator, asked, output, with_text=True)
         assert [row.text for row in read_vectors(output)] == ["z", "a", "b", "c"]
-        assert [row.id for row in read_vectors(output)] == list(range(4))
+        assert [row.id for row in read_vectors(output)] == ["0", "docs/a.txt:1", "docs/b.txt:1", "docs/deep/c.txt:1"]
     assert emulator.billed_texts == 4
 
 
@@ -145,7 +146,7 @@ def test_whole_numbers_stay_numbers_unless_one_id_is_none(tmp_path: Path, emulat
 
 def test_reading_holds_no_more_than_a_few_records(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "in.jsonl", (json.dumps({"text": f"text {n}"}) for n in range(3)))
-    found = readers.read_records(readers.Source(str(path), "jsonl"), readers.Fields())
+    found = readers.read_records(sources.Source(str(path), "jsonl"), options.InputOptions())
     assert next(found).text == "text 0"
     assert next(found).place == f"{path}:2"
 
@@ -390,8 +391,9 @@ def test_a_quote_that_never_ends_is_not_one_bad_record(tmp_path: Path, on_bad_in
 def test_signatures_list_the_input_options_and_a_misspelt_one_is_answered(name: str) -> None:
     function = getattr(corpus, name)
     parameters = inspect.signature(function).parameters
-    assert {option: parameters[option].default for option in options.DEFAULTS} == options.DEFAULTS
-    assert options.DEFAULTS.keys() == options.InputOptions.__annotations__.keys()
+    defaults = dataclasses.asdict(options.InputOptions())
+    assert {option: parameters[option].default for option in defaults} == defaults
+    assert get_type_hints(options.InputKeywords) == get_type_hints(options.InputOptions)
     assert "options" not in parameters
     with pytest.raises(TypeError, match=rf"{name}\(…\) has no argument text_feild: is text_field meant\?"):
         function("in.txt", "out.jsonl", client=None, text_feild="body")

@@ -31,7 +31,9 @@ from dashscope_embeddings._core.protocol import ParsedReply, Reply, RequestOptio
 from dashscope_embeddings._core.rate_limiter import Limiter
 from dashscope_embeddings._core.steps import Send
 from dashscope_embeddings._core.text_length import Limits
-from dashscope_embeddings.corpus import readers
+from dashscope_embeddings.corpus import readers, sources
+from dashscope_embeddings.corpus.options import InputOptions
+from dashscope_embeddings.corpus.records import Record
 from dashscope_embeddings.emulator import Emulator
 from dashscope_embeddings.emulator.embeddings import COMPATIBLE_PATH, NATIVE_PATH
 from dashscope_embeddings.emulator.messages import Request, Response
@@ -716,10 +718,10 @@ LINES = st.one_of(
 )
 
 
-def read_all(folder: Path, body: bytes, form: readers.Format, fields: readers.Fields) -> list[readers.Record]:
+def read_all(folder: Path, body: bytes, form: sources.Format, options: InputOptions) -> list[Record]:
     path = folder / "file"
     path.write_bytes(body)
-    return list(readers.read_records(readers.Source(str(path), form), fields))
+    return list(readers.read_records(sources.Source(str(path), form), options))
 
 
 @pytest.fixture(scope="module")
@@ -727,13 +729,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("files")
 
 
-@given(LINES, st.sampled_from(["txt", "jsonl", "csv", "tsv"]), st.sampled_from([None, "id"]), ENCODINGS)
+@given(LINES, st.sampled_from(["txt", "jsonl", "json", "csv", "tsv"]), st.sampled_from([None, "id", "auto"]), ENCODINGS)
 @examples(250)
 def test_any_file_gives_records_or_is_refused_as_a_whole(
-    folder: Path, body: bytes, form: readers.Format, wanted: str | None, encoding: str
+    folder: Path, body: bytes, form: sources.Format, wanted: str | None, encoding: str
 ) -> None:
     try:
-        found = read_all(folder, body, form, readers.Fields(id=wanted, encoding=encoding))
+        found = read_all(folder, body, form, InputOptions(id_field=wanted, encoding=encoding))
     except InvalidInput:
         # Of UTF-8 any bytes can be read, line by line; a mark goes before it.
         assert encoding != "utf-8" or body.startswith((b"\xff\xfe", b"\xfe\xff"))
@@ -741,7 +743,7 @@ def test_any_file_gives_records_or_is_refused_as_a_whole(
     for record in found:
         assert re.fullmatch(r".*file:\d+", record.place)
         assert record.problem is None or record.problem
-        if form != "jsonl" and record.problem is None:
+        if form not in {"json", "jsonl"} and record.problem is None:
             assert isinstance(record.text, str)
             record.text.encode()
     if form in {"txt", "jsonl"} and encoding == "utf-8" and not any(record.affects_whole_file for record in found):
@@ -752,7 +754,7 @@ def test_any_file_gives_records_or_is_refused_as_a_whole(
 @given(st.lists(st.tuples(any_texts(), any_texts()), max_size=6), st.sampled_from(["csv", "tsv", "jsonl"]), ENCODINGS)
 @examples(150)
 def test_what_was_written_is_read(
-    folder: Path, pairs: list[tuple[str, str]], form: readers.Format, encoding: str
+    folder: Path, pairs: list[tuple[str, str]], form: sources.Format, encoding: str
 ) -> None:
     file = io.StringIO(newline="")
     if form == "jsonl":
@@ -764,14 +766,14 @@ def test_what_was_written_is_read(
     with contextlib.suppress(UnicodeError):
         body = file.getvalue().encode(encoding)
     assume(body and encoding not in {"hz", "utf-7", "idna"} and "\0" not in file.getvalue())
-    found = read_all(folder, body, form, readers.Fields(id="id", encoding=encoding))
+    found = read_all(folder, body, form, InputOptions(id_field="id", encoding=encoding))
     assert [(record.text, record.id, record.problem) for record in found] == [(*pair, None) for pair in pairs]
 
 
 @pytest.mark.parametrize("encoding", ["base64", "rot13", "\0"])
 def test_an_encoding_that_is_none_of_texts_is_invalid_input(tmp_path: Path, encoding: str) -> None:
     with pytest.raises(InvalidInput):
-        read_all(tmp_path, b"a", "txt", readers.Fields(encoding=encoding))
+        read_all(tmp_path, b"a", "txt", InputOptions(encoding=encoding))
 
 
 @given(st.data())
@@ -798,7 +800,7 @@ def test_any_columns_of_parquet_give_a_record_a_row(folder: Path, data: st.DataO
     table = pa.table({"text": column(kinds), "id": column(kinds)})
     file = io.BytesIO()
     pq.write_table(table, file)
-    found = read_all(folder, file.getvalue(), "parquet", readers.Fields(id="id"))
+    found = read_all(folder, file.getvalue(), "parquet", InputOptions(id_field="id"))
     assert [record.problem for record in found] == [None] * size
     expected = [(row["text"], row["id"]) for row in table.to_pylist()]
     assert repr([(record.text, record.id) for record in found]) == repr(expected)
@@ -808,7 +810,7 @@ def test_any_columns_of_parquet_give_a_record_a_row(folder: Path, data: st.DataO
 @examples(60)
 def test_bytes_that_are_no_parquet_are_refused(folder: Path, body: bytes, mark: bytes) -> None:
     with pytest.raises(InvalidInput, match="cannot be read"):
-        read_all(folder, mark + body + mark, "parquet", readers.Fields())
+        read_all(folder, mark + body + mark, "parquet", InputOptions())
 
 
 @pytest.mark.parametrize("case", ["two columns", "date"])
@@ -819,7 +821,7 @@ def test_a_parquet_file_that_python_cannot_hold_is_invalid_input_or_a_problem(tm
     file = io.BytesIO()
     pq.write_table(table, file)
     try:
-        (record,) = read_all(tmp_path, file.getvalue(), "parquet", readers.Fields())
+        (record,) = read_all(tmp_path, file.getvalue(), "parquet", InputOptions())
     except InvalidInput:
         return
     assert record.problem

@@ -20,7 +20,7 @@ from dashscope_embeddings.corpus.batch.context import BatchOptions
 from dashscope_embeddings.corpus.batch.job import Inputs, open_job
 from dashscope_embeddings.corpus.batch.store import JobStore
 from dashscope_embeddings.corpus.batch.types import BatchEstimate, BatchSummary, ProgressCallback
-from dashscope_embeddings.corpus.options import InputOptions, accepts_input_options
+from dashscope_embeddings.corpus.options import InputKeywords, InputOptions, accepts_input_options
 from dashscope_embeddings.corpus.realtime import ledger_beside
 from dashscope_embeddings.errors import InvalidInput
 
@@ -37,7 +37,7 @@ def batch_submit(  # noqa: PLR0913 - all but two are keywords with defaults
     before: Callable[[BatchEstimate], object] | None = None,
     progress: ProgressCallback | None = None,
     stop: StopEvent | None = None,
-    **options: Unpack[InputOptions],
+    **options: Unpack[InputKeywords],
 ) -> BatchSummary:
     """Submits all texts of some files for embedding at half the price; `batch_fetch` fetches the vectors.
 
@@ -65,7 +65,7 @@ def batch_submit(  # noqa: PLR0913 - all but two are keywords with defaults
         OSError: for example, the disk is full. The same call continues.
     """
     batch_options = BatchOptions(window, name, description)
-    with open_job(output, client, inputs, options, batch_options, before) as runner:
+    with open_job(output, client, inputs, InputOptions(**options), batch_options, before) as runner:
         return runner.run(runner.create_flow(progress).submit_all(), stop)
 
 
@@ -82,7 +82,7 @@ def batch_run(  # noqa: PLR0913 - as batch_submit
     before: Callable[[BatchEstimate], object] | None = None,
     progress: ProgressCallback | None = None,
     stop: StopEvent | None = None,
-    **options: Unpack[InputOptions],
+    **options: Unpack[InputKeywords],
 ) -> BatchSummary:
     """Submits, waits, fetches, and resubmits failed texts until the output is written. This may take days.
 
@@ -94,7 +94,7 @@ def batch_run(  # noqa: PLR0913 - as batch_submit
     if poll is not None and not 0 < poll < float("inf"):
         raise InvalidInput(f"poll={poll!r}: expected seconds, above 0")
     batch_options = BatchOptions(window, name, description)
-    with open_job(output, client, inputs, options, batch_options, before) as runner:
+    with open_job(output, client, inputs, InputOptions(**options), batch_options, before) as runner:
         return runner.run(runner.create_flow(progress).run(poll), stop)
 
 

@@ -22,7 +22,7 @@ from dashscope_embeddings.corpus.batch.context import BatchContext, BatchOptions
 from dashscope_embeddings.corpus.batch.flow import BatchFlow
 from dashscope_embeddings.corpus.batch.store import JobStore
 from dashscope_embeddings.corpus.batch.types import BatchEstimate, BatchSummary, ProgressCallback
-from dashscope_embeddings.corpus.options import InputOptions
+from dashscope_embeddings.corpus.options import EXTRA_COLUMNS, InputOptions
 from dashscope_embeddings.corpus.realtime import batch_cost, ledger_beside, rejects_beside, write_output
 from dashscope_embeddings.errors import Cancelled, InvalidInput
 from dashscope_embeddings.vectors import Usage
@@ -56,8 +56,8 @@ class BatchJobRunner:
         counts = self._context.checkpoint.counts()
         finished = write and not counts.pending and not stopped
         if finished:
-            with_text = bool(self._context.job_store.get_note("with_text"))
-            write_output(self._context.checkpoint, self._output, self._client, "document", "dense", with_text=with_text)
+            columns = [name for name in EXTRA_COLUMNS if self._context.job_store.get_note(f"with_{name}")]
+            write_output(self._context.checkpoint, self._output, self._client, "document", "dense", columns)
         if self._context.totals.errors:
             raise self._context.totals.errors[0]
         return self._summary(finished=finished, stopped=stopped)
@@ -126,7 +126,7 @@ def open_job(  # noqa: PLR0913, PLR0917 - only the first two are required
     if inputs is not None:
         writers.validate_output(output, "dense")
         corpus_inputs.check_output(path, output)
-        source = corpus_inputs.resolve_inputs(inputs, output, input_options or {})
+        source = corpus_inputs.resolve_inputs(inputs, output, input_options or InputOptions())
     elif not path.exists():
         raise InvalidInput(f"there is no {path}: nothing was submitted for this output")
     fingerprint = corpus_inputs.settings_fingerprint(client, "document", "dense", "batch")
@@ -138,7 +138,8 @@ def open_job(  # noqa: PLR0913, PLR0917 - only the first two are required
             if source is not None:
                 corpus_inputs.load_inputs(checkpoint, source, client.settings, fingerprint)
                 job_store.set_note("numbers", checkpoint.has_integer_ids)
-                job_store.set_note("with_text", source.options["with_text"])
+                for name in EXTRA_COLUMNS:
+                    job_store.set_note(f"with_{name}", name in source.options.extra_columns)
             if batch_options is not None:
                 job_store.set_note("client", _portable_settings(client))
                 job_store.set_note("order", batch_options)

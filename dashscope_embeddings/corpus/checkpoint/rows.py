@@ -34,6 +34,12 @@ class OutputRow(NamedTuple):
     id: int | str
     text: str | None
     vectors: PackedVectors
+    place: str
+
+    @property
+    def source(self) -> str:
+        """The file that held the text."""
+        return self.place.rpartition(":")[0]
 
 
 @dataclass(frozen=True, slots=True)

@@ -321,7 +321,7 @@ class CheckpointStore:
                 readable += 1
             elif (vectors := self._replies.vectors(reply, slot, digest)) is not None:
                 readable += 1
-                yield OutputRow(self._output_id(seq, record_id), text, vectors)
+                yield OutputRow(self._output_id(seq, record_id), text, vectors, place)
         if readable != records:
             raise InvalidInput(
                 f"{records - readable} of {records} records cannot be written: {self._name} or {self._name}-vectors is "
@@ -336,10 +336,10 @@ class CheckpointStore:
         )
         for seq, record_id, place, reason, code, request_id, is_invalid in rows:
             # The id of an invalid record may not be an integer even if all others are.
-            output_id = record_id if is_invalid and record_id is not None else self._output_id(seq, record_id)
+            output_id = self._output_id(seq, record_id) if not is_invalid else seq if record_id is None else record_id
             yield {"id": output_id, "place": place, "reason": reason, "code": code, "request_id": request_id}
 
     def _output_id(self, position: int, record_id: str | None) -> int | str:
         if record_id is None:
-            return position
+            return position if self.has_integer_ids else str(position)
         return int(record_id) if self.has_integer_ids else record_id

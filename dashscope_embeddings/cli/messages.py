@@ -1,0 +1,118 @@
+"""What the corpus commands print: estimates before, summaries after."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import typer
+
+from dashscope_embeddings.cli.common import EXIT_FAILED, EXIT_REJECTED, fail
+from dashscope_embeddings.corpus.batch.messages import ENDED_STATUSES
+from dashscope_embeddings.corpus.sources import printable_name
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+    from dashscope_embeddings.corpus import BatchEstimate, BatchFile, BatchProgress, BatchSummary, Estimate, Summary
+
+
+def print_progress(progress: BatchProgress) -> None:
+    """Prints an event of the Batch route."""
+    typer.echo(progress.message, err=True)
+
+
+def print_estimate(estimate: Estimate) -> None:
+    """Prints what a run would send and cost."""
+    _print_counts(estimate, "are to be embedded", "would be skipped")
+    typer.echo(f"about {estimate.tokens:,} tokens, by a rule of thumb that may be a third off")
+    typer.echo(f"list price, real time: {estimate.real_time or 'not known'}")
+    typer.echo(f"list price, Batch files: {estimate.batch or 'not known'}")
+    typer.echo("Nothing was sent.")
+
+
+def print_batch_estimate(estimate: BatchEstimate) -> None:
+    """Prints what a submission will send and cost."""
+    _print_counts(estimate, "are to be submitted", "are skipped")
+    if not estimate.pending:
+        return
+    tokens, files = estimate.tokens, estimate.files
+    typer.echo(f"about {tokens:,} tokens, by a rule of thumb that may be a third off, in {files:,} files")
+    typer.echo(f"list price, Batch files: {estimate.cost or 'not known'}")
+    typer.echo(
+        "Batch lines carry no role. Which one the service gives them is not documented (an assumption says document, "
+        "one measurement query): `dashscope-embeddings check` measures it with your key."
+    )
+    if not estimate.documented:
+        typer.echo("Batch files for embeddings are documented for Beijing only: expect a refusal here.")
+
+
+def _print_counts(estimate: Estimate | BatchEstimate, pending: str, skipped: str) -> None:
+    typer.echo(f"{estimate.texts:,} texts, of which {estimate.pending:,} {pending} (equal ones once)")
+    if estimate.skipped:
+        typer.echo(f"{estimate.skipped:,} records are no usable texts and {skipped}")
+
+
+def print_summary(summary: Summary, output: Path) -> None:
+    """Prints the result of `embed`, and ends the command if texts have no vectors."""
+    if not summary.finished:
+        fail(f"stopped after {summary.embedded:,} texts ({summary.usage}); the same command goes on", EXIT_FAILED)
+    _print_result(summary, output, "embedded", "all runs together")
+
+
+def print_batch_summary(summary: BatchSummary, output: Path) -> None:
+    """Prints the state of a job, and ends the command if texts have no vectors."""
+    if summary.finished:
+        _print_result(summary, output, "fetched", "all calls together")
+    else:
+        fail("\n".join(_unfinished(summary, printable_name(output))), EXIT_FAILED)
+
+
+def _print_result(summary: Summary | BatchSummary, output: Path, done: str, all_runs: str) -> None:
+    rows = summary.texts - summary.rejected
+    typer.echo(f"{printable_name(output)}: {rows:,} vectors, {summary.embedded:,} texts {done} now ({summary.usage})")
+    if summary.spent != summary.usage:
+        typer.echo(f"{all_runs}: {summary.spent}")
+    if summary.rejects is None:
+        return
+    typer.echo(f"{summary.rejected:,} rejected, {summary.skipped:,} skipped: see {printable_name(summary.rejects)}")
+    if summary.rejected:
+        typer.echo("rejected texts are sent again with --retry-rejected, or with another --long-text")
+    else:
+        typer.echo("correct them in the input and run the same command")
+    raise typer.Exit(EXIT_REJECTED)
+
+
+def _unfinished(summary: BatchSummary, name: str) -> Iterator[str]:
+    yield f"{summary.embedded:,} texts fetched now ({summary.usage}), {summary.pending:,} without vectors yet"
+    if summary.stopped:
+        yield "stopped: what is submitted stays submitted; the same command goes on"
+    if summary.under_way:
+        yield (
+            f"{summary.under_way:,} texts are under way: `batch fetch -o {name}` fetches them. They are billed unless "
+            f"`batch cancel -o {name}` stops them"
+        )
+    if summary.given_up:
+        yield (
+            f"{summary.given_up:,} texts failed too often, or were cancelled or refused with their file: "
+            "`batch submit` or `batch run` tries them again"
+        )
+    elif not summary.under_way and summary.pending and not summary.stopped:
+        yield "nothing is under way: `batch fetch`, or `batch submit` with the inputs, goes on"
+
+
+def print_status(files: Sequence[BatchFile], output: Path) -> None:
+    """Prints the state of each batch, and what is left to do."""
+    for file in files:
+        done = "" if file.completed is None else f", {file.completed:,} lines done, {file.failed or 0:,} failed"
+        state = f"{file.batch_id} {file.status or file.state}" if file.batch_id else "no batch was created"
+        fetched = ", fetched" if file.batch_id and file.state == "closed" else ""
+        typer.echo(f"file {file.number}: {state}, {file.texts:,} texts in {file.lines:,} lines{done}{fetched}")
+    left = [file for file in files if file.batch_id and file.state != "closed"]
+    ended = sum(file.texts for file in left if file.status in ENDED_STATUSES)
+    if ended:
+        typer.echo(f"{ended:,} texts of ended batches are to be fetched: `batch fetch -o {printable_name(output)}`")
+    if running := sum(file.texts for file in left) - ended:
+        typer.echo(f"{running:,} texts are under way, and billed as they are done, unless `batch cancel` stops them")
+    if not left:
+        typer.echo(f"all is done: {printable_name(output)}" if output.exists() else "nothing is under way")

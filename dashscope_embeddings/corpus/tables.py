@@ -1,0 +1,175 @@
+"""Read records from CSV, TSV and Parquet."""
+
+from __future__ import annotations
+
+import csv
+from typing import TYPE_CHECKING, Any
+
+from dashscope_embeddings._adapters.arrow import import_pyarrow
+from dashscope_embeddings.corpus.encodings import TextFile, has_lone_surrogates
+from dashscope_embeddings.corpus.records import FieldError, Fields, Record, check_unique, record_from_fields
+from dashscope_embeddings.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from dashscope_embeddings.corpus.options import InputOptions
+    from dashscope_embeddings.corpus.sources import Source
+
+# --- CSV and TSV -------------------------------------------------------------------------------------------
+
+_MAX_FIELD_CHARACTERS = 1 << 30
+
+
+def read_table(text: TextFile, options: InputOptions) -> Iterator[Record]:
+    """The records of a CSV or TSV file."""
+    header: list[str] = []
+    fields = Fields.of(options, ())
+    for place, row in _table_rows(text, options):
+        if isinstance(row, Record):
+            yield row
+        elif not header:
+            header, fields = row, Fields.of(options, row)
+            if (message := _header_problem(header, text, fields)) is not None:
+                yield Record(place, None, None, message, affects_whole_file=True)
+                return
+        elif len(row) == 1 < len(header) and not row[0].strip():
+            continue  # a blank line
+        elif any(map(has_lone_surrogates, row)):
+            yield Record(place, None, None, text.decode_problem("".join(row)))
+        elif len(row) != len(header):
+            counts = f"has {len(row)} fields, and the header {len(header)}"
+            message = f"{counts}: does a text that contains the separator lack its quotes?"
+            yield Record(place, None, None, message)
+        else:
+            yield record_from_fields(place, dict(zip(header, row, strict=True)), fields)
+
+
+def _table_rows(text: TextFile, options: InputOptions) -> Iterator[tuple[str, list[str] | Record]]:
+    """Place and cells of each line that is not blank; in place of the cells of a malformed one, a Record."""
+    # The limit of 131,072 characters per field holds for the whole process: it is raised, never lowered.
+    csv.field_size_limit(max(csv.field_size_limit(), _MAX_FIELD_CHARACTERS))
+    kind = text.source.format
+    rows = csv.reader(
+        text.file,
+        delimiter=options.delimiter or ("\t" if kind == "tsv" else ","),
+        quoting=csv.QUOTE_NONE if options.quoting == "none" else csv.QUOTE_MINIMAL,
+        strict=True,  # otherwise an unclosed quote would make the rest of the file one text
+    )
+    while True:
+        line = rows.line_num + 1
+        place = f"{text.source}:{line}"
+        try:
+            if row := next(rows):
+                yield place, row
+        except StopIteration:
+            return
+        except csv.Error as error:
+            # The lines that an unmatched quote joined were records of their own: more than one record is bad.
+            several = rows.line_num > line
+            if "end of data" in str(error):
+                several, message = True, "a quote that is opened here is never closed"
+            else:
+                joined = f", and the lines up to {rows.line_num} were read as one text" if several else ""
+                message = f"is no {kind.upper()}: {error}{joined}"
+            yield place, Record(place, None, None, f"{message}: {_QUOTING_RULE}", affects_whole_file=several)
+
+
+_QUOTING_RULE = (
+    'a field that begins with a quote must end with one, and each quote inside is written twice (""). If quotes are '
+    "ordinary characters in this file, say so (quoting, --quoting none)"
+)
+_SEPARATORS = {";": "semicolons", "\t": "tabs", ",": "commas", "|": "bars"}
+
+
+def _header_problem(header: list[str], text: TextFile, fields: Fields) -> str | None:
+    if any(map(has_lone_surrogates, header)):
+        return text.decode_problem("".join(header))
+    for wanted in fields.wanted():
+        try:
+            check_unique(wanted, header)
+        except FieldError as error:
+            return str(error)
+        if wanted in header:
+            continue
+        for separator, name in _SEPARATORS.items():
+            if len(header) == 1 and wanted in [cell.strip(' "') for cell in header[0].split(separator)]:
+                shown = "\\t" if separator == "\t" else separator
+                return f'has {name} between its fields: set the delimiter (delimiter, --delimiter "{shown}")'
+        return fields.missing(wanted, header)
+    return None
+
+
+# --- Parquet -----------------------------------------------------------------------------------------------
+
+_ROWS_PER_READ = 1024
+
+
+def read_parquet(source: Source, options: InputOptions) -> Iterator[Record]:
+    """The records of a Parquet file; only the columns of text and id are read.
+
+    Raises:
+        InvalidInput: the file is damaged, or no Parquet.
+        ImportError: pyarrow is not installed.
+    """
+    pa = import_pyarrow()
+    try:
+        with pa.parquet.ParquetFile(source.path) as file:
+            fields = Fields.of(options, file.schema_arrow.names)
+            try:
+                columns = _parquet_columns(pa, file.schema_arrow, fields)
+            except FieldError as error:
+                yield Record(f"{source}:1", None, None, str(error), affects_whole_file=True)
+                return
+            number = 0
+            paths = [".".join(column) for column in columns]
+            for rows in file.iter_batches(batch_size=_ROWS_PER_READ, columns=list(dict.fromkeys(paths))):
+                arrays = [rows[column[0]] for column in columns]
+                for row in range(rows.num_rows):
+                    number += 1
+                    yield _record_from_cells(f"{source}:{number}", [array[row] for array in arrays], columns)
+    except pa.ArrowException as error:
+        raise InvalidInput(f"{source} cannot be read: {error}") from error
+
+
+def _parquet_columns(pa: Any, schema: Any, fields: Fields) -> list[tuple[str, ...]]:
+    """The names that lead to each wanted column, from the outermost struct inwards."""
+
+    def find(children: Sequence[Any], path: str) -> tuple[str, ...] | None:
+        names = [child.name for child in children]
+        if path in names:
+            check_unique(path, names)
+            return (path,)
+        for child in children:
+            if not path.startswith(f"{child.name}.") or not pa.types.is_struct(child.type):
+                continue
+            if (rest := find(members(child), path.removeprefix(f"{child.name}."))) is not None:
+                return (child.name, *rest)
+        return None
+
+    def members(struct: Any) -> list[Any]:
+        return [struct.type.field(index) for index in range(struct.type.num_fields)]
+
+    columns, top = [], list(schema)
+    for wanted in fields.wanted():
+        if (column := find(top, wanted)) is None:
+            structs = [child for child in top if pa.types.is_struct(child.type)]
+            objects = [child.name for child in structs if find(members(child), wanted)]
+            raise FieldError(fields.missing(wanted, schema.names, objects))
+        columns.append(column)
+    return columns
+
+
+def _record_from_cells(place: str, cells: list[Any], columns: list[tuple[str, ...]]) -> Record:
+    try:
+        values = []
+        for cell, (_, *names) in zip(cells, columns, strict=True):
+            value = cell.as_py()
+            for name in names:
+                value = None if value is None else value[name]
+            values.append(value)
+        return Record(place, *values)
+    except UnicodeDecodeError:
+        return Record(place, None, None, "holds bytes that are not UTF-8")
+    except (OverflowError, ValueError):
+        return Record(place, None, None, "holds a value that Python cannot represent")
