@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
 from dashscope_embeddings.corpus import encodings
 from dashscope_embeddings.corpus.sources import printable_name
@@ -30,10 +30,10 @@ class NoTextError(InvalidInput):
 
 # --- passages ----------------------------------------------------------------------------------------------
 
-_MAX_CHARACTERS, _SPLIT_SLACK_CHARACTERS = 1_000, 150
-"""Characters: a longer text is split evenly; a cut may move this far from the even position to a better boundary."""
-_BOUNDARIES = tuple(map(re.compile, (r"\n\s*\n", r"(?<=[.!?:])\s|(?<=[。！？])", r"\s")))
-"""Where to split, best first: between paragraphs, sentences, words."""
+_MAX_CHARACTERS = 1_000
+"""Characters of a passage's body: a longer text is split."""
+_SENTENCES = re.compile(r"(?<=[.!?]\s)|(?<=[。！？])(?=.)")
+"""Where sentences begin."""
 _HEADING = re.compile(r"#{1,6} +(?P<marked>[^\n]+)|(?P<underlined>\S[^\n]*)\n([*=\-^~])\3{2,}")
 
 
@@ -116,29 +116,33 @@ def read_folder(root: Path) -> tuple[list[Passage], list[str]]:
     return passages, skipped
 
 
-def split_text(text: str) -> Iterator[str]:
-    """Pieces of about equal length, at most about a thousand characters."""
-    rest = text.strip()
-    while (pieces := math.ceil(len(rest) / _MAX_CHARACTERS)) > 1:
-        even = round(len(rest) / pieces)
-        end = _best_boundary(rest, even)
-        yield rest[:end].rstrip()
-        rest = rest[end:].lstrip("\n")
-    if rest:
-        yield rest
+def split_text(text: str) -> list[str]:
+    """Pieces of at most a thousand characters, cut by LlamaIndex between paragraphs, sentences or words.
+
+    Raises:
+        ImportError: LlamaIndex is not installed; a text that is short enough does not need it.
+    """
+    text = text.strip()
+    if len(text) > _MAX_CHARACTERS:
+        return list(_splitter().split_text(text))
+    return [text] if text else []
 
 
-def _best_boundary(text: str, even: int) -> int:
-    for boundary in _BOUNDARIES:
-        matches = boundary.finditer(text, even - _SPLIT_SLACK_CHARACTERS, even + _SPLIT_SLACK_CHARACTERS)
-        ends = [match.end() for match in matches]
-        if ends:
-            return min(ends, key=lambda end: abs(end - even))
-    return even
+@cache
+def _splitter() -> Any:
+    from llama_index.core.node_parser import SentenceSplitter  # noqa: PLC0415 - only for the demo
+
+    return SentenceSplitter(
+        chunk_size=_MAX_CHARACTERS,
+        chunk_overlap=0,
+        tokenizer=list,  # sizes are counted in characters
+        paragraph_separator="\n\n",
+        chunking_tokenizer_fn=_SENTENCES.split,  # LlamaIndex's own is for English, and loads NLTK
+    )
 
 
 def _sentences(text: str) -> list[str]:
-    return re.split(r"(?<=[.!?] )|(?<=[。！？])(?=.)", " ".join(text.split()))
+    return _SENTENCES.split(" ".join(text.split()))
 
 
 def _words(text: str) -> set[str]:

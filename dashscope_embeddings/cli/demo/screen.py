@@ -65,12 +65,12 @@ def run_demo(options: DemoOptions, out: Console, err: Console) -> None:
         else "On the emulator: no key, no network, no bill; vectors are made up from words.",
         markup=False,
     )
-    passages = _passages(options.folder, out, err)
-    out.print(Text(f"stored in {_STORE_DESCRIPTIONS[options.store]}\n"))
     with out.status("loading LangChain and LlamaIndex"), warnings.catch_warnings():
         # Some of their releases warn at import.
         warnings.simplefilter("ignore")
+        passages = _passages(options.folder, out, err)
         search = demo.Search(passages, options.model, options.store, **settings)
+    out.print(Text(f"stored in {_STORE_DESCRIPTIONS[options.store]}\n"))
     with contextlib.closing(search), warnings.catch_warnings():
         # Hides warnings of the frameworks, such as Qdrant's on the size of its local mode; ours are shown.
         warnings.filterwarnings("ignore", module="langchain|llama_index|qdrant_client")
@@ -153,17 +153,14 @@ def answer_lines(
 ) -> Iterator[Text]:
     """The first hits of each ranking: rank, score, title, and the passage from its best matching sentence on."""
     yield Text(question, "bold")
-    rankings = [
-        *_by_framework(dict.fromkeys(found.dense, "dense · cosine"), found.dense, max_hits),
-        *_by_framework(dict.fromkeys(found.sparse, "sparse · shared tokens, weighted"), found.sparse, max_hits),
-        *_by_framework({name: f"fused · {how}" for name, how in found.fusion_methods.items()}, found.fused, max_hits),
-    ]
-    for label, ranking in rankings:
-        yield Text(f"  {label}", "cyan")
-        for rank, (index, score) in enumerate(ranking, start=1):
-            yield _hit_line(f"  {rank:>3} {score:7.4f}  ", passages[index], question, width)
-        if not ranking:
-            yield Text("    no passage shares a token", "dim")
+    for ways in zip(*(rankings.items() for rankings in found.values()), strict=True):
+        by_framework = {name: (label, ranking[:max_hits]) for name, (label, ranking) in zip(found, ways, strict=True)}
+        for label, ranking in _merge(by_framework):
+            yield Text(f"  {label}", "cyan")
+            for rank, (index, score) in enumerate(ranking, start=1):
+                yield _hit_line(f"  {rank:>3} {score:7.4f}  ", passages[index], question, width)
+            if not ranking:
+                yield Text("    no passage shares a token", "dim")
     yield Text()
 
 
@@ -176,15 +173,12 @@ def _hit_line(prefix: str, passage: Passage, question: str, width: int) -> Text:
     return line
 
 
-def _by_framework(
-    labels: Mapping[str, str], rankings: Mapping[str, Ranking], max_hits: int
-) -> list[tuple[str, Ranking]]:
-    """One list if the frameworks agree on method and hits, else one for each."""
-    first = {name: ranking[:max_hits] for name, ranking in rankings.items()}
-    reference = next(iter(first), "")
-    if first and all(labels[name] == labels[reference] and _are_equal(first[reference], first[name]) for name in first):
-        return [(f"{labels[reference]} · {' and '.join(first)} agree", first[reference])]
-    return [(f"{labels[name]} · {name}", ranking) for name, ranking in first.items()]
+def _merge(by_framework: Mapping[str, tuple[str, Ranking]]) -> list[tuple[str, Ranking]]:
+    """One labelled ranking if the frameworks agree on method and hits, else one for each."""
+    (label, first), *others = by_framework.values()
+    if all(label == other_label and _are_equal(first, other) for other_label, other in others):
+        return [(f"{label} · {' and '.join(by_framework)} agree", first)]
+    return [(f"{label} · {name}", ranking) for name, (label, ranking) in by_framework.items()]
 
 
 def _are_equal(first: Ranking, second: Ranking) -> bool:

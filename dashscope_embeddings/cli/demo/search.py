@@ -5,11 +5,11 @@ Both frameworks, and Qdrant for its store, are imported only when an index is bu
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import math
 import uuid
 from collections import defaultdict
-from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 Ranking: TypeAlias = "list[tuple[int, float]]"
 """(index of a passage in the corpus, score), best first."""
+Answer: TypeAlias = "dict[str, dict[str, Ranking]]"
+"""Framework → how it ranked (dense and, if the model has sparse vectors, sparse and fused) → its ranking."""
+DENSE, SPARSE = "dense · cosine", "sparse · shared tokens, weighted"
 
 _RANKING_DEPTH = 50
 """Hits of each ranking that are fused: a passage far down in one may be high in the other."""
@@ -43,34 +46,19 @@ class Store(str, Enum):
     """Qdrant's local mode, which computes all rankings."""
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """The rankings for one question, by the framework's name."""
-
-    dense: Mapping[str, Ranking]
-    """By cosine."""
-    sparse: Mapping[str, Ranking]
-    """By the dot product of the tokens' weights; empty if the model has no sparse vectors."""
-    fused: Mapping[str, Ranking]
-    """Of both; empty if the model has no sparse vectors."""
-    fusion_methods: Mapping[str, str]
-    """Name of the fusion method."""
-
-
 class PassageIndex:
     """The passages in one framework, embedded by a pair of adapters: one request gives dense and sparse vectors."""
 
     name: str
-    fusion_method = "reciprocal ranks"
+    fusion = "fused · reciprocal ranks"
 
     def __init__(self, embeddings: ClientFields, store: Store) -> None:
         self.embeddings = embeddings
         self.has_sparse = embeddings.client.settings.model.sparse
-        self._ranks_in_store = store is Store.QDRANT
+        self.closing = contextlib.ExitStack()
         # The partner for sparse vectors that are ranked here; stores that rank by themselves get their framework's.
-        self._sparse = SparseAdapter(embeddings) if self.has_sparse and not self._ranks_in_store else None
+        self._sparse = SparseAdapter(embeddings) if self.has_sparse and store is Store.MEMORY else None
         self._sparse_documents: list[SparseVector] = []
-        self._client: Any = None
 
     def add(self, first: int, texts: list[str]) -> None:
         """Embeds and stores passages; `first` is the index of the first one."""
@@ -78,25 +66,17 @@ class PassageIndex:
         if self._sparse is not None:
             self._sparse_documents += self._sparse.hybrid.sparse(texts, "document")
 
-    def rank(self, question: str) -> list[Ranking]:
-        """The dense ranking and, if the model has sparse vectors, the sparse and the fused one: from one request."""
-        if self._sparse is not None:
-            [dense] = self._search(question)
-            [query] = self._sparse.hybrid.sparse([question], "query")
-            sparse = rank_sparse(query, self._sparse_documents)
-            return [dense, sparse, fuse(dense, sparse)]
-        if self.has_sparse:
-            self._prefill_cache(question)
-        return self._search(question)
+    def rank(self, question: str) -> dict[str, Ranking]:
+        """The rankings of the passages for a question, by how they were made.
 
-    def _prefill_cache(self, question: str) -> None:
-        # A hybrid search alone costs one request. A dense, a sparse and a hybrid search for the same question fetch
-        # each component twice, so it is put into the cache for two uses.
-        hybrid = self.embeddings.hybrid
-        vectors = hybrid.client.embed(question, text_type="query", output="dense&sparse")
-        if hybrid.cache is not None:
-            hybrid.cache.put("dense", "query", [question] * 2, vectors.dense * 2)
-            hybrid.cache.put("sparse", "query", [question] * 2, (vectors.sparse or []) * 2)
+        One request gives the vectors of the dense and the sparse one. A store that fuses by itself asks once more.
+        """
+        rankings = self._search(question)
+        if self._sparse is not None:
+            [query] = self._sparse.hybrid.sparse([question], "query")
+            rankings.append(rank_sparse(query, self._sparse_documents))
+            rankings.append(fuse(*rankings))
+        return dict(zip((DENSE, SPARSE, self.fusion), rankings, strict=False))
 
     def _store(self, first: int, texts: list[str]) -> None:
         raise NotImplementedError
@@ -104,11 +84,6 @@ class PassageIndex:
     def _search(self, question: str) -> list[Ranking]:
         """The rankings that the store computes."""
         raise NotImplementedError
-
-    def close(self) -> None:
-        """Closes the store."""
-        if self._client is not None:
-            self._client.close()
 
 
 class LangChain(PassageIndex):
@@ -123,7 +98,7 @@ class LangChain(PassageIndex):
 
         embeddings = DashScopeEmbeddings(model=model, **settings)
         super().__init__(embeddings, store)
-        self._stores = self._open_qdrant(embeddings) if self._ranks_in_store else [InMemoryVectorStore(embeddings)]
+        self._stores = self._open_qdrant(embeddings) if store is Store.QDRANT else [InMemoryVectorStore(embeddings)]
 
     def _open_qdrant(self, embeddings: Any) -> list[Any]:
         from langchain_qdrant import QdrantVectorStore, RetrievalMode  # noqa: PLC0415 - as above
@@ -137,22 +112,14 @@ class LangChain(PassageIndex):
             size=size or len(embeddings.embed_query(_COLLECTION)), distance=models.Distance.COSINE
         )
         sparse = {QdrantVectorStore.SPARSE_VECTOR_NAME: models.SparseVectorParams()} if self.has_sparse else None
-        self._client = QdrantClient(":memory:")
-        self._client.create_collection(_COLLECTION, {QdrantVectorStore.VECTOR_NAME: dense}, sparse)
-        self.fusion_method = "reciprocal ranks, by Qdrant"
+        client = self.closing.enter_context(contextlib.closing(QdrantClient(":memory:")))
+        client.create_collection(_COLLECTION, {QdrantVectorStore.VECTOR_NAME: dense}, sparse)
+        self.fusion = "fused · reciprocal ranks, by Qdrant"
         paired = DashScopeSparseEmbeddings(embeddings) if self.has_sparse else None
-        retrieval_modes = (RetrievalMode.DENSE, RetrievalMode.SPARSE, RetrievalMode.HYBRID)
+        skip: dict[str, Any] = {"validate_embeddings": False, "validate_collection_config": False}
+        modes = list(RetrievalMode)[: 3 if self.has_sparse else 1]
         return [
-            QdrantVectorStore(
-                self._client,
-                _COLLECTION,
-                embeddings,
-                mode,
-                sparse_embedding=paired,
-                validate_embeddings=False,
-                validate_collection_config=False,
-            )
-            for mode in (retrieval_modes if self.has_sparse else retrieval_modes[:1])
+            QdrantVectorStore(client, _COLLECTION, embeddings, mode, sparse_embedding=paired, **skip) for mode in modes
         ]
 
     def _store(self, first: int, texts: list[str]) -> None:
@@ -177,7 +144,7 @@ class LlamaIndex(PassageIndex):
         embeddings = DashScopeEmbedding(model, **settings)
         super().__init__(embeddings, store)
         self._modes = ["default"]
-        vector_store = self._open_qdrant() if self._ranks_in_store else None
+        vector_store = self._open_qdrant() if store is Store.QDRANT else None
         context = StorageContext.from_defaults(vector_store=vector_store)
         self._index = VectorStoreIndex([], storage_context=context, embed_model=embeddings)
 
@@ -187,16 +154,16 @@ class LlamaIndex(PassageIndex):
 
         from dashscope_embeddings.llama_index import DashScopeSparseEmbedding  # noqa: PLC0415 - same
 
-        self._client = QdrantClient(":memory:")
+        client = self.closing.enter_context(contextlib.closing(QdrantClient(":memory:")))
         hybrid: dict[str, Any] = {}
         if self.has_sparse:
             sparse = DashScopeSparseEmbedding(self.embeddings)
             encode = {"sparse_doc_fn": sparse.encode_documents, "sparse_query_fn": sparse.encode_queries}
             hybrid = {"enable_hybrid": True, **encode}
             self._modes += ["sparse", "hybrid"]
-            self.fusion_method = "min-max scores, averaged"
+            self.fusion = "fused · min-max scores, averaged"
         # index_doc_id=False: local mode has no payload indexes and would warn.
-        return QdrantVectorStore(_COLLECTION, client=self._client, index_doc_id=False, **hybrid)
+        return QdrantVectorStore(_COLLECTION, client=client, index_doc_id=False, **hybrid)
 
     def _store(self, first: int, texts: list[str]) -> None:
         from llama_index.core.schema import TextNode  # noqa: PLC0415 - as above
@@ -212,13 +179,7 @@ class LlamaIndex(PassageIndex):
 
 
 class Search:
-    """An index of the same passages in each framework.
-
-    Args:
-        passages: The passages to search.
-        model: Name of the model.
-        store: Vector store of both frameworks.
-        settings: Settings of both adapters, such as `base_url`, `dimensions`.
+    """An index of the same passages in each framework; `settings` are those of both adapters.
 
     Raises:
         ImportError: LangChain, LlamaIndex or the store is not installed.
@@ -228,11 +189,7 @@ class Search:
     def __init__(self, passages: Sequence[Passage], model: str, store: Store = Store.MEMORY, **settings: Any) -> None:
         self.passages = passages
         self.indexes: tuple[PassageIndex, ...] = (LangChain(model, store, settings), LlamaIndex(model, store, settings))
-
-    @property
-    def has_sparse(self) -> bool:
-        """Whether the model has sparse vectors."""
-        return self.indexes[0].has_sparse
+        self.has_sparse = self.indexes[0].has_sparse
 
     def add_passages(self, index: PassageIndex, progress: Callable[[int], object]) -> None:
         """Embeds all passages for an index; `progress` is called with the number of passages per step."""
@@ -243,20 +200,13 @@ class Search:
             progress(len(texts))
 
     def answer(self, question: str) -> Answer:
-        """All rankings of the passages for a question.
-
-        Raises:
-            DashScopeError: the question could not be embedded.
-        """
-        by_name = {index.name: index.rank(question) for index in self.indexes}
-        kinds = [dict(zip(by_name, rankings, strict=True)) for rankings in zip(*by_name.values(), strict=True)]
-        dense, sparse, fused = kinds if self.has_sparse else (kinds[0], {}, {})
-        return Answer(dense, sparse, fused, {index.name: index.fusion_method for index in self.indexes})
+        """All rankings of the passages for a question. Raises DashScopeError."""
+        return {index.name: index.rank(question) for index in self.indexes}
 
     def close(self) -> None:
         """Closes the stores."""
         for index in self.indexes:
-            index.close()
+            index.closing.close()
 
 
 def rank_sparse(query: SparseVector, documents: Iterable[SparseVector], depth: int = _RANKING_DEPTH) -> Ranking:
