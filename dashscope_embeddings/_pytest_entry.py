@@ -24,7 +24,12 @@ if TYPE_CHECKING:
     from dashscope_embeddings.emulator.http import Server
 
 _KEY = "sk-made-up-for-the-emulator"
-_CLEARED_VARIABLES = ("DASHSCOPE_API_KEY_FILE_PATH", "DASHSCOPE_API_REGION", "DASHSCOPE_WORKSPACE_ID")
+_CLEARED_VARIABLES = (
+    "DASHSCOPE_API_KEY_FILE_PATH",
+    "DASHSCOPE_BASE_URL",
+    *("DASHSCOPE_API_REGION", "DASHSCOPE_REGION"),
+    *("DASHSCOPE_WORKSPACE_ID", "DASHSCOPE_WORKSPACE"),
+)
 """Variables that would name another key, host or account than the emulator's."""
 
 

@@ -268,6 +268,9 @@ def model(name: str) -> Model:
     return replace(_UNKNOWN_MODEL, name=name)
 
 
+_SINGAPORE_HOST = "dashscope-intl.aliyuncs.com"
+
+
 @dataclass(frozen=True, slots=True)
 class Region:
     """A region of the service; a key belongs to one region."""
@@ -275,17 +278,24 @@ class Region:
     id: str
     city: str
     shared_host: str | None
-    """None if only workspace hosts, `{workspace}.{region}.maas.aliyuncs.com`, are known."""
+    """None if only workspace hosts, `{workspace}.{region}.maas.aliyuncs.com`, are the region's own."""
+    fallback_host: str | None = None
+    """Where requests without a workspace go if there is no shared host."""
+    unconfirmed_host: str | None = None
+    """A host that one page names; only `check` asks it."""
 
 
 REGIONS: tuple[Region, ...] = (
     # https://www.alibabacloud.com/help/model-studio/base-url, seen 2026-11-20
     Region(BEIJING, "Beijing", "dashscope.aliyuncs.com"),
-    Region(SINGAPORE, "Singapore", "dashscope-intl.aliyuncs.com"),
+    Region(SINGAPORE, "Singapore", _SINGAPORE_HOST),
     Region(HONG_KONG, "Hong Kong", "cn-hongkong.dashscope.aliyuncs.com"),
-    Region("us-east-1", "Virginia", "dashscope-us.aliyuncs.com"),
-    Region("eu-central-1", "Frankfurt", None),
-    Region("ap-northeast-1", "Tokyo", None),
+    # The vendor's SDK 2.0.2 sends requests of these to Singapore's host, if no workspace is named (seen 2026-11-27).
+    # Whether a key of these regions works there is not known.
+    # The host in Virginia is named by the page of quotas in its French edition (seen 2026-11-27), and not by the SDK.
+    Region("us-east-1", "Virginia", None, _SINGAPORE_HOST, "dashscope-us.aliyuncs.com"),
+    Region("eu-central-1", "Frankfurt", None, _SINGAPORE_HOST),
+    Region("ap-northeast-1", "Tokyo", None, _SINGAPORE_HOST),
 )
 
 WORKSPACE_DOMAIN = "maas.aliyuncs.com"
@@ -294,6 +304,7 @@ WORKSPACE_DOMAIN = "maas.aliyuncs.com"
 def region_of_host(host: str) -> Region | None:
     """The region of one of the service's hosts; None for any other host."""
     for region in REGIONS:
-        if host == region.shared_host or host.endswith(f".{region.id}.{WORKSPACE_DOMAIN}"):
+        is_workspace = host.endswith(f".{region.id}.{WORKSPACE_DOMAIN}")
+        if is_workspace or host in {region.shared_host, region.unconfirmed_host}:
             return region
     return None

@@ -1,7 +1,6 @@
 """Finds the service's address and the API key, and checks them, so that a key never reaches the wrong host.
 
-The environment variables have the names and meanings of the vendor's SDK (`dashscope` 1.27 and 2.0, env.py and
-api_key.py, seen 2026-11-21). An empty variable counts as unset.
+The environment variables have the names and meanings of the vendor's SDKs. An empty variable counts as unset.
 """
 
 from __future__ import annotations
@@ -12,20 +11,22 @@ import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import get_args
 from urllib.parse import urlsplit
 
 from pydantic import SecretStr
 
 from dashscope_embeddings import catalogue
+from dashscope_embeddings._core.protocol import ApiProtocol
 from dashscope_embeddings._core.secret_settings import as_secret
+from dashscope_embeddings._core.service_variables import (
+    base_url_variable,
+    is_compatible_url,
+    region_variable,
+    workspace_variable,
+)
 from dashscope_embeddings.catalogue import REGIONS, WORKSPACE_DOMAIN, Region, region_of_host
 from dashscope_embeddings.errors import InvalidInput
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from dashscope_embeddings._core.protocol import ApiProtocol
 
 EMULATOR = "emulator"
 """As `base_url`: the emulator inside this process, without key or network."""
@@ -66,15 +67,10 @@ class Address:
 
 
 _WORKSPACE_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
-_REGION_PATTERN = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
+_REGION_PATTERN = re.compile(r"[A-Za-z0-9]+-[A-Za-z0-9-]{0,50}[A-Za-z0-9]")
 _KNOWN_PATH_SUFFIX = re.compile(r"/(?:api/v1(?:/services(?:/[^/]+)*)?|compatible-mode/v1(?:/embeddings)?)$")
 _DNS_LABEL_LIMIT = 64
 _HOST_PATTERN = re.compile(r"[A-Za-z0-9.:_\[\]-]+")
-_BASE_URL_VARIABLES: Mapping[ApiProtocol, tuple[str, str]] = {
-    # The other protocol's variable names the same host, which is a better guess than the default region.
-    "native": ("DASHSCOPE_HTTP_BASE_URL", "DASHSCOPE_COMPATIBLE_BASE_URL"),
-    "openai": ("DASHSCOPE_COMPATIBLE_BASE_URL", "DASHSCOPE_HTTP_BASE_URL"),
-}
 
 
 def resolve_protocol(protocol: ApiProtocol | None, *, region: str | None, base_url: str | None) -> ApiProtocol:
@@ -82,10 +78,9 @@ def resolve_protocol(protocol: ApiProtocol | None, *, region: str | None, base_u
     if protocol is not None:
         return protocol
     origin = "base_url"
-    if base_url is None and not region:
-        origin = "DASHSCOPE_HTTP_BASE_URL"
-        base_url = os.environ.get(origin)
-    if _COMPATIBLE_PATH.search(base_url or ""):
+    if base_url is None and not region and (variable := base_url_variable("native")) is not None:
+        origin, base_url = variable
+    if origin != "DASHSCOPE_COMPATIBLE_BASE_URL" and is_compatible_url(base_url or ""):
         catalogue.warn_once(
             "protocol",
             f"{origin} is an OpenAI-compatible address, but the native protocol of its host is used, because no "
@@ -93,9 +88,6 @@ def resolve_protocol(protocol: ApiProtocol | None, *, region: str | None, base_u
             'this address; protocol="native" tells queries from documents and silences this warning',
         )
     return "native"
-
-
-_COMPATIBLE_PATH = re.compile(r"/compatible-mode(?:/|$)")
 
 
 def resolve_address(
@@ -110,7 +102,7 @@ def resolve_address(
     Raises:
         InvalidInput: the address is malformed, or would send the key over plain http.
     """
-    if protocol not in _BASE_URL_VARIABLES:
+    if protocol not in get_args(ApiProtocol):
         raise InvalidInput(f'protocol={protocol!r}: expected "native" or "openai"')
     region = region or None
     if workspace is not None and not _WORKSPACE_PATTERN.fullmatch(workspace):
@@ -118,7 +110,8 @@ def resolve_address(
     if base_url == EMULATOR:
         return Address(EMULATOR)
     if base_url is None and region is None:
-        base_url = next((url for name in _BASE_URL_VARIABLES[protocol] if (url := os.environ.get(name))), None)
+        variable = base_url_variable(protocol)
+        base_url = variable and variable.value
     if base_url is not None:
         return _address_from_url(base_url, region, workspace)
     return _address_from_region(region, workspace)
@@ -126,7 +119,8 @@ def resolve_address(
 
 def _address_from_url(base_url: str, region: str | None, workspace: str | None) -> Address:
     if "{workspace_id}" in base_url:
-        workspace_id = workspace or os.environ.get("DASHSCOPE_WORKSPACE_ID")
+        variable = workspace_variable()
+        workspace_id = workspace or (variable and variable.value)
         if not workspace_id or not _WORKSPACE_PATTERN.fullmatch(workspace_id):
             raise InvalidInput("the address contains {workspace_id}: pass workspace= or set DASHSCOPE_WORKSPACE_ID")
         base_url = base_url.replace("{workspace_id}", workspace_id)
@@ -157,7 +151,13 @@ def _address_from_url(base_url: str, region: str | None, workspace: str | None) 
 
 
 def _find_region(region: str | None) -> Region | None:
-    return next((r for r in REGIONS if region is not None and region.lower() in {r.id, r.city.lower()}), None)
+    """By the vendor's id or by its city, in any spelling."""
+    name = _plain(region or "")
+    return next((r for r in REGIONS if name in {_plain(r.id), _plain(r.city)}), None)
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
 def is_loopback(host: str) -> bool:
@@ -171,28 +171,40 @@ def is_loopback(host: str) -> bool:
 
 
 def _address_from_region(region: str | None, workspace: str | None) -> Address:
-    name = region or os.environ.get("DASHSCOPE_API_REGION") or catalogue.BEIJING
+    variable = None if region else region_variable()
+    origin, name = variable or ("region", region or catalogue.BEIJING)
     known = _find_region(name)
     if known is None and not _REGION_PATTERN.fullmatch(name):
-        origin = "region" if region is not None else "DASHSCOPE_API_REGION"
-        raise InvalidInput(f"{origin}={name!r} cannot be part of a host name: expected one like 'cn-beijing'")
+        raise InvalidInput(
+            f"{origin}={name!r} is no region: expected one of {_region_names()}, or the id of a newer one"
+        )
     region_id = known.id if known else name
     if workspace is None and (region is not None or region_id != catalogue.BEIJING):
         # As in the vendor's SDK: the default region uses the shared host even if a workspace is set.
-        workspace = os.environ.get("DASHSCOPE_WORKSPACE_ID") or None
-        if workspace is not None and not _WORKSPACE_PATTERN.fullmatch(workspace):
-            raise InvalidInput("DASHSCOPE_WORKSPACE_ID cannot be part of a host name")
+        workspace = _workspace_of_environment()
     if workspace is not None:
         return Address(
             f"https://{workspace}.{region_id}.{WORKSPACE_DOMAIN}", known or Region(region_id, region_id, None)
         )
-    if known is None or known.shared_host is None:
-        regions = ", ".join(f"{r.id} ({r.city})" for r in REGIONS)
+    host = known and (known.shared_host or known.fallback_host)
+    if host is None:
         raise InvalidInput(
             f"region {name!r} has no shared host that is known: pass workspace= as well, or another region. "
-            f"Known regions: {regions}"
+            f"Known regions: {_region_names()}"
         )
-    return Address(f"https://{known.shared_host}", known)
+    return Address(f"https://{host}", known)
+
+
+def _workspace_of_environment() -> str | None:
+    if (variable := workspace_variable()) is None:
+        return None
+    if not _WORKSPACE_PATTERN.fullmatch(variable.value):
+        raise InvalidInput(f"{variable.name} cannot be part of a host name: expected letters, digits, _ and -")
+    return variable.value
+
+
+def _region_names() -> str:
+    return ", ".join(f"{region.id} ({region.city})" for region in REGIONS)
 
 
 # --- the key -----------------------------------------------------------------------------------------------

@@ -207,10 +207,13 @@ def _addresses_to_check(region: str | None, workspace: str | None, base_url: str
         return [named]
     addresses = []
     for each in REGIONS:
-        host = f"{workspace}.{each.id}.{WORKSPACE_DOMAIN}" if workspace else each.shared_host
+        host = f"{workspace}.{each.id}.{WORKSPACE_DOMAIN}" if workspace else each.shared_host or each.unconfirmed_host
         addresses.append(resolve_address(base_url=f"https://{host}") if host else Address("", each))
     # The environment may name a host of the service that is none of these.
     return addresses if named.host in {address.host for address in addresses} else [named, *addresses]
+
+
+_NOT_ASKED = "not asked: this region has hosts of workspaces only; without workspace=, requests go to Singapore's"
 
 
 def _row(
@@ -219,7 +222,7 @@ def _row(
     """What the attempts say; an address without a root was not asked."""
     row = CheckRow(about, address.region.id if address.region else None, address.host or None, model, None, "")
     if not address.root_url:
-        return replace(row, said="not asked: no shared host is known, only hosts of workspaces")
+        return replace(row, said=_NOT_ASKED)
     if not attempts:
         return replace(row, said=NO_ANSWER_IN_TIME)
     first = attempts[0]

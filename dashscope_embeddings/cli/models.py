@@ -39,6 +39,8 @@ def models() -> Iterator[RenderableType]:
         yield table
         yield ""
     yield Text("(n): a higher limit that another source names. batch: through Batch files.", "dim")
+    without = ", ".join(region.city for region in REGIONS if region.shared_host is None)
+    yield Text(f"{without}: without a workspace, requests go to Singapore's host, as in the vendor's SDK 2.0.", "dim")
     for number, (source, seen) in enumerate(sources, start=1):
         yield Text(f"[{number}] read {seen}:", "dim")
         yield Text(source, "dim", no_wrap=True, overflow="ignore")

@@ -93,7 +93,7 @@ def test_a_key_is_found_in_its_region_with_one_text_for_each_other_host(world: d
     assert regions(found)["us-east-1"].said == "no answer: ConnectError: [Errno -2] Name or service not known"
     assert regions(found)["us-east-1"].seconds is None
     assert regions(found)["eu-central-1"].host is None
-    assert "no shared host is known" in regions(found)["eu-central-1"].said
+    assert "without workspace=, requests go to Singapore's" in regions(found)["eu-central-1"].said
     assert found.takes_key
     assert found.notes == ('With this key, use region="ap-southeast-1".',)
     assert net.count() == {BEIJING: 1, SINGAPORE: 13, HONG_KONG: 1, VIRGINIA: 1}
@@ -117,8 +117,8 @@ def test_without_a_key_nothing_is_announced_or_sent() -> None:
     net, plans = Net({}), list[check.Plan]()
     with pytest.raises(InvalidInput, match="no API key"):
         check.check(make_client=net.client, announce=plans.append)
-    with pytest.raises(InvalidInput, match="no shared host"):
-        net.check(region="Tokyo", announce=plans.append)
+    with pytest.raises(InvalidInput, match="is no region"):
+        net.check(region="mars", announce=plans.append)
     assert (plans, net.asked) == ([], [])
 
 
@@ -491,7 +491,7 @@ def test_0_tells_the_region_the_models_and_the_role_in_plain_lines(
     )
     assert lines[2].startswith("Singapore, dashscope-intl.aliyuncs.com: takes the key (")
     assert lines[4].startswith("Virginia, dashscope-us.aliyuncs.com: no answer: ConnectError")
-    assert lines[6].startswith("Tokyo, no host: not asked: no shared host is known")
+    assert lines[6].startswith("Tokyo, no host: not asked: this region has hosts of workspaces only")
     assert any(line.startswith(f"{V4} on {SINGAPORE}: answers, 7 tokens a text (") for line in lines)
     assert f"{V4} on {SINGAPORE}: the compatible route embeds as query" in lines
     assert "cos(compatible, native query) = 1.0000" in lines
@@ -530,7 +530,7 @@ def test_1_no_host_takes_the_key(command: Callable[..., Any]) -> None:
     ("arguments", "key", "message"),
     [
         ([], None, "no API key"),
-        (["--region", "Tokyo"], KEY, "has no shared host"),
+        (["--region", "mars"], KEY, "is no region"),
         (["--base-url", "http://example.com"], KEY, "plain http"),
         (["--modle", "x"], KEY, "No such option"),
     ],

@@ -145,7 +145,7 @@ every_kind = pytest.mark.parametrize("kind", [client, langchain, llama_index])
 
 
 @every_kind
-@pytest.mark.parametrize("origin", ["base_url", "DASHSCOPE_HTTP_BASE_URL"])
+@pytest.mark.parametrize("origin", ["base_url", "DASHSCOPE_HTTP_BASE_URL", "DASHSCOPE_BASE_URL"])
 @pytest.mark.parametrize("address", [COMPATIBLE, f"{COMPATIBLE}/", f"{COMPATIBLE}/embeddings"])
 def test_a_compatible_address_without_a_protocol_is_warned_of_once_at_the_users_line(
     kind: Callable[..., object], origin: str, address: str, monkeypatch: pytest.MonkeyPatch

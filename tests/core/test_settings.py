@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 KEY = "sk-made-up-0123"
 NATIVE, COMPATIBLE = "DASHSCOPE_HTTP_BASE_URL", "DASHSCOPE_COMPATIBLE_BASE_URL"
+BOTH = "DASHSCOPE_BASE_URL"
 WORKSPACE, REGION = "DASHSCOPE_WORKSPACE_ID", "DASHSCOPE_API_REGION"
 BEIJING, FRANKFURT = "https://dashscope.aliyuncs.com", "https://W_1.eu-central-1.maas.aliyuncs.com"
 N, C, GAP = "https://n.example", "https://c.example", "https://{workspace_id}.example"
@@ -88,7 +89,12 @@ def test_an_address_that_nothing_can_open_is_refused(bad: str) -> None:
         ({"region": "cn-beijing"}, BEIJING, "cn-beijing"),
         ({"region": "Beijing"}, BEIJING, "cn-beijing"),
         ({"region": "singapore"}, "https://dashscope-intl.aliyuncs.com", "ap-southeast-1"),
-        ({"region": "us-east-1"}, "https://dashscope-us.aliyuncs.com", "us-east-1"),
+        ({"region": "AP_Southeast_1"}, "https://dashscope-intl.aliyuncs.com", "ap-southeast-1"),
+        ({"region": "HongKong"}, "https://cn-hongkong.dashscope.aliyuncs.com", "cn-hongkong"),
+        ({"region": "us-east-1"}, "https://dashscope-intl.aliyuncs.com", "us-east-1"),
+        ({"region": "Tokyo"}, "https://dashscope-intl.aliyuncs.com", "ap-northeast-1"),
+        ({"region": "eu-central-1"}, "https://dashscope-intl.aliyuncs.com", "eu-central-1"),
+        ({"base_url": "https://dashscope-us.aliyuncs.com"}, "https://dashscope-us.aliyuncs.com", "us-east-1"),
         ({"workspace": "ws-1"}, "https://ws-1.cn-beijing.maas.aliyuncs.com", "cn-beijing"),
         ({"region": "Frankfurt", "workspace": "W_1"}, FRANKFURT, "eu-central-1"),
         ({"base_url": FRANKFURT}, FRANKFURT, "eu-central-1"),
@@ -110,17 +116,22 @@ def test_every_city_of_the_catalogue_is_taken() -> None:
     assert resolve_address(region="Hong Kong").root_url == "https://cn-hongkong.dashscope.aliyuncs.com"
 
 
-@pytest.mark.parametrize("region", ["Tokyo", "eu-central-1", "xx-new-9"])
-def test_a_region_without_a_shared_host_asks_for_a_workspace(region: str) -> None:
+def test_a_region_without_a_host_that_is_known_asks_for_a_workspace() -> None:
     with pytest.raises(InvalidInput, match="pass workspace="):
-        resolve_address(region=region)
+        resolve_address(region="xx-new-9")
+
+
+@pytest.mark.parametrize("workspace", [None, "ws"])
+def test_what_is_no_region_is_answered_with_those_there_are(workspace: str | None) -> None:
+    with pytest.raises(InvalidInput, match=r"region='mars' is no region: expected one of cn-beijing \(Beijing\), "):
+        resolve_address(region="mars", workspace=workspace)
 
 
 @pytest.mark.parametrize("bad", ["ws\n", "a/b", "a.b", "-a", "a b", "a@b", "x" * 65, "ä"])
 def test_what_is_no_label_of_a_host_name_is_refused(bad: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InvalidInput, match="cannot be part of a host name"):
         resolve_address(workspace=bad)
-    with pytest.raises(InvalidInput, match="cannot be part of a host name"):
+    with pytest.raises(InvalidInput, match="is no region"):
         resolve_address(region=bad, workspace="ws")
     monkeypatch.setenv(WORKSPACE, bad)
     with pytest.raises(InvalidInput, match=WORKSPACE):
@@ -128,7 +139,7 @@ def test_what_is_no_label_of_a_host_name_is_refused(bad: str, monkeypatch: pytes
     with pytest.raises(InvalidInput, match=WORKSPACE):
         resolve_address(base_url=GAP)
     monkeypatch.setenv(REGION, bad)
-    with pytest.raises(InvalidInput, match=f"{REGION}=.* cannot be part of a host name"):
+    with pytest.raises(InvalidInput, match=f"{REGION}=.* is no region"):
         resolve_address()
 
 
@@ -158,6 +169,50 @@ def test_arguments_come_before_the_environment_and_an_empty_variable_is_a_missin
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     assert resolve_address(**asked).root_url == root
+
+
+@pytest.mark.parametrize(
+    ("variables", "asked", "root"),
+    [
+        ({BOTH: N + "/api/v1"}, {}, N),
+        ({BOTH: N}, {"protocol": "openai"}, N),
+        ({BOTH: N, COMPATIBLE: C}, {"protocol": "openai"}, C),
+        ({BOTH: C + "/compatible-mode/v1", NATIVE: N + "/api/v1"}, {}, N),
+        ({BOTH: C + "/compatible-mode/v1", NATIVE: N}, {"protocol": "openai"}, C),
+        ({BOTH: C + "/compatible-mode/v1"}, {"protocol": "native"}, C),
+        ({BOTH: N, NATIVE: N + "/"}, {}, N),
+        ({"DASHSCOPE_REGION": "ap-southeast-1"}, {}, "https://dashscope-intl.aliyuncs.com"),
+        ({"DASHSCOPE_REGION": "ap-southeast-1", REGION: ""}, {}, "https://dashscope-intl.aliyuncs.com"),
+        ({"DASHSCOPE_WORKSPACE": "w"}, {"region": "cn-beijing"}, "https://w.cn-beijing.maas.aliyuncs.com"),
+        ({"DASHSCOPE_WORKSPACE": "w", WORKSPACE: "w"}, {"base_url": GAP}, "https://w.example"),
+    ],
+)
+def test_the_variables_of_the_vendors_newer_sdk_mean_the_same(
+    variables: dict[str, str], asked: dict[str, Any], root: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert resolve_address(**asked).root_url == root
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "protocol"),
+    [
+        ((NATIVE, N), (BOTH, C), "native"),
+        ((COMPATIBLE, N), (BOTH, C + "/compatible-mode/v1"), "openai"),
+        ((REGION, "cn-beijing"), ("DASHSCOPE_REGION", "ap-southeast-1"), "native"),
+        ((WORKSPACE, "w"), ("DASHSCOPE_WORKSPACE", "v"), "native"),
+    ],
+)
+def test_two_variables_that_contradict_each_other_are_named(
+    first: tuple[str, str], second: tuple[str, str], protocol: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for variable in (first, second):
+        monkeypatch.setenv(*variable)
+    region = "Singapore" if first[0] == WORKSPACE else None
+    with pytest.raises(InvalidInput, match=f"^{first[0]} and {second[0]} mean the same") as caught:
+        resolve_address(protocol, region=region)
+    assert C not in str(caught.value)
 
 
 def test_a_host_with_a_gap_for_the_workspace_says_how_to_fill_it() -> None:
