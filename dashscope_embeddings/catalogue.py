@@ -72,6 +72,20 @@ def priced_usage(price: Price | None, requests: int, texts: int, tokens: int) ->
 
 
 @dataclass(frozen=True, slots=True)
+class PublishedQuota:
+    """Limits per minute that somebody names for Beijing. Shown, and used for nothing else: accounts differ."""
+
+    requests_per_minute: int
+    tokens_per_minute: int | None
+    source: str
+    """An address, or who says so; seen 2026-11-27."""
+
+    def __str__(self) -> str:
+        tokens = "" if self.tokens_per_minute is None else f" and {self.tokens_per_minute:,} tokens"
+        return f"{self.requests_per_minute:,} requests{tokens} a minute (according to {self.source})"
+
+
+@dataclass(frozen=True, slots=True)
 class Model:
     """Limits, features and prices of one model."""
 
@@ -96,6 +110,12 @@ class Model:
     tokens_per_row_seen: int = 0
     """The highest limit that any source names, if sources disagree."""
     known: bool = True
+    published_quota: PublishedQuota | None = None
+
+    @property
+    def card(self) -> str:
+        """The vendor's page of this model, which ends with the account's limits."""
+        return f"https://help.aliyun.com/en/model-studio/{self.name.replace('.', '-')}"
 
     @property
     def takes_dimension(self) -> bool:
@@ -164,6 +184,7 @@ MODELS: tuple[Model, ...] = (
         },
         source=_SYNC_EN,
         seen="2026-11-20",
+        published_quota=PublishedQuota(1_800, None, "code of a third party"),
     ),
     Model(
         name="text-embedding-v3",
@@ -201,6 +222,7 @@ MODELS: tuple[Model, ...] = (
         prices={BEIJING: _price("CNY", "0.7", "0.35")},
         source=_SYNC_EN,
         seen="2026-11-20",
+        published_quota=PublishedQuota(1_800, 1_200_000, "https://help.aliyun.com/en/model-studio/text-embedding-v1"),
     ),
 )
 

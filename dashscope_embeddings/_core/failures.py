@@ -132,6 +132,9 @@ def _hint_for_request(error: ServiceError, reply: ErrorReply, context: ErrorCont
     unknown_model = any(is_code(reply.code, code) for code in _UNKNOWN_MODEL_CODES)
     if unknown_model or any(part in reply.message for part in UNKNOWN_MODEL_MESSAGES):
         return _suggest_models(context.model)
+    row = next((row for row in catalogue.MODELS if row.name == context.model), None)
+    if isinstance(error, RateLimitError) and row is not None and row.published_quota is not None:
+        return f"In Beijing it takes {row.published_quota}. The limits of your account are at {row.card}"
     place = f"Asked {context.host}{urlsplit(context.root_url).path}{context.path}"
     if error.status == _PAYLOAD_TOO_LARGE and context.path:
         return f"{place}, which does not accept a request of this size: pass a smaller batch_size"

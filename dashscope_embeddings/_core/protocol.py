@@ -26,13 +26,14 @@ from dashscope_embeddings._core.reply_fields import (
     request_id_of,
     sparse_vector,
 )
-from dashscope_embeddings._core.reply_types import COMPATIBLE_REPLY, NATIVE_REPLY
+from dashscope_embeddings._core.reply_types import COMPATIBLE_REPLY, NATIVE_REPLY, SPARSE_ENTRIES
 from dashscope_embeddings.errors import BadReply
 from dashscope_embeddings.vectors import Part
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from dashscope_embeddings._core.reply_types import SparseEntry
     from dashscope_embeddings.vectors import Output, SparseVector, TextType
 
 ApiProtocol = Literal["native", "openai"]
@@ -221,7 +222,7 @@ def _checked_reply(options: RequestOptions, reply: Reply, content: Any, text_cou
         if options.protocol == "native":
             rows = _order_by_index(content["output"]["embeddings"], "text_index", text_count)
             if options.output != "dense":
-                sparse = [sparse_vector(row.get("sparse_embedding")) for row in rows]
+                sparse = [sparse_vector(_sparse_entries(row, options.output)) for row in rows]
         else:
             rows = _order_by_index(content["data"], "index", text_count)
         if options.output != "sparse" or options.protocol == "openai":
@@ -231,6 +232,23 @@ def _checked_reply(options: RequestOptions, reply: Reply, content: Any, text_cou
         error.request_id = request_id
         raise
     return ParsedReply(dense, sparse, billed_tokens(content.get("usage")), request_id)
+
+
+def _sparse_entries(row: Any, output: Output) -> list[SparseEntry] | None:
+    """The sparse weights of a row.
+
+    No recorded reply with these alone is known. Four third parties read `sparse_embedding`, and one of them `embedding`
+    where that is missing (seen 2026-11-27).
+    """
+    entries: list[SparseEntry] | None = row.get("sparse_embedding")
+    other = row.get("embedding")
+    holds_entries = isinstance(other, list) and bool(other) and isinstance(other[0], dict)
+    if entries is not None or output != "sparse" or not holds_entries:
+        return entries
+    try:
+        return SPARSE_ENTRIES.validate_python(other)
+    except ValidationError as error:
+        raise BadReply(_describe_mismatch(error)) from None
 
 
 def _order_by_index(rows: list[Any], index_name: str, text_count: int) -> list[Any]:

@@ -84,3 +84,4 @@ NATIVE_REPLY: Mapping[Output, TypeAdapter[Any]] = {
     "dense&sparse": TypeAdapter(_NativeReply[_Dense, _Sparse]),
 }
 COMPATIBLE_REPLY: TypeAdapter[Any] = TypeAdapter(_CompatibleReply)
+SPARSE_ENTRIES: TypeAdapter[list[SparseEntry]] = TypeAdapter(list[SparseEntry])

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
+from dashscope_embeddings import catalogue
 from dashscope_embeddings.catalogue import DEFAULT_MODEL, MODELS, REGIONS
 from dashscope_embeddings.cli.common import make_table
 
@@ -39,6 +40,11 @@ def models() -> Iterator[RenderableType]:
         yield table
         yield ""
     yield Text("(n): a higher limit that another source names. batch: through Batch files.", "dim")
+    for model in MODELS:
+        if model.published_quota is not None:
+            yield Text(f"Quota of {model.name} in Beijing: {model.published_quota}", "dim", overflow="ignore")
+    yield Text("Limits of your account: `dashscope-embeddings check`, or the end of a model's page, such as:", "dim")
+    yield Text(catalogue.model(DEFAULT_MODEL).card, "dim", no_wrap=True, overflow="ignore")
     without = ", ".join(region.city for region in REGIONS if region.shared_host is None)
     yield Text(f"{without}: without a workspace, requests go to Singapore's host, as in the vendor's SDK 2.0.", "dim")
     for number, (source, seen) in enumerate(sources, start=1):

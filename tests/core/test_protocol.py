@@ -163,6 +163,15 @@ def test_where_only_sparse_was_asked_no_dense_vector_is_missed(dense: dict[str, 
         read(BOTH, native(row))
 
 
+def test_sparse_weights_may_stand_where_a_dense_vector_would_if_only_they_were_asked() -> None:
+    row = {"text_index": 0, "embedding": [{"index": 7, "value": 0.5}, {"index": 1, "value": 0.25}]}
+    for more in ({}, {"sparse_embedding": None}):
+        assert read(SPARSE, native(row | more)).sparse == [SparseVector([1, 7], [0.25, 0.5])]
+    for ask in (DENSE, BOTH):
+        with pytest.raises(BadReply):
+            read(ask, native(row))
+
+
 @pytest.mark.parametrize("junk", [None, 7, "x", [None], [{"index": -1, "value": "x"}]])
 def test_a_component_that_was_not_requested_is_ignored_whatever_it_holds(junk: Any) -> None:
     dense, sparse = {"embedding": [0.5]}, {"sparse_embedding": [{"index": 1, "value": 0.5}]}
@@ -238,6 +247,8 @@ _WRONG += [[{"index": 1, "value": v}] for v in (math.nan, -math.inf, 1e39, 10**4
 def test_sparse_weights_of_another_kind_are_refused(weights: Any) -> None:
     with pytest.raises(BadReply):
         read(SPARSE, native({"text_index": 0, "sparse_embedding": weights}))
+    with pytest.raises(BadReply):
+        read(SPARSE, native({"text_index": 0, "embedding": weights}))
     with pytest.raises(BadReply, match="without its sparse vector"):
         read(SPARSE, native({"text_index": 0, "embedding": [0.5]}))
 
