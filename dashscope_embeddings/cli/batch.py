@@ -33,7 +33,7 @@ def _command(command: Callable[..., None]) -> None:
 def submit(inputs: options.Inputs, *, output: options.Output, **settings: Any) -> None:
     """Submit all texts of some files; `batch fetch` fetches the vectors.
 
-    From then on only OUTPUT.ledger and OUTPUT.ledger-vectors are needed, on
+    From then on only OUTPUT.ledger is needed, on
     another machine too. Texts that are paid for or under way are not sent
     again.
 

@@ -17,7 +17,8 @@ from dashscope_embeddings.corpus.batch.api import (
     batch_status,
     batch_submit,
 )
-from dashscope_embeddings.corpus.batch.types import BatchEstimate, BatchFile, BatchProgress, BatchSummary
+from dashscope_embeddings.corpus.batch.types import BatchEstimate, BatchProgress, BatchSummary
+from dashscope_embeddings.corpus.checkpoint.rows import BatchFile
 from dashscope_embeddings.corpus.embedder import Progress
 from dashscope_embeddings.corpus.options import OnBadInput
 from dashscope_embeddings.corpus.realtime import (

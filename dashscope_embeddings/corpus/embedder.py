@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
-import struct
 import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
@@ -15,7 +14,7 @@ from dashscope_embeddings._core.text_length import shared_limits
 from dashscope_embeddings.catalogue import priced_usage
 from dashscope_embeddings.corpus.checkpoint.rows import PackedVectors
 from dashscope_embeddings.errors import DashScopeError, ServiceError
-from dashscope_embeddings.vectors import Embedding, SparseVector, Usage
+from dashscope_embeddings.vectors import Embedding, Usage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator, Sequence
@@ -129,7 +128,6 @@ class Embedder:
             if self._errors:
                 self._retry_failed_writes()
                 raise self._errors[0]
-            self._checkpoint.index_replies()
 
     def _pending_texts(self) -> Iterator[str]:
         settings = self._client.settings
@@ -153,7 +151,7 @@ class Embedder:
         for row, text in enumerate(texts):
             dense, sparse = outcome.dense[row], outcome.sparse[row]
             if (dense is not None or sparse is not None) and (key := self._unstored.pop(text, None)) is not None:
-                vectors_by_key[key] = pack_vectors(dense, sparse)
+                vectors_by_key[key] = PackedVectors.pack(dense, sparse)
         with self._lock:
             self._requests += outcome.requests
             self._texts += outcome.texts
@@ -163,7 +161,7 @@ class Embedder:
     def _store_embedding(self, index: int, embedding: Embedding) -> None:
         key, text = self._in_stream.pop(index)
         if self._unstored.pop(text, None) is not None:
-            self._store_reply({key: pack_vectors(embedding.dense, embedding.sparse)})
+            self._store_reply({key: PackedVectors.pack(embedding.dense, embedding.sparse)})
 
     def _store_reply(
         self, vectors_by_key: dict[int, PackedVectors], requests: int = 0, texts: int = 0, tokens: int = 0
@@ -210,13 +208,3 @@ class Embedder:
             self._errors.append(error)
         else:
             self._rejected += 1
-
-
-def pack_vectors(dense: list[float] | None, sparse: SparseVector | None) -> PackedVectors:
-    """Vectors in the form that the checkpoint stores."""
-    return PackedVectors(
-        # In native byte order: three times as fast as the array module or a fixed byte order.
-        None if dense is None else struct.pack(f"{len(dense)}f", *dense),
-        None if sparse is None else struct.pack(f"{len(sparse)}I", *sparse.indices),
-        None if sparse is None else struct.pack(f"{len(sparse)}f", *sparse.values),
-    )

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from dashscope_embeddings._core.text_inputs import text_problem
 from dashscope_embeddings._core.text_length import shared_limits
-from dashscope_embeddings.corpus.checkpoint.opening import translate_error, vectors_path
+from dashscope_embeddings.corpus.checkpoint.opening import translate_error
 from dashscope_embeddings.corpus.checkpoint.rows import InputText
 from dashscope_embeddings.corpus.checkpoint.store import CheckpointStore
 from dashscope_embeddings.corpus.encodings import has_lone_surrogates
@@ -94,8 +94,7 @@ def open_checkpoint(path: Path | None, output: Path | None = None) -> Iterator[C
         OSError: for example, the disk is full.
     """
     check_output(path, output)
-    created = [file for file in (path, vectors_path(path)) if not file.exists()] if path is not None else []
-    is_empty = False
+    created, is_empty = path is not None and not path.exists(), False
     try:
         with contextlib.closing(CheckpointStore.open(path)) as checkpoint:
             try:
@@ -107,8 +106,8 @@ def open_checkpoint(path: Path | None, output: Path | None = None) -> Iterator[C
     except sqlite3.Error as error:
         raise translate_error(error, path) from error
     finally:
-        for file in created if is_empty else ():
-            file.unlink(missing_ok=True)
+        if path is not None and created and is_empty:
+            path.unlink(missing_ok=True)
 
 
 def check_output(path: Path | None, output: Path | None) -> None:
@@ -289,7 +288,7 @@ def load_inputs(
     loader.finish()
     if checkpoint.damaged_texts:
         _log.warning(
-            "the vectors of %d texts are damaged in the checkpoint or its vector file: these texts are sent again",
+            "the vectors of %d texts are damaged in the checkpoint: these texts are sent again",
             checkpoint.damaged_texts,
         )
 

@@ -218,7 +218,13 @@ def write_output(  # noqa: PLR0913, PLR0917 - the metadata of the output
     width = checkpoint.dimension or client.settings.request_options(text_type, kind).expected_width
     model, rows = client.settings.model.name, counts.texts - counts.rejected
     metadata = writers.OutputMetadata(model, width if "dense" in kind else None, text_type, kind, extra_columns, rows)
-    writers.write(output, checkpoint.rows(), metadata, rejects_beside(output), checkpoint.rejected_records())
+    writers.write(
+        output,
+        checkpoint.rows(with_text="text" in extra_columns),
+        metadata,
+        rejects_beside(output),
+        checkpoint.rejected_records(),
+    )
 
 
 def ledger_beside(output: Path) -> Path:

@@ -17,7 +17,8 @@ from dashscope_embeddings import BadRequestError, ConnectionFailed, EmbeddingCli
 from dashscope_embeddings._core.protocol import Reply
 from dashscope_embeddings._core.steps import Send
 from dashscope_embeddings.corpus.batch import messages as batch_protocol
-from dashscope_embeddings.corpus.batch import request_file, store
+from dashscope_embeddings.corpus.batch import request_file
+from dashscope_embeddings.corpus.checkpoint import jobs
 from dashscope_embeddings.emulator import Emulator, faults
 from dashscope_embeddings.emulator.batch.service import BatchSettings
 
@@ -85,7 +86,6 @@ def test_a_corpus_goes_out_and_comes_back_joined_by_name(
         "in.txt",
         "out.jsonl",
         "out.jsonl.ledger",
-        "out.jsonl.ledger-vectors",
     ]
 
 
@@ -368,7 +368,7 @@ def test_killed_at_any_step_nothing_is_lost_and_nothing_paid_twice(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(request_file, "MAX_FILE_LINES", 2)
-    monkeypatch.setattr(store, "_SYNCHRONOUS", "OFF")  # what is killed here is no disk
+    monkeypatch.setattr(jobs, "_SYNCHRONOUS", "OFF")  # what is killed here is no disk
     texts = TEXTS[:25]
     source, steps = write_lines(tmp_path / "in.txt", texts), 0
     for step in range(1, 200):

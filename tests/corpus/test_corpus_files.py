@@ -20,8 +20,7 @@ from corpus_helpers import DIMENSIONS, expected_vector, read_vectors, write_line
 from dashscope_embeddings import EmbeddingClient, InvalidInput, corpus
 from dashscope_embeddings._runtime import files
 from dashscope_embeddings.corpus import writers
-from dashscope_embeddings.corpus.checkpoint.replies import ReplyStore
-from dashscope_embeddings.corpus.checkpoint.vector_file import VectorFile
+from dashscope_embeddings.corpus.checkpoint.database import Database
 from dashscope_embeddings.emulator import Emulator, faults
 from dashscope_embeddings.emulator.batch.service import BatchSettings
 
@@ -66,12 +65,12 @@ def test_a_checkpoint_is_for_its_owner_alone_and_an_output_follows_the_umask(out
         seen.update({path.name: mode(path) for path in output.parent.iterdir() if "ledger" in path.name})
 
     embed(emulator, output, progress=look)
-    assert seen == {"out.jsonl.ledger": 0o600, "out.jsonl.ledger-vectors": 0o600, "out.jsonl.ledger-wal": 0o600}
+    assert seen == {"out.jsonl.ledger": 0o600, "out.jsonl.ledger-wal": 0o600}
     assert mode(output) == 0o664
-    for name in ("out.jsonl.ledger", "out.jsonl.ledger-vectors"):
+    for name in ("out.jsonl.ledger",):
         (output.parent / name).chmod(0o644)
     embed(emulator, output)
-    assert mode(corpus.ledger_beside(output)) == mode(output.parent / "out.jsonl.ledger-vectors") == 0o600
+    assert mode(corpus.ledger_beside(output)) == 0o600
 
 
 @posix
@@ -101,12 +100,9 @@ def test_nothing_is_written_through_a_link_in_place_of_a_partial_file(
 
 
 @posix
-@pytest.mark.parametrize("beside", ["", "-vectors"])
-def test_a_checkpoint_is_not_made_at_the_end_of_a_link_that_leads_nowhere(
-    beside: str, output: Path, emulator: Emulator
-) -> None:
-    output.with_name(f"{output.name}.ledger{beside}").symlink_to(output.parent / "elsewhere")
-    with pytest.raises(InvalidInput, match=rf"\.ledger{beside} is a symbolic link to nothing: remove it"):
+def test_a_checkpoint_is_not_made_at_the_end_of_a_link_that_leads_nowhere(output: Path, emulator: Emulator) -> None:
+    output.with_name(f"{output.name}.ledger").symlink_to(output.parent / "elsewhere")
+    with pytest.raises(InvalidInput, match=r"\.ledger is a symbolic link to nothing: remove it"):
         embed(emulator, output)
     assert not (output.parent / "elsewhere").exists()
     assert emulator.requests == 0
@@ -233,45 +229,37 @@ def test_after_a_kill_an_array_has_its_own_ids(moment: int, tmp_path: Path) -> N
 
 # --- a full disk -------------------------------------------------------------------------------------------
 
-FULL = [
-    (ReplyStore, "_append", sqlite3.OperationalError("database or disk is full")),
-    (VectorFile, "append", OSError(errno.ENOSPC, "No space left on device")),
-]
 
-
-def run_full(output: Path, emulator: Emulator, monkeypatch: pytest.MonkeyPatch, what: Any, room: int) -> OSError:
+def run_full(output: Path, emulator: Emulator, monkeypatch: pytest.MonkeyPatch, room: int) -> OSError:
     """Replies 3 and later find no room until so many were tried."""
-    owner, name, trouble = what
-    real, calls = getattr(owner, name), itertools.count(1)
+    commit, calls = Database._commit, itertools.count(-1)  # opening and loading commit too
 
-    def full(self: Any, row: Any) -> Any:
+    def full(self: Database) -> None:
         if 2 < next(calls) <= room:
-            raise trouble
-        return real(self, row)
+            raise sqlite3.OperationalError("database or disk is full")
+        commit(self)
 
-    monkeypatch.setattr(owner, name, full)
-    with pytest.raises(OSError, match=r"disk is full|No space left") as caught:
+    monkeypatch.setattr(Database, "_commit", full)
+    with pytest.raises(OSError, match="disk is full") as caught:
         embed(emulator, output, settings={"max_concurrency": 4})
     monkeypatch.undo()
     return caught.value
 
 
-@pytest.mark.parametrize("what", FULL, ids=["rows", "vectors"])
 def test_what_was_in_flight_when_the_disk_filled_is_kept_once_there_is_room(
-    what: Any, output: Path, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+    output: Path, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run_full(output, emulator, monkeypatch, what, room=3)
+    run_full(output, emulator, monkeypatch, room=3)
     assert 20 < emulator.billed_texts < len(TEXTS)
     found = embed(emulator, output)
     assert emulator.billed_texts == len(TEXTS) == found.spent.texts
     assert found.spent.requests == emulator.requests
 
 
-@pytest.mark.parametrize("what", FULL, ids=["rows", "vectors"])
 def test_what_could_not_be_written_to_a_full_disk_is_told(
-    what: Any, output: Path, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+    output: Path, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    error = run_full(output, emulator, monkeypatch, what, room=999)
+    error = run_full(output, emulator, monkeypatch, room=999)
     texts = emulator.billed_texts - 20
     assert f"with {texts} texts (" in str(error)
     assert "in no total" in str(error)
@@ -303,7 +291,7 @@ def test_after_a_kill_a_lost_log_is_noticed_before_anything_is_paid_twice(tmp_pa
         process.join()
         assert process.exitcode == -signal.SIGKILL
         billed = emulator.billed_texts
-        for name in ("in.txt", "out.jsonl.ledger", "out.jsonl.ledger-vectors"):
+        for name in ("in.txt", "out.jsonl.ledger"):
             shutil.copy(output.with_name(name), moved.with_name(name))
         for _ in range(2):
             with pytest.raises(InvalidInput, match="ledger-wal is missing: the run before was killed"):
@@ -343,11 +331,10 @@ def test_however_a_run_ends_two_files_are_all_of_its_checkpoint(end: Any, output
     assert max(sizes) < 2 << 20
     assert {path.name for path in output.parent.iterdir()} - {"in.txt", "out.jsonl"} == {
         "out.jsonl.ledger",
-        "out.jsonl.ledger-vectors",
     }
     moved = output.parent / "moved" / "out.jsonl"
     moved.parent.mkdir()
-    for name in ("in.txt", "out.jsonl.ledger", "out.jsonl.ledger-vectors"):
+    for name in ("in.txt", "out.jsonl.ledger"):
         shutil.copy(output.with_name(name), moved.with_name(name))
     billed = emulator.billed_texts
     embed(emulator, moved)
@@ -363,7 +350,7 @@ def test_a_disk_that_is_full_when_a_run_ends_makes_no_false_alarm(
     close = CheckpointStore.close
 
     def full(self: CheckpointStore) -> None:
-        self._connection.execute("PRAGMA query_only=ON")
+        self.database.connection.execute("PRAGMA query_only=ON")
         close(self)
 
     with monkeypatch.context() as patch:

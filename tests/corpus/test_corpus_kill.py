@@ -1,4 +1,4 @@
-"""The command `embed`, killed at any moment, twenty times: nothing is lost, and next to nothing paid for twice."""
+"""`embed` and `batch run`, killed at any moment, twenty times: nothing lost, next to nothing paid for twice."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import random
 import signal
 import sys
 import threading
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -15,6 +16,7 @@ from corpus_helpers import read_rejects, read_vectors, run_command, write_json_l
 
 from dashscope_embeddings import corpus
 from dashscope_embeddings.emulator import Emulator, faults
+from dashscope_embeddings.emulator.batch.service import BatchSettings
 
 pytest.importorskip("typer")
 pytest.importorskip("rich")
@@ -55,17 +57,52 @@ def source(tmp_path: Path) -> Path:
     return write_json_lines(tmp_path / "in.jsonl", rows)
 
 
+@dataclass(frozen=True)
+class Command:
+    """A command to kill, and what its texts may cost twice."""
+
+    arguments: list[str]
+    fault: faults.Fault
+    requests: int
+    """Requests of an uninterrupted run, about."""
+    seconds: float
+    """Its duration, about."""
+    in_flight: int
+    """Texts that one kill may cost."""
+
+
+COMMANDS = {
+    "embed": Command(
+        ["embed", "--kind", "dense&sparse", "--max-concurrency", str(IN_FLIGHT)],
+        faults.Blocked(match="number 777"),
+        requests=140,
+        seconds=1.0,
+        in_flight=IN_FLIGHT * ROWS,
+    ),
+    # A batch that exists is found again: a kill costs nothing.
+    "batch": Command(
+        ["batch", "run", "--poll", "0.1"],
+        faults.LineFails(match="number 777", every=1),
+        requests=24,
+        seconds=1.5,
+        in_flight=0,
+    ),
+}
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="no fork server")
-def test_killed_at_any_moment_the_same_command_goes_on(source: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", COMMANDS)
+def test_killed_at_any_moment_the_same_command_goes_on(name: str, source: Path, tmp_path: Path) -> None:
+    command = COMMANDS[name]
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["dashscope_embeddings.cli.embed", "corpus_helpers"])
     chance = random.Random(7)  # noqa: S311 - the same moments in every run, as far as that goes
     watch = Watch()
-    emulator = Emulator(faults=[watch, faults.Blocked(match="number 777")], log=0)
+    emulator = Emulator(faults=[watch, command.fault], log=0, batches=BatchSettings(seconds=0.1))
 
     def begin(output: Path) -> BaseProcess:
-        options = ["--id-field", "id", "--dimensions", "64", "--max-concurrency", str(IN_FLIGHT), "--with-text"]
-        arguments = ["embed", str(source), "-o", str(output), *options, "--kind", "dense&sparse"]
+        options = ["--id-field", "id", "--dimensions", "64", "--with-text"]
+        arguments = [*command.arguments, str(source), "-o", str(output), *options]
         process = context.Process(target=run_command, args=(arguments, environment, str(tmp_path)))
         process.start()
         return process
@@ -73,9 +110,9 @@ def test_killed_at_any_moment_the_same_command_goes_on(source: Path, tmp_path: P
     def killed(process: BaseProcess, moment: int) -> bool:
         """Half of the moments are chosen by what was asked, half by the clock, which also meets the other steps."""
         if moment % 2:
-            process.join(chance.uniform(0.0, 0.25))
+            process.join(chance.uniform(0.0, command.seconds / 4))
         else:
-            event = watch.wait_for(chance.randint(1, 22))
+            event = watch.wait_for(chance.randint(1, command.requests // 6))
             while process.is_alive() and not event.wait(0.02):
                 pass
         process.kill()
@@ -89,7 +126,7 @@ def test_killed_at_any_moment_the_same_command_goes_on(source: Path, tmp_path: P
         spoiled = emulator.billed_texts
         if output.exists():
             with contextlib.suppress(FileNotFoundError):
-                assert len(read_vectors(output)) == TEXTS - 2
+                assert len(read_vectors(output)) == TEXTS - 1
         last = begin(output)
         last.join()
         billed = emulator.billed_texts
@@ -104,5 +141,37 @@ def test_killed_at_any_moment_the_same_command_goes_on(source: Path, tmp_path: P
     assert spoiled > 200, "killed before anything was paid for"
     different = TEXTS - 100 - 1
     assert emulator.billed_texts - billed == different
-    assert different <= billed <= different + kills * IN_FLIGHT * ROWS
+    assert different <= billed <= different + kills * command.in_flight
     assert corpus.ledger_beside(output).exists()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no fork server")
+@pytest.mark.parametrize("ending", ["jsonl", "npy"])
+def test_killed_while_the_output_is_written_it_is_the_old_or_the_new_one(
+    ending: str, source: Path, tmp_path: Path
+) -> None:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["dashscope_embeddings.cli.embed", "corpus_helpers"])
+    chance = random.Random(11)  # noqa: S311 - as above
+    emulator, output = Emulator(log=0), tmp_path / f"out.{ending}"
+
+    def begin() -> BaseProcess:
+        arguments = ["embed", str(source), "-o", str(output), "--id-field", "id", "--dimensions", "64"]
+        process = context.Process(target=run_command, args=(arguments, environment, str(tmp_path)))
+        process.start()
+        return process
+
+    with emulator.serve() as server:
+        environment = {"DASHSCOPE_HTTP_BASE_URL": server.url, "DASHSCOPE_API_KEY": "sk-made-up"}
+        first = begin()
+        first.join()
+        wanted = [row.dense for row in read_vectors(output)]
+        for _ in range(KILLS):  # all is paid for: what is left to interrupt is reading, checking and writing
+            process = begin()
+            process.join(chance.uniform(0.0, 0.6))
+            process.kill()
+            process.join()
+            assert [row.dense for row in read_vectors(output)] == wanted
+        last = begin()
+        last.join()
+    assert (first.exitcode, last.exitcode, len(wanted), emulator.billed_texts) == (0, 0, TEXTS, TEXTS - 100)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import array
 import contextlib
-import errno
 import itertools
 import os
 import sqlite3
@@ -27,10 +25,9 @@ from dashscope_embeddings import (
     InvalidInput,
     corpus,
 )
-from dashscope_embeddings.corpus.checkpoint.replies import ReplyStore
+from dashscope_embeddings.corpus.checkpoint.database import Database
 from dashscope_embeddings.corpus.checkpoint.rows import InputText, PackedVectors
 from dashscope_embeddings.corpus.checkpoint.store import CheckpointStore
-from dashscope_embeddings.corpus.checkpoint.vector_file import VectorFile
 from dashscope_embeddings.emulator import Emulator, faults
 
 if TYPE_CHECKING:
@@ -331,15 +328,16 @@ def test_a_reply_is_in_the_checkpoint_before_a_slower_one_arrives(
         return emulator(request)
 
     kept: list[list[int]] = []
-    append = ReplyStore._append
+    store_reply = CheckpointStore.store_reply
 
-    def noted(self: ReplyStore, row: Any) -> None:
-        append(self, row)
-        kept.append(list(array.array("q", row[1])))
+    def noted(self: CheckpointStore, vectors: Any, *billed: int) -> int:
+        stored = store_reply(self, vectors, *billed)
+        kept.append(list(vectors))
         if len(kept) == 2:
             later.set()
+        return stored
 
-    monkeypatch.setattr(ReplyStore, "_append", noted)
+    monkeypatch.setattr(CheckpointStore, "store_reply", noted)
     client = EmbeddingClient(
         api_key="sk-made-up", dimensions=DIMENSIONS, http_client=httpx.Client(transport=httpx.MockTransport(answer))
     )
@@ -372,8 +370,7 @@ def crash_at(patch: pytest.MonkeyPatch, nth: int, *, before: bool) -> Counter[st
 
         patch.setattr(owner, name, step)
 
-    dying(CheckpointStore, "_commit")
-    dying(ReplyStore, "_append")
+    dying(Database, "_commit")
     dying(os, "fsync")
     dying(Path, "replace")
     return steps
@@ -438,32 +435,18 @@ def test_while_an_output_is_replaced_it_is_the_old_or_the_new_one(ending: str, t
     assert emulator.billed_texts == len(TEXTS)
 
 
-@pytest.mark.parametrize(
-    ("owner", "name", "trouble"),
-    [
-        (ReplyStore, "_append", sqlite3.OperationalError("database or disk is full")),
-        (VectorFile, "append", OSError(errno.ENOSPC, "No space left on device")),
-    ],
-    ids=["rows", "vectors"],
-)
-def test_a_full_disk_is_an_error_that_can_be_gone_on_from(  # noqa: PLR0913, PLR0917 - what is full, and fixtures
-    owner: Any,
-    name: str,
-    trouble: Exception,
-    source: Path,
-    output: Path,
-    emulator: Emulator,
-    monkeypatch: pytest.MonkeyPatch,
+def test_a_full_disk_is_an_error_that_can_be_gone_on_from(
+    source: Path, output: Path, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    append, calls = getattr(owner, name), itertools.count(1)
+    commit, calls = Database._commit, itertools.count(1)
 
-    def full(self: Any, row: Any) -> Any:
-        if next(calls) > 2:
-            raise trouble
-        return append(self, row)
+    def full(self: Database) -> None:
+        if next(calls) > 4:
+            raise sqlite3.OperationalError("database or disk is full")
+        commit(self)
 
-    monkeypatch.setattr(owner, name, full)
-    with pytest.raises(OSError, match=r"disk is full|No space left"):
+    monkeypatch.setattr(Database, "_commit", full)
+    with pytest.raises(OSError, match="disk is full"):
         embed(emulator, source, output, settings={"max_concurrency": 2, "dimensions": 1024})
     monkeypatch.undo()
     lost = emulator.billed_texts
@@ -518,39 +501,6 @@ def test_progress_counts_up_to_all_texts_and_what_they_cost(source: Path, output
     assert (last.done, last.total, last.rejected) == (95, 95, 1)
     assert last.usage == summary.usage
     assert (last.usage.texts, last.usage.tokens) == (emulator.billed_texts, emulator.billed_tokens)
-
-
-# --- the file of vectors -----------------------------------------------------------------------------------
-
-
-def test_vectors_that_a_power_failure_took_are_asked_for_again(source: Path, output: Path, emulator: Emulator) -> None:
-    """Rows that were committed, and vectors that never reached the disk: the checksum tells."""
-    emulator.faults = [faults.Drop(match="number 70", every=1)]
-    with pytest.raises(ConnectionFailed):
-        embed(emulator, source, output, settings={"max_concurrency": 1, "max_retries": 0})
-    paid = emulator.billed_texts
-    with contextlib.closing(sqlite3.connect(corpus.ledger_beside(output))) as checkpoint, checkpoint:
-        # As a process leaves it that has no time to settle.
-        checkpoint.execute("UPDATE indexed SET reply = 0")
-        checkpoint.execute("UPDATE texts SET reply = NULL, slot = NULL")
-    vectors = output.with_name(f"{output.name}.ledger-vectors")
-    torn = vectors.read_bytes()
-    vectors.write_bytes(torn[: 10 * DIMENSIONS * 4] + bytes(100) + torn[10 * DIMENSIONS * 4 + 100 :])
-    emulator.faults = []
-    summary = embed(emulator, source, output)
-    assert summary.finished
-    assert emulator.billed_texts == len(TEXTS) + 2
-    assert paid < len(TEXTS)
-    assert summary.spent.texts == emulator.billed_texts
-    assert [row.dense for row in read_vectors(output)] == [expected_vector(emulator, text) for text in TEXTS]
-
-
-def test_a_checkpoint_without_its_vectors_says_what_is_missing(source: Path, output: Path, emulator: Emulator) -> None:
-    embed(emulator, source, output)
-    output.with_name(f"{output.name}.ledger-vectors").unlink()
-    with pytest.raises(InvalidInput, match=r"put (it|that one) back beside"):
-        embed(emulator, source, output)
-    assert emulator.billed_texts == len(TEXTS)
 
 
 def test_a_checkpoint_in_which_nothing_was_paid_takes_other_settings(source: Path, output: Path) -> None:

@@ -18,8 +18,8 @@ from dashscope_embeddings.client import EmbeddingClient
 from dashscope_embeddings.corpus import inputs as corpus_inputs
 from dashscope_embeddings.corpus.batch.context import BatchOptions
 from dashscope_embeddings.corpus.batch.job import Inputs, open_job
-from dashscope_embeddings.corpus.batch.store import JobStore
 from dashscope_embeddings.corpus.batch.types import BatchEstimate, BatchSummary, ProgressCallback
+from dashscope_embeddings.corpus.checkpoint.jobs import JobStore
 from dashscope_embeddings.corpus.options import InputKeywords, InputOptions, accepts_input_options
 from dashscope_embeddings.corpus.realtime import ledger_beside
 from dashscope_embeddings.errors import InvalidInput
@@ -165,7 +165,7 @@ def batch_client(output: str | Path, **settings: Unpack[ModelOptions]) -> Embedd
     if not path.exists():
         raise InvalidInput(f"there is no {path}: nothing was submitted for this output")
     with corpus_inputs.open_checkpoint(path) as checkpoint:
-        saved_settings = JobStore(checkpoint).get_note("client")
+        saved_settings = JobStore(checkpoint).get_setting("client")
     if saved_settings is None:
         raise InvalidInput(f"{path} contains no batch: it belongs to a real-time job")
     if any(settings.get(name) for name in ("base_url", "region", "workspace")):

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from dashscope_embeddings._core.protocol import RequestOptions
     from dashscope_embeddings._core.settings import Settings
     from dashscope_embeddings._core.text_length import Limits
-    from dashscope_embeddings.corpus.batch.store import JobStore
+    from dashscope_embeddings.corpus.checkpoint.jobs import JobStore
     from dashscope_embeddings.corpus.checkpoint.store import CheckpointStore
     from dashscope_embeddings.errors import DashScopeError
 

@@ -30,8 +30,9 @@ if TYPE_CHECKING:
     from dashscope_embeddings._core.small_requests import RequestFlow
     from dashscope_embeddings.corpus.batch.context import BatchContext, BatchOptions
     from dashscope_embeddings.corpus.batch.messages import BatchStatus
-    from dashscope_embeddings.corpus.batch.store import Selection
-    from dashscope_embeddings.corpus.batch.types import BatchFile, ProgressCallback
+    from dashscope_embeddings.corpus.batch.types import ProgressCallback
+    from dashscope_embeddings.corpus.checkpoint.jobs import Selection
+    from dashscope_embeddings.corpus.checkpoint.rows import BatchFile
 
 FIRST_POLL_SECONDS, MAX_POLL_SECONDS = 30.0, 120.0
 """Seconds between polls; the vendor's page says to poll every one or two minutes."""
@@ -81,7 +82,7 @@ class BatchFlow:
             if create:
                 yield from self._create(batch, may_exist=batch.state == "creating")
             elif batch.state == "creating" and (status := (yield from self._find_batch(batch))) is not None:
-                self._job_store.update_status(batch, status)
+                self._update_status(batch, status)
 
     def submit(self, selection: Selection) -> RequestFlow[None]:
         """Writes pending texts to request files, uploads each file, and creates its batch."""
@@ -94,7 +95,7 @@ class BatchFlow:
                 size = path.stat().st_size / 1e6
                 self._report(f"sending {batch.lines:,} lines with {batch.texts:,} texts ({size:,.1f} MB)", batch)
                 file_id = yield from self._sender.send(messages.upload_file(path), messages.read_file_id)
-                self._job_store.set_uploaded(batch, file_id)
+                self._job_store.update(batch, "uploaded", file_id=file_id)
             except DashScopeError:
                 self._discard(batch)
                 raise
@@ -109,10 +110,10 @@ class BatchFlow:
         while True:
             result: BatchStatus | DashScopeError | None = (yield from self._find_batch(batch)) if may_exist else None
             if result is None:
-                self._job_store.set_creating(batch)
+                self._job_store.update(batch, "creating")
                 result = self._sender.interpret((yield request), messages.read_status)
             if not isinstance(result, DashScopeError):
-                self._report(f"{result.batch_id} was created", self._job_store.update_status(batch, result))
+                self._report(f"{result.batch_id} was created", self._update_status(batch, result))
                 return
             if isinstance(result, ServiceError) and result.action not in RETRYABLE_ACTIONS:
                 # The uploaded file remains; it costs nothing.
@@ -159,7 +160,7 @@ class BatchFlow:
                 self._skipped_batches.add(batch.number)
                 self._errors.append(error)
                 continue
-            updated = self._job_store.update_status(batch, update)
+            updated = self._update_status(batch, update)
             if download and update.has_ended:
                 yield from self._download_results(batch, update)
             elif (update.status, update.completed, update.failed) != (batch.status, batch.completed, batch.failed):
@@ -312,7 +313,7 @@ class BatchFlow:
                 else:
                     yield from self._cancel_ended(batch, error)
                 continue
-            self._report(str(update), self._job_store.update_status(batch, update))
+            self._report(str(update), self._update_status(batch, update))
 
     def _cancel_ended(self, batch: BatchFile, error: DashScopeError) -> RequestFlow[None]:
         """Imports the results of a batch that has ended and thus cannot be cancelled, and frees its other lines."""
@@ -323,6 +324,17 @@ class BatchFlow:
             self._report(f"{batch.batch_id} could not be cancelled: {error.message}", batch)
 
     # --- helpers --------------------------------------------------------------------------------------------
+
+    def _update_status(self, batch: BatchFile, update: BatchStatus) -> BatchFile:
+        """Records the status of a batch."""
+        return self._job_store.update(
+            batch,
+            "running",
+            batch_id=update.batch_id,
+            status=update.status,
+            completed=update.completed,
+            failed=update.failed,
+        )
 
     def _batch_path(self, number: int, ending: str) -> Path:
         return self._output.with_name(f"{self._output.name}.batch-{number}.{ending}")

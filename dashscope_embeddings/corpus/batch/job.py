@@ -20,8 +20,8 @@ from dashscope_embeddings.corpus import writers
 from dashscope_embeddings.corpus.batch import request_file
 from dashscope_embeddings.corpus.batch.context import BatchContext, BatchOptions
 from dashscope_embeddings.corpus.batch.flow import BatchFlow
-from dashscope_embeddings.corpus.batch.store import JobStore
 from dashscope_embeddings.corpus.batch.types import BatchEstimate, BatchSummary, ProgressCallback
+from dashscope_embeddings.corpus.checkpoint.jobs import JobStore
 from dashscope_embeddings.corpus.options import EXTRA_COLUMNS, InputOptions
 from dashscope_embeddings.corpus.realtime import batch_cost, ledger_beside, rejects_beside, write_output
 from dashscope_embeddings.errors import Cancelled, InvalidInput
@@ -51,12 +51,10 @@ class BatchJobRunner:
             self._client.run(flow, stop or SignalSafeEvent())
         except Cancelled:
             stopped = True
-        finally:
-            self._context.checkpoint.index_replies()
         counts = self._context.checkpoint.counts()
         finished = write and not counts.pending and not stopped
         if finished:
-            columns = [name for name in EXTRA_COLUMNS if self._context.job_store.get_note(f"with_{name}")]
+            columns = [name for name in EXTRA_COLUMNS if self._context.job_store.get_setting(f"with_{name}")]
             write_output(self._context.checkpoint, self._output, self._client, "document", "dense", columns)
         if self._context.totals.errors:
             raise self._context.totals.errors[0]
@@ -137,18 +135,18 @@ def open_job(  # noqa: PLR0913, PLR0917 - only the first two are required
         with checkpoint.transaction():
             if source is not None:
                 corpus_inputs.load_inputs(checkpoint, source, client.settings, fingerprint)
-                job_store.set_note("numbers", checkpoint.has_integer_ids)
+                job_store.set_setting("numbers", checkpoint.has_integer_ids)
                 for name in EXTRA_COLUMNS:
-                    job_store.set_note(f"with_{name}", name in source.options.extra_columns)
+                    job_store.set_setting(f"with_{name}", name in source.options.extra_columns)
             if batch_options is not None:
-                job_store.set_note("client", _portable_settings(client))
-                job_store.set_note("order", batch_options)
-        if job_store.get_note("client") is None or job_store.get_note("with_text") is None:
+                job_store.set_setting("client", _portable_settings(client))
+                job_store.set_setting("order", batch_options)
+        if job_store.get_setting("client") is None or job_store.get_setting("with_text") is None:
             raise InvalidInput(f"{path} contains no batch: nothing was submitted for this output")
         settings = client.settings
         limits = shared_limits(settings.address.host, settings.model)
         context = BatchContext(checkpoint, job_store, settings, limits, settings.request_options("document", "dense"))
-        runner = BatchJobRunner(context, client, output, batch_options or BatchOptions(*job_store.get_note("order")))
+        runner = BatchJobRunner(context, client, output, batch_options or BatchOptions(*job_store.get_setting("order")))
         if on_estimate is not None:
             on_estimate(runner.estimate())
         yield runner

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from dashscope_embeddings.corpus.batch.context import BatchContext
-    from dashscope_embeddings.corpus.batch.store import Selection, Unit
-    from dashscope_embeddings.corpus.batch.types import BatchFile
+    from dashscope_embeddings.corpus.checkpoint.jobs import Selection
+    from dashscope_embeddings.corpus.checkpoint.rows import BatchFile, Unit
 
 # Sources: https://help.aliyun.com/zh/model-studio/batch-quick-start-tutorial and the page on error codes, seen
 # 2026-11-20. These pages say MB, which is taken as 1,000,000 bytes: the smaller meaning.
@@ -84,7 +84,7 @@ class RequestFileWriter:
     def _write_lines(self, file: IO[bytes]) -> BatchFile | None:
         number, line = self._job_store.next_numbers()
         first, texts, size = line, 0, 0
-        lines: list[tuple[int, list[int]]] = []
+        lines: list[tuple[int, list[Unit]]] = []
         while line - first < MAX_FILE_LINES and (group := next(self._groups, None)) is not None:
             content = messages.request_line(line_name(line), self._request_options, [unit.text for unit in group.units])
             if size + len(content) > MAX_FILE_BYTES and size:
@@ -93,7 +93,7 @@ class RequestFileWriter:
             file.write(content)
             size += len(content)
             texts += len(group.units)
-            lines.append((line, [unit.number for unit in group.units]))
+            lines.append((line, group.units))
             line += 1
             if len(lines) >= _LINES_PER_INSERT:
                 self._job_store.add_lines(number, lines)
@@ -127,15 +127,15 @@ class RequestFileWriter:
         for unit in self._job_store.units_to_submit(self._selection):
             if policy == "error" and (message := text_problem(unit.text, limits, policy)):
                 self._reject(unit, f"the text {message}; not sent")
-            elif unit.number < 0 or (parts := [*fit_rows(unit.text, policy, limits.tokens_per_row)]) == [unit.text]:
+            elif unit.part_of is not None or (parts := [*fit_rows(unit.text, policy, limits.tokens_per_row)]) == [
+                unit.text
+            ]:
                 yield unit
             else:
-                self._job_store.split(unit.number, parts)  # units_to_submit yields the chunks later
+                self._job_store.split(unit.number, parts)  # units_to_submit yields the parts later
 
     def _reject(self, unit: Unit, message: str) -> None:
-        key = self._job_store.key_of(unit.number)
-        self._job_store.drop_chunks(key)
-        self._checkpoint.reject(key, message, None, None)
+        self._checkpoint.reject(unit.number, message, None, None)
 
 
 def line_name(line: int) -> str:

@@ -13,7 +13,7 @@ from dashscope_embeddings._core.small_requests import RETRYABLE_ACTIONS
 from dashscope_embeddings._core.splitting import Chunk, split_request
 from dashscope_embeddings.corpus.batch import messages
 from dashscope_embeddings.corpus.batch.request_file import line_number
-from dashscope_embeddings.corpus.embedder import pack_vectors
+from dashscope_embeddings.corpus.checkpoint.rows import PackedVectors
 from dashscope_embeddings.errors import Action, BadReply, ServiceError
 
 if TYPE_CHECKING:
@@ -22,8 +22,7 @@ if TYPE_CHECKING:
 
     from dashscope_embeddings.corpus.batch.context import BatchContext
     from dashscope_embeddings.corpus.batch.messages import LineResult
-    from dashscope_embeddings.corpus.batch.types import BatchFile
-    from dashscope_embeddings.corpus.checkpoint.rows import PackedVectors
+    from dashscope_embeddings.corpus.checkpoint.rows import BatchFile
     from dashscope_embeddings.errors import DashScopeError
 
 _LINES_PER_COMMIT = 500
@@ -53,8 +52,8 @@ class ResultImporter:
         self._totals = context.totals
         self._failed_lines: dict[int, _FailedLine] = {}
         """Line → why it failed; a batch has at most 50,000 lines."""
-        self._lines_done: dict[int, Sequence[int]] = {}
-        """Lines whose vectors the current transaction stores, and their units."""
+        self._lines_done: set[int] = set()
+        """Lines whose vectors the current transaction stores."""
         self._stored_lines = 0
         self._lines_seen: set[int] = set()
 
@@ -72,16 +71,15 @@ class ResultImporter:
                         if content.strip():
                             self._import_result(messages.read_result(content))
                     self._job_store.mark_done(self._lines_done)
-                self._lines_done = {}
+                self._lines_done = set()
 
     def _import_result(self, result: LineResult | None) -> None:
         line = line_number(result.name) if result is not None else 0
-        if result is None or (line_units := self._job_store.line_units(self._batch, line)) is None:
+        if result is None or (units := self._job_store.line_units(self._batch, line)) is None:
             self._totals.unknown_results += 1
             return
         self._lines_seen.add(line)
-        units, done = line_units
-        if done or line in self._lines_done:  # the file was imported before, or the line occurs twice
+        if not units or line in self._lines_done:  # the file was imported before, or the line occurs twice
             return
         checked = self._check_result(result, units)
         if isinstance(checked, ParsedReply):
@@ -115,21 +113,11 @@ class ResultImporter:
         return [text for text in map(self._job_store.text_of, units) if text is not None]
 
     def _store_vectors(self, line: int, units: Sequence[int], rows: ParsedReply, tokens: int) -> None:
-        vectors_by_key: dict[int, PackedVectors] = {}
-        means: dict[int, PackedVectors] = {}
-        for unit, dense in zip(units, rows.dense or (), strict=True):
-            vectors = pack_vectors(dense, None)
-            if unit > 0:
-                vectors_by_key[unit] = vectors
-            elif vectors.dense and (completed := self._job_store.store_chunk(unit, vectors.dense)) is not None:
-                key, mean = completed
-                means[key] = pack_vectors(mean, None)
-        self._checkpoint.store_reply(vectors_by_key, 1, len(units), tokens)
-        if means:
-            self._checkpoint.store_reply(means)
-        self._lines_done[line] = units
+        vectors = {unit: PackedVectors.pack(dense) for unit, dense in zip(units, rows.dense or (), strict=True)}
+        embedded = self._checkpoint.store_reply(vectors, 1, len(units), tokens)
+        self._lines_done.add(line)
         self._stored_lines += 1
-        self._add_to_totals(len(vectors_by_key) + len(means), len(units), tokens)
+        self._add_to_totals(embedded, len(units), tokens)
 
     def _add_to_totals(self, texts: int, billed: int, tokens: int) -> None:
         totals = self._totals
@@ -164,7 +152,6 @@ class ResultImporter:
                 else:
                     self._handle_refusal(units, failed.error, deferred=deferred)
             job_store.close(self._batch)
-            checkpoint.index_replies()  # before the next file is written, so that it leaves out embedded texts
         self._totals.errors += [error for error in (job_error, abort_error) if error is not None]
 
     def _refusal_of_job(self) -> DashScopeError | None:
@@ -199,7 +186,5 @@ class ResultImporter:
         self._reject(unit, error)
 
     def _reject(self, unit: int, error: DashScopeError) -> None:
-        key = self._job_store.key_of(unit)
-        self._job_store.drop_chunks(key)
         code = error.code if isinstance(error, ServiceError) else None
-        self._checkpoint.reject(key, error.message, code, error.request_id)
+        self._checkpoint.reject(unit, error.message, code, error.request_id)

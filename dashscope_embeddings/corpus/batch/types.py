@@ -5,34 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 
+from dashscope_embeddings.corpus.checkpoint.rows import BatchFile
 from dashscope_embeddings.vectors import Cost, Usage
-
-BatchState = Literal["planned", "uploaded", "creating", "running", "closed"]
-
-
-@dataclass(frozen=True, slots=True)
-class BatchFile:
-    """One request file, and the service's batch that processes it."""
-
-    number: int
-    """Number in this checkpoint, from 1."""
-    state: BatchState
-    """"planned", "uploaded", "creating", "running" (the batch exists) or "closed" (its results are imported)."""
-    is_resubmission: bool
-    """Whether it resubmits texts of a file that failed the validation."""
-    batch_id: str | None
-    """The service's id of the batch; None: not created yet."""
-    status: str | None
-    """The service's status at the last poll, such as "in_progress"."""
-    lines: int
-    texts: int
-    completed: int | None
-    """Lines done at the last poll; None: not reported."""
-    failed: int | None
-    file_id: str | None
-    """The service's id of the file; None: not uploaded yet."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,1 +1,1 @@
-"""The checkpoint of a corpus: one SQLite file and one vector file that record everything that was paid for."""
+"""The checkpoint of a corpus: one SQLite file that records everything that was paid for."""

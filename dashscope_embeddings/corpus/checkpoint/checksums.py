@@ -1,16 +1,15 @@
-"""Checksums that detect a damaged checkpoint: id → text → vectors, each link bound to the text's hash.
+"""Checksums that detect a damaged checkpoint: record → text → vectors, each link bound to the text's hash.
 
-Neither SQLite's pages nor a file of floats have checksums, so nothing else detects damage by a disk, a copy or a
-restored backup. The checksums also detect a link to another text's vectors.
+SQLite's pages have no checksums, so nothing else detects damage by a disk, a copy or a restored backup. The checksums
+also detect a link to another text's vectors.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import struct
 import zlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dashscope_embeddings.errors import InvalidInput
 
@@ -26,6 +25,11 @@ def text_hash(text: str) -> bytes:
     return hashlib.blake2b(text.encode(), digest_size=16).digest()
 
 
+def part_hash(whole: bytes, text: str) -> bytes:
+    """The hash of a part and of the text that it is a part of."""
+    return hashlib.blake2b(whole + text.encode(), digest_size=16).digest()
+
+
 def vectors_checksum(digest: bytes, vectors: PackedVectors) -> bytes:
     """The checksum of a text's vectors and of the text's hash."""
     dense, indices, values = vectors
@@ -38,9 +42,18 @@ def vectors_checksum(digest: bytes, vectors: PackedVectors) -> bytes:
     return checksum.to_bytes(CHECKSUM_BYTES, "little")
 
 
-def record_checksum(position: object, record_id: object, place: object, digest: object) -> bytes:
-    """The checksum of a record of the input and of its text's hash."""
-    return zlib.crc32(f"{position!r} {record_id!r} {place!r} {digest!r}".encode()).to_bytes(CHECKSUM_BYTES, "little")
+def is_intact(digest: object, checksum: object, vectors: PackedVectors) -> bool:
+    """Whether vectors, as read from a row that may be damaged, are those that were stored for this text."""
+    if not all(isinstance(value, bytes) for value in (digest, checksum)):
+        return False
+    if not all(value is None or isinstance(value, bytes) for value in vectors):
+        return False
+    return checksum == vectors_checksum(digest, vectors)  # type: ignore[arg-type] # checked above
+
+
+def row_checksum(*values: object) -> bytes:
+    """The checksum of a row."""
+    return zlib.crc32(" ".join(map(repr, values)).encode()).to_bytes(CHECKSUM_BYTES, "little")
 
 
 def text_differs(text: object, digest: object) -> bool:
@@ -48,21 +61,8 @@ def text_differs(text: object, digest: object) -> bool:
     return text is not None and not (isinstance(text, str) and text_hash(text) == digest)
 
 
-def parse_json(name: str, value: str) -> Any:
-    """Reads a value that is stored as JSON.
-
-    Raises:
-        InvalidInput: it is damaged.
-    """
-    try:
-        return json.loads(value)
-    except (TypeError, ValueError) as error:
-        raise damage_error(name, "a setting cannot be read") from error
-
-
-def damage_error(name: str, what: str) -> InvalidInput:
+def damage_error(name: object, what: str) -> InvalidInput:
     """The error for a damaged checkpoint, with what to do."""
     return InvalidInput(
-        f"{name} is damaged: {what}. Put back a copy of {name} and of {name}-vectors that were made at the same "
-        "time, or delete both (and the output) to pay for all texts again"
+        f"{name} is damaged: {what}. Put back a copy of it, or delete it (and the output) to pay for all texts again"
     )

@@ -1,141 +1,162 @@
-"""Open the files of a checkpoint: check that all are present and belong together, and explain what to do if not.
+"""Open a checkpoint: lock it, check that it is whole, repair or convert it, and explain what to do if that fails.
 
-There are two files, the SQLite database and the vector file; during a run, and after one that was killed, SQLite's
-write-ahead log is the third. All contain texts or are derived from them: only their owner may read them.
+During a run, and after one that was killed, SQLite's write-ahead log is beside it. Both contain texts: only their owner
+may read them.
 """
 
 from __future__ import annotations
 
-import os
+import logging
 import sqlite3
 from typing import TYPE_CHECKING
 
 from dashscope_embeddings._runtime import files
-from dashscope_embeddings.corpus.checkpoint import checksums
-from dashscope_embeddings.corpus.checkpoint.replies import ReplyStore
-from dashscope_embeddings.corpus.checkpoint.schema import (
-    SCHEMA_VERSION,
-    create_tables,
-    repair_indexes,
-    schema_version,
-    set_pragmas,
-)
-from dashscope_embeddings.corpus.checkpoint.vector_file import MARK_BYTES, VectorFile
+from dashscope_embeddings.corpus.checkpoint import conversion
+from dashscope_embeddings.corpus.checkpoint.checksums import damage_error
+from dashscope_embeddings.corpus.checkpoint.database import Database, wal_path
+from dashscope_embeddings.corpus.checkpoint.schema import VERSION, create_tables
 from dashscope_embeddings.errors import InvalidInput
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-_START_AGAIN = "delete both, and the output, to pay for all texts again"
+_log = logging.getLogger("dashscope_embeddings")
 
 
-def vectors_path(checkpoint_path: Path) -> Path:
-    """The path of a checkpoint's dense vectors."""
-    return checkpoint_path.with_name(f"{checkpoint_path.name}-vectors")
+def open_database(path: Path | None) -> Database:
+    """Opens or creates the checkpoint at `path`; None: a temporary one.
 
-
-def wal_path(checkpoint_path: Path) -> Path:
-    """The path of a checkpoint's write-ahead log."""
-    return checkpoint_path.with_name(f"{checkpoint_path.name}-wal")
-
-
-def connect(path: Path | None) -> sqlite3.Connection:
-    """Opens the database at a path, or creates it with access for its owner only; None: a temporary one."""
+    Raises:
+        InvalidInput: the file is not a checkpoint or is damaged, or its write-ahead log is missing.
+        sqlite3.Error: another process has locked it, it cannot be read, or the disk is full.
+    """
     if path is not None and path.is_dir():
         raise InvalidInput(f"{path} is a folder: move it away")
+    had_wal = path is not None and wal_path(path).exists()
     if path is not None:
         files.ensure_private_file(path)
-    return sqlite3.connect(str(path or ""), timeout=1.0, isolation_level=None, check_same_thread=False)
+    database = Database(path)
+    try:
+        version = _lock(database, had_wal=had_wal)
+        if version and not _is_whole(database.connection):
+            _write_repaired(database, version)
+            return open_database(path)
+        database.fetch_all("PRAGMA writable_schema=OFF")
+        with database.transaction():
+            if version == 0:
+                conversion.check_no_vectors(path)
+                create_tables(database.connection)
+            elif version < VERSION:
+                conversion.convert(database)
+        conversion.remove_vectors(path)
+        database.begin_wal()
+    except BaseException:
+        database.close()
+        raise
+    return database
 
 
-def check_version(connection: sqlite3.Connection, path: Path | None, *, had_wal: bool) -> int:
+def _lock(database: Database, *, had_wal: bool) -> int:
     """Locks the database and returns the version of its tables; 0: there are none.
 
     Args:
-        connection: Connection to the database.
-        path: Path of the database.
+        database: A connection to it.
         had_wal: Whether a write-ahead log existed before the first read, which creates one.
-
-    Raises:
-        InvalidInput: it is not a checkpoint of this package, or its log is missing.
-        sqlite3.Error: another process has locked it, or it is damaged.
     """
-    connection.execute("PRAGMA locking_mode=EXCLUSIVE")
-    version, name = schema_version(connection, str(path or "")), str(path or "")
-    if (
-        version == SCHEMA_VERSION
-        and not had_wal
-        and connection.execute("SELECT max(log_in_use) FROM checkpoint").fetchone() == (1,)
-    ):
+    execute, path = database.connection.execute, database.path
+    execute("PRAGMA locking_mode=EXCLUSIVE")
+    execute("PRAGMA writable_schema=ON")  # no schema is written; only so does SQLite read a truncated file
+    (version,) = execute("PRAGMA user_version").fetchone()
+    if version not in {*conversion.OLD_VERSIONS, 0, VERSION}:
+        raise InvalidInput(f"{path} was written by another version of this package ({version})")
+    if version == 0 and execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone():
+        raise InvalidInput(f"{path} is not a checkpoint of this package: move it away")
+    if version > 1 and not had_wal and execute("SELECT max(log_in_use) FROM checkpoint").fetchone() == (1,):
         raise InvalidInput(
-            f"{name}-wal is missing: the run before was killed, and this file holds the last texts that it paid for. "
-            f"Put it beside {name}; if it is lost, create an empty file of that name, and they are paid for again"
+            f"{path}-wal is missing: the run before was killed, and this file holds the last texts that it paid for. "
+            f"Put it beside {path}; if it is lost, create an empty file of that name, and they are paid for again"
         )
     if path is not None:  # only after it is known to be a checkpoint
         files.make_private(path)
         files.make_private(wal_path(path))
-    set_pragmas(connection)
-    if version and not repair_indexes(connection):
-        raise checksums.damage_error(name, "SQLite cannot read all of it")
-    return version
+    # A single process commits often and may be killed. The log is synced and moved into the database at 1,000 pages.
+    for pragma in ("cache_size=-16000", "synchronous=NORMAL", "journal_mode=WAL", "wal_autocheckpoint=1000"):
+        execute(f"PRAGMA {pragma}")
+    return int(version)
 
 
-def open_replies(connection: sqlite3.Connection, path: Path | None, version: int) -> ReplyStore:
-    """Creates missing tables and opens the vector file, if it belongs to this checkpoint.
+# --- damage -------------------------------------------------------------------------------------------------
+
+
+def _is_whole(connection: sqlite3.Connection) -> bool:
+    """Whether SQLite can read all of the database; rebuilds indexes that do not match their tables."""
+    try:
+        if connection.execute("PRAGMA integrity_check(1)").fetchall() == [("ok",)]:
+            return True
+        connection.execute("REINDEX")
+        return connection.execute("PRAGMA integrity_check(1)").fetchall() == [("ok",)]
+    except sqlite3.OperationalError:
+        raise
+    except (sqlite3.DatabaseError, MemoryError):  # a damaged page may claim a huge size
+        return False
+
+
+def _write_repaired(database: Database, version: int) -> None:
+    """Replaces a damaged database by one with all of its rows that can be read.
+
+    What a row says is verified when it is used. Texts without a row are sent again; lines and records are counted, so
+    that none is missing unnoticed.
 
     Raises:
-        InvalidInput: the vector file is missing or belongs to another checkpoint, or its checkpoint is missing.
+        sqlite3.Error: a page is damaged that all rows depend on.
     """
-    create_tables(connection, version)
-    vectors_file_path = None if path is None else vectors_path(path)
-    (dense,) = connection.execute("SELECT count(dense_at) FROM replies").fetchone()
-    if vectors_file_path is not None and dense and not vectors_file_path.exists():
-        raise InvalidInput(f"{vectors_file_path} is missing: put it back beside {path}, or {_START_AGAIN}")
-    replies = ReplyStore(connection, file := VectorFile(vectors_file_path))
+    if (path := database.path) is None or version < VERSION:
+        raise damage_error(path, "SQLite cannot read all of it")
+    if database.fetch_value("SELECT units FROM checkpoint") is None:
+        raise damage_error(path, "its totals are missing")
+    repaired = files.partial_path(path)
+    files.create_replacing(repaired).close()
+    target = Database(repaired)
     try:
-        _verify_pairing(connection, replies, file, (path, vectors_file_path), version)
-    except BaseException:
-        replies.close()
-        raise
-    return replies
+        with target.transaction():
+            create_tables(target.connection)
+            lost = _copy_rows(database.connection, target.connection)
+        target.close()
+        database.close()
+        wal_path(path).write_bytes(b"")  # its rows were copied; it must not be applied to the new file
+        files.publish(path)
+    finally:
+        target.close()
+        repaired.unlink(missing_ok=True)
+    _log.warning("%s is damaged: %d rows are lost; the command with its input repairs the rest", path, lost)
 
 
-def _verify_pairing(
-    connection: sqlite3.Connection,
-    replies: ReplyStore,
-    vector_file: VectorFile,
-    paths: tuple[Path | None, Path | None],
-    version: int,
-) -> None:
-    """Marks checkpoint and vector file as a pair, or raises if they are none."""
-    path, vectors_file_path = paths
-    if version == 0:
-        if vector_file.size > MARK_BYTES:
-            raise InvalidInput(
-                f"{vectors_file_path} exists, but its checkpoint does not: put {path} back, or {_START_AGAIN}"
-            )
-        connection.execute("INSERT INTO checkpoint VALUES (?, 0, 0, 0)", (identity := os.urandom(16),))
-        vector_file.write_mark(0, identity)
-    elif version < SCHEMA_VERSION:
-        _add_checksums(connection, replies)
-        row = (os.urandom(16), vector_file.size)
-        connection.execute("INSERT INTO checkpoint SELECT ?, ?, 0, count(*) FROM items", row)
-    identity, mark_at = connection.execute("SELECT identity, mark_at FROM checkpoint").fetchone()
-    match = vector_file.match_mark(mark_at, identity)
-    if match == "no" or not replies.find_vector_bytes():
-        raise InvalidInput(
-            f"{vectors_file_path} is not the file of the last run: put that one back beside {path}, or {_START_AGAIN}"
-        )
-    if match == "unknown":  # an older version wrote no mark, or only the mark is damaged
-        vector_file.write_mark(mark_at, identity)
+def _copy_rows(source: sqlite3.Connection, target: sqlite3.Connection) -> int:
+    """Copies all rows that can be read; returns how many units and vectors cannot."""
 
+    def copy(table: str, condition: str = "", values: tuple[int, ...] = ()) -> None:
+        rows = source.execute(f"SELECT * FROM {table} {condition}", values)  # noqa: S608 - our own names
+        marks = ",".join("?" * len(rows.description))
+        target.executemany(f"INSERT INTO {table} VALUES ({marks})", rows)  # noqa: S608 - only question marks
 
-def _add_checksums(connection: sqlite3.Connection, replies: ReplyStore) -> None:
-    """Adds checksums to a checkpoint of version 1."""
-    replies.add_checksums()
-    connection.create_function("record_sum", 4, checksums.record_checksum)
-    digest = "(SELECT hash FROM texts WHERE texts.key = items.key)"
-    connection.execute(f"UPDATE items SET sum = record_sum(seq, id, place, {digest})")  # noqa: S608 - no input in it
+    def try_copy(table: str, condition: str = "", values: tuple[int, ...] = ()) -> bool:
+        try:
+            copy(table, condition, values)
+        except sqlite3.OperationalError:
+            raise
+        except (sqlite3.DatabaseError, MemoryError):
+            return False
+        return True
+
+    target.execute("DELETE FROM checkpoint")
+    for table in ("checkpoint", "settings", "batches", "lines", "sqlite_sequence"):
+        copy(table)
+    for table in ("records", "skipped"):
+        try_copy(table)
+    (units,) = source.execute("SELECT units FROM checkpoint").fetchone()
+    return sum(
+        not try_copy(table, "WHERE unit = ?", (unit,)) for table in ("units", "vectors") for unit in range(1, units + 1)
+    )
 
 
 def translate_error(error: sqlite3.Error, path: Path | None) -> Exception:
@@ -146,5 +167,5 @@ def translate_error(error: sqlite3.Error, path: Path | None) -> Exception:
     if "not a database" in message:
         return InvalidInput(f"{path} is not a checkpoint of this package: move it away")
     if any(word in message for word in ("malformed", "decode", "constraint", "no such")):
-        return checksums.damage_error(str(path), message)
+        return damage_error(path, message)
     return OSError(f"the checkpoint {path or ''} cannot be used: {message}")

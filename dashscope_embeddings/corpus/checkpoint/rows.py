@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import array
+import struct
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from typing_extensions import Self
+
+    from dashscope_embeddings.vectors import SparseVector
 
 
 class InputText(NamedTuple):
@@ -24,8 +30,23 @@ class PackedVectors(NamedTuple):
     """One text's vectors as they are stored: float32 and uint32, in the machine's byte order."""
 
     dense: bytes | None
-    sparse_indices: bytes | None
-    sparse_values: bytes | None
+    sparse_indices: bytes | None = None
+    sparse_values: bytes | None = None
+
+    @classmethod
+    def pack(cls, dense: list[float] | None, sparse: SparseVector | None = None) -> Self:
+        """Packs the vectors of a reply."""
+        return cls(
+            # In native byte order: three times as fast as the array module or a fixed byte order.
+            None if dense is None else struct.pack(f"{len(dense)}f", *dense),
+            None if sparse is None else struct.pack(f"{len(sparse)}I", *sparse.indices),
+            None if sparse is None else struct.pack(f"{len(sparse)}f", *sparse.values),
+        )
+
+    @property
+    def floats(self) -> list[float]:
+        """The numbers of the dense vector."""
+        return array.array("f", self.dense or b"").tolist()
 
 
 class OutputRow(NamedTuple):
@@ -42,6 +63,18 @@ class OutputRow(NamedTuple):
         return self.place.rpartition(":")[0]
 
 
+class Unit(NamedTuple):
+    """A text, or a part of a long one, to submit."""
+
+    number: int
+    text: str
+    digest: bytes
+    part_of: int | None
+    """The unit of the whole text; None: this is a whole text."""
+    max_per_line: int
+    """Maximum number of units in its line; 0: the model's limit."""
+
+
 @dataclass(frozen=True, slots=True)
 class Counts:
     """Counts of a corpus: input, pending and rejected texts."""
@@ -56,6 +89,32 @@ class Counts:
     """Texts of the input that the service refused."""
     invalid: int
     """Records without a usable text."""
+
+
+BatchState = Literal["planned", "uploaded", "creating", "running", "closed"]
+
+
+@dataclass(frozen=True, slots=True)
+class BatchFile:
+    """One request file, and the service's batch that processes it."""
+
+    number: int
+    """Number in this checkpoint, from 1."""
+    state: BatchState
+    """"planned", "uploaded", "creating", "running" (the batch exists) or "closed" (its results are imported)."""
+    is_resubmission: bool
+    """Whether it resubmits texts of a file that failed the validation."""
+    batch_id: str | None
+    """The service's id of the batch; None: not created yet."""
+    status: str | None
+    """The service's status at the last poll, such as "in_progress"."""
+    lines: int
+    texts: int
+    completed: int | None
+    """Lines done at the last poll; None: not reported."""
+    failed: int | None
+    file_id: str | None
+    """The service's id of the file; None: not uploaded yet."""
 
 
 def split_duplicates(

@@ -1,133 +1,86 @@
-"""The SQLite tables of a checkpoint: create, migrate and check them."""
+"""The tables of a checkpoint.
+
+    skipped                                        settings: name → JSON
+    records ──unit──▶ units ◀──unit── vectors      checkpoint: one row of totals
+                      │   │
+              part_of ┘   └──line──▶ lines ──batch──▶ batches
+
+A unit is what gets one vector: a text of the input, or (on the Batch route) a part of a long one. It is pending as long
+as it has a text, and neither a vector nor the reason of a refusal. Units and vectors persist between runs; records,
+skipped and the texts of units are those of the last input.
+"""
 
 from __future__ import annotations
 
-import json
-from typing import TYPE_CHECKING, Any
-
-from dashscope_embeddings.corpus.checkpoint.checksums import damage_error, parse_json
-from dashscope_embeddings.errors import InvalidInput
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Mapping
 
-SCHEMA_VERSION = 2
-_TABLES_V1 = """
-CREATE TABLE terms (name TEXT PRIMARY KEY, value TEXT NOT NULL);
-CREATE TABLE texts (key INTEGER PRIMARY KEY, hash BLOB NOT NULL UNIQUE, reply INTEGER, slot INTEGER);
-CREATE TABLE replies (
-    reply INTEGER PRIMARY KEY, keys BLOB NOT NULL, requests INTEGER NOT NULL, texts INTEGER NOT NULL,
-    tokens INTEGER NOT NULL, dense_at INTEGER, dense_size INTEGER,
-    sparse_counts BLOB, sparse_indices BLOB, sparse_values BLOB
-);
-CREATE TABLE indexed (reply INTEGER NOT NULL);
-CREATE TABLE rejects (key INTEGER PRIMARY KEY, reason TEXT NOT NULL, code TEXT, request_id TEXT);
-CREATE TABLE items (seq INTEGER PRIMARY KEY, id TEXT UNIQUE, place TEXT NOT NULL, key INTEGER NOT NULL, text TEXT);
-CREATE TABLE bad (seq INTEGER PRIMARY KEY, place TEXT NOT NULL, id TEXT, reason TEXT NOT NULL);
-CREATE TABLE pending (key INTEGER PRIMARY KEY, text TEXT NOT NULL, tokens REAL NOT NULL)
-"""
-# texts, replies and rejects persist between runs; items, bad (invalid records) and pending hold the input of one run;
-# terms is the settings fingerprint. Storing a reply is one INSERT. `index_replies()` later links replies to texts, and
-# indexed holds the last one done. Dense vectors are in a file of their own.
-_TABLES_V2 = """
-ALTER TABLE replies ADD COLUMN sums BLOB;
-ALTER TABLE items ADD COLUMN sum BLOB;
+VERSION = 3
+"""Stored as SQLite's user_version. `conversion` reads the older versions, 1 and 2."""
+
+TABLES = """
 CREATE TABLE checkpoint (
-    identity BLOB NOT NULL, mark_at INTEGER NOT NULL, log_in_use INTEGER NOT NULL, records INTEGER NOT NULL
-)
+    log_in_use INTEGER NOT NULL,  -- paid vectors may exist only in the write-ahead log
+    units INTEGER NOT NULL,       -- the highest number of a unit
+    records INTEGER NOT NULL,     -- rows of records and skipped
+    requests INTEGER NOT NULL, texts INTEGER NOT NULL, tokens INTEGER NOT NULL  -- billed in all runs
+);
+CREATE TABLE settings (name TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE units (
+    unit INTEGER PRIMARY KEY,
+    hash BLOB NOT NULL,
+    tokens REAL NOT NULL,         -- estimated
+    reason TEXT, code TEXT, request_id TEXT,  -- of a refusal
+    -- the Batch route alone:
+    part_of INTEGER,              -- the whole text; NULL: this is one; 0: no longer needed
+    parts INTEGER NOT NULL DEFAULT 0,          -- into how many it is split
+    line INTEGER,                 -- where it is under way
+    rounds INTEGER NOT NULL DEFAULT 0,         -- failed attempts of this submission
+    refused_files INTEGER NOT NULL DEFAULT 0,  -- how many of these failed with their whole file
+    max_per_line INTEGER NOT NULL DEFAULT 0,   -- 0: the model's limit
+    text TEXT
+);
+CREATE UNIQUE INDEX units_by_hash ON units (hash) WHERE part_of IS NULL;
+CREATE INDEX units_by_whole ON units (part_of) WHERE part_of IS NOT NULL;
+CREATE INDEX units_by_line ON units (line) WHERE line IS NOT NULL;
+CREATE INDEX failed_units ON units (unit) WHERE rounds > 0;
+CREATE TABLE vectors (
+    unit INTEGER PRIMARY KEY,
+    sum BLOB NOT NULL,            -- checksum of the vectors and of the unit's hash
+    dense BLOB, sparse_indices BLOB, sparse_values BLOB
+);
+CREATE TABLE records (
+    position INTEGER PRIMARY KEY, id TEXT UNIQUE, place TEXT NOT NULL, unit INTEGER NOT NULL,
+    sum BLOB NOT NULL             -- checksum of the record and of its unit's hash
+);
+CREATE TABLE skipped (position INTEGER PRIMARY KEY, id TEXT, place TEXT NOT NULL, reason TEXT NOT NULL);
+CREATE TABLE batches (
+    number INTEGER PRIMARY KEY AUTOINCREMENT, state TEXT NOT NULL, again INTEGER NOT NULL, lines INTEGER NOT NULL,
+    texts INTEGER NOT NULL, file_id TEXT, batch_id TEXT, status TEXT, completed INTEGER, failed INTEGER
+);
+CREATE TABLE lines (
+    line INTEGER PRIMARY KEY AUTOINCREMENT,
+    batch INTEGER NOT NULL,
+    done INTEGER NOT NULL DEFAULT 0,  -- its vectors are stored
+    sum BLOB NOT NULL                 -- checksum of the line, its units and their hashes
+);
+CREATE INDEX lines_by_batch ON lines (batch, line);
+INSERT INTO checkpoint VALUES (0, 0, 0, 0, 0, 0);
 """
-# Added in version 2. sums: checksums of the vectors of each key; mark_at: offset of the mark in the vector file that
-# identifies its checkpoint; log_in_use: paid replies may exist only in the write-ahead log; records: rows of items.
+# AUTOINCREMENT never reuses the number of a line: a late result must not match another text.
+
+PENDING = (
+    "units.text IS NOT NULL AND units.reason IS NULL AND units.part_of IS NULL "
+    "AND NOT EXISTS (SELECT 1 FROM vectors WHERE vectors.unit = units.unit)"
+)
+"""Condition for a text of the input that needs a vector."""
 
 
-def set_pragmas(connection: sqlite3.Connection) -> None:
-    """Configures SQLite for a single process that commits often and may be killed."""
-    for pragma in ("cache_size=-16000", "locking_mode=EXCLUSIVE", "synchronous=NORMAL", "journal_mode=WAL"):
-        connection.execute(f"PRAGMA {pragma}")
-    # Pages of 4 KB in the write-ahead log, after which it is synced and moved into the database.
-    connection.execute("PRAGMA wal_autocheckpoint=256")
-
-
-def schema_version(connection: sqlite3.Connection, name: str) -> int:
-    """The version of the tables; 0: there are none.
-
-    Raises:
-        InvalidInput: another program or an unknown version of this package wrote the database.
-    """
-    (version,) = connection.execute("PRAGMA user_version").fetchone()
-    if version not in {0, 1, SCHEMA_VERSION}:
-        raise InvalidInput(f"{name} was written by another version of this package ({version})")
-    if version == 0 and connection.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone():
-        raise InvalidInput(f"{name} is not a checkpoint of this package: move it away")
-    return int(version)
-
-
-def create_tables(connection: sqlite3.Connection, version: int) -> None:
-    """Creates the tables and columns that are missing."""
-    for introduced_in, statements in ((1, _TABLES_V1), (SCHEMA_VERSION, _TABLES_V2)):
-        if version < introduced_in:
-            for statement in statements.split(";"):
-                connection.execute(statement)
-    connection.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
-
-
-def repair_indexes(connection: sqlite3.Connection) -> bool:
-    """Whether the tables can be read; rebuilds indexes that do not match them."""
-    try:
-        if _passes_integrity_check(connection):
-            return True
-        connection.execute("REINDEX")
-        return _passes_integrity_check(connection)
-    except MemoryError:  # SQLite read a huge size from a damaged page
-        return False
-
-
-def _passes_integrity_check(connection: sqlite3.Connection) -> bool:
-    problems: list[tuple[str]] = connection.execute("PRAGMA integrity_check(1)").fetchall()
-    return problems == [("ok",)]
-
-
-def check_settings(connection: sqlite3.Connection, name: str, fingerprint: Mapping[str, Any]) -> bool:
-    """Stores the settings of a run, if its vectors may share an output with those in the checkpoint.
-
-    Returns:
-        Whether earlier rejections are obsolete, because other settings may accept these texts.
-
-    Raises:
-        InvalidInput: the checkpoint holds vectors of other settings.
-    """
-    rows = connection.execute("SELECT name, value FROM terms")
-    known = {setting: parse_json(name, value) for setting, value in rows}
-    if not known and _has_paid_work(connection):
-        raise damage_error(name, "the settings of its vectors are missing")
-    rejections_obsolete = bool(known.get("long_text") != fingerprint["long_text"])
-    if known.get("long_text") == "error":
-        known["long_text"] = fingerprint["long_text"]  # so far all texts were embedded whole
-    differing = [setting for setting in fingerprint if known and known.get(setting) != fingerprint[setting]]
-    if differing and not _has_paid_work(connection):
-        rejections_obsolete = True
-    elif differing == ["service"]:
-        raise InvalidInput(
-            f"{name} holds vectors of {known['service']}, and this run would use {fingerprint['service']}: name the "
-            "same region or address, or write to another output"
-        )
-    elif differing:
-        message = "; ".join(f"{key} was {known.get(key)!r} and is now {fingerprint[key]!r}" for key in differing)
-        raise InvalidInput(
-            f"these vectors must not be mixed with those in {name}: {message}. Write to another output, or delete this "
-            "one, its checkpoint and the checkpoint's vectors to pay for all texts again"
-        )
-    values = [(setting, json.dumps(value)) for setting, value in fingerprint.items()]
-    connection.executemany("INSERT OR REPLACE INTO terms VALUES (?, ?)", values)
-    return rejections_obsolete
-
-
-def _has_paid_work(connection: sqlite3.Connection) -> bool:
-    """Whether any reply was stored or any batch was submitted."""
-    tables = {table for (table,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-    return any(
-        connection.execute(f"SELECT 1 FROM {table} LIMIT 1").fetchone()  # noqa: S608 - our own names
-        for table in ("replies", "batches")
-        if table in tables
-    )
+def create_tables(connection: sqlite3.Connection) -> None:
+    """Creates all tables, inside the caller's transaction."""
+    statements = "\n".join(line.partition("--")[0] for line in TABLES.splitlines())
+    for statement in statements.split(";"):
+        connection.execute(statement)
+    connection.execute(f"PRAGMA user_version={VERSION}")

@@ -1,55 +1,44 @@
-"""The checkpoint of a corpus: its input and all replies that were paid for, in an SQLite file and a file of vectors.
+"""The texts of a corpus: its input, what was paid for, and what was refused.
 
 The output is written from the checkpoint and can be written again. A process may be killed at any instruction:
 transactions are atomic, and each reply is committed before its thread sends the next request. The write-ahead log is
-not synced at each commit: a power failure may lose the last replies, never earlier ones. Dense vectors are in a
-separate file, `{checkpoint}-vectors`.
+not synced at each commit: a power failure may lose the last replies, never earlier ones.
 """
 
 from __future__ import annotations
 
-import contextlib
-import sqlite3
-import threading
 from typing import TYPE_CHECKING, Any
 
 from dashscope_embeddings._core.text_length import estimate_tokens
-from dashscope_embeddings._runtime import files
 from dashscope_embeddings.corpus.checkpoint import checksums
-from dashscope_embeddings.corpus.checkpoint.opening import check_version, connect, open_replies, wal_path
-from dashscope_embeddings.corpus.checkpoint.replies import ReplyStore
-from dashscope_embeddings.corpus.checkpoint.rows import Counts, OutputRow, split_duplicates
-from dashscope_embeddings.corpus.checkpoint.schema import check_settings
-from dashscope_embeddings.corpus.checkpoint.vector_file import VectorFile
-from dashscope_embeddings.errors import InvalidInput
+from dashscope_embeddings.corpus.checkpoint.opening import open_database
+from dashscope_embeddings.corpus.checkpoint.rows import Counts, OutputRow, PackedVectors, split_duplicates
+from dashscope_embeddings.corpus.checkpoint.schema import PENDING
+from dashscope_embeddings.errors import BadReply, InvalidInput
+from dashscope_embeddings.vectors import Part, combine
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from typing_extensions import Self
 
-    from dashscope_embeddings.corpus.checkpoint.rows import InputText, PackedVectors
+    from dashscope_embeddings.corpus.checkpoint.database import Database
+    from dashscope_embeddings.corpus.checkpoint.rows import InputText
 
-_REJECTED_REPLY = -1
-"""Stands in place of a reply's number for a text that the service refused."""
+_VECTOR_COLUMNS = "vectors.sum, dense, sparse_indices, sparse_values"
 
 
 class CheckpointStore:
-    """The checkpoint of one output. Methods may be called from any thread; only one process can open it at a time."""
+    """The texts of one output. Methods may be called from any thread."""
 
-    def __init__(self, connection: sqlite3.Connection, path: Path | None) -> None:
-        self._connection = connection
-        self._path, self._name = path, str(path or "")
-        self._replies = ReplyStore(connection, VectorFile(None))
-        self._lock = threading.RLock()
-        self._uses_wal = False
-        """Whether commits go to the write-ahead log first."""
-        self._next_key = 1
+    def __init__(self, database: Database) -> None:
+        self.database, self.transaction = database, database.transaction
         self.has_integer_ids = True
         """Whether all ids of the input are integers: then they are integers in the output too."""
         self.damaged_texts = 0
         """Texts of the input whose vectors are damaged and must be requested again."""
+        self._vector_bytes = self._find_vector_bytes()
 
     @classmethod
     def open(cls, path: Path | None) -> Self:
@@ -59,284 +48,287 @@ class CheckpointStore:
             InvalidInput: the file is not a checkpoint or is damaged, or one of its files is missing.
             sqlite3.Error: another process has locked it, it cannot be read, or the disk is full.
         """
-        had_wal = path is not None and wal_path(path).exists()
-        checkpoint = cls(connect(path), path)
+        database = open_database(path)
         try:
-            checkpoint._open_tables(had_wal=had_wal)
+            return cls(database)
         except BaseException:
-            checkpoint.close()
+            database.close()
             raise
-        return checkpoint
-
-    def _open_tables(self, *, had_wal: bool) -> None:
-        version = check_version(self._connection, self._path, had_wal=had_wal)
-        with self.transaction():
-            self._replies = open_replies(self._connection, self._path, version)
-            self._index_replies(only_intact=True)
-        if self._path is not None:
-            self._uses_wal = True  # set before log_in_use, so that `close` resets it after any interruption
-            self._connection.execute("UPDATE checkpoint SET log_in_use = 1")
-            self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-
-    # --- transactions -------------------------------------------------------------------------------------
-
-    @contextlib.contextmanager
-    def transaction(self, *, commit: bool = True) -> Iterator[None]:
-        """Groups statements into one transaction, or joins the current one. `commit=False`: always rolls back."""
-        with self._lock:
-            is_nested = self._connection.in_transaction
-            if is_nested:
-                yield
-                return
-            self._connection.execute("BEGIN IMMEDIATE")
-            try:
-                yield
-                if commit:
-                    self._commit()
-            finally:
-                if self._connection.in_transaction:
-                    self._connection.execute("ROLLBACK")
-
-    def fetch_all(self, statement: str, values: Sequence[Any] = ()) -> list[Any]:
-        """Executes a statement, for tables of other modules, and returns all rows."""
-        with self._lock:
-            return self._connection.execute(statement, values).fetchall()
-
-    def fetch_value(self, statement: str, values: Sequence[Any] = ()) -> Any:
-        """Executes a statement and returns the first column of the first row; None: there is no row."""
-        rows = self.fetch_all(statement, values)
-        return rows[0][0] if rows else None
-
-    def execute_many(self, statement: str, rows: Iterable[Sequence[Any]]) -> None:
-        """Executes a statement once per row."""
-        with self._lock:
-            self._connection.executemany(statement, rows)
-
-    def parse_json(self, value: str) -> Any:
-        """Reads a value that is stored as JSON; raises InvalidInput if it is damaged."""
-        return checksums.parse_json(self._name, value)
-
-    def damage_error(self, what: str) -> InvalidInput:
-        """The error for a row that differs from what was written."""
-        return checksums.damage_error(self._name, what)
-
-    def _commit(self) -> None:
-        self._connection.execute("COMMIT")
-
-    def disable_wal(self) -> None:
-        """From here on, each transaction is committed to the database itself, without a write-ahead log."""
-        with self._lock:
-            self._connection.execute("UPDATE checkpoint SET log_in_use = 0")
-            self._connection.execute("PRAGMA journal_mode=DELETE")
-            self._uses_wal = False
 
     def close(self) -> None:
-        """Moves the write-ahead log into the database and closes both files; other runs may then open them."""
-        with self._lock:
-            with contextlib.suppress(sqlite3.Error):  # the disk may be full
-                if self._uses_wal:
-                    self._connection.execute("UPDATE checkpoint SET log_in_use = 0")
-                    self._uses_wal = False
-            self._connection.close()
-            if self._uses_wal and self._path is not None:
-                with contextlib.suppress(OSError):  # SQLite removed the log: an empty one says that nothing is missing
-                    files.create_exclusive(wal_path(self._path)).close()
-            self._replies.close()
+        """Closes the database; other runs may then open it."""
+        self.database.close()
 
-    # --- the input ----------------------------------------------------------------------------------------
-
-    def start_run(self, fingerprint: Mapping[str, Any], *, retry_rejected: bool) -> None:
-        """Deletes the input of the previous run; `retry_rejected`: also its rejections, to send these texts again."""
-        retry_rejected |= self.check_settings(fingerprint)
-        for table in ("items", "bad", "pending"):
-            self._connection.execute(f"DELETE FROM {table}")  # noqa: S608 - no input in it
-        if retry_rejected:
-            self._connection.execute("UPDATE texts SET reply = NULL WHERE reply = ?", (_REJECTED_REPLY,))
-            self._connection.execute("DELETE FROM rejects")
-        without_reason = "reply = ? AND key NOT IN (SELECT key FROM rejects)"
-        self._connection.execute(f"UPDATE texts SET reply = NULL WHERE {without_reason}", (_REJECTED_REPLY,))  # noqa: S608 - no input in it
-        self._connection.execute("UPDATE checkpoint SET records = 0")
-        (last,) = self._connection.execute("SELECT max(key) FROM texts").fetchone()
-        self._next_key, self.has_integer_ids, self.damaged_texts = (last or 0) + 1, True, 0
+    # --- settings -------------------------------------------------------------------------------------------
 
     def is_new(self) -> bool:
         """Whether no input was ever loaded."""
-        return self.fetch_value("SELECT 1 FROM terms LIMIT 1") is None
+        return self.database.get_setting("fingerprint") is None
 
     def check_settings(self, fingerprint: Mapping[str, Any]) -> bool:
-        """Stores the settings of this run; returns whether they make earlier rejections obsolete.
+        """Stores the settings of a run, if its vectors may share an output with those in the checkpoint.
+
+        Returns:
+            Whether earlier rejections are obsolete, because other settings may accept these texts.
 
         Raises:
             InvalidInput: the checkpoint holds vectors of other settings.
         """
-        return check_settings(self._connection, self._name, fingerprint)
+        name, is_paid = self.database.path, self._has_paid_work()
+        known = self.database.get_setting("fingerprint") or {}
+        if not known and is_paid:
+            raise checksums.damage_error(name, "the settings of its vectors are missing")
+        rejections_obsolete = bool(known.get("long_text") != fingerprint["long_text"])
+        if known.get("long_text") == "error":
+            known["long_text"] = fingerprint["long_text"]  # so far all texts were embedded whole
+        differing = [setting for setting in fingerprint if known and known.get(setting) != fingerprint[setting]]
+        if differing and not is_paid:
+            rejections_obsolete = True
+        elif differing == ["service"]:
+            raise InvalidInput(
+                f"{name} holds vectors of {known['service']}, and this run would use {fingerprint['service']}: name "
+                "the same region or address, or write to another output"
+            )
+        elif differing:
+            message = "; ".join(f"{key} was {known.get(key)!r} and is now {fingerprint[key]!r}" for key in differing)
+            raise InvalidInput(
+                f"these vectors must not be mixed with those in {name}: {message}. Write to another output, or delete "
+                "this one and its checkpoint to pay for all texts again"
+            )
+        self.database.set_setting("fingerprint", dict(fingerprint))
+        return rejections_obsolete
+
+    def _has_paid_work(self) -> bool:
+        """Whether any vector was stored or any batch was submitted."""
+        is_paid = "EXISTS (SELECT 1 FROM vectors) OR EXISTS (SELECT 1 FROM batches) OR requests > 0"
+        return bool(self.database.fetch_value(f"SELECT {is_paid} FROM checkpoint"))  # noqa: S608 - no input in it
+
+    # --- the input ------------------------------------------------------------------------------------------
+
+    def start_run(self, fingerprint: Mapping[str, Any], *, retry_rejected: bool) -> None:
+        """Deletes the input of the previous run; `retry_rejected`: also its rejections, to send these texts again."""
+        retry_rejected |= self.check_settings(fingerprint)
+        for statement in ("DELETE FROM records", "DELETE FROM skipped", "UPDATE checkpoint SET records = 0"):
+            self.database.fetch_all(statement)
+        self.database.fetch_all("UPDATE units SET text = NULL WHERE text IS NOT NULL AND part_of IS NULL")
+        if retry_rejected:
+            self.database.fetch_all(
+                "UPDATE units SET reason = NULL, code = NULL, request_id = NULL WHERE reason IS NOT NULL"
+            )
+        self.has_integer_ids, self.damaged_texts = True, 0
 
     def add_items(self, items: Sequence[InputText], *, with_text: bool) -> list[tuple[InputText, str]]:
         """Adds a few hundred texts; returns those whose id was used before, each with the earlier place."""
         items, duplicates = self._split_duplicates(items)
         hashes = [checksums.text_hash(item.text) for item in items]
         known = self._known_texts(hashes)
-        new, rows, pending = [], [], []
-        for (seq, record_id, place, text), digest in zip(items, hashes, strict=True):
+        last = self.database.fetch_value("SELECT units FROM checkpoint")
+        new, rows, texts = [], [], {}
+        for (position, record_id, place, text), digest in zip(items, hashes, strict=True):
             if digest not in known:
-                known[digest] = self._next_key, True
-                new.append((self._next_key, digest))
-                self._next_key += 1
-            key, is_pending = known[digest]
+                last += 1
+                known[digest] = last, False
+                new.append((last, digest, estimate_tokens(text), text))
+            unit, needs_text = known[digest]
+            if needs_text or with_text:
+                texts[unit] = text
             self.has_integer_ids &= not isinstance(record_id, str)
             id_text = None if record_id is None else str(record_id)
-            checksum = checksums.record_checksum(seq, id_text, place, digest)
-            rows.append((seq, id_text, place, key, text if with_text else None, checksum))
-            if is_pending:
-                pending.append((key, text, estimate_tokens(text)))
-        self._connection.executemany("INSERT INTO texts (key, hash) VALUES (?, ?)", new)
-        self._connection.executemany("INSERT INTO items VALUES (?, ?, ?, ?, ?, ?)", rows)
-        self._connection.execute("UPDATE checkpoint SET records = records + ?", (len(rows),))
-        self._connection.executemany("INSERT OR IGNORE INTO pending VALUES (?, ?, ?)", pending)
+            rows.append((position, id_text, place, unit, checksums.row_checksum(position, id_text, place, digest)))
+        execute_many = self.database.execute_many
+        execute_many("INSERT INTO units (unit, hash, tokens, text) VALUES (?, ?, ?, ?)", new)
+        execute_many(
+            "UPDATE units SET text = ? WHERE unit = ? AND text IS NULL", ((text, unit) for unit, text in texts.items())
+        )
+        execute_many("INSERT INTO records VALUES (?, ?, ?, ?, ?)", rows)
+        self.database.fetch_all("UPDATE checkpoint SET records = records + ?, units = ?", (len(rows), last))
         return duplicates
 
     def _known_texts(self, hashes: Sequence[bytes]) -> dict[bytes, tuple[int, bool]]:
-        """Hash → key of texts that are known already, and whether their vectors are still missing or are damaged."""
+        """Hash → unit of texts that are known already, and whether they have no vectors; deletes damaged vectors."""
         marks = ",".join("?" * len(hashes))
-        rows = self._connection.execute(f"SELECT hash, key, reply, slot FROM texts WHERE hash IN ({marks})", hashes)  # noqa: S608 - only question marks
         known: dict[bytes, tuple[int, bool]] = {}
-        for digest, key, reply, slot in rows.fetchall():
-            is_pending = reply != _REJECTED_REPLY and self._replies.vectors(reply, slot, digest) is None
-            known[digest] = key, is_pending
-            if is_pending and reply is not None:
-                self._connection.execute("UPDATE texts SET reply = NULL, slot = NULL WHERE key = ?", (key,))
+        for digest, unit, checksum, *vectors in self.database.fetch_all(
+            f"SELECT hash, unit, {_VECTOR_COLUMNS} FROM units LEFT JOIN vectors USING (unit) "  # noqa: S608 - our own names
+            f"WHERE part_of IS NULL AND hash IN ({marks})",
+            hashes,
+        ):
+            is_embedded = checksum is not None
+            if is_embedded and not checksums.is_intact(digest, checksum, PackedVectors(*vectors)):
+                self.database.fetch_all("DELETE FROM vectors WHERE unit = ?", (unit,))
                 self.damaged_texts += 1
+                is_embedded = False
+            known[digest] = unit, not is_embedded
         return known
 
     def _split_duplicates(self, items: Sequence[InputText]) -> tuple[list[InputText], list[tuple[InputText, str]]]:
         ids = [str(item.id) for item in items if item.id is not None]
         marks = ",".join("?" * len(ids))
-        rows = self._connection.execute(f"SELECT id, place FROM items WHERE id IN ({marks})", ids)  # noqa: S608 - only question marks
-        return split_duplicates(items, dict(rows.fetchall()))
+        places = self.database.fetch_all(f"SELECT id, place FROM records WHERE id IN ({marks})", ids)  # noqa: S608 - only question marks
+        return split_duplicates(items, dict(places))
 
     def add_invalid(self, position: int, place: str, record_id: str | None, reason: str) -> None:
         """Adds a record that is skipped."""
-        self._connection.execute("INSERT INTO bad VALUES (?, ?, ?, ?)", (position, place, record_id, reason))
+        self.database.fetch_all("INSERT INTO skipped VALUES (?, ?, ?, ?)", (position, record_id, place, reason))
+        self.database.fetch_all("UPDATE checkpoint SET records = records + 1")
 
     def counts(self) -> Counts:
         """Counts texts of the input by state."""
-        with self._lock:
-            open_texts = "pending CROSS JOIN texts USING (key) WHERE reply IS NULL"
-            ((pending, tokens),) = self.fetch_all(f"SELECT count(*), total(tokens) FROM {open_texts}")  # noqa: S608 - no input in it
-            return Counts(
-                self.fetch_value("SELECT count(*) FROM items"),
-                pending,
-                tokens,
-                rejected=self.fetch_value("SELECT count(*) FROM items CROSS JOIN rejects USING (key)"),
-                invalid=self.fetch_value("SELECT count(*) FROM bad"),
-            )
+        with self.database.lock:
+            ((pending, tokens),) = self.database.fetch_all(f"SELECT count(*), total(tokens) FROM units WHERE {PENDING}")  # noqa: S608 - no input in it
+            refused = "records CROSS JOIN units USING (unit) WHERE reason IS NOT NULL"
+            counts = ("count(*) FROM records", f"count(*) FROM {refused}", "count(*) FROM skipped")
+            texts, rejected, invalid = (self.database.fetch_value(f"SELECT {count}") for count in counts)
+            return Counts(texts, pending, tokens, rejected, invalid)
 
-    # --- replies ------------------------------------------------------------------------------------------
+    # --- replies --------------------------------------------------------------------------------------------
 
     def pending_texts(self, page_size: int = 512) -> Iterator[tuple[int, str]]:
-        """Key and text of pending texts, in the order of the input. The tables may change during the iteration."""
+        """Unit and text of pending texts, in the order of the input. The tables may change during the iteration."""
+        query = f"SELECT unit, text FROM units WHERE unit > ? AND {PENDING} ORDER BY unit LIMIT ?"  # noqa: S608 - no input in it
         last = 0
-        while True:
-            with self._lock:
-                rows = self.fetch_all(
-                    "SELECT key, text FROM pending WHERE key > ? ORDER BY key LIMIT ?", (last, page_size)
-                )
-            if not rows:
-                return
+        while rows := self.database.fetch_all(query, (last, page_size)):
             last = rows[-1][0]
             yield from rows
 
     def store_reply(
-        self, vectors_by_key: Mapping[int, PackedVectors], requests: int = 0, texts: int = 0, tokens: int = 0
-    ) -> None:
-        """Commits a reply: vectors by key, and what was billed.
+        self, vectors_by_unit: Mapping[int, PackedVectors], requests: int = 0, texts: int = 0, tokens: int = 0
+    ) -> int:
+        """Commits a reply: vectors by unit, and what was billed; returns how many texts are complete with it.
 
         Raises:
             BadReply: the width of the dense vectors differs from earlier ones.
         """
-        with self._lock:
-            self._replies.store(vectors_by_key, requests, texts, tokens)
-
-    def reject(self, key: int, reason: str, code: str | None, request_id: str | None) -> None:
-        """Commits that the service refused a text."""
+        widths = {len(vectors.dense) for vectors in vectors_by_unit.values() if vectors.dense is not None}
         with self.transaction():
-            row = (key, reason, code, request_id)
-            self._connection.execute("INSERT OR REPLACE INTO rejects VALUES (?, ?, ?, ?)", row)
-            self._connection.execute("UPDATE texts SET reply = ? WHERE key = ?", (_REJECTED_REPLY, key))
+            if len(widths | ({self._vector_bytes} - {0})) > 1:
+                raise BadReply(
+                    f"dense vectors of different widths: {sorted(widths)} bytes, before {self._vector_bytes}"
+                )
+            self._vector_bytes = max(widths, default=self._vector_bytes)
+            marks = ",".join("?" * len(vectors_by_unit))
+            query = f"SELECT unit, hash, part_of FROM units WHERE unit IN ({marks})"  # noqa: S608 - only question marks
+            units = self.database.fetch_all(query, tuple(vectors_by_unit))
+            rows = (
+                (unit, checksums.vectors_checksum(digest, vectors_by_unit[unit]), *vectors_by_unit[unit])
+                for unit, digest, _ in units
+            )
+            self.database.execute_many("INSERT OR REPLACE INTO vectors VALUES (?, ?, ?, ?, ?)", rows)
+            billed = (requests, texts, tokens)
+            self.database.fetch_all(
+                "UPDATE checkpoint SET requests = requests + ?, texts = texts + ?, tokens = tokens + ?", billed
+            )
+            wholes = {whole for _, _, whole in units if whole}
+            return sum(part_of is None for _, _, part_of in units) + sum(map(self._combine_parts, wholes))
 
-    def index_replies(self) -> None:
-        """Links stored replies to texts; to be called before texts are counted or written."""
+    def _combine_parts(self, whole: int) -> bool:
+        """Stores the vector of a long text whose parts all have one; if one is damaged, the text is pending again."""
+        rows = self.database.fetch_all(
+            f"SELECT hash, text, {_VECTOR_COLUMNS} FROM units LEFT JOIN vectors USING (unit) "  # noqa: S608 - our own names
+            "WHERE part_of = ? ORDER BY unit",
+            (whole,),
+        )
+        if any(checksum is None for _, _, checksum, *_ in rows):
+            return False
+        ((whole_hash, count),) = self.database.fetch_all("SELECT hash, parts FROM units WHERE unit = ?", (whole,))
+        parts = []
+        for digest, text, checksum, *columns in rows:
+            vectors = PackedVectors(*columns)
+            if (
+                isinstance(text, str)
+                and digest == checksums.part_hash(whole_hash, text)
+                and checksums.is_intact(digest, checksum, vectors)
+            ):
+                parts.append(Part(vectors.floats, None, float(len(text))))
+        self.drop_parts(whole)
+        if len(parts) != count:
+            return False
+        self.store_reply({whole: PackedVectors.pack(combine(parts).dense)})
+        return True
+
+    def drop_parts(self, whole: int) -> None:
+        """Deletes the parts of a text; those under way stay until their line has ended, without belonging to it."""
+        self.database.fetch_all(
+            "DELETE FROM vectors WHERE unit IN (SELECT unit FROM units WHERE part_of = ?)", (whole,)
+        )
+        self.database.fetch_all("UPDATE units SET part_of = 0 WHERE part_of = ?", (whole,))
+        self.database.fetch_all("DELETE FROM units WHERE part_of = 0 AND line IS NULL")
+        self.database.fetch_all("UPDATE units SET parts = 0 WHERE unit = ?", (whole,))
+
+    def reject(self, unit: int, reason: str, code: str | None, request_id: str | None) -> None:
+        """Commits that the service refused a text, or a part of it."""
         with self.transaction():
-            self._index_replies()
-
-    def _index_replies(self, *, only_intact: bool = False) -> None:
-        """Links each text to its vectors, for all replies since the last call.
-
-        `only_intact` skips damaged vectors: after a power failure a row may exist without its vectors.
-        """
-        (last,) = self._connection.execute("SELECT coalesce(max(reply), 0) FROM indexed").fetchone()
-        (newest,) = self._connection.execute("SELECT coalesce(max(reply), 0) FROM replies").fetchone()
-        if newest == last:
-            return
-        self._replies.sync()
-        for (reply,) in self._connection.execute("SELECT reply FROM replies WHERE reply > ?", (last,)).fetchall():
-            slots = self._replies.intact_slots(reply) if only_intact else enumerate(self._replies.text_keys(reply))
-            links = [(reply, slot, key) for slot, key in slots]
-            self._connection.executemany("UPDATE texts SET reply = ?, slot = ? WHERE key = ?", links)
-        self._connection.execute("DELETE FROM indexed")
-        self._connection.execute("INSERT INTO indexed VALUES (?)", (newest,))
+            whole = self.database.fetch_value("SELECT coalesce(part_of, unit) FROM units WHERE unit = ?", (unit,))
+            self.drop_parts(whole)
+            self.database.fetch_all(
+                "UPDATE units SET reason = ?, code = ?, request_id = ? WHERE unit = ?",
+                (reason, code, request_id, whole),
+            )
 
     def total_billed(self) -> tuple[int, int, int]:
         """Requests, texts and tokens billed in all runs."""
-        with self._lock:
-            query = "SELECT total(requests), total(texts), total(tokens) FROM replies"
-            requests, texts, tokens = map(int, self._connection.execute(query).fetchone())
-            return requests, texts, tokens
+        requests, texts, tokens = self.database.fetch_all("SELECT requests, texts, tokens FROM checkpoint")[0]
+        return requests, texts, tokens
 
     @property
     def dimension(self) -> int | None:
         """Floats in a dense vector; None: there are no dense vectors."""
-        return self._replies.vector_bytes // 4 or None
+        return self._vector_bytes // 4 or None
 
-    # --- the output ---------------------------------------------------------------------------------------
+    def _find_vector_bytes(self) -> int:
+        """The bytes of the first intact dense vector; 0: there is none."""
+        query = (
+            f"SELECT hash, {_VECTOR_COLUMNS} FROM vectors JOIN units USING (unit) WHERE dense IS NOT NULL ORDER BY unit"  # noqa: S608 - our own names
+        )
+        for digest, checksum, *columns in self.database.connection.execute(query):
+            vectors = PackedVectors(*columns)
+            if checksums.is_intact(digest, checksum, vectors):
+                return len(vectors.dense or b"")
+        return 0
 
-    def rows(self) -> Iterator[OutputRow]:
+    # --- the output -----------------------------------------------------------------------------------------
+
+    def rows(self, *, with_text: bool) -> Iterator[OutputRow]:
         """All texts with vectors, in the order of the input.
 
         Raises:
-            InvalidInput: after the last row, if rows are missing because the checkpoint or its vectors are damaged.
+            InvalidInput: after the last row, if rows are missing because the checkpoint is damaged.
         """
-        (records,) = self._connection.execute("SELECT records FROM checkpoint").fetchone()
-        readable = 0
-        rows = self._connection.execute(
-            "SELECT seq, id, place, sum, items.text, hash, reply, slot, rejects.key FROM items "
-            "LEFT JOIN texts USING (key) LEFT JOIN rejects USING (key) ORDER BY seq"
+        total = self.database.fetch_value("SELECT records FROM checkpoint")
+        readable = self.database.fetch_value("SELECT count(*) FROM skipped")
+        rows = self.database.connection.execute(
+            f"SELECT position, id, place, hash, records.sum, text, reason, {_VECTOR_COLUMNS} FROM records "  # noqa: S608 - our own names
+            "LEFT JOIN units USING (unit) LEFT JOIN vectors USING (unit) ORDER BY position"
         )
-        for seq, record_id, place, checksum, text, digest, reply, slot, rejected in rows:
-            if checksum != checksums.record_checksum(seq, record_id, place, digest):
+        for *record, checksum, text, reason, vectors_checksum, dense, indices, values in rows:
+            position, record_id, place, digest = record
+            if checksum != checksums.row_checksum(*record):
                 continue
-            if checksums.text_differs(text, digest):
+            if checksums.text_differs(text, digest) or (with_text and text is None):
                 continue
-            if reply == _REJECTED_REPLY and rejected is not None:
+            vectors = PackedVectors(dense, indices, values)
+            if checksums.is_intact(digest, vectors_checksum, vectors):
                 readable += 1
-            elif (vectors := self._replies.vectors(reply, slot, digest)) is not None:
+                yield OutputRow(self._output_id(position, record_id), text if with_text else None, vectors, place)
+            elif reason is not None and vectors_checksum is None:
                 readable += 1
-                yield OutputRow(self._output_id(seq, record_id), text, vectors, place)
-        if readable != records:
+        if readable != total:
             raise InvalidInput(
-                f"{records - readable} of {records} records cannot be written: {self._name} or {self._name}-vectors is "
-                "damaged. Run the command with its input again: it embeds only these texts again"
+                f"{total - readable} of {total} records cannot be written: {self.database.path} is damaged. "
+                "Run the command with its input again: it embeds only these texts again"
             )
 
     def rejected_records(self) -> Iterator[dict[str, Any]]:
         """All records of the input without vectors, in the order of the input, with the reason."""
-        rows = self._connection.execute(
-            "SELECT seq, id, place, reason, code, request_id, 0 FROM items CROSS JOIN rejects USING (key) "
-            "UNION ALL SELECT seq, id, place, reason, NULL, NULL, 1 FROM bad ORDER BY 1"
+        rows = self.database.connection.execute(
+            "SELECT position, id, place, reason, code, request_id, 0 FROM records CROSS JOIN units USING (unit) "
+            "WHERE reason IS NOT NULL UNION ALL "
+            "SELECT position, id, place, reason, NULL, NULL, 1 FROM skipped ORDER BY 1"
         )
-        for seq, record_id, place, reason, code, request_id, is_invalid in rows:
+        for position, record_id, place, reason, code, request_id, is_invalid in rows:
             # The id of an invalid record may not be an integer even if all others are.
-            output_id = self._output_id(seq, record_id) if not is_invalid else seq if record_id is None else record_id
+            keeps_id = is_invalid and record_id is not None
+            output_id = record_id if keeps_id else position if is_invalid else self._output_id(position, record_id)
             yield {"id": output_id, "place": place, "reason": reason, "code": code, "request_id": request_id}
 
     def _output_id(self, position: int, record_id: str | None) -> int | str:
