@@ -144,7 +144,8 @@ class Batch:
         share = (now - self._stage_start) / self._settings.seconds if self._settings.seconds else 1.0
         if isinstance(self._fault, BatchExpires):
             share *= self._fault.share
-        while len(self._waiting) > len(self._lines) - int(len(self._lines) * share):
+        due = int(len(self._lines) * share + 1e-6)  # the end of a stage, less its start, may be a little short of it
+        while len(self._waiting) > len(self._lines) - due:
             self._process_line(self._waiting.pop())
 
     def _process_line(self, index: int) -> None:
