@@ -6,6 +6,7 @@ import contextlib
 import inspect
 import re
 import sys
+import threading
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -51,8 +52,9 @@ def emulator(  # noqa: PLR0913 - one for each option
 ) -> None:
     """Serve the emulator on 127.0.0.1 until Ctrl-C, for any program and language.
 
-    It accepts any key, bills nothing, stores no text, and computes its vectors from words. With quotas and faults
-    it rehearses an outage: --rpm 60 --fault drop:0.1 --fault status.
+    It accepts any key, bills nothing, stores no text, and computes its vectors from words.
+
+    Quotas and faults rehearse an outage: --rpm 60 --fault throttle:0.1 --fault drop:0.01
     """
     service = Emulator(
         requests_per_minute=rpm,
@@ -107,11 +109,17 @@ def _parse_fault(text: str, seed: int) -> faults.Fault:
     return found
 
 
+_printing = threading.Lock()
+
+
 def _print_request(asked: Asked) -> None:
     """Prints time, method, path, model, texts, tokens, status, and the fault if there was one."""
-    time = datetime.now(timezone.utc).astimezone().isoformat(timespec="milliseconds")
-    counts = f"{len(asked.texts)} texts  {asked.tokens} tokens  {asked.status or 'no reply'}"
-    line = f"{time}  {asked.method} {asked.path}  {asked.model or '-'}  {counts}  {asked.fault or ''}"
+    parts = [
+        f"{asked.method} {asked.path} model={asked.model} texts={len(asked.texts)} tokens={asked.tokens}",
+        f"status={asked.status or 'none'}",
+        *([f"fault={asked.fault}"] if asked.fault else []),
+    ]
     # The emulator goes on where nobody reads the log any more.
-    with contextlib.suppress(OSError):
-        typer.echo(escape_control_characters(line.rstrip()))
+    with _printing, contextlib.suppress(OSError):
+        time = datetime.now(timezone.utc).astimezone().isoformat(timespec="milliseconds")
+        typer.echo(escape_control_characters(" ".join([time, *parts])))

@@ -19,7 +19,7 @@ from dashscope_embeddings.emulator.error_responses import (
     model_not_found,
     to_json,
 )
-from dashscope_embeddings.emulator.messages import Response
+from dashscope_embeddings.emulator.messages import RequestFields, Response
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -55,47 +55,21 @@ class EmbeddingRequest:
     """Tokens to bill."""
 
 
-@dataclass(frozen=True, slots=True)
-class RequestFields:
-    """The fields of a body, not validated, with the same names for both protocols."""
-
-    model: Any
-    contents: Any
-    text_type: Any = None
-    output_type: Any = None
-    dimension: Any = None
-    instruct: Any = None
-    encoding_format: Any = None
-
-    @property
-    def texts(self) -> tuple[str, ...]:
-        """The texts; none if the input is neither a text nor a list of texts."""
-        if isinstance(self.contents, str):
-            return (self.contents,)
-        if isinstance(self.contents, list) and all(isinstance(text, str) for text in self.contents):
-            return tuple(self.contents)
-        return ()
-
-
 def read_fields(protocol: WireProtocol | None, body: Mapping[str, Any]) -> RequestFields:
     """The fields of a body, whatever their types; none on a path without a protocol."""
     if protocol is None:
-        return RequestFields(None, None)
+        return RequestFields()
+    contents, parameters = body.get("input"), body.get("parameters")
+    names = ["text_type", "output_type", "dimension", "instruct"]
     if protocol == "native":
-        input_value, parameters = body.get("input"), body.get("parameters")
-        parameters = parameters if isinstance(parameters, dict) else {}
-        return RequestFields(
-            body.get("model"),
-            input_value.get("texts") if isinstance(input_value, dict) else None,
-            *(parameters.get(name) for name in ("text_type", "output_type", "dimension", "instruct")),
-        )
-    # The compatible protocol ignores text_type, output_type, instruct and dimension (without s).
-    return RequestFields(
-        body.get("model"),
-        body.get("input"),
-        dimension=body.get("dimensions"),
-        encoding_format=body.get("encoding_format"),
-    )
+        contents = contents.get("texts") if isinstance(contents, dict) else None
+        found = {name: parameters.get(name) for name in names} if isinstance(parameters, dict) else {}
+    else:
+        # The compatible protocol ignores text_type, output_type, instruct and dimension (without s).
+        found = {"dimension": body.get("dimensions"), "encoding_format": body.get("encoding_format")}
+    texts = [contents] if isinstance(contents, str) else contents if isinstance(contents, list) else []
+    are_texts = all(isinstance(text, str) for text in texts)
+    return RequestFields(model=body.get("model"), contents=contents, texts=tuple(texts) if are_texts else (), **found)
 
 
 def validate(protocol: WireProtocol, body: Mapping[str, Any], models: Mapping[str, Model]) -> EmbeddingRequest:

@@ -59,8 +59,27 @@ class Response:
         return 0 if is_silent or self.ending in ("closed", "reset", "unreachable") else self.status
 
 
-@dataclass(frozen=True, slots=True)
-class Asked:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestFields:
+    """The fields of an embedding request as sent, with the same names for both protocols; None: not sent.
+
+    Not validated: a value may have another type.
+    """
+
+    model: Any = None
+    contents: Any = field(default=None, repr=False)
+    """The input."""
+    texts: tuple[str, ...] = ()
+    """The texts, also a single one; empty if the input was neither a text nor a list of texts."""
+    text_type: str | None = None
+    output_type: str | None = None
+    dimension: Any = None
+    instruct: Any = None
+    encoding_format: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked(RequestFields):
     """One request as the emulator received it, and the outcome."""
 
     time: float
@@ -73,15 +92,6 @@ class Asked:
     """The JSON object that was sent; empty if it was not one."""
     protocol: WireProtocol | None
     """None on a path that does not exist."""
-    model: str | None
-    texts: tuple[str, ...]
-    """The texts, also a single one; empty if the input was neither a text nor a list of texts."""
-    text_type: str | None
-    """As sent; None: not sent. This holds for the fields below, too."""
-    output_type: str | None
-    dimension: int | None
-    instruct: str | None
-    encoding_format: str | None
     status: int
     """HTTP status of the response; 0: the connection broke before any."""
     tokens: int

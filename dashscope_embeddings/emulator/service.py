@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import hmac
 import json
@@ -10,7 +11,6 @@ import threading
 import time
 import uuid
 from collections import deque
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -224,7 +224,7 @@ class Emulator:
                 is_compatible = request.path.startswith("/compatible-mode/")
                 response = error.response("openai" if is_compatible else "native", request_id)
                 if self._sends_retry_after and isinstance(error, QuotaExceededError):
-                    response = replace(response, headers={**response.headers, **error.retry_headers})
+                    response = dataclasses.replace(response, headers={**response.headers, **error.retry_headers})
             if fault is not None:
                 response = fault.corrupt(response)
         entry = Asked(
@@ -234,18 +234,12 @@ class Emulator:
             headers={name: value for name, value in request.headers.items() if name != "authorization"},
             body=body or {},
             protocol=protocol,
-            model=fields.model,
-            texts=fields.texts,
-            text_type=fields.text_type,
-            output_type=fields.output_type,
-            dimension=fields.dimension,
-            instruct=fields.instruct,
-            encoding_format=fields.encoding_format,
             status=response.visible_status,
             tokens=tokens,
             request_id=request_id,
             fault=None if fault is None else fault.label,
             query=request.query,
+            **{field.name: getattr(fields, field.name) for field in dataclasses.fields(fields)},
         )
         with self._lock:
             self._request_log.append(entry)
@@ -319,7 +313,7 @@ def _fingerprint(key: str) -> str:
 
 def _with_limits(model: catalogue.Model, rows: int | None, tokens: int | None) -> catalogue.Model:
     if rows is not None:
-        model = replace(model, rows=rows)
+        model = dataclasses.replace(model, rows=rows)
     if tokens is not None:
-        model = replace(model, tokens_per_row=tokens, tokens_per_row_seen=tokens)
+        model = dataclasses.replace(model, tokens_per_row=tokens, tokens_per_row_seen=tokens)
     return model

@@ -107,7 +107,7 @@ def sparse(text: str, *, model: str, text_type: str) -> list[Token]:
     entries: dict[int, Token] = {}
     for word, token in forms.items():
         index = int.from_bytes(_digest(word, f"sparse {model}", 8), "big") % VOCABULARY_SIZE
-        value = _word_weight(word) * role * (0.75 + 0.15 * math.log(times[word]))
+        value = _word_weight(token.lower()) * role * (0.75 + 0.15 * math.log(times[word]))
         entries.setdefault(index, Token(index, round(value, 4), token))
     return list(entries.values())
 
@@ -184,9 +184,9 @@ def _digest(text: str, domain: str, size: int) -> bytes:
 @lru_cache(maxsize=32_768)
 def _features(word: str, model: str, dimension: int) -> tuple[tuple[int, float], ...]:
     """The components, with signed weights, that a word and its four-letter pieces add to."""
-    word = _stem(word)
     weight = _word_weight(word)
-    numbers = unpack("<6I", _digest(word, model, 24))
+    # Half of it is common to all inflections of the word: they meet, and the same one is nearer.
+    numbers = unpack("<3I", _digest(_stem(word), model, 12)) + unpack("<3I", _digest(f" {word}", model, 12))
     components = [((number >> 1) % dimension, weight * 0.408 if number & 1 else -weight * 0.408) for number in numbers]
     if len(word) > 3 and word not in _STOPWORDS:  # noqa: PLR2004  (a word this short is its own piece)
         padded = f"<{word}>".encode("utf-8", "surrogatepass")

@@ -300,12 +300,12 @@ def test_the_emulators_log_has_a_line_for_each_request_and_no_text() -> None:
         assert process.stdout is not None
         logged = [process.stdout.readline() for _ in statuses]
     pattern = (
-        r"2\d{3}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}[+-]\d\d:\d\d  POST /api/v1/services/embeddings/\S+  "
-        r"text-embedding-v4(?:\\x1b\[2J)?  2 texts  \d+ tokens  (\d+|no reply)(?:  (Throttle|Drop))?\n"
+        r"2\d{3}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}[+-]\d\d:\d\d POST /api/v1/services/embeddings/\S+ "
+        r"model=text-embedding-v4(?:\\x1b\[2J)? texts=2 tokens=\d+ status=(\d+|none)(?: fault=(Throttle|Drop))?\n"
     )
     found = [re.fullmatch(pattern, line) for line in logged]
-    assert [int(match[1]) if match and match[1] != "no reply" else 0 for match in found] == statuses
-    assert {(match[1], match[2]) for match in found if match} >= {("429", "Throttle"), ("no reply", "Drop")}
+    assert [int(match[1]) if match and match[1] != "none" else 0 for match in found] == statuses
+    assert {(match[1], match[2]) for match in found if match} >= {("429", "Throttle"), ("none", "Drop")}
     assert not any("private" in line or KEY in line for line in logged)
 
 
