@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import io
 import sys
 from pathlib import Path
@@ -85,6 +86,24 @@ def models(
     common.console().print(*cli_models.models(), sep="\n")
 
 
+# --- version -----------------------------------------------------------------------------------------------
+
+
+def _print_version(value: bool) -> None:  # noqa: FBT001 - as typer calls it
+    if value:
+        typer.echo(f"dashscope-embeddings {importlib.metadata.version('dashscope-embeddings')}")
+        raise typer.Exit
+
+
+def version(
+    *,
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Text embeddings of Alibaba Cloud Model Studio (DashScope): try them, look up models, emulate."""
+
+
 # --- all commands ------------------------------------------------------------------------------------------
 
 
@@ -104,8 +123,8 @@ if _is_installed:
         add_completion=False,
         # Local variables may hold a key.
         pretty_exceptions_show_locals=False,
-        help="Text embeddings of Alibaba Cloud Model Studio (DashScope): try them, look up models, emulate.",
     )
+    app.callback()(version)
     for function in (demo, embed.embed, models, check.check, emulator.emulator):
         app.command()(common.report_errors(function))
     app.add_typer(cli_batch.app, name="batch")

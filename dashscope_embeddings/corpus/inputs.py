@@ -21,7 +21,7 @@ from dashscope_embeddings.corpus.checkpoint.store import CheckpointStore
 from dashscope_embeddings.corpus.encodings import has_lone_surrogates
 from dashscope_embeddings.corpus.options import AUTO
 from dashscope_embeddings.corpus.readers import read_records
-from dashscope_embeddings.corpus.records import NUMBER_HINT
+from dashscope_embeddings.corpus.records import POSITIONS_OPTION
 from dashscope_embeddings.corpus.sources import Source, find_sources
 from dashscope_embeddings.errors import InvalidInput
 from dashscope_embeddings.vectors import Output
@@ -161,9 +161,9 @@ class _InputLoader:
         self._empty_sources: list[Source] = []
         self._long_texts, self._first_long_place = 0, ""
         """Number of texts that may be too long, and the place of the first."""
-        self._first_by_id: dict[_IdOrigin, str] = {}
-        """Where ids come from → the place of the first such record; only if no id field was named."""
-        self._id_hint = f"; give each record one of its own, {NUMBER_HINT}" if source.options.id_field == AUTO else ""
+        self._first_ids: dict[_IdOrigin, Record] = {}
+        """Where ids come from → the first such record."""
+        self._id_hint = f"; or take positions as ids {POSITIONS_OPTION}" if source.options.id_field == AUTO else ""
         self.invalid: dict[int, str] = {}
         """Position → place and reason, of the records that end the run."""
         self.all_skippable = not self._skip_invalid
@@ -182,7 +182,7 @@ class _InputLoader:
             for record in batch:
                 reason = self._find_problem(record)
                 if reason is None:
-                    self._first_by_id.setdefault(_id_origin(source, record.id), record.place)
+                    self._first_ids.setdefault(_id_origin(source, record.id), record)
                     items.append(InputText(self._position, record.id, record.place, record.text))
                 else:
                     first = first or f"{record.place}: {reason}"
@@ -227,16 +227,20 @@ class _InputLoader:
             )
 
     def _report_ids(self) -> None:
-        by_position, by_field = self._first_by_id.get("position"), self._first_by_id.get("field")
-        if by_field is not None and by_position is not None:
+        field, line, position = map(self._first_ids.get, get_args(_IdOrigin))
+        if field is not None and position is not None:
             raise InvalidInput(
-                f"{by_field} has an id, and {by_position} has none: name the field that holds it everywhere (id_field, "
-                f"--id-field), {NUMBER_HINT}; nothing was sent"
+                f"{field.place} has an id, and {position.place} has none: name the field that holds it everywhere "
+                f"(id_field, --id-field), or take positions as ids {POSITIONS_OPTION}; nothing was sent"
             )
-        if by_field is not None:
-            _log.info('ids: the field "id" of the records; %s', NUMBER_HINT.removeprefix("or "))
-        if (place := self._first_by_id.get("line")) is not None:
-            _log.info("ids of text files in folders: path and line, such as %s; %s", place, NUMBER_HINT)
+        if field is not None:
+            _log.info('ids are taken from the field "id"; to take positions, switch it off %s', POSITIONS_OPTION)
+        if line is not None:
+            _log.info(
+                "ids of text files in folders are path and line, such as %s; to take positions, switch it off %s",
+                line.id,
+                POSITIONS_OPTION,
+            )
 
     def _add_invalid(
         self, position: int, place: str, record_id: object, reason: str, *, affects_whole_file: bool = False

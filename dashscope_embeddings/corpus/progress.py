@@ -65,15 +65,16 @@ class RunStatus:
         self._clock, self._seconds_blocked = clock, seconds_blocked
         self.progress: Progress | None = None
         """None: the input is still being read."""
-        self._started_at = 0.0
+        self._started_at = self._updated_at = 0.0
         self._throttled = self._failed = 0
         self._outage: tuple[float, RequestRecord] | None = None
         """When the first request failed since the last one was answered, and the last failure."""
 
     def on_progress(self, progress: Progress) -> None:
         """Notes what was done."""
+        self._updated_at = self._clock()
         if self.progress is None:
-            self._started_at = self._clock()
+            self._started_at = self._updated_at
         self.progress = progress
 
     def on_request(self, record: RequestRecord) -> None:
@@ -114,7 +115,7 @@ class RunStatus:
         return f"{done}, {self.speed()}, {minutes}:{seconds:02} left"
 
     def _rate(self, progress: Progress) -> float:
-        return progress.done / max(self._clock() - self._started_at, 1e-3)
+        return progress.done / max(self._updated_at - self._started_at, 1e-3)
 
 
 class _Display(Protocol):
@@ -131,7 +132,7 @@ class Lines:
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._next_at = clock() + _FIRST_LINE_SECONDS
-        self._is_used = self._had_outage = False
+        self._printed, self._had_outage = "", False
 
     def show(self, status: RunStatus) -> None:
         """Prints a line, if one is due."""
@@ -139,13 +140,17 @@ class Lines:
         self._had_outage = bool(status.outage())
         if begins or self._clock() >= self._next_at:
             self._next_at = self._clock() + _LINE_INTERVAL_SECONDS
-            self._is_used = True
-            print(status.line(), file=sys.stderr, flush=True)  # noqa: T201 - this is what it is for
+            self._print(status.line())
 
     def close(self, status: RunStatus) -> None:
         """Prints the last line, unless the run was too short for any."""
-        if self._is_used:
-            print(status.line(), file=sys.stderr, flush=True)  # noqa: T201 - same
+        if self._printed:
+            self._print(status.line())
+
+    def _print(self, line: str) -> None:
+        if line != self._printed:
+            self._printed = line
+            print(line, file=sys.stderr, flush=True)  # noqa: T201 - this is what it is for
 
 
 class _Bar:

@@ -24,7 +24,8 @@ class Record(NamedTuple):
     """Whether the problem concerns the whole file: skipping this record alone would lose others."""
 
 
-NUMBER_HINT = 'or number the records by position (id_field=None, --id-field "")'
+POSITIONS_OPTION = '(id_field=None, --id-field "")'
+"""What makes ids of positions."""
 
 
 class Fields(NamedTuple):

@@ -116,7 +116,8 @@ def find_sources(inputs: Iterable[str | Path], file_format: Format | None, *, ou
         "symbolic links to folders are not followed, name them to read them",
         [link for link in links if not _is_covered(link, patterns)],
     )
-    if unnamed := [path for path in passed_over if path not in links]:
+    named = {candidate.path for candidate in candidates}
+    if unnamed := [path for path in passed_over if path not in links and str(path) not in named]:
         _log.info("not read from a folder, name them to read them: %s", _join_names(unnamed))
     return [
         Source(candidate.path, file_format or _format_of(candidate.path), candidate.path_in_folder)

@@ -82,7 +82,8 @@ def test_the_wheel_holds_the_package_whole_the_plugin_and_no_more(wheel: Path) -
         info = {name.partition(".dist-info/")[2] for name in archive.namelist()} - {""}
         assert archive.read(PLUGIN) == (ROOT / PACKAGE / "_pytest_entry.py").read_bytes()
     modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / PACKAGE).rglob("*.py")}
-    assert names == modules - {f"{PACKAGE}/_pytest_entry.py"} | {PLUGIN, f"{PACKAGE}/py.typed"}
+    entries = {f"{PACKAGE}/_pytest_entry.py", f"{PACKAGE}/_command_entry.py"}
+    assert names == modules - entries | {PLUGIN, "dashscope_embeddings_command.py", f"{PACKAGE}/py.typed"}
     rooms = ("_adapters", "_core", "_runtime", "check", "cli", "cli/demo", "corpus", "emulator", "llama_index")
     assert {f"{PACKAGE}/{room}/__init__.py" for room in rooms} <= names
     assert info == {"METADATA", "WHEEL", "RECORD", "entry_points.txt", "licenses/LICENSE"}

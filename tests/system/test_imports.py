@@ -25,7 +25,7 @@ FLOORS = (
     ("_adapters.",),
     ("langchain", "langchain_milvus", "langchain_qdrant", "llama_index.", "llama_index_milvus", "corpus.", "check."),
     ("ray_data", "pytest_plugin", "_pytest_entry"),
-    ("cli.", "__main__"),
+    ("cli.", "__main__", "_command_entry"),
 )
 ADAPTERS = ("langchain", "langchain_milvus", "langchain_qdrant", "llama_index.", "llama_index_milvus", "ray_data")
 JSON_NAMES = {
