@@ -114,30 +114,32 @@ def take_client_settings(options: dict[str, Any]) -> dict[str, Any]:
 _OPTION_NAMES = {*INPUT, *CLIENT, *HOST, *REAL_TIME, *BATCH, "output"}
 _OWN_WORDS = {
     "pass api_key=, or set": "set",
-    r"[^.:]*\berror\.failed\b[^.]*\.?": "",
-    r":[^.:]*\berror\.partial\b": "",
+    " Ask again for the texts in error.failed; what arrived is in error.partial": "",
+    ": vectors of the others are in error.partial": "",
 }
-"""What the library says to programmers → the same for people at a command line; patterns."""
+"""What the library says to programmers → the same for people at a command line."""
 
 
 def in_words_of_commands(message: str) -> str:
     """A message of the library with options in place of arguments: --base-url emulator for `base_url="emulator"`."""
-    for pattern, words in _OWN_WORDS.items():
-        message = re.sub(pattern, words, message)
+    for theirs, ours in _OWN_WORDS.items():
+        message = message.replace(theirs, ours)
 
     def as_option(match: re.Match[str]) -> str:
-        name, value = match["name"] or match["bare"], match["value"]
+        name = match["pair"] or match["name"]
         if name not in _OPTION_NAMES:
             return match[0]
         option = f"--{name.replace('_', '-')}"
-        if match["bare"]:
+        if match["pair"]:
             return f"({match['option'] or option})"
-        return f"{option} {value}" if value else option
+        return option if match["value"] is None else f"{option} {match['text'] or match['value']}"
 
     return re.sub(_ARGUMENT, as_option, message).strip()
 
 
 _ARGUMENT = r"""(?x)
-    \b(?P<name>[a-z_]+) = (?: (?P<quote>["']) (?P<value>[^"']*) (?P=quote) | None )?   # base_url="emulator"
-    | \( (?P<bare>[a-z_]+) (?:=None)? (?: ,\s (?P<option>--[^)]*) )? \)                # (encoding, --encoding gbk)
+    \( (?P<pair>[a-z_]+) (?: =None )? (?: ,\s (?P<option>--[^)]*) )? \)   # (encoding, --encoding gbk)
+    | (?<![\w'"./-])
+      (?P<name> [a-z_]+ (?==) | [a-z]+ _ [a-z_]+ (?![\w'"./:]) )           # base_url="emulator", or base_url alone
+      (?: = (?P<value> (?P<quote>['"]) (?P<text>.*?) (?P=quote) | [\w.+-]+ )? )?
 """

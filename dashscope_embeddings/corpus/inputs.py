@@ -146,7 +146,7 @@ _MAX_REPORTED = 20
 _INT64_BOUND = 2**63
 _LONG_TEXTS_WARNING = (
     "%d texts may be longer than the %d tokens that %s accepts (the first: %s); the service decides. To truncate or "
-    "average long texts instead of rejecting them: long_text, --long-text truncate or average"
+    "average long texts instead of rejecting them, say so (long_text, --long-text truncate)"
 )
 
 

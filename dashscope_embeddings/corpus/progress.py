@@ -127,7 +127,7 @@ class _Display(Protocol):
 
 
 class Lines:
-    """A first line within a second, then one every ten seconds, and one when an outage begins."""
+    """A first line within a second, then one every ten seconds, and one when the first outage begins."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
@@ -136,9 +136,9 @@ class Lines:
 
     def show(self, status: RunStatus) -> None:
         """Prints a line, if one is due."""
-        begins = bool(status.outage()) and not self._had_outage
-        self._had_outage = bool(status.outage())
-        if begins or self._clock() >= self._next_at:
+        is_first_outage = bool(status.outage()) and not self._had_outage
+        self._had_outage = self._had_outage or is_first_outage
+        if is_first_outage or self._clock() >= self._next_at:
             self._next_at = self._clock() + _LINE_INTERVAL_SECONDS
             self._print(status.line())
 

@@ -162,8 +162,10 @@ def _describe(client: EmbeddingClient) -> str:
         "tokens a minute": settings.tokens_per_minute,
         "requests in flight": settings.max_concurrency,
     }
-    values = [f"{name}: {'found automatically' if value is None else value}" for name, value in limits.items()]
-    return f"{settings.model.name} at {address.host}{city}; {', '.join(values)}"
+    parts = [f"{name}: {value:,g}" for name, value in limits.items() if value is not None]
+    if found := [name for name, value in limits.items() if value is None]:
+        parts.append(f"found automatically: {', '.join(found)}")
+    return f"{settings.model.name} at {address.host}{city}; {'; '.join(parts)}"
 
 
 @accepts_input_options
