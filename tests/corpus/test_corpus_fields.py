@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 
 def embed(emulator: Emulator, inputs: Any, output: str = "out.jsonl", **how: Any) -> list[tuple[Any, str | None]]:
     """Id and text of each row of the output."""
-    client = client_for(emulator, dimensions=DIMENSIONS, **({"protocol": "openai"} if how.pop("batch", False) else {}))
-    run = corpus.batch_run if client.settings.protocol == "openai" else corpus.embed_corpus
+    protocol = "openai" if how.pop("batch", False) else "native"
+    run: Any = corpus.batch_run if protocol == "openai" else corpus.embed_corpus
+    client = client_for(emulator, dimensions=DIMENSIONS, protocol=protocol)
     run(inputs, output, client=client, **{"with_text": True, **how})
     return [(row.id, row.text) for row in read_vectors(Path(output))]
 
@@ -184,7 +185,7 @@ def test_a_path_reads_a_nested_field_and_a_name_with_dots_goes_first(name: str, 
 
 @pytest.mark.parametrize("name", ["in.jsonl", "in.parquet"])
 def test_an_object_that_is_missing_is_one_bad_record(name: str, emulator: Emulator) -> None:
-    rows = [{"data": {"text": "a"}}, {"data": None}, {"data": {"text": None}}]
+    rows: list[dict[str, Any]] = [{"data": {"text": "a"}}, {"data": None}, {"data": {"text": None}}]
     if name == "in.parquet":
         table = pytest.importorskip("pyarrow").Table.from_pylist(rows)
         pytest.importorskip("pyarrow.parquet").write_table(table, name)
