@@ -5,10 +5,11 @@ At most one fault triggers per request: the first in the list that is due. A lis
 keywords. `emulator.faults = [...]` replaces them at any time, and starts their counts anew. The transports break
 connections: a socket is closed, the in-process transport raises the exception of httpx.
 
-A fault of your own is an `EditReply`, or a subclass of `Fault` with `intercept` or `corrupt`.
+A fault of your own is an `EditReply`, such as `EditReply(lambda reply: dataclasses.replace(reply, status=418))`, or a
+subclass of `Fault` with `intercept` or `corrupt`.
 """
-# ruff: noqa: FBT001, FBT002, N802 - they are named and called like the classes that they replaced
-# ruff: noqa: PLC0414 - this is how a type checker is told that a name is re-exported
+# ruff: noqa: FBT001, FBT002, N802 - each is named like the fault that it makes; some arguments may go without a name
+# ruff: noqa: PLC0414 - an alias of the same name marks a re-export for type checkers
 
 from __future__ import annotations
 

@@ -81,7 +81,7 @@ class Caller:
         return found
 
     def send(self, content: bytes, purpose: str = "batch") -> httpx.Response:
-        files = {"file": ("in.jsonl", content, "application/jsonl")}
+        files = {"file": ("naïve; 名.jsonl", content, "application/jsonl")}
         return self.ask("POST", "/files", data={"purpose": purpose}, files=files)
 
     def start(self, content: bytes, **fields: Any) -> dict[str, Any]:
@@ -185,7 +185,7 @@ def test_a_file_is_described_as_the_documents_show_it() -> None:
     sent = caller.send(content).json()
     assert list(sent) == ["id", "bytes", "created_at", "filename", "object", "purpose", "status", "status_details"]
     assert sent["id"].startswith("file-batch-")
-    assert (sent["bytes"], sent["status_details"]) == (len(content), None)
+    assert (sent["bytes"], sent["status_details"], sent["filename"]) == (len(content), None, "naïve; 名.jsonl")
     assert caller.ask("GET", f"/files/{sent['id']}/content").content == content
 
 

@@ -8,6 +8,7 @@ import math
 import socket
 import struct
 import threading
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -15,6 +16,7 @@ import pytest
 
 from dashscope_embeddings.emulator import Emulator, faults
 from dashscope_embeddings.emulator.embeddings import COMPATIBLE_PATH, NATIVE_PATH
+from dashscope_embeddings.emulator.messages import Response
 
 if TYPE_CHECKING:
     from dashscope_embeddings.emulator.faults import Fault
@@ -285,6 +287,24 @@ def test_bodies_can_be_broken_odd_or_compressed_and_are_billed() -> None:
     assert compressed.headers["content-encoding"] == "gzip"
     assert rows(untyped)[0] == rows(compressed)[0]
     assert emulator.billed_requests == 6
+
+
+class Teapot(faults.Fault):
+    def intercept(self, protocol: str, request_id: str) -> Response:
+        return Response(418, f"{protocol} {request_id}".encode())
+
+
+def test_a_fault_of_ones_own_edits_a_reply_or_stands_for_it() -> None:
+    def edit(response: Response) -> Response:
+        return replace(response, status=299)
+
+    emulator = Emulator(faults=[faults.EditReply(edit, "Odd", after=1), Teapot(match="tea")])
+    assert [native(emulator, text).status_code for text in ("tea", "cup", "tea")] == [418, 299, 418]
+    assert [(asked.fault, asked.tokens > 0) for asked in emulator.asked] == [
+        ("Teapot", False),
+        ("Odd", True),
+        ("Teapot", False),
+    ]
 
 
 BROKEN: list[tuple[Fault, type[httpx.TransportError], int]] = [

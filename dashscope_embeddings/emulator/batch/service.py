@@ -242,7 +242,8 @@ def _multipart_form(request: Request) -> dict[str, tuple[str | None, bytes]]:
     form: dict[str, tuple[str | None, bytes]] = {}
     for part in (b"\r\n" + request.body).split(b"\r\n--" + boundary[1].encode("latin-1", "replace"))[1:-1]:
         head, _, content = part.partition(b"\r\n\r\n")
-        fields = dict(re.findall(r'\b(name|filename)\*?="?([^";\r\n]*)', head.decode("utf-8", "replace")))
+        found = re.findall(r'\b(name|filename)\*?=(?:"([^"\r\n]*)"|([^;\r\n]*))', head.decode("utf-8", "replace"))
+        fields = {name: quoted or bare for name, quoted, bare in found}
         form[fields.get("name", "")] = fields.get("filename"), content
     return form
 
