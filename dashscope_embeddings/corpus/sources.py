@@ -111,13 +111,12 @@ def find_sources(inputs: Iterable[str | Path], file_format: Format | None, *, ou
         "not read, because this package wrote it",
         [candidate.path for candidate in own_files if candidate.is_explicit] + [file.path for file in other_outputs],
     )
-    links = [path for path in passed_over if path.is_dir()]
     _warn_of(
         "symbolic links to folders are not followed, name them to read them",
-        [link for link in links if not _is_covered(link, patterns)],
+        [path for path in passed_over if path.is_dir() and not _is_covered(path, patterns)],
     )
-    named = {candidate.path for candidate in candidates}
-    if unnamed := [path for path in passed_over if path not in links and str(path) not in named]:
+    named = {_file_identity(candidate.path) for candidate in candidates}
+    if unnamed := [path for path in passed_over if path.is_file() and _file_identity(str(path)) not in named]:
         _log.info("not read from a folder, name them to read them: %s", _join_names(unnamed))
     return [
         Source(candidate.path, file_format or _format_of(candidate.path), candidate.path_in_folder)
@@ -159,7 +158,8 @@ def _candidates(pattern: str, file_format: Format | None, passed_over: list[Path
         found = [path for path in files if file_format is not None or path.suffix.lower() in _EXTENSIONS]
         if not found:
             raise InvalidInput(
-                f"no file in {printable_name(folder)} ends in {', '.join(_EXTENSIONS)}: set the format {_FORMAT_OPTION}"
+                f"no file in {printable_name(folder)} ends in {', '.join(_EXTENSIONS)}: set the format "
+                f"{_FORMAT_OPTION}, or name the files to read"
             )
         return [_Candidate.in_folder(path, folder) for path in found]
     if folder.exists():

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -24,7 +26,7 @@ from dashscope_embeddings.errors import ConnectionFailed
 
 typer_testing = pytest.importorskip("typer.testing")
 pytest.importorskip("rich")
-from dashscope_embeddings.cli import app, emulator  # noqa: E402 - they need what was just looked for
+from dashscope_embeddings.cli import app, emulator, options  # noqa: E402 - they need what was just looked for
 from dashscope_embeddings.cli import models as cli_models  # noqa: E402 - same
 from dashscope_embeddings.cli.demo import screen  # noqa: E402 - same
 
@@ -126,6 +128,51 @@ def test_it_also_runs_as_a_module() -> None:
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.rstrip("\n") == cli_models.models_markdown()
+
+
+def test_it_says_its_version() -> None:
+    assert run("--version").output == f"dashscope-embeddings {importlib.metadata.version('dashscope-embeddings')}\n"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="sends POSIX signals")
+def test_ctrl_c_while_the_command_is_loaded_ends_it_with_a_line(tmp_path: Path) -> None:
+    """The interruption comes during the import of httpx, in a process that runs what the installed script does."""
+    shutil.copy(ROOT / "dashscope_embeddings" / "_command_entry.py", tmp_path / "dashscope_embeddings_command.py")
+    interrupted = "import signal; signal.raise_signal(signal.SIGINT)"
+    (tmp_path / "httpx.py").write_text(interrupted, "utf-8")
+    script = "from dashscope_embeddings_command import main; main()"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+    done = subprocess.run(  # noqa: S603 - our own script
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", "stopped\n")
+
+
+# --- words -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("message", "shown"),
+    [
+        ("kind='all': expected", "--kind all: expected"),
+        ("requests_per_minute=0.0: expected", "--requests-per-minute 0.0: expected"),
+        ("base_url must start with https://", "--base-url must start with https://"),
+        ("pass region=, one of cn-beijing", "pass --region, one of cn-beijing"),
+        ('pass api_key=, or set X; pass base_url="emulator"', "set X; pass --base-url emulator"),
+        ("(encoding, --encoding gbk)", "(--encoding gbk)"),
+        ('(id_field=None, --id-field "")', '(--id-field "")'),
+        ("send fewer at once (max_concurrency) or wait", "send fewer at once (--max-concurrency) or wait"),
+        ("it has 'text_type', 'base_url'", "it has 'text_type', 'base_url'"),
+        ("docs/base_url.csv:1: SSL_CERT_FILE=/a names it", "docs/base_url.csv:1: SSL_CERT_FILE=/a names it"),
+        (
+            "is it right? Ask again for the texts in error.failed; what arrived is in error.partial (request id r)",
+            "is it right? (request id r)",
+        ),
+        ("Leave it out: vectors of the others are in error.partial", "Leave it out"),
+    ],
+)
+def test_messages_of_the_library_name_options(message: str, shown: str) -> None:
+    assert options.in_words_of_commands(message) == shown
 
 
 # --- models ------------------------------------------------------------------------------------------------

@@ -278,6 +278,9 @@ def test_a_folder_leaves_out_json_and_prose_and_says_so(emulator: Emulator, capl
     for name in ("package.json", "notes.md"):
         Path("docs", name).write_text("{}", "utf-8")
     assert len(embed(emulator, "docs")) == 1
-    assert f"not read from a folder, name them to read them: {Path('docs/notes.md')}, {Path('docs/package.json')}" in (
-        caplog.messages
-    )
+    notice = "not read from a folder, name them to read them:"
+    assert f"{notice} {Path('docs/notes.md')}, {Path('docs/package.json')}" in caplog.messages
+    caplog.clear()
+    Path("docs/package.json").write_text('[{"text": "b"}]', "utf-8")
+    assert [text for _, text in embed(emulator, ["docs", "./docs/package.json"])] == ["a", "b"]
+    assert f"{notice} {Path('docs/notes.md')}" in caplog.messages
