@@ -14,45 +14,15 @@ from typing import Any
 
 import httpx
 import pytest
+from emulator_calls import KEY, V4, Clock, compatible, native, post, rows
 
 from dashscope_embeddings import catalogue
 from dashscope_embeddings.emulator import Asked, Emulator, faults, in_process, synthetic_vectors
 from dashscope_embeddings.emulator.embeddings import COMPATIBLE_PATH, NATIVE_PATH
 
 SAMPLES = Path(__file__).parents[1] / "samples"
-KEY = "sk-made-up"
-V4, V3, V2, QWEN = "text-embedding-v4", "text-embedding-v3", "text-embedding-v2", "qwen3.7-text-embedding"
+V3, V2, QWEN = "text-embedding-v3", "text-embedding-v2", "qwen3.7-text-embedding"
 PREFIX = "<400> InternalError.Algo.InvalidParameter: "
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-def post(emulator: Emulator, path: str, body: object, key: str | None = KEY) -> httpx.Response:
-    headers = {} if key is None else {"authorization": f"Bearer {key}"}
-    content = body if isinstance(body, bytes) else json.dumps(body).encode()
-    with httpx.Client(transport=emulator.transport(), base_url="http://emulator", timeout=5) as client:
-        return client.post(path, content=content, headers=headers)
-
-
-def native(emulator: Emulator, texts: Any, model: str = V4, **parameters: Any) -> httpx.Response:
-    body = {"model": model, "input": {"texts": texts}, "parameters": parameters}
-    return post(emulator, NATIVE_PATH, body)
-
-
-def compatible(emulator: Emulator, texts: Any, model: str = V4, **parameters: Any) -> httpx.Response:
-    return post(emulator, COMPATIBLE_PATH, {"model": model, "input": texts, **parameters})
-
-
-def rows(response: httpx.Response) -> list[dict[str, Any]]:
-    assert response.status_code == 200, response.text
-    found: list[dict[str, Any]] = response.json()["output"]["embeddings"]
-    return found
 
 
 def vector(emulator: Emulator, text: str, model: str = V4, **parameters: Any) -> list[float]:

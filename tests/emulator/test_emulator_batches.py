@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
+from emulator_calls import KEY, V4, Clock
 
 from dashscope_embeddings.emulator import Emulator, faults, in_process, synthetic_vectors
 from dashscope_embeddings.emulator.batch.service import BatchSettings
@@ -15,9 +16,9 @@ from dashscope_embeddings.emulator.batch.service import BatchSettings
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-KEY, OTHER = "sk-made-up", "sk-another"
+OTHER = "sk-another"
 ROOT = "/compatible-mode/v1"
-V4, V3 = "text-embedding-v4", "text-embedding-v3"
+V3 = "text-embedding-v3"
 TEXTS = [
     "風急天高猿嘯哀",
     "The islet is clear, the sand is white.",
@@ -25,15 +26,7 @@ TEXTS = [
     "The river rolls on and on.",
     "x",
 ]
-START = 1_000.0
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = START
-
-    def __call__(self) -> float:
-        return self.now
+START = Clock().now
 
 
 @pytest.fixture

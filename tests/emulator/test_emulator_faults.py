@@ -13,46 +13,16 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
+from emulator_calls import KEY, V4, Clock, compatible, native, rows
 
 from dashscope_embeddings.emulator import Emulator, faults
-from dashscope_embeddings.emulator.embeddings import COMPATIBLE_PATH, NATIVE_PATH
+from dashscope_embeddings.emulator.embeddings import NATIVE_PATH
 from dashscope_embeddings.emulator.messages import Response
 
 if TYPE_CHECKING:
     from dashscope_embeddings.emulator.faults import Fault
 
-KEY = "sk-made-up"
-V4, V3 = "text-embedding-v4", "text-embedding-v3"
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-def post(emulator: Emulator, path: str, body: object, key: str | None = KEY) -> httpx.Response:
-    headers = {} if key is None else {"authorization": f"Bearer {key}"}
-    content = body if isinstance(body, bytes) else json.dumps(body).encode()
-    with httpx.Client(transport=emulator.transport(), base_url="http://emulator", timeout=5) as client:
-        return client.post(path, content=content, headers=headers)
-
-
-def native(emulator: Emulator, texts: Any, model: str = V4, **parameters: Any) -> httpx.Response:
-    body = {"model": model, "input": {"texts": texts}, "parameters": parameters}
-    return post(emulator, NATIVE_PATH, body)
-
-
-def compatible(emulator: Emulator, texts: Any, model: str = V4, **parameters: Any) -> httpx.Response:
-    return post(emulator, COMPATIBLE_PATH, {"model": model, "input": texts, **parameters})
-
-
-def rows(response: httpx.Response) -> list[dict[str, Any]]:
-    assert response.status_code == 200, response.text
-    found: list[dict[str, Any]] = response.json()["output"]["embeddings"]
-    return found
+V3 = "text-embedding-v3"
 
 
 # Quotas
