@@ -16,7 +16,7 @@ from dashscope_embeddings.errors import (
 )
 from dashscope_embeddings.quota import Quota, QuotaLimit
 from dashscope_embeddings.usage import RequestRecord, TrackedUsage, track_usage
-from dashscope_embeddings.vectors import Cost, Embedding, Embeddings, SparseVector, Usage
+from dashscope_embeddings.vectors import Cost, Embedding, Embeddings, EstimatedUsage, SparseVector, TokenCounts, Usage
 
 __all__ = [
     "AuthenticationError",
@@ -28,6 +28,7 @@ __all__ = [
     "Embedding",
     "EmbeddingClient",
     "Embeddings",
+    "EstimatedUsage",
     "InvalidInput",
     "Price",
     "Quota",
@@ -38,6 +39,7 @@ __all__ = [
     "ServerError",
     "ServiceError",
     "SparseVector",
+    "TokenCounts",
     "TrackedUsage",
     "Usage",
     "track_usage",

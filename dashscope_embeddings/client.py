@@ -24,7 +24,7 @@ from dashscope_embeddings._runtime.connections import check_running_loop, runnin
 from dashscope_embeddings._runtime.thread_pool import SignalSafeEvent
 from dashscope_embeddings._runtime.user_resources import UserResources
 from dashscope_embeddings.quota import Quota
-from dashscope_embeddings.vectors import Embedding, Embeddings, Output, TextType
+from dashscope_embeddings.vectors import Embedding, Embeddings, EstimatedUsage, Output, TextType, TokenCounts
 
 Texts: TypeAlias = str | Iterable[str]
 Progress: TypeAlias = Callable[[int], object]
@@ -175,6 +175,43 @@ class EmbeddingClient(ClientBase):
             callbacks.raise_first_error()
         if collector.has_failed:
             raise collector.build_error()
+
+    @reject_unknown_keywords
+    def count_tokens(self, texts: Texts) -> TokenCounts:
+        """The tokens that each text is billed. Sends nothing.
+
+        Exact for text-embedding-v4 and text-embedding-v2 if the extra `tokenizer` is installed, as far as five replies
+        with short texts show that third parties recorded (seen 2026-11-27). Otherwise by a rule of thumb, which counts
+        0.7 to 1.1 times the tokens of most English texts, and 0.5 to 0.9 times those of Chinese ones.
+
+        Returns:
+            One number for each text; its attribute `exact` tells which of the two it is.
+
+        Raises:
+            InvalidInput: a text cannot be embedded.
+        """
+        checked = text_inputs.validate(text_inputs.iterate_texts(texts), self._limits, "average")
+        count = self._limits.count
+        return TokenCounts((max(1, round(count(text))) for text in checked), exact=self._limits.counts_exactly)
+
+    @reject_unknown_keywords
+    def estimate(self, texts: Texts) -> EstimatedUsage:
+        """What `embed` would be billed for these texts at most, if nothing is cached. Sends nothing.
+
+        Returns:
+            Requests, tokens (see `count_tokens`), texts (repeated ones once) and their list price.
+
+        Raises:
+            InvalidInput: a text cannot be embedded.
+        """
+        checked = text_inputs.validate(text_inputs.iterate_texts(texts), self._limits, self.settings.long_text)
+        requests = rows = tokens = 0
+        for batch in planning.batches(checked, self._planner(dedup_window=None)):
+            requests, rows = requests + bool(batch.texts), rows + len(batch.texts)
+            tokens += sum(max(1, round(self._limits.count(row))) for row in batch.texts)
+        price = self.settings.price
+        cost = None if price is None else price.of(tokens)
+        return EstimatedUsage(requests, tokens, rows, cost, exact=self._limits.counts_exactly)
 
     def fetch_quota(self) -> Quota:
         """Asks the service for the quota of this client's model, which costs nothing.

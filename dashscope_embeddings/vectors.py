@@ -116,6 +116,26 @@ class Usage:
         return ", ".join([*(f"{n:,} {name}{'' if n == 1 else 's'}" for name, n in counts.items()), cost])
 
 
+@dataclass(frozen=True, slots=True)
+class EstimatedUsage(Usage):
+    """What a call would be billed at most. Nothing was sent for it."""
+
+    exact: bool = False
+    """Whether the tokens are counted by the model's tokenizer; else by a rule of thumb, see `count_tokens`."""
+
+    def __str__(self) -> str:
+        return Usage.__str__(self) if self.exact else f"about {Usage.__str__(self)}"
+
+
+class TokenCounts(list[int]):
+    """The tokens of texts, in their order."""
+
+    def __init__(self, counts: Iterable[int], *, exact: bool) -> None:
+        super().__init__(counts)
+        self.exact = exact
+        """Whether they are counted by the model's tokenizer; else by a rule of thumb."""
+
+
 def _add_costs(one: Usage, other: Usage) -> Cost | None:
     """The sum, or None if a part is unknown or in another currency: better no sum than one that is too small."""
     if not one.tokens:

@@ -194,7 +194,9 @@ def _request_with_retries(
 ) -> Generator[Step, StepResult, ParsedReply | DashScopeError]:
     """Sends one request until it is answered, or until it fails with an error that retries cannot change."""
     body = protocol.request_body(context.options, texts)
-    tokens = max(1, round(sum(map(text_length.estimate_tokens, texts))))
+    # Exact counts take time, so they are made only where a quota of tokens is spent by them.
+    count = text_length.estimate_tokens if context.limiter.tokens_per_minute is None else context.limits.count
+    tokens = max(1, round(sum(map(count, texts))))
     failures, stale_replies, throttled_since = 0, 0, math.inf
     for attempt in itertools.count(1):
         permit = permit or context.create_permit(tokens)

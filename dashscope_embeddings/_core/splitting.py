@@ -9,7 +9,7 @@ from dashscope_embeddings._core import text_length
 from dashscope_embeddings.errors import Action, DashScopeError, ServiceError
 
 if TYPE_CHECKING:
-    from dashscope_embeddings._core.text_length import Limits, LongText
+    from dashscope_embeddings._core.text_length import CountTokens, Limits, LongText
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +31,8 @@ def split_request(group: list[Chunk], error: DashScopeError, limits: Limits, lon
     if error.action is Action.TRUNCATE and limit is not None:
         limits.lower_token_limit(limit)
         if len(group) == 1:
-            return _shorten(group[0], limit, long_text)
-        long = [chunk for chunk in group if text_length.estimate_tokens(chunk.text) > limit]
+            return _shorten(group[0], limit, long_text, limits.count)
+        long = [chunk for chunk in group if limits.count(chunk.text) > limit]
         if 0 < len(long) < len(group):
             return [[chunk for chunk in group if chunk not in long], *([chunk] for chunk in long)]
     if error.action in {Action.BISECT, Action.TRUNCATE}:
@@ -45,17 +45,17 @@ def _bisect(group: list[Chunk]) -> list[list[Chunk]]:
     return [group[:middle], group[middle:]] if middle else []
 
 
-def _shorten(chunk: Chunk, token_limit: int, long_text: LongText) -> list[list[Chunk]]:
+def _shorten(chunk: Chunk, token_limit: int, long_text: LongText, count: CountTokens) -> list[list[Chunk]]:
     """Cuts a text that was too long, as `long_text` says; an empty list for an error."""
     if long_text == "error" or len(chunk.text) < _MIN_CHARACTERS:
         return []
-    # The service counted more than `token_limit` tokens. If our estimate is lower, it is wrong for this text, so
-    # cut to a share of the estimate instead.
-    estimated = text_length.estimate_tokens(chunk.text)
+    # The service counted more than `token_limit` tokens. If we count fewer, that is wrong for this text, so cut to a
+    # share of our count instead.
+    counted = count(chunk.text)
     if long_text == "truncate":
-        max_tokens = min(token_limit, estimated * _TRUNCATION_RATIO)
-        return [[Chunk(chunk.row, text_length.truncate_after_blanks(chunk.text, max_tokens))]]
-    parts = text_length.chunks(chunk.text, min(token_limit * _TRUNCATION_RATIO, estimated * _CHUNK_RATIO))
+        max_tokens = min(token_limit, counted * _TRUNCATION_RATIO)
+        return [[Chunk(chunk.row, text_length.truncate_after_blanks(chunk.text, max_tokens, count))]]
+    parts = text_length.chunks(chunk.text, min(token_limit * _TRUNCATION_RATIO, counted * _CHUNK_RATIO), count)
     return [[Chunk(chunk.row, part)] for part in parts]
 
 

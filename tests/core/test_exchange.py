@@ -36,6 +36,8 @@ BOTH = RequestOptions("native", "m", output="dense&sparse")
 class FakeLimiter:
     """A limiter with its own clock: grants at once, or after some waits; notes each permit's fate."""
 
+    tokens_per_minute = None
+
     def __init__(self, *waits: float, after_a_throttle: float = 0.0) -> None:
         self.now, self.waits, self.pause = 0.0, [*waits], after_a_throttle
         self.permits: list[Permit] = []

@@ -117,9 +117,9 @@ def test_the_pythons_it_names_are_those_it_lets_in(metadata: Message) -> None:
     assert named == [minor for minor in ("9", "10", "11", "12", "13") if f"3.{minor}" in admitted]
 
 
-def test_without_extras_only_httpx_and_pydantic_are_asked_for(metadata: Message) -> None:
+def test_without_extras_only_httpx_with_its_core_and_pydantic_are_asked_for(metadata: Message) -> None:
     everything = [requirements.Requirement(text) for text in metadata.get_all("Requires-Dist", [])]
-    assert {needed.name for needed in everything if needed.marker is None} == {"httpx", "pydantic"}
+    assert {needed.name for needed in everything if needed.marker is None} == {"httpcore", "httpx", "pydantic"}
 
 
 @pytest.mark.parametrize("extras", [["langchain", "milvus"], ["llama-index", "llama-index-milvus"], ["ray", "corpus"]])

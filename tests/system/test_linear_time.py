@@ -93,9 +93,9 @@ def cut(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many pieces were cut so far."""
     count, shorten = [0], text_length.truncate
 
-    def counting(text: str, tokens: float) -> str:
+    def counting(text: str, *how: Any) -> str:
         count[0] += 1
-        return shorten(text, tokens)
+        return shorten(text, *how)
 
     monkeypatch.setattr(text_length, "truncate", counting)
     return count
