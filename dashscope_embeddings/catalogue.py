@@ -66,9 +66,10 @@ def _amount(name: str, value: object) -> Decimal:
 _MAX_PRICE = 1_000_000_000
 
 
-def priced_usage(price: Price | None, requests: int, texts: int, tokens: int) -> Usage:
-    """A bill with its real-time list price; of an unknown price, without."""
-    return Usage(requests, tokens, texts, None if price is None else price.of(tokens))
+def priced_usage(price: Price | None, requests: int, texts: int, tokens: int, *, batch: bool = False) -> Usage:
+    """A bill with its list price, in real time or through Batch files; of an unknown price, without."""
+    cost = None if price is None else price.of_batch(tokens) if batch else price.of(tokens)
+    return Usage(requests, tokens, texts, cost)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from typing_extensions import Unpack
 
-from dashscope_embeddings.catalogue import Price, priced_usage
+from dashscope_embeddings.catalogue import priced_usage
 from dashscope_embeddings.client import EmbeddingClient
 from dashscope_embeddings.corpus import inputs as corpus_inputs
 from dashscope_embeddings.corpus import writers
@@ -194,14 +194,9 @@ def estimate_corpus(
     ):
         corpus_inputs.load_inputs(checkpoint, source, client.settings, fingerprint)
         counts = checkpoint.counts()
-    tokens, price = round(counts.tokens), client.settings.price
-    real_time = None if price is None else price.of(tokens)
-    return Estimate(counts.texts, counts.pending, tokens, counts.invalid, real_time, batch_cost(price, tokens))
-
-
-def batch_cost(price: Price | None, tokens: int) -> Cost | None:
-    """List price of tokens through Batch files; None: unknown."""
-    return None if price is None else price.of_batch(tokens)
+    tokens = round(counts.tokens)
+    costs = (priced_usage(client.settings.price, 0, 0, tokens, batch=batch).cost for batch in (False, True))
+    return Estimate(counts.texts, counts.pending, tokens, counts.invalid, *costs)
 
 
 # --- the output ---------------------------------------------------------------------------------------------

@@ -393,10 +393,12 @@ def test_one_file_of_an_older_version_is_refused_without_the_other(
     assert emulator.requests == 0
 
 
-def test_a_conversion_that_is_cut_off_is_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("step", ["_commit", "begin_wal"])
+def test_a_conversion_that_is_cut_off_is_done_again(step: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Vectors stay in the file of the older version until what was made of them is on the disk."""
     folder = unpack("2/dense", tmp_path, OLD_TEXTS)
     with monkeypatch.context() as patch:
-        patch.setattr("dashscope_embeddings.corpus.checkpoint.database.Database._commit", lambda _: 1 / 0)
+        patch.setattr(f"dashscope_embeddings.corpus.checkpoint.database.Database.{step}", lambda _: 1 / 0)
         with pytest.raises(ZeroDivisionError), inputs.open_checkpoint(folder / NAME):
             pass
     assert (folder / f"{NAME}-vectors").exists()

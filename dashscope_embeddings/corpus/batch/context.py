@@ -29,11 +29,6 @@ class Totals:
 
     embedded: int = 0
     """Different texts embedded."""
-    billed_lines: int = 0
-    """Lines billed."""
-    billed_texts: int = 0
-    """Texts billed, including chunks of long texts and texts whose vectors were unusable."""
-    tokens: int = 0
     unknown_results: int = 0
     """Results that belong to no line of their batch."""
     errors: list[DashScopeError] = field(default_factory=list)

@@ -82,7 +82,7 @@ class BatchFlow:
             if create:
                 yield from self._create(batch, may_exist=batch.state == "creating")
             elif batch.state == "creating" and (status := (yield from self._find_batch(batch))) is not None:
-                self._update_status(batch, status)
+                self._job_store.update(batch, "running", **status.columns)
 
     def submit(self, selection: Selection) -> RequestFlow[None]:
         """Writes pending texts to request files, uploads each file, and creates its batch."""
@@ -113,7 +113,9 @@ class BatchFlow:
                 self._job_store.update(batch, "creating")
                 result = self._sender.interpret((yield request), messages.read_status)
             if not isinstance(result, DashScopeError):
-                self._report(f"{result.batch_id} was created", self._update_status(batch, result))
+                self._report(
+                    f"{result.batch_id} was created", self._job_store.update(batch, "running", **result.columns)
+                )
                 return
             if isinstance(result, ServiceError) and result.action not in RETRYABLE_ACTIONS:
                 # The uploaded file remains; it costs nothing.
@@ -160,7 +162,7 @@ class BatchFlow:
                 self._skipped_batches.add(batch.number)
                 self._errors.append(error)
                 continue
-            updated = self._update_status(batch, update)
+            updated = self._job_store.update(batch, "running", **update.columns)
             if download and update.has_ended:
                 yield from self._download_results(batch, update)
             elif (update.status, update.completed, update.failed) != (batch.status, batch.completed, batch.failed):
@@ -313,7 +315,7 @@ class BatchFlow:
                 else:
                     yield from self._cancel_ended(batch, error)
                 continue
-            self._report(str(update), self._update_status(batch, update))
+            self._report(str(update), self._job_store.update(batch, "running", **update.columns))
 
     def _cancel_ended(self, batch: BatchFile, error: DashScopeError) -> RequestFlow[None]:
         """Imports the results of a batch that has ended and thus cannot be cancelled, and frees its other lines."""
@@ -324,17 +326,6 @@ class BatchFlow:
             self._report(f"{batch.batch_id} could not be cancelled: {error.message}", batch)
 
     # --- helpers --------------------------------------------------------------------------------------------
-
-    def _update_status(self, batch: BatchFile, update: BatchStatus) -> BatchFile:
-        """Records the status of a batch."""
-        return self._job_store.update(
-            batch,
-            "running",
-            batch_id=update.batch_id,
-            status=update.status,
-            completed=update.completed,
-            failed=update.failed,
-        )
 
     def _batch_path(self, number: int, ending: str) -> Path:
         return self._output.with_name(f"{self._output.name}.batch-{number}.{ending}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import operator
 import re
 from collections.abc import Callable, Generator, Iterable, Iterator
 from pathlib import Path
@@ -13,7 +14,7 @@ from dashscope_embeddings._core.address import EMULATOR
 from dashscope_embeddings._core.steps import Step, StepResult
 from dashscope_embeddings._core.text_length import shared_limits
 from dashscope_embeddings._runtime.thread_pool import SignalSafeEvent, StopEvent
-from dashscope_embeddings.catalogue import BEIJING
+from dashscope_embeddings.catalogue import BEIJING, priced_usage
 from dashscope_embeddings.client import EmbeddingClient
 from dashscope_embeddings.corpus import inputs as corpus_inputs
 from dashscope_embeddings.corpus import writers
@@ -23,9 +24,8 @@ from dashscope_embeddings.corpus.batch.flow import BatchFlow
 from dashscope_embeddings.corpus.batch.types import BatchEstimate, BatchSummary, ProgressCallback
 from dashscope_embeddings.corpus.checkpoint.jobs import JobStore
 from dashscope_embeddings.corpus.options import EXTRA_COLUMNS, InputOptions
-from dashscope_embeddings.corpus.realtime import batch_cost, ledger_beside, rejects_beside, write_output
+from dashscope_embeddings.corpus.realtime import ledger_beside, rejects_beside, write_output
 from dashscope_embeddings.errors import Cancelled, InvalidInput
-from dashscope_embeddings.vectors import Usage
 
 Inputs: TypeAlias = str | Path | Iterable[str | Path]
 
@@ -37,6 +37,7 @@ class BatchJobRunner:
         self, context: BatchContext, client: EmbeddingClient, output: Path, batch_options: BatchOptions
     ) -> None:
         self._context, self._client, self._output, self._batch_options = context, client, output, batch_options
+        self._billed_before = context.checkpoint.total_billed()
 
     def create_flow(self, progress: ProgressCallback | None) -> BatchFlow:
         """The flows of this command; `progress` is called with each event."""
@@ -63,6 +64,7 @@ class BatchJobRunner:
     def _summary(self, *, finished: bool, stopped: bool) -> BatchSummary:
         checkpoint, job_store, totals = self._context.checkpoint, self._context.job_store, self._context.totals
         counts, (under_way, given_up) = checkpoint.counts(), job_store.counts()
+        price, billed = self._context.settings.price, checkpoint.total_billed()
         return BatchSummary(
             texts=counts.texts,
             embedded=totals.embedded,
@@ -71,16 +73,13 @@ class BatchJobRunner:
             given_up=given_up,
             rejected=counts.rejected,
             skipped=counts.invalid,
-            usage=self._usage(totals.billed_lines, totals.billed_texts, totals.tokens),
-            spent=self._usage(*checkpoint.total_billed()),
+            usage=priced_usage(price, *map(operator.sub, billed, self._billed_before), batch=True),
+            spent=priced_usage(price, *billed, batch=True),
             files=tuple(job_store.batches()),
             rejects=rejects_beside(self._output) if finished and counts.rejected + counts.invalid else None,
             finished=finished,
             stopped=stopped,
         )
-
-    def _usage(self, lines: int, texts: int, tokens: int) -> Usage:
-        return Usage(lines, tokens, texts, batch_cost(self._context.settings.price, tokens))
 
     def estimate(self) -> BatchEstimate:
         """What a submission will send and cost."""
@@ -95,7 +94,7 @@ class BatchJobRunner:
             tokens=tokens,
             skipped=counts.invalid,
             files=files,
-            cost=batch_cost(settings.price, tokens),
+            cost=priced_usage(settings.price, 0, 0, tokens, batch=True).cost,
             documented=address.region is None or address.region.id == BEIJING,
         )
 

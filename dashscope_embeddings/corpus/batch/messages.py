@@ -115,6 +115,11 @@ class BatchStatus:
         return f"{self.batch_id} is {self.status}{progress}"
 
     @property
+    def columns(self) -> dict[str, str | int | None]:
+        """What the checkpoint records of it."""
+        return {name: getattr(self, name) for name in ("batch_id", "status", "completed", "failed")}
+
+    @property
     def has_ended(self) -> bool:
         """Whether the status is final."""
         return self.status in ENDED_STATUSES

@@ -114,17 +114,9 @@ class ResultImporter:
 
     def _store_vectors(self, line: int, units: Sequence[int], rows: ParsedReply, tokens: int) -> None:
         vectors = {unit: PackedVectors.pack(dense) for unit, dense in zip(units, rows.dense or (), strict=True)}
-        embedded = self._checkpoint.store_reply(vectors, 1, len(units), tokens)
+        self._totals.embedded += self._checkpoint.store_reply(vectors, 1, len(units), tokens)
         self._lines_done.add(line)
         self._stored_lines += 1
-        self._add_to_totals(embedded, len(units), tokens)
-
-    def _add_to_totals(self, texts: int, billed: int, tokens: int) -> None:
-        totals = self._totals
-        totals.embedded += texts
-        totals.billed_lines += 1
-        totals.billed_texts += billed
-        totals.tokens += tokens
 
     # --- the end of a batch ---------------------------------------------------------------------------------
 
@@ -143,7 +135,6 @@ class ResultImporter:
                 failed = self._failed_lines.get(line)
                 if failed is not None and failed.was_answered:
                     checkpoint.store_reply({}, 1, len(units), failed.tokens)
-                    self._add_to_totals(0, len(units), failed.tokens)
                 if failed is None or failed.error.action in RETRYABLE_ACTIONS or job_error is not None:
                     job_store.schedule_retry(units, invalid=invalid, deferred=deferred or job_error is not None)
                 elif failed.error.action is Action.ABORT:

@@ -85,7 +85,7 @@ class Database:
     # --- the write-ahead log --------------------------------------------------------------------------------
 
     def begin_wal(self) -> None:
-        """Records that from here on paid vectors may exist only in the write-ahead log.
+        """Syncs all to the disk, and records that from here on paid vectors may exist only in the write-ahead log.
 
         Raises:
             InvalidInput: the row of totals is lost.

@@ -48,8 +48,8 @@ def open_database(path: Path | None) -> Database:
                 create_tables(database.connection)
             elif version < VERSION:
                 conversion.convert(database)
-        conversion.remove_vectors(path)
         database.begin_wal()
+        conversion.remove_vectors(path)  # only now is the conversion on the disk
     except BaseException:
         database.close()
         raise
