@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import array
+import contextlib
 import logging
 import os
 import random
 import shutil
 import sqlite3
 import zipfile
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from dashscope_embeddings.corpus import inputs
 from dashscope_embeddings.corpus.embedder import Embedder
 from dashscope_embeddings.emulator import Emulator, faults
 from dashscope_embeddings.emulator.batch.service import BatchSettings
+from dashscope_embeddings.vectors import Part, combine
 
 TEXTS = [f"text number {number}" for number in range(300)]
 NAME = "out.jsonl.ledger"
@@ -339,6 +340,17 @@ def unpack(name: str, folder: Path, texts: list[str]) -> Path:
     return folder
 
 
+def old_vectors(folder: Path) -> dict[str, list[float]]:
+    """Text → vector as the older version stored it. The emulator of today may give another."""
+    content, size, found = (folder / f"{NAME}-vectors").read_bytes(), 4 * DIMENSIONS, {}
+    with contextlib.closing(sqlite3.connect(folder / NAME)) as checkpoint:
+        for packed, at in checkpoint.execute("SELECT keys, dense_at FROM replies WHERE dense_at NOT NULL").fetchall():
+            for start, key in enumerate(array.array("q", packed)):
+                vector = content[at + size * start : at + size * (start + 1)]
+                found[OLD_TEXTS[key - 1]] = array.array("f", vector).tolist()
+    return found
+
+
 def embed_old(emulator: Emulator, folder: Path, kind: str) -> corpus.Summary:
     how: Any = {"kind": "dense&sparse" if kind == "hybrid" else "dense", "with_text": True}
     return embed(emulator, folder, settings={"long_text": "average"}, **how)
@@ -351,10 +363,11 @@ def test_a_checkpoint_of_an_older_version_is_converted_once(
 ) -> None:
     folder = unpack(f"{version}/{kind}", tmp_path, [*OLD_TEXTS, "new"])
     (folder / NAME).chmod(0o644)
+    vectors = {**old_vectors(folder), "new": expected_vector(emulator, "new")}
     found = embed_old(emulator, folder, kind)
     assert (found.embedded, emulator.billed_texts, found.rejected, found.spent.texts) == (1, 1, 1, 30)
     assert [row.dense for row in read_vectors(folder / "out.jsonl")] == [
-        expected_vector(emulator, text) for text in [*OLD_TEXTS, "new"] if text != "text number 17"
+        vectors[text] for text in [*OLD_TEXTS, "new"] if text != "text number 17"
     ]
     assert sorted(path.name for path in folder.glob("*ledger*")) == [NAME]
     assert embed_old(emulator, folder, kind).embedded == 0
@@ -367,10 +380,15 @@ def test_damaged_vectors_of_an_older_version_alone_are_asked_again(
     version: int, tmp_path: Path, emulator: Emulator
 ) -> None:
     folder = unpack(f"{version}/dense", tmp_path, OLD_TEXTS)
+    vectors = old_vectors(folder)
     overwrite(folder / f"{NAME}-vectors", 1000, bytes(512))
     found = embed_old(emulator, folder, "dense")
     assert found.embedded == emulator.billed_texts == (3 if version == 2 else 10), "version 1 had one sum per reply"
-    assert right(emulator, folder, [text for text in OLD_TEXTS if text != "text number 17"])
+    texts = [text for text in OLD_TEXTS if text != "text number 17"]
+    rows = [row.dense for row in read_vectors(folder / "out.jsonl")]
+    again = [number for number, row in enumerate(rows) if row == expected_vector(emulator, texts[number])]
+    kept = [number for number, row in enumerate(rows) if row == vectors[texts[number]]]
+    assert sorted({*again, *kept}) == list(range(len(texts)))
 
 
 @pytest.mark.parametrize("missing", [NAME, f"{NAME}-vectors"])
@@ -427,10 +445,18 @@ def test_a_batch_that_an_older_version_submitted_is_fetched(
             "UPDATE batches SET batch_id = ?, file_id = ? WHERE number = 2", (sent.batch_id, sent.file_id)
         )
     checkpoint.close()
+    vectors = old_vectors(folder)
+    with contextlib.closing(sqlite3.connect(folder / NAME)) as checkpoint:
+        first, second = checkpoint.execute("SELECT text, dense FROM batch_pieces ORDER BY piece").fetchall()
+    parts = [
+        Part(array.array("f", first[1]).tolist(), None, float(len(first[0]))),
+        Part(expected_vector(service, second[0], text_type="query"), None, float(len(second[0]))),
+    ]
     service.faults = []
     clock.time += 300
     found = corpus.batch_fetch(folder / "out.jsonl", client=asking)
     assert (found.finished, found.embedded, found.rejected, found.spent.texts) == (True, 1, 1, 31)
-    corpus.batch_run(None, again, client=asking)
-    assert read_vectors(folder / "out.jsonl") == [replace(row, text=texts[int(row.id)]) for row in read_vectors(again)]
+    *rows, long = read_vectors(folder / "out.jsonl")
+    assert [row.dense for row in rows] == [vectors[text] for text in OLD_TEXTS if text != "text number 23"]
+    assert long.dense == pytest.approx(combine(parts).dense, abs=1e-6)
     assert service.billed_texts == 31
