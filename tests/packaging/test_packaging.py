@@ -114,7 +114,7 @@ def test_the_pythons_it_names_are_those_it_lets_in(metadata: Message) -> None:
     admitted = specifiers.SpecifierSet(metadata["Requires-Python"])
     prefix = "Programming Language :: Python :: 3."
     named = [name.removeprefix(prefix) for name in metadata.get_all("Classifier", []) if name.startswith(prefix)]
-    assert named == [minor for minor in ("9", "10", "11", "12", "13") if f"3.{minor}" in admitted]
+    assert named == [minor for minor in ("9", "10", "11", "12", "13", "14") if f"3.{minor}" in admitted]
 
 
 def test_without_extras_only_httpx_with_its_core_and_pydantic_are_asked_for(metadata: Message) -> None:

@@ -530,7 +530,8 @@ def test_an_abandoned_stream_leaves_no_socket_open_and_no_request_behind(
     asked = emulator.requests
     assert asked < MANY / 10
     client.embed("a")
-    assert emulator.requests == asked + 1
+    # What a cancelled task had sent may reach the server a moment later.
+    assert emulator.requests - asked - 1 in range(1 if way == "sync" else IN_FLIGHT + 1)
     client.close()
 
 

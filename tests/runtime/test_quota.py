@@ -29,6 +29,8 @@ PATH = "/api/v1/quotas"
 LONG, SHORT = 1_300, 990
 """Texts of a job of 130 requests, and of one of 99; the 100th makes a job a long one."""
 ROUTE = "quotas"
+SMALL = 64
+"""Floats in a vector: these tests are about requests."""
 
 Job: TypeAlias = "Callable[[EmbeddingClient, list[str]], object]"
 
@@ -92,7 +94,7 @@ def fetch(request: pytest.FixtureRequest) -> Callable[[EmbeddingClient], Quota]:
 @pytest.fixture
 def client(served: Server) -> Iterator[EmbeddingClient]:
     """Of a real socket."""
-    with EmbeddingClient(api_key=KEY, base_url=served.url) as client:
+    with EmbeddingClient(api_key=KEY, base_url=served.url, dimensions=SMALL) as client:
         yield client
 
 
@@ -190,7 +192,7 @@ def test_a_long_job_asks_once_and_a_second_one_not_again(job: Job, emulator: Emu
 def test_what_a_job_is_told_bounds_the_limiter(job: Job) -> None:
     emulator = Emulator(requests_per_minute=6_000_000, window=60.0, tells_quota=True)
     with emulator.serve() as served:
-        client = EmbeddingClient(api_key=KEY, base_url=served.url)
+        client = EmbeddingClient(api_key=KEY, base_url=served.url, dimensions=SMALL)
         job(client, texts(LONG))
         until(lambda: told_rate(client) == 100_000)
     assert asked(emulator) == 1
@@ -251,7 +253,7 @@ def test_a_stream_asks_when_it_turns_out_to_be_long(emulator: Emulator, client: 
 def test_who_has_configured_a_quota_is_not_asked_for_another(
     job: Job, emulator: Emulator, served: Server, given: dict[str, Any]
 ) -> None:
-    job(EmbeddingClient(api_key=KEY, base_url=served.url, **given), texts(LONG))
+    job(EmbeddingClient(api_key=KEY, base_url=served.url, dimensions=SMALL, **given), texts(LONG))
     assert len(emulator.asked) == 130
 
 
@@ -264,13 +266,14 @@ class _Limiter:
 
 
 def test_a_rate_limiter_of_the_user_stands_for_a_quota(job: Job, emulator: Emulator, served: Server) -> None:
-    job(EmbeddingClient(api_key=KEY, base_url=served.url, rate_limiter=_Limiter()), texts(LONG))
+    client = EmbeddingClient(api_key=KEY, base_url=served.url, dimensions=SMALL, rate_limiter=_Limiter())
+    job(client, texts(LONG))
     assert len(emulator.asked) == 130
 
 
 def test_the_emulator_in_this_process_is_not_asked_by_a_job(job: Job) -> None:
     in_process().tells_quota = True
-    job(EmbeddingClient(base_url="emulator"), texts(LONG))
+    job(EmbeddingClient(base_url="emulator", dimensions=SMALL), texts(LONG))
     assert asked(in_process()) == 0
 
 
@@ -311,7 +314,8 @@ def test_a_job_does_not_wait_for_the_answer(
 ) -> None:
     monkeypatch.setattr(quota_request, "_DEADLINE_SECONDS", 3_600.0)  # a job that waited would hang
     emulator.faults = [faults.Stall(route=ROUTE)]
-    job(EmbeddingClient(api_key=KEY, base_url=served.url, max_concurrency=1, timeout=3_600), texts(LONG))
+    client = EmbeddingClient(api_key=KEY, base_url=served.url, dimensions=SMALL, max_concurrency=1, timeout=3_600)
+    job(client, texts(LONG))
     until_asked(emulator)
     assert emulator.billed_texts == LONG
 
