@@ -31,6 +31,8 @@ class Circuit:
     last_refused_at: float
     """Send time of the last refused probe, or of the first 429."""
     refused_probes: int = 0
+    late_refusals: int = 0
+    """Those of them that a window of 1 s does not explain."""
     probe: Permit | None = None
     """The probe in flight."""
 
@@ -60,6 +62,8 @@ class Circuit:
         """The probe was throttled."""
         self.probe = None
         self.refused_probes += 1
+        longest = constants.WINDOW_SECONDS + constants.WINDOW_TOLERANCE_SECONDS
+        self.late_refusals += sent_at - self.window_start >= longest
         self.last_refused_at = sent_at
         self.probe_delay *= constants.PROBE_BACKOFF
 
@@ -71,9 +75,8 @@ class Circuit:
 
     @property
     def was_short(self) -> bool:
-        """Whether a window of 1 s explains the refused probes."""
-        longest = constants.WINDOW_SECONDS + constants.WINDOW_TOLERANCE_SECONDS
-        return self.last_refused_at - self.window_start < longest
+        """Whether a window of 1 s explains the refused probes, but perhaps for a random 429."""
+        return self.late_refusals < constants.LONG_WINDOW_REFUSALS
 
     def most_passed(self, log: SendLog, now: float) -> bool:
         """Whether most requests sent since the first 429 passed."""

@@ -14,35 +14,10 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import TYPE_CHECKING
 
+from dashscope_embeddings._core import search_constants as constants
+
 if TYPE_CHECKING:
     from dashscope_embeddings._core.permit import Permit
-
-_START = 16
-"""Requests in flight at first, and the floor: what every account takes in practice."""
-_CEILING = 128
-"""More threads cost more CPU than they win; 128 in flight are 128 requests/s at 1 s a reply."""
-_SAMPLES = 16
-"""Latencies whose median is compared; a single slow reply says nothing."""
-_SPARE = 2.0
-"""Times the requests that the service works on at once, by its latencies: more in flight only wait there. The factor
-leaves room for growth, and for latencies that vary."""
-_SHRINK = 1.3
-_SLACK_SECONDS = 0.02
-"""Added to the comparison: a few milliseconds are noise of the client's machine."""
-_IDLE_SECONDS = 10.0
-"""After this long without a request the window starts again: latencies may be others."""
-_CAP_TEST_SECONDS, _MAX_CAP_TEST_SECONDS = 0.1, 16.0
-"""Time at a found cap until more at once are tried; doubled with every refusal."""
-_SPACING = 1.25
-"""Requests a second at a cap: times those that pass at the median latency."""
-_CAP_ACCEPTED = 3
-"""So many answers to requests beyond a cap show that it is higher."""
-_FREQUENT_RANDOM = 0.03
-"""Where more of the replies are random 429s, a test of a higher cap fails after three 429s, not after one."""
-_LEAST_CAP = 2
-"""A cap is not set lower: a probe that is never answered must not hold up everybody."""
-_CONFIRMATIONS = 2
-"""Refused tests of the same cap that make it certain."""
 
 
 @dataclass(slots=True)
@@ -52,10 +27,10 @@ class ConcurrencyWindow:
     in_flight: int = 0
     cap: int | None = None
     """The found limit on concurrent requests, or more while that is tested; None: none is known."""
-    _size: float = _START
+    _size: float = constants.START_IN_FLIGHT
     _known_cap: int = 0
     _cap_step: int = 1
-    _cap_test_seconds: float = _CAP_TEST_SECONDS
+    _cap_test_seconds: float = constants.CAP_TEST_SECONDS
     _cap_full_since: float = math.inf
     _cap_confirmations: int = 0
     _passed_beyond: int = 0
@@ -63,7 +38,7 @@ class ConcurrencyWindow:
     _starved_at: float = -math.inf
     """When a request last waited for a free place."""
     _last_sent_at: float = math.inf
-    _latencies: deque[float] = field(default_factory=lambda: deque(maxlen=_SAMPLES))
+    _latencies: deque[float] = field(default_factory=lambda: deque(maxlen=constants.LATENCY_SAMPLES))
     _lowest_latency: float = math.inf
 
     @property
@@ -76,7 +51,7 @@ class ConcurrencyWindow:
         """A little more than the requests a second that a found cap lets through: even spacing needs no burst."""
         if self.cap is None or not self._latencies:
             return math.inf
-        return _SPACING * self.cap / max(median(self._latencies), 1e-3)
+        return constants.CAP_SPACING * self.cap / max(median(self._latencies), 1e-3)
 
     def has_room(self, now: float) -> bool:
         """Whether another request may be sent; if not, the window may grow."""
@@ -87,8 +62,8 @@ class ConcurrencyWindow:
 
     def on_sent(self, permit: Permit, now: float) -> None:
         """A request is sent."""
-        if now > self._last_sent_at + _IDLE_SECONDS and self.in_flight == 0:
-            self._size, self._lowest_latency = _START, math.inf
+        if now > self._last_sent_at + constants.FORGET_LATENCIES_SECONDS and self.in_flight == 0:
+            self._size, self._lowest_latency = constants.START_IN_FLIGHT, math.inf
             self._latencies.clear()
         self._last_sent_at = now
         self.in_flight += 1
@@ -110,24 +85,25 @@ class ConcurrencyWindow:
         sent_at = permit.sent_at or now
         self._latencies.append(now - sent_at)
         recent = median(self._latencies)
-        if len(self._latencies) >= _SAMPLES // 4:
+        if len(self._latencies) >= constants.LATENCY_SAMPLES // 4:
             self._lowest_latency = min(self._lowest_latency, recent)
         # Little's law: so many would be in flight at the same throughput, if none had to wait at the service.
         is_starved = self._starved_at >= sent_at
         in_flight = (permit.in_flight + self._size) / 2.0 if is_starved else permit.in_flight
-        needed = in_flight * (min(self._lowest_latency, recent) + _SLACK_SECONDS) / (recent + _SLACK_SECONDS)
-        most = max(_START, _SPARE * needed)
-        if self._size > _SHRINK * most:
-            self._size = max(_START, self._size - 0.5)
-        elif is_starved and self.cap is None and self._size < most:
-            self._size = min(_CEILING, self._size + 1.0)
+        slack = constants.LATENCY_SLACK_SECONDS
+        needed = in_flight * (min(self._lowest_latency, recent) + slack) / (recent + slack)
+        most = max(constants.START_IN_FLIGHT, constants.SPARE_IN_FLIGHT * needed)
+        if self._size > constants.SHRINK_ABOVE * most:
+            self._size = max(constants.START_IN_FLIGHT, self._size - 0.5)
+        elif is_starved and self._size < (most if self.cap is None else min(most, self.cap)):
+            self._size = min(constants.MAX_IN_FLIGHT, self._size + 1.0)
 
     # --- a limit on concurrent requests -------------------------------------------------------------------
 
     def set_cap(self, in_flight: int) -> None:
         """429s may be due to a limit on concurrent requests: no more than so many at once, to see if they end."""
-        self.cap = self._known_cap = max(_LEAST_CAP, in_flight)
-        self._cap_step, self._cap_test_seconds, self._cap_full_since = 1, _CAP_TEST_SECONDS, math.inf
+        self.cap = self._known_cap = max(constants.MIN_CAP, in_flight)
+        self._cap_step, self._cap_test_seconds, self._cap_full_since = 1, constants.CAP_TEST_SECONDS, math.inf
         self._cap_confirmations = 0
 
     def explains_throttle(self, permit: Permit, random_share: float) -> bool:
@@ -135,16 +111,16 @@ class ConcurrencyWindow:
         if self.cap is None or permit.in_flight <= self._known_cap:
             return False
         self._passed_beyond -= 1
-        failed = -1 if random_share < _FREQUENT_RANDOM else -3
+        failed = -1 if random_share < constants.CAP_FREQUENT_RANDOM else -3
         if self._passed_beyond <= failed and self.cap > self._known_cap:
             self.cap, self._cap_step, self._cap_full_since = self._known_cap, 1, math.inf
-            self._cap_test_seconds = min(2.0 * self._cap_test_seconds, _MAX_CAP_TEST_SECONDS)
+            self._cap_test_seconds = min(2.0 * self._cap_test_seconds, constants.MAX_CAP_TEST_SECONDS)
             self._cap_confirmations += 1
         return self.cap == self._known_cap
 
     def reject_cap(self) -> None:
         """429s went on with so few in flight: concurrency is not their cause, unless that was certain."""
-        if self._cap_confirmations < _CONFIRMATIONS:
+        if self._cap_confirmations < constants.CAP_CONFIRMATIONS:
             self.cap = None
 
     def _accept_cap(self, permit: Permit) -> None:
@@ -152,8 +128,9 @@ class ConcurrencyWindow:
         if self.cap is None or self.cap == self._known_cap or permit.in_flight <= self._known_cap:
             return
         self._passed_beyond += 1
-        if self._passed_beyond >= _CAP_ACCEPTED:
+        if self._passed_beyond >= constants.CAP_ACCEPTED:
             self._known_cap, self._cap_step = self.cap, 2 * self._cap_step
-            self._cap_test_seconds, self._cap_confirmations, self._cap_full_since = _CAP_TEST_SECONDS, 0, math.inf
-            if self.cap >= _CEILING:
+            self._cap_test_seconds, self._cap_full_since = constants.CAP_TEST_SECONDS, math.inf
+            self._cap_confirmations = 0
+            if self.cap >= constants.MAX_IN_FLIGHT:
                 self.cap = None

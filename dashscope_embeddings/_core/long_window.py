@@ -7,15 +7,10 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from dashscope_embeddings._core import search_constants as constants
+
 if TYPE_CHECKING:
     from dashscope_embeddings._core.permit import Permit
-
-_SHARE = 1.003
-"""The window kept is longer by this, for the jitter of the network."""
-_TRY_SECONDS = 0.1
-"""Interval of tries beyond the known amount, as long as they pass."""
-_PACE = 4.0
-"""Times the mean rate at which the amount is used up: the service may limit bursts as well."""
 
 
 @dataclass(slots=True)
@@ -31,7 +26,7 @@ class LongWindow:
     @property
     def rate(self) -> float:
         """How fast the amount is used up."""
-        return max(_PACE * self.amount / self.seconds, 1.0 / _TRY_SECONDS)
+        return max(constants.LONG_WINDOW_PACE * self.amount / self.seconds, 1.0 / constants.LONG_WINDOW_TRY_SECONDS)
 
     @property
     def is_nearly_full(self) -> bool:
@@ -43,11 +38,11 @@ class LongWindow:
         self._counted.append(permit)
         self._total += permit.weight
         if self._total > self.amount:
-            self._next_try_at = now + _TRY_SECONDS
+            self._next_try_at = now + constants.LONG_WINDOW_TRY_SECONDS
 
     def available_at(self, now: float) -> float:
         """When the next request fits into the window, or is tried beyond it."""
-        oldest = now - _SHARE * self.seconds
+        oldest = now - constants.LONG_WINDOW_STRETCH * self.seconds
         while self._counted and ((self._counted[0].sent_at or 0.0) <= oldest or self._counted[0].is_uncounted):
             gone = self._counted.popleft()
             self._total -= 0.0 if gone.is_uncounted else gone.weight
@@ -57,7 +52,8 @@ class LongWindow:
         for permit in self._counted:
             excess -= 0.0 if permit.is_uncounted else permit.weight
             if excess <= 0.0:
-                return min((permit.sent_at or now) + _SHARE * self.seconds, max(now, self._next_try_at))
+                end = (permit.sent_at or now) + constants.LONG_WINDOW_STRETCH * self.seconds
+                return min(end, max(now, self._next_try_at))
         return max(now, self._next_try_at)
 
     def on_success(self) -> None:

@@ -214,7 +214,9 @@ class RateEstimator:
             self._on_window_limit(circuit, passed_at, now)
 
     def _is_random(self, circuit: Circuit, now: float) -> bool:
-        if circuit.refused_probes:
+        recent = self.log.known_since(-math.inf, constants.RECENT_REPLIES)
+        refused = sum(send.passed is False for send in recent)
+        if circuit.refused_probes or refused > constants.MAX_REFUSED_SHARE * len(recent):
             return False
         is_likely = self.is_within_quota or self._detector.random_share > constants.FREQUENT_RANDOM
         if is_likely and now > self._chance_at + constants.WINDOW_SECONDS:
@@ -273,9 +275,6 @@ class RateEstimator:
         self._set_limit(found, 2.0 * self.steady.hold_seconds if is_near else 1.0, now)
 
     # --- other reactions ----------------------------------------------------------------------------------
-
-    def _is_explained(self, permit: Permit, now: float) -> bool:
-        return self._is_ramp_over(now) or self.window.explains_throttle(permit, self._detector.random_share)
 
     def _is_ramp_over(self, now: float) -> bool:
         """Whether frequent single 429s show that the rate is too high although no limit is known; sets one."""

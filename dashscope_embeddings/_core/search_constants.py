@@ -30,6 +30,8 @@ LONG_WINDOW_MARGIN_SECONDS = 0.05
 """Waited after them: the service counts a first request when its connection is made ("tokens 60,000 in 6 s")."""
 WINDOW_TOLERANCE_SECONDS = 0.15
 """How late a probe may pass and still show a window of 1 s ("answer 30/s, slow 429s, lognormal")."""
+LONG_WINDOW_REFUSALS = 2
+"""So many probes refused after that show a longer window: a single one may be random ("strays 20%, 30/s")."""
 PROBE_DELAY_SECONDS = 0.04
 """Before the first probe without a known limit; later ones show buckets and caps late ("GCRA 30/s, room for 3")."""
 PROBE_BACKOFF = 2.5
@@ -38,7 +40,10 @@ MAX_PROBE_GAP_SECONDS = 8.0
 FIXED_TIMES_IN_FLIGHT = 1.5
 """If more than so many times the requests in flight passed within the second, it was no cap ("fixed second 30")."""
 RANDOM_PASS_SHARE = 0.6
-"""If more requests than this passed since the first 429, the 429s were random ("strays 5%, no quota")."""
+"""If more requests than this passed since the first 429, the 429s were random ("strays 5%, no quota")..."""
+MAX_REFUSED_SHARE = 0.3
+"""...unless more of the last `RECENT_REPLIES` than this were 429s: a wrong verdict must not be repeated for long
+("GCRA 6.6/s, room for 4, slow 429s 1.2 s": 66 % throttled without it)."""
 FREQUENT_RANDOM = 0.05
 """Where more of the replies are random 429s, a first probe that passes ends the suspicion ("strays 20%, 30/s")."""
 MAX_RETRY_AFTER_SECONDS = 60.0
@@ -71,3 +76,56 @@ RECENT_REPLIES = 50
 """Among so many replies, single 429s are compared with the random ones that are expected."""
 EXCLUDED_SHARE = 0.85
 """At a rate below this share of what used to pass, 429s are not due to the rate ("two shards of 20/s")."""
+
+# --- random 429s or a limit (CUSUM) ------------------------------------------------------------------------
+LIMIT_SHARE = 0.6
+"""Share of 429s at a limit, at least: the hypothesis that is tested against random ones ("two shards of 20/s")."""
+THRESHOLD_NATS = 6.0
+"""Two 429s with at most two successes between them, if random ones are rare ("strays 1%, no quota")."""
+MIN_RANDOM_SHARE, MAX_RANDOM_SHARE = 0.01, 0.2
+"""Bounds of the assumed share of random 429s; a higher one overlooks a quota that halves ("neighbour half of 40/s")."""
+MEMORY_REPLIES = 200.0
+"""Replies after which the counts of random 429s are halved: the share may change ("strays 5%, 30/s")."""
+EXAMINED_SENDS = 64
+"""The newest sends that are tested."""
+NEXT_SENDS, NEXT_PASSED = 4, 3
+"""A 429 was random if so many of the requests sent next passed: those after the first 429 of a limit are refused
+("arrival 30/s, 10 ms")."""
+
+# --- an amount in a longer window --------------------------------------------------------------------------
+LONG_WINDOW_STRETCH = 1.003
+"""The window kept is longer by this, for the jitter of the network ("180 in 6 s")."""
+LONG_WINDOW_TRY_SECONDS = 0.1
+"""Interval of tries beyond the known amount, as long as they pass ("tokens 60,000 in 6 s")."""
+LONG_WINDOW_PACE = 4.0
+"""Times the mean rate at which the amount is used up: the service may limit bursts as well ("600 in 60 s")."""
+
+# --- requests in flight ------------------------------------------------------------------------------------
+START_IN_FLIGHT = 16
+"""Requests in flight at first, and the floor: what every account takes in practice."""
+MAX_IN_FLIGHT = 128
+"""More threads cost more CPU than they win; 128 in flight are 128 requests/s at 1 s a reply ("100/s, 1 s")."""
+LATENCY_SAMPLES = 16
+"""Latencies whose median is compared; a single slow reply says nothing ("50/s, lognormal 0.2 s")."""
+SPARE_IN_FLIGHT = 2.0
+"""Times the requests that the service works on at once, by its latencies: more in flight only wait there. The factor
+leaves room for growth, and for latencies that vary ("queue 40/s, 200 ms")."""
+SHRINK_ABOVE = 1.3
+"""Times that: the window shrinks from there on ("crowded above 10, 200 ms")."""
+LATENCY_SLACK_SECONDS = 0.02
+"""Added to the comparison: a few milliseconds are noise of the client's machine ("arrival 30/s, late timers")."""
+FORGET_LATENCIES_SECONDS = 10.0
+"""After this long without a request the window starts again: latencies may be others."""
+CAP_TEST_SECONDS, MAX_CAP_TEST_SECONDS = 0.1, 16.0
+"""Time at a found cap until more at once are tried; doubled with every refusal ("cap 8, 200 ms")."""
+CAP_SPACING = 1.25
+"""Requests a second at a cap: times those that pass at the median latency ("cap 8, 200 ms")."""
+CAP_ACCEPTED = 3
+"""So many answers to requests beyond a cap show that it is higher ("cap 32, 500 ms")."""
+CAP_FREQUENT_RANDOM = 0.03
+"""Where more of the replies are random 429s, a test of a higher cap fails after three 429s, not after one ("strays 5%,
+no quota")."""
+MIN_CAP = 2
+"""A cap is not set lower: a probe that is never answered must not hold up everybody."""
+CAP_CONFIRMATIONS = 2
+"""Refused tests of the same cap that make it certain ("cap 4, 50 ms")."""

@@ -7,20 +7,11 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from dashscope_embeddings._core import search_constants as constants
+
 if TYPE_CHECKING:
     from dashscope_embeddings._core.permit import Permit
     from dashscope_embeddings._core.send_log import SendLog
-
-_LIMIT_SHARE = 0.6
-"""Share of 429s at a limit, at least: the hypothesis that is tested against random ones."""
-_THRESHOLD_NATS = 6.0
-"""CUSUM threshold: two 429s with at most two successes between them, if random ones are rare."""
-_RARE, _FREQUENT = 0.01, 0.3
-"""Bounds of the assumed share of random 429s."""
-_MEMORY_REPLIES = 200.0
-_EXAMINED_SENDS = 64
-_NEXT_SENDS, _NEXT_PASSED = 4, 3
-"""A 429 was random if so many of the requests sent next passed: those after the first 429 of a limit are refused."""
 
 
 @dataclass(slots=True)
@@ -33,21 +24,23 @@ class ThrottleDetector:
 
     _random_count: float = 0.0
     _reply_count: float = 0.0
-    _open_cases: deque[Permit] = field(default_factory=lambda: deque(maxlen=_EXAMINED_SENDS))
+    _open_cases: deque[Permit] = field(default_factory=lambda: deque(maxlen=constants.EXAMINED_SENDS))
     """Throttled requests that are random if most requests sent after them pass."""
 
     @property
     def random_share(self) -> float:
         """Estimated share of random 429s among all replies."""
-        return min(_FREQUENT, max(_RARE, 1.3 * self._random_count / max(self._reply_count, 30.0)))
+        measured = 1.3 * self._random_count / max(self._reply_count, 30.0)
+        return min(constants.MAX_RANDOM_SHARE, max(constants.MIN_RANDOM_SHARE, measured))
 
     def find_limit(self, log: SendLog, since: float, now: float) -> Permit | None:
         """The first 429 of a limit among the requests sent after `since`; None: what there is looks random."""
         share = self.random_share
-        for_refused, for_passed = math.log(_LIMIT_SHARE / share), math.log((1.0 - _LIMIT_SHARE) / (1.0 - share))
+        for_refused = math.log(constants.LIMIT_SHARE / share)
+        for_passed = math.log((1.0 - constants.LIMIT_SHARE) / (1.0 - share))
         known: list[tuple[Permit, bool]] = []
         for permit in log.newest_first():
-            if (permit.sent_at or 0.0) <= since or len(known) == _EXAMINED_SENDS:
+            if (permit.sent_at or 0.0) <= since or len(known) == constants.EXAMINED_SENDS:
                 break
             if (passed := log.has_passed(permit, now)) is not None:
                 known.append((permit, passed))
@@ -55,7 +48,7 @@ class ThrottleDetector:
         for permit, passed in reversed(known):
             first = first if score > 0.0 else permit
             score = max(0.0, score + (for_passed if passed else for_refused))
-            if score >= _THRESHOLD_NATS:
+            if score >= constants.THRESHOLD_NATS:
                 return first
         return None
 
@@ -67,12 +60,12 @@ class ThrottleDetector:
         if permit.passed is False:
             self._open_cases.append(permit)
         while self._open_cases:
-            fates = [log.has_passed(later, now) for later in log.sent_after(self._open_cases[0], _NEXT_SENDS)]
-            if len(fates) < _NEXT_SENDS or None in fates:
+            fates = [log.has_passed(later, now) for later in log.sent_after(self._open_cases[0], constants.NEXT_SENDS)]
+            if len(fates) < constants.NEXT_SENDS or None in fates:
                 break
             self._open_cases.popleft()
-            self._random_count += sum(fate is True for fate in fates) >= _NEXT_PASSED
-        if self._reply_count > _MEMORY_REPLIES:
+            self._random_count += sum(fate is True for fate in fates) >= constants.NEXT_PASSED
+        if self._reply_count > constants.MEMORY_REPLIES:
             self._reply_count, self._random_count = self._reply_count / 2.0, self._random_count / 2.0
 
 

@@ -10,25 +10,24 @@ from listed_shapes import FURTHER_SHAPES, LONG_SHAPES, TABLE_SHAPES, Bars
 from random_shapes import random_shape
 
 _LOOSER = {
-    "arrival 30/s, 10 ms, slow connects": Bars(1.15, 0.06),
-    "GCRA 30/s, room for 3, 10 ms": Bars(1.2, 0.08),
-    "two shards of 20/s, 10 ms": Bars(1.5, 0.08),
-    "neighbour half of 40/s, 10 ms": Bars(1.3, 0.12),
-    "fixed second 30, 10 ms": Bars(1.15, 0.04),
-    "bucket 30/s, room for 60, 10 ms": Bars(1.15, 0.05),
-    "two shards of 20/s, 200 ms": Bars(1.45, 0.12),
+    "arrival 30/s, 10 ms, slow connects": Bars(1.15, 0.04),
+    "GCRA 30/s, room for 3, 10 ms": Bars(1.2, 0.05),
+    "two shards of 20/s, 10 ms": Bars(1.5, 0.05),
+    "neighbour half of 40/s, 10 ms": Bars(1.15, 0.09),
+    "fixed second 30, 10 ms": Bars(1.05, 0.035),
+    "two shards of 20/s, 200 ms": Bars(1.3, 0.05),
     "queue 40/s, 200 ms": Bars(1.15, 0.0, in_flight=42),
-    "four shards of 10/s": Bars(1.7, 0.12),
+    "four shards of 10/s": Bars(1.55, 0.08),
     "crowded above 10, 200 ms": Bars(1.15, in_flight=46),
     "crowded above 24, wasteful": Bars(1.3, in_flight=86),
     "queue 10/s, 500 ms": Bars(1.15, in_flight=32),
     "strays 20%, no quota": Bars(12.0, 0.24),
-    "strays 20%, 30/s": Bars(1.8, 0.32),
-    "two shards of 20/s, 10 ms, 3,000": Bars(1.45, 0.03),
+    "strays 20%, 30/s": Bars(1.5, 0.25),
+    "two shards of 20/s, 10 ms, 3,000": Bars(1.4, 0.03),
     "GCRA 30/s, room for 3, 10 ms, 3,000": Bars(1.2, 0.07),
-    "neighbour half of 40/s, 10 ms, 3,000": Bars(1.3, 0.18),
-    "two shards of 20/s, 200 ms, 3,000": Bars(1.45, 0.04),
-    "neighbour half of 40/s, 200 ms, 3,000": Bars(1.3, 0.18),
+    "neighbour half of 40/s, 10 ms, 3,000": Bars(1.3, 0.15),
+    "two shards of 20/s, 200 ms, 3,000": Bars(1.4, 0.03),
+    "neighbour half of 40/s, 200 ms, 3,000": Bars(1.3, 0.15),
     "queue 40/s, 200 ms, 3,000": Bars(1.15, 0.0, in_flight=42),
 }
 """What is reached where the bar that is aimed at (`listed_shapes`) is missed: it must not become worse."""
@@ -66,5 +65,19 @@ def test_services_at_random_are_used_well() -> None:
     for seed in range(100):
         shape = random_shape(seed)
         times[shape.name] = statistics.median(shape.run(run).slowness for run in range(3))
-    assert statistics.median(times.values()) <= 1.22
-    assert statistics.quantiles(times.values(), n=10)[-1] <= 2.0
+    assert statistics.median(times.values()) <= 1.17
+    assert statistics.quantiles(times.values(), n=10)[-1] <= 1.8
+
+
+@pytest.mark.parametrize(
+    ("seed", "time", "throttled"),
+    [
+        pytest.param(1582, 1.7, 0.3, id="a limit whose 429s take a second is not taken for random ones over and over"),
+        pytest.param(1410, 1.7, 0.08, id="a cap that was taken for the limit is tested although the window is small"),
+        pytest.param(1061, 2.2, 0.4, id="a probe refused at random does not show a window of many seconds"),
+    ],
+)
+def test_a_wrong_first_verdict_is_corrected(seed: int, time: float, throttled: float) -> None:
+    result = random_shape(seed).run(0)
+    assert result.slowness <= time
+    assert result.throttled_share <= throttled
