@@ -9,7 +9,7 @@ import contextlib
 import sys
 import threading
 import time
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from dashscope_embeddings._adapters.progress import import_tqdm
 
@@ -35,7 +35,7 @@ def show_progress(client: EmbeddingClient) -> Iterator[Callable[[Progress], obje
         ImportError: tqdm is not installed, and a bar is to be drawn.
     """
     status = RunStatus(time.monotonic, client.seconds_blocked)
-    display: _Display = _Bar() if is_interactive() else Lines(time.monotonic)
+    display = _Bar() if is_interactive() else Lines(time.monotonic)
     ended = threading.Event()
 
     def refresh() -> None:
@@ -116,14 +116,6 @@ class RunStatus:
 
     def _rate(self, progress: Progress) -> float:
         return progress.done / max(self._updated_at - self._started_at, 1e-3)
-
-
-class _Display(Protocol):
-    def show(self, status: RunStatus) -> None:
-        """Shows the status, if that is due."""
-
-    def close(self, status: RunStatus) -> None:
-        """Shows the last status."""
 
 
 class Lines:
