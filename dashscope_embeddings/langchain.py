@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from langchain_core.stores import BaseStore
     from typing_extensions import Self, Unpack
 
+    from dashscope_embeddings._adapters.langchain_retriever import DashScopeSparseRetriever
     from dashscope_embeddings._core.client_options import AdapterOptions
 
     class _Options(AdapterOptions, total=False):
@@ -37,6 +38,18 @@ if TYPE_CHECKING:
         api_key: SecretStr | str | None
         show_progress_bar: bool
         embeddings_cache: BaseStore[str, bytes] | None
+
+
+__all__ = ["DashScopeEmbeddings", "DashScopeSparseRetriever"]
+
+
+def __getattr__(name: str) -> Any:
+    # On first use: LangChain's retrievers and numpy take longer to import than all the rest.
+    if name != "DashScopeSparseRetriever":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from dashscope_embeddings._adapters.langchain_retriever import DashScopeSparseRetriever  # noqa: PLC0415 - see above
+
+    return DashScopeSparseRetriever
 
 
 class DashScopeEmbeddings(ClientFields, Embeddings):

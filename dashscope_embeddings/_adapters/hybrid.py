@@ -52,11 +52,11 @@ class HybridEmbedder:
 
     def sparse(self, texts: list[str], role: TextType) -> list[SparseVector]:
         """One vector for each text."""
-        return run(self._sparse_flow(texts, role))
+        return run(self.sparse_flow(texts, role))
 
     async def asparse(self, texts: list[str], role: TextType) -> list[SparseVector]:
         """`sparse` on the running loop."""
-        return await arun(self._sparse_flow(texts, role))
+        return await arun(self.sparse_flow(texts, role))
 
     def prefetch(self, texts: Sequence[str], role: TextType = "document") -> None:
         """Requests the sparse vectors that the cache lacks in as few requests as possible, and stores them there."""
@@ -75,6 +75,12 @@ class HybridEmbedder:
         cache = self.cache
         if cache is not None and _is_single_query(texts, role):
             return [(yield self._shared_query(cache, "dense", texts[0]))]
+        if cache is not None and (vectors := cache.take_all("dense", role, texts)):
+            if progress is not None:
+                progress(len(texts))
+            if on_vectors is not None:
+                yield from on_vectors(dict(enumerate(vectors)))
+            return vectors
         if cache is None or cache.free_capacity <= 0:
             result: Embeddings = yield self._embed(texts, role, "dense", progress, on_vectors)
             return result.dense
@@ -82,24 +88,33 @@ class HybridEmbedder:
         try:
             result = yield self._embed(texts, role, "dense&sparse", progress, hook)
         except ANY_EXCEPTION as error:
-            _cache_partial(error, cache, role, texts)
+            _cache_partial(error, cache, "sparse", role, texts)
             _reduce_partial(error, "dense")
             raise
         cache.put("sparse", role, texts, result.sparse or [])
         return result.dense
 
-    def _sparse_flow(self, texts: list[str], role: TextType) -> Flow[list[SparseVector]]:
-        if self.cache is not None and _is_single_query(texts, role):
-            return [(yield self._shared_query(self.cache, "sparse", texts[0]))]
-        vectors: list[Any] = [None] * len(texts) if self.cache is None else self.cache.take("sparse", role, texts)
+    def sparse_flow(self, texts: list[str], role: TextType, *, keep_dense: bool = False) -> Flow[list[SparseVector]]:
+        """`sparse`; with `keep_dense`, requests for documents fill the cache with dense vectors for the partner."""
+        cache = self.cache
+        if cache is not None and _is_single_query(texts, role):
+            return [(yield self._shared_query(cache, "sparse", texts[0]))]
+        vectors: list[Any] = [None] * len(texts) if cache is None else cache.take("sparse", role, texts)
         missing_indices = [i for i, vector in enumerate(vectors) if vector is None]
         if missing_indices:
-            # The sparse component alone: every store has requested the dense vectors of its documents before.
+            missing = [texts[i] for i in missing_indices]
+            # Else the sparse component alone: every store has requested the dense vectors of its documents before.
+            kept_in = cache if keep_dense and cache is not None and cache.free_capacity > 0 else None
             try:
-                fresh = yield self._embed([texts[i] for i in missing_indices], role, "sparse")
+                fresh = yield self._embed(missing, role, "sparse" if kept_in is None else "dense&sparse")
             except ANY_EXCEPTION as error:
+                if kept_in is not None:
+                    _cache_partial(error, kept_in, "dense", role, missing)
+                    _reduce_partial(error, "sparse")
                 add_cached_to_partial(error, vectors, missing_indices)
                 raise
+            if kept_in is not None:
+                kept_in.put("dense", role, missing, fresh.dense)
             for i, vector in zip(missing_indices, fresh.sparse or [], strict=True):
                 vectors[i] = vector
         return vectors
@@ -220,10 +235,12 @@ def _reduce_partial(error: BaseException, component: Component) -> None:
     set_attributes(error, partial=_component_by_index(partial_of(error), component))
 
 
-def _cache_partial(error: BaseException, cache: HybridCache, role: TextType, texts: list[str]) -> None:
-    """Caches the sparse vectors of a failed call as well: they are billed."""
+def _cache_partial(
+    error: BaseException, cache: HybridCache, component: Component, role: TextType, texts: list[str]
+) -> None:
+    """Caches the partner's vectors of a failed call as well: they are billed."""
     for index, embedding in sorted(partial_of(error).items()):
-        cache.put("sparse", role, [texts[index]], [embedding.sparse])
+        cache.put(component, role, [texts[index]], [getattr(embedding, component)])
 
 
 def add_cached_to_partial(error: BaseException, vectors: list[Any], missing_indices: list[int]) -> None:

@@ -155,16 +155,20 @@ class HybridCache:
             self._evict_expired()
             return [self._take(component, (role, text)) for text in texts]
 
+    def take_all(self, component: Component, role: TextType, texts: Sequence[str]) -> list[Any] | None:
+        """The component of each text; None, and nothing is used up, if one is missing."""
+        with self._lock:
+            self._evict_expired()
+            # Items that are no strings are refused by the client.
+            if not all(isinstance(text, str) for text in texts) or self._missing(component, role, texts):
+                return None
+            return [self._take(component, (role, text)) for text in texts]
+
     def missing(self, component: Component, role: TextType, texts: Sequence[str]) -> list[str]:
         """The texts without enough entries, each as often as an entry is missing."""
         with self._lock:
             self._evict_expired()
-            wanted = Counter(texts)
-            missing: list[str] = []
-            for text, count in wanted.items():
-                entry = self._partition((role, text)).get((component, (role, text)))
-                missing += [text] * (count - (entry.remaining_uses if entry else 0))
-            return missing
+            return self._missing(component, role, texts)
 
     def join_or_start(
         self, component: Component, key: CacheKey, loop: asyncio.AbstractEventLoop | None
@@ -203,6 +207,13 @@ class HybridCache:
     def _partition(self, key: CacheKey) -> OrderedDict[tuple[Component, CacheKey], _Entry]:
         """Queries have their own capacity, so that documents which are never fetched cannot use it up."""
         return self._queries if key[0] == "query" else self._documents
+
+    def _missing(self, component: Component, role: TextType, texts: Sequence[str]) -> list[str]:
+        missing: list[str] = []
+        for text, count in Counter(texts).items():
+            entry = self._partition((role, text)).get((component, (role, text)))
+            missing += [text] * (count - (entry.remaining_uses if entry else 0))
+        return missing
 
     def _put(
         self, component: Component, key: CacheKey, vector: Vector, count: int, *, ignore_capacity: bool = False

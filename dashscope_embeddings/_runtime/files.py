@@ -63,14 +63,14 @@ def partial_path(path: Path) -> Path:
 
 
 @contextlib.contextmanager
-def write_partials(*paths: Path) -> Iterator[list[IO[bytes]]]:
+def write_partials(*paths: Path, mode: int = _OUTPUT_MODE) -> Iterator[list[IO[bytes]]]:
     """Opens the `partial_path` of each path for writing; syncs them to disk at the end, removes all after an error.
 
     They are created in this order and removed in reverse: `recover_pair` depends on it.
     """
     try:
         with contextlib.ExitStack() as opened:
-            files = [opened.enter_context(create_replacing(partial_path(path), _OUTPUT_MODE)) for path in paths]
+            files = [opened.enter_context(create_replacing(partial_path(path), mode)) for path in paths]
             yield files
             for file in files:
                 file.flush()

@@ -8,12 +8,14 @@ except ImportError as missing:
 from dashscope_embeddings.llama_index.dense import DashScopeEmbedding
 from dashscope_embeddings.llama_index.names import DashScopeTextEmbeddingModels, DashScopeTextEmbeddingType
 from dashscope_embeddings.llama_index.nodes import DropBlankNodes
+from dashscope_embeddings.llama_index.retriever import DashScopeSparseRetriever
 from dashscope_embeddings.llama_index.sparse import DashScopeSparseEmbedding
 from dashscope_embeddings.llama_index.usage_event import DashScopeUsageEvent
 
 __all__ = [
     "DashScopeEmbedding",
     "DashScopeSparseEmbedding",
+    "DashScopeSparseRetriever",
     "DashScopeTextEmbeddingModels",
     "DashScopeTextEmbeddingType",
     "DashScopeUsageEvent",

@@ -1,0 +1,148 @@
+"""What the sparse retrievers of both frameworks share: documents, the index over their vectors, and its file."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+import zlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+try:
+    import numpy as np
+except ImportError as missing:
+    raise ImportError('a sparse retriever needs numpy: pip install "dashscope-embeddings[numpy]"') from missing
+
+from dashscope_embeddings._adapters.base import as_single_text
+from dashscope_embeddings._adapters.sparse_index import SparseIndex
+from dashscope_embeddings._process import ForkSafeLock
+from dashscope_embeddings._runtime.files import PRIVATE_MODE, publish, write_partials
+from dashscope_embeddings.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from dashscope_embeddings._adapters.flows import Flow
+    from dashscope_embeddings._adapters.sparse import SparseAdapter
+
+DocumentT = TypeVar("DocumentT")
+
+FILE_NAME = "sparse_index.npz"
+_FORMAT = "dashscope_embeddings sparse index 1"
+_lock = ForkSafeLock()
+"""Held while documents are added, for a moment: never during a request. One for all, so that collections pickle."""
+
+
+def check_k(k: Any, name: str) -> int:
+    """The number of documents to find.
+
+    Raises:
+        InvalidInput: it is not a whole number above 0.
+    """
+    if not isinstance(k, int) or isinstance(k, bool) or k < 1:
+        raise InvalidInput(f"{name} must be a whole number of at least 1, not {k!r}")
+    return k
+
+
+class SparseCollection(Generic[DocumentT]):
+    """Documents in the order in which they were added, and the index over their sparse vectors.
+
+    Safe to use from any thread or loop. Pickles with its documents and without its client.
+    """
+
+    def __init__(self, adapter: SparseAdapter) -> None:
+        self.adapter = adapter
+        self._documents: list[DocumentT] = []
+        """Those beyond the index are left from a call that was interrupted."""
+        self._index = SparseIndex()
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def add(self, documents: Sequence[DocumentT], texts: list[str]) -> Flow[None]:
+        """Requests the vectors of the documents' texts, and adds all documents or, after an error, none."""
+        vectors = yield from self.adapter.hybrid.sparse_flow(texts, self.adapter.document_role, keep_dense=True)
+        with _lock.current:
+            self._documents[len(self._index) :] = documents
+            self._index.add(vectors)
+
+    def search(
+        self, query: str, k: int, accepts: Callable[[DocumentT], bool] | None = None
+    ) -> Flow[list[tuple[DocumentT, float]]]:
+        """The best `k` documents that `accepts` takes, with their scores; no request if there is none to find."""
+        as_single_text(query)
+        if not len(self._index):
+            return []
+        [vector] = yield from self.adapter.hybrid.sparse_flow([query], "query")
+        documents = self._documents
+        is_accepted = None if accepts is None else lambda row: accepts(documents[row])
+        return [(documents[row], score) for row, score in self._index.search(vector, k, is_accepted)]
+
+    # --- file ---------------------------------------------------------------------------------------------
+
+    @property
+    def _namespace(self) -> str:
+        """What the vectors of the documents depend on."""
+        return self.adapter.hybrid.client.settings.namespace(self.adapter.document_role)
+
+    def save(self, folder: str | Path, encode: Callable[[DocumentT], Any]) -> None:
+        """Writes documents and index to one file, which replaces an older one when it is complete.
+
+        Raises:
+            InvalidInput: `encode` gives what JSON cannot hold.
+            OSError: the file cannot be written.
+        """
+        with _lock.current:
+            arrays, documents = self._index.to_arrays(), self._documents[: len(self._index)]
+        encoded: list[str] = []
+        try:
+            encoded.extend(json.dumps(encode(document), ensure_ascii=False, allow_nan=False) for document in documents)
+        except (TypeError, ValueError) as error:
+            raise InvalidInput(f"document {len(encoded)} cannot be saved as JSON ({error}): see its metadata") from None
+        header = json.dumps({"format": _FORMAT, "settings": self._namespace})
+        contents = f'{{"header": {header}, "documents": [{",".join(encoded)}]}}'.encode("utf-8", "surrogatepass")
+        path = Path(folder) / FILE_NAME
+        path.parent.mkdir(parents=True, exist_ok=True)
+        arrays["documents"] = np.frombuffer(contents, dtype=np.uint8)
+        with write_partials(path, mode=PRIVATE_MODE) as [file]:
+            np.savez(file, **arrays)  # type: ignore[arg-type] # no array has the name of its only option
+        publish(path)
+
+    def load(self, folder: str | Path, decode: Callable[[Any], DocumentT]) -> None:
+        """Replaces the documents by those of a file that `save` wrote; the file runs no code.
+
+        Raises:
+            InvalidInput: there is no such file, it is damaged, or it was written with other settings.
+        """
+        path = Path(folder) / FILE_NAME
+        try:
+            with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
+                contents = json.loads(file["documents"].tobytes().decode("utf-8", "surrogatepass"))
+                header, encoded = contents["header"], contents["documents"]
+                if header["format"] != _FORMAT:
+                    raise ValueError(header["format"])
+                settings = header["settings"]
+                if settings == self._namespace:
+                    index = SparseIndex.from_arrays({name: file[name] for name in file.files})
+                    documents = [decode(document) for document in encoded]
+                    if len(index) != len(documents):
+                        raise ValueError("not a vector for each document")
+        except FileNotFoundError:
+            raise InvalidInput(f"{path} does not exist: it is written by save_local or persist") from None
+        except _DAMAGED as error:
+            raise InvalidInput(
+                f"{path} is damaged, or not a sparse index of this package ({type(error).__name__}): make it again"
+            ) from None
+        if settings != self._namespace:
+            raise InvalidInput(
+                f"{path} was written with the settings {settings}, not with {self._namespace}: vectors of different "
+                "models, dimensions or roles must not be compared. Load it with the settings it was written with"
+            )
+        with _lock.current:
+            self._documents, self._index = documents, index
+
+
+_DAMAGED: tuple[type[Exception], ...] = (
+    *(ArithmeticError, AttributeError, EOFError, IndexError, KeyError, MemoryError, OSError, RuntimeError),
+    *(TypeError, ValueError, zipfile.BadZipFile, zlib.error),
+)
+"""What numpy, zipfile, json and the frameworks raise over a damaged or foreign file."""
