@@ -6,12 +6,12 @@ import re
 import socket
 from typing import TYPE_CHECKING
 
-import httpx
-
 from dashscope_embeddings._core.failures import Failure
 from dashscope_embeddings._runtime.environment import certificate_source
 
 if TYPE_CHECKING:
+    import httpx
+
     from dashscope_embeddings._runtime.environment import Proxy
 
 _CERTIFICATE_ERROR = re.compile(r"certificate verify failed: (.*?)\.?(?: \(_ssl|$)")
@@ -19,24 +19,27 @@ _NOT_TLS_SIGNS = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "record layer 
 _NOT_HTTP_SIGNS = ("illegal request line", "illegal status line")
 
 
-def explain_network_error(
-    error: httpx.RequestError, url: httpx.URL, timeout: httpx.Timeout, proxy: Proxy | None
-) -> Failure:
+def is_kind(error: BaseException | None, *class_names: str) -> bool:
+    """Whether an error is of a class with one of these names: httpx's, or of a package with its interface (httpx2)."""
+    return any(base.__name__ in class_names for base in type(error).__mro__)
+
+
+def explain_network_error(error: Exception, url: httpx.URL, timeout: httpx.Timeout, proxy: Proxy | None) -> Failure:
     """The cause of a network error, and whether a retry can help. `proxy`: None if none is used or known."""
     message, host = f"{type(error).__name__}: {error}", url.host
-    if isinstance(error, httpx.ProxyError):
+    if is_kind(error, "ProxyError"):
         return _proxy_failure(str(error), host, proxy)
-    if isinstance(error, httpx.TimeoutException):
-        seconds = timeout.connect if isinstance(error, httpx.ConnectTimeout) else timeout.read
+    if is_kind(error, "TimeoutException"):
+        seconds = timeout.connect if is_kind(error, "ConnectTimeout") else timeout.read
         message = f"nothing within {seconds:g} s ({type(error).__name__})"
-    if isinstance(error, httpx.DecodingError):
+    if is_kind(error, "DecodingError"):
         return Failure(message, is_unreadable_reply=True)
-    if isinstance(error, (httpx.ConnectError, httpx.ConnectTimeout)):
+    if is_kind(error, "ConnectError", "ConnectTimeout"):
         return _connect_failure(error, message, host, proxy)
     if any(sign in message for sign in _NOT_HTTP_SIGNS):
         tls = " If it speaks TLS, write https:// in base_url." if url.scheme == "http" else ""
         return Failure(f"the server does not speak HTTP ({message}).{tls} Is it the right host and port?")
-    return Failure(message, is_retryable=not isinstance(error, (httpx.UnsupportedProtocol, httpx.LocalProtocolError)))
+    return Failure(message, is_retryable=not is_kind(error, "UnsupportedProtocol", "LocalProtocolError"))
 
 
 def _proxy_failure(message: str, host: str, proxy: Proxy | None) -> Failure:
@@ -55,7 +58,7 @@ def _proxy_failure(message: str, host: str, proxy: Proxy | None) -> Failure:
     )
 
 
-def _connect_failure(error: httpx.RequestError, message: str, host: str, proxy: Proxy | None) -> Failure:
+def _connect_failure(error: Exception, message: str, host: str, proxy: Proxy | None) -> Failure:
     if match := _CERTIFICATE_ERROR.search(message):
         return Failure(_certificate_message(f"CERTIFICATE_VERIFY_FAILED: {match[1]}", host), is_retryable=False)
     if any(sign in message for sign in _NOT_TLS_SIGNS):

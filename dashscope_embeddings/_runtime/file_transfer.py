@@ -42,25 +42,27 @@ class FileTransfer:
         """Sends one request and reads its whole reply, to a file if the endpoint names one.
 
         Raises:
-            httpx.RequestError: no reply came, or not all of it.
+            RequestError: of httpx or of the user's package: no reply came, or not all of it.
             UnusableBody: its body is broken or too large.
             DeadlineExceeded: it took too long; the deadline is extended for the bytes of files.
             OSError: a file cannot be read or written.
         """
         deadline_seconds = endpoint.deadline_seconds or self._deadline_seconds
         if endpoint.upload_file is None:
-            return _send(client, self.build_request(step, endpoint), step, Deadline(deadline_seconds))
+            return _send(client, self.build_request(client, step, endpoint), step, Deadline(deadline_seconds))
         headers, timeout = httpx.Headers(self._http_options["headers"]), self._http_options["timeout"]
         del headers["Content-Type"]  # httpx sets that of a form
         timeout = httpx.Timeout(max(_FILE_TIMEOUT_SECONDS, timeout.read or 0.0), connect=timeout.connect)
         with endpoint.upload_file.open("rb") as file:
             # A file name may contain bytes that are not UTF-8, which a form cannot carry.
             files = {"file": (endpoint.upload_file.name.encode(errors="replace").decode(), file)}
-            request = self._build_request(endpoint, headers, timeout, data=dict(endpoint.form_fields), files=files)
+            request = self._build_request(
+                client, endpoint, headers, timeout, data=dict(endpoint.form_fields), files=files
+            )
             deadline = Deadline(deadline_seconds + _FILE_TIMEOUT_SECONDS, endpoint.upload_file.stat().st_size)
             return _send(client, request, step, deadline)
 
-    def build_request(self, step: Send, endpoint: Endpoint) -> httpx.Request:
+    def build_request(self, client: Any, step: Send, endpoint: Endpoint) -> httpx.Request:
         """The request for a step that sends no file."""
         timeout = self._http_options["timeout"]
         if (seconds := endpoint.deadline_seconds) is not None:
@@ -68,16 +70,20 @@ class FileTransfer:
                 min(seconds, timeout.read or seconds), connect=min(seconds, timeout.connect or seconds)
             )
         headers = httpx.Headers(self._http_options["headers"])
-        return self._build_request(endpoint, headers, timeout, content=step.body or None)
+        return self._build_request(client, endpoint, headers, timeout, content=step.body or None)
 
     def _build_request(
-        self, endpoint: Endpoint, headers: httpx.Headers, timeout: httpx.Timeout, **body_arguments: Any
+        self, client: Any, endpoint: Endpoint, headers: httpx.Headers, timeout: httpx.Timeout, **body_arguments: Any
     ) -> httpx.Request:
-        # Not built by the client, whose default headers would send a form as JSON.
+        # Not built by the client, whose default headers would send a form as JSON. But of its class: transports of
+        # httpx2 refuse the bodies of httpx's requests.
+        url, build = self._root_url + endpoint.path, getattr(client, "build_request", None)
+        request_class = httpx.Request if build is None else type(build(endpoint.method, url))
         extensions = {"timeout": timeout.as_dict()}
-        return httpx.Request(
-            endpoint.method, self._root_url + endpoint.path, headers=headers, extensions=extensions, **body_arguments
+        request: httpx.Request = request_class(
+            endpoint.method, url, headers=headers, extensions=extensions, **body_arguments
         )
+        return request
 
 
 def _send(client: Any, request: httpx.Request, step: Send, deadline: Deadline) -> Reply:

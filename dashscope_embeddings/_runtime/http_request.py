@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 
 from dashscope_embeddings._core.protocol import Reply
+from dashscope_embeddings._runtime.connect_errors import is_kind
 from dashscope_embeddings._runtime.deadlines import Deadline, DeadlineExceeded, apply_deadlines, thread_state
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def send_and_read(client: Any, request: httpx.Request, step: Send, deadline: Dea
     """Sends a request and reads its whole reply.
 
     Raises:
-        httpx.RequestError: no reply came, or not all of it.
+        RequestError: of httpx or of the user's package: no reply came, or not all of it.
         UnusableBody: its body is broken or too large.
         DeadlineExceeded: it took too long.
     """
@@ -97,9 +98,9 @@ class StreamedResponse:
         thread_state.unsent = False
         try:
             self._response = self._client.send(self._request, stream=True, follow_redirects=False)
-        except httpx.RequestError:
+        except Exception as error:
             # Nothing was sent: another thread closed the connection after the pool had checked it. Try again.
-            if not thread_state.unsent or self._deadline.seconds_left <= 0:
+            if not is_kind(error, "RequestError") or not thread_state.unsent or self._deadline.seconds_left <= 0:
                 raise
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
@@ -108,7 +109,7 @@ class StreamedResponse:
                 self._response.close()
         finally:
             thread_state.deadline = None
-        if isinstance(error, httpx.RequestError) and self._deadline.seconds_left <= 0:
+        if is_kind(error, "RequestError") and self._deadline.seconds_left <= 0:
             raise DeadlineExceeded from None
 
 

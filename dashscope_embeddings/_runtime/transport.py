@@ -138,12 +138,10 @@ class Transport:
             if step.endpoint is not None:
                 return self._file_transfer.send(client, step, step.endpoint)
             return send_and_read(client, self._build_request(client, step), step, Deadline(self._deadline_seconds))
-        except (httpx.RequestError, UnusableBody, DeadlineExceeded) as error:
-            return self._network_failure(error)
-        except RuntimeError as error:
-            return self._runtime_failure(error)
         except Exception as error:
-            # Not an httpx error. Frames inside our own client hold the request headers with the key: drop them.
+            if (failure := self._failure_of(error)) is not None:
+                return failure
+            # Frames inside our own client hold the request headers with the key: drop them.
             if self._user_resources.client is None:
                 raise error.with_traceback(None) from error.__cause__
             raise
@@ -171,10 +169,10 @@ class Transport:
             return await run_with_deadline(
                 self._deadline_of(step), asend_and_read(client, self._build_request(client, step), step)
             )
-        except (httpx.RequestError, UnusableBody, DeadlineExceeded) as error:
-            return self._network_failure(error)
-        except RuntimeError as error:
-            return self._runtime_failure(error)
+        except Exception as error:
+            if (failure := self._failure_of(error)) is not None:
+                return failure
+            raise
 
     async def _send_with_user_client(self, client: Any, step: Send) -> Reply:
         """Sends with the user's client; a cancellation waits for a step where its pool cannot leak."""
@@ -280,35 +278,46 @@ class Transport:
     def _build_request(self, client: Any, step: Send) -> httpx.Request:
         """The request for a step. No local variable holds the headers with the key: tracebacks may show them."""
         if step.endpoint is not None:
-            return self._file_transfer.build_request(step, step.endpoint)
+            return self._file_transfer.build_request(client, step, step.endpoint)
         if client is not self._user_resources.client and client is not self._user_resources.async_client:
             return PreparedRequest(self._template, step.body)
+        # By types that httpx2 takes too: text, and a dict of timeouts.
         request: httpx.Request = client.build_request(
-            "POST", self._embeddings_url, content=step.body, **self._http_options
+            "POST",
+            str(self._embeddings_url),
+            content=step.body,
+            headers=self._http_options["headers"],
+            extensions=self._template.extensions,
         )
         return request
 
     def _deadline_of(self, step: Send) -> float:
         return (step.endpoint and step.endpoint.deadline_seconds) or self._deadline_seconds
 
-    def _runtime_failure(self, error: RuntimeError) -> Failure:
-        """Explains the RuntimeError of a client that another thread closed, or of a loop that cannot start a thread."""
-        self._check_usable()
-        if "start new thread" not in str(error):
-            raise error
-        return Failure(
-            "this process cannot start another thread, which the lookup of a host name needs: raise the thread limit "
-            "(ulimit -u, the container's pids limit), or run fewer threads"
-        )
-
-    def _network_failure(self, error: httpx.RequestError | UnusableBody | DeadlineExceeded) -> Failure:
+    def _failure_of(self, error: Exception) -> Failure | None:
+        """Why there is no reply; None for an error that says nothing of the network."""
         if isinstance(error, UnusableBody):
             return Failure(str(error), is_unreadable_reply=True, is_retryable=error.retry)
         if isinstance(error, DeadlineExceeded):
             return Failure(f"no whole reply within {self._deadline_seconds:g} s, the request_deadline")
-        return connect_errors.explain_network_error(
-            error, self._embeddings_url, self._http_options["timeout"], self._proxy
-        )
+        if isinstance(error, RuntimeError):
+            self._check_usable()  # another thread may have closed the client
+            return _thread_failure(error)
+        if connect_errors.is_kind(error, "RequestError"):
+            return connect_errors.explain_network_error(
+                error, self._embeddings_url, self._http_options["timeout"], self._proxy
+            )
+        return None
+
+
+def _thread_failure(error: RuntimeError) -> Failure | None:
+    """Explains the error of a loop that cannot start a thread."""
+    if "start new thread" not in str(error):
+        return None
+    return Failure(
+        "this process cannot start another thread, which the lookup of a host name needs: raise the thread limit "
+        "(ulimit -u, the container's pids limit), or run fewer threads"
+    )
 
 
 def _parse_url(address: str) -> httpx.URL:
