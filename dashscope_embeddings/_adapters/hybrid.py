@@ -112,6 +112,9 @@ class HybridEmbedder:
                     _cache_partial(error, kept_in, "dense", role, missing)
                     _reduce_partial(error, "sparse")
                 add_cached_to_partial(error, vectors, missing_indices)
+                if kept_in is not None:  # the caller adds all texts or none: the next attempt takes these
+                    arrived = partial_of(error)
+                    kept_in.put("sparse", role, [texts[i] for i in arrived], arrived.values())
                 raise
             if kept_in is not None:
                 kept_in.put("dense", role, missing, fresh.dense)

@@ -95,7 +95,7 @@ class SparseCollection(Generic[DocumentT]):
             arrays, documents = self._index.to_arrays(), self._documents[: len(self._index)]
         encoded: list[str] = []
         try:
-            encoded.extend(json.dumps(encode(document), ensure_ascii=False, allow_nan=False) for document in documents)
+            encoded.extend(json.dumps(encode(document), ensure_ascii=False) for document in documents)
         except (TypeError, ValueError) as error:
             raise InvalidInput(f"document {len(encoded)} cannot be saved as JSON ({error}): see its metadata") from None
         header = json.dumps({"format": _FORMAT, "settings": self._namespace})

@@ -213,7 +213,10 @@ def test_after_an_error_nothing_is_added_and_a_pair_pays_no_text_again(
     assert all(vector.indices for vector in caught.value.partial.values())
     emulator.faults = []
     assert TEXTS[24] not in of.found(retriever)
+    emulator.clear()
     of.add(retriever, TEXTS[5:])
+    of.fill_store(dense, TEXTS[5:])
+    assert asked(emulator) == [("document", "dense&sparse", 1)]
     assert of.found(retriever) == ranking(emulator, TEXTS)[:4]
 
 
