@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import importlib
 import struct
@@ -105,6 +106,72 @@ def test_the_vendors_package_reads_refusals_and_their_request_id(text_embedding:
     emulator.faults = [faults.Throttle()]
     refused = text_embedding.call(model=MODEL, input="x")
     assert (refused.status_code, refused.code) == (429, "Throttling.RateQuota")
+
+
+# The clients that the vendor's package has since 2.0; its older TextEmbedding, tested above, is in all versions.
+@pytest.fixture(params=["Client", "AsyncClient"])
+def create(request: pytest.FixtureRequest, server: Server, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """`client.embeddings.create`, called by a client of its own."""
+    dashscope = pytest.importorskip("dashscope")
+    if not hasattr(dashscope, request.param):
+        pytest.skip(f"this version of dashscope has no {request.param}")
+    monkeypatch.setenv("DASHSCOPE_CONFIG", "/nowhere")
+    settings = {"api_key": KEY, "base_url": f"{server.url}/api/v1", "max_retries": 0}
+
+    def create(**arguments: Any) -> Any:
+        if request.param == "Client":
+            with dashscope.Client(**settings) as client:
+                return client.embeddings.create(model=MODEL, **arguments)
+
+        async def ask() -> Any:
+            async with dashscope.AsyncClient(**settings) as client:
+                return await client.embeddings.create(model=MODEL, **arguments)
+
+        return asyncio.run(ask())
+
+    return create
+
+
+@pytest.mark.parametrize("given", [LINES[0], LINES], ids=["a string", "a list"])
+def test_the_vendors_newer_clients_send_role_dimension_and_instruction(
+    create: Any, emulator: Emulator, given: str | list[str]
+) -> None:
+    parameters: dict[str, Any] = {"text_type": "query", "dimension": 256, "instruct": "Find the poem of a line."}
+    reply = create(input=given, **parameters)
+    (asked,) = emulator.asked
+    assert asked.texts == tuple([given] if isinstance(given, str) else given)
+    assert asked.body["parameters"] == parameters
+    assert [row.index for row in reply.embeddings] == list(range(len(asked.texts)))
+    assert [row.embedding for row in reply.embeddings] == [emulator.dense(text, **parameters) for text in asked.texts]
+    assert (reply.usage.total_tokens, reply.request_id) == (emulator.billed_tokens, asked.request_id)
+
+
+def test_the_vendors_newer_clients_get_dense_and_sparse_from_one_request(create: Any, emulator: Emulator) -> None:
+    reply = create(input=LINES, output_type="dense&sparse")
+    for row, line in zip(reply.embeddings, LINES, strict=True):
+        assert row.embedding == emulator.dense(line)
+        found = [(entry["index"], entry["value"], entry["token"]) for entry in row.sparse_embedding]
+        assert found == [(token.index, token.value, token.token) for token in emulator.sparse(line)]
+    assert emulator.requests == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "faulty", "expected"),
+    [
+        ({"input": ["x"] * 11}, [], ("BadRequestError", 400, "InvalidParameter")),
+        ({"input": "x", "api_key": "sk-another"}, [], ("AuthenticationError", 401, "InvalidApiKey")),
+        ({"input": "x"}, [faults.Throttle()], ("RateLimitError", 429, "Throttling.RateQuota")),
+    ],
+    ids=["rows", "key", "rate"],
+)
+def test_the_vendors_newer_clients_raise_their_own_errors_for_refusals(
+    create: Any, emulator: Emulator, arguments: Any, faulty: list[faults.Fault], expected: tuple[str, int, str]
+) -> None:
+    emulator.faults = faulty
+    with pytest.raises(importlib.import_module("dashscope.v2.errors").DashScopeError) as refused:
+        create(**arguments)
+    assert (type(refused.value).__name__, refused.value.status_code, refused.value.code) == expected
+    assert refused.value.request_id == emulator.asked[0].request_id
 
 
 @pytest.mark.parametrize("encoding", [{}, {"encoding_format": "float"}, {"encoding_format": "base64"}])
