@@ -22,10 +22,14 @@ def print_progress(progress: BatchProgress) -> None:
     typer.echo(progress.message, err=True)
 
 
+_RULE_OF_THUMB = "by a rule of thumb that may be a third off"
+
+
 def print_estimate(estimate: Estimate) -> None:
     """Prints what a run would send and cost."""
     _print_counts(estimate, "are to be embedded", "would be skipped")
-    typer.echo(f"about {estimate.tokens:,} tokens, by a rule of thumb that may be a third off")
+    about, how = ("", "") if estimate.exact else ("about ", f", {_RULE_OF_THUMB}")
+    typer.echo(f"{about}{estimate.tokens:,} tokens{how}")
     typer.echo(f"list price, real time: {estimate.real_time or 'not known'}")
     typer.echo(f"list price, Batch files: {estimate.batch or 'not known'}")
     typer.echo("Nothing was sent.")
@@ -37,7 +41,7 @@ def print_batch_estimate(estimate: BatchEstimate) -> None:
     if not estimate.pending:
         return
     tokens, files = estimate.tokens, estimate.files
-    typer.echo(f"about {tokens:,} tokens, by a rule of thumb that may be a third off, in {files:,} files")
+    typer.echo(f"about {tokens:,} tokens, {_RULE_OF_THUMB}, in {files:,} files")
     typer.echo(f"list price, Batch files: {estimate.cost or 'not known'}")
     typer.echo(
         "Batch lines carry no role. Which one the service gives them is not documented (an assumption says document, "

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from typing_extensions import Unpack
 
+from dashscope_embeddings._core.text_length import shared_limits
 from dashscope_embeddings.catalogue import priced_usage
 from dashscope_embeddings.client import EmbeddingClient
 from dashscope_embeddings.corpus import inputs as corpus_inputs
@@ -57,13 +58,15 @@ class Estimate:
     pending: int
     """Different texts that would be sent."""
     tokens: int
-    """Estimated tokens of the pending texts, by a rule of thumb that may be a third off."""
+    """Tokens of the pending texts."""
     skipped: int
     """Records without a usable text."""
     real_time: Cost | None
     """List price of the tokens; None: unknown."""
     batch: Cost | None
     """The same through Batch files; None: unknown, or not offered for this model."""
+    exact: bool = False
+    """Whether the model's tokenizer counted; else by a rule of thumb, which may be a third off."""
 
 
 @accepts_input_options
@@ -186,17 +189,23 @@ def estimate_corpus(
     output = None if output is None else Path(output)
     path = None if output is None else ledger_beside(output)
     source = corpus_inputs.resolve_inputs(inputs, output, InputOptions(**options))
+    limits = shared_limits(client.settings.address.host, client.settings.model)
     is_temporary = path is None or not path.exists() or not path.stat().st_size
     fingerprint = corpus_inputs.settings_fingerprint(client, text_type, kind, "real-time")
     with (
         corpus_inputs.open_checkpoint(None if is_temporary else path) as checkpoint,
         checkpoint.transaction(commit=False),
     ):
+        if is_temporary:
+            checkpoint.count_tokens = limits.count
         corpus_inputs.load_inputs(checkpoint, source, client.settings, fingerprint)
         counts = checkpoint.counts()
     tokens = round(counts.tokens)
-    costs = (priced_usage(client.settings.price, 0, 0, tokens, batch=batch).cost for batch in (False, True))
-    return Estimate(counts.texts, counts.pending, tokens, counts.invalid, *costs)
+    price = client.settings.price
+    real_time, batch = (priced_usage(price, 0, 0, tokens, batch=is_batch).cost for is_batch in (False, True))
+    # A long text that is cut has another number of tokens than the whole.
+    exact = is_temporary and limits.counts_exactly and client.settings.long_text == "error"
+    return Estimate(counts.texts, counts.pending, tokens, counts.invalid, real_time, batch, exact)
 
 
 # --- the output ---------------------------------------------------------------------------------------------

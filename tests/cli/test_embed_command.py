@@ -150,7 +150,7 @@ def test_3_some_rejected_or_skipped(tmp_path: Path) -> None:
 
 def test_a_dry_run_needs_no_key_asks_nothing_and_prices_both_routes(tmp_path: Path) -> None:
     source = str(write_lines(tmp_path / "in.txt", ["word " * 800] * 2 + ["other " * 800]))
-    result = embed(source, "-o", "out.jsonl", "--dry-run")
+    result = embed(source, "-o", "out.jsonl", "--dry-run", "--model", "text-embedding-v3")
     assert result.exit_code == 0
     tokens = round(800 * 5 / 4 + 800 * 6 / 4)
     assert "3 texts, of which 2 are to be embedded" in result.stdout
@@ -159,6 +159,18 @@ def test_a_dry_run_needs_no_key_asks_nothing_and_prices_both_routes(tmp_path: Pa
     assert f"Batch files: CNY {tokens * 0.25 / 1e6:g}" in result.stdout
     assert in_process().requests == 0
     assert os.listdir(tmp_path) == ["in.txt"]  # noqa: PTH208 - names are enough
+
+
+@pytest.mark.parametrize("long_text", ["error", "average"])
+def test_a_dry_run_counts_exactly_where_the_tokenizer_is_installed(long_text: str, tmp_path: Path) -> None:
+    pytest.importorskip("tiktoken")
+    source = str(write_lines(tmp_path / "in.txt", ["我想知道迪士尼的退票政策", "衣服的质量杠杠的"]))
+    result = embed(source, "-o", "out.jsonl", "--dry-run", "--long-text", long_text)
+    assert result.exit_code == 0
+    lines = result.stdout.splitlines()
+    assert lines[1] == (
+        "14 tokens" if long_text == "error" else "about 14 tokens, by a rule of thumb that may be a third off"
+    )
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])

@@ -452,10 +452,13 @@ def test_a_service_that_is_away_leaves_the_job_as_it_was(
 # --- large -------------------------------------------------------------------------------------------------
 
 
-def test_120_000_lines_with_failures_end_embedded_or_rejected(tmp_path: Path, output: Path, clock: FakeClock) -> None:
-    count = 120_000
+def test_30_000_lines_with_failures_end_embedded_or_rejected(
+    tmp_path: Path, output: Path, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(request_file, "MAX_FILE_LINES", 12_500)
+    count = 30_000
     source = write_lines(tmp_path / "in.txt", (f"t{number}." for number in range(count)))
-    bad = {5, 60_005, 119_995}
+    bad = {5, 15_005, 29_995}
     service = Emulator(
         clock=clock.now,
         log=0,

@@ -18,6 +18,7 @@ from client_helpers import FakeClock, client_for
 from corpus_helpers import DIMENSIONS, expected_vector, read_vectors, write_lines
 
 from dashscope_embeddings import EmbeddingClient, InvalidInput, corpus
+from dashscope_embeddings._core.text_length import estimate_tokens
 from dashscope_embeddings.corpus import inputs
 from dashscope_embeddings.corpus.embedder import Embedder
 from dashscope_embeddings.emulator import Emulator, faults
@@ -430,6 +431,7 @@ def test_a_batch_that_an_older_version_submitted_is_fetched(
     """One part of a long text has its vector, the other is under way."""
     texts = [*OLD_TEXTS, LONG]
     asking = client_for(service, clock, protocol="openai", dimensions=DIMENSIONS, long_text="average", batch_size=1)
+    asking._limits.count = estimate_tokens  # which cut the parts of that checkpoint
     service.faults = [
         faults.LineFails(code="InternalError", match="quagga", every=1),
         faults.LineFails(code="DataInspectionFailed", match="number 23", every=1),

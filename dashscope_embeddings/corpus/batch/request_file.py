@@ -127,12 +127,15 @@ class RequestFileWriter:
         for unit in self._job_store.units_to_submit(self._selection):
             if policy == "error" and (message := text_problem(unit.text, limits, policy)):
                 self._reject(unit, f"the text {message}; not sent")
-            elif unit.part_of is not None or (parts := [*fit_rows(unit.text, policy, limits.tokens_per_row)]) == [
-                unit.text
-            ]:
+                continue
+            rows = [unit.text] if unit.part_of is not None else self._fit_rows(unit.text)
+            if rows == [unit.text]:
                 yield unit
             else:
-                self._job_store.split(unit.number, parts)  # units_to_submit yields the parts later
+                self._job_store.split(unit.number, rows)  # units_to_submit yields the parts later
+
+    def _fit_rows(self, text: str) -> list[str]:
+        return [*fit_rows(text, self._settings.long_text, self._limits.tokens_per_row, self._limits.count)]
 
     def _reject(self, unit: Unit, message: str) -> None:
         self._checkpoint.reject(unit.number, message, None, None)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
+    from dashscope_embeddings._core.text_length import CountTokens
     from dashscope_embeddings.corpus.checkpoint.database import Database
     from dashscope_embeddings.corpus.checkpoint.rows import InputText
 
@@ -38,6 +39,7 @@ class CheckpointStore:
         """Whether all ids of the input are integers: then they are integers in the output too."""
         self.damaged_texts = 0
         """Texts of the input whose vectors are damaged and must be requested again."""
+        self.count_tokens: CountTokens = estimate_tokens
         self._vector_bytes = self._find_vector_bytes()
 
     @classmethod
@@ -128,7 +130,7 @@ class CheckpointStore:
             if digest not in known:
                 last += 1
                 known[digest] = last, False
-                new.append((last, digest, estimate_tokens(text), text))
+                new.append((last, digest, self.count_tokens(text), text))
             unit, needs_text = known[digest]
             if needs_text or with_text:
                 texts[unit] = text
