@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from dashscope_embeddings import EmbeddingClient, SparseVector
+from dashscope_embeddings import EmbeddingClient
 from dashscope_embeddings.cli import demo
 from dashscope_embeddings.emulator import in_process
 
@@ -57,13 +57,6 @@ def test_an_excerpt_starts_with_the_sentence_that_shares_most_with_the_question(
 
 
 # --- rankings ----------------------------------------------------------------------------------------------
-
-
-def test_sparse_hits_are_ranked_by_shared_weights_and_need_a_shared_token() -> None:
-    documents = [SparseVector([1, 5], [0.5, 1.0]), SparseVector([7], [9.0]), SparseVector([5], [2.0])]
-    assert demo.rank_sparse(SparseVector([1, 5], [1.0, 0.5]), documents) == [(0, 1.0), (2, 1.0)]
-    assert demo.rank_sparse(SparseVector([5], [1.0]), documents, depth=1) == [(2, 2.0)]
-    assert demo.rank_sparse(SparseVector([], []), documents) == []
 
 
 def test_fusion_adds_reciprocal_ranks_whatever_the_scores() -> None:

@@ -7,19 +7,19 @@ from __future__ import annotations
 
 import contextlib
 import heapq
-import math
 import uuid
 from collections import defaultdict
 from enum import Enum
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from dashscope_embeddings._adapters.flows import run
 from dashscope_embeddings._adapters.sparse import SparseAdapter
-from dashscope_embeddings.vectors import SparseVector
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from dashscope_embeddings._adapters.base import ClientFields
+    from dashscope_embeddings._adapters.sparse_retriever import SparseCollection
     from dashscope_embeddings.cli.demo.passages import Passage
 
 Ranking: TypeAlias = "list[tuple[int, float]]"
@@ -56,15 +56,18 @@ class PassageIndex:
         self.embeddings = embeddings
         self.has_sparse = embeddings.client.settings.model.sparse
         self.closing = contextlib.ExitStack()
-        # The partner for sparse vectors that are ranked here; stores that rank by themselves get their framework's.
-        self._sparse = SparseAdapter(embeddings) if self.has_sparse and store is Store.MEMORY else None
-        self._sparse_documents: list[SparseVector] = []
+        # As in our sparse retrievers; stores that rank by themselves get their framework's partner.
+        self._sparse: SparseCollection[int] | None = None
+        if self.has_sparse and store is Store.MEMORY:
+            from dashscope_embeddings._adapters.sparse_retriever import SparseCollection  # noqa: PLC0415 - needs numpy
+
+            self._sparse = SparseCollection(SparseAdapter(embeddings))
 
     def add(self, first: int, texts: list[str]) -> None:
         """Embeds and stores passages; `first` is the index of the first one."""
         self._store(first, texts)
         if self._sparse is not None:
-            self._sparse_documents += self._sparse.hybrid.sparse(texts, "document")
+            run(self._sparse.add(range(first, first + len(texts)), texts))
 
     def rank(self, question: str) -> dict[str, Ranking]:
         """The rankings of the passages for a question, by how they were made.
@@ -73,8 +76,7 @@ class PassageIndex:
         """
         rankings = self._search(question)
         if self._sparse is not None:
-            [query] = self._sparse.hybrid.sparse([question], "query")
-            rankings.append(rank_sparse(query, self._sparse_documents))
+            rankings.append(run(self._sparse.search(question, _RANKING_DEPTH)))
             rankings.append(fuse(*rankings))
         return dict(zip((DENSE, SPARSE, self.fusion), rankings, strict=False))
 
@@ -207,17 +209,6 @@ class Search:
         """Closes the stores."""
         for index in self.indexes:
             index.closing.close()
-
-
-def rank_sparse(query: SparseVector, documents: Iterable[SparseVector], depth: int = _RANKING_DEPTH) -> Ranking:
-    """Ranks documents by their dot product with the query; documents that share no token with it are no hits."""
-    weights = query.as_dict()
-    scores = (
-        math.fsum(weights.get(index, 0.0) * value for index, value in document.as_dict().items())
-        for document in documents
-    )
-    hits = ((index, score) for index, score in enumerate(scores) if score > 0)
-    return heapq.nsmallest(depth, hits, key=_best_first)
 
 
 def fuse(*rankings: Ranking, depth: int = _RANKING_DEPTH) -> Ranking:
