@@ -31,7 +31,7 @@ LONG_WINDOW_MARGIN_SECONDS = 0.05
 WINDOW_TOLERANCE_SECONDS = 0.15
 """How late a probe may pass and still show a window of 1 s ("answer 30/s, slow 429s, lognormal")."""
 LONG_WINDOW_REFUSALS = 2
-"""So many probes refused after that show a longer window: a single one may be random ("strays 20%, 30/s")."""
+"""So many probes refused after that show a longer window: a single one may be random ("random 429s 20%, 30/s")."""
 PROBE_DELAY_SECONDS = 0.04
 """Before the first probe without a known limit; later ones show buckets and caps late ("GCRA 30/s, room for 3")."""
 PROBE_BACKOFF = 2.5
@@ -40,12 +40,12 @@ MAX_PROBE_GAP_SECONDS = 8.0
 FIXED_TIMES_IN_FLIGHT = 1.5
 """If more than so many times the requests in flight passed within the second, it was no cap ("fixed second 30")."""
 RANDOM_PASS_SHARE = 0.6
-"""If more requests than this passed since the first 429, the 429s were random ("strays 5%, no quota")..."""
+"""If more requests than this passed since the first 429, the 429s were random ("random 429s 5%, no quota")..."""
 MAX_REFUSED_SHARE = 0.3
 """...unless more of the last `RECENT_REPLIES` than this were 429s: a wrong verdict must not be repeated for long
 ("GCRA 6.6/s, room for 4, slow 429s 1.2 s": 66 % throttled without it)."""
 FREQUENT_RANDOM = 0.05
-"""Where more of the replies are random 429s, a first probe that passes ends the suspicion ("strays 20%, 30/s")."""
+"""Where more of the replies are random 429s, a first probe that passes ends the suspicion ("random 429s 20%, 30/s")."""
 MAX_RETRY_AFTER_SECONDS = 60.0
 IDLE_SECONDS = 60.0
 """After this long without a request the circuit closes: every counting window has ended."""
@@ -81,11 +81,11 @@ EXCLUDED_SHARE = 0.85
 LIMIT_SHARE = 0.6
 """Share of 429s at a limit, at least: the hypothesis that is tested against random ones ("two shards of 20/s")."""
 THRESHOLD_NATS = 6.0
-"""Two 429s with at most two successes between them, if random ones are rare ("strays 1%, no quota")."""
+"""Two 429s with at most two successes between them, if random ones are rare ("random 429s 1%, no quota")."""
 MIN_RANDOM_SHARE, MAX_RANDOM_SHARE = 0.01, 0.2
 """Bounds of the assumed share of random 429s; a higher one overlooks a quota that halves ("neighbour half of 40/s")."""
 MEMORY_REPLIES = 200.0
-"""Replies after which the counts of random 429s are halved: the share may change ("strays 5%, 30/s")."""
+"""Replies after which the counts of random 429s are halved: the share may change ("random 429s 5%, 30/s")."""
 EXAMINED_SENDS = 64
 """The newest sends that are tested."""
 NEXT_SENDS, NEXT_PASSED = 4, 3
@@ -123,8 +123,8 @@ CAP_SPACING = 1.25
 CAP_ACCEPTED = 3
 """So many answers to requests beyond a cap show that it is higher ("cap 32, 500 ms")."""
 CAP_FREQUENT_RANDOM = 0.03
-"""Where more of the replies are random 429s, a test of a higher cap fails after three 429s, not after one ("strays 5%,
-no quota")."""
+"""Where more of the replies are random 429s, a test of a higher cap fails after three 429s, not after one
+("random 429s 5%, no quota")."""
 MIN_CAP = 2
 """A cap is not set lower: a probe that is never answered must not hold up everybody."""
 CAP_CONFIRMATIONS = 2

@@ -187,7 +187,7 @@ def _strays(share: float, rate: float | None, latency: float = 0.08) -> Shape:
     """Its share of 429s is the service's own, and the throttled share of a quota comes on top."""
     where = "no quota" if rate is None else f"{rate:g}/s"
     return Shape(
-        f"strays {share:.0%}, {where}",
+        f"random 429s {share:.0%}, {where}",
         lambda seed: Service(Constant(latency), SlidingWindow(rate) if rate else None, seed, stray_share=share),
         ramp(latency, share) if rate is None else evenly(rate, latency),
         Bars(2.0 if rate is None else 1.3, share + (0.04 if rate is None else 0.12)),

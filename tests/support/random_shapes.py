@@ -81,7 +81,7 @@ def random_shape(seed: int) -> Shape:
         f"{draw.latency * 1000:.0f} ms of which {2000 * one_way:.0f} ms network",
         f"sigma {sigma}" if sigma else "",
         *(name.replace("_", " ") for name, is_on in refused.items() if is_on),
-        f"strays {stray_share:.1%}" if stray_share else "",
+        f"random 429s {stray_share:.1%}" if stray_share else "",
         f"Retry-After {retry_after:g}" if retry_after else "",
         f"connects up to {handshake * 1000:.0f} ms",
         "late timers" if late[0] else "",

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from dashscope_embeddings.corpus.checkpoint.rows import BatchFile, Unit
 
 # Sources: https://help.aliyun.com/zh/model-studio/batch-quick-start-tutorial and the page on error codes, seen
-# 2026-11-20. These pages say MB, which is taken as 1,000,000 bytes: the smaller meaning.
+# 2026-11-20. These pages say MB, which is taken as 1,000,000 bytes: the smaller size.
 MAX_FILE_LINES = 50_000
 MAX_FILE_BYTES = 500_000_000
 MAX_LINE_BYTES = 6_000_000
