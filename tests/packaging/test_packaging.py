@@ -262,7 +262,7 @@ def test_an_extra_brings_what_it_is_for_and_what_is_missing_names_its_own(
 
 
 def test_every_extra_for_users_is_tried(metadata: Message) -> None:
-    ours = {"bench", "lint", "notebooks", "test", "test-milvus", "test-packaging"}
+    ours = {"bench", "lint", "notebooks", "test", "test-downstream", "test-milvus", "test-packaging"}
     assert set(metadata.get_all("Provides-Extra", [])) - ours == set(BRINGS) - {""}
 
 
