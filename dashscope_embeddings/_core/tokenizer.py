@@ -11,12 +11,18 @@ from __future__ import annotations
 import base64
 import functools
 import importlib.util
+import itertools
+import logging
 import unicodedata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dashscope_embeddings._core.redaction import printable
+
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
+
+_log = logging.getLogger("dashscope_embeddings")
 
 _EXTRA_TOKENS = {"text-embedding-v4": 1, "text-embedding-v2": 0}
 """Model → tokens that each text has besides its own."""
@@ -49,18 +55,28 @@ def token_counter(model: str) -> Callable[[str], int] | None:
 
 @functools.cache
 def _encoding() -> Any:
-    """Qwen's tokenizer; None if a package for it is missing or has another vocabulary."""
-    if importlib.util.find_spec("tiktoken") is None:
-        return None
-    for package in _PACKAGES:
-        spec = importlib.util.find_spec(package)
-        for folder in (spec and spec.submodule_search_locations) or ():
+    """Qwen's tokenizer; None if a package for it is missing, is broken or has another vocabulary."""
+    try:
+        if importlib.util.find_spec("tiktoken") is None:
+            return None
+        for folder in itertools.chain.from_iterable(map(_folders, _PACKAGES)):
             file = Path(folder) / "resources" / "qwen.tiktoken"
             if file.is_file() and (ranks := _read_ranks(file)) is not None:
                 import tiktoken  # noqa: PLC0415 - an optional package, and slow to import
 
                 return tiktoken.Encoding("qwen", pat_str=_WORDS, mergeable_ranks=ranks, special_tokens={})
+    except Exception as error:  # noqa: BLE001 - whatever a broken package, or another one of its name, raises
+        _log.warning("tiktoken cannot be used, and token counts are estimates: %s", printable(repr(error), 200))
     return None
+
+
+def _folders(package: str) -> Iterable[str]:
+    """Where a package is installed."""
+    try:
+        spec = importlib.util.find_spec(package)
+    except ValueError:  # a test has put something else in its place
+        return ()
+    return (spec and spec.submodule_search_locations) or ()
 
 
 def _read_ranks(file: Path) -> dict[bytes, int] | None:

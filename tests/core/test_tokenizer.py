@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -88,6 +89,31 @@ def test_without_a_tokenizer_it_is_a_rule_of_thumb_and_says_so(missing: str, mon
     assert not counts.exact
     assert counts == [round(estimate_tokens("one text of a few words")), 1]
     assert str(client.estimate(["a"])).startswith("about 1 request, 1 text, 1 token, CNY")
+
+
+@pytest.mark.parametrize("spoilt", ["raises", "is another module", "is a stand-in"])
+def test_a_broken_tokenizer_ends_no_call(
+    spoilt: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    tokenizer._encoding.cache_clear()
+    monkeypatch.delitem(sys.modules, "tiktoken", raising=False)
+    if spoilt == "is a stand-in":
+        monkeypatch.setitem(sys.modules, "tiktoken", ModuleType("tiktoken"))
+    else:
+        content = "raise ImportError('no shared library')" if spoilt == "raises" else ""
+        (tmp_path / "tiktoken.py").write_text(content)
+        monkeypatch.syspath_prepend(tmp_path)
+    client = EmbeddingClient(V4, base_url="emulator")
+    assert len(client.embed(["word " * 3000]).dense or ()) == 1
+    assert not client.count_tokens(["a"]).exact
+    assert caplog.text.count("tiktoken cannot be used, and token counts are estimates") == 1
+
+
+def test_a_stand_in_for_the_vendors_package_counts_as_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer._encoding.cache_clear()
+    monkeypatch.setattr(tokenizer, "_PACKAGES", ("dashscope",))
+    monkeypatch.setitem(sys.modules, "dashscope", ModuleType("dashscope"))
+    assert token_counter(V4) is None
 
 
 def test_a_vocabulary_that_is_not_the_known_one_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -112,6 +112,14 @@ def test_no_damage_anywhere_brings_a_wrong_vector(how: str, kind: Any, made: dic
         assert embed(emulator, folder, kind=kind, with_text=True).embedded == 0, "it was mended"
 
 
+def test_a_repair_ends_although_the_number_of_units_is_damaged(folder: Path, emulator: Emulator) -> None:
+    set_units(folder / NAME, 2**40)
+    damaged_page(folder / NAME)
+    found = embed(emulator, folder)
+    assert emulator.billed_texts == found.embedded <= 15
+    assert right(emulator, folder, TEXTS)
+
+
 @pytest.mark.parametrize("pages", [1, 3, 8])
 @pytest.mark.parametrize("how", ["zero", "noise", "truncated", "stale page"])
 def test_the_last_pages_cost_the_texts_in_them(how: str, pages: int, made: dict[str, Path], tmp_path: Path) -> None:
@@ -214,6 +222,38 @@ def torn(path: Path) -> None:
     overwrite(path, PAGE, random.Random(3).randbytes(PAGE * 3))  # noqa: S311 - noise
 
 
+def damaged_page(path: Path) -> None:
+    """Has the checkpoint repaired."""
+    overwrite(path, path.stat().st_size - PAGE, bytes(512))
+
+
+def unreadable_name(path: Path) -> None:
+    """In a page that SQLite's check of its structure does not compare with anything."""
+    content = path.read_bytes()
+    assert b"status TEXT" in content
+    path.write_bytes(content.replace(b"status TEXT", b"s\xf4atus TEXT"))
+    damaged_page(path)
+
+
+def set_units(path: Path, units: object) -> None:
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        database.execute("UPDATE checkpoint SET units = ?", (units,))
+        database.commit()
+
+
+def total_of_letters(path: Path) -> None:
+    set_units(path, "many")
+
+
+def negative_total(path: Path) -> None:
+    set_units(path, -5)
+    damaged_page(path)
+
+
+def huge_total(path: Path) -> None:
+    set_units(path, 2**63 - 1)
+
+
 def folder_in_its_place(path: Path) -> None:
     path.unlink()
     path.mkdir()
@@ -227,8 +267,12 @@ def folder_in_its_place(path: Path) -> None:
         (other_database, "is not a checkpoint of this package"),
         (folder_in_its_place, "is a folder"),
         (torn, "is damaged: .* Put back a copy of it, or delete it"),
+        (unreadable_name, "is damaged: the name of a column cannot be read. Put back a copy of it"),
+        (total_of_letters, "is damaged: its totals cannot be read"),
+        (negative_total, "is damaged: its totals cannot be read"),
+        (huge_total, "is damaged: its totals cannot be read"),
     ],
-    ids=["emptied", "removed", "other database", "folder", "torn pages"],
+    ids=lambda value: getattr(value, "__name__", ""),
 )
 def test_what_is_no_checkpoint_is_refused_with_what_to_do(
     spoiled: Any, said: str, folder: Path, made: dict[str, Path], emulator: Emulator

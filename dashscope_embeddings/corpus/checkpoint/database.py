@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
+_MAX_TOTAL = 2**53
+
 
 class Database:
     """A checkpoint's database. Only one process can open it at a time."""
@@ -82,18 +84,23 @@ class Database:
         except (TypeError, ValueError) as error:
             raise damage_error(self.path, "a setting cannot be read") from error
 
+    def check_totals(self) -> None:
+        """Raises InvalidInput if the row of totals is lost or damaged: it has no checksum."""
+        rows = self.fetch_all("SELECT * FROM checkpoint")
+        if len(rows) != 1 or not all(isinstance(total, int) and 0 <= total <= _MAX_TOTAL for total in rows[0]):
+            raise damage_error(self.path, "its totals cannot be read")
+
     # --- the write-ahead log --------------------------------------------------------------------------------
 
     def begin_wal(self) -> None:
         """Syncs all to the disk, and records that from here on paid vectors may exist only in the write-ahead log.
 
         Raises:
-            InvalidInput: the row of totals is lost.
+            InvalidInput: the row of totals is lost or damaged.
         """
+        self.check_totals()
         last_unit = "max(units, (SELECT coalesce(max(unit), 0) FROM units))"
         self.fetch_all(f"UPDATE checkpoint SET units = {last_unit}")  # noqa: S608 - the count may be of an older page
-        if self.fetch_value("SELECT count(*) FROM checkpoint") != 1:
-            raise damage_error(self.path, "its totals are missing")
         if self.path is not None:
             self._uses_wal = True  # set first, so that `close` resets it after any interruption
             self.fetch_all("UPDATE checkpoint SET log_in_use = 1")

@@ -112,8 +112,7 @@ def _write_repaired(database: Database, version: int) -> None:
     """
     if (path := database.path) is None or version < VERSION:
         raise damage_error(path, "SQLite cannot read all of it")
-    if database.fetch_value("SELECT units FROM checkpoint") is None:
-        raise damage_error(path, "its totals are missing")
+    database.check_totals()
     repaired = files.partial_path(path)
     files.create_replacing(repaired).close()
     target = Database(repaired)
@@ -125,10 +124,16 @@ def _write_repaired(database: Database, version: int) -> None:
         database.close()
         wal_path(path).write_bytes(b"")  # its rows were copied; it must not be applied to the new file
         files.publish(path)
+    except UnicodeDecodeError as error:
+        raise damage_error(path, "the name of a column cannot be read") from error
     finally:
         target.close()
         repaired.unlink(missing_ok=True)
     _log.warning("%s is damaged: %d rows are lost; the command with its input repairs the rest", path, lost)
+
+
+_MIN_UNIT_BYTES = 32
+"""Bytes of a unit without a text and of its entry in the index are more."""
 
 
 def _copy_rows(source: sqlite3.Connection, target: sqlite3.Connection) -> int:
@@ -154,6 +159,8 @@ def _copy_rows(source: sqlite3.Connection, target: sqlite3.Connection) -> int:
     for table in ("records", "skipped"):
         try_copy(table)
     (units,) = source.execute("SELECT units FROM checkpoint").fetchone()
+    (size,) = source.execute("SELECT page_count * page_size FROM pragma_page_count, pragma_page_size").fetchone()
+    units = min(units, size // _MIN_UNIT_BYTES)  # a damaged total would have this loop run for ever
     return sum(
         not try_copy(table, "WHERE unit = ?", (unit,)) for table in ("units", "vectors") for unit in range(1, units + 1)
     )
