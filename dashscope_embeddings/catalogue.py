@@ -273,11 +273,13 @@ def model(name: str) -> Model:
     """The row of a model; an unknown name gets a cautious row, and one warning per process.
 
     Raises:
-        InvalidInput: the name looks like an API key.
+        InvalidInput: the name is blank, or looks like an API key.
     """
     row = _MODELS_BY_NAME.get(name)
     if row is not None:
         return row
+    if not name.strip():
+        raise InvalidInput("model is blank: name one, such as model='text-embedding-v4', or leave it out")
     if name.startswith("sk-"):
         del name
         raise InvalidInput("model holds what looks like an API key: pass the key as api_key=")

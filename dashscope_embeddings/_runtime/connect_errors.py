@@ -68,7 +68,7 @@ def _connect_failure(error: Exception, message: str, host: str, proxy: Proxy | N
     first_hop = f"the proxy {proxy}" if proxy else "it"
     if _is_dns_error(error):
         name = f"the name of {first_hop}" if proxy else "its name"
-        return Failure(f"{name} cannot be resolved ({error}). Is it spelt correctly, and is there a network with DNS?")
+        return Failure(f"{name} cannot be resolved ({error})")
     if proxy is None:
         return Failure(message)
     # Nearly all proxies for https expect plain HTTP, and one that waits for a request stays silent during a handshake.

@@ -10,6 +10,7 @@ from typing import Annotated
 
 from dashscope_embeddings.catalogue import DEFAULT_MODEL
 from dashscope_embeddings.cli.demo import NoTextError, Store
+from dashscope_embeddings.errors import InvalidInput
 
 try:
     import typer
@@ -68,6 +69,8 @@ def demo(  # noqa: PLR0913 - one for each option
         screen.run_demo(options, common.console(), common.console(stderr=True))
     except NoTextError as error:
         common.fail(str(error), common.EXIT_USAGE)
+    except InvalidInput as error:
+        common.fail(str(error).replace('pass base_url="emulator"', "leave out --live"))
     except ImportError as missing:
         common.fail(f"the demo lacks a package: {_DEMO_INSTALL_COMMAND} ({missing})")
 
@@ -101,7 +104,7 @@ def version(
         bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Show the version and exit.")
     ] = False,
 ) -> None:
-    """Text embeddings of Alibaba Cloud Model Studio (DashScope): try them, look up models, emulate."""
+    """Text embeddings of Alibaba Cloud Model Studio (DashScope): embed files, search, look up models, emulate."""
 
 
 # --- all commands ------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import logging
 import signal
 import sys
@@ -109,12 +110,19 @@ def exit_on_error(kept_message: str, extra_message: str = "") -> Iterator[None]:
     try:
         yield
     except InvalidInput as error:
-        print_error("\n".join([str(error), *list(error.reasons.values())[1:]]), "red")
+        print_error("\n".join([str(error), *_further_reasons(error)]), "red")
         raise typer.Exit(EXIT_USAGE) from error
     except ImportError as missing:
         fail(str(missing), EXIT_USAGE)
     except (DashScopeError, OSError) as error:
         fail(f"{error}\n{kept_message}{_resume_hint(error)} {extra_message}".rstrip())
+
+
+def _further_reasons(error: InvalidInput) -> Iterator[str]:
+    """The problem of each bad record but the first; one that repeats is not spelt out again."""
+    for before, line in itertools.pairwise(error.reasons.values()):
+        place, _, reason = line.partition(": ")
+        yield f"{place}: the same" if reason and reason == before.partition(": ")[2] else line
 
 
 def _resume_hint(error: DashScopeError | OSError) -> str:

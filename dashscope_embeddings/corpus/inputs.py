@@ -192,7 +192,7 @@ class _InputLoader:
                 self._position += 1
             has_usable_text = has_usable_text or bool(items)
             for item, earlier in self._checkpoint.add_items(items, with_text=self._options.with_text):
-                message = f"has the id {item.id!r}, which {earlier} has already{self._id_hint}"
+                message = f"has the id {item.id!r}, which {earlier} has already: correct one of them{self._id_hint}"
                 self._add_invalid(item.position, item.place, item.id, message)
         if first and not has_usable_text and self._skip_invalid and begin not in self.invalid:
             self._add_fatal(

@@ -102,7 +102,11 @@ def record_from_fields(place: str, values: dict[str, Any], fields: Fields) -> Re
         wanted = fields.id
         return Record(place, text, _lookup(values, wanted))
     except KeyError:
+        present = list(values)
+        for name, value in values.items():
+            if isinstance(value, dict) and wanted.startswith(f"{name}."):
+                present = [f"{name}.{inner}" for inner in value]
         objects = [name for name, value in values.items() if isinstance(value, dict) and wanted in value]
-        return Record(place, None, None, fields.missing(wanted, list(values), objects))
+        return Record(place, None, None, fields.missing(wanted, present, objects))
     except FieldError as error:
         return Record(place, None, None, str(error))

@@ -495,6 +495,8 @@ def test_live_without_a_key_says_so_before_it_claims_to_run() -> None:
     assert result.output.count("\n") == 1
     assert result.output.startswith("no API key")
     assert "DASHSCOPE_API_KEY" in result.output
+    assert "--base-url" not in result.output, "the demo has no such option"
+    assert "leave out --live" in result.output
 
 
 def test_an_unreachable_network_is_reported_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:

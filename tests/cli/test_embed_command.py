@@ -111,10 +111,11 @@ def test_2_wrong_use_or_bad_input(arguments: list[str], said: str, tmp_path: Pat
 
 
 def test_2_names_every_bad_record(tmp_path: Path) -> None:
-    source = write_json_lines(tmp_path / "in.jsonl", [{"text": "good"}, {"text": ""}, {"text": " "}])
+    source = write_json_lines(tmp_path / "in.jsonl", [{"text": "good"}, {"text": ""}, {"text": " "}, {"a": ""}])
     result = offline(str(source), "-o", "out.jsonl")
     assert re.search(r"in\.jsonl:2: ", result.stderr)
-    assert re.search(r"in\.jsonl:3: ", result.stderr)
+    assert re.search(r"(?m)in\.jsonl:3: the same$", result.stderr)
+    assert re.search(r"in\.jsonl:4: has no field 'text'", result.stderr)
 
 
 def test_2_without_a_key_or_into_vectors_of_another_kind(tmp_path: Path) -> None:

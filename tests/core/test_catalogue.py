@@ -13,6 +13,7 @@ from dashscope_embeddings import catalogue
 from dashscope_embeddings._core.error_codes import ErrorReply
 from dashscope_embeddings._core.failures import ErrorContext, error_from_reply
 from dashscope_embeddings.catalogue import BEIJING, HONG_KONG, MODELS, REGIONS, SINGAPORE, Model, region_of_host
+from dashscope_embeddings.errors import InvalidInput
 from dashscope_embeddings.vectors import Cost, Usage
 
 every_model = pytest.mark.parametrize("row", MODELS, ids=lambda row: row.name)
@@ -96,6 +97,12 @@ def test_an_unknown_model_gets_a_cautious_row_that_keeps_its_name() -> None:
     assert row.tokens_per_row_limit >= max(known.tokens_per_row_limit for known in MODELS)
     assert row.default_dimension is None
     assert row.takes_dimension
+
+
+@pytest.mark.parametrize("name", ["", " "])
+def test_a_blank_model_is_refused(name: str) -> None:
+    with pytest.raises(InvalidInput, match="model is blank: name one"):
+        catalogue.model(name)
 
 
 def test_an_unknown_model_warns_once_a_process() -> None:

@@ -81,7 +81,10 @@ def test_the_text_is_not_its_own_id(emulator: Emulator) -> None:
 @pytest.mark.parametrize(
     ("rows", "problem"),
     [
-        ([{"id": 1, "text": "a"}, {"id": 1, "text": "b"}], r"jsonl:2: has the id 1, which in\.jsonl:1 has already"),
+        (
+            [{"id": 1, "text": "a"}, {"id": 1, "text": "b"}],
+            r"jsonl:2: has the id 1, which in\.jsonl:1 has already: correct one of them; or",
+        ),
         ([{"id": 1.5, "text": "a"}], r"jsonl:1: its id must be a string .* not float"),
         ([{"id": " ", "text": "a"}], r"jsonl:1: its id is blank"),
         ([{"id": 1, "text": "a"}, {"text": "b"}], r"jsonl:1 has an id, and in\.jsonl:2 has none"),
@@ -195,6 +198,14 @@ def test_an_object_that_is_missing_is_one_bad_record(name: str, emulator: Emulat
     assert [row["id"] for row in read_rejects(Path("out.jsonl"))] == [1, 2]
     with pytest.raises(InvalidInput, match=r"has no field 'text'; it has 'data': .*--text-field\), such as data\.text"):
         embed(emulator, name)
+
+
+def test_a_nested_field_that_is_missing_is_answered_with_those_beside_it(emulator: Emulator) -> None:
+    write_json_lines(Path("in.jsonl"), [{"n": 1, "data": {"text": "a", "lang": "en"}}])
+    with pytest.raises(
+        InvalidInput, match=r"has no field 'data\.txt'; it has 'data\.text', 'data\.lang': name the one"
+    ):
+        embed(emulator, "in.jsonl", text_field="data.txt")
 
 
 def test_a_nested_key_that_stands_twice_is_refused(emulator: Emulator) -> None:
