@@ -10,6 +10,7 @@ import random
 import shutil
 import sqlite3
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from corpus_helpers import DIMENSIONS, expected_vector, read_vectors, write_line
 from dashscope_embeddings import EmbeddingClient, InvalidInput, corpus
 from dashscope_embeddings._core.text_length import estimate_tokens
 from dashscope_embeddings.corpus import inputs
+from dashscope_embeddings.corpus.checkpoint import checksums
 from dashscope_embeddings.corpus.embedder import Embedder
 from dashscope_embeddings.emulator import Emulator, faults
 from dashscope_embeddings.emulator.batch.service import BatchSettings
@@ -506,3 +508,10 @@ def test_a_batch_that_an_older_version_submitted_is_fetched(
     assert [row.dense for row in rows] == [vectors[text] for text in OLD_TEXTS if text != "text number 23"]
     assert long.dense == pytest.approx(combine(parts).dense, abs=1e-6)
     assert service.billed_texts == 31
+
+
+def test_the_checksum_of_a_row_is_the_same_in_all_versions_of_python() -> None:
+    """`repr` escapes a character that this Python's tables do not know."""
+    place = "note \U0001fae8.md:1"
+    expected = zlib.crc32(b"7 None 'note \\U0001fae8.md:1' b'\\x01'").to_bytes(4, "little")
+    assert checksums.row_checksum(7, None, place, b"\x01") == expected

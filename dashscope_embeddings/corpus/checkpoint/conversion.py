@@ -109,7 +109,7 @@ def _convert_input(database: Database, *, had_sums: bool) -> None:
     for *record, unit, digest, checksum in database.connection.execute(
         f"SELECT seq, id, place, items.key, hash, {sums} FROM items LEFT JOIN texts USING (key)"  # noqa: S608 - our own names
     ):
-        if checksum in {None, checksums.row_checksum(*record, digest)}:
+        if checksum in {None, checksums.older_row_checksum(*record, digest)}:
             rows.append((*record, unit, checksums.row_checksum(*record, digest)))
     database.execute_many("INSERT INTO records (position, id, place, unit, sum) VALUES (?, ?, ?, ?, ?)", rows)
     fetch_all("INSERT INTO skipped SELECT seq, id, place, reason FROM bad")
@@ -176,7 +176,7 @@ def _convert_batches(database: Database) -> None:
     ):
         line, batch, members = row
         numbers = array.array("q", members)
-        expected = checksums.row_checksum(*row, [(hashes[key],) for key in sorted(numbers) if key in hashes])
+        expected = checksums.older_row_checksum(*row, [(hashes[key],) for key in sorted(numbers) if key in hashes])
         if checksum not in {None, expected}:
             raise checksums.damage_error(database.path, f"line {line} of its batches differs from what was submitted")
         if not done:
@@ -202,7 +202,7 @@ def _convert_parts(database: Database, hashes: dict[int, bytes]) -> dict[int, in
         f"SELECT piece, key, text, dense, {_sum_column(database, 'batch_pieces')} FROM batch_pieces ORDER BY piece"  # noqa: S608 - our own names
     ):
         piece, key, text, dense = row
-        if checksum not in {None, checksums.row_checksum(*row)}:
+        if checksum not in {None, checksums.older_row_checksum(*row)}:
             raise checksums.damage_error(database.path, "a part of a long text differs from what was written")
         number, digest = number + 1, checksums.part_hash(hashes[key], text)
         units[-piece] = number
