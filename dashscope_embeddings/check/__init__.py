@@ -7,7 +7,6 @@ and the quota is asked for.
 
 from __future__ import annotations
 
-import os
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -18,6 +17,7 @@ from pydantic import SecretStr
 
 from dashscope_embeddings import catalogue
 from dashscope_embeddings._core.address import Address, resolve_address, resolve_api_key
+from dashscope_embeddings._core.service_variables import workspace_variable
 from dashscope_embeddings.catalogue import REGIONS, WORKSPACE_DOMAIN
 from dashscope_embeddings.check.probes import (
     DENSE_DOCUMENT,
@@ -151,7 +151,8 @@ def check(  # noqa: PLR0913 - independent settings
         model: Model that the key is tried with, and whose time and role are measured.
         api_key: As for `EmbeddingClient`.
         region: Probe the host of this region only.
-        workspace: Probe the workspace's hosts instead of the shared ones; default `DASHSCOPE_WORKSPACE_ID`.
+        workspace: Probe the workspace's hosts instead of the shared ones; default `DASHSCOPE_WORKSPACE_ID`,
+            or `DASHSCOPE_WORKSPACE`.
         base_url: Probe this address only. An address in the environment does the same, unless it is the service's.
         models: Further models to probe; None: all of the catalogue.
         timeout: Seconds to wait for an answer.
@@ -162,7 +163,8 @@ def check(  # noqa: PLR0913 - independent settings
     Raises:
         InvalidInput: no key, or an address that cannot work; nothing was sent.
     """
-    workspace = workspace or os.environ.get("DASHSCOPE_WORKSPACE_ID") or None
+    if workspace is None and (variable := workspace_variable()) is not None:
+        workspace = variable.value
     addresses = _addresses_to_check(region, workspace, base_url)
     known = [address for address in addresses if address.root_url]
     prober = Prober(resolve_api_key(api_key, known[0]), timeout, make_client or EmbeddingClient, clock)

@@ -130,6 +130,7 @@ def test_without_a_key_nothing_is_announced_or_sent() -> None:
         ({"workspace": "ws-1", "region": "eu-central-1"}, {}, ["ws-1.eu-central-1.maas.aliyuncs.com"]),
         ({"workspace": "ws-1"}, {}, [f"ws-1.{region.id}.maas.aliyuncs.com" for region in catalogue.REGIONS]),
         ({}, {"WORKSPACE_ID": "ws-1"}, [f"ws-1.{region.id}.maas.aliyuncs.com" for region in catalogue.REGIONS]),
+        ({}, {"WORKSPACE": "ws-1"}, [f"ws-1.{region.id}.maas.aliyuncs.com" for region in catalogue.REGIONS]),
         ({}, {"HTTP_BASE_URL": "http://127.0.0.1:9"}, ["127.0.0.1:9"]),
         ({}, {"HTTP_BASE_URL": f"https://{SINGAPORE}/api/v1"}, [BEIJING, SINGAPORE, HONG_KONG, VIRGINIA]),
         ({}, {"API_REGION": "ap-southeast-1"}, [BEIJING, SINGAPORE, HONG_KONG, VIRGINIA]),
