@@ -55,7 +55,8 @@ def show_progress(client: EmbeddingClient) -> Iterator[Callable[[Progress], obje
 
 def is_interactive() -> bool:
     """Whether somebody watches: on a terminal, or in a notebook."""
-    return sys.stderr.isatty() or "ipykernel" in sys.modules
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return sys.stderr.isatty() or hasattr(shell, "kernel")
 
 
 class RunStatus:
