@@ -107,7 +107,7 @@ class BatchPlanner:
         first, known = self._known_texts.get(text, (index, ()))
         if not known or known[0].batch_number < self._oldest_reusable_batch():
             first, refs = index, list[RowRef]()
-            for row in fit_rows(text, self._long_text, self._limits.tokens_per_row, self._limits.count):
+            for row in fit_rows(text, self._long_text, self._limits.tokens_per_row, self._limits.get_count):
                 tokens = estimate_tokens(row)
                 if not self.has_room(len(self._batch.texts), self._batch.estimated_tokens, tokens):
                     yield self._close_batch(refs[0].batch_number if refs else self._batch.number + 1)
@@ -152,7 +152,7 @@ class BatchPlanner:
 
 def single_row_batch(text: str, limits: Limits, long_text: LongText) -> Batch | None:
     """A batch of one checked text; None if it has to be cut into several rows."""
-    rows = [*islice(fit_rows(text, long_text, limits.tokens_per_row, limits.count), 2)]
+    rows = [*islice(fit_rows(text, long_text, limits.tokens_per_row, limits.get_count), 2)]
     if len(rows) != 1:
         return None
     (row,) = rows

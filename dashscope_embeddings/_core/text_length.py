@@ -27,6 +27,7 @@ _TOKENS_PER_EXTRA_BYTE = 0.35
 _WORST_CASE_RATIO = 0.4
 _LEAST_TOKENS_PER_BYTE = 0.175
 """The estimate of letters of two bytes. An exact count has at most a token a byte."""
+_MOST_TOKENS_PER_CHARACTER = 4
 
 
 def estimate_tokens(text: str) -> float:
@@ -46,16 +47,21 @@ def estimate_tokens(text: str) -> float:
     return max(size - extra, 0) / _ASCII_CHARACTERS_PER_TOKEN + extra * _TOKENS_PER_EXTRA_BYTE
 
 
+def _may_exceed(text: str, tokens: float) -> bool:
+    """Whether any count of a text may be above `tokens`: most texts need no exact one, nor the tokenizer for it."""
+    return len(text) * _MOST_TOKENS_PER_CHARACTER > tokens - 1 and (
+        estimate_tokens(text) > (tokens - 1) * _LEAST_TOKENS_PER_BYTE
+    )
+
+
 def _exceeds(text: str, tokens: float, count: CountTokens = estimate_tokens) -> bool:
-    """Whether a text has more than `tokens`. The exact count, which takes time, decides only where it may differ."""
-    if count is not estimate_tokens:
-        if estimate_tokens(text) <= (tokens - 1) * _LEAST_TOKENS_PER_BYTE:
-            return False
-        window = 2 * _window(tokens, count)
-        # A cut word may have a token more than as a part of the text.
-        return (len(text) > window and count(text[:window]) > tokens + 1) or count(text) > tokens
-    # A very long text is recognised by its length, without encoding it.
-    return len(text) / _ASCII_CHARACTERS_PER_TOKEN > tokens or estimate_tokens(text) > tokens
+    """Whether a text has more than `tokens`."""
+    if count is estimate_tokens:
+        # A very long text is recognised by its length, without encoding it.
+        return len(text) / _ASCII_CHARACTERS_PER_TOKEN > tokens or estimate_tokens(text) > tokens
+    window = 2 * _window(tokens, count)
+    # A cut word may have a token more than as a part of the text.
+    return (len(text) > window and count(text[:window]) > tokens + 1) or count(text) > tokens
 
 
 @dataclass
@@ -95,14 +101,17 @@ class Limits:
         """The service named its limit of tokens per text."""
         self.tokens_per_row = max(1, min(self.tokens_per_row, max_tokens))
 
+    def get_count(self) -> CountTokens:
+        """`count`, which loads a tokenizer: to be called only when a text has to be counted."""
+        return self.count
+
     def probably_too_long(self, text: str) -> bool:
         """Whether a text is too long if the estimate is right."""
-        # A text has at most four tokens a character, so most texts need no count.
-        return len(text) * 4 > self.tokens_per_row and _exceeds(text, self.tokens_per_row, self.count)
+        return _may_exceed(text, self.tokens_per_row) and _exceeds(text, self.tokens_per_row, self.count)
 
     def certainly_too_long(self, text: str) -> bool:
         """Whether a text is too long: by the exact count, or even if the estimate is 2.5 times too high."""
-        if len(text) * 4 <= self.tokens_per_row:
+        if not _may_exceed(text, self.tokens_per_row):
             return False
         if self.counts_exactly:
             return _exceeds(text, self.tokens_per_row, self.count)
@@ -187,11 +196,18 @@ def chunks(text: str, max_tokens: float, count: CountTokens = estimate_tokens) -
             yield chunk
 
 
-def fit_rows(text: str, long_text: LongText, max_tokens: float, count: CountTokens = estimate_tokens) -> Iterator[str]:
+def _estimating() -> CountTokens:
+    return estimate_tokens
+
+
+def fit_rows(
+    text: str, long_text: LongText, max_tokens: float, get_count: Callable[[], CountTokens] = _estimating
+) -> Iterator[str]:
     """The rows to send for a text: the text itself, or its beginning or its chunks if it is too long."""
-    if long_text == "error" or not _exceeds(text, max_tokens, count):
+    if long_text == "error" or not _may_exceed(text, max_tokens) or not _exceeds(text, max_tokens, get_count()):
         yield text
     elif long_text == "truncate":
-        yield truncate_after_blanks(text, max_tokens, count)
+        yield truncate_after_blanks(text, max_tokens, get_count())
     else:
+        count = get_count()
         yield from chunks(text, max_tokens * (_CHUNK_FILL_RATIO if count is estimate_tokens else 1.0), count)

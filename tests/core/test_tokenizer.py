@@ -148,7 +148,7 @@ LETTERS = st.text(st.sampled_from("the quick 狐狸 é 😀\n.。"), min_size=1,
 def test_long_texts_are_cut_at_the_exact_limit(text: str, limit: int) -> None:
     count = token_counter(V4)
     assert count is not None
-    rows = [*fit_rows(text, "average", limit, count)]
+    rows = [*fit_rows(text, "average", limit, lambda: count)]
     assert all(count(row) <= limit or len(row) == 1 for row in rows)
     assert "".join("".join(rows).split()) == "".join(text.split())
     start = truncate(text, limit, count)
@@ -191,6 +191,15 @@ def test_a_quota_of_tokens_is_spent_by_exact_counts(
     client_for(Emulator(), tokens_per_minute=quota).embed(["\u9fa5\u9fa4" * 4, "\u9fa5\u9fa4" * 4 + "!"])
     (tokens,) = spent
     assert least <= tokens <= most
+
+
+def test_texts_that_are_surely_short_enough_load_no_tokenizer() -> None:
+    for model in (V4, V2):
+        for policy in ("error", "average"):
+            client = EmbeddingClient(model, base_url="emulator", long_text=policy)
+            client.embed(["a word", "word " * 280])
+            client.embed("word", text_type="query")
+            assert "count" not in vars(client._limits)
 
 
 # --- estimates ----------------------------------------------------------------------------------------------

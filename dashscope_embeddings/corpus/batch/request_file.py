@@ -135,7 +135,7 @@ class RequestFileWriter:
                 self._job_store.split(unit.number, rows)  # units_to_submit yields the parts later
 
     def _fit_rows(self, text: str) -> list[str]:
-        return [*fit_rows(text, self._settings.long_text, self._limits.tokens_per_row, self._limits.count)]
+        return [*fit_rows(text, self._settings.long_text, self._limits.tokens_per_row, self._limits.get_count)]
 
     def _reject(self, unit: Unit, message: str) -> None:
         self._checkpoint.reject(unit.number, message, None, None)
