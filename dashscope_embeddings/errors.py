@@ -113,7 +113,10 @@ def _rebuild(cls: type[_ErrorT], message: str, state: dict[str, Any]) -> _ErrorT
 
 
 class InvalidInput(DashScopeError):  # noqa: N818 - the name says what is wrong, as BadReply does
-    """An invalid text or setting, found before anything was sent."""
+    """An invalid text or setting, found before anything was sent.
+
+    Correct what the message names: a text, a setting, a missing key.
+    """
 
 
 class ServiceError(DashScopeError):
@@ -145,27 +148,45 @@ class ServiceError(DashScopeError):
 
 
 class AuthenticationError(ServiceError):
-    """The key is wrong, belongs to another region, or may not use this model or workspace."""
+    """The key is wrong, belongs to another region, or may not use this model or workspace.
+
+    Pass the region of the key; `dashscope-embeddings check` finds it.
+    """
 
 
 class QuotaError(ServiceError):
-    """The free quota is used up, a bill is overdue, or the model is not purchased; waiting does not help."""
+    """The free quota is used up, a bill is overdue, or the model is not purchased; waiting does not help.
+
+    Pay the bill or activate the model in the console.
+    """
 
 
 class RateLimitError(ServiceError):
-    """Throttled for longer than the client waits."""
+    """Throttled for longer than the client waits.
+
+    Send less at once, or have the quota raised: other programs may share it.
+    """
 
 
 class BadRequestError(ServiceError):
-    """The service refuses this request or this text."""
+    """The service refuses this request or this text.
+
+    Leave out the texts in `failed`; the other vectors are in `partial`.
+    """
 
 
 class ServerError(ServiceError):
-    """The service failed on every attempt."""
+    """The service failed on every attempt.
+
+    Try again later with the texts in `failed`; report it with `request_id`.
+    """
 
 
 class ConnectionFailed(DashScopeError):  # noqa: N818 - the name is the event
-    """No attempt got an answer: the host was not reached, or the connection broke or stalled."""
+    """No attempt got an answer: the host was not reached, or the connection broke or stalled.
+
+    Check the network and the proxy, then continue with the texts in `failed`.
+    """
 
     action = Action.RETRY
 
@@ -177,7 +198,10 @@ class Cancelled(ConnectionFailed):
 
 
 class BadReply(DashScopeError):  # noqa: N818 - the name is the event
-    """An answer that breaks the contract: rows missing, duplicate or of the wrong width, numbers not finite."""
+    """An answer that breaks the contract: rows missing, duplicate or of the wrong width, numbers not finite.
+
+    Look for a gateway that changes replies, then continue with the texts in `failed`.
+    """
 
     action = Action.RETRY
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from dashscope_embeddings.errors import InvalidInput
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from dashscope_embeddings._core.protocol import ApiProtocol
 
@@ -24,6 +24,17 @@ _WORKSPACES = ("DASHSCOPE_WORKSPACE_ID", "DASHSCOPE_WORKSPACE")
 
 PLACE_VARIABLES = (*_URLS.values(), _URL, *_REGIONS, *_WORKSPACES)
 """All of them."""
+
+DESCRIPTIONS: Mapping[tuple[str, ...], str] = {
+    ("DASHSCOPE_API_KEY",): "The API key.",
+    ("DASHSCOPE_API_KEY_FILE_PATH",): "A file that holds the key; without both variables, `~/.dashscope/api_key`.",
+    (_URLS["native"], _URL): "Address of the service; takes precedence over the region's variable.",
+    (_URLS["openai"],): 'The same for `protocol="openai"`.',
+    _REGIONS: "Region of the key, by id or city; without it Beijing.",
+    _WORKSPACES: "Workspace whose own host gets the requests. If no region or Beijing is set, the shared host does, as "
+    "in the vendor's SDK.",
+}
+"""Spellings of each variable → what it says, for README."""
 
 _COMPATIBLE_PATH = re.compile(r"/compatible-mode(?:/|$)")
 

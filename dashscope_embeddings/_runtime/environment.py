@@ -17,6 +17,7 @@ import ssl
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import httpx
 from pydantic import SecretStr
@@ -24,9 +25,20 @@ from pydantic import SecretStr
 from dashscope_embeddings._core.address import is_loopback
 from dashscope_embeddings.errors import InvalidInput
 
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
 _PROXY_SCHEMES = ("http", "https", "socks5", "socks5h")
 _CERTIFICATE_VARIABLES = ("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
 _MAX_PORT = 65_535
+
+DESCRIPTIONS: Mapping[tuple[str, ...], str] = {
+    ("HTTPS_PROXY", "ALL_PROXY"): "Proxy, such as `http://127.0.0.1:7890`; `socks5://` and `socks5h://` need "
+    "`httpx[socks]`. This machine is never reached through it.",
+    ("NO_PROXY",): "Hosts without a proxy: `.example.com`, `10.0.0.0/8`, `[::1]`, `*`.",
+    _CERTIFICATE_VARIABLES: "Certificate authorities in place of certifi's; the first that is set.",
+}
+"""Names of variables → what they say; README's table is made from it."""
 
 
 # --- proxies -----------------------------------------------------------------------------------------------

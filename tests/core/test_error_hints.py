@@ -13,7 +13,8 @@ import pytest
 from client_helpers import FakeClock
 from secret_scanner import find_secret
 
-from dashscope_embeddings import BadRequestError, EmbeddingClient, InvalidInput, RateLimitError
+import dashscope_embeddings
+from dashscope_embeddings import BadRequestError, DashScopeError, EmbeddingClient, InvalidInput, RateLimitError
 from dashscope_embeddings.catalogue import MODELS
 from dashscope_embeddings.emulator import Emulator, faults
 
@@ -254,6 +255,80 @@ def test_short_throttling_is_not_told(emulator: Emulator, served: Server, caplog
     with caplog.at_level(logging.WARNING, "dashscope_embeddings"):
         made.embed(["a text"])
     assert caplog.records == []
+
+
+# --- one of each class --------------------------------------------------------------------------------------
+
+TWO = ("one", "two")
+GO_ON = " Ask again for the texts in error.failed; what arrived is in error.partial"
+MESSAGES: dict[str, tuple[tuple[str, ...], dict[str, Any], list[str]]] = {
+    "InvalidInput": (
+        ("fine", "  "),
+        {},
+        [
+            "text 1 is empty or blank: the service refuses such a text and its whole request",
+            "leave it out",
+            "nothing was sent",
+        ],
+    ),
+    "AuthenticationError": (
+        TWO,
+        {"api_key": "sk-another"},
+        [
+            "texts 0, 1 of 2: the service answered 401 InvalidApiKey",
+            "Asked dashscope.aliyuncs.com (Beijing)",
+            "region=",
+        ],
+    ),
+    "QuotaError": (
+        TWO,
+        {"faults": [faults.Arrearage()]},
+        ["texts 0, 1 of 2: the service answered 400 Arrearage: ", "Waiting does not help: look at the bill"],
+    ),
+    "RateLimitError": (
+        TWO,
+        {"faults": [faults.Throttle()]},
+        ["texts 0, 1 of 2: the service answered 429 Throttling.RateQuota: ", "it takes 1,800 requests a minute"],
+    ),
+    "BadRequestError": (
+        TWO,
+        {"faults": [faults.Blocked(match="two")]},
+        ["text 1 of 2: the service answered 400 DataInspectionFailed: ", "Leave the text out", "are in error.partial"],
+    ),
+    "ServerError": (
+        TWO,
+        {"faults": [faults.Status(status=500)]},
+        ["texts 0, 1 of 2: the service answered 500 InternalError: Internal server error!", GO_ON],
+    ),
+    "ConnectionFailed": (
+        TWO,
+        {"faults": [faults.Drop("reset")]},
+        ["texts 0, 1 of 2: no answer from dashscope.aliyuncs.com: ReadError: ", "HTTPS_PROXY right?", GO_ON],
+    ),
+    "BadReply": (
+        TWO,
+        {"faults": [faults.WrongCount()]},
+        ["texts 0, 1 of 2: the reply has 1 rows for 2 texts. Something on the way may change replies.", GO_ON],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MESSAGES)
+def test_a_message_says_which_texts_what_was_wrong_and_what_to_do(name: str) -> None:
+    texts, service, (beginning, *others) = MESSAGES[name]
+    with httpx.Client(transport=Emulator(**service).transport()) as http:
+        client = EmbeddingClient(api_key=KEY, max_retries=0, http_client=http)
+        with pytest.raises(getattr(dashscope_embeddings, name)) as caught:
+            client.embed(list(texts))
+    assert type(caught.value).__name__ == name
+    assert str(caught.value).startswith(beginning)
+    assert [words for words in others if words not in str(caught.value)] == []
+
+
+def test_there_is_a_message_of_each_class_that_is_raised() -> None:
+    public = [getattr(dashscope_embeddings, name) for name in dashscope_embeddings.__all__]
+    kinds = {kind.__name__ for kind in public if isinstance(kind, type) and issubclass(kind, DashScopeError)}
+    assert MESSAGES.keys() == kinds - {"DashScopeError", "ServiceError"}
 
 
 # --- the command line ---------------------------------------------------------------------------------------

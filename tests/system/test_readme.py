@@ -1,4 +1,4 @@
-"""README's code prints what README says it prints, its errors read as it says, its models are the catalogue's."""
+"""Both READMEs: code prints what stands behind its arrows, and tables are those of the package."""
 
 from __future__ import annotations
 
@@ -7,19 +7,12 @@ import io
 import re
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-import httpx
 import pytest
-import settings_table
+import readme_tables
+from readme_chinese import CHINESE
 
 import dashscope_embeddings
-from dashscope_embeddings import DashScopeError, EmbeddingClient
-from dashscope_embeddings.cli.models import models_markdown
-from dashscope_embeddings.emulator import Emulator, faults
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 ROOT = Path(__file__).parents[2]
 PAGES = {path.name: path.read_text("utf-8") for path in sorted(ROOT.glob("README*.md"))}
@@ -52,18 +45,32 @@ def test_code_prints_what_stands_behind_its_arrows(code: str, tmp_path: Path, mo
     assert [line for line, said in zip(printed, expected, strict=True) if not matches(said, line)] == []
 
 
-def test_models_are_those_of_the_catalogue() -> None:
-    for page in PAGES.values():
-        (table,) = re.findall(r"<!-- models: .*?-->\n(\|.*?)\n\n", page, flags=re.DOTALL)
-        assert table == models_markdown()
+def test_generated_parts_are_those_of_the_package() -> None:
+    assert [name for name in PAGES if readme_tables.rendered(name) != PAGES[name]] == []
 
 
-def test_settings_are_those_of_the_client_in_both_languages() -> None:
-    assert PAGES.keys() == settings_table.HEADS.keys()
-    for name, page in PAGES.items():
-        sentences = settings_table.ENGLISH if name == "README.md" else settings_table.sentences_of(page)
-        assert all(sentences.get(setting) for setting in settings_table.ENGLISH)
-        assert settings_table.table(name, sentences) in page
+def test_each_sentence_is_translated_and_nothing_else() -> None:
+    sentences: list[str] = []
+
+    def collect(sentence: str) -> str:
+        sentences.append(sentence)
+        return sentence
+
+    for make in readme_tables.PARTS.values():
+        make(collect)
+    assert CHINESE.keys() - sentences == set()
+    assert set(sentences) - CHINESE.keys() == set()
+
+
+def test_variables_are_those_that_the_package_reads() -> None:
+    package = Path(dashscope_embeddings.__file__).parent
+    read = {
+        name
+        for path in package.rglob("*.py")
+        for name in re.findall(r"\"(DASHSCOPE_[A-Z_]+|SSL_[A-Z_]+|[A-Z_]+_CA_BUNDLE)\"", path.read_text("utf-8"))
+    }
+    table = readme_tables.variables(str)
+    assert {name for name in read if f"`{name}`" not in table} == set()
 
 
 def test_it_opens_with_two_commands() -> None:
@@ -71,50 +78,6 @@ def test_it_opens_with_two_commands() -> None:
     assert [command.count("\n") for command in commands] == [1, 1]
     assert "dashscope-embeddings demo" in commands[0]
     assert "pytest" in commands[1]
-
-
-# --- errors ------------------------------------------------------------------------------------------------
-
-
-def asked(*wrong: faults.Fault, texts: tuple[str, ...] = ("one", "two"), **service: Any) -> Callable[[], object]:
-    def ask() -> object:
-        emulator = Emulator(faults=wrong, **service)
-        with httpx.Client(transport=emulator.transport()) as http:
-            return EmbeddingClient(api_key="sk-made-up", max_retries=0, http_client=http).embed(list(texts))
-
-    return ask
-
-
-PROVOKED = {
-    "InvalidInput": asked(texts=("fine", "  ")),
-    "AuthenticationError": asked(api_key="sk-another"),
-    "QuotaError": asked(faults.Arrearage()),
-    "RateLimitError": asked(faults.Throttle()),
-    "BadRequestError": asked(faults.Blocked(match="two")),
-    "ServerError": asked(faults.Status(status=500)),
-    "ConnectionFailed": asked(faults.Drop("reset")),
-    "BadReply": asked(faults.WrongCount()),
-}
-
-
-def test_every_error_that_is_raised_has_its_example() -> None:
-    kinds = {
-        name
-        for name in dashscope_embeddings.__all__
-        if isinstance(kind := getattr(dashscope_embeddings, name), type) and issubclass(kind, DashScopeError)
-    }
-    assert PROVOKED.keys() == kinds - {"DashScopeError", "ServiceError"}
-    assert [row[0] for row in re.findall(r"^\| `([A-Z]\w+)` \| (.*?) \|", README, re.MULTILINE)] == list(PROVOKED)
-
-
-@pytest.mark.parametrize("page", PAGES)
-@pytest.mark.parametrize("name", PROVOKED)
-def test_an_errors_example_is_what_it_says(name: str, page: str) -> None:
-    examples = dict(re.findall(r"^\| `([A-Z]\w+)` \| (.*?) \|", PAGES[page], re.MULTILINE))
-    with pytest.raises(getattr(dashscope_embeddings, name)) as caught:
-        PROVOKED[name]()
-    assert type(caught.value).__name__ == name
-    assert matches(examples[name], str(caught.value)), str(caught.value)
 
 
 def test_links_inside_the_page_lead_somewhere() -> None:
