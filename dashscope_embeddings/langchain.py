@@ -5,17 +5,18 @@ from __future__ import annotations
 import pickle
 from typing import TYPE_CHECKING, Any
 
-from pydantic import AliasChoices, ConfigDict, Field, SecretStr, field_validator, model_validator
+from pydantic import AliasChoices, Field, SecretStr, field_validator
 
 try:
     from langchain_core.embeddings import Embeddings
 except ImportError as missing:
     raise ImportError('LangChain is not installed: pip install "dashscope-embeddings[langchain]"') from missing
 
-from dashscope_embeddings._adapters import vector_cache
 from dashscope_embeddings._adapters.base import ClientFields, as_single_text, as_text_list
+from dashscope_embeddings._adapters.flows import arun, run
 from dashscope_embeddings._adapters.langchain_cache import ByteStoreCache, checked_store
 from dashscope_embeddings._adapters.progress import progress_bar
+from dashscope_embeddings._adapters.vector_cache import cached_dense_flow
 from dashscope_embeddings.catalogue import DEFAULT_MODEL
 from dashscope_embeddings.errors import InvalidInput
 from dashscope_embeddings.vectors import TextType
@@ -24,8 +25,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from langchain_core.stores import BaseStore
-    from typing_extensions import Self, Unpack
+    from typing_extensions import Unpack
 
+    from dashscope_embeddings._adapters.flows import Flow
     from dashscope_embeddings._adapters.langchain_retriever import DashScopeSparseRetriever
     from dashscope_embeddings._core.client_options import AdapterOptions
 
@@ -102,13 +104,7 @@ class DashScopeEmbeddings(ClientFields, Embeddings):
         ```
     """
 
-    model_config = ConfigDict(
-        extra="forbid",
-        populate_by_name=True,
-        protected_namespaces=(),
-        arbitrary_types_allowed=True,
-        hide_input_in_errors=True,
-    )
+    _key_field = "dashscope_api_key"
 
     model: str = DEFAULT_MODEL
     text_type: TextType = "document"
@@ -127,16 +123,6 @@ class DashScopeEmbeddings(ClientFields, Embeddings):
     def _check_cache(cls, store: Any) -> Any:
         return None if store is None else checked_store(store)
 
-    @model_validator(mode="after")
-    def _create_client(self) -> Self:
-        # The key is stored for worker processes in which the environment variable is not set.
-        self._remember_client("dashscope_api_key", self.client)
-        self._warn_of_roles()
-        return self
-
-    def _settings(self) -> dict[str, Any]:
-        return super()._settings() | {"model": self.model, "api_key": self.dashscope_api_key}
-
     def __getstate__(self) -> dict[Any, Any]:
         if self.rate_limiter is not None:
             raise InvalidInput(
@@ -153,11 +139,6 @@ class DashScopeEmbeddings(ClientFields, Embeddings):
                 ) from None
         return super().__getstate__()
 
-    @property
-    def document_role(self) -> TextType:
-        """The role of texts that are not queries."""
-        return self.text_type
-
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
         """The vectors of documents: shape (texts, dimensions), in the order of the texts.
 
@@ -167,7 +148,7 @@ class DashScopeEmbeddings(ClientFields, Embeddings):
         """
         texts = as_text_list(texts)
         with progress_bar(len(texts), show=self.show_progress_bar) as progress:
-            return self._dense(texts, self.text_type, progress)
+            return run(self._dense(texts, self.text_type, progress))
 
     def embed_query(self, text: str) -> list[float]:
         """The vector of a search query: `dimensions` floats.
@@ -175,30 +156,21 @@ class DashScopeEmbeddings(ClientFields, Embeddings):
         Raises:
             DashScopeError: as for `embed_documents`.
         """
-        return self._dense([as_single_text(text)], "query")[0]
+        return run(self._dense([as_single_text(text)], "query"))[0]
 
     async def aembed_documents(self, texts: list[str]) -> list[list[float]]:
         """`embed_documents` on the running event loop."""
         texts = as_text_list(texts)
         with progress_bar(len(texts), show=self.show_progress_bar) as progress:
-            return await self._adense(texts, self.text_type, progress)
+            return await arun(self._dense(texts, self.text_type, progress))
 
     async def aembed_query(self, text: str) -> list[float]:
         """`embed_query` on the running event loop."""
-        return (await self._adense([as_single_text(text)], "query"))[0]
+        return (await arun(self._dense([as_single_text(text)], "query")))[0]
 
     def _dense(
         self, texts: list[str], role: TextType, progress: Callable[[int], object] | None = None
-    ) -> list[list[float]]:
-        if self.embeddings_cache is None:
-            return self.hybrid.dense(texts, role, progress)
-        cache = ByteStoreCache(self.embeddings_cache, self.client.settings, role)
-        return vector_cache.embed_cached(cache, self.hybrid, texts, role, progress)
-
-    async def _adense(
-        self, texts: list[str], role: TextType, progress: Callable[[int], object] | None = None
-    ) -> list[list[float]]:
-        if self.embeddings_cache is None:
-            return await self.hybrid.adense(texts, role, progress)
-        cache = ByteStoreCache(self.embeddings_cache, self.client.settings, role)
-        return await vector_cache.aembed_cached(cache, self.hybrid, texts, role, progress)
+    ) -> Flow[list[list[float]]]:
+        store = self.embeddings_cache
+        cache = None if store is None else ByteStoreCache(store, self.client.settings, role)
+        return cached_dense_flow(cache, self.hybrid, texts, role, progress)

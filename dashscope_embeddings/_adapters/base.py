@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from pydantic import AliasChoices, BaseModel, Field, PrivateAttr, SecretStr
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, PrivateAttr, SecretStr, model_validator
 from typing_extensions import Self
 
 from dashscope_embeddings._adapters.hybrid import HybridEmbedder
@@ -30,6 +30,18 @@ class ClientFields(BaseModel):
     A new client is made when a field changes, by assignment or by `model_copy(update=…)`, and after unpickling; copies
     with equal fields share one client.
     """
+
+    model_config = ConfigDict(
+        extra="forbid",
+        populate_by_name=True,
+        protected_namespaces=(),
+        arbitrary_types_allowed=True,
+        hide_input_in_errors=True,
+    )
+
+    # The fields that hold the model and the key: each framework has its own names for them.
+    _model_field: ClassVar[str] = "model"
+    _key_field: ClassVar[str] = "api_key"
 
     dimensions: options.Dimensions = options.as_defined()
     instruct: options.Instruct = options.as_defined()
@@ -118,13 +130,32 @@ class ClientFields(BaseModel):
             hide_secrets(values, cls._argument_names())
             return super().model_construct(_fields_set, **values)
 
+    @model_validator(mode="after")
+    def _find_client(self) -> Self:
+        """Makes the client, so that wrong settings are found at construction."""
+        client = self.client
+        self._check_client(client)
+        # So that later copies, and pickles in processes with other variables, use the same key and host.
+        setattr(self, self._key_field, client.key)
+        self.found_address = client.settings.address.root_url
+        self._client = client
+        return self
+
+    def _check_client(self, client: EmbeddingClient) -> None:
+        if client.settings.protocol == "openai":
+            warn_once(
+                "roles",
+                'protocol="openai" does not distinguish queries from documents, and the vendor does not document which '
+                'role it uses for both. protocol="native" sends the role',
+            )
+
     def _settings(self) -> dict[str, Any]:
-        """Arguments for `EmbeddingClient`; subclasses add those that have other names in their framework."""
+        """Arguments for `EmbeddingClient`."""
         settings = {name: getattr(self, name) for name in ClientFields.model_fields}
         found_address = settings.pop("found_address")
         if self.base_url is None and self.region is None and self.workspace is None:
             settings["base_url"] = found_address
-        return settings
+        return settings | {"model": getattr(self, self._model_field), "api_key": getattr(self, self._key_field)}
 
     @property
     def client(self) -> EmbeddingClient:
@@ -148,16 +179,11 @@ class ClientFields(BaseModel):
         if name in _CLIENT_DEPENDS_ON:
             self._client = None
 
-    def _remember_client(self, name: str, client: EmbeddingClient) -> None:
-        """Stores the key and the address that the client found, so that later copies and pickles use the same."""
-        setattr(self, name, client.key)
-        self.found_address = client.settings.address.root_url
-        self._client = client
-
     @property
     def document_role(self) -> TextType:
-        """The role of texts that are not queries."""
-        return "document"
+        """The role of texts that are not queries: dense adapters have a field for it."""
+        role: TextType = getattr(self, "text_type", "document")
+        return role
 
     @property
     def hybrid(self) -> HybridEmbedder:
@@ -200,14 +226,6 @@ class ClientFields(BaseModel):
         settings = self.client.settings
         spaces = [settings.namespace(self.document_role), settings.namespace("query")]
         return spaces[0] if settings.instruct is None else f"{spaces[0]}_for_{spaces[1].rpartition('_')[2]}"
-
-    def _warn_of_roles(self) -> None:
-        if self.client.settings.protocol == "openai":
-            warn_once(
-                "roles",
-                'protocol="openai" does not distinguish queries from documents, and the vendor does not document which '
-                'role it uses for both. protocol="native" sends the role',
-            )
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
         # The user's clients, limiters and stores are shared, as by a shallow copy: their locks cannot be copied.

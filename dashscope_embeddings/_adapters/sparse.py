@@ -12,6 +12,7 @@ from dashscope_embeddings._adapters.hybrid import HybridEmbedder
 from dashscope_embeddings._core.client_options import SparseOptions
 from dashscope_embeddings._core.secret_settings import hide_secrets
 from dashscope_embeddings.catalogue import DEFAULT_MODEL
+from dashscope_embeddings.client import EmbeddingClient
 from dashscope_embeddings.errors import InvalidInput
 from dashscope_embeddings.vectors import TextType, Usage
 
@@ -19,27 +20,15 @@ from dashscope_embeddings.vectors import TextType, Usage
 class SparseSettings(ClientFields):
     """The settings of a sparse adapter that is not paired with a dense one."""
 
-    model_config = ConfigDict(
-        title="a sparse adapter",
-        extra="forbid",
-        populate_by_name=True,
-        protected_namespaces=(),
-        hide_input_in_errors=True,
-    )
+    model_config = ConfigDict(title="a sparse adapter")
 
     model: str = Field(default=DEFAULT_MODEL, validation_alias=AliasChoices("model", "model_name"))
     api_key: SecretStr | None = Field(
         default=None, exclude=True, validation_alias=AliasChoices("api_key", "dashscope_api_key")
     )
 
-    def model_post_init(self, context: Any, /) -> None:
-        """Makes the client, so that wrong settings are found at construction."""
-        super().model_post_init(context)
-        self.client.settings.require_sparse()
-        self._remember_client("api_key", self.client)
-
-    def _settings(self) -> dict[str, Any]:
-        return super()._settings() | {"model": self.model, "api_key": self.api_key}
+    def _check_client(self, client: EmbeddingClient) -> None:
+        client.settings.require_sparse()
 
 
 class SparseAdapter:

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast, get_args
 
 import llama_index.core.instrumentation as instrument
 from llama_index.core.base.embeddings.base import BaseEmbedding
-from pydantic import ConfigDict, Field, SecretStr, model_validator
+from pydantic import Field, SecretStr
 from typing_extensions import Unpack
 
-from dashscope_embeddings._adapters import vector_cache
 from dashscope_embeddings._adapters.base import ClientFields, as_single_text, as_text_list
+from dashscope_embeddings._adapters.flows import arun, run
 from dashscope_embeddings._adapters.progress import progress_bar
+from dashscope_embeddings._adapters.vector_cache import cached_dense_flow
 from dashscope_embeddings._core.client_options import AdapterOptions
 from dashscope_embeddings._core.secret_settings import hide_secrets
 from dashscope_embeddings.catalogue import DEFAULT_MODEL
@@ -27,8 +28,6 @@ from dashscope_embeddings.vectors import TextType
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-
-    from typing_extensions import Self
 
     from dashscope_embeddings._adapters.hybrid import HybridEmbedder
 
@@ -86,13 +85,7 @@ class DashScopeEmbedding(ClientFields, BaseEmbedding):
         **kwargs: settings of `EmbeddingClient` and fields of `BaseEmbedding`; anything else is an error.
     """
 
-    model_config = ConfigDict(
-        extra="forbid",
-        populate_by_name=True,
-        protected_namespaces=("pydantic_model_",),
-        arbitrary_types_allowed=True,
-        hide_input_in_errors=True,
-    )
+    _model_field = "model_name"
 
     model_name: str = DEFAULT_MODEL
     text_type: TextType = "document"
@@ -128,13 +121,6 @@ class DashScopeEmbedding(ClientFields, BaseEmbedding):
             raise InvalidInput('text_type, the second argument, is "document" or "query"; a key goes to api_key=')
         super().__init__(embed_batch_size=embed_batch_size, **settings)
 
-    @model_validator(mode="after")
-    def _create_client(self) -> Self:
-        # The key is stored for worker processes in which the environment variable is not set.
-        self._remember_client("api_key", self.client)
-        self._warn_of_roles()
-        return self
-
     @classmethod
     def class_name(cls) -> str:
         """The id of this class in LlamaIndex's serialised pipelines."""
@@ -146,18 +132,11 @@ class DashScopeEmbedding(ClientFields, BaseEmbedding):
         bounds = [number for number in (self.num_workers, self.max_concurrency) if number is not None]
         cut_size = None if self.embed_batch_size == MAX_TEXTS_PER_CALL else self.embed_batch_size
         return settings | {
-            "model": self.model_name,
-            "api_key": self.api_key,
             # LlamaIndex would send one slice of so many texts after the other. Its maximum, the default, is no limit.
             "batch_size": cut_size if self.batch_size is None else self.batch_size,
             "max_concurrency": min(bounds, default=None),
             "rate_limiter": limiter.wrapped if isinstance(limiter, _PerRequestRateLimiter) else limiter,
         }
-
-    @property
-    def document_role(self) -> TextType:
-        """The role of texts that are not queries."""
-        return self.text_type
 
     @contextlib.contextmanager
     def _role_cache(self, role: TextType) -> Iterator[KVCache | None]:
@@ -219,10 +198,7 @@ class DashScopeEmbedding(ClientFields, BaseEmbedding):
             if len(texts := as_text_list(texts)) <= self.embed_batch_size and cache is None:
                 return core(texts, show_progress, **kwargs)
             with progress_bar(len(texts), show=show_progress) as progress, self._document_embedder(texts) as hybrid:
-                if cache is None:
-                    vectors = hybrid.dense(texts, self.text_type, progress)
-                else:
-                    vectors = vector_cache.embed_cached(cache, hybrid, texts, self.text_type, progress)
+                vectors = run(cached_dense_flow(cache, hybrid, texts, self.text_type, progress))
             with prefetched(texts, vectors):
                 return core(texts, **kwargs)
 
@@ -239,10 +215,7 @@ class DashScopeEmbedding(ClientFields, BaseEmbedding):
             if len(texts := as_text_list(texts)) <= self.embed_batch_size and cache is None:
                 return await core(texts, show_progress, **kwargs)
             with progress_bar(len(texts), show=show_progress) as progress, self._document_embedder(texts) as hybrid:
-                if cache is None:
-                    vectors = await hybrid.adense(texts, self.text_type, progress)
-                else:
-                    vectors = await vector_cache.aembed_cached(cache, hybrid, texts, self.text_type, progress)
+                vectors = await arun(cached_dense_flow(cache, hybrid, texts, self.text_type, progress))
             with prefetched(texts, vectors):
                 return await core(texts, **kwargs)
 
