@@ -36,9 +36,17 @@ def test_the_help_topics_become_titled_passages_of_even_size_without_repetition(
     assert len({passage.body for passage in passages}) == len(passages)
 
 
-@pytest.mark.parametrize("text", ["word " * 900, "一" * 4_321, "A sentence of six words. " * 99, "\n\n".join("abc")])
-def test_cutting_loses_no_character_but_blanks(text: str) -> None:
+TEXTS = ["word " * 900, "一" * 4_321, "A sentence of six words. " * 99, "\n\n".join("abc"), "词" * 1_200 + "。\n\n甲"]
+TEXTS += ["word " * 300 + f"end{mark}\n\nNext." for mark in (". ", "! \t", "?\n \n")]
+"""The last ones have a long paragraph without a sentence's end but that of its own, with blanks behind it."""
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_cutting_loses_no_character_but_blanks_and_needs_no_data_of_nltk(
+    text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("llama_index.core")
+    monkeypatch.setattr("llama_index.core.utils.GlobalsHelper.punkt_tokenizer", None)  # reads them
     pieces = demo.split_text(text)
     assert "".join("".join(pieces).split()) == "".join(text.split())
     assert max(map(len, pieces)) <= 1_000

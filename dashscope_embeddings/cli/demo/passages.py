@@ -32,8 +32,8 @@ class NoTextError(InvalidInput):
 
 _MAX_CHARACTERS = 1_000
 """Characters of a passage's body: a longer text is split."""
-_SENTENCES = re.compile(r"(?<=[.!?]\s)|(?<=[。！？])(?=.)")
-"""Where sentences begin."""
+_SENTENCES = re.compile(r"(?:(?<=[.!?]\s)|(?<=[。！？]))(?!\Z)")
+"""Where sentences begin; never at the end, because LlamaIndex would cut the same text again and again."""
 _HEADING = re.compile(r"#{1,6} +(?P<marked>[^\n]+)|(?P<underlined>\S[^\n]*)\n([*=\-^~])\3{2,}")
 
 
@@ -137,7 +137,8 @@ def _splitter() -> Any:
         chunk_overlap=0,
         tokenizer=list,  # sizes are counted in characters
         paragraph_separator="\n\n",
-        chunking_tokenizer_fn=_SENTENCES.split,  # LlamaIndex's own is for English, and loads NLTK
+        # LlamaIndex's own is for English, and reads data of NLTK, which refuses files that uv hard-linked.
+        chunking_tokenizer_fn=_SENTENCES.split,
     )
 
 
