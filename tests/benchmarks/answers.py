@@ -26,9 +26,9 @@ class Answers:
             norm = math.hypot(*floats) * 1.00004  # leaves room for the marks
             self._tails.append(",".join(repr(x / norm) for x in floats).encode())
 
-    def native(self, texts: list[str], role: str, tokens: int) -> bytes:
+    def native(self, texts: list[str], role: str, tokens: int, *, in_reverse: bool = False) -> bytes:
         """The body of the native protocol's reply."""
-        rows = self._rows(texts, role, b',"text_index":%d}')
+        rows = self._rows(texts, role, b',"text_index":%d}', in_reverse=in_reverse)
         end = b']},"usage":{"total_tokens":%d},"request_id":"1773f7b2-2148-9f74-b335-%012x"}'
         return b"".join([b'{"output":{"embeddings":[', *rows, end % (tokens, next(_ids))])
 
@@ -41,9 +41,9 @@ class Answers:
         )
         return b"".join([b'{"data":[', *rows, end % (tokens, tokens, next(_ids))])
 
-    def _rows(self, texts: list[str], role: str, end: bytes) -> list[bytes]:
+    def _rows(self, texts: list[str], role: str, end: bytes, *, in_reverse: bool = False) -> list[bytes]:
         parts = []
-        for index, text in enumerate(texts):
+        for index, text in sorted(enumerate(texts), reverse=in_reverse):
             marks = ",".join(mark(text, role)).encode()
             tail = self._tails[marks[-1] % _VARIANTS]
             parts += [b'{"embedding":[', marks, b",", tail, b"]", end % index, b","]

@@ -51,6 +51,16 @@ def documents(make: Callable[[], Calls], load: Load, result: Result) -> None:
     result.vectors, result.error = len(vectors), complaint(vectors, asked, "document")
 
 
+def order(make: Callable[[], Calls], load: Load, result: Result) -> None:
+    """All texts at once; counts the vectors that stand where another text's belongs."""
+    asked = list(texts(load.texts, load.words))
+    with result.measuring():
+        vectors = make().documents(asked)
+    result.vectors = len(vectors)
+    pairs = zip(vectors, asked, strict=True)
+    result.more = {"misplaced": sum(not belongs(vector, text, "document") for vector, text in pairs)}
+
+
 def query(make: Callable[[], Calls], load: Load, result: Result) -> None:
     """Single queries, one after another."""
     call = make().query
@@ -261,6 +271,7 @@ def _busy_report(result: Result, before: list[float], among: list[float], wrong:
 
 _SYNC: dict[str, Callable[[Callable[[], Calls], Load, Result], None]] = {
     "documents": documents,
+    "order": order,
     "query": query,
     "lone": lone,
     "callers": callers,

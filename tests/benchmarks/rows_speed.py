@@ -48,6 +48,18 @@ def _documents(bench: Bench) -> Iterator[Figure]:
             note = ""
 
 
+def _order(bench: Bench) -> Iterator[Figure]:
+    """Replies name the text of each row; a client that goes by their order misplaces ten vectors of a reply."""
+    peer, ours = (bench.run(name, _IN_ORDER, _REVERSED) for name in ("langchain-community", "ours-langchain"))
+    what = "1,000 texts, each tenth reply lists its rows last to first: vectors on a wrong text"
+    floor = (peer.result.more.get("misplaced", float("nan")), "langchain-community")
+    misplaced = ours.result.more.get("misplaced", float("nan"))
+    yield Figure("order", what, (misplaced, ""), 0.0, floor, trouble=ours.trouble)
+
+
+_IN_ORDER, _REVERSED = Load("order", texts=1000), Terms(reversed_every=10)
+
+
 def _no_quota(bench: Bench) -> Iterator[Figure]:
     """The bar is 0.75 s where bare httpx takes 0.61 s."""
     runs = _job_runs(bench)
@@ -162,6 +174,7 @@ def _module(bench: Bench) -> Iterator[Figure]:
 
 SPEED_ROWS = (
     Row("documents", _documents, ("ours-langchain", _JOB, FAR)),
+    Row("order", _order, ("ours-langchain", _IN_ORDER, _REVERSED)),
     Row("no-quota", _no_quota, ("ours", _JOB, FAR)),
     Row("cpu", _cpu, ("ours-langchain", _JOB, FAR)),
     Row("corpus", _corpus, ("ours", Load("documents", texts=10_000), FAR)),

@@ -1,6 +1,7 @@
 """Measures this package beside its peers and beside bare httpx, on this machine, without network.
 
     python tests/benchmarks/run.py [ROW ...] [--markdown] [--quick] [--full]
+        --markdown: for README.md beside this file, from which the rows of the project's README are taken
     python tests/benchmarks/run.py shapes [--only TEXT]      services of many kinds; shapes-long: longer jobs
     python tests/benchmarks/run.py --profile ROW
 
@@ -13,8 +14,10 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import subprocess
 import sys
 import time
+from pathlib import Path
 
 from bench import Bench
 from rows_quota import QUOTA_ROWS
@@ -42,8 +45,8 @@ def main() -> int:
             _say(bench.profile(ROWS_BY_NAME[asked.profile]))
         return 0
     start, figures = time.monotonic(), []
-    load = f"load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
-    _say(f"Python {platform.python_version()}, {os.cpu_count()} processors, {load}\n")
+    load = f", load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
+    _say(f"Commit {_commit()}, Python {platform.python_version()}, {os.cpu_count()} processors{load}.\n")
     for text in heading(markdown=asked.markdown):
         _say(text)
     with Bench(asked.quick, asked.full, asked.only) as bench:
@@ -54,6 +57,13 @@ def main() -> int:
                     _say(line(figure, markdown=asked.markdown))
     _say(f"\n{_summary(figures)}, {time.monotonic() - start:.0f} s")
     return 1 if any(figure.met is False for figure in figures) else 0
+
+
+def _commit() -> str:
+    """Of the working tree, for figures that are kept; "unknown" outside a clone."""
+    command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
+    done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)  # noqa: S603 - git
+    return done.stdout.strip() or "unknown"
 
 
 def _summary(figures: list[Figure]) -> str:

@@ -61,6 +61,7 @@ class Measurement:
         )
         self.one_way_seconds, self.handshake_seconds = terms.network_seconds
         self._random = random.Random(terms.seed)  # noqa: S311 - no secret
+        self._reversed_every = terms.reversed_every
         self._service, self._began = terms.service(), self._clock()
         self._counts_tokens = bool(getattr(self._service.quota, "counts_tokens", False))
 
@@ -97,7 +98,9 @@ class Measurement:
         request.counters.texts += len(request.texts)
         request.counters.tokens += request.tokens
         if request.native:
-            return HTTPStatus.OK, self._answers.native(request.texts, request.role, request.tokens)
+            in_reverse = self._reversed_every > 0 and request.counters.answered % self._reversed_every == 0
+            body = self._answers.native(request.texts, request.role, request.tokens, in_reverse=in_reverse)
+            return HTTPStatus.OK, body
         return HTTPStatus.OK, self._answers.compatible(request.texts, request.tokens)
 
     def control(self, method: str, body: bytes) -> bytes:

@@ -68,8 +68,8 @@ class Figure:
 
 
 def _number(value: float, unit: str) -> str:
-    digits = 2 if abs(value) < 10 else 1 if abs(value) < 100 else 0
-    return f"{value:.{digits}f} {unit}"
+    digits = 0 if not unit else 2 if abs(value) < 10 else 1 if abs(value) < 100 else 0
+    return f"{value:.{digits}f} {unit}".rstrip()
 
 
 _HEAD = ("row", "what", "ours", "floor or peer", "ratio", "bar", "met", "note")

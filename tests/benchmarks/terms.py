@@ -27,6 +27,8 @@ class Terms:
     tokens_per_minute: float = 0.0
     throttled_share: float = 0.0
     """Share of requests refused at random, whatever the quota."""
+    reversed_every: int = 0
+    """Each reply of this number lists its rows last to first; their indices tell. 0: none does."""
     shape: str = ""
     """Name of a shape, or `random:SEED`; replaces all of the above."""
     seed: int = 1

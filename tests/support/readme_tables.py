@@ -1,9 +1,10 @@
-"""The generated parts of both READMEs: models, settings, environment variables, commands and errors.
+"""The generated parts of both READMEs: models, settings, variables, commands, errors and benchmarks.
 
     python tests/support/readme_tables.py [--write]
 
-Each is made from its one definition in the package, and stands between `<!-- NAME: … -->` and `<!-- end of NAME -->`.
-Without `--write` the command exits with 1 if a page is out of date, as a test does.
+Each is made from its one definition in the package, or from the table in tests/benchmarks/README.md, and stands
+between `<!-- NAME: … -->` and `<!-- end of NAME -->`. Without `--write` the command exits with 1 if a page is out of
+date, as a test does.
 """
 
 from __future__ import annotations
@@ -176,6 +177,36 @@ def _line(kind: type) -> int:
     return inspect.getsourcelines(kind)[1]
 
 
+# --- benchmarks --------------------------------------------------------------------------------------------
+
+FIGURES = (
+    ("documents", "1,000 texts, 80 ms a reply: langchain, sync"),
+    ("documents", "1,000 texts, 80 ms a reply: llama-index, async"),
+    ("order", "1,000 texts, each tenth reply lists its rows last to first: vectors on a wrong text"),
+    ("corpus", "10,000 texts, 80 ms a reply: sync"),
+    ("query", "one query, no latency: langchain, sync"),
+    ("quota-slow", "unknown quota 30/s, 80 ms, 3,000 texts"),
+)
+"""Row and what of the figures that the pages show, of tests/benchmarks/README.md."""
+
+
+def benchmarks(translate: Translate) -> str:
+    """A few rows of the table that `run.py --markdown` prints."""
+    lines = page("tests/benchmarks/README.md").splitlines()
+    measured = {tuple(cells[:2]): cells for line in lines if len(cells := line.strip("| ").split(" | ")) > _MANY_CELLS}
+    rows = []
+    for figure in FIGURES:
+        if figure not in measured:
+            raise SystemExit(f"tests/benchmarks/README.md has no row {figure}")
+        _, what, ours, floor, ratio, *_ = measured[figure]
+        value, _, whose = floor.partition(", ")
+        rows.append((translate(what), ours, f"{value}, {translate(whose)}", ratio))
+    return table(translate, "what | this package | beside it | ratio", rows)
+
+
+_MANY_CELLS = 5
+
+
 # --- pages -------------------------------------------------------------------------------------------------
 
 PARTS: Mapping[str, Callable[[Translate], str]] = {
@@ -184,6 +215,7 @@ PARTS: Mapping[str, Callable[[Translate], str]] = {
     "variables": variables,
     "commands": commands,
     "errors": errors,
+    "benchmarks": benchmarks,
 }
 TRANSLATIONS: Mapping[str, Translate] = {"README.md": str, "README.zh.md": CHINESE.__getitem__}
 

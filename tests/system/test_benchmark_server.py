@@ -70,3 +70,9 @@ def test_a_job_under_a_shape_is_billed_once(url: str) -> None:
     counters = seen(url)
     assert len(result.dense) == counters["texts"] == 300
     assert counters["answered"] == result.usage.requests == 30
+
+
+def test_each_second_reply_lists_its_rows_last_to_first(url: str) -> None:
+    begin(url, reversed_every=2)
+    rows = [[row["text_index"] for row in ask(url, texts=3).json()["output"]["embeddings"]] for _ in range(4)]
+    assert rows == [[0, 1, 2], [2, 1, 0]] * 2
