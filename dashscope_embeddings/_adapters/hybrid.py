@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from dashscope_embeddings._adapters.flows import Call, arun, run
 from dashscope_embeddings._core.results import partial_of, set_attributes
-from dashscope_embeddings._runtime.async_drivers import set_event_threadsafe
+from dashscope_embeddings._core.text_inputs import validate
+from dashscope_embeddings._runtime.async_drivers import run_in_thread, set_event_threadsafe
 from dashscope_embeddings.errors import DashScopeError
 from dashscope_embeddings.vectors import Embedding
 
@@ -121,6 +122,12 @@ class HybridEmbedder:
             for i, vector in zip(missing_indices, fresh.sparse or [], strict=True):
                 vectors[i] = vector
         return vectors
+
+    def check_flow(self, texts: list[str]) -> Flow[None]:
+        """Refuses invalid texts, as `embed` does: for a caller that passes them to it in slices."""
+        client = self.client
+        check = functools.partial(validate, texts, client._limits, client.settings.long_text)  # noqa: SLF001 - of this package
+        yield Call(check, functools.partial(run_in_thread, check))
 
     def _prefetch_flow(self, texts: Sequence[str], role: TextType) -> Flow[None]:
         if self.cache is not None and (missing := self.cache.missing("sparse", role, texts)):

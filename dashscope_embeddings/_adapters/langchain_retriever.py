@@ -13,10 +13,9 @@ from typing_extensions import Self, Unpack
 
 from dashscope_embeddings._adapters.base import ClientFields, as_text_list
 from dashscope_embeddings._adapters.flows import Flow, arun, run
-from dashscope_embeddings._adapters.sparse import SparseAdapter, SparseSettings
-from dashscope_embeddings._adapters.sparse_retriever import SparseCollection, check_k
+from dashscope_embeddings._adapters.sparse import SparseAdapter
+from dashscope_embeddings._adapters.sparse_retriever import SparseCollection, check_k, with_hidden_keys
 from dashscope_embeddings._core.client_options import SparseOptions
-from dashscope_embeddings._core.secret_settings import hide_secrets
 from dashscope_embeddings.errors import InvalidInput
 from dashscope_embeddings.vectors import Usage
 
@@ -73,10 +72,9 @@ class DashScopeSparseRetriever(BaseRetriever):
     collection: Any = Field(default=None, exclude=True, repr=False)
 
     def __init__(self, dense: ClientFields | None = None, **options: Unpack[_Options]) -> None:
-        settings = cast("dict[str, Any]", options)  # not a copy: what hides a key in one hides it in both
-        settings["dense"] = dense
+        cast("dict[str, Any]", options)["dense"] = dense
         del dense  # a string may be a key
-        _hide(settings)
+        settings = with_hidden_keys(options, _Options)
         fields = {name: settings.pop(name) for name in type(self).model_fields if name in settings}
         check_k(fields.get("k", DEFAULT_K), "k")
         _acceptance(fields.get("filter"))
@@ -100,8 +98,8 @@ class DashScopeSparseRetriever(BaseRetriever):
             InvalidInput: a text cannot be embedded, or there is not one id or metadata for each text.
             DashScopeError: with `partial` (index → vector) and `failed` (indices).
         """
-        _hide(cast("dict[str, Any]", options))
-        return cls.from_documents(_documents(texts, metadatas, ids), **options)
+        settings = with_hidden_keys(options, _Options)
+        return cls.from_documents(_documents(texts, metadatas, ids), **settings)
 
     @classmethod
     async def afrom_texts(
@@ -112,8 +110,8 @@ class DashScopeSparseRetriever(BaseRetriever):
         **options: Unpack[_FactoryOptions],
     ) -> Self:
         """`from_texts` on the running event loop."""
-        _hide(cast("dict[str, Any]", options))
-        return await cls.afrom_documents(_documents(texts, metadatas, ids), **options)
+        settings = with_hidden_keys(options, _Options)
+        return await cls.afrom_documents(_documents(texts, metadatas, ids), **settings)
 
     @classmethod
     def from_documents(cls, documents: Sequence[Document], **options: Unpack[_FactoryOptions]) -> Self:
@@ -122,16 +120,14 @@ class DashScopeSparseRetriever(BaseRetriever):
         Raises:
             DashScopeError: as for `from_texts`.
         """
-        _hide(cast("dict[str, Any]", options))
-        retriever = cls(**options)
+        retriever = cls(**with_hidden_keys(options, _Options))
         retriever.add_documents(documents)
         return retriever
 
     @classmethod
     async def afrom_documents(cls, documents: Sequence[Document], **options: Unpack[_FactoryOptions]) -> Self:
         """`from_documents` on the running event loop."""
-        _hide(cast("dict[str, Any]", options))
-        retriever = cls(**options)
+        retriever = cls(**with_hidden_keys(options, _Options))
         await retriever.aadd_documents(documents)
         return retriever
 
@@ -162,8 +158,7 @@ class DashScopeSparseRetriever(BaseRetriever):
         Raises:
             InvalidInput: there is no file, it is damaged, or it was written with another model or other settings.
         """
-        _hide(cast("dict[str, Any]", options))
-        retriever = cls(**options)
+        retriever = cls(**with_hidden_keys(options, _Options))
         retriever.collection.load(folder_path, lambda fields: Document(**fields))
         return retriever
 
@@ -206,11 +201,6 @@ class DashScopeSparseRetriever(BaseRetriever):
 
 
 _SAVED = {"id", "page_content", "metadata"}
-
-
-def _hide(settings: dict[str, Any]) -> None:
-    known_names = SparseSettings._argument_names() | set(DashScopeSparseRetriever.model_fields)  # noqa: SLF001 - of this package
-    hide_secrets(settings, known_names)
 
 
 def _documents(

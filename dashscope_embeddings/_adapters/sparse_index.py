@@ -10,8 +10,8 @@ of 200 tokens takes 12 ms, and one of the 200 most frequent tokens 18 ms.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from itertools import chain
+from dataclasses import dataclass, replace
+from itertools import chain, pairwise
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -100,10 +100,29 @@ class SparseIndex:
 
     def add(self, vectors: Sequence[SparseVector]) -> None:
         """Appends rows; a vector without weights is a row that no search finds."""
-        *segments, last = *self._segments, _Segment.from_vectors(len(self), vectors)
-        while segments and len(segments[-1].rows) <= len(last.rows) <= _MAX_POSTINGS - len(segments[-1].rows):
-            last = segments.pop().merged_with(last)
-        self._segments = (*segments, last)
+        self._append(_Segment.from_vectors(len(self), vectors))
+
+    def extend(self, other: SparseIndex) -> None:
+        """Appends the rows of another index."""
+        self._append(*(replace(part, first_row=len(self) + part.first_row) for part in other._segments))
+
+    def _append(self, *added: _Segment) -> None:
+        segments = list(self._segments)
+        for last in added:
+            while segments and len(segments[-1].rows) <= len(last.rows) <= _MAX_POSTINGS - len(segments[-1].rows):
+                last = segments.pop().merged_with(last)  # noqa: PLW2901 - grows
+            segments.append(last)
+        self._segments = tuple(segments)
+
+    def vectors(self) -> list[SparseVector]:
+        """The vector of each row; the weights are float32."""
+        found = []
+        for segment in self._segments:
+            order = np.argsort(segment.rows, kind="stable")
+            indices, values = np.repeat(segment.tokens, segment.counts)[order].tolist(), segment.values[order].tolist()
+            offsets = [0, *np.cumsum(np.bincount(segment.rows, minlength=segment.row_count)).tolist()]
+            found += [SparseVector(indices[begin:end], values[begin:end]) for begin, end in pairwise(offsets)]
+        return found
 
     def search(
         self, query: SparseVector, k: int, accepts: Callable[[int], bool] | None = None

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import zipfile
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 try:
     import numpy as np
@@ -15,19 +15,25 @@ except ImportError as missing:
     raise ImportError('a sparse retriever needs numpy: pip install "dashscope-embeddings[numpy]"') from missing
 
 from dashscope_embeddings._adapters.base import as_single_text
+from dashscope_embeddings._adapters.hybrid import ANY_EXCEPTION, add_cached_to_partial
+from dashscope_embeddings._adapters.sparse import SparseAdapter, SparseSettings
 from dashscope_embeddings._adapters.sparse_index import SparseIndex
+from dashscope_embeddings._core.results import set_attributes
+from dashscope_embeddings._core.secret_settings import hide_secrets
 from dashscope_embeddings._process import ForkSafeLock
 from dashscope_embeddings._runtime.files import PRIVATE_MODE, publish, write_partials
-from dashscope_embeddings.errors import InvalidInput
+from dashscope_embeddings.errors import DashScopeError, InvalidInput
 
 if TYPE_CHECKING:
     from dashscope_embeddings._adapters.flows import Flow
-    from dashscope_embeddings._adapters.sparse import SparseAdapter
+    from dashscope_embeddings.vectors import SparseVector
 
 DocumentT = TypeVar("DocumentT")
 
 FILE_NAME = "sparse_index.npz"
 _FORMAT = "dashscope_embeddings sparse index 1"
+_SLICE_TEXTS = 5_000
+"""Texts that are requested at a time: their vectors take about 100 MB, ten times as much as in the index."""
 _lock = ForkSafeLock()
 """Held while documents are added, for a moment: never during a request. One for all, so that collections pickle."""
 
@@ -41,6 +47,16 @@ def check_k(k: Any, name: str) -> int:
     if not isinstance(k, int) or isinstance(k, bool) or k < 1:
         raise InvalidInput(f"{name} must be a whole number of at least 1, not {k!r}")
     return k
+
+
+def with_hidden_keys(options: Mapping[str, Any], accepted: type) -> dict[str, Any]:
+    """The arguments of a retriever, of which `accepted` has the names; their keys become `SecretStr`.
+
+    In place, because a factory's frame is shown with its arguments if the constructor raises.
+    """
+    settings = cast("dict[str, Any]", options)
+    hide_secrets(settings, SparseSettings._argument_names() | accepted.__annotations__.keys())  # noqa: SLF001 - of this package
+    return settings
 
 
 class SparseCollection(Generic[DocumentT]):
@@ -59,11 +75,25 @@ class SparseCollection(Generic[DocumentT]):
         return len(self._index)
 
     def add(self, documents: Sequence[DocumentT], texts: list[str]) -> Flow[None]:
-        """Requests the vectors of the documents' texts, and adds all documents or, after an error, none."""
-        vectors = yield from self.adapter.hybrid.sparse_flow(texts, self.adapter.document_role, keep_dense=True)
+        """Requests the vectors of the documents' texts, and adds all documents or, after an error, none.
+
+        Texts that are repeated within a slice are requested once.
+        """
+        hybrid, role = self.adapter.hybrid, self.adapter.document_role
+        if len(texts) > _SLICE_TEXTS:
+            yield from hybrid.check_flow(texts)  # else an invalid text is found when the slices before it are paid for
+        added = SparseIndex()
+        slices = (texts[at : at + _SLICE_TEXTS] for at in range(0, len(texts), _SLICE_TEXTS))
+        try:
+            for part in slices:
+                added.add((yield from hybrid.sparse_flow(part, role, keep_dense=True)))
+        except ANY_EXCEPTION as error:
+            if len(texts) > _SLICE_TEXTS:
+                _renumber(error, added.vectors(), len(texts))
+            raise
         with _lock.current:
             self._documents[len(self._index) :] = documents
-            self._index.add(vectors)
+            self._index.extend(added)
 
     def search(
         self, query: str, k: int, accepts: Callable[[DocumentT], bool] | None = None
@@ -139,6 +169,16 @@ class SparseCollection(Generic[DocumentT]):
             )
         with _lock.current:
             self._documents, self._index = documents, index
+
+
+def _renumber(error: BaseException, earlier: list[SparseVector], count: int) -> None:
+    """Extends `partial` and `failed` of the error of one slice to all `count` texts of the call."""
+    start = len(earlier)
+    failed = [*getattr(error, "failed", ()), *range(min(_SLICE_TEXTS, count - start), count - start)]
+    set_attributes(error, failed=failed)
+    add_cached_to_partial(error, [*earlier, *[None] * (count - start)], list(range(start, count)))
+    if isinstance(error, DashScopeError):
+        error.set_affected(sorted(error.reasons) or error.failed, count)
 
 
 _DAMAGED: tuple[type[Exception], ...] = (

@@ -22,10 +22,9 @@ except ImportError:  # core 0.13 has it elsewhere
 
 from dashscope_embeddings._adapters.base import ClientFields
 from dashscope_embeddings._adapters.flows import Flow, arun, run
-from dashscope_embeddings._adapters.sparse import SparseAdapter, SparseSettings
-from dashscope_embeddings._adapters.sparse_retriever import SparseCollection, check_k
+from dashscope_embeddings._adapters.sparse import SparseAdapter
+from dashscope_embeddings._adapters.sparse_retriever import SparseCollection, check_k, with_hidden_keys
 from dashscope_embeddings._core.client_options import SparseOptions
-from dashscope_embeddings._core.secret_settings import hide_secrets
 from dashscope_embeddings.llama_index.nodes import DropBlankNodes
 from dashscope_embeddings.llama_index.usage_event import emit_usage
 from dashscope_embeddings.vectors import Usage
@@ -68,10 +67,9 @@ class DashScopeSparseRetriever(BaseRetriever):
     """
 
     def __init__(self, dense: ClientFields | None = None, **options: Unpack[_Options]) -> None:
-        settings = cast("dict[str, Any]", options)  # not a copy: what hides a key in one hides it in both
-        settings["dense"] = dense
+        cast("dict[str, Any]", options)["dense"] = dense
         del dense  # a string may be a key
-        _hide(settings)
+        settings = with_hidden_keys(options, _Options)
         self.similarity_top_k = check_k(settings.pop("similarity_top_k", DEFAULT_SIMILARITY_TOP_K), "similarity_top_k")
         self.filters: MetadataFilters | None = settings.pop("filters", None)
         base = {name: settings.pop(name) for name in _BASE_NAMES if name in settings}
@@ -85,16 +83,14 @@ class DashScopeSparseRetriever(BaseRetriever):
         Raises:
             DashScopeError: with `partial` (index → vector) and `failed` (indices), among the nodes that have a text.
         """
-        _hide(cast("dict[str, Any]", options))
-        retriever = cls(**options)
+        retriever = cls(**with_hidden_keys(options, _Options))
         retriever.add_nodes(nodes)
         return retriever
 
     @classmethod
     async def afrom_nodes(cls, nodes: Sequence[BaseNode], **options: Unpack[_FactoryOptions]) -> Self:
         """`from_nodes` on the running event loop."""
-        _hide(cast("dict[str, Any]", options))
-        retriever = cls(**options)
+        retriever = cls(**with_hidden_keys(options, _Options))
         await retriever.aadd_nodes(nodes)
         return retriever
 
@@ -104,13 +100,11 @@ class DashScopeSparseRetriever(BaseRetriever):
         Raises:
             DashScopeError: as for `from_nodes`.
         """
-        with emit_usage(self._collection.adapter.hybrid, self._collection.adapter.document_role):
-            run(self._add(nodes))
+        run(self._add(nodes))
 
     async def aadd_nodes(self, nodes: Sequence[BaseNode]) -> None:
         """`add_nodes` on the running event loop."""
-        with emit_usage(self._collection.adapter.hybrid, self._collection.adapter.document_role):
-            await arun(self._add(nodes))
+        await arun(self._add(nodes))
 
     def persist(self, persist_dir: str | Path) -> None:
         """Writes nodes and vectors to a file in this folder, without pickle; only its owner may read it.
@@ -127,8 +121,7 @@ class DashScopeSparseRetriever(BaseRetriever):
         Raises:
             InvalidInput: there is no file, it is damaged, or it was written with another model or other settings.
         """
-        _hide(cast("dict[str, Any]", options))
-        retriever = cls(**options)
+        retriever = cls(**with_hidden_keys(options, _Options))
         retriever._collection.load(persist_dir, json_to_doc)
         return retriever
 
@@ -139,7 +132,8 @@ class DashScopeSparseRetriever(BaseRetriever):
 
     def _add(self, nodes: Sequence[BaseNode]) -> Flow[None]:
         nodes = DropBlankNodes()(nodes)
-        return self._collection.add(nodes, [node.get_content(MetadataMode.EMBED) for node in nodes])
+        with emit_usage(self._collection.adapter.hybrid, self._collection.adapter.document_role):
+            yield from self._collection.add(nodes, [node.get_content(MetadataMode.EMBED) for node in nodes])
 
     def _find(self, query: QueryBundle) -> Flow[list[NodeWithScore]]:
         accepts = None
@@ -147,21 +141,15 @@ class DashScopeSparseRetriever(BaseRetriever):
             # It passes on what it is given: a node in the place of its id.
             lookup = cast("Callable[[str], dict[str, Any]]", lambda node: node.metadata)
             accepts = cast("Callable[[BaseNode], bool]", build_metadata_filter_fn(lookup, self.filters))
-        found = yield from self._collection.search(query.query_str, self.similarity_top_k, accepts)
+        with emit_usage(self._collection.adapter.hybrid, "query"):
+            found = yield from self._collection.search(query.query_str, self.similarity_top_k, accepts)
         return [NodeWithScore(node=node, score=score) for node, score in found]
 
     def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
-        with emit_usage(self._collection.adapter.hybrid, "query"):
-            return run(self._find(query_bundle))
+        return run(self._find(query_bundle))
 
     async def _aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
-        with emit_usage(self._collection.adapter.hybrid, "query"):
-            return await arun(self._find(query_bundle))
+        return await arun(self._find(query_bundle))
 
 
 _BASE_NAMES = ("callback_manager", "objects", "object_map", "verbose")
-
-
-def _hide(settings: dict[str, Any]) -> None:
-    known_names = SparseSettings._argument_names() | _Options.__annotations__.keys()  # noqa: SLF001 - of this package
-    hide_secrets(settings, known_names)

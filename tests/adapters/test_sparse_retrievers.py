@@ -35,6 +35,7 @@ from pydantic import ValidationError
 from dashscope_embeddings import BadRequestError, DashScopeError, InvalidInput
 from dashscope_embeddings import langchain as lc
 from dashscope_embeddings import llama_index as li
+from dashscope_embeddings._adapters import sparse_retriever
 from dashscope_embeddings.emulator import faults
 
 if TYPE_CHECKING:
@@ -218,6 +219,36 @@ def test_after_an_error_nothing_is_added_and_a_pair_pays_no_text_again(
     of.fill_store(dense, TEXTS[5:])
     assert asked(emulator) == [("document", "dense&sparse", 1)]
     assert of.found(retriever) == ranking(emulator, TEXTS)[:4]
+
+
+@every_way
+def test_many_texts_are_requested_in_slices_and_added_all_or_none(
+    of: Any, emulator: Emulator, served: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sparse_retriever, "_SLICE_TEXTS", 12)
+    retriever = of.made([], **settings(served))
+    for bad, arrived, message in (
+        (17, {*range(24)} - {17}, "text 17 of 30: "),
+        (3, {*range(12)} - {3}, "text 3 of 30: "),
+    ):
+        emulator.faults = [faults.Blocked(match=f"word{bad}")]
+        with pytest.raises(BadRequestError) as caught:
+            of.add(retriever, TEXTS)
+        assert caught.value.message.startswith(message)
+        assert caught.value.partial.keys() == arrived
+        assert caught.value.failed == sorted({*range(30)} - arrived)
+        assert caught.value.reasons.keys() == {bad}
+        row = emulator.sparse(TEXTS[0], text_type="document", model="text-embedding-v4")
+        assert caught.value.partial[0].indices == sorted(token.index for token in row)
+        assert of.found(retriever) == []
+    emulator.faults = []
+    emulator.clear()
+    with pytest.raises(InvalidInput, match="text 29 is far longer"):
+        of.add(retriever, [*TEXTS[:29], "word " * 80_000])
+    assert emulator.requests == 0
+    of.add(retriever, TEXTS)
+    assert sorted(asked(emulator)) == [("document", "sparse", n) for n in (2, 2, 6, 10, 10)]
+    assert of.found(retriever) == ranking(emulator, TEXTS)[: len(of.found(retriever))]
 
 
 @both_frameworks
