@@ -12,7 +12,6 @@ import json
 import struct
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -165,7 +164,7 @@ def _read_npy(path: Path) -> Iterator[Vector]:
 
 # --- Parquet -----------------------------------------------------------------------------------------------
 
-_ROW_GROUP_BYTES = 4 << 20
+_ROW_GROUP_BYTES = 2 << 20
 """Approximate size of a row group, which is held in memory."""
 _MAX_ROW_GROUP_ROWS = 16_384
 
@@ -178,27 +177,17 @@ def _write_parquet(file: IO[bytes], rows: Iterable[OutputRow], metadata: OutputM
     schema = _schema(pa, metadata, has_integer_ids=not group or isinstance(group[0].id, int))
     names = [field.name for field in schema]
     packed = {"id", "text", "source", "model", "dimension", "role"}
-    with (
-        pa.parquet.ParquetWriter(
-            file,
-            schema,
-            # Compressing the floats of vectors costs time and saves hardly any space.
-            compression={_parquet_column_path(name): "zstd" if name in packed else "none" for name in names},
-            use_dictionary=["source", "model", "dimension", "role"],
-            write_statistics=["id"],
-        ) as writer,
-        ThreadPoolExecutor(1) as thread,
-    ):
-        # pyarrow writes one group while the next one is read.
-        writing: Future[None] | None = None
+    with pa.parquet.ParquetWriter(
+        file,
+        schema,
+        # Compressing the floats of vectors costs time and saves hardly any space.
+        compression={_parquet_column_path(name): "zstd" if name in packed else "none" for name in names},
+        use_dictionary=["source", "model", "dimension", "role"],
+        write_statistics=["id"],
+    ) as writer:
         while group:
-            table = pa.Table.from_arrays(_arrays(pa, group, metadata, schema), schema=schema)
-            if writing is not None:
-                writing.result()
-            writing = thread.submit(writer.write_table, table)
+            writer.write_table(pa.Table.from_arrays(_arrays(pa, group, metadata, schema), schema=schema))
             group = list(itertools.islice(rows, group_rows))
-        if writing is not None:
-            writing.result()
 
 
 def _parquet_column_path(name: str) -> str:
@@ -214,16 +203,24 @@ def _schema(pa: Any, metadata: OutputMetadata, *, has_integer_ids: bool) -> Any:
 
 
 def _arrays(pa: Any, group: list[OutputRow], metadata: OutputMetadata, schema: Any) -> list[Any]:
-    columns: dict[str, Any] = {
-        "id": pa.array([row.id for row in group], schema.field("id").type),
-        "model": pa.repeat(metadata.model, len(group)),
-        "dimension": pa.repeat(pa.scalar(metadata.dimension, pa.int32()), len(group)),
-        "role": pa.repeat(metadata.role, len(group)),
-    }
+    """The columns of a row group, made from buffers: `pa.array` and `pa.scalar` import pandas where it is installed."""
+    count, dimension = len(group), metadata.dimension
+    strings: dict[str, list[str]] = {"model": [metadata.model] * count, "role": [metadata.role] * count}
     for name in metadata.extra_columns:
-        columns[name] = pa.array([getattr(row, name) for row in group], pa.string())
+        strings[name] = [getattr(row, name) for row in group]
+    ids = [row.id for row in group]
+    columns: dict[str, Any] = {
+        "dimension": pa.nulls(count, pa.int32())
+        if dimension is None
+        else _flat_array(pa, pa.int32(), array.array("i", [dimension] * count))
+    }
+    if schema.field("id").type == pa.int64():
+        columns["id"] = _flat_array(pa, pa.int64(), array.array("q", map(int, ids)))
+    else:
+        strings["id"] = [str(record_id) for record_id in ids]
+    columns |= {name: _string_array(pa, values) for name, values in strings.items()}
     if "dense" in metadata.kind:
-        floats = _flat_array(pa, pa.float32(), [row.vectors.dense or b"" for row in group])
+        floats = _flat_array(pa, pa.float32(), b"".join(row.vectors.dense or b"" for row in group))
         columns["embedding"] = pa.FixedSizeListArray.from_arrays(floats, type=schema.field("embedding").type)
     if "sparse" in metadata.kind:
         columns["sparse_indices"] = _list_array(pa, pa.uint32(), [row.vectors.sparse_indices or b"" for row in group])
@@ -231,14 +228,24 @@ def _arrays(pa: Any, group: list[OutputRow], metadata: OutputMetadata, schema: A
     return [columns[field.name] for field in schema]
 
 
-def _flat_array(pa: Any, value_type: Any, blobs: list[bytes]) -> Any:
-    data = b"".join(blobs)
-    return pa.Array.from_buffers(value_type, len(data) // _FLOAT_BYTES, [None, pa.py_buffer(data)])
+def _flat_array(pa: Any, value_type: Any, data: bytes | array.array[int]) -> Any:
+    buffer = pa.py_buffer(data)
+    return pa.Array.from_buffers(value_type, buffer.size * 8 // value_type.bit_width, [None, buffer])
+
+
+def _offsets(lengths: Iterable[int]) -> array.array[int]:
+    return array.array("i", itertools.accumulate(lengths, initial=0))
 
 
 def _list_array(pa: Any, value_type: Any, blobs: list[bytes]) -> Any:
-    ends = itertools.accumulate((len(blob) // _FLOAT_BYTES for blob in blobs), initial=0)
-    return pa.ListArray.from_arrays(pa.array(list(ends), pa.int32()), _flat_array(pa, value_type, blobs))
+    offsets = _flat_array(pa, pa.int32(), _offsets(len(blob) // _FLOAT_BYTES for blob in blobs))
+    return pa.ListArray.from_arrays(offsets, _flat_array(pa, value_type, b"".join(blobs)))
+
+
+def _string_array(pa: Any, strings: list[str]) -> Any:
+    blobs = [string.encode() for string in strings]
+    offsets = pa.py_buffer(_offsets(map(len, blobs)))
+    return pa.StringArray.from_buffers(len(blobs), offsets, pa.py_buffer(b"".join(blobs)))
 
 
 # --- reading -----------------------------------------------------------------------------------------------

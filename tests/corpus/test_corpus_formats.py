@@ -6,6 +6,7 @@ import dataclasses
 import inspect
 import io
 import json
+import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
@@ -323,6 +324,20 @@ def test_pyarrow_finds_fixed_size_lists(parquet: Path) -> None:
         "dimension": "int32",
         "role": "string",
     }
+
+
+def test_writing_it_does_not_load_pandas(tmp_path: Path) -> None:
+    """It takes a second and 60 MB, and most functions of pyarrow that make an array load it."""
+    pytest.importorskip("pyarrow")
+    write_lines(tmp_path / "in.txt", TEXTS)
+    run = (
+        "import sys; from dashscope_embeddings import EmbeddingClient, corpus; "
+        "client = EmbeddingClient(base_url='emulator', dimensions=64); "
+        "corpus.embed_corpus('in.txt', 'out.parquet', client=client, kind='dense&sparse', with_text=True); "
+        "print('pandas' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", run], cwd=tmp_path, capture_output=True, text=True, check=True)  # noqa: S603 - our own interpreter
+    assert done.stdout.strip() == "False"
 
 
 def test_pandas_reads_it_without_us(parquet: Path, emulator: Emulator) -> None:
