@@ -20,12 +20,11 @@ from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from dashscope_embeddings import usage
 from dashscope_embeddings._core import protocol, text_length
-from dashscope_embeddings._core.backoff import backoff_seconds, retry_after_seconds
-from dashscope_embeddings._core.failures import ErrorContext
+from dashscope_embeddings._core.failures import ErrorContext, backoff_seconds, retry_after_seconds
 from dashscope_embeddings._core.permit import UNBOUNDED
+from dashscope_embeddings._core.planning import Chunk, split_request
 from dashscope_embeddings._core.protocol import ParsedReply, Reply
 from dashscope_embeddings._core.reply_reader import ReplyReader, interpret, request_record
-from dashscope_embeddings._core.splitting import Chunk, split_request
 from dashscope_embeddings._core.stale_replies import SeenReplies
 from dashscope_embeddings._core.steps import Send, Sleep, Step, StepResult
 from dashscope_embeddings.errors import Action, DashScopeError, ServiceError
@@ -34,7 +33,7 @@ from dashscope_embeddings.vectors import Part, combine
 if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
 
-    from dashscope_embeddings._core.permit import EventLoop, InFlightBound, Permit
+    from dashscope_embeddings._core.permit import InFlightBound, Permit, Sender
     from dashscope_embeddings._core.protocol import RequestOptions
     from dashscope_embeddings._core.rate_limiter import Limiter
     from dashscope_embeddings._core.text_length import Limits, LongText
@@ -84,7 +83,7 @@ class RequestContext:
     """Shared by all calls of a client."""
     bound: InFlightBound = UNBOUNDED
     """The client's requests in flight."""
-    blocked_loop: EventLoop | None = None
+    blocked_loop: Sender | None = None
     """The event loop on whose thread a sync call was made."""
     observed_widths: dict[str, int] | None = None
     """The width of a call's first vector, if the model's width is not known."""

@@ -1,14 +1,16 @@
-"""Turns a missing reply, an error reply or a broken reply into an exception that says what to try."""
+"""Turns a missing reply, an error reply or a broken reply into an exception that says what to try, and when."""
 
 from __future__ import annotations
 
 import difflib
+import random
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urlsplit
 
 from dashscope_embeddings import catalogue
 from dashscope_embeddings._core.error_codes import UNKNOWN_MODEL_MESSAGES, ErrorReply, is_code, service_error
+from dashscope_embeddings._core.protocol import Reply
 from dashscope_embeddings._core.redaction import Redactor, printable
 from dashscope_embeddings.errors import (
     Action,
@@ -25,7 +27,11 @@ from dashscope_embeddings.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
+
+    from dashscope_embeddings._core.steps import StepResult
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +85,22 @@ def error_from_failure(failure: Failure, context: ErrorContext) -> DashScopeErro
     return error
 
 
-def redact_bad_reply(error: BadReply, context: ErrorContext, texts: Sequence[str] = ()) -> BadReply:
+def interpret(
+    answer: StepResult, read: Callable[[Reply], T | ErrorReply], context: ErrorContext, texts: Sequence[str] = ()
+) -> T | DashScopeError:
+    """What `read` makes of a driver's answer to `Send`, or the error that the answer stands for."""
+    if isinstance(answer, Failure):
+        return error_from_failure(answer, context)
+    if not isinstance(answer, Reply):
+        raise TypeError(f"a driver must answer Send with Reply or Failure, not {type(answer).__name__}")
+    try:
+        content = read(answer)
+    except BadReply as error:
+        return redact_bad_reply(error, context, texts)
+    return error_from_reply(content, context, texts) if isinstance(content, ErrorReply) else content
+
+
+def redact_bad_reply(error: BadReply, context: ErrorContext, texts: Sequence[str]) -> BadReply:
     """Removes parts of the request that a broken reply repeats: from the error, and from variables in its traceback."""
     error.message = error.summary = context.redactor(error.message, texts)
     error.request_id = context.redactor.redact_request_id(error.request_id, texts)
@@ -96,6 +117,27 @@ def error_from_reply(reply: ErrorReply, context: ErrorContext, texts: Sequence[s
     elif (hint := _hint_for_request(error, reply, context)) is not None:
         error.add_hint(hint)
     return error
+
+
+# --- pauses before a retry, in seconds ---------------------------------------------------------------------
+
+_BASE_DELAY_SECONDS = 0.5
+_MAX_DELAY_SECONDS = 20.0
+_MAX_DOUBLINGS = 16
+"""The pause is at its maximum long before; 2.0 ** 1024 would overflow."""
+_MAX_RETRY_AFTER_SECONDS = 60.0
+
+
+def backoff_seconds(failures: int, retry_after: float | None) -> float:
+    """Exponential backoff with full jitter (https://aws.amazon.com/builders-library/timeouts-retries-and-backoff)."""
+    ceiling = min(_MAX_DELAY_SECONDS, _BASE_DELAY_SECONDS * 2.0 ** min(failures, _MAX_DOUBLINGS))
+    return max(retry_after or 0.0, random.uniform(0.0, ceiling))  # noqa: S311 - spreads load, guards nothing
+
+
+def retry_after_seconds(error: DashScopeError) -> float | None:
+    """Seconds that the service asked to wait, at most a minute; None: it did not ask."""
+    seconds = error.retry_after if isinstance(error, ServiceError) else None
+    return None if seconds is None else min(seconds, _MAX_RETRY_AFTER_SECONDS)
 
 
 # --- hints -------------------------------------------------------------------------------------------------

@@ -13,11 +13,11 @@ _SLOW_SECONDS = 60.0
 """A request that takes longer does not count as in flight while others wait for its place."""
 
 
-class EventLoop(Protocol):
-    """An event loop, of which only this matters here."""
+class Sender(Protocol):
+    """An event loop, or a task on one, that sends requests."""
 
     def is_running(self) -> bool:
-        """Whether it runs: the requests of a stopped one never end."""
+        """Whether it can go on: the requests of a stopped one never end."""
 
 
 @dataclass(slots=True, eq=False)
@@ -43,11 +43,11 @@ class Permit:
     high_priority: bool = False
     """True for a query, which precedes waiting documents."""
     bound: InFlightBound = UNBOUNDED
-    blocked_loop: EventLoop | None = None
+    blocked_loop: Sender | None = None
     """The event loop that its caller, a sync call on the loop's thread, keeps from going on meanwhile."""
     wake: Callable[[], object] | None = None
     """Called when asking again earlier than at `retry_at` may help; set it before waiting."""
-    loop: EventLoop | None = None
+    loop: Sender | None = None
     """The event loop that sends it; None: a thread."""
     sent_at: float | None = None
     is_closed: bool = False

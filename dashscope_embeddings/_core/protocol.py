@@ -17,23 +17,25 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import ValidationError
 from pydantic_core import to_json
 
-from dashscope_embeddings._core import html_pages
 from dashscope_embeddings._core.error_codes import ErrorReply
 from dashscope_embeddings._core.reply_fields import (
+    COMPATIBLE_REPLY,
+    NATIVE_REPLY,
+    SPARSE_ENTRIES,
     billed_tokens,
     dense_vector,
+    describe_foreign_body,
     first_string,
     request_id_of,
     sparse_vector,
 )
-from dashscope_embeddings._core.reply_types import COMPATIBLE_REPLY, NATIVE_REPLY, SPARSE_ENTRIES
 from dashscope_embeddings.errors import BadReply
 from dashscope_embeddings.vectors import Part
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from dashscope_embeddings._core.reply_types import SparseEntry
+    from dashscope_embeddings._core.reply_fields import SparseEntry
     from dashscope_embeddings.vectors import Output, SparseVector, TextType
 
 ApiProtocol = Literal["native", "openai"]
@@ -156,7 +158,7 @@ def parse_reply(options: RequestOptions, reply: Reply, text_count: int) -> Parse
         content = parse_json(reply.body)
     except ValueError:
         if success:
-            page = html_pages.describe_foreign_body(reply.headers, reply.body)
+            page = describe_foreign_body(reply.headers, reply.body)
             problem = f"the reply is not JSON: {page}" if page else "the reply is not JSON"
             raise BadReply(problem, request_id=_request_id(reply, None)) from None
         return _error_reply(reply, None)
@@ -296,7 +298,7 @@ def _error_reply(reply: Reply, content: Any) -> ErrorReply:
     sources = [content.get("error"), content, content.get("output")] if isinstance(content, dict) else []
     source = next((source for source in sources if first_string(source, _ERROR_FIELDS)), content)
     code = first_string(source, ("code", "type"))
-    page = None if isinstance(content, dict) else html_pages.describe_foreign_body(reply.headers, reply.body)
+    page = None if isinstance(content, dict) else describe_foreign_body(reply.headers, reply.body)
     return ErrorReply(
         status=reply.status,
         code=code,

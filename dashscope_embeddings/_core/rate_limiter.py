@@ -26,7 +26,7 @@ from dashscope_embeddings._core.token_quota import QUOTA_SHARE, TokenQuota, spac
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from dashscope_embeddings._core.permit import EventLoop
+    from dashscope_embeddings._core.permit import Sender
     from dashscope_embeddings.quota import Quota
 
 __all__ = ["InFlightBound", "Limiter", "Permit", "shared_limiter"]
@@ -143,7 +143,7 @@ class Limiter:
         *,
         high_priority: bool = False,
         bound: InFlightBound = UNBOUNDED,
-        blocked_loop: EventLoop | None = None,
+        blocked_loop: Sender | None = None,
     ) -> Permit:
         """A permit for one request. It must end with `on_success`, `on_throttled` or `cancel`."""
         return Permit(estimated_tokens, high_priority, bound, blocked_loop)

@@ -1,21 +1,100 @@
-"""Reads single fields of replies: vectors strictly, all other fields leniently."""
+"""The shape of replies, and their single fields: vectors are read strictly, all other fields leniently."""
 
 from __future__ import annotations
 
 import base64
 import binascii
+import html
 import math
+import re
 import sys
 from array import array
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Generic, TypeAlias, TypeVar
+
+from pydantic import ConfigDict, Field, TypeAdapter, with_config
+from typing_extensions import NotRequired, TypedDict
 
 from dashscope_embeddings.errors import BadReply
 from dashscope_embeddings.vectors import SparseVector
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
-    from dashscope_embeddings._core.reply_types import SparseEntry
+    from dashscope_embeddings.vectors import Output
+
+# --- the shape of a reply ----------------------------------------------------------------------------------
+
+# Pydantic checks it while it parses the JSON: that is faster than to check every number afterwards. A component that
+# was not requested is typed `Any`: its value does not affect the requested vectors.
+_STRICT_FINITE = ConfigDict(strict=True, allow_inf_nan=False)
+_MAX_FLOAT32 = 3.4028234e38
+"""Vectors are computed and stored as float32."""
+_Float32 = Annotated[float, Field(ge=-_MAX_FLOAT32, le=_MAX_FLOAT32)]
+
+
+@with_config(_STRICT_FINITE)
+class SparseEntry(TypedDict):
+    """One entry of a sparse vector."""
+
+    index: Annotated[int, Field(ge=0, le=2**32 - 1)]
+    value: _Float32
+    token: NotRequired[Any]
+
+
+# Some gateways send base64 of float32, and null in place of a missing component.
+_Dense: TypeAlias = list[_Float32] | str | None
+_Sparse: TypeAlias = list[SparseEntry] | None
+_DenseT = TypeVar("_DenseT")
+_SparseT = TypeVar("_SparseT")
+
+
+@with_config(_STRICT_FINITE)
+class _NativeRow(TypedDict, Generic[_DenseT, _SparseT]):
+    text_index: int
+    embedding: NotRequired[_DenseT]
+    sparse_embedding: NotRequired[_SparseT]
+
+
+@with_config(_STRICT_FINITE)
+class _NativeOutput(TypedDict, Generic[_DenseT, _SparseT]):
+    embeddings: list[_NativeRow[_DenseT, _SparseT]]
+    code: NotRequired[Any]
+
+
+@with_config(_STRICT_FINITE)
+class _NativeReply(TypedDict, Generic[_DenseT, _SparseT]):
+    output: _NativeOutput[_DenseT, _SparseT]
+    # Any, here and below: `protocol` reads side fields leniently, as they do not change the vectors.
+    usage: NotRequired[Any]
+    request_id: NotRequired[Any]
+    id: NotRequired[Any]
+    code: NotRequired[Any]
+    error: NotRequired[Any]
+
+
+@with_config(_STRICT_FINITE)
+class _CompatibleRow(TypedDict):
+    index: int
+    embedding: NotRequired[_Dense]
+
+
+@with_config(_STRICT_FINITE)
+class _CompatibleReply(TypedDict):
+    data: list[_CompatibleRow]
+    usage: NotRequired[Any]
+    request_id: NotRequired[Any]
+    id: NotRequired[Any]
+    code: NotRequired[Any]
+    error: NotRequired[Any]
+
+
+NATIVE_REPLY: Mapping[Output, TypeAdapter[Any]] = {
+    "dense": TypeAdapter(_NativeReply[_Dense, Any]),
+    "sparse": TypeAdapter(_NativeReply[Any, _Sparse]),
+    "dense&sparse": TypeAdapter(_NativeReply[_Dense, _Sparse]),
+}
+COMPATIBLE_REPLY: TypeAdapter[Any] = TypeAdapter(_CompatibleReply)
+SPARSE_ENTRIES: TypeAdapter[list[SparseEntry]] = TypeAdapter(list[SparseEntry])
 
 
 # --- vectors ----------------------------------------------------------------------------------------------
@@ -98,3 +177,29 @@ def request_id_of(content: Any) -> str | None:
         return text
     numbers = (content.get(name) for name in ("request_id", "id"))
     return next((str(number) for number in numbers if type(number) is int and abs(number) < _SAFE_INTEGER_LIMIT), None)
+
+
+# --- what is no reply of the service ------------------------------------------------------------------------
+
+_INSPECTED_BYTES = 65_536
+_HTML_START = re.compile(rb"\s*(?:<!doctype html|<html|<head|<title|<body|<h1|<script|<meta)", re.IGNORECASE)
+_TEXT_START = re.compile(rb"(?!null|true|false)[A-Za-z<]")
+_TITLE = re.compile(rb"<title[^>]*>(.*?)</title>", re.IGNORECASE | re.DOTALL)
+_MAX_TITLE_CHARACTERS = 80
+
+
+def describe_foreign_body(headers: Mapping[str, str], body: bytes) -> str | None:
+    """What the body is, and what to check; None: it is empty, or JSON that is broken."""
+    start = body[:_INSPECTED_BYTES].removeprefix(b"\xef\xbb\xbf").strip()
+    kind, content = "text", start
+    if _HTML_START.match(start) or "text/html" in headers.get("content-type", "").lower():
+        title = _TITLE.search(start)
+        kind, content = "an HTML page", title[1] if title else b""
+    elif not _TEXT_START.match(start):
+        return None
+    shown = " ".join(html.unescape(content.decode("utf-8", "replace")).split())[:_MAX_TITLE_CHARACTERS]
+    quoted = f' ("{shown}")' if shown else ""
+    return (
+        f"{kind}{quoted} came in place of the service's JSON. It comes from a firewall, a proxy, a gateway or a "
+        "login page on the way: is base_url right, and does this network let requests to this host through?"
+    )

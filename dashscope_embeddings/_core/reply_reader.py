@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
-from dashscope_embeddings._core import protocol
-from dashscope_embeddings._core.failures import Failure, error_from_failure, error_from_reply, redact_bad_reply
-from dashscope_embeddings._core.protocol import ParsedReply, Reply
+from dashscope_embeddings._core import failures, protocol
+from dashscope_embeddings._core.protocol import ParsedReply
 from dashscope_embeddings.errors import Action, BadReply, DashScopeError, ServiceError
 from dashscope_embeddings.usage import RequestRecord
 
@@ -15,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from dashscope_embeddings._core.exchange import RequestContext
+    from dashscope_embeddings._core.protocol import Reply
     from dashscope_embeddings._core.steps import StepResult
 
 
@@ -63,16 +63,11 @@ def request_record(
 
 def interpret(answer: StepResult, context: RequestContext, texts: Sequence[str]) -> ParsedReply | DashScopeError:
     """The vectors of a driver's answer to `Send`, or the error that it stands for."""
-    if isinstance(answer, Failure):
-        return error_from_failure(answer, context.error_context)
-    if not isinstance(answer, Reply):
-        raise TypeError(f"a driver must answer Send with Reply or Failure, not {type(answer).__name__}")
-    try:
-        parsed = protocol.parse_reply(context.options, answer, len(texts))
-    except BadReply as error:
-        return redact_bad_reply(error, context.error_context, texts)
+    parsed = failures.interpret(
+        answer, lambda reply: protocol.parse_reply(context.options, reply, len(texts)), context.error_context, texts
+    )
     if not isinstance(parsed, ParsedReply):
-        return error_from_reply(parsed, context.error_context, texts)
+        return parsed
     if context.observed_widths is not None and parsed.dense is not None:
         width = len(parsed.dense[0])
         if (first := context.observed_widths.setdefault("dense", width)) != width:

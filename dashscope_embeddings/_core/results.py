@@ -21,31 +21,6 @@ if TYPE_CHECKING:
     from dashscope_embeddings.vectors import Output, Usage
 
 
-class Bill:
-    """Sums what the outcomes of a call were billed."""
-
-    def __init__(self, price: Price | None) -> None:
-        self._price = price
-        self._requests = self._texts = self._tokens = 0
-        self.request_ids: list[str] = []
-
-    def add(self, outcome: Outcome) -> None:
-        """Counts the requests of one batch."""
-        self._requests += outcome.requests
-        self._texts += outcome.texts
-        self._tokens += outcome.tokens
-        self.request_ids += outcome.request_ids
-
-    def usage_of(self, outcome: Outcome) -> Usage:
-        """What one batch was billed, without adding it."""
-        return priced_usage(self._price, outcome.requests, outcome.texts, outcome.tokens)
-
-    @property
-    def usage(self) -> Usage:
-        """The sums so far, with their list price."""
-        return priced_usage(self._price, self._requests, self._texts, self._tokens)
-
-
 class VectorBuffer:
     """Holds the vectors of texts by index until they are returned.
 
@@ -116,13 +91,13 @@ class VectorBuffer:
         """Indices below `end` that were neither stored nor returned."""
         return [index for index in range(self.next_index, end) if index not in self._embeddings]
 
-    def result(self, count: int, bill: Bill) -> Embeddings:
+    def result(self, count: int, usage: Usage, request_ids: Sequence[str]) -> Embeddings:
         """All vectors of `count` texts; every one must be stored."""
         embeddings = [self._embeddings[index] for index in range(count)]
         sparse = (
             [found.sparse for found in embeddings if found.sparse is not None] if "sparse" in self._output else None
         )
-        rest = (sparse, bill.usage, tuple(bill.request_ids))
+        rest = (sparse, usage, tuple(request_ids))
         if self._array_rows is None:
             return Embeddings([found.dense for found in embeddings if found.dense is not None], *rest)
         return Embeddings([], *rest, self._matrix, count)
@@ -145,7 +120,10 @@ class ResultCollector:
     """
 
     def __init__(self, output: Output, price: Price | None, *, array_rows: int | None = None) -> None:
-        self.bill = Bill(price)
+        self._price = price
+        self.usage = priced_usage(price, 0, 0, 0)
+        """What the outcomes were billed so far."""
+        self._request_ids: list[str] = []
         self.finished: dict[int, tuple[Batch, Outcome]] = {}
         """Batches that have ended but were not added yet: an interrupted call still collects them."""
         self.is_abandoned = False
@@ -168,7 +146,7 @@ class ResultCollector:
     def add(self, batch: Batch, outcome: Outcome) -> int:
         """Stores the texts that this batch completes, or their errors; returns the number of these texts."""
         self._outcomes[batch.number] = outcome
-        self.bill.add(outcome)
+        self._count(outcome)
         if self._abort_error is None or isinstance(self._abort_error, Cancelled):
             self._abort_error = outcome.abort_error or self._abort_error
         for slot in batch.slots:
@@ -219,7 +197,7 @@ class ResultCollector:
 
     def pop_ready(self) -> Iterator[Embedding]:
         """The next texts in order, up to the first that is missing; each is returned once."""
-        self.bill.request_ids.clear()  # a stream does not report them, and may be endless
+        self._request_ids.clear()  # a stream does not report them, and may be endless
         return self._vectors.pop_ready()
 
     def skip_refused(self) -> dict[int, DashScopeError]:
@@ -235,8 +213,16 @@ class ResultCollector:
     def count_abandoned(self) -> None:
         """Bills the batches that have ended and that an interrupted call will not add."""
         for _, outcome in self.finished.values():
-            self.bill.add(outcome)
+            self._count(outcome)
         self.finished.clear()
+
+    def usage_of(self, outcome: Outcome) -> Usage:
+        """What one batch was billed, with its list price."""
+        return priced_usage(self._price, outcome.requests, outcome.texts, outcome.tokens)
+
+    def _count(self, outcome: Outcome) -> None:
+        self.usage += self.usage_of(outcome)
+        self._request_ids += outcome.request_ids
 
     def attach_partial(self, error: BaseException, texts: Sequence[str] | None = None) -> None:
         """Sets `partial` and `failed` on the exception that ends the call, and bills everything that arrived.
@@ -264,7 +250,7 @@ class ResultCollector:
         if self.has_failed:
             self._vectors.fill_duplicates(texts)
             raise self.build_error(len(texts))
-        return self._vectors.result(len(texts), self.bill)
+        return self._vectors.result(len(texts), self.usage, self._request_ids)
 
     def build_error(self, count: int | None = None) -> DashScopeError:
         """The one error of a call of `count` texts: carries what was not returned, names what did not arrive."""

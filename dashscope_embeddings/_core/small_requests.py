@@ -6,22 +6,15 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
-from dashscope_embeddings._core import protocol
-from dashscope_embeddings._core.backoff import backoff_seconds, retry_after_seconds
-from dashscope_embeddings._core.failures import (
-    ErrorContext,
-    Failure,
-    error_from_failure,
-    error_from_reply,
-    redact_bad_reply,
-)
-from dashscope_embeddings._core.protocol import Reply
+from dashscope_embeddings._core import failures, protocol
+from dashscope_embeddings._core.failures import ErrorContext, Failure, backoff_seconds, retry_after_seconds
 from dashscope_embeddings._core.steps import Sleep
-from dashscope_embeddings.errors import Action, BadReply, DashScopeError
+from dashscope_embeddings.errors import Action, DashScopeError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
 
+    from dashscope_embeddings._core.protocol import Reply
     from dashscope_embeddings._core.steps import Send, Step, StepResult
 
 T = TypeVar("T")
@@ -46,37 +39,30 @@ class RequestSender:
         Raises:
             DashScopeError: a retry cannot help, or there were too many.
         """
-        failures = 0
+        failure_count = 0
         while True:
             result = self.interpret((yield request), read)
             if not isinstance(result, DashScopeError):
                 return result
-            failures += 1
-            yield from self.wait_before_retry(result, failures)
+            failure_count += 1
+            yield from self.wait_before_retry(result, failure_count)
 
     def interpret(self, reply: StepResult, read: Callable[[Reply], T]) -> T | DashScopeError:
         """The parsed reply, or the error that it stands for."""
-        if isinstance(reply, Failure):
-            return error_from_failure(reply, self.error_context)
-        if not isinstance(reply, Reply):
-            raise TypeError(f"a driver must answer Send with Reply or Failure, not {type(reply).__name__}")
-        if (refusal := protocol.parse_error_reply(reply)) is not None:
-            return error_from_reply(refusal, self.error_context)
-        try:
-            return read(reply)
-        except BadReply as broken:
-            return redact_bad_reply(broken, self.error_context)
+        return failures.interpret(
+            reply, lambda success: protocol.parse_error_reply(success) or read(success), self.error_context
+        )
 
-    def can_retry(self, error: DashScopeError, failures: int) -> bool:
+    def can_retry(self, error: DashScopeError, failure_count: int) -> bool:
         """Whether to retry after this error and so many failures."""
-        return error.action in RETRYABLE_ACTIONS and failures <= self.max_retries
+        return error.action in RETRYABLE_ACTIONS and failure_count <= self.max_retries
 
-    def wait_before_retry(self, error: DashScopeError, failures: int) -> RequestFlow[None]:
+    def wait_before_retry(self, error: DashScopeError, failure_count: int) -> RequestFlow[None]:
         """Waits before the next attempt; raises the error if a retry cannot help."""
-        if not self.can_retry(error, failures):
+        if not self.can_retry(error, failure_count):
             raise error
-        seconds = backoff_seconds(failures, retry_after_seconds(error))
-        _log.info("attempt %d of a request failed, next in %.1f s: %s", failures, seconds, error)
+        seconds = backoff_seconds(failure_count, retry_after_seconds(error))
+        _log.info("attempt %d of a request failed, next in %.1f s: %s", failure_count, seconds, error)
         yield from sleep(seconds)
 
 
@@ -87,4 +73,4 @@ def sleep(seconds: float) -> RequestFlow[None]:
         Cancelled: the caller was stopped.
     """
     if isinstance(result := (yield Sleep(seconds)), Failure):
-        raise error_from_failure(result, ErrorContext())
+        raise failures.error_from_failure(result, ErrorContext())

@@ -16,7 +16,7 @@ import math
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from dashscope_embeddings import _process
 from dashscope_embeddings._core.exchange import Outcome, warn_of_throttling
@@ -26,20 +26,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from dashscope_embeddings._core.exchange import RequestContext
+    from dashscope_embeddings._core.permit import Permit, Sender
     from dashscope_embeddings._core.planning import BatchPlanner
-    from dashscope_embeddings._core.rate_limiter import Permit
 
 _POLL_SECONDS = 0.25
 """Seconds after which a waiting caller polls again by itself, so that no caller depends on being woken."""
 _FULL_RATE_CALLERS = 64
 """With more waiting callers each polls less often: all together they poll as often as this many."""
-
-
-class SendingTask(Protocol):
-    """A task that sends a request."""
-
-    def is_running(self) -> bool:
-        """Whether it can continue: it has not ended, and its event loop is running."""
 
 
 @dataclass(slots=True, eq=False)
@@ -69,7 +62,7 @@ class BatchCall:
 
     members: list[SingleText]
     permit: Permit
-    task: SendingTask | None
+    task: Sender | None
     """The task that sends it; None: a thread, which cannot disappear."""
 
     @property
@@ -114,7 +107,7 @@ class TextBatcher:
         with self._lock:
             self._waiting[text] = None
 
-    def poll(self, text: SingleText, context: RequestContext, task: SendingTask | None) -> PollResult:
+    def poll(self, text: SingleText, context: RequestContext, task: Sender | None) -> PollResult:
         """What the caller of `text` has to do next; `task` is the caller's task, None for a thread."""
         with self._lock:
             self._requeue_orphaned(context)
@@ -205,7 +198,7 @@ class TextBatcher:
         return members
 
     def _start_batch(
-        self, members: list[SingleText], context: RequestContext, task: SendingTask | None, now: float
+        self, members: list[SingleText], context: RequestContext, task: Sender | None, now: float
     ) -> BatchCall:
         if (permit := members[0].permit) is None:
             raise RuntimeError("a text without a permit cannot be sent")

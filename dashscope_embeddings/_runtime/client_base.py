@@ -198,11 +198,11 @@ class ClientBase:
         with self._lock.current:
             collector.is_abandoned = True
         collector.count_abandoned()
-        self._add_usage(collector.bill.usage)
+        self._add_usage(collector.usage)
 
     def _count_late(self, collector: ResultCollector, outcome: Outcome) -> None:
         """Counts an outcome that arrived after its caller had left: it is billed."""
-        self._add_usage(collector.bill.usage_of(outcome))
+        self._add_usage(collector.usage_of(outcome))
 
     def _add_usage(self, usage: Usage) -> None:
         with self._lock.current:

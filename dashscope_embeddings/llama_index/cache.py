@@ -16,7 +16,6 @@ from llama_index.core.storage.kvstore.types import DEFAULT_COLLECTION, BaseKVSto
 
 from dashscope_embeddings._adapters.flows import Call, arun, run
 from dashscope_embeddings._adapters.vector_cache import warn_read_failed, warn_write_failed
-from dashscope_embeddings.llama_index.prefetched import take_prefetched
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -160,3 +159,34 @@ def _namespaced(collection: str) -> str:
 def _entry(vector: Sequence[float]) -> dict[str, Any]:
     """A vector in LlamaIndex's format."""
     return {str(uuid.uuid4()): list(vector)}
+
+
+# --- prefetched vectors --------------------------------------------------------------------------------------
+
+# LlamaIndex passes texts in slices. If each slice were a call, slices would run one after the other, errors would name
+# indices within a slice, and an error would lose the other slices' vectors. So the adapter embeds all texts in one
+# call, and each slice takes its vectors from here.
+_prefetched: contextvars.ContextVar[dict[str, list[float]] | None] = contextvars.ContextVar(
+    "dashscope_prefetched", default=None
+)
+
+
+@contextlib.contextmanager
+def prefetched(texts: Sequence[str], vectors: Sequence[list[float]]) -> Iterator[None]:
+    """Inside the block, and in tasks started there, `take_prefetched` returns these vectors.
+
+    Our cache returns them too: some versions of LlamaIndex assign vectors to wrong texts if a cache holds only a part.
+    """
+    token = _prefetched.set(dict(zip(texts, vectors, strict=True)))
+    try:
+        yield
+    finally:
+        _prefetched.reset(token)
+
+
+def take_prefetched(texts: Sequence[str]) -> list[list[float]] | None:
+    """Copies of the vectors of a slice; None if one is missing, so that the slice must be requested."""
+    vectors = _prefetched.get()
+    if vectors is None or any(text not in vectors for text in texts):
+        return None
+    return [list(vectors[text]) for text in texts]

@@ -19,9 +19,8 @@ from dashscope_embeddings._core.client_options import AdapterOptions
 from dashscope_embeddings._core.secret_settings import hide_secrets
 from dashscope_embeddings.catalogue import DEFAULT_MODEL
 from dashscope_embeddings.errors import InvalidInput
-from dashscope_embeddings.llama_index.cache import KVCache, NamespacedCache, use_cache
+from dashscope_embeddings.llama_index.cache import KVCache, NamespacedCache, prefetched, take_prefetched, use_cache
 from dashscope_embeddings.llama_index.nodes import BLANK_NODES_HINT
-from dashscope_embeddings.llama_index.prefetched import prefetched, take_prefetched
 from dashscope_embeddings.llama_index.sparse import MAX_TEXTS_PER_CALL
 from dashscope_embeddings.llama_index.usage_event import emit_usage
 from dashscope_embeddings.vectors import TextType

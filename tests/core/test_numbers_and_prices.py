@@ -12,7 +12,7 @@ import pytest
 from client_helpers import client_for
 
 from dashscope_embeddings import EmbeddingClient, InvalidInput, Price, catalogue
-from dashscope_embeddings._core.backoff import backoff_seconds
+from dashscope_embeddings._core.failures import backoff_seconds
 from dashscope_embeddings.emulator import Emulator, faults
 from dashscope_embeddings.langchain import DashScopeEmbeddings
 from dashscope_embeddings.llama_index import DashScopeEmbedding

@@ -173,7 +173,7 @@ def test_what_was_billed_is_counted_and_priced() -> None:
     for price, cost in ((None, None), (Price("CNY", Decimal("0.5")), Cost(Decimal("0.00001"), "CNY"))):
         found = ResultCollector("dense", price)
         found.add(batch, outcome(batch))
-        assert found.bill.usage == Usage(1, 20, 2, cost)
+        assert found.usage == Usage(1, 20, 2, cost)
 
 
 @pytest.mark.parametrize(
@@ -192,7 +192,7 @@ def test_an_error_carries_what_arrived_in_the_shape_that_was_asked(output: Outpu
     assert (error.partial, error.failed) == ({0: arrived}, [1])
     assert error.reasons.keys() == {1}
     assert "improper" in error.reasons[1]
-    assert found.bill.usage == Usage(1, 10, 1)
+    assert found.usage == Usage(1, 10, 1)
 
 
 def test_every_refused_text_is_named_with_its_reason_and_the_first_is_raised() -> None:
