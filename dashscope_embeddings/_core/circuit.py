@@ -88,6 +88,11 @@ class Circuit:
         return log.highest_weight(self.first_refused_at, self.opened_at, constants.WINDOW_SECONDS)
 
     def middle_amount(self, log: SendLog, passed_at: float) -> float:
-        """What passes in a second, between what was counted at the last 429 and at the probe that passed."""
+        """What passes in a second, between what was counted at the last 429 and at the probe that passed.
+
+        After the silence that a 429 asked for, nothing is counted any more, so only the 429 says something.
+        """
         at_refusal = log.weight(self.last_refused_at, constants.WINDOW_SECONDS)
+        if not self.refused_probes and passed_at > self.last_refused_at + constants.WINDOW_SECONDS:
+            return constants.SHARE * at_refusal
         return (at_refusal + log.weight(passed_at, constants.WINDOW_SECONDS)) / 2.0

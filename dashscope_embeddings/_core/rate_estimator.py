@@ -216,7 +216,8 @@ class RateEstimator:
     def _is_random(self, circuit: Circuit, now: float) -> bool:
         recent = self.log.known_since(-math.inf, constants.RECENT_REPLIES)
         refused = sum(send.passed is False for send in recent)
-        if circuit.refused_probes or refused > constants.MAX_REFUSED_SHARE * len(recent):
+        is_hint = self.steady.is_hinted and not self.is_within_quota
+        if is_hint or circuit.refused_probes or refused > constants.MAX_REFUSED_SHARE * len(recent):
             return False
         is_likely = self.is_within_quota or self._detector.random_share > constants.FREQUENT_RANDOM
         if is_likely and now > self._chance_at + constants.WINDOW_SECONDS:

@@ -68,6 +68,10 @@ DROPPED_SHARE, DROPPED_HOLD, DROPPED_SECONDS = 0.8, 0.8, 15.0
 DROPPED_OVERSHOOT, DROPPED_DOUBLING_SECONDS = 0.1, 0.7
 HINTED_HOLD, MAX_HINTED_HOLD = 6.0, 60.0
 """Seconds of holding where a 429 asks for seconds of silence: exceeding costs more ("Retry-After 1, 30/s")."""
+HINTED_HOLD_PER_LIMIT, HINTED_QUICK_HOLD = 0.2, 3.0
+"""A limit that was measured once is held so long for each request a second: the lower it is, the longer the job, and
+the rather the room of a small bucket was measured. Below so many seconds it is doubled like a bucket's ("GCRA 52.4/s,
+room for 3, Retry-After 1": 6 times the ideal without it)."""
 BUCKET_MEMORY_SECONDS = 3.0
 """A bucket's rate is what passed since the earliest limit met within this time ("GCRA 30/s, room for 3")."""
 RECENT_SENDS = 10

@@ -41,14 +41,15 @@ class SteadyRate:
     def set(self, limit: float, hold_seconds: float, now: float) -> None:
         """A limit was found: holds it from now on."""
         limit = max(limit, constants.MIN_LIMIT)
+        if self.is_hinted and self.is_near(limit):
+            hold_seconds = max(hold_seconds, constants.HINTED_HOLD)
+        elif self.is_hinted:
+            hold_seconds = min(constants.HINTED_HOLD, constants.HINTED_HOLD_PER_LIMIT * limit)
         if self.limit is not None and limit < constants.DROPPED_SHARE * self.limit:
             self._dropped_at, self._best = now, limit
             hold_seconds = min(self.hold_seconds, constants.DROPPED_HOLD)
         self.limit, self._best, self._since = limit, max(limit, self._best), now
-        if self.is_hinted:
-            self.hold_seconds = min(max(hold_seconds, constants.HINTED_HOLD), constants.MAX_HINTED_HOLD)
-        else:
-            self.hold_seconds = min(hold_seconds, constants.MAX_HOLD)
+        self.hold_seconds = min(hold_seconds, constants.MAX_HINTED_HOLD if self.is_hinted else constants.MAX_HOLD)
 
     def lower(self) -> None:
         """Lowers the limit a little; goes on with the hold."""
@@ -67,7 +68,7 @@ class SteadyRate:
         overshoot, doubling, approach = constants.OVERSHOOT, constants.DOUBLING_SECONDS, hold
         if now < self._dropped_at + constants.DROPPED_SECONDS:
             overshoot, doubling = constants.DROPPED_OVERSHOOT, constants.DROPPED_DOUBLING_SECONDS
-        elif self.is_bucket and hold < 1.0:
+        elif hold < constants.HINTED_QUICK_HOLD if self.is_hinted else self.is_bucket and hold < 1.0:
             overshoot, doubling, approach = 0.0, constants.BUCKET_DOUBLING_SECONDS, 0.0
         if held < hold:
             return self.limit

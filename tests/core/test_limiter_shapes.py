@@ -74,6 +74,8 @@ def test_services_at_random_are_used_well() -> None:
     [
         pytest.param(1582, 1.7, 0.3, id="a limit whose 429s take a second is not taken for random ones over and over"),
         pytest.param(1410, 1.7, 0.08, id="a cap that was taken for the limit is tested although the window is small"),
+        pytest.param(7316, 2.3, 0.05, id="the room of a small bucket is not held for long where 429s ask for silence"),
+        pytest.param(7143, 2.5, 0.05, id="a refused second of silence does not halve the limit"),
         pytest.param(1061, 2.2, 0.4, id="a probe refused at random does not show a window of many seconds"),
     ],
 )
