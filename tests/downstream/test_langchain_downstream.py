@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import os
+import subprocess
+import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -159,6 +163,78 @@ def test_lancedb_stores_and_finds_the_vectors(
     (found,) = table.search(embeddings.embed_query(QUESTION)).limit(1).to_list()
     assert found["text"] == QUESTION
     assert new_requests(emulator) == [DOCUMENTS, QUERY]
+
+
+# --- a text splitter ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore:`langchain-.*` is being sunset:DeprecationWarning")
+@WAYS
+def test_a_semantic_chunker_embeds_sentences_as_documents_and_cuts_between_topics(
+    embeddings: DashScopeEmbeddings, emulator: Emulator, *, asynchronous: bool
+) -> None:
+    # Imported under the filter of warnings: it says that it is no longer developed.
+    from langchain_experimental.text_splitter import SemanticChunker  # noqa: PLC0415
+
+    chunker = SemanticChunker(embeddings, buffer_size=0, number_of_chunks=2)
+    sentences = [f"The {noun} swims in the sea." for noun in ("whale", "shark")]
+    sentences += [f"An {noun} computes vectors quickly." for noun in ("engine", "adapter")]
+    document = Document(" ".join(sentences), metadata={"source": "a book"})
+    if asynchronous:
+        found = asyncio.run(chunker.atransform_documents([document]))
+    else:
+        found = chunker.transform_documents([document])
+    assert [part.page_content for part in found] == [" ".join(sentences[:2]), " ".join(sentences[2:])]
+    assert [part.metadata["source"] for part in found] == ["a book"] * 2
+    assert new_requests(emulator) == [("document", tuple(sentences))]
+
+
+# --- processes ---------------------------------------------------------------------------------------------
+
+PREFORK = """
+import billiard
+from dashscope_embeddings.langchain import DashScopeEmbeddings
+
+embeddings = DashScopeEmbeddings(api_key="sk-made-up", base_url={url!r}, dimensions={width})
+before = embeddings.embed_query("parent before")
+
+def task(name):
+    together.wait()
+    return embeddings.embed_query(name), embeddings.embed_documents([f"{{name}} document {{n}}" for n in range(12)])
+
+together = billiard.Barrier(3)
+with billiard.Pool(3) as pool:
+    waiting = pool.map_async(task, ["a", "b", "c"], chunksize=1)
+    after = embeddings.embed_query("parent after")
+    print(json.dumps([before, after, *waiting.get(60)]))
+"""
+"""Celery's process pool: a parent that has open connections forks workers that use the same adapter."""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_workers_that_celerys_pool_forks_have_requests_and_sockets_of_their_own(
+    served: Server, emulator: Emulator
+) -> None:
+    program = "import json\n" + PREFORK.format(url=served.url, width=WIDTH)
+    # Python 3.12 warns of forks beside threads.
+    command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)  # noqa: S603 - our own program
+    assert (done.returncode, done.stderr) == (0, "")
+    before, after, *workers = json.loads(done.stdout)
+
+    def vectors(role: str, texts: list[str]) -> list[list[float]]:
+        return [emulator.dense(text, text_type=role, dimension=WIDTH) for text in texts]
+
+    assert [before, after] == vectors("query", ["parent before", "parent after"])
+    documents = {name: [f"{name} document {n}" for n in range(12)] for name in "abc"}
+    assert workers == [[*vectors("query", [name]), vectors("document", texts)] for name, texts in documents.items()]
+    assert served.peak_connections >= 4, "a connection of the parent, and one of each worker"
+    assert new_requests(emulator) == sorted(
+        [
+            *(("query", (name,)) for name in ["parent before", "parent after", *documents]),
+            *(("document", tuple(texts[cut])) for texts in documents.values() for cut in (slice(10), slice(10, 12))),
+        ]
+    )
 
 
 # --- a web server ------------------------------------------------------------------------------------------

@@ -7,14 +7,18 @@ import re
 from typing import TYPE_CHECKING
 
 import pytest
-from llama_index.core import Document
+from llama_index.core import Document, VectorStoreIndex
 from llama_index.core.ingestion import DocstoreStrategy, IngestionCache, IngestionPipeline
+from llama_index.core.llms import MockLLM
 from llama_index.core.node_parser import SemanticSplitterNodeParser
+from llama_index.core.retrievers import QueryFusionRetriever
+from llama_index.core.retrievers.fusion_retriever import FUSION_MODES
+from llama_index.core.schema import TextNode
 from llama_index.core.storage.docstore import SimpleDocumentStore
 from llama_index.core.vector_stores import SimpleVectorStore
 from request_log import new_requests
 
-from dashscope_embeddings.llama_index import DashScopeEmbedding
+from dashscope_embeddings.llama_index import DashScopeEmbedding, DashScopeSparseRetriever
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -31,10 +35,13 @@ def embedding(served: Server) -> DashScopeEmbedding:
     return DashScopeEmbedding(api_key="sk-made-up", base_url=served.url, dimensions=128)
 
 
-def run(pipeline: IngestionPipeline, texts: list[str], *, asynchronous: bool) -> list[str]:
+def run(
+    pipeline: IngestionPipeline, texts: list[str], *, asynchronous: bool, num_workers: int | None = None
+) -> list[str]:
     """The texts of the nodes that came out."""
     documents = [Document(text=text, id_=str(n)) for n, text in enumerate(texts)]
-    nodes = asyncio.run(pipeline.arun(documents=documents)) if asynchronous else pipeline.run(documents=documents)
+    run = (lambda **how: asyncio.run(pipeline.arun(**how))) if asynchronous else pipeline.run
+    nodes = run(documents=documents, num_workers=num_workers)
     assert all(len(node.embedding or ()) == 128 for node in nodes)
     return [node.get_content() for node in nodes]
 
@@ -92,3 +99,42 @@ def test_a_semantic_splitter_embeds_sentences_as_documents_in_full_requests(
         nodes = splitter.get_nodes_from_documents([document])
     assert "".join(node.get_content() for node in nodes).split() == document.text.split()
     assert new_requests(emulator) == [("document", tuple(sentences))]
+
+
+@pytest.mark.filterwarnings("ignore:Specified num_workers exceed")
+@WAYS
+def test_a_pipelines_workers_embed_each_text_once_and_fill_cache_and_docstore(
+    embedding: DashScopeEmbedding, emulator: Emulator, *, asynchronous: bool
+) -> None:
+    pipeline = IngestionPipeline(
+        transformations=[embedding],
+        docstore=SimpleDocumentStore(),
+        vector_store=SimpleVectorStore(),
+        cache=IngestionCache(),
+    )
+    embedding.get_text_embedding("used before the workers start")
+    emulator.clear()
+    assert run(pipeline, TEXTS, asynchronous=asynchronous, num_workers=2) == TEXTS
+    sent = new_requests(emulator)
+    assert {role for role, _ in sent} == {"document"}
+    assert sorted(text for _, texts in sent for text in texts) == TEXTS
+    cached = pipeline.cache.cache.get_all(collection=pipeline.cache.collection)
+    assert len(cached) == len(sent) == 2, "an entry of each worker"
+    assert run(pipeline, TEXTS, asynchronous=asynchronous) == []  # the docstore has them
+    assert new_requests(emulator) == []
+
+
+@WAYS
+def test_a_fusion_retriever_asks_once_for_both_vectors_of_a_question(
+    embedding: DashScopeEmbedding, emulator: Emulator, *, asynchronous: bool
+) -> None:
+    nodes = [TextNode(text=text, id_=text) for text in TEXTS]
+    sparse = DashScopeSparseRetriever.from_nodes(nodes, dense=embedding)
+    index = VectorStoreIndex(nodes, embed_model=embedding)
+    fusion = QueryFusionRetriever(
+        [sparse, index.as_retriever()], llm=MockLLM(), num_queries=1, mode=FUSION_MODES.RECIPROCAL_RANK
+    )
+    assert new_requests(emulator) == [("document", tuple(TEXTS))]
+    found = asyncio.run(fusion.aretrieve("paragraph 7")) if asynchronous else fusion.retrieve("paragraph 7")
+    assert found[0].node.node_id == "paragraph 7"
+    assert new_requests(emulator) == [("query", ("paragraph 7",))]

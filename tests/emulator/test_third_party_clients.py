@@ -53,11 +53,24 @@ def text_embedding(server: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[
     importlib.import_module("dashscope.api_entities.http_request").close_shared_sync_session()
 
 
-@pytest.fixture
-def openai_client(server: Server) -> Iterator[Any]:
+@pytest.fixture(params=["OpenAI", "AsyncOpenAI"])
+def openai_create(request: pytest.FixtureRequest, server: Server) -> Any:
+    """`client.embeddings.create` of OpenAI's package, called by a client of its own."""
     openai = pytest.importorskip("openai")
-    with openai.OpenAI(api_key=KEY, base_url=f"{server.url}/compatible-mode/v1", max_retries=0) as client:
-        yield client
+    settings = {"base_url": f"{server.url}/compatible-mode/v1", "max_retries": 0}
+
+    def create(api_key: str = KEY, **arguments: Any) -> Any:
+        if request.param == "OpenAI":
+            with openai.OpenAI(api_key=api_key, **settings) as client:
+                return client.embeddings.create(**arguments)
+
+        async def ask() -> Any:
+            async with openai.AsyncOpenAI(api_key=api_key, **settings) as client:
+                return await client.embeddings.create(**arguments)
+
+        return asyncio.run(ask())
+
+    return create
 
 
 def vectors(reply: Any) -> list[list[float]]:
@@ -176,11 +189,11 @@ def test_the_vendors_newer_clients_raise_their_own_errors_for_refusals(
 
 @pytest.mark.parametrize("encoding", [{}, {"encoding_format": "float"}, {"encoding_format": "base64"}])
 def test_openais_package_embeds_a_string_a_list_and_an_open_file(
-    openai_client: Any, emulator: Emulator, lines: Path, encoding: dict[str, str]
+    openai_create: Any, emulator: Emulator, lines: Path, encoding: dict[str, str]
 ) -> None:
     for_model = {"model": MODEL, "dimensions": 256, **encoding}
     with lines.open(encoding="utf-8") as file:
-        replies = [openai_client.embeddings.create(input=given, **for_model) for given in (LINES[0], LINES, file)]
+        replies = [openai_create(input=given, **for_model) for given in (LINES[0], LINES, file)]
     for reply, asked in zip(replies, emulator.asked, strict=True):
         assert reply.usage.total_tokens == asked.tokens
         for row, text in zip(reply.data, asked.texts, strict=True):
@@ -203,19 +216,19 @@ def as_floats(embedding: list[float] | str) -> list[float]:
     return embedding
 
 
-def test_openais_package_raises_its_own_errors_for_refusals(openai_client: Any, emulator: Emulator) -> None:
+def test_openais_package_raises_its_own_errors_for_refusals(openai_create: Any, emulator: Emulator) -> None:
     openai = pytest.importorskip("openai")
     with pytest.raises(openai.BadRequestError, match="larger than 10") as refused:
-        openai_client.embeddings.create(model=MODEL, input=["x"] * 11)
+        openai_create(model=MODEL, input=["x"] * 11)
     assert refused.value.request_id == emulator.asked[0].request_id
     with pytest.raises(openai.NotFoundError, match="does not exist"):
-        openai_client.embeddings.create(model="text-embedding-v9", input="x")
+        openai_create(model="text-embedding-v9", input="x")
     emulator.faults = [faults.Throttle(code="Throttling.AllocationQuota")]
     with pytest.raises(openai.RateLimitError) as throttled:
-        openai_client.embeddings.create(model=MODEL, input="x")
+        openai_create(model=MODEL, input="x")
     assert throttled.value.code == "insufficient_quota"
     with pytest.raises(openai.AuthenticationError, match="Incorrect API key provided"):
-        openai_client.with_options(api_key="sk-another").embeddings.create(model=MODEL, input="x")
+        openai_create(api_key="sk-another", model=MODEL, input="x")
 
 
 @pytest.mark.parametrize("role", ["query", "document"])
@@ -232,11 +245,9 @@ def test_the_vendors_sdk_gets_the_vectors_that_our_client_gets(server: Server, t
     assert theirs == [set(row.indices) for row in ours.sparse]
 
 
-def test_the_openai_package_gets_the_vectors_that_our_client_gets(server: Server, openai_client: Any) -> None:
+def test_the_openai_package_gets_the_vectors_that_our_client_gets(server: Server, openai_create: Any) -> None:
     texts = ["deep sea", "深海"]
-    reply = openai_client.embeddings.create(
-        model="text-embedding-v4", input=texts, dimensions=256, encoding_format="float"
-    )
+    reply = openai_create(model="text-embedding-v4", input=texts, dimensions=256, encoding_format="float")
     client = EmbeddingClient(
         "text-embedding-v4", api_key="sk-made-up", base_url=server.url, dimensions=256, protocol="openai"
     )
