@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from llama_index.core import Document, VectorStoreIndex
@@ -40,8 +40,8 @@ def run(
 ) -> list[str]:
     """The texts of the nodes that came out."""
     documents = [Document(text=text, id_=str(n)) for n, text in enumerate(texts)]
-    run = (lambda **how: asyncio.run(pipeline.arun(**how))) if asynchronous else pipeline.run
-    nodes = run(documents=documents, num_workers=num_workers)
+    arguments: Any = {"documents": documents, "num_workers": num_workers}
+    nodes = asyncio.run(pipeline.arun(**arguments)) if asynchronous else pipeline.run(**arguments)
     assert all(len(node.embedding or ()) == 128 for node in nodes)
     return [node.get_content() for node in nodes]
 
