@@ -50,6 +50,11 @@ class Send:
     permit: Permit | None = field(default=None, compare=False, repr=False)
     """The driver notes in it which event loop sends it."""
 
+    @property
+    def is_urgent(self) -> bool:
+        """Whether its reply should be handled before those of documents: it is small, or somebody waits for it."""
+        return self.permit is None or self.permit.high_priority
+
 
 @dataclass(frozen=True, slots=True)
 class Sleep:

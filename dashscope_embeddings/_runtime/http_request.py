@@ -5,10 +5,12 @@ The reply is checked while its connection is still held, so a connection that de
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import time
 import weakref
 import zlib
+from collections import deque
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -130,7 +132,44 @@ def read_body(response: httpx.Response, body: BodyReader, deadline: Deadline) ->
 # --- async ------------------------------------------------------------------------------------------------
 
 
-async def asend_and_read(client: Any, request: httpx.Request, step: Send) -> Reply:
+class ReplyTurns:
+    """Has an event loop parse one reply to documents per turn, because a backlog of them must not delay a query."""
+
+    def __init__(self) -> None:
+        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._is_taken = False
+        """Whether the present turn has its reply."""
+
+    async def parse(self, step: Send, reply: Reply) -> bool:
+        """Calls `step.read_reply` when it is its turn; returns whether the connection may be reused."""
+        if step.read_reply is None:
+            return True
+        try:
+            if not step.is_urgent:
+                await self._next_turn(asyncio.get_running_loop())
+        finally:  # also if the caller is cancelled meanwhile: the reply is paid for
+            may_reuse = step.read_reply(reply)
+        return may_reuse
+
+    async def _next_turn(self, loop: asyncio.AbstractEventLoop) -> None:
+        if self._is_taken:
+            turn = loop.create_future()
+            self._waiting.append(turn)
+            await turn
+        else:
+            self._is_taken = True
+            loop.call_soon(self._pass_on, loop)
+
+    def _pass_on(self, loop: asyncio.AbstractEventLoop) -> None:
+        while self._waiting:
+            if not (turn := self._waiting.popleft()).done():
+                turn.set_result(None)
+                loop.call_soon(self._pass_on, loop)
+                return
+        self._is_taken = False
+
+
+async def asend_and_read(client: Any, request: httpx.Request, step: Send, turns: ReplyTurns) -> Reply:
     """`send_and_read` on the running loop, without a deadline."""
     if isinstance(client, httpx.AsyncBaseTransport):
         response = await client.handle_async_request(request)
@@ -148,11 +187,7 @@ async def asend_and_read(client: Any, request: httpx.Request, step: Send) -> Rep
                     break
             content = b"".join(parts)
         reply = make_reply(response, content)
-        if (
-            step.read_reply is not None
-            and not step.read_reply(reply)
-            and (stream := _network_stream(response)) is not None
-        ):
+        if not await turns.parse(step, reply) and (stream := _network_stream(response)) is not None:
             await stream.aclose()
         return reply
     finally:

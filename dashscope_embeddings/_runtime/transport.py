@@ -14,7 +14,7 @@ import os
 import threading
 import time
 import weakref
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -39,6 +39,7 @@ from dashscope_embeddings._runtime.direct_transport import (
 from dashscope_embeddings._runtime.file_transfer import FileTransfer
 from dashscope_embeddings._runtime.http_request import (
     ACCEPT_ENCODING,
+    ReplyTurns,
     UnusableBody,
     asend_and_read,
     send_and_read,
@@ -86,6 +87,7 @@ class _LoopResources:
     client: Any
     """The pool of the loop, or the user's client."""
     shared: SharedPool | None = None
+    turns: ReplyTurns = field(default_factory=ReplyTurns)
 
 
 class Transport:
@@ -162,25 +164,26 @@ class Transport:
         """Sends one request on the running loop; transfers files in a thread, because disk access blocks."""
         if step.endpoint is not None and step.endpoint.has_file:
             return await asyncio.to_thread(self.send, step)
-        client = (await self._loop_resources()).client
+        resources = await self._loop_resources()
+        client = resources.client
         try:
             if client is self._user_resources.async_client:
-                return await self._send_with_user_client(client, step)
-            return await run_with_deadline(
-                self._deadline_of(step), asend_and_read(client, self._build_request(client, step), step)
-            )
+                return await self._send_with_user_client(client, step, resources.turns)
+            sending = asend_and_read(client, self._build_request(client, step), step, resources.turns)
+            return await run_with_deadline(self._deadline_of(step), sending)
         except Exception as error:
             if (failure := self._failure_of(error)) is not None:
                 return failure
             raise
 
-    async def _send_with_user_client(self, client: Any, step: Send) -> Reply:
+    async def _send_with_user_client(self, client: Any, step: Send, turns: ReplyTurns) -> Reply:
         """Sends with the user's client; a cancellation waits for a step where its pool cannot leak."""
         check_open("http_async_client", client)
         attempt = CancellableRequest(client)
         request = self._build_request(client, step)
         request.extensions = {**request.extensions, "trace": attempt.trace}
-        return await run_with_deadline(self._deadline_of(step), attempt.run(asend_and_read(client, request, step)))
+        sending = attempt.run(asend_and_read(client, request, step, turns))
+        return await run_with_deadline(self._deadline_of(step), sending)
 
     async def _loop_resources(self) -> _LoopResources:
         """The running loop's client and slots, made on first use; those of closed loops are dropped."""

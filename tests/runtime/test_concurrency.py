@@ -9,9 +9,10 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
+import httpx
 import pytest
 from client_helpers import KEY
-from raw_server import client_for_url, good_reply, serve_raw, vector_of
+from raw_server import ReceivedRequest, client_for_url, good_reply, reply_content, serve_raw, vector_of
 
 from dashscope_embeddings import EmbeddingClient, InvalidInput
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Callable, Iterator
 
-    from raw_server import RawServer, ReceivedRequest
+    from raw_server import RawServer
 
 
 class Gate:
@@ -223,3 +224,40 @@ def test_an_error_ends_the_waits_of_its_job_at_once(gate: Gate) -> None:
 def test_a_wrong_number_is_refused_before_anything_is_sent(wrong: Any) -> None:
     with pytest.raises(InvalidInput, match="max_concurrency"):
         EmbeddingClient(api_key=KEY, max_concurrency=wrong)
+
+
+async def test_a_backlog_of_replies_to_documents_delays_no_query() -> None:
+    """All replies come in the same turn of the loop, those to documents first; of these it parses one per turn."""
+    documents_came, all_came, turn, parsed = asyncio.Event(), asyncio.Event(), 0, []
+
+    async def answer(request: httpx.Request) -> httpx.Response:
+        received = ReceivedRequest(len(asked) + 1, 1, "", request.content)
+        asked.append(received)
+        if len(asked) >= 12:
+            (documents_came if len(asked) == 12 else all_came).set()
+        await all_came.wait()
+        return httpx.Response(200, json=reply_content(received))
+
+    def count_turns() -> None:
+        nonlocal turn
+        turn += 1
+        loop.call_soon(count_turns)
+
+    asked: list[ReceivedRequest] = []
+    loop = asyncio.get_running_loop()
+    loop.call_soon(count_turns)
+    async with httpx.AsyncClient(transport=httpx.MockTransport(answer)) as http:
+        client = EmbeddingClient(
+            api_key=KEY,
+            http_async_client=http,
+            dimensions=64,
+            batch_size=1,
+            on_request=lambda record: parsed.append((turn, record.text_type)),
+        )
+        indexing = asyncio.create_task(client.aembed([f"text {i}" for i in range(12)]))
+        await documents_came.wait()
+        await client.aembed("a query", text_type="query")
+        await indexing
+    turns = [turn for turn, role in parsed if role == "document"]
+    assert len(turns) == len(set(turns)) == 12
+    assert "query" in {role for _, role in parsed[:4]}, parsed
