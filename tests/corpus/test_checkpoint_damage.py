@@ -404,11 +404,8 @@ def embed_old(emulator: Emulator, folder: Path, kind: str) -> corpus.Summary:
 
 
 @pytest.mark.parametrize("kind", ["dense", "hybrid"])
-@pytest.mark.parametrize("version", [1, 2])
-def test_a_checkpoint_of_an_older_version_is_converted_once(
-    version: int, kind: str, tmp_path: Path, emulator: Emulator
-) -> None:
-    folder = unpack(f"{version}/{kind}", tmp_path, [*OLD_TEXTS, "new"])
+def test_a_checkpoint_of_an_older_version_is_converted_once(kind: str, tmp_path: Path, emulator: Emulator) -> None:
+    folder = unpack(kind, tmp_path, [*OLD_TEXTS, "new"])
     (folder / NAME).chmod(0o644)
     vectors = {**old_vectors(folder), "new": expected_vector(emulator, "new")}
     found = embed_old(emulator, folder, kind)
@@ -422,15 +419,12 @@ def test_a_checkpoint_of_an_older_version_is_converted_once(
         assert (folder / NAME).stat().st_mode & 0o777 == 0o600
 
 
-@pytest.mark.parametrize("version", [1, 2])
-def test_damaged_vectors_of_an_older_version_alone_are_asked_again(
-    version: int, tmp_path: Path, emulator: Emulator
-) -> None:
-    folder = unpack(f"{version}/dense", tmp_path, OLD_TEXTS)
+def test_damaged_vectors_of_an_older_version_alone_are_asked_again(tmp_path: Path, emulator: Emulator) -> None:
+    folder = unpack("dense", tmp_path, OLD_TEXTS)
     vectors = old_vectors(folder)
     overwrite(folder / f"{NAME}-vectors", 1000, bytes(512))
     found = embed_old(emulator, folder, "dense")
-    assert found.embedded == emulator.billed_texts == (3 if version == 2 else 10), "version 1 had one sum per reply"
+    assert found.embedded == emulator.billed_texts == 10, "one sum per reply"
     texts = [text for text in OLD_TEXTS if text != "text number 17"]
     rows = [row.dense for row in read_vectors(folder / "out.jsonl")]
     again = [number for number, row in enumerate(rows) if row == expected_vector(emulator, texts[number])]
@@ -443,14 +437,14 @@ def test_damaged_vectors_of_an_older_version_alone_are_asked_again(
 def test_one_file_of_an_older_version_is_refused_without_the_other(
     change: str, missing: str, tmp_path: Path, emulator: Emulator
 ) -> None:
-    folder = unpack("2/dense", tmp_path, OLD_TEXTS)
+    folder = unpack("dense", tmp_path, OLD_TEXTS)
     path = folder / missing
     if change == "removed":
         path.unlink()
     elif change == "emptied":
         os.truncate(path, 0)
     else:
-        other = unpack("2/batch", tmp_path / "other", [])
+        other = unpack("batch", tmp_path / "other", [])
         overwrite(path, 0, (other / missing).read_bytes() if missing != NAME else b"noise" * 100)
     for _ in range(2):
         with pytest.raises(InvalidInput, match=r"put .* back|is not a checkpoint"):
@@ -461,7 +455,7 @@ def test_one_file_of_an_older_version_is_refused_without_the_other(
 @pytest.mark.parametrize("step", ["_commit", "begin_wal"])
 def test_a_conversion_that_is_cut_off_is_done_again(step: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Vectors stay in the file of the older version until what was made of them is on the disk."""
-    folder = unpack("2/dense", tmp_path, OLD_TEXTS)
+    folder = unpack("dense", tmp_path, OLD_TEXTS)
     with monkeypatch.context() as patch:
         patch.setattr(f"dashscope_embeddings.corpus.checkpoint.database.Database.{step}", lambda _: 1 / 0)
         with pytest.raises(ZeroDivisionError), inputs.open_checkpoint(folder / NAME):
@@ -470,9 +464,8 @@ def test_a_conversion_that_is_cut_off_is_done_again(step: str, tmp_path: Path, m
     assert embed_old(Emulator(), folder, "dense").embedded == 0
 
 
-@pytest.mark.parametrize("version", [1, 2])
 def test_a_batch_that_an_older_version_submitted_is_fetched(
-    version: int, tmp_path: Path, service: Emulator, clock: FakeClock
+    tmp_path: Path, service: Emulator, clock: FakeClock
 ) -> None:
     """One part of a long text has its vector, the other is under way."""
     texts = [*OLD_TEXTS, LONG]
@@ -487,7 +480,7 @@ def test_a_batch_that_an_older_version_submitted_is_fetched(
     clock.time += 300
     sent = corpus.batch_fetch(again, client=asking).files[1]
     assert sent.texts == 1
-    folder = unpack(f"{version}/batch", tmp_path, texts)
+    folder = unpack("batch", tmp_path, texts)
     with sqlite3.connect(folder / NAME) as checkpoint:  # the service gave other names
         checkpoint.execute(
             "UPDATE batches SET batch_id = ?, file_id = ? WHERE number = 2", (sent.batch_id, sent.file_id)

@@ -53,16 +53,7 @@ def is_intact(digest: object, checksum: object, vectors: PackedVectors) -> bool:
 
 def row_checksum(*values: object) -> bytes:
     """The checksum of a row; the same in all versions of Python, whose `repr` shows newer characters differently."""
-    return _checksum_of_text(" ".join(map(ascii, values)))
-
-
-def older_row_checksum(*values: object) -> bytes:
-    """The checksum of a row in checkpoints of versions 1 and 2."""
-    return _checksum_of_text(" ".join(map(repr, values)))
-
-
-def _checksum_of_text(text: str) -> bytes:
-    return zlib.crc32(text.encode()).to_bytes(CHECKSUM_BYTES, "little")
+    return zlib.crc32(" ".join(map(ascii, values)).encode()).to_bytes(CHECKSUM_BYTES, "little")
 
 
 def text_differs(text: object, digest: object) -> bool:

@@ -46,7 +46,7 @@ def open_database(path: Path | None) -> Database:
             if version == 0:
                 conversion.check_no_vectors(path)
                 create_tables(database.connection)
-            elif version < VERSION:
+            elif version == conversion.OLD_VERSION:
                 conversion.convert(database)
         database.begin_wal()
         conversion.remove_vectors(path)  # only now is the conversion on the disk
@@ -67,11 +67,11 @@ def _lock(database: Database, *, had_wal: bool) -> int:
     execute("PRAGMA locking_mode=EXCLUSIVE")
     execute("PRAGMA writable_schema=ON")  # no schema is written; only so does SQLite read a truncated file
     (version,) = execute("PRAGMA user_version").fetchone()
-    if version not in {*conversion.OLD_VERSIONS, 0, VERSION}:
+    if version not in {0, conversion.OLD_VERSION, VERSION}:
         raise InvalidInput(f"{path} was written by another version of this package ({version})")
     if version == 0 and execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone():
         raise InvalidInput(f"{path} is not a checkpoint of this package: move it away")
-    if version > 1 and not had_wal and execute("SELECT max(log_in_use) FROM checkpoint").fetchone() == (1,):
+    if version == VERSION and not had_wal and execute("SELECT max(log_in_use) FROM checkpoint").fetchone() == (1,):
         raise InvalidInput(
             f"{path}-wal is missing: the run before was killed, and this file holds the last texts that it paid for. "
             f"Put it beside {path}; if it is lost, create an empty file of that name, and they are paid for again"

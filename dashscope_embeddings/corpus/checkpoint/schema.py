@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import sqlite3
 
 VERSION = 3
-"""Stored as SQLite's user_version. `conversion` reads the older versions, 1 and 2."""
+"""Stored as SQLite's user_version. `conversion` reads version 1; version 2 was never released."""
 
 TABLES = """
 CREATE TABLE checkpoint (
