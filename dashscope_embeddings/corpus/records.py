@@ -54,12 +54,12 @@ class Fields(NamedTuple):
         return f"has no field {wanted!r}; it has {names or 'none'}: name the one that holds {role}{found}"
 
 
-class FieldError(Exception):
-    """A record has no usable value of a field."""
+class _DuplicateFieldError(Exception):
+    """A record has several fields of one name."""
 
 
 class DuplicateKeys(dict[str, Any]):
-    """A JSON object with a duplicate key."""
+    """The fields of a record that may have several of one name."""
 
     def __init__(self, pairs: list[tuple[str, Any]]) -> None:
         super().__init__(pairs)
@@ -71,11 +71,11 @@ def _lookup(values: dict[str, Any], path: str) -> Any:
 
     Raises:
         KeyError: there is none.
-        FieldError: there are several.
+        _DuplicateFieldError: there are several.
     """
     if path in values:
-        if isinstance(values, DuplicateKeys):
-            check_unique(path, values.all_keys)
+        if isinstance(values, DuplicateKeys) and values.all_keys.count(path) > 1:
+            raise _DuplicateFieldError(f"has more than one field {path!r}: rename or remove all but one")
         return values[path]
     for name, value in values.items():
         if isinstance(value, dict) and path.startswith(f"{name}."):
@@ -86,14 +86,8 @@ def _lookup(values: dict[str, Any], path: str) -> Any:
     raise KeyError(path)
 
 
-def check_unique(name: str, names: Sequence[str]) -> None:
-    """Raises: FieldError: there are several fields of one name."""
-    if names.count(name) > 1:
-        raise FieldError(f"has more than one field {name!r}: rename or remove all but one")
-
-
 def record_from_fields(place: str, values: dict[str, Any], fields: Fields) -> Record:
-    """The record of a JSON object, or of the named cells of a row."""
+    """The record of a JSON object, or of the named cells of a row; with names alone, whether they have the fields."""
     wanted = fields.text
     try:
         text = _lookup(values, wanted)
@@ -108,5 +102,5 @@ def record_from_fields(place: str, values: dict[str, Any], fields: Fields) -> Re
                 present = [f"{name}.{inner}" for inner in value]
         objects = [name for name, value in values.items() if isinstance(value, dict) and wanted in value]
         return Record(place, None, None, fields.missing(wanted, present, objects))
-    except FieldError as error:
+    except _DuplicateFieldError as error:
         return Record(place, None, None, str(error))

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from dashscope_embeddings._adapters.arrow import import_pyarrow
 from dashscope_embeddings.corpus.encodings import TextFile, has_lone_surrogates
-from dashscope_embeddings.corpus.records import FieldError, Fields, Record, check_unique, record_from_fields
+from dashscope_embeddings.corpus.records import DuplicateKeys, Fields, Record, record_from_fields
 from dashscope_embeddings.errors import InvalidInput
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator
 
     from dashscope_embeddings.corpus.options import InputOptions
     from dashscope_embeddings.corpus.sources import Source
@@ -85,19 +85,12 @@ _SEPARATORS = {";": "semicolons", "\t": "tabs", ",": "commas", "|": "bars"}
 def _header_problem(header: list[str], text: TextFile, fields: Fields) -> str | None:
     if any(map(has_lone_surrogates, header)):
         return text.decode_problem("".join(header))
-    for wanted in fields.wanted():
-        try:
-            check_unique(wanted, header)
-        except FieldError as error:
-            return str(error)
-        if wanted in header:
-            continue
-        for separator, name in _SEPARATORS.items():
-            if len(header) == 1 and wanted in [cell.strip(' "') for cell in header[0].split(separator)]:
-                shown = "\\t" if separator == "\t" else separator
-                return f'has {name} between its fields: set the delimiter (delimiter, --delimiter "{shown}")'
-        return fields.missing(wanted, header)
-    return None
+    missing = set(fields.wanted()) - set(header)
+    for separator, name in _SEPARATORS.items():
+        if len(header) == 1 and missing.intersection(cell.strip(' "') for cell in header[0].split(separator)):
+            shown = "\\t" if separator == "\t" else separator
+            return f'has {name} between its fields: set the delimiter (delimiter, --delimiter "{shown}")'
+    return record_from_fields("", DuplicateKeys([(name, None) for name in header]), fields).problem
 
 
 # --- Parquet -----------------------------------------------------------------------------------------------
@@ -116,60 +109,32 @@ def read_parquet(source: Source, options: InputOptions) -> Iterator[Record]:
     try:
         with pa.parquet.ParquetFile(source.path) as file:
             fields = Fields.of(options, file.schema_arrow.names)
-            try:
-                columns = _parquet_columns(pa, file.schema_arrow, fields)
-            except FieldError as error:
-                yield Record(f"{source}:1", None, None, str(error), affects_whole_file=True)
+            found = record_from_fields(f"{source}:1", _names(pa, file.schema_arrow), fields)
+            if found.problem is not None:
+                yield found._replace(affects_whole_file=True)
                 return
             number = 0
-            paths = [".".join(column) for column in columns]
-            for rows in file.iter_batches(batch_size=_ROWS_PER_READ, columns=list(dict.fromkeys(paths))):
-                arrays = [rows[column[0]] for column in columns]
+            columns = list(dict.fromkeys(fields.wanted()))  # pyarrow takes paths, and reads no other member of a struct
+            for rows in file.iter_batches(batch_size=_ROWS_PER_READ, columns=columns):
                 for row in range(rows.num_rows):
                     number += 1
-                    yield _record_from_cells(f"{source}:{number}", [array[row] for array in arrays], columns)
+                    yield _record_from_row(f"{source}:{number}", rows, row, fields)
     except pa.ArrowException as error:
         raise InvalidInput(f"{source} cannot be read: {error}") from error
 
 
-def _parquet_columns(pa: Any, schema: Any, fields: Fields) -> list[tuple[str, ...]]:
-    """The names that lead to each wanted column, from the outermost struct inwards."""
-
-    def find(children: Sequence[Any], path: str) -> tuple[str, ...] | None:
-        names = [child.name for child in children]
-        if path in names:
-            check_unique(path, names)
-            return (path,)
-        for child in children:
-            if not path.startswith(f"{child.name}.") or not pa.types.is_struct(child.type):
-                continue
-            if (rest := find(members(child), path.removeprefix(f"{child.name}."))) is not None:
-                return (child.name, *rest)
-        return None
-
-    def members(struct: Any) -> list[Any]:
-        return [struct.type.field(index) for index in range(struct.type.num_fields)]
-
-    columns, top = [], list(schema)
-    for wanted in fields.wanted():
-        if (column := find(top, wanted)) is None:
-            structs = [child for child in top if pa.types.is_struct(child.type)]
-            objects = [child.name for child in structs if find(members(child), wanted)]
-            raise FieldError(fields.missing(wanted, schema.names, objects))
-        columns.append(column)
-    return columns
+def _names(pa: Any, children: Iterable[Any]) -> DuplicateKeys:
+    """The names of columns; of a struct, with those of its members."""
+    return DuplicateKeys(
+        [(child.name, _names(pa, child.type) if pa.types.is_struct(child.type) else None) for child in children]
+    )
 
 
-def _record_from_cells(place: str, cells: list[Any], columns: list[tuple[str, ...]]) -> Record:
+def _record_from_row(place: str, rows: Any, row: int, fields: Fields) -> Record:
     try:
-        values = []
-        for cell, (_, *names) in zip(cells, columns, strict=True):
-            value = cell.as_py()
-            for name in names:
-                value = None if value is None else value[name]
-            values.append(value)
-        return Record(place, *values)
+        values = {name: column[row].as_py() for name, column in zip(rows.schema.names, rows.columns, strict=True)}
     except UnicodeDecodeError:
         return Record(place, None, None, "holds bytes that are not UTF-8")
     except (OverflowError, ValueError):
         return Record(place, None, None, "holds a value that Python cannot represent")
+    return record_from_fields(place, values, fields)
