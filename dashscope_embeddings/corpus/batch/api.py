@@ -16,8 +16,9 @@ from dashscope_embeddings._core.client_options import ModelOptions
 from dashscope_embeddings._runtime.thread_pool import StopEvent
 from dashscope_embeddings.client import EmbeddingClient
 from dashscope_embeddings.corpus import inputs as corpus_inputs
-from dashscope_embeddings.corpus.batch.context import BatchOptions
-from dashscope_embeddings.corpus.batch.job import Inputs, open_job
+from dashscope_embeddings.corpus.batch.commands import Inputs, estimate, open_job, run_flow
+from dashscope_embeddings.corpus.batch.flow import BatchFlow
+from dashscope_embeddings.corpus.batch.job import BatchOptions
 from dashscope_embeddings.corpus.batch.types import BatchEstimate, BatchSummary, ProgressCallback
 from dashscope_embeddings.corpus.checkpoint.jobs import JobStore
 from dashscope_embeddings.corpus.options import InputKeywords, InputOptions, accepts_input_options
@@ -65,8 +66,10 @@ def batch_submit(  # noqa: PLR0913 - all but two are keywords with defaults
         OSError: for example, the disk is full. The same call continues.
     """
     batch_options = BatchOptions(window, name, description)
-    with open_job(output, client, inputs, InputOptions(**options), batch_options, before) as runner:
-        return runner.run(runner.create_flow(progress).submit_all(), stop)
+    with open_job(output, client, progress, inputs, InputOptions(**options), batch_options) as job:
+        if before is not None:
+            before(estimate(job))
+        return run_flow(job, BatchFlow(job).submit_all(), stop)
 
 
 @accepts_input_options
@@ -94,8 +97,10 @@ def batch_run(  # noqa: PLR0913 - as batch_submit
     if poll is not None and not 0 < poll < float("inf"):
         raise InvalidInput(f"poll={poll!r}: expected seconds, above 0")
     batch_options = BatchOptions(window, name, description)
-    with open_job(output, client, inputs, InputOptions(**options), batch_options, before) as runner:
-        return runner.run(runner.create_flow(progress).run(poll), stop)
+    with open_job(output, client, progress, inputs, InputOptions(**options), batch_options) as job:
+        if before is not None:
+            before(estimate(job))
+        return run_flow(job, BatchFlow(job).run(poll), stop)
 
 
 def batch_fetch(
@@ -121,8 +126,8 @@ def batch_fetch(
         InvalidInput: there is no such job, or the client has other settings.
         DashScopeError: the service refuses a request, or cannot be reached; results that arrived are stored.
     """
-    with open_job(output, client) as runner:
-        return runner.run(runner.create_flow(progress).fetch(resubmit=retry), stop)
+    with open_job(output, client, progress) as job:
+        return run_flow(job, BatchFlow(job).fetch(resubmit=retry), stop)
 
 
 def batch_status(
@@ -132,8 +137,8 @@ def batch_status(
 
     Arguments and errors are those of `batch_fetch`.
     """
-    with open_job(output, client) as runner:
-        return runner.run(runner.create_flow(progress).status(), None, write=False)
+    with open_job(output, client, progress) as job:
+        return run_flow(job, BatchFlow(job).status(), write=False)
 
 
 def batch_cancel(
@@ -146,8 +151,8 @@ def batch_cancel(
 
     Arguments and errors are those of `batch_fetch`.
     """
-    with open_job(output, client) as runner:
-        return runner.run(runner.create_flow(progress).cancel(), None, write=False)
+    with open_job(output, client, progress) as job:
+        return run_flow(job, BatchFlow(job).cancel(), write=False)
 
 
 def batch_client(output: str | Path, **settings: Unpack[ModelOptions]) -> EmbeddingClient:

@@ -14,7 +14,6 @@ from dashscope_embeddings._core.small_requests import RETRYABLE_ACTIONS, Request
 from dashscope_embeddings.corpus.batch import messages
 from dashscope_embeddings.corpus.batch.request_file import RequestFileWriter, line_name
 from dashscope_embeddings.corpus.batch.results import ResultImporter
-from dashscope_embeddings.corpus.batch.types import BatchProgress
 from dashscope_embeddings.errors import (
     BadReply,
     BadRequestError,
@@ -28,9 +27,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from dashscope_embeddings._core.small_requests import RequestFlow
-    from dashscope_embeddings.corpus.batch.context import BatchContext, BatchOptions
+    from dashscope_embeddings.corpus.batch.job import BatchJob
     from dashscope_embeddings.corpus.batch.messages import BatchStatus
-    from dashscope_embeddings.corpus.batch.types import ProgressCallback
     from dashscope_embeddings.corpus.checkpoint.jobs import Selection
     from dashscope_embeddings.corpus.checkpoint.rows import BatchFile
 
@@ -56,17 +54,9 @@ _PERMANENT_ERROR_HINTS = {
 class BatchFlow:
     """The flows of one command."""
 
-    def __init__(
-        self,
-        context: BatchContext,
-        output: Path,
-        batch_options: BatchOptions,
-        progress: ProgressCallback | None,
-    ) -> None:
-        self._context, self._output, self._batch_options = context, output, batch_options
-        self._job_store, self._errors = context.job_store, context.totals.errors
-        self._progress = progress
-        self._sender = RequestSender(replace(context.settings.error_context, path=""), context.settings.max_retries)
+    def __init__(self, job: BatchJob) -> None:
+        self._job, self._job_store, self._report = job, job.job_store, job.report
+        self._sender = RequestSender(replace(job.settings.error_context, path=""), job.settings.max_retries)
         self._skipped_batches: set[int] = set()
         """Batches not polled again in this command: unknown to the service, or with incomplete results."""
         self._has_permanent_error = False
@@ -86,7 +76,7 @@ class BatchFlow:
 
     def submit(self, selection: Selection) -> RequestFlow[None]:
         """Writes pending texts to request files, uploads each file, and creates its batch."""
-        writer = RequestFileWriter(self._context, selection)
+        writer = RequestFileWriter(self._job, selection)
         while True:
             path = self._batch_path(self._job_store.next_numbers()[0], "jsonl")
             if (batch := writer.write(path)) is None:
@@ -106,7 +96,7 @@ class BatchFlow:
     def _create(self, batch: BatchFile, *, may_exist: bool) -> RequestFlow[None]:
         """Creates the batch of an uploaded file; looks for an existing one first if an attempt may have succeeded."""
         failures = 0
-        request = messages.create_batch(batch.file_id or "", *self._batch_options)
+        request = messages.create_batch(batch.file_id or "", *self._job.options)
         while True:
             result: BatchStatus | DashScopeError | None = (yield from self._find_batch(batch)) if may_exist else None
             if result is None:
@@ -160,7 +150,7 @@ class BatchFlow:
                     f"{batch.batch_id} is unknown: `cancel` removes it, and its texts can be submitted again"
                 )
                 self._skipped_batches.add(batch.number)
-                self._errors.append(error)
+                self._job.errors.append(error)
                 continue
             updated = self._job_store.update(batch, "running", **update.columns)
             if download and update.has_ended:
@@ -176,11 +166,11 @@ class BatchFlow:
             update: Its status.
             abandon: Close it even so: lines that lack their results may be submitted, and paid for, again.
         """
-        totals = self._context.totals
-        before, unknown_before, failures = totals.embedded, totals.unknown_results, 0
+        job = self._job
+        before, unknown_before, failures = job.embedded, job.unknown_results, 0
         while True:
-            totals.unknown_results = unknown_before
-            importer = ResultImporter(self._context, batch)
+            job.unknown_results = unknown_before
+            importer = ResultImporter(self._job, batch)
             complete = yield from self._download_files(batch, update, importer)
             missing = update.expected_results(batch.lines) - importer.lines_seen if complete else batch.lines
             if complete and missing <= 0:
@@ -192,7 +182,7 @@ class BatchFlow:
                 if abandon:
                     break
                 self._skipped_batches.add(batch.number)
-                self._errors.append(incomplete)
+                self._job.errors.append(incomplete)
                 return
             yield from self._sender.wait_before_retry(incomplete, failures)
             update = yield from self._sender.send(messages.get_batch(batch.batch_id or ""), messages.read_status)
@@ -201,14 +191,14 @@ class BatchFlow:
         final = error is not None and (batch.is_resubmission or self._has_permanent_error)
         deferred = final or update.status == "cancelled"
         importer.close_batch(deferred=deferred, invalid=invalid)
-        message = f"{update.batch_id} {update.status}: {totals.embedded - before:,} texts embedded"
+        message = f"{update.batch_id} {update.status}: {job.embedded - before:,} texts embedded"
         self._report(message, self._job_store.batch(batch.number))
-        if count := totals.unknown_results - unknown_before:
-            self._report(f"{count:,} results of {update.batch_id} belong to none of its lines and were ignored", None)
+        if count := job.unknown_results - unknown_before:
+            self._report(f"{count:,} results of {update.batch_id} belong to none of its lines and were ignored")
         if final and error is not None:
-            self._errors.append(error)
+            self._job.errors.append(error)
         elif error is not None:
-            self._report(f"{error.message}. Its texts are submitted once more, in another file", None)
+            self._report(f"{error.message}. Its texts are submitted once more, in another file")
 
     def _download_files(self, batch: BatchFile, update: BatchStatus, importer: ResultImporter) -> RequestFlow[bool]:
         """Downloads and imports the result files of a batch; False: the service does not have one that it named."""
@@ -238,7 +228,7 @@ class BatchFlow:
             where = f" (line {first.line} of its file, {line_name(line)}{f', of {place}' if place else ''})"
         code, message = None, "no reason was given"
         if first is not None:
-            redacted = functools.partial(self._context.settings.error_context.redactor, texts=texts)
+            redacted = functools.partial(self._job.settings.error_context.redactor, texts=texts)
             code = first.code and redacted(first.code)
             message = f"{code or '(no code)'}: {redacted(first.message)}{where}"
         more = f" and {len(update.errors) - 1} more" if len(update.errors) > 1 else ""
@@ -260,7 +250,7 @@ class BatchFlow:
             yield from self.submit("failed")
 
     def _has_fatal_error(self) -> bool:
-        return any(not isinstance(error, BadRequestError) or error.status != 200 for error in self._errors)  # noqa: PLR2004 - failed validations
+        return any(not isinstance(error, BadRequestError) or error.status != 200 for error in self._job.errors)  # noqa: PLR2004 - failed validations
 
     def submit_all(self) -> RequestFlow[None]:
         """Submits all pending texts."""
@@ -296,7 +286,7 @@ class BatchFlow:
             except (ConnectionFailed, ServiceError, BadReply) as error:
                 if error.action not in RETRYABLE_ACTIONS or (failed_polls := failed_polls + 1) >= _MAX_FAILED_POLLS:
                     raise
-                self._report(f"this poll failed, the next one follows: {error}", None)
+                self._report(f"this poll failed, the next one follows: {error}")
 
     def cancel(self) -> RequestFlow[None]:
         """Cancels all batches; lines that are done by then are billed and can be fetched."""
@@ -309,7 +299,7 @@ class BatchFlow:
             except ServiceError as error:
                 if error.status == _NOT_FOUND:
                     self._discard(batch)
-                    self._report(f"{batch.batch_id} is unknown to the service, and was removed", None)
+                    self._report(f"{batch.batch_id} is unknown to the service, and was removed")
                 elif error.action in RETRYABLE_ACTIONS or not isinstance(error, BadRequestError):
                     raise
                 else:
@@ -328,11 +318,7 @@ class BatchFlow:
     # --- helpers --------------------------------------------------------------------------------------------
 
     def _batch_path(self, number: int, ending: str) -> Path:
-        return self._output.with_name(f"{self._output.name}.batch-{number}.{ending}")
-
-    def _report(self, message: str, batch: BatchFile | None) -> None:
-        if self._progress is not None:
-            self._progress(BatchProgress(message if batch is None else f"file {batch.number}: {message}", batch))
+        return self._job.output.with_name(f"{self._job.output.name}.batch-{number}.{ending}")
 
 
 def _incomplete(update: BatchStatus, missing: int) -> BadReply:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from dashscope_embeddings.corpus.batch.context import BatchContext
+    from dashscope_embeddings.corpus.batch.job import BatchJob
     from dashscope_embeddings.corpus.checkpoint.jobs import Selection
     from dashscope_embeddings.corpus.checkpoint.rows import BatchFile, Unit
 
@@ -59,9 +59,9 @@ class _LineGroup:
 class RequestFileWriter:
     """Writes the selected texts to one request file after another."""
 
-    def __init__(self, context: BatchContext, selection: Selection) -> None:
-        self._checkpoint, self._job_store, self._selection = context.checkpoint, context.job_store, selection
-        self._settings, self._limits, self._request_options = context.settings, context.limits, context.request_options
+    def __init__(self, job: BatchJob, selection: Selection) -> None:
+        self._checkpoint, self._job_store, self._selection = job.checkpoint, job.job_store, selection
+        self._settings, self._limits, self._request_options = job.settings, job.limits, job.request_options
         self._groups: Iterator[_LineGroup] = self._line_groups()
 
     def write(self, path: Path) -> BatchFile | None:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from dashscope_embeddings.corpus.batch.context import BatchContext
+    from dashscope_embeddings.corpus.batch.job import BatchJob
     from dashscope_embeddings.corpus.batch.messages import LineResult
     from dashscope_embeddings.corpus.checkpoint.rows import BatchFile
     from dashscope_embeddings.errors import DashScopeError
@@ -41,15 +41,10 @@ class _FailedLine:
 class ResultImporter:
     """Imports the results of one batch into the checkpoint. After an interruption it can be repeated from the start."""
 
-    def __init__(self, context: BatchContext, batch: BatchFile) -> None:
-        self._checkpoint, self._job_store, self._batch = context.checkpoint, context.job_store, batch
-        self._request_options, self._limits, self._long_text = (
-            context.request_options,
-            context.limits,
-            context.settings.long_text,
-        )
-        self._error_context = replace(context.settings.error_context, path="")
-        self._totals = context.totals
+    def __init__(self, job: BatchJob, batch: BatchFile) -> None:
+        self._job, self._checkpoint, self._job_store, self._batch = job, job.checkpoint, job.job_store, batch
+        self._request_options, self._limits = job.request_options, job.limits
+        self._error_context = replace(job.settings.error_context, path="")
         self._failed_lines: dict[int, _FailedLine] = {}
         """Line → why it failed; a batch has at most 50,000 lines."""
         self._lines_done: set[int] = set()
@@ -76,7 +71,7 @@ class ResultImporter:
     def _import_result(self, result: LineResult | None) -> None:
         line = line_number(result.name) if result is not None else 0
         if result is None or (units := self._job_store.line_units(self._batch, line)) is None:
-            self._totals.unknown_results += 1
+            self._job.unknown_results += 1
             return
         self._lines_seen.add(line)
         if not units or line in self._lines_done:  # the file was imported before, or the line occurs twice
@@ -114,7 +109,7 @@ class ResultImporter:
 
     def _store_vectors(self, line: int, units: Sequence[int], rows: ParsedReply, tokens: int) -> None:
         vectors = {unit: PackedVectors.pack(dense) for unit, dense in zip(units, rows.dense or (), strict=True)}
-        self._totals.embedded += self._checkpoint.store_reply(vectors, 1, len(units), tokens)
+        self._job.embedded += self._checkpoint.store_reply(vectors, 1, len(units), tokens)
         self._lines_done.add(line)
         self._stored_lines += 1
 
@@ -143,7 +138,7 @@ class ResultImporter:
                 else:
                     self._handle_refusal(units, failed.error, deferred=deferred)
             job_store.close(self._batch)
-        self._totals.errors += [error for error in (job_error, abort_error) if error is not None]
+        self._job.errors += [error for error in (job_error, abort_error) if error is not None]
 
     def _refusal_of_job(self) -> DashScopeError | None:
         """The error of all lines, if it is the same and thus concerns the job; None if any text was ever embedded."""
@@ -170,7 +165,7 @@ class ResultImporter:
         if (text := self._job_store.text_of(unit)) is None:
             return
         if error.action is Action.TRUNCATE:
-            if groups := split_request([Chunk(0, text)], error, self._limits, self._long_text):
+            if groups := split_request([Chunk(0, text)], error, self._limits, self._job.settings.long_text):
                 self._job_store.split(unit, [chunk.text for group in groups for chunk in group])
                 return
             error.add_hint('Shorten the text, or use long_text="truncate" or "average"')

@@ -1,0 +1,157 @@
+"""One batch command from start to end: open the checkpoint, load the input, run a flow, write the output."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import operator
+import re
+from collections.abc import Generator, Iterable, Iterator
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from dashscope_embeddings._core.address import EMULATOR
+from dashscope_embeddings._core.steps import Step, StepResult
+from dashscope_embeddings._runtime.thread_pool import SignalSafeEvent, StopEvent
+from dashscope_embeddings.catalogue import BEIJING, priced_usage
+from dashscope_embeddings.client import EmbeddingClient
+from dashscope_embeddings.corpus import inputs as corpus_inputs
+from dashscope_embeddings.corpus import writers
+from dashscope_embeddings.corpus.batch import request_file
+from dashscope_embeddings.corpus.batch.job import BatchJob, BatchOptions
+from dashscope_embeddings.corpus.batch.types import BatchEstimate, BatchSummary, ProgressCallback
+from dashscope_embeddings.corpus.checkpoint.jobs import JobStore
+from dashscope_embeddings.corpus.options import EXTRA_COLUMNS, InputOptions
+from dashscope_embeddings.corpus.realtime import ledger_beside, rejects_beside, write_output
+from dashscope_embeddings.errors import Cancelled, InvalidInput
+
+Inputs: TypeAlias = str | Path | Iterable[str | Path]
+
+
+@contextlib.contextmanager
+def open_job(  # noqa: PLR0913, PLR0917 - only the first two are required
+    output: str | Path,
+    client: EmbeddingClient,
+    progress: ProgressCallback | None = None,
+    inputs: Inputs | None = None,
+    input_options: InputOptions | None = None,
+    batch_options: BatchOptions | None = None,
+) -> Iterator[BatchJob]:
+    """Opens the checkpoint of a job and loads the input, if there is any.
+
+    Raises:
+        InvalidInput: the client or the options cannot work, the input is bad, or there is no such job.
+    """
+    if client.settings.protocol != "openai":
+        raise InvalidInput('Batch files are OpenAI-compatible: create the client with protocol="openai"')
+    output = Path(output)
+    path = ledger_beside(output)
+    if batch_options is not None:
+        _check_batch_options(batch_options)
+    source = None
+    if inputs is not None:
+        writers.validate_output(output, "dense")
+        corpus_inputs.check_output(path, output)
+        source = corpus_inputs.resolve_inputs(inputs, output, input_options or InputOptions())
+    elif not path.exists():
+        raise InvalidInput(f"there is no {path}: nothing was submitted for this output")
+    fingerprint = corpus_inputs.settings_fingerprint(client, "document", "dense", "batch")
+    with corpus_inputs.open_checkpoint(path, output) as checkpoint:
+        with checkpoint.transaction(commit=False):
+            checkpoint.check_settings(fingerprint)
+        job_store = JobStore(checkpoint)
+        with checkpoint.transaction():
+            if source is not None:
+                corpus_inputs.load_inputs(checkpoint, source, client.settings, fingerprint)
+                job_store.set_setting("numbers", checkpoint.has_integer_ids)
+                for name in EXTRA_COLUMNS:
+                    job_store.set_setting(f"with_{name}", name in source.options.extra_columns)
+            if batch_options is not None:
+                job_store.set_setting("client", _portable_settings(client))
+                job_store.set_setting("order", batch_options)
+        if job_store.get_setting("client") is None or job_store.get_setting("with_text") is None:
+            raise InvalidInput(f"{path} contains no batch: nothing was submitted for this output")
+        batch_options = batch_options or BatchOptions(*job_store.get_setting("order"))
+        yield BatchJob(output, client, checkpoint, job_store, batch_options, progress)
+
+
+def run_flow(
+    job: BatchJob, flow: Generator[Step, StepResult, None], stop: StopEvent | None = None, *, write: bool = True
+) -> BatchSummary:
+    """Runs a flow to its end, writes the output if all texts are done, and returns the state of the job."""
+    checkpoint, job_store, price = job.checkpoint, job.job_store, job.settings.price
+    billed_before, stopped = checkpoint.total_billed(), False
+    try:
+        job.client.run(flow, stop or SignalSafeEvent())
+    except Cancelled:
+        stopped = True
+    counts = checkpoint.counts()
+    finished = write and not counts.pending and not stopped
+    if finished:
+        columns = [name for name in EXTRA_COLUMNS if job_store.get_setting(f"with_{name}")]
+        write_output(checkpoint, job.output, job.client, "document", "dense", columns)
+    if job.errors:
+        raise job.errors[0]
+    billed, (under_way, given_up) = checkpoint.total_billed(), job_store.counts()
+    return BatchSummary(
+        texts=counts.texts,
+        embedded=job.embedded,
+        under_way=under_way,
+        pending=counts.pending,
+        given_up=given_up,
+        rejected=counts.rejected,
+        skipped=counts.invalid,
+        usage=priced_usage(price, *map(operator.sub, billed, billed_before), batch=True),
+        spent=priced_usage(price, *billed, batch=True),
+        files=tuple(job_store.batches()),
+        rejects=rejects_beside(job.output) if finished and counts.rejected + counts.invalid else None,
+        finished=finished,
+        stopped=stopped,
+    )
+
+
+def estimate(job: BatchJob) -> BatchEstimate:
+    """What a submission will send and cost."""
+    counts, settings = job.checkpoint.counts(), job.settings
+    texts, tokens, size = job.job_store.unsubmitted()
+    lines = math.ceil(texts / min(settings.batch_size or job.limits.rows, job.limits.rows))
+    return BatchEstimate(
+        texts=counts.texts,
+        pending=texts,
+        tokens=tokens,
+        skipped=counts.invalid,
+        files=max(math.ceil(lines / request_file.MAX_FILE_LINES), math.ceil(size / request_file.MAX_FILE_BYTES)),
+        cost=priced_usage(settings.price, 0, 0, tokens, batch=True).cost,
+        documented=settings.address.region is None or settings.address.region.id == BEIJING,
+    )
+
+
+_MIN_WINDOW_HOURS, _MAX_WINDOW_HOURS = 24, 336
+
+
+def _check_batch_options(options: BatchOptions) -> None:
+    match = re.fullmatch(r"([0-9]{1,3})([hd])", options.window)
+    hours = int(match[1]) * (24 if match[2] == "d" else 1) if match is not None else 0
+    if not _MIN_WINDOW_HOURS <= hours <= _MAX_WINDOW_HOURS:
+        raise InvalidInput(f"window={options.window!r}: expected 24h to 336h, or 1d to 14d")
+    for name, value, max_characters in (("name", options.name, 100), ("description", options.description, 200)):
+        if value is not None and len(value) > max_characters:
+            raise InvalidInput(f"{name} has {len(value)} characters, and may have {max_characters}")
+
+
+def _portable_settings(client: EmbeddingClient) -> dict[str, Any]:
+    """Client settings for continuing the job on another machine: no key, and no address but the service's own."""
+    settings = client.settings
+    portable: dict[str, Any] = {
+        "model": settings.model.name,
+        "protocol": "openai",
+        "dimensions": settings.dimensions,
+        "long_text": settings.long_text,
+        "batch_size": settings.batch_size,
+        "tokens_per_request": settings.tokens_per_request,
+    }
+    if settings.address.is_emulator:
+        portable["base_url"] = EMULATOR
+    elif settings.address.region is not None:
+        portable["base_url"], portable["workspace"] = settings.address.root_url, settings.address.workspace
+    return portable
