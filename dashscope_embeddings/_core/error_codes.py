@@ -113,6 +113,7 @@ class ErrorReply:
     """The content of an error reply, from either protocol's format."""
 
     status: int
+    """0: unknown, as of a line of a Batch file. Then the code decides, and unknown codes are retried."""
     code: str | None = None
     message: str = ""
     request_id: str | None = None
@@ -139,7 +140,8 @@ def service_error(reply: ErrorReply, redact: Callable[[str], str] = printable) -
     service_message = redact(reply.message)
     default = _MESSAGE_BY_STATUS_CLASS.get(reply.status // 100, "the reply says nothing more")
     code = reply.code and redact(reply.code)[:_MAX_CODE_CHARACTERS]
-    summary = f"{reply.status} {code or '(no code)'}: {service_message or default}"
+    status = f"{reply.status} " if reply.status else ""
+    summary = f"{status}{code or '(no code)'}: {service_message or default}"
     error = kind(
         f"the service answered {summary}",
         status=reply.status,
@@ -165,7 +167,7 @@ def _classify(reply: ErrorReply) -> tuple[type[ServiceError], Action]:
         by_code = None
     known = by_code or by_status
     if known is None:
-        is_server_error = reply.status >= _SERVER_ERROR_STATUS_START
+        is_server_error = not reply.status or reply.status >= _SERVER_ERROR_STATUS_START
         known = (ServerError, Action.RETRY) if is_server_error else (BadRequestError, Action.ABORT)
     kind, action = known
     if reply.should_retry is False and action in {Action.RETRY, Action.BACK_OFF}:

@@ -170,8 +170,6 @@ def exchange(texts: Sequence[str], context: RequestContext, permit: Permit | Non
         elif groups := split_request(group, answer, context.limits, context.long_text):
             waiting.extendleft(reversed(groups))
         else:
-            if answer.action is Action.TRUNCATE:
-                answer.add_hint('Shorten the text, or use long_text="truncate" or "average"')
             for chunk in group:
                 outcome.errors[chunk.row] = answer
             # Other chunks of a refused text would be billed for nothing.

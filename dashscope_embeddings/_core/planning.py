@@ -201,7 +201,7 @@ class Chunk:
 
 
 def split_request(group: list[Chunk], error: DashScopeError, limits: Limits, long_text: LongText) -> list[list[Chunk]]:
-    """The requests to send instead of a refused one; an empty list if the error is final."""
+    """The requests to send instead of a refused one; an empty list if the error is final, with a hint then."""
     limit = error.limit if isinstance(error, ServiceError) else None
     if error.action is Action.REDUCE_BATCH:
         if limit is None or not 0 < limit < len(group):
@@ -211,7 +211,9 @@ def split_request(group: list[Chunk], error: DashScopeError, limits: Limits, lon
     if error.action is Action.TRUNCATE and limit is not None:
         limits.lower_token_limit(limit)
         if len(group) == 1:
-            return _shorten(group[0], limit, long_text, limits.count)
+            if not (shorter := _shorten(group[0], limit, long_text, limits.count)):
+                error.add_hint('Shorten the text, or use long_text="truncate" or "average"')
+            return shorter
         long = [chunk for chunk in group if limits.count(chunk.text) > limit]
         if 0 < len(long) < len(group):
             return [[chunk for chunk in group if chunk not in long], *([chunk] for chunk in long)]

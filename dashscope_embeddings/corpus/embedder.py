@@ -13,7 +13,7 @@ from dashscope_embeddings._core.text_inputs import text_problem
 from dashscope_embeddings._core.text_length import shared_limits
 from dashscope_embeddings.catalogue import priced_usage
 from dashscope_embeddings.corpus.checkpoint.rows import PackedVectors
-from dashscope_embeddings.errors import DashScopeError, ServiceError
+from dashscope_embeddings.errors import DashScopeError
 from dashscope_embeddings.vectors import Embedding, Usage
 
 if TYPE_CHECKING:
@@ -198,12 +198,11 @@ class Embedder:
     def _on_rejected(self, index: int, error: DashScopeError) -> None:
         key, text = self._in_stream.pop(index)
         self._unstored.pop(text, None)
-        code = error.code if isinstance(error, ServiceError) else None
-        self._store_rejection(key, error.message, code, error.request_id)
+        self._store_rejection(key, error)
 
-    def _store_rejection(self, key: int, reason: str, code: str | None = None, request_id: str | None = None) -> None:
+    def _store_rejection(self, key: int, reason: DashScopeError | str) -> None:
         try:
-            self._checkpoint.reject(key, reason, code, request_id)
+            self._checkpoint.reject(key, reason)
         except Exception as error:  # noqa: BLE001 - raised again by `run`
             self._errors.append(error)
         else:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import urllib.parse
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+from pydantic import AliasChoices, AliasPath, BaseModel, BeforeValidator, Field
 from pydantic_core import from_json, to_json
 
 from dashscope_embeddings._core import protocol
@@ -84,30 +85,53 @@ def _quote(name: str) -> str:
 ENDED_STATUSES = frozenset({"completed", "failed", "expired", "cancelled"})
 
 
-@dataclass(frozen=True, slots=True)
-class ValidationError:
+def _as_text(value: Any) -> str | None:
+    return value if isinstance(value, str) and value else None
+
+
+def _as_name(value: Any) -> str | None:
+    """An id or a status. These are printed unescaped, so they must not contain control characters."""
+    return value if isinstance(value, str) and value and value.isprintable() else None
+
+
+def _as_number(value: Any) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _as_dicts(value: Any) -> list[dict[str, Any]]:
+    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
+
+
+# Of a field that is missing or has another type, nothing is known.
+_Text = Annotated[str | None, BeforeValidator(_as_text)]
+_Name = Annotated[str | None, BeforeValidator(_as_name)]
+_Number = Annotated[int | None, BeforeValidator(_as_number)]
+
+
+class ValidationError(BaseModel):
     """One reason why a request file failed the validation."""
 
-    code: str | None
-    message: str
-    line: int | None
+    code: _Text = None
+    message: Annotated[str, BeforeValidator(lambda value: _as_text(value) or "")] = ""
+    line: _Number = None
     """Line of the file, from 1."""
 
 
-@dataclass(frozen=True, slots=True)
-class BatchStatus:
+class BatchStatus(BaseModel):
     """The status of a batch in a reply."""
 
-    batch_id: str
-    status: str
-    file_id: str | None
-    output_file: str | None
-    error_file: str | None
+    batch_id: Annotated[str, BeforeValidator(_as_name), Field(alias="id")]
+    status: Annotated[str, BeforeValidator(_as_name)]
+    file_id: _Name = Field(None, alias="input_file_id")
+    output_file: _Name = Field(None, alias="output_file_id")
+    error_file: _Name = Field(None, alias="error_file_id")
     """The file of failed lines. Its id may look like that of an output file."""
-    total: int | None
-    completed: int | None
-    failed: int | None
-    errors: tuple[ValidationError, ...]
+    total: _Number = Field(None, validation_alias=AliasPath("request_counts", "total"))
+    completed: _Number = Field(None, validation_alias=AliasPath("request_counts", "completed"))
+    failed: _Number = Field(None, validation_alias=AliasPath("request_counts", "failed"))
+    errors: Annotated[tuple[ValidationError, ...], BeforeValidator(_as_dicts)] = Field(
+        (), validation_alias=AliasChoices(AliasPath("errors", "data"), "errors")
+    )
 
     def __str__(self) -> str:
         failed = f", {self.failed:,} failed" if self.failed else ""
@@ -169,29 +193,10 @@ def read_batch_list(reply: Reply) -> tuple[list[BatchStatus], str | None]:
 
 
 def _status_from_json(content: Mapping[str, Any]) -> BatchStatus:
-    batch_id, status = _as_name(content.get("id")), _as_name(content.get("status"))
-    if batch_id is None or status is None:
-        raise BadReply("the reply about a batch lacks its id or status")
-    counts = content.get("request_counts")
-    counts = counts if isinstance(counts, dict) else {}
-    errors = content.get("errors")
-    errors = errors.get("data") if isinstance(errors, dict) else errors
-    return BatchStatus(
-        batch_id,
-        status,
-        _as_name(content.get("input_file_id")),
-        _as_name(content.get("output_file_id")),
-        _as_name(content.get("error_file_id")),
-        _as_number(counts.get("total")),
-        _as_number(counts.get("completed")),
-        _as_number(counts.get("failed")),
-        tuple(
-            ValidationError(
-                _as_text(error.get("code")), _as_text(error.get("message")) or "", _as_number(error.get("line"))
-            )
-            for error in _as_dicts(errors)
-        ),
-    )
+    try:
+        return BatchStatus.model_validate(content)
+    except ValueError:
+        raise BadReply("the reply about a batch lacks its id or status") from None
 
 
 def _read_json(reply: Reply) -> dict[str, Any]:
@@ -202,23 +207,6 @@ def _read_json(reply: Reply) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise BadReply("the reply is not a JSON object")
     return content
-
-
-def _as_dicts(value: Any) -> list[dict[str, Any]]:
-    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
-
-
-def _as_text(value: Any) -> str | None:
-    return value if isinstance(value, str) and value else None
-
-
-def _as_name(value: Any) -> str | None:
-    """An id or a status. These are printed unescaped, so they must not contain control characters."""
-    return value if isinstance(value, str) and value and value.isprintable() else None
-
-
-def _as_number(value: Any) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 # --- results of lines --------------------------------------------------------------------------------------
@@ -236,8 +224,6 @@ class LineResult:
 
 
 _OK, _FIRST_NON_SUCCESS = 200, 300
-UNKNOWN_STATUS = 500
-"""Stands for a missing status: then the error code decides, and unknown codes are retried."""
 
 
 def read_result(content: bytes) -> LineResult | None:
@@ -261,7 +247,7 @@ def read_result(content: bytes) -> LineResult | None:
         billed = billed_tokens(body.get("usage")) if isinstance(body, dict) else None
         headers = {"x-request-id": request_id} if request_id else {}
         return LineResult(name, Reply(_OK, headers, to_json(body)), None, billed or 0)
-    status = UNKNOWN_STATUS if status is None or success else status
+    status = 0 if status is None or success else status
     inner = protocol.parse_error_reply(Reply(status, {}, to_json(body)))
     inner = inner or ErrorReply(status)
     code, message = error or (None, None)

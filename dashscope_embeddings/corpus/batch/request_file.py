@@ -112,7 +112,7 @@ class RequestFileWriter:
             tokens, size = estimate_tokens(unit.text), len(to_json(unit.text)) + 1
             if size + _LINE_OVERHEAD_BYTES > MAX_LINE_BYTES:
                 message = f"the text takes {size:,} bytes of JSON, and a line may have {MAX_LINE_BYTES:,}; not sent"
-                self._reject(unit, message)
+                self._checkpoint.reject(unit.number, message)
                 continue
             if not group.fits(unit, tokens, size, budget):
                 yield group
@@ -126,7 +126,7 @@ class RequestFileWriter:
         policy, limits = self._settings.long_text, self._limits
         for unit in self._job_store.units_to_submit(self._selection):
             if policy == "error" and (message := text_problem(unit.text, limits, policy)):
-                self._reject(unit, f"the text {message}; not sent")
+                self._checkpoint.reject(unit.number, f"the text {message}; not sent")
                 continue
             rows = [unit.text] if unit.part_of is not None else self._fit_rows(unit.text)
             if rows == [unit.text]:
@@ -136,9 +136,6 @@ class RequestFileWriter:
 
     def _fit_rows(self, text: str) -> list[str]:
         return [*fit_rows(text, self._settings.long_text, self._limits.tokens_per_row, self._limits.get_count)]
-
-    def _reject(self, unit: Unit, message: str) -> None:
-        self._checkpoint.reject(unit.number, message, None, None)
 
 
 def line_name(line: int) -> str:

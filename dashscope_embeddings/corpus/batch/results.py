@@ -99,10 +99,7 @@ class ResultImporter:
             refusal = parsed
         if refusal is None:
             return BadReply("the result of a line contains neither a reply nor an error")
-        error = error_from_reply(refusal, self._error_context, self._texts(units))
-        if refusal.status == messages.UNKNOWN_STATUS:
-            error.message = error.message.replace(f"answered {refusal.status} ", "answered ", 1)
-        return error
+        return error_from_reply(refusal, self._error_context, self._texts(units))
 
     def _texts(self, units: Sequence[int]) -> list[str]:
         return [text for text in map(self._job_store.text_of, units) if text is not None]
@@ -152,25 +149,14 @@ class ResultImporter:
         return None if "inspection" in (codes.pop() or "").lower() else errors[0]
 
     def _handle_refusal(self, units: Sequence[int], error: DashScopeError, *, deferred: bool) -> None:
-        """Rejects a refused text; texts of a refused line are resubmitted one per line to find the bad one."""
-        limit = error.limit if isinstance(error, ServiceError) else None
+        """Splits a refused line or text as the real-time route does; rejects a text that cannot be split."""
+        chunks = [Chunk(unit, text) for unit in units if (text := self._job_store.text_of(unit)) is not None]
+        groups = split_request(chunks, error, self._limits, self._job.settings.long_text)
         if len(units) > 1:
-            max_per_line = 1
-            if error.action is Action.REDUCE_BATCH and limit is not None and 0 < limit < len(units):
-                self._limits.lower_row_limit(limit)
-                max_per_line = limit
+            # A batch may take a day, so the bad text is not looked for by halves: its next line holds it alone.
+            max_per_line = len(groups[0]) if groups and error.action is Action.REDUCE_BATCH else 1
             self._job_store.schedule_retry(units, max_per_line=max_per_line, deferred=deferred)
-            return
-        (unit,) = units
-        if (text := self._job_store.text_of(unit)) is None:
-            return
-        if error.action is Action.TRUNCATE:
-            if groups := split_request([Chunk(0, text)], error, self._limits, self._job.settings.long_text):
-                self._job_store.split(unit, [chunk.text for group in groups for chunk in group])
-                return
-            error.add_hint('Shorten the text, or use long_text="truncate" or "average"')
-        self._reject(unit, error)
-
-    def _reject(self, unit: int, error: DashScopeError) -> None:
-        code = error.code if isinstance(error, ServiceError) else None
-        self._checkpoint.reject(unit, error.message, code, error.request_id)
+        elif groups:
+            self._job_store.split(units[0], [chunk.text for group in groups for chunk in group])
+        elif chunks:
+            self._checkpoint.reject(units[0], error)

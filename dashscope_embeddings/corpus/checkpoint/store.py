@@ -14,7 +14,7 @@ from dashscope_embeddings.corpus.checkpoint import checksums
 from dashscope_embeddings.corpus.checkpoint.opening import open_database
 from dashscope_embeddings.corpus.checkpoint.rows import Counts, OutputRow, PackedVectors, split_duplicates
 from dashscope_embeddings.corpus.checkpoint.schema import PENDING
-from dashscope_embeddings.errors import BadReply, InvalidInput
+from dashscope_embeddings.errors import BadReply, DashScopeError, InvalidInput, ServiceError
 from dashscope_embeddings.vectors import Part, combine
 
 if TYPE_CHECKING:
@@ -257,14 +257,18 @@ class CheckpointStore:
         self.database.fetch_all("DELETE FROM units WHERE part_of = 0 AND line IS NULL")
         self.database.fetch_all("UPDATE units SET parts = 0 WHERE unit = ?", (whole,))
 
-    def reject(self, unit: int, reason: str, code: str | None, request_id: str | None) -> None:
-        """Commits that the service refused a text, or a part of it."""
+    def reject(self, unit: int, reason: DashScopeError | str) -> None:
+        """Commits that the service refused a text, or a part of it; or why it was not sent."""
+        message, code, request_id = str(reason), None, None
+        if isinstance(reason, DashScopeError):
+            message, request_id = reason.message, reason.request_id
+            code = reason.code if isinstance(reason, ServiceError) else None
         with self.transaction():
             whole = self.database.fetch_value("SELECT coalesce(part_of, unit) FROM units WHERE unit = ?", (unit,))
             self.drop_parts(whole)
             self.database.fetch_all(
                 "UPDATE units SET reason = ?, code = ?, request_id = ? WHERE unit = ?",
-                (reason, code, request_id, whole),
+                (message, code, request_id, whole),
             )
 
     def total_billed(self) -> tuple[int, int, int]:
