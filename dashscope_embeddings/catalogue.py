@@ -111,6 +111,9 @@ class Model:
     tokens_per_row_seen: int = 0
     """The highest limit that any source names, if sources disagree."""
     known: bool = True
+    free_tokens: int | None = None
+    """Tokens that Beijing gives free for 90 days, by the newest Chinese page (`_SYNC_ZH`, seen 2026-11-27), which gives
+    none in Singapore. Editions in other languages name more: 1 million for v3 and half a million for v2 and v1."""
     published_quota: PublishedQuota | None = None
 
     @property
@@ -152,6 +155,7 @@ MODELS: tuple[Model, ...] = (
         prices={BEIJING: _price("CNY", "0.5", "0.25"), SINGAPORE: _price("USD", "0.07")},
         source=_SYNC_ZH,
         seen="2026-11-20",
+        free_tokens=1_000_000,
     ),
     Model(
         name="qwen3.7-text-embedding-flash",
@@ -167,6 +171,7 @@ MODELS: tuple[Model, ...] = (
         prices={BEIJING: _price("CNY", "0.125", "0.063")},
         source=_FLASH,
         seen="2026-11-20",
+        free_tokens=1_000_000,
     ),
     Model(
         name="text-embedding-v4",
@@ -185,6 +190,7 @@ MODELS: tuple[Model, ...] = (
         },
         source=_SYNC_EN,
         seen="2026-11-20",
+        free_tokens=1_000_000,
         published_quota=PublishedQuota(1_800, None, "code of a third party"),
     ),
     Model(

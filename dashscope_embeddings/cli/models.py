@@ -40,6 +40,7 @@ def models() -> Iterator[RenderableType]:
         yield table
         yield ""
     yield Text("(n): a higher limit that another source names. batch: through Batch files.", "dim")
+    yield Text(_free_quotas(), "dim")
     for model in MODELS:
         if model.published_quota is not None:
             yield Text(f"Quota of {model.name} in Beijing: {model.published_quota}", "dim", overflow="ignore")
@@ -88,6 +89,11 @@ def _token_limit(model: Model) -> str:
 
 def _dimensions(model: Model, default: str) -> str:
     return " ".join(default.format(size) if size == model.default_dimension else str(size) for size in model.dimensions)
+
+
+def _free_quotas() -> str:
+    free = [f"{model.free_tokens:,} of {model.name}" for model in MODELS if model.free_tokens is not None]
+    return f"Free tokens in Beijing for 90 days, according to the newest page: {', '.join(free)}; no others."
 
 
 def _price(price: Price | None) -> str:

@@ -58,6 +58,13 @@ def test_the_limits_are_those_of_the_vendors_pages(name: str, facts: tuple[int, 
     assert (row.rows, row.tokens_per_row_limit, row.default_dimension, row.sparse, row.instruct) == facts
 
 
+def test_free_quotas_are_those_of_the_newest_page() -> None:
+    free = {row.name: row.free_tokens for row in MODELS if row.free_tokens is not None}
+    assert free == dict.fromkeys(
+        ("qwen3.7-text-embedding", "qwen3.7-text-embedding-flash", "text-embedding-v4"), 1_000_000
+    )
+
+
 def test_names_are_unique_and_the_default_is_among_them() -> None:
     names = [row.name for row in MODELS]
     assert len(set(names)) == len(names)
@@ -67,10 +74,15 @@ def test_names_are_unique_and_the_default_is_among_them() -> None:
 @pytest.mark.parametrize(
     ("name", "region", "currency", "a_million", "batch"),
     [
+        ("qwen3.7-text-embedding", BEIJING, "CNY", "0.5", "0.25"),
+        ("qwen3.7-text-embedding", SINGAPORE, "USD", "0.07", None),
         ("text-embedding-v4", BEIJING, "CNY", "0.5", "0.25"),
         ("text-embedding-v4", SINGAPORE, "USD", "0.07", None),
         ("text-embedding-v4", HONG_KONG, "USD", "0.07", None),
+        ("text-embedding-v3", BEIJING, "CNY", "0.5", "0.25"),
+        ("text-embedding-v3", SINGAPORE, "USD", "0.07", None),
         ("text-embedding-v2", BEIJING, "CNY", "0.7", "0.35"),
+        ("text-embedding-v1", BEIJING, "CNY", "0.7", "0.35"),
         ("qwen3.7-text-embedding-flash", BEIJING, "CNY", "0.125", "0.063"),
     ],
 )
