@@ -5,6 +5,7 @@ The environment variables have the names and meanings of the vendor's SDKs. An e
 
 from __future__ import annotations
 
+import difflib
 import ipaddress
 import os
 import re
@@ -70,6 +71,8 @@ _WORKSPACE_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _REGION_PATTERN = re.compile(r"[A-Za-z0-9]+-[A-Za-z0-9-]{0,50}[A-Za-z0-9]")
 _KNOWN_PATH_SUFFIX = re.compile(r"/(?:api/v1(?:/services(?:/[^/]+)*)?|compatible-mode/v1(?:/embeddings)?)$")
 _DNS_LABEL_LIMIT = 64
+_BARE_URL_PATTERN = re.compile(r"(?:[a-z]+:/*)?((?:[a-z0-9-]+\.)+[a-z]{2,}(?::\d+)?(?:/[a-z0-9./-]*)?)")
+_SIMILARITY = 0.7
 _HOST_PATTERN = re.compile(r"[A-Za-z0-9.:_\[\]-]+")
 
 
@@ -109,12 +112,24 @@ def resolve_address(
         raise InvalidInput(f"workspace={workspace!r} cannot be part of a host name: expected letters, digits, _ and -")
     if base_url == EMULATOR:
         return Address(EMULATOR)
-    if base_url is None and region is None:
-        variable = base_url_variable(protocol)
-        base_url = variable and variable.value
+    if base_url is None and region is None and (variable := base_url_variable(protocol)) is not None:
+        address = _address_from_url(variable.value, None, workspace)
+        _warn_of_other_region(variable.name, address)
+        return address
     if base_url is not None:
         return _address_from_url(base_url, region, workspace)
     return _address_from_region(region, workspace)
+
+
+def _warn_of_other_region(origin: str, address: Address) -> None:
+    if address.region is None or (variable := region_variable()) is None:
+        return
+    if (named := _find_region(variable.value)) is not None and named != address.region:
+        catalogue.warn_once(
+            f"region of {origin}",
+            f"{origin} is in {address.region.id}, but {variable.name} names {named.id}: requests go to the address. "
+            "A key belongs to one region: unset the variable that is wrong",
+        )
 
 
 def _address_from_url(base_url: str, region: str | None, workspace: str | None) -> Address:
@@ -132,7 +147,9 @@ def _address_from_url(base_url: str, region: str | None, workspace: str | None) 
     if host is not None and any(not 0 < len(label) < _DNS_LABEL_LIMIT for label in host.split(".")):
         host = None
     if host is None or parts.scheme not in {"http", "https"}:
-        raise InvalidInput("base_url must start with https:// and name a host, or be 'emulator'")
+        raise InvalidInput(
+            f"base_url must start with https:// and name a host, or be {EMULATOR!r}{_meant_url(base_url)}"
+        )
     if parts.username is not None or parts.password is not None or parts.query or parts.fragment:
         del base_url, parts
         raise InvalidInput("base_url must hold no user, password, query or fragment")
@@ -148,6 +165,15 @@ def _address_from_url(base_url: str, region: str | None, workspace: str | None) 
             f"base_url is in {host_region.id}, but region={region!r} is another region: leave one of them out"
         )
     return Address(f"{parts.scheme}://{parts.netloc}{path}", host_region or named_region, workspace)
+
+
+def _meant_url(base_url: str) -> str:
+    """The end of an error message; empty without a good guess."""
+    name = base_url.strip().lower()
+    if difflib.get_close_matches(name, [EMULATOR], cutoff=_SIMILARITY):
+        return f": is {EMULATOR!r} meant?"
+    bare = _BARE_URL_PATTERN.fullmatch(name)
+    return f": is https://{bare[1]} meant?" if bare else ""
 
 
 def _find_region(region: str | None) -> Region | None:

@@ -43,6 +43,13 @@ _NAMES_ELSEWHERE: Mapping[tuple[str, ...], tuple[str, ...]] = {
     ("workspace",): ("workspace_id",),
 }
 
+_HTTPX_OPTIONS = {
+    "proxy": ("proxy", "HTTPS_PROXY"),
+    "proxies": ("proxy", "HTTPS_PROXY"),
+    "verify": ("verify", "SSL_CERT_FILE"),
+    "ssl_context": ("verify", "SSL_CERT_FILE"),
+}
+"""What is set in the HTTP client: names elsewhere → httpx's, and the environment variable that says the same."""
 _CALL_OPTIONS = ("text_type", "output", "array", "progress", "on_vectors")
 """Keywords of `embed`, which are sometimes passed to the constructor."""
 
@@ -60,6 +67,12 @@ def closest_name(name: str, known_names: Collection[str]) -> str | None:
 
 def suggestion(name: str, known_names: Collection[str]) -> str:
     """The end of an error message that suggests the closest name; empty if there is none."""
+    if name in _HTTPX_OPTIONS and "http_client" in known_names:
+        option, variable = _HTTPX_OPTIONS[name]
+        return (
+            f": set the environment variable {variable}, or pass http_client=httpx.Client({option}=…), and for async "
+            f"code http_async_client=httpx.AsyncClient({option}=…)"
+        )
     found = closest_name(name, known_names)
     return "" if found is None else f": is {found} meant?"
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from pydantic import SecretStr
 
-from dashscope_embeddings import catalogue
+from dashscope_embeddings import _process, catalogue
 from dashscope_embeddings._core.address import EMULATOR, Address, resolve_address, resolve_api_key
 from dashscope_embeddings._core.client_options import with_defaults
 from dashscope_embeddings._core.protocol import RequestOptions
@@ -74,6 +74,24 @@ def test_an_address_that_could_lose_the_key_is_refused_without_showing_it(compla
         with pytest.raises(InvalidInput, match=complaint) as caught:
             resolve_address(base_url=bad)
         assert KEY not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("slip", "meant"),
+    [
+        *((slip, "'emulator'") for slip in ("emulatr", "Emulator", " emulator", "emulator/")),
+        ("dashscope.aliyuncs.com", BEIJING),
+        ("Dashscope.aliyuncs.com/api/v1", f"{BEIJING}/api/v1"),
+        ("htps://dashscope.aliyuncs.com:443", f"{BEIJING}:443"),
+        ("https:/dashscope.aliyuncs.com", BEIJING),
+    ],
+)
+def test_a_misspelt_address_is_answered_with_the_one_that_was_meant(slip: str, meant: str) -> None:
+    with pytest.raises(InvalidInput, match=r"^base_url must start with https://") as caught:
+        resolve_address(base_url=slip)
+    assert caught.value.message.endswith(f": is {meant} meant?")
+    with pytest.raises(InvalidInput, match=r"or be 'emulator'$"):
+        resolve_address(base_url="nonsense")
 
 
 @pytest.mark.parametrize("bad", ["https://[::1", "https://host:port", "https://host:99999", "https://ho st"])
@@ -223,6 +241,22 @@ def test_a_host_with_a_gap_for_the_workspace_says_how_to_fill_it() -> None:
 def test_a_workspace_fills_the_gap_in_the_environments_address(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(NATIVE, "https://{workspace_id}.ap-southeast-1.maas.aliyuncs.com/api/v1")
     assert resolve_address(workspace="w").root_url == "https://w.ap-southeast-1.maas.aliyuncs.com"
+
+
+@pytest.mark.parametrize("origin", [NATIVE, BOTH])
+def test_a_variable_of_the_region_that_contradicts_that_of_the_address_is_told(
+    origin: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(origin, f"{BEIJING}/api/v1")
+    monkeypatch.setenv(REGION, "Singapore")
+    with pytest.warns(UserWarning, match=f"{origin} is in cn-beijing, but {REGION} names ap-southeast-1: requests"):
+        assert resolve_address() == HERE
+    assert resolve_address() == HERE, "once a process"
+    for region, address in ("beijing", BEIJING), ("Singapore", N), ("xx-new-9", BEIJING):
+        _process.reset()
+        monkeypatch.setenv(REGION, region)
+        monkeypatch.setenv(origin, address)
+        assert resolve_address().root_url == address
 
 
 def test_an_empty_region_is_a_missing_one(monkeypatch: pytest.MonkeyPatch) -> None:

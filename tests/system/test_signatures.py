@@ -55,6 +55,9 @@ def test_type_hints_of_public_names_can_be_read_at_run_time(found: Any) -> None:
         assert unread == {}
 
 
+_OWN_CLIENT = "http_client=httpx.Client({0}=…), and for async code http_async_client=httpx.AsyncClient({0}=…)"
+
+
 def test_the_signature_of_the_client_is_its_own() -> None:
     parameters = inspect.signature(EmbeddingClient).parameters
     assert [*parameters][:3] == ["model", "api_key", "dimensions"]
@@ -76,6 +79,8 @@ def test_the_signature_of_the_client_is_its_own() -> None:
         ("embed_batch_size", "batch_size"),
         ("request_timeout", "timeout"),
         ("openai_api_key", "api_key"),
+        ("proxies", f"set the environment variable HTTPS_PROXY, or pass {_OWN_CLIENT.format('proxy')}"),
+        ("ssl_context", f"set the environment variable SSL_CERT_FILE, or pass {_OWN_CLIENT.format('verify')}"),
     ],
 )
 def test_a_misspelt_argument_is_answered_with_the_one_that_was_meant(slip: str, meant: str | None) -> None:
