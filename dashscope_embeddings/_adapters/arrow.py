@@ -10,11 +10,7 @@ if TYPE_CHECKING:
 
 
 def import_pyarrow() -> Any:
-    """Imports pyarrow, which only Parquet and Ray need.
-
-    Raises:
-        ImportError: it is not installed.
-    """
+    """Imports pyarrow, which only Parquet and Ray need."""
     try:
         importlib.import_module("pyarrow.parquet")
         return importlib.import_module("pyarrow")

@@ -295,22 +295,14 @@ def _unpair(dense: weakref.ref[ClientFields]) -> None:
 
 
 def as_text_list(texts: Any) -> list[str]:
-    """The texts passed to a method that takes a list.
-
-    Raises:
-        InvalidInput: a single string, whose characters would be embedded one by one; or a type that `embed` refuses.
-    """
+    """The texts passed to a method that takes a list; not a string, whose characters would be embedded one by one."""
     if isinstance(texts, (str, bytes)):
         raise InvalidInput(f"expected a list of texts, not {type(texts).__name__}")
     return [*iterate_texts(texts)]
 
 
 def as_single_text(text: Any) -> str:
-    """The text passed to a method that takes one text.
-
-    Raises:
-        InvalidInput: it is not a string.
-    """
+    """The text passed to a method that takes one text."""
     if not isinstance(text, str):
         raise InvalidInput(f"expected one text, a string, not {type(text).__name__}")
     return text

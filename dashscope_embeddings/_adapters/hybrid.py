@@ -16,6 +16,7 @@ from dashscope_embeddings._adapters.flows import Call, arun, run
 from dashscope_embeddings._core.results import partial_of, set_attributes
 from dashscope_embeddings._core.text_inputs import validate
 from dashscope_embeddings._runtime.async_drivers import run_in_thread, set_event_threadsafe
+from dashscope_embeddings._runtime.connections import running_loop
 from dashscope_embeddings.errors import DashScopeError
 from dashscope_embeddings.vectors import Embedding
 
@@ -137,7 +138,7 @@ class HybridEmbedder:
     def _query_flow(self, cache: HybridCache, component: Component, text: str) -> Flow[Any]:
         """One component of a query: from the cache, from a request in flight, or from a new one for both."""
         while True:
-            joined = cache.join_or_start(component, ("query", text), _running_loop())
+            joined = cache.join_or_start(component, ("query", text), running_loop())
             if not isinstance(joined, tuple):
                 return joined
             in_flight, is_leader = joined
@@ -182,7 +183,7 @@ class HybridEmbedder:
 
     def _run_shared(self, flow: Flow[Any]) -> Any:
         """Runs where no signal handler can raise: an interrupted leader would never complete the shared request."""
-        if _running_loop() is not None:
+        if running_loop() is not None:
             return run(flow)  # on this thread, because the flow reads its running loop
         return self.client.run_uninterrupted(functools.partial(run, flow))
 
@@ -191,16 +192,9 @@ def _is_single_query(texts: list[str], role: TextType) -> bool:
     return role == "query" and len(texts) == 1
 
 
-def _running_loop() -> asyncio.AbstractEventLoop | None:
-    try:
-        return asyncio.get_running_loop()
-    except RuntimeError:
-        return None
-
-
 def _wait_until_complete(in_flight: InFlight) -> bool:
     """Waits until a shared request is completed or orphaned; False at once if waiting here could deadlock."""
-    if in_flight.would_block(_running_loop()):
+    if in_flight.would_block(running_loop()):
         return False
     while not in_flight.completed.wait(_POLL_SECONDS) and not in_flight.is_orphaned:
         pass
@@ -254,12 +248,9 @@ def _cache_partial(
 
 
 def add_cached_to_partial(error: BaseException, vectors: list[Any], missing_indices: list[int]) -> None:
-    """Renumbers the indices of an error, and adds the vectors that came from a cache to its `partial`.
+    """Renumbers the indices of an error of the call for the missing texts, and adds cached vectors to its `partial`.
 
-    Args:
-        error: of the call for the missing texts.
-        vectors: for each text of the caller its cached vector, or None.
-        missing_indices: of the texts that were requested, among the caller's.
+    `vectors`: for each text of the caller its cached vector, or None.
     """
     cached = {index: vector for index, vector in enumerate(vectors) if vector is not None}
     arrived = {missing_indices[index]: vector for index, vector in partial_of(error).items()}

@@ -137,12 +137,7 @@ class HybridCache:
     ) -> None:
         """Stores one component of each text; a text that occurs twice can be taken twice.
 
-        Args:
-            component: "dense" or "sparse".
-            role: of the texts.
-            texts: as the partner will pass them.
-            vectors: one for each text.
-            ignore_capacity: store beyond the capacity as well, for entries that are fetched right away.
+        `ignore_capacity`: beyond the capacity as well, for entries that are fetched right away.
         """
         with self._lock:
             self._evict_expired()

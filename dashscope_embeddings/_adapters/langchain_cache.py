@@ -30,11 +30,7 @@ _CHECKSUM_BYTES = 4
 
 
 def checked_store(store: Any) -> BaseStore[str, bytes]:
-    """The store, checked for the methods that `ByteStoreCache` calls.
-
-    Raises:
-        InvalidInput: it lacks one of them.
-    """
+    """The store, checked for the methods that `ByteStoreCache` calls."""
     if not all(callable(getattr(store, name, None)) for name in ("mget", "mset", "amget", "amset")):
         raise InvalidInput(
             f"embeddings_cache must be a store of bytes, as langchain_core.stores.BaseStore[str, bytes] is, not "

@@ -10,11 +10,7 @@ if TYPE_CHECKING:
 
 
 def import_tqdm() -> Any:
-    """The class of a bar.
-
-    Raises:
-        ImportError: tqdm is not installed.
-    """
+    """The class of a bar."""
     try:
         from tqdm.auto import tqdm  # noqa: PLC0415 - an optional dependency
     except ImportError as missing:
@@ -24,11 +20,7 @@ def import_tqdm() -> Any:
 
 @contextlib.contextmanager
 def progress_bar(total: int, *, show: bool) -> Iterator[Callable[[int], object] | None]:
-    """Gives a function to call with the number of further texts done; None if `show` is false.
-
-    Raises:
-        ImportError: tqdm is not installed.
-    """
+    """Gives a function to call with the number of further texts done; None if `show` is false."""
     if not show:
         yield None
         return

@@ -7,7 +7,7 @@ stored.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from dashscope_embeddings._adapters.hybrid import ANY_EXCEPTION, add_cached_to_partial
 from dashscope_embeddings._core.results import partial_of
@@ -72,7 +72,7 @@ def _read(cache: VectorCache, texts: list[Any]) -> Flow[list[Any]]:
     try:
         known = dict(zip(distinct, (yield from cache.read(distinct)), strict=True))
     except Exception as error:  # noqa: BLE001 - whatever a user's store raises
-        warn_read_failed(error)
+        warn_failed("read", error)
         known = {}
     found = [known.get(text) if isinstance(text, str) else None for text in texts]
     # Equal texts get lists of their own: a caller may change one of them.
@@ -100,22 +100,12 @@ class _CacheWriter:
                 yield from self._cache.write(vectors)
             except Exception as error:  # noqa: BLE001 - whatever a user's store raises
                 self._has_failed = True
-                warn_write_failed(error)
+                warn_failed("written", error)
             else:
                 self._written_texts.update(vectors)
 
 
-def warn_read_failed(error: Exception) -> None:
-    """Warns, once per process, that a store could not be read."""
-    warn_once(
-        "cache not read",
-        f"embeddings_cache could not be read ({type(error).__name__}): the texts are requested, and billed",
-    )
-
-
-def warn_write_failed(error: Exception) -> None:
-    """Warns, once per process, that a store could not be written."""
-    warn_once(
-        "cache not written",
-        f"embeddings_cache could not be written ({type(error).__name__}): the vectors are returned, not stored",
-    )
+def warn_failed(action: Literal["read", "written"], error: Exception) -> None:
+    """Warns, once per process, that a store could not be read, or written."""
+    effect = {"read": "the texts are requested, and billed", "written": "the vectors are returned, not stored"}[action]
+    warn_once(f"cache not {action}", f"embeddings_cache could not be {action} ({type(error).__name__}): {effect}")

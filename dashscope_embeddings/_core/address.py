@@ -100,11 +100,7 @@ def resolve_address(
     workspace: str | None = None,
     base_url: str | None = None,
 ) -> Address:
-    """Resolves the host from `base_url`, or `region` and `workspace`, or the environment; the default is Beijing.
-
-    Raises:
-        InvalidInput: the address is malformed, or would send the key over plain http.
-    """
+    """The host by `base_url`, or `region` and `workspace`, or the environment; the default is Beijing."""
     if protocol not in get_args(ApiProtocol):
         raise InvalidInput(f'protocol={protocol!r}: expected "native" or "openai"')
     region = region or None
@@ -239,11 +235,7 @@ _DEFAULT_KEY_FILE = "~/.dashscope/api_key"
 
 
 def resolve_api_key(api_key: str | SecretStr | None, address: Address) -> SecretStr:
-    """The key from the argument, the environment, the file that the environment names, or the vendor's default file.
-
-    Raises:
-        InvalidInput: there is no key, or it cannot be sent in a header; the message never contains the key.
-    """
+    """The key from the argument, the environment, the file that the environment names, or the vendor's default file."""
     # Wrapped at once, because error reporters collect the local variables of every frame in a traceback.
     api_key = as_secret(api_key)
     if address.is_emulator:

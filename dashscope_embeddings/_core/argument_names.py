@@ -78,11 +78,7 @@ def suggestion(name: str, known_names: Collection[str]) -> str:
 
 
 def reject_unknown_init_arguments(init: Callable[Params, None]) -> Callable[Params, None]:
-    """Decorates `EmbeddingClient.__init__`: an unknown keyword is refused with the name that was probably meant.
-
-    Raises:
-        TypeError: as Python's own; the message holds no values, which may be keys.
-    """
+    """Decorates `EmbeddingClient.__init__`: an unknown keyword is refused with the name that was probably meant."""
     names = client_settings().keys() | {"model"}
 
     @functools.wraps(init)
@@ -114,11 +110,7 @@ def reject_unknown_init_arguments(init: Callable[Params, None]) -> Callable[Para
 
 
 def reject_unknown_keywords(call: Callable[Params, ReturnT]) -> Callable[Params, ReturnT]:
-    """Decorates a method: an unknown keyword is refused with the name that was probably meant.
-
-    Raises:
-        TypeError: as Python's own; the message holds no values.
-    """
+    """Decorates a method: an unknown keyword is refused with the name that was probably meant."""
     names = frozenset(inspect.signature(call).parameters)
 
     def hint(name: str) -> str:
@@ -150,11 +142,7 @@ def reject_unknown_keywords(call: Callable[Params, ReturnT]) -> Callable[Params,
 
 
 def check_argument_names(model_class: type[BaseModel], settings: Collection[str], known_names: Collection[str]) -> None:
-    """Refuses names that a class does not have, and two names of one field.
-
-    Raises:
-        ValidationError: as pydantic's own for an extra argument, with the name that was probably meant; no values.
-    """
+    """Refuses, as pydantic does, names that a class does not have, and two names of one field."""
     problems = {name: suggestion(name, known_names) for name in settings if name not in known_names}
     for field in model_class.model_fields.values():
         if isinstance(field.validation_alias, AliasChoices):

@@ -30,10 +30,10 @@ def _setting(
 
     Args:
         default: What holds where it is not given.
-        sentence: What it does, for docstrings, help texts and README.
+        sentence: For docstrings, help texts and README.
         shown: Part of an adapter's dumps, because it changes vectors or where they come from.
         secret: Left out of an adapter's `repr`.
-        aliases: Names that it has elsewhere, the first of which is its own.
+        aliases: Its own name, then those that other packages give it.
     """
     return Field(
         default,

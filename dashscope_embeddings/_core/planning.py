@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from dashscope_embeddings._core.text_length import chunks, estimate_tokens, fit_rows, truncate_after_blanks
+from dashscope_embeddings._core.text_length import chunks, estimate_tokens, truncate_after_blanks
 from dashscope_embeddings.errors import Action, DashScopeError, ServiceError
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ class BatchPlanner:
         first, known = self._known_texts.get(text, (index, ()))
         if not known or known[0].batch_number < self._oldest_reusable_batch():
             first, refs = index, list[RowRef]()
-            for row in fit_rows(text, self._long_text, self._limits.tokens_per_row, self._limits.get_count):
+            for row in self._limits.fit_rows(text, self._long_text):
                 tokens = estimate_tokens(row)
                 if not self.has_room(len(self._batch.texts), self._batch.estimated_tokens, tokens):
                     yield self._close_batch(refs[0].batch_number if refs else self._batch.number + 1)
@@ -153,7 +153,7 @@ class BatchPlanner:
 
 def single_row_batch(text: str, limits: Limits, long_text: LongText) -> Batch | None:
     """A batch of one checked text; None if it has to be cut into several rows."""
-    rows = [*islice(fit_rows(text, long_text, limits.tokens_per_row, limits.get_count), 2)]
+    rows = [*islice(limits.fit_rows(text, long_text), 2)]
     if len(rows) != 1:
         return None
     (row,) = rows
@@ -161,11 +161,7 @@ def single_row_batch(text: str, limits: Limits, long_text: LongText) -> Batch | 
 
 
 def batches(texts: Iterable[str | None], planner: BatchPlanner) -> Iterator[Batch]:
-    """Reads `texts` no further than the next batch.
-
-    Raises:
-        InvalidInput: or whatever `texts` raises, after a batch with the texts before it.
-    """
+    """Reads `texts` no further than the next batch; what they raise comes after the texts before it."""
     try:
         for text in texts:
             yield from planner.add(text)

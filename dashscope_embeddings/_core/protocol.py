@@ -176,11 +176,7 @@ def _is_success(status: int) -> bool:
 
 
 def parse_json(body: bytes) -> Any:
-    """Parses JSON leniently: accepts a byte order mark, bytes that are not UTF-8, and 3.0 for 3.
-
-    Raises:
-        ValueError: the body is not JSON.
-    """
+    """Parses JSON leniently: accepts a byte order mark, bytes that are not UTF-8, and 3.0 for 3."""
     try:
         return json.loads(body.decode("utf-8-sig", "replace"), parse_float=_int_if_integral)
     except RecursionError:

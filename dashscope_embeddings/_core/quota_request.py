@@ -40,11 +40,7 @@ _HINT = "If you know the quota, set requests_per_minute and tokens_per_minute; o
 def fetch_quota(
     settings: Settings, limiter: Limiter, *, max_retries: int, deadline_seconds: float | None = None
 ) -> RequestFlow[Quota]:
-    """Asks for the quota of the settings' model, and applies it to the limiter as an upper bound.
-
-    Raises:
-        DashScopeError: the service refuses, cannot be reached, or does not list the model.
-    """
+    """Asks for the quota of the settings' model, and applies it to the limiter as an upper bound."""
     sender = RequestSender(replace(settings.error_context, path=""), max_retries)
     try:
         quota = yield from sender.send(

@@ -242,11 +242,7 @@ class ResultCollector:
             set_attributes(error, failed=self._vectors.missing(end if texts is None else len(texts)))
 
     def result(self, texts: Sequence[str]) -> Embeddings:
-        """All vectors of a call over these texts.
-
-        Raises:
-            DashScopeError: not all arrived.
-        """
+        """All vectors of a call over these texts; raises its error if one is missing."""
         if self.has_failed:
             self._vectors.fill_duplicates(texts)
             raise self.build_error(len(texts))

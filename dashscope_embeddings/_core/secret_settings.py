@@ -21,11 +21,7 @@ _KEY_PATTERN = re.compile(r"(?<![A-Za-z0-9_-])sk-[A-Za-z0-9_-]{16}")
 
 
 def as_secret(key: Any) -> SecretStr | None:
-    """The key as a `SecretStr`, which tracebacks do not show.
-
-    Raises:
-        InvalidInput: it is neither a string nor a SecretStr.
-    """
+    """The key as a `SecretStr`, which tracebacks do not show."""
     if key is None:
         return None
     kind = type(key).__name__

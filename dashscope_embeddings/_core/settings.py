@@ -53,11 +53,7 @@ class Settings:
 
     @classmethod
     def from_options(cls, model: str, options: ClientOptions) -> Settings:
-        """Fills in defaults, and finds the address and the key.
-
-        Raises:
-            InvalidInput: a setting that cannot work, or no key.
-        """
+        """Fills in defaults, and finds the address and the key."""
         known_model = catalogue.model(model)  # first: what is passed as a model may be the key
         given = with_defaults(options)
         dimension, price, headers = given.pop("dimension"), given.pop("price"), given.pop("default_headers")
@@ -90,11 +86,7 @@ class Settings:
         _check_price(self)
 
     def request_options(self, text_type: TextType, output: Output) -> RequestOptions:
-        """The options of every request of a call.
-
-        Raises:
-            InvalidInput: an unknown role or output, or one that these settings rule out.
-        """
+        """The options of every request of a call; raises InvalidInput if these settings rule them out."""
         if text_type not in get_args(TextType):
             raise InvalidInput(f'text_type={text_type!r}: expected "query" or "document"')
         if output not in get_args(Output):
@@ -112,11 +104,7 @@ class Settings:
         )
 
     def require_sparse(self) -> None:
-        """Whether sparse vectors can be asked for at all.
-
-        Raises:
-            InvalidInput: not with this protocol, or not of this model.
-        """
+        """Raises InvalidInput if this protocol or this model has no sparse vectors."""
         if self.protocol == "openai":
             raise InvalidInput('sparse vectors need protocol="native": the compatible protocol has none')
         if not self.model.sparse:

@@ -34,11 +34,7 @@ class RequestSender:
     max_retries: int
 
     def send(self, request: Send, read: Callable[[Reply], T]) -> RequestFlow[T]:
-        """Sends one request until it succeeds.
-
-        Raises:
-            DashScopeError: a retry cannot help, or there were too many.
-        """
+        """Sends one request until it succeeds; raises its error if a retry cannot help, or after too many."""
         failure_count = 0
         while True:
             result = self.interpret((yield request), read)
@@ -67,10 +63,6 @@ class RequestSender:
 
 
 def sleep(seconds: float) -> RequestFlow[None]:
-    """Waits.
-
-    Raises:
-        Cancelled: the caller was stopped.
-    """
+    """Waits; raises `Cancelled` if the caller was stopped."""
     if isinstance(result := (yield Sleep(seconds)), Failure):
         raise failures.error_from_failure(result, ErrorContext())

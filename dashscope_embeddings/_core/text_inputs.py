@@ -133,11 +133,7 @@ def needs_thread(texts: Sequence[object]) -> bool:
 
 
 def validate(texts: Iterable[str], limits: Limits, long_text: LongText) -> list[str]:
-    """All texts as a list.
-
-    Raises:
-        InvalidInput: some are invalid; `failed` and `reasons` name all of them.
-    """
+    """All texts as a list; raises one error that names all invalid ones."""
     checked = list(texts)
     problems = {i: problem for i, text in enumerate(checked) if (problem := text_problem(text, limits, long_text))}
     if problems:

@@ -101,10 +101,6 @@ class Limits:
         """The service named its limit of tokens per text."""
         self.tokens_per_row = max(1, min(self.tokens_per_row, max_tokens))
 
-    def get_count(self) -> CountTokens:
-        """`count`, which loads a tokenizer: to be called only when a text has to be counted."""
-        return self.count
-
     def probably_too_long(self, text: str) -> bool:
         """Whether a text is too long if the estimate is right."""
         return _may_exceed(text, self.tokens_per_row) and _exceeds(text, self.tokens_per_row, self.count)
@@ -116,6 +112,16 @@ class Limits:
         if self.counts_exactly:
             return _exceeds(text, self.tokens_per_row, self.count)
         return _exceeds(text, self.tokens_per_row / _WORST_CASE_RATIO)
+
+    def fit_rows(self, text: str, long_text: LongText) -> Iterator[str]:
+        """The rows to send for a text: the text itself, or its beginning or its chunks if it is too long."""
+        max_tokens = self.tokens_per_row
+        if long_text == "error" or not self.probably_too_long(text):
+            yield text
+        elif long_text == "truncate":
+            yield truncate_after_blanks(text, max_tokens, self.count)
+        else:
+            yield from chunks(text, max_tokens * (1.0 if self.counts_exactly else _CHUNK_FILL_RATIO), self.count)
 
 
 _observed_limits: dict[tuple[str, str], Limits] = {}
@@ -194,20 +200,3 @@ def chunks(text: str, max_tokens: float, count: CountTokens = estimate_tokens) -
         at += len(chunk)
         if not chunk.isspace():
             yield chunk
-
-
-def _estimating() -> CountTokens:
-    return estimate_tokens
-
-
-def fit_rows(
-    text: str, long_text: LongText, max_tokens: float, get_count: Callable[[], CountTokens] = _estimating
-) -> Iterator[str]:
-    """The rows to send for a text: the text itself, or its beginning or its chunks if it is too long."""
-    if long_text == "error" or not _may_exceed(text, max_tokens) or not _exceeds(text, max_tokens, get_count()):
-        yield text
-    elif long_text == "truncate":
-        yield truncate_after_blanks(text, max_tokens, get_count())
-    else:
-        count = get_count()
-        yield from chunks(text, max_tokens * (_CHUNK_FILL_RATIO if count is estimate_tokens else 1.0), count)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 from llama_index.core.storage.kvstore.types import DEFAULT_COLLECTION, BaseKVStore
 
 from dashscope_embeddings._adapters.flows import Call, arun, run
-from dashscope_embeddings._adapters.vector_cache import warn_read_failed, warn_write_failed
+from dashscope_embeddings._adapters.vector_cache import warn_failed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -107,7 +107,7 @@ class NamespacedCache(BaseKVStore):
         except Exception as error:
             if _cache_of(collection) is None:
                 raise
-            warn_write_failed(error)
+            warn_failed("written", error)
 
     def get(self, key: str, collection: str = DEFAULT_COLLECTION) -> dict[str, Any] | None:
         """An entry; None if there is none."""
@@ -125,7 +125,7 @@ class NamespacedCache(BaseKVStore):
         try:
             [vector] = yield from cache.read([key])
         except Exception as error:  # noqa: BLE001 - whatever a user's store raises
-            warn_read_failed(error)
+            warn_failed("read", error)
             return None
         return None if vector is None else _entry(vector)
 

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from dashscope_embeddings._adapters.hybrid import HybridEmbedder
-    from dashscope_embeddings.vectors import Usage
 
 
 class DashScopeUsageEvent(EmbeddingStartEvent):
@@ -54,23 +53,20 @@ _dispatcher = instrument.get_dispatcher(__name__)  # type: ignore[attr-defined] 
 @contextlib.contextmanager
 def emit_usage(hybrid: HybridEmbedder, role: TextType) -> Iterator[HybridEmbedder]:
     """Emits a `DashScopeUsageEvent` for the calls inside the block."""
+    model = hybrid.client.settings.model.name
     with track_usage() as spent:
         try:
             yield hybrid
         finally:
             if spent.requests:
-                _dispatcher.event(_usage_event(hybrid.client.settings.model.name, role, spent.usage))
-
-
-def _usage_event(model: str, role: TextType, usage: Usage) -> DashScopeUsageEvent:
-    amount, currency = (None, None) if usage.cost is None else (usage.cost.amount, usage.cost.currency)
-    return DashScopeUsageEvent(
-        model_dict={"model_name": model},
-        model_name=model,
-        text_type=role,
-        requests=usage.requests,
-        texts=usage.texts,
-        tokens=usage.tokens,
-        cost=amount,
-        currency=currency,
-    )
+                event = DashScopeUsageEvent(
+                    model_dict={"model_name": model},
+                    model_name=model,
+                    text_type=role,
+                    requests=spent.requests,
+                    texts=spent.texts,
+                    tokens=spent.tokens,
+                    cost=spent.cost and spent.cost.amount,
+                    currency=spent.cost and spent.cost.currency,
+                )
+                _dispatcher.event(event)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from dashscope_embeddings import EmbeddingClient, InvalidInput, Price
 from dashscope_embeddings._core import tokenizer
 from dashscope_embeddings._core.rate_limiter import Limiter
-from dashscope_embeddings._core.text_length import Limits, chunks, estimate_tokens, fit_rows, truncate
+from dashscope_embeddings._core.text_length import Limits, chunks, estimate_tokens, truncate
 from dashscope_embeddings._core.tokenizer import token_counter
 from dashscope_embeddings.emulator import Emulator, in_process
 
@@ -148,7 +148,7 @@ LETTERS = st.text(st.sampled_from("the quick 狐狸 é 😀\n.。"), min_size=1,
 def test_long_texts_are_cut_at_the_exact_limit(text: str, limit: int) -> None:
     count = token_counter(V4)
     assert count is not None
-    rows = [*fit_rows(text, "average", limit, lambda: count)]
+    rows = [*Limits(1, limit, None, V4).fit_rows(text, "average")]
     assert all(count(row) <= limit or len(row) == 1 for row in rows)
     assert "".join("".join(rows).split()) == "".join(text.split())
     start = truncate(text, limit, count)

@@ -507,7 +507,7 @@ def test_a_beginning_is_one_and_is_not_blank(text: str, tokens: float) -> None:
 @examples(120)
 def test_what_stands_for_a_text_is_the_text_itself_where_it_fits(text: str, policy: LongText, tokens: int) -> None:
     assume(text.strip())
-    rows = [*text_length.fit_rows(text, policy, tokens)]
+    rows = [*text_length.Limits(1, tokens, None).fit_rows(text, policy)]
     assert rows
     assert all(row.strip() for row in rows)
     if policy == "error" or text_length.estimate_tokens(text) <= tokens:

@@ -314,7 +314,7 @@ def test_an_averaged_text_has_a_vector_of_all_of_it(
         if synthetic_vectors.count_tokens(text) <= limit and text_length.estimate_tokens(text) <= min(limit, believed):
             assert vector == right(emulator, text)
             continue
-        cut = [*text_length.fit_rows(text, "average", believed)]
+        cut = [*text_length.Limits(1, believed, None).fit_rows(text, "average")]
         if (
             rows.issuperset(cut)
             and believed <= limit
@@ -600,7 +600,7 @@ def test_a_plan_puts_every_text_into_its_place_and_keeps_to_the_limits(
     assert [place.index for _, place in places] == list(range(len(asked)))
     oldest = 0
     for batch, place in places:
-        expected = [*text_length.fit_rows(asked[place.index], how["long_text"], tokens)]
+        expected = [*text_length.Limits(1, tokens, None).fit_rows(asked[place.index], how["long_text"])]
         assert [found[part.batch_number].texts[part.row] for part in place.rows] == expected
         assert [part.weight for part in place.rows] == [len(row) for row in expected]
         assert max(part.batch_number for part in place.rows) <= batch.number
@@ -608,7 +608,7 @@ def test_a_plan_puts_every_text_into_its_place_and_keeps_to_the_limits(
         assert all(part.batch_number >= oldest for place in batch.slots for part in place.rows)
         oldest = max(oldest, batch.oldest_referenced)
     sent = sum(len(batch.texts) for batch in found)
-    once = sum(len([*text_length.fit_rows(text, how["long_text"], tokens)]) for text in set(asked))
+    once = sum(len([*text_length.Limits(1, tokens, None).fit_rows(text, how["long_text"])]) for text in set(asked))
     assert once <= sent
     if how.get("dedup_window", 0) is None:
         assert sent == once
@@ -636,7 +636,7 @@ def test_an_assembly_gives_each_text_what_became_of_its_rows(
             given_out.update({found.index: found.dense for found in job.pop_ready()})
     expected: dict[int, list[float]] = {}
     for index, text in enumerate(asked):
-        cut = [*text_length.fit_rows(text, how["long_text"], 12)]
+        cut = [*text_length.Limits(1, 12, None).fit_rows(text, how["long_text"])]
         if not refused.intersection(cut):
             expected[index] = combine([Part(vectors[row], None, float(len(row))) for row in cut]).dense or []
     if len(expected) == len(asked):

@@ -9,7 +9,7 @@ from typing import IO, TYPE_CHECKING
 from pydantic_core import to_json
 
 from dashscope_embeddings._core.text_inputs import text_problem
-from dashscope_embeddings._core.text_length import estimate_tokens, fit_rows
+from dashscope_embeddings._core.text_length import estimate_tokens
 from dashscope_embeddings._runtime import files
 from dashscope_embeddings.corpus.batch import messages
 
@@ -128,14 +128,11 @@ class RequestFileWriter:
             if policy == "error" and (message := text_problem(unit.text, limits, policy)):
                 self._checkpoint.reject(unit.number, f"the text {message}; not sent")
                 continue
-            rows = [unit.text] if unit.part_of is not None else self._fit_rows(unit.text)
+            rows = [unit.text] if unit.part_of is not None else [*limits.fit_rows(unit.text, policy)]
             if rows == [unit.text]:
                 yield unit
             else:
                 self._job_store.split(unit.number, rows)  # units_to_submit yields the parts later
-
-    def _fit_rows(self, text: str) -> list[str]:
-        return [*fit_rows(text, self._settings.long_text, self._limits.tokens_per_row, self._limits.get_count)]
 
 
 def line_name(line: int) -> str:
