@@ -252,11 +252,10 @@ class ClientFields(BaseModel):
         if unknown:
             listing = ", ".join(f"{name} is none{suggestion(name, type(self).model_fields)}" for name in unknown)
             raise InvalidInput(f"model_copy(update=…) takes names of fields, and {listing}")
-        if update:
-            hide_secrets(update := dict(update))
-        copy = super().model_copy(update=update, deep=deep)
-        if not _CLIENT_DEPENDS_ON.isdisjoint(update or ()):
-            copy._client = None  # noqa: SLF001 - of the same class
+        hide_secrets(update := dict(update or {}))
+        copy = super().model_copy(deep=deep)
+        for name, value in update.items():
+            setattr(copy, name, value)
         return copy
 
     def __getstate__(self) -> dict[Any, Any]:

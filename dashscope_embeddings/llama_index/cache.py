@@ -1,7 +1,4 @@
-"""LlamaIndex's `embeddings_cache` with one namespace for each model, dimension, instruct and role.
-
-LlamaIndex looks vectors up by their text alone, so without namespaces a query would get a document's vector.
-"""
+"""LlamaIndex's `embeddings_cache` with one namespace for each model, dimension, instruct and role."""
 
 from __future__ import annotations
 
@@ -10,12 +7,11 @@ import contextvars
 import math
 import uuid
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
-from llama_index.core.storage.kvstore.types import DEFAULT_COLLECTION, BaseKVStore
+from llama_index.core.storage.kvstore.types import BaseKVStore
 
-from dashscope_embeddings._adapters.flows import Call, arun, run
-from dashscope_embeddings._adapters.vector_cache import warn_failed
+from dashscope_embeddings._adapters.flows import Call
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -69,96 +65,29 @@ class KVCache:
         return [float(number) for number in vector] if is_finite else None
 
 
-_current_cache: contextvars.ContextVar[KVCache | None] = contextvars.ContextVar("dashscope_cache", default=None)
+def _entry(vector: Sequence[float]) -> dict[str, Any]:
+    """A vector in LlamaIndex's format."""
+    return {str(uuid.uuid4()): list(vector)}
 
 
-@contextlib.contextmanager
-def use_cache(cache: KVCache) -> Iterator[None]:
-    """Inside the block, LlamaIndex looks vectors up and stores them in this cache."""
-    token = _current_cache.set(cache)
-    try:
-        yield
-    finally:
-        _current_cache.reset(token)
-
-
+@BaseKVStore.register
 @dataclass(frozen=True)
-class NamespacedCache(BaseKVStore):
-    """A user's store in which vectors are found only by the same role and model.
+class HiddenStore:
+    """A user's store, which LlamaIndex takes for none: it would look a vector up by its text alone.
 
-    Errors of the store become warnings. The class defines no `__len__`: LlamaIndex tests a cache for truth, and
-    would ignore an empty one.
+    The adapter itself reads and writes it, by role and model.
     """
 
     wrapped: BaseKVStore
 
-    def put(self, key: str, val: dict[str, Any], collection: str = DEFAULT_COLLECTION) -> None:
-        """Stores an entry."""
-        run(self._put_flow(key, val, collection))
+    def __bool__(self) -> bool:
+        return False
 
-    async def aput(self, key: str, val: dict[str, Any], collection: str = DEFAULT_COLLECTION) -> None:
-        """`put` on the running loop."""
-        await arun(self._put_flow(key, val, collection))
-
-    def _put_flow(self, key: str, val: dict[str, Any], collection: str) -> Flow[None]:
-        call = Call(self.wrapped.put, self.wrapped.aput, key, val, _namespaced(collection))
-        try:
-            yield call
-        except Exception as error:
-            if _cache_of(collection) is None:
-                raise
-            warn_failed("written", error)
-
-    def get(self, key: str, collection: str = DEFAULT_COLLECTION) -> dict[str, Any] | None:
-        """An entry; None if there is none."""
-        return run(self._get_flow(key, collection))
-
-    async def aget(self, key: str, collection: str = DEFAULT_COLLECTION) -> dict[str, Any] | None:
-        """`get` on the running loop."""
-        return await arun(self._get_flow(key, collection))
-
-    def _get_flow(self, key: str, collection: str) -> Flow[dict[str, Any] | None]:
-        if (cache := _cache_of(collection)) is None:
-            return cast("dict[str, Any] | None", (yield Call(self.wrapped.get, self.wrapped.aget, key, collection)))
-        if (known := take_prefetched([key])) is not None:
-            return _entry(known[0])
-        try:
-            [vector] = yield from cache.read([key])
-        except Exception as error:  # noqa: BLE001 - whatever a user's store raises
-            warn_failed("read", error)
-            return None
-        return None if vector is None else _entry(vector)
-
-    def get_all(self, collection: str = DEFAULT_COLLECTION) -> dict[str, dict[str, Any]]:
-        """All entries of a collection."""
-        return self.wrapped.get_all(_namespaced(collection))
-
-    async def aget_all(self, collection: str = DEFAULT_COLLECTION) -> dict[str, dict[str, Any]]:
-        """`get_all` on the running loop."""
-        return await self.wrapped.aget_all(_namespaced(collection))
-
-    def delete(self, key: str, collection: str = DEFAULT_COLLECTION) -> bool:
-        """Deletes an entry; False if there was none."""
-        return self.wrapped.delete(key, _namespaced(collection))
-
-    async def adelete(self, key: str, collection: str = DEFAULT_COLLECTION) -> bool:
-        """`delete` on the running loop."""
-        return await self.wrapped.adelete(key, _namespaced(collection))
-
-
-def _cache_of(collection: str) -> KVCache | None:
-    """The cache in use, if `collection` is LlamaIndex's one for vectors."""
-    return _current_cache.get() if collection == _VECTORS else None
-
-
-def _namespaced(collection: str) -> str:
-    cache = _cache_of(collection)
-    return collection if cache is None else cache.collection
-
-
-def _entry(vector: Sequence[float]) -> dict[str, Any]:
-    """A vector in LlamaIndex's format."""
-    return {str(uuid.uuid4()): list(vector)}
+    def __getattr__(self, name: str) -> Any:
+        """As the user's store has it."""
+        if name == "wrapped" or name.startswith("__"):  # `copy` and `pickle` ask for them before it is filled
+            raise AttributeError(name)
+        return getattr(self.wrapped, name)
 
 
 # --- prefetched vectors --------------------------------------------------------------------------------------
@@ -173,10 +102,7 @@ _prefetched: contextvars.ContextVar[dict[str, list[float]] | None] = contextvars
 
 @contextlib.contextmanager
 def prefetched(texts: Sequence[str], vectors: Sequence[list[float]]) -> Iterator[None]:
-    """Inside the block, and in tasks started there, `take_prefetched` returns these vectors.
-
-    Our cache returns them too: some versions of LlamaIndex assign vectors to wrong texts if a cache holds only a part.
-    """
+    """Inside the block, and in tasks started there, `take_prefetched` returns these vectors."""
     token = _prefetched.set(dict(zip(texts, vectors, strict=True)))
     try:
         yield

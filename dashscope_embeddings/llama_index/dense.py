@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast, get_args
 
 import llama_index.core.instrumentation as instrument
 from llama_index.core.base.embeddings.base import BaseEmbedding
+from llama_index.core.storage.kvstore.types import BaseKVStore
 from pydantic import Field, SecretStr
 from typing_extensions import Unpack
 
@@ -19,7 +20,7 @@ from dashscope_embeddings._core.client_options import AdapterOptions
 from dashscope_embeddings._core.secret_settings import hide_secrets
 from dashscope_embeddings.catalogue import DEFAULT_MODEL
 from dashscope_embeddings.errors import InvalidInput
-from dashscope_embeddings.llama_index.cache import KVCache, NamespacedCache, prefetched, take_prefetched, use_cache
+from dashscope_embeddings.llama_index.cache import HiddenStore, KVCache, prefetched, take_prefetched
 from dashscope_embeddings.llama_index.nodes import BLANK_NODES_HINT
 from dashscope_embeddings.llama_index.sparse import MAX_TEXTS_PER_CALL
 from dashscope_embeddings.llama_index.usage_event import emit_usage
@@ -28,7 +29,7 @@ from dashscope_embeddings.vectors import TextType
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from dashscope_embeddings._adapters.hybrid import HybridEmbedder
+    from dashscope_embeddings._adapters.flows import Flow
 
 
 _Method = TypeVar("_Method")
@@ -110,8 +111,6 @@ class DashScopeEmbedding(ClientFields, BaseEmbedding):
                     f"model={model!r} and model_name={settings['model_name']!r} are two names of one argument: pass one"
                 )
             settings["model_name"] = model
-        if (limiter := settings.get("rate_limiter")) is not None and not isinstance(limiter, _PerRequestRateLimiter):
-            settings["rate_limiter"] = _PerRequestRateLimiter(limiter)
         for name in ("model_name", "text_type"):
             settings[name] = getattr(settings[name], "value", settings[name])
         settings["model_name"] = settings["model_name"] or DEFAULT_MODEL
@@ -137,52 +136,51 @@ class DashScopeEmbedding(ClientFields, BaseEmbedding):
             "rate_limiter": limiter.wrapped if isinstance(limiter, _PerRequestRateLimiter) else limiter,
         }
 
-    @contextlib.contextmanager
-    def _role_cache(self, role: TextType) -> Iterator[KVCache | None]:
-        """LlamaIndex's cache, restricted to one role and to these settings."""
-        if self.embeddings_cache is None:
-            yield None
-            return
-        if not isinstance(self.embeddings_cache, NamespacedCache):
-            self.embeddings_cache = NamespacedCache(self.embeddings_cache)
-        cache = KVCache.for_role(self.embeddings_cache.wrapped, self.client.settings, role)
-        with use_cache(cache):
-            yield cache
+    def model_post_init(self, context: Any, /) -> None:
+        """Wraps what LlamaIndex must not use itself."""
+        super().model_post_init(context)
+        for name in ("embeddings_cache", "rate_limiter"):
+            setattr(self, name, getattr(self, name))
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "embeddings_cache" and isinstance(value, BaseKVStore) and not isinstance(value, HiddenStore):
+            value = HiddenStore(value)
+        elif name == "rate_limiter" and value is not None and not isinstance(value, _PerRequestRateLimiter):
+            value = _PerRequestRateLimiter(value)
+        super().__setattr__(name, value)
+
+    def _dense(
+        self, texts: list[str], role: TextType, progress: Callable[[int], object] | None = None
+    ) -> Flow[list[list[float]]]:
+        store = self.embeddings_cache
+        cache = None if store is None else KVCache.for_role(store.wrapped, self.client.settings, role)
+        return cached_dense_flow(cache, self.hybrid, texts, role, progress)
 
     @contextlib.contextmanager
-    def _document_embedder(self, texts: list[Any]) -> Iterator[HybridEmbedder]:
-        """Embeds documents; if blank nodes cause an error, adds a hint how to leave them out."""
+    def _document_call(self, texts: list[Any]) -> Iterator[None]:
+        """Around a call for documents; if blank nodes cause an error, adds a hint how to leave them out."""
         try:
-            with emit_usage(self.hybrid, self.text_type) as hybrid:
-                yield hybrid
+            with emit_usage(self.hybrid, self.text_type):
+                yield
         except InvalidInput as error:
             if any(isinstance(text, str) and not text.strip() for text in texts):
                 error.add_hint(BLANK_NODES_HINT)
             raise
 
-    @_span
-    def get_query_embedding(self, query: str) -> list[float]:
-        """The vector of a search query: `dimensions` floats."""
-        with self._role_cache("query"):
-            return _without_span(super().get_query_embedding)(query)
+    if TYPE_CHECKING:
+        # LlamaIndex's own methods; its decorator hides their arguments from type checkers.
 
-    @_span
-    async def aget_query_embedding(self, query: str) -> list[float]:
-        """`get_query_embedding` on the running event loop."""
-        with self._role_cache("query"):
-            return await _without_span(super().aget_query_embedding)(query)
+        def get_query_embedding(self, query: str) -> list[float]:
+            """The vector of a search query: `dimensions` floats."""
 
-    @_span
-    def get_text_embedding(self, text: str) -> list[float]:
-        """The vector of a document: `dimensions` floats."""
-        with self._role_cache(self.text_type):
-            return _without_span(super().get_text_embedding)(text)
+        async def aget_query_embedding(self, query: str) -> list[float]:
+            """`get_query_embedding` on the running event loop."""
 
-    @_span
-    async def aget_text_embedding(self, text: str) -> list[float]:
-        """`get_text_embedding` on the running event loop."""
-        with self._role_cache(self.text_type):
-            return await _without_span(super().aget_text_embedding)(text)
+        def get_text_embedding(self, text: str) -> list[float]:
+            """The vector of a document: `dimensions` floats."""
+
+        async def aget_text_embedding(self, text: str) -> list[float]:
+            """`get_text_embedding` on the running event loop."""
 
     @_span
     def get_text_embedding_batch(
@@ -193,13 +191,12 @@ class DashScopeEmbedding(ClientFields, BaseEmbedding):
     ) -> list[list[float]]:
         """The vectors of documents: shape (texts, dimensions), in the order of the texts."""
         core = _without_span(super().get_text_embedding_batch)
-        with self._role_cache(self.text_type) as cache:
-            if len(texts := as_text_list(texts)) <= self.embed_batch_size and cache is None:
-                return core(texts, show_progress, **kwargs)
-            with progress_bar(len(texts), show=show_progress) as progress, self._document_embedder(texts) as hybrid:
-                vectors = run(cached_dense_flow(cache, hybrid, texts, self.text_type, progress))
-            with prefetched(texts, vectors):
-                return core(texts, **kwargs)
+        if len(texts := as_text_list(texts)) <= self.embed_batch_size:
+            return core(texts, show_progress, **kwargs)
+        with progress_bar(len(texts), show=show_progress) as progress, self._document_call(texts):
+            vectors = run(self._dense(texts, self.text_type, progress))
+        with prefetched(texts, vectors):
+            return core(texts, **kwargs)
 
     @_span
     async def aget_text_embedding_batch(
@@ -210,13 +207,12 @@ class DashScopeEmbedding(ClientFields, BaseEmbedding):
     ) -> list[list[float]]:
         """`get_text_embedding_batch` on the running event loop."""
         core = _without_span(super().aget_text_embedding_batch)
-        with self._role_cache(self.text_type) as cache:
-            if len(texts := as_text_list(texts)) <= self.embed_batch_size and cache is None:
-                return await core(texts, show_progress, **kwargs)
-            with progress_bar(len(texts), show=show_progress) as progress, self._document_embedder(texts) as hybrid:
-                vectors = await arun(cached_dense_flow(cache, hybrid, texts, self.text_type, progress))
-            with prefetched(texts, vectors):
-                return await core(texts, **kwargs)
+        if len(texts := as_text_list(texts)) <= self.embed_batch_size:
+            return await core(texts, show_progress, **kwargs)
+        with progress_bar(len(texts), show=show_progress) as progress, self._document_call(texts):
+            vectors = await arun(self._dense(texts, self.text_type, progress))
+        with prefetched(texts, vectors):
+            return await core(texts, **kwargs)
 
     def to_payload(self) -> dict[str, Any]:
         """What events and callbacks may show; without the key."""
@@ -228,12 +224,12 @@ class DashScopeEmbedding(ClientFields, BaseEmbedding):
         }
 
     def _get_query_embedding(self, query: str) -> list[float]:
-        with emit_usage(self.hybrid, "query") as hybrid:
-            return hybrid.dense([as_single_text(query)], "query")[0]
+        with emit_usage(self.hybrid, "query"):
+            return run(self._dense([as_single_text(query)], "query"))[0]
 
     async def _aget_query_embedding(self, query: str) -> list[float]:
-        with emit_usage(self.hybrid, "query") as hybrid:
-            return (await hybrid.adense([as_single_text(query)], "query"))[0]
+        with emit_usage(self.hybrid, "query"):
+            return (await arun(self._dense([as_single_text(query)], "query")))[0]
 
     def _get_text_embedding(self, text: str) -> list[float]:
         return self._get_text_embeddings([as_single_text(text)])[0]
@@ -244,14 +240,14 @@ class DashScopeEmbedding(ClientFields, BaseEmbedding):
     def _get_text_embeddings(self, texts: list[str]) -> list[list[float]]:
         if (found := take_prefetched(texts := as_text_list(texts))) is not None:
             return found
-        with self._document_embedder(texts) as hybrid:
-            return hybrid.dense(texts, self.text_type)
+        with self._document_call(texts):
+            return run(self._dense(texts, self.text_type))
 
     async def _aget_text_embeddings(self, texts: list[str]) -> list[list[float]]:
         if (found := take_prefetched(texts := as_text_list(texts))) is not None:
             return found
-        with self._document_embedder(texts) as hybrid:
-            return await hybrid.adense(texts, self.text_type)
+        with self._document_call(texts):
+            return await arun(self._dense(texts, self.text_type))
 
 
 def _without_span(method: _Method) -> _Method:

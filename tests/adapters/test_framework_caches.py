@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import copy
+import pickle
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -141,16 +143,43 @@ def test_a_copy_with_other_settings_never_reads_these_entries(served: Server, ch
     assert query(made) != query(copy) or "long_text" in change
 
 
-def test_a_cache_may_be_put_in_later_and_an_empty_one_is_one(served: Server, emulator: Emulator) -> None:
+def assigned(embedding: DashScopeEmbedding, **fields: Any) -> DashScopeEmbedding:
+    for name, value in fields.items():
+        setattr(embedding, name, value)
+    return embedding
+
+
+def copied(embedding: DashScopeEmbedding, **fields: Any) -> DashScopeEmbedding:
+    return embedding.model_copy(update=fields)
+
+
+def constructed(embedding: DashScopeEmbedding, **fields: Any) -> DashScopeEmbedding:
+    return DashScopeEmbedding.model_construct(**vars(embedding) | fields)
+
+
+@pytest.mark.parametrize("with_fields", [assigned, copied, constructed])
+def test_a_cache_may_be_put_in_later_and_an_empty_one_is_one(
+    served: Server, emulator: Emulator, with_fields: Callable[..., DashScopeEmbedding]
+) -> None:
     class Sized(SimpleKVStore):
         def __len__(self) -> int:
             return 0
 
-    embedding = DashScopeEmbedding(api_key=KEY, base_url=served.url)
-    embedding.embeddings_cache = Sized()
-    query(embedding)
-    assert query(embedding) == emulator.dense("a", text_type="query")
-    assert emulator.requests == 1
+    embedding = with_fields(DashScopeEmbedding(api_key=KEY, base_url=served.url), embeddings_cache=Sized())
+    assert text(embedding) != emulator.dense("a", text_type="query")
+    for _ in range(2):
+        assert query(embedding) == emulator.dense("a", text_type="query")
+    assert emulator.requests == 2
+
+
+def test_a_store_in_use_stays_the_callers_to_save(served: Server, tmp_path: Path) -> None:
+    embedding = DashScopeEmbedding(api_key=KEY, base_url=served.url, embeddings_cache=SimpleKVStore())
+    vector = query(embedding)
+    unpickled = pickle.loads(pickle.dumps(embedding))  # noqa: S301 - made here
+    for same in (embedding, unpickled, copy.deepcopy(embedding)):
+        same.embeddings_cache.persist(str(tmp_path / "store.json"))
+        kept = SimpleKVStore.from_persist_path(str(tmp_path / "store.json"))
+        assert query(DashScopeEmbedding(api_key=KEY, base_url=served.url, embeddings_cache=kept)) == vector
 
 
 def test_what_is_no_store_is_refused_by_llama_index() -> None:
@@ -184,6 +213,17 @@ def test_langchains_rate_limiter_is_asked_for_every_request(served: Server, emul
     asyncio.run(embeddings.aembed_documents([f"text {i}" for i in range(25)]))
     embeddings.embed_query("a")
     assert limiter.asked == emulator.requests == 7
+
+
+@pytest.mark.parametrize("with_fields", [assigned, copied, constructed])
+def test_a_rate_limiter_put_in_later_is_asked_once_for_each_request(
+    served: Server, emulator: Emulator, with_fields: Callable[..., DashScopeEmbedding]
+) -> None:
+    limiter = Counting()
+    embedding = with_fields(DashScopeEmbedding(api_key=KEY, base_url=served.url), rate_limiter=limiter)
+    embedding.get_text_embedding_batch([f"text {i}" for i in range(25)])
+    query(embedding)
+    assert limiter.asked == emulator.requests == 4
 
 
 @pytest.mark.parametrize("way", ["sync", "async"])
