@@ -135,10 +135,6 @@ class Model:
 BEIJING, SINGAPORE, HONG_KONG = "cn-beijing", "ap-southeast-1", "cn-hongkong"
 
 
-def _price(currency: str, real_time: str, batch: str | None = None) -> Price:
-    return Price(currency, Decimal(real_time), None if batch is None else Decimal(batch))
-
-
 _SYNC_EN = "https://www.alibabacloud.com/help/en/model-studio/text-embedding-synchronous-api"
 _SYNC_ZH = "https://help.aliyun.com/zh/model-studio/text-embedding-api"
 _FLASH = "https://help.aliyun.com/en/model-studio/qwen3-7-text-embedding-flash"
@@ -152,7 +148,7 @@ MODELS: tuple[Model, ...] = (
         default_dimension=1024,
         sparse=True,
         instruct=True,
-        prices={BEIJING: _price("CNY", "0.5", "0.25"), SINGAPORE: _price("USD", "0.07")},
+        prices={BEIJING: Price("CNY", "0.5", "0.25"), SINGAPORE: Price("USD", "0.07")},
         source=_SYNC_ZH,
         seen="2026-11-20",
         free_tokens=1_000_000,
@@ -168,7 +164,7 @@ MODELS: tuple[Model, ...] = (
         default_dimension=1024,
         sparse=True,
         instruct=True,
-        prices={BEIJING: _price("CNY", "0.125", "0.063")},
+        prices={BEIJING: Price("CNY", "0.125", "0.063")},
         source=_FLASH,
         seen="2026-11-20",
         free_tokens=1_000_000,
@@ -184,9 +180,9 @@ MODELS: tuple[Model, ...] = (
         sparse=True,
         instruct=True,
         prices={
-            BEIJING: _price("CNY", "0.5", "0.25"),
-            SINGAPORE: _price("USD", "0.07"),
-            HONG_KONG: _price("USD", "0.07"),
+            BEIJING: Price("CNY", "0.5", "0.25"),
+            SINGAPORE: Price("USD", "0.07"),
+            HONG_KONG: Price("USD", "0.07"),
         },
         source=_SYNC_EN,
         seen="2026-11-20",
@@ -202,7 +198,7 @@ MODELS: tuple[Model, ...] = (
         default_dimension=1024,
         sparse=True,
         instruct=False,
-        prices={BEIJING: _price("CNY", "0.5", "0.25"), SINGAPORE: _price("USD", "0.07")},
+        prices={BEIJING: Price("CNY", "0.5", "0.25"), SINGAPORE: Price("USD", "0.07")},
         source=_SYNC_EN,
         seen="2026-11-20",
     ),
@@ -214,7 +210,7 @@ MODELS: tuple[Model, ...] = (
         default_dimension=1536,
         sparse=False,
         instruct=False,
-        prices={BEIJING: _price("CNY", "0.7", "0.35")},
+        prices={BEIJING: Price("CNY", "0.7", "0.35")},
         source=_SYNC_EN,
         seen="2026-11-20",
     ),
@@ -226,7 +222,7 @@ MODELS: tuple[Model, ...] = (
         default_dimension=1536,
         sparse=False,
         instruct=False,
-        prices={BEIJING: _price("CNY", "0.7", "0.35")},
+        prices={BEIJING: Price("CNY", "0.7", "0.35")},
         source=_SYNC_EN,
         seen="2026-11-20",
         published_quota=PublishedQuota(1_800, 1_200_000, "https://help.aliyun.com/en/model-studio/text-embedding-v1"),

@@ -24,13 +24,13 @@ ClassT = TypeVar("ClassT", bound=type)
 
 
 def _setting(
-    default: Any, sentence: str, *, shown: bool = False, secret: bool = False, aliases: tuple[str, ...] = ()
+    sentence: str, default: Any = None, *, shown: bool = False, secret: bool = False, aliases: tuple[str, ...] = ()
 ) -> Any:
     """A pydantic field, so that an adapter gets its default and description from it.
 
     Args:
-        default: What holds where it is not given.
         sentence: For docstrings, help texts and README.
+        default: What holds where it is not given.
         shown: Part of an adapter's dumps, because it changes vectors or where they come from.
         secret: Left out of an adapter's `repr`.
         aliases: Its own name, then those that other packages give it.
@@ -55,28 +55,21 @@ def as_defined() -> Any:
 ApiKey: TypeAlias = Annotated[
     SecretStr | str | None,
     _setting(
-        None,
         "None: `DASHSCOPE_API_KEY`, the file that `DASHSCOPE_API_KEY_FILE_PATH` names, or `~/.dashscope/api_key`.",
         secret=True,
     ),
 ]
 Dimensions: TypeAlias = Annotated[
     int | None,
-    _setting(
-        None,
-        "Floats in a dense vector; None: the model's default.",
-        shown=True,
-        aliases=("dimensions", "dimension"),
-    ),
+    _setting("Floats in a dense vector; None: the model's default.", shown=True, aliases=("dimensions", "dimension")),
 ]
-DimensionAlias: TypeAlias = Annotated[int | None, _setting(None, "The same as `dimensions`.")]
+DimensionAlias: TypeAlias = Annotated[int | None, _setting("The same as `dimensions`.")]
 Instruct: TypeAlias = Annotated[
-    str | None, _setting(None, "What queries are for, in a sentence; sent with queries only.", shown=True)
+    str | None, _setting("What queries are for, in a sentence; sent with queries only.", shown=True)
 ]
 Protocol: TypeAlias = Annotated[
     ApiProtocol | None,
     _setting(
-        None,
         '"native", or "openai" for the OpenAI-compatible endpoint, which has neither roles nor sparse vectors. None: '
         "native, with a warning if the address is a compatible one.",
         shown=True,
@@ -85,27 +78,24 @@ Protocol: TypeAlias = Annotated[
 LongTextPolicy: TypeAlias = Annotated[
     LongText,
     _setting(
-        "error",
         'What to do with a text that is longer than the model takes: "error" names it; "truncate" embeds its '
         'beginning; "average" embeds all of it in pieces and takes their length-weighted mean, at unit length (for '
         "sparse vectors: each token's largest weight).",
+        default="error",
         shown=True,
     ),
 ]
 Region: TypeAlias = Annotated[
     str | None,
-    _setting(None, 'Such as "cn-beijing" (default) or "ap-southeast-1"; a key belongs to one.', shown=True),
+    _setting('Such as "cn-beijing" (default) or "ap-southeast-1"; a key belongs to one.', shown=True),
 ]
 Workspace: TypeAlias = Annotated[
     str | None,
-    _setting(
-        None, "The workspace whose own host, `{workspace}.{region}.maas.aliyuncs.com`, gets the requests.", shown=True
-    ),
+    _setting("The workspace whose own host, `{workspace}.{region}.maas.aliyuncs.com`, gets the requests.", shown=True),
 ]
 BaseUrl: TypeAlias = Annotated[
     str | None,
     _setting(
-        None,
         'Another address: a root or anything pasted from the vendor\'s pages; "emulator": no service at all.',
         shown=True,  # so that vectors of the emulator are not mistaken for the service's
         aliases=("base_url", "api_base"),
@@ -114,15 +104,14 @@ BaseUrl: TypeAlias = Annotated[
 Timeout: TypeAlias = Annotated[
     float,
     _setting(
-        60.0,
         "Seconds without an answer, or without more of it, before a request is sent again.",
+        default=60.0,
         aliases=("timeout", "request_timeout"),
     ),
 ]
 RequestDeadline: TypeAlias = Annotated[
     float | None,
     _setting(
-        None,
         "Seconds that one request may take as a whole, even if its answer never pauses for `timeout`; then it is sent "
         "again. Files of the Batch route get more by their size. None: ten times `timeout`.",
     ),
@@ -130,59 +119,53 @@ RequestDeadline: TypeAlias = Annotated[
 MaxRetries: TypeAlias = Annotated[
     int,
     _setting(
-        6,
         "Further tries of one request after network errors, 5xx and broken replies. Throttled requests are tried for "
         "five minutes (or not at all with 0).",
+        default=6,
     ),
 ]
 MaxConcurrency: TypeAlias = Annotated[
     int | None,
     _setting(
-        None,
         "The most requests of one client in flight at once, of all threads and event loops. None: found from the "
         "service's replies, 16 at first and 128 at most.",
     ),
 ]
 RequestsPerMinute: TypeAlias = Annotated[
     float | None,
-    _setting(None, "The account's quota of requests a minute, if known; without it the rate is found by itself."),
+    _setting("The account's quota of requests a minute, if known; without it the rate is found by itself."),
 ]
-TokensPerMinute: TypeAlias = Annotated[float | None, _setting(None, "The same for tokens.")]
+TokensPerMinute: TypeAlias = Annotated[float | None, _setting("The same for tokens.")]
 BatchSize: TypeAlias = Annotated[
     int | None,
-    _setting(None, "Texts in one request at most; None: the model's limit.", aliases=("batch_size", "chunk_size")),
+    _setting("Texts in one request at most; None: the model's limit.", aliases=("batch_size", "chunk_size")),
 ]
 TokensPerRequest: TypeAlias = Annotated[
-    int | None, _setting(None, "Tokens in one request at most, by estimate; None: the model's limit, if it has one.")
+    int | None, _setting("Tokens in one request at most, by estimate; None: the model's limit, if it has one.")
 ]
 DefaultHeaders: TypeAlias = Annotated[
-    Mapping[str, str | SecretStr] | None, _setting(None, "Headers that are sent with every request.", secret=True)
+    Mapping[str, str | SecretStr] | None, _setting("Headers that are sent with every request.", secret=True)
 ]
 RateLimiter: TypeAlias = Annotated[
     Any,
-    _setting(
-        None, "One of LangChain's or LlamaIndex's, asked before every request, besides our own limiter.", secret=True
-    ),
+    _setting("One of LangChain's or LlamaIndex's, asked before every request, besides our own limiter.", secret=True),
 ]
 HttpClient: TypeAlias = Annotated[
     Any,
-    _setting(
-        None, "Your `httpx.Client`, for proxies, certificates and the like; it is never closed here.", secret=True
-    ),
+    _setting("Your `httpx.Client`, for proxies, certificates and the like; it is never closed here.", secret=True),
 ]
 HttpAsyncClient: TypeAlias = Annotated[
-    Any, _setting(None, "Your `httpx.AsyncClient`; it belongs to one event loop.", secret=True)
+    Any, _setting("Your `httpx.AsyncClient`; it belongs to one event loop.", secret=True)
 ]
 OwnPrice: TypeAlias = Annotated[
     Price | None,
     SkipValidation,
-    _setting(None, "What you pay for a million tokens, in place of the list price."),
+    _setting("What you pay for a million tokens, in place of the list price."),
 ]
 RequestHook: TypeAlias = Annotated[
     OnRequest | None,
     SkipValidation,
     _setting(
-        None,
         "Called with a `RequestRecord` after every request, in the thread or task that sent it; it stays in this "
         "process when the client is pickled.",
         secret=True,

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from dashscope_embeddings._core.text_length import chunks, estimate_tokens, truncate_after_blanks
+from dashscope_embeddings._core.text_length import chunks, estimate_tokens, truncate
 from dashscope_embeddings.errors import Action, DashScopeError, ServiceError
 
 if TYPE_CHECKING:
@@ -232,7 +232,7 @@ def _shorten(chunk: Chunk, token_limit: int, long_text: LongText, count: CountTo
     counted = count(chunk.text)
     if long_text == "truncate":
         max_tokens = min(token_limit, counted * _TRUNCATION_RATIO)
-        return [[Chunk(chunk.row, truncate_after_blanks(chunk.text, max_tokens, count))]]
+        return [[Chunk(chunk.row, truncate(chunk.text.lstrip(), max_tokens, count))]]
     parts = chunks(chunk.text, min(token_limit * _TRUNCATION_RATIO, counted * _CHUNK_RATIO), count)
     return [[Chunk(chunk.row, part)] for part in parts]
 

@@ -119,7 +119,7 @@ class Limits:
         if long_text == "error" or not self.probably_too_long(text):
             yield text
         elif long_text == "truncate":
-            yield truncate_after_blanks(text, max_tokens, self.count)
+            yield truncate(text.lstrip(), max_tokens, self.count)  # the service refuses a blank text
         else:
             yield from chunks(text, max_tokens * (1.0 if self.counts_exactly else _CHUNK_FILL_RATIO), self.count)
 
@@ -184,11 +184,6 @@ def _adjust(text: str, keep: int, max_tokens: float, count: CountTokens) -> int:
         else:
             break
     return keep
-
-
-def truncate_after_blanks(text: str, max_tokens: float, count: CountTokens = estimate_tokens) -> str:
-    """`truncate` from the first non-blank character: the service refuses a blank text."""
-    return truncate(text.lstrip(), max_tokens, count)
 
 
 def chunks(text: str, max_tokens: float, count: CountTokens = estimate_tokens) -> Iterator[str]:

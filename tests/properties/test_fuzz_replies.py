@@ -495,7 +495,7 @@ def test_pieces_are_the_whole_text_in_order_but_for_blank_stretches(text: str, t
 @examples(150)
 def test_a_beginning_is_one_and_is_not_blank(text: str, tokens: float) -> None:
     assume(text.strip())
-    found = text_length.truncate_after_blanks(text, tokens)
+    found = text_length.truncate(text.lstrip(), tokens)
     assert text.lstrip().startswith(found)
     assert found.strip()
     assert len(found) == 1 or text_length.estimate_tokens(found) <= 2.2 * tokens
