@@ -72,8 +72,8 @@ def client_settings(translate: Translate) -> str:
 
 
 def type_words(translate: Translate, hint: Any) -> str:
-    """A type as users write its values."""
-    parts = [part for part in get_args(hint) if part is not SecretStr]
+    """A type as users write its values, without None: the column of defaults shows that."""
+    parts = [part for part in get_args(hint) if part is not SecretStr and part is not type(None)]
     if get_origin(hint) in {Union, types.UnionType}:
         return translate(" or ").join(dict.fromkeys(type_words(translate, part) for part in parts))
     if get_origin(hint) is Literal:
@@ -84,7 +84,7 @@ def type_words(translate: Translate, hint: Any) -> str:
         return translate("function")
     if hint is Any:
         return translate("object")
-    return "`None`" if hint is type(None) else f"`{hint.__name__}`"
+    return f"`{hint.__name__}`"
 
 
 def _code(value: object) -> str:

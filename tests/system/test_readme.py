@@ -1,48 +1,30 @@
-"""Both READMEs: code prints what stands behind its arrows, and tables are those of the package."""
+"""Both READMEs: code prints what it shows, tables are those of the package, and one page says what the other does."""
 
 from __future__ import annotations
 
-import contextlib
-import io
+import platform
 import re
-import warnings
 from pathlib import Path
 
 import pytest
 import readme_tables
+from readme_blocks import PAGES, ROOT, check_console, check_python, code_blocks, is_separate, parameters
 from readme_chinese import CHINESE
 
 import dashscope_embeddings
 
-ROOT = Path(__file__).parents[2]
-PAGES = {path.name: path.read_text("utf-8") for path in sorted(ROOT.glob("README*.md"))}
-README = PAGES["README.md"]
-BLOCKS = [
-    pytest.param(block, id=f"{name}: {block.splitlines()[0]}")
-    for name, page in PAGES.items()
-    for block in re.findall(r"^```python\n(.*?)^```", page, flags=re.MULTILINE | re.DOTALL)
-]
 
-
-def matches(expected: str, found: str) -> bool:
-    """Whether it is what is written, where an ellipsis stands for anything."""
-    return re.fullmatch(".*".join(map(re.escape, expected.split("…"))), found, re.DOTALL) is not None
-
-
-@pytest.mark.parametrize("code", BLOCKS)
-def test_code_prints_what_stands_behind_its_arrows(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    if "import zvec" in code:
+@pytest.mark.parametrize("block", parameters("python", lambda block: not is_separate(block)))
+def test_code_prints_what_stands_behind_its_arrows(block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if "import zvec" in block:
         pytest.importorskip("zvec")
     monkeypatch.chdir(tmp_path)
-    out = io.StringIO()
-    with contextlib.redirect_stdout(out), warnings.catch_warnings():
-        warnings.simplefilter("default")  # the frameworks' and stores' own
-        exec(compile(code, "README.md", "exec"), {"__name__": "__main__"})  # noqa: S102 - that is the test
-    expected = re.findall(r"# → (.*)", code)
-    assert expected, "a block that shows nothing proves nothing"
-    printed = out.getvalue().splitlines()
-    assert len(printed) == len(expected)
-    assert [line for line, said in zip(printed, expected, strict=True) if not matches(said, line)] == []
+    check_python(block, tmp_path)
+
+
+@pytest.mark.parametrize("block", parameters("console", bool))
+def test_commands_print_what_stands_below_them(block: str, tmp_path: Path) -> None:
+    check_console(block, tmp_path)
 
 
 def test_generated_parts_are_those_of_the_package() -> None:
@@ -74,7 +56,7 @@ def test_variables_are_those_that_the_package_reads() -> None:
 
 
 def test_it_opens_with_two_commands() -> None:
-    commands = re.findall(r"^```sh\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)[:2]
+    commands = code_blocks("sh", "README.md")
     assert [command.count("\n") for command in commands] == [1, 1]
     assert "dashscope-embeddings demo" in commands[0]
     assert "pytest" in commands[1]
@@ -87,3 +69,49 @@ def test_links_inside_the_page_lead_somewhere() -> None:
         assert {link for link in re.findall(r"\]\(#([^)]+)\)", page) if link not in heads} == set(), name
         files = re.findall(r"\]\((?!https?:|#)([^)#]+)\)", page)
         assert [file for file in files if not (ROOT / file).exists()] == []
+
+
+# --- what else can be compared -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_no_block_is_left_out(page: str) -> None:
+    fences = re.findall(r"^```(\w*)\n.*?^```$", PAGES[page], re.MULTILINE | re.DOTALL)
+    assert set(fences) == {"sh", "python", "console", "text"}
+    assert (fences.count("sh"), fences.count("text")) == (2, 2)  # run by CI and below, drawn below
+
+
+def test_the_demo_prints_what_is_shown(tmp_path: Path) -> None:
+    shown, other = (code_blocks("text", page)[0] for page in PAGES)
+    assert other == shown
+    if f"Python {platform.python_version()}" not in shown:
+        pytest.skip("its texts are those of another Python")
+    check_console(f"$ dashscope-embeddings demo\n{shown}", tmp_path)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_parts_of_the_package_are_where_the_drawing_has_them(page: str) -> None:
+    package, folder = Path(dashscope_embeddings.__file__).parent, "."
+    for line in code_blocks("text", page)[1].splitlines():
+        left, right = line[:32], line[32:]
+        folder = left.split()[0]
+        named = [*re.findall(r"[\w/]+\.py|\w+/", left), *(folder + name for name in re.findall(r"\w+\.py", right))]
+        assert [name for name in named if not (package / name).exists()] == []
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_extras_and_versions_are_those_of_the_project(page: str) -> None:
+    project = (ROOT / "pyproject.toml").read_text("utf-8")
+    extras = {name for names in re.findall(r'"\.\[([\w,-]+)\]"', PAGES[page]) for name in names.split(",")}
+    assert {name for name in extras if f"\n{name} = [" not in project} == set()
+    versions = re.findall(r"`([\w\[\]-]+[=<>]=[\d.,<]+)`", PAGES[page])
+    assert len(versions) > 10
+    assert [version for version in versions if f'"{version}' not in project] == []
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_measured_numbers_are_those_of_the_table(page: str) -> None:
+    rows = [row.split(" | ") for row in readme_tables.benchmarks(str).splitlines()[2:]]
+    ours, community = (float(cell.split(" ")[0]) for cell in rows[0][1:3])
+    assert f" {int(community / ours)} " in PAGES[page].split("\n## ")[1]
+    assert all(f" {cell.split(',')[0]} " in PAGES[page].split("\n## ")[1] for cell in rows[2][1:3])
