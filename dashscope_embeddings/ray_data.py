@@ -7,6 +7,14 @@ Needs the extra `ray`. A batch that raises fails the job: Ray's error contains t
 if `ds.context.raise_original_map_exception` is set. `DataContext.max_errored_blocks` would drop the rows of a failed
 block instead. If an actor is lost, Ray processes its block again, which is billed again. Source: the code of Ray 2.60;
 the first two statements were tried with it.
+
+Requests are retried inside the actor, one by one. Leave Ray's `max_map_retries` and `actor_task_retry_on_errors` off:
+they would pay for a whole block again. Few small files become one block, which is one actor's work:
+`read_parquet(…, override_num_blocks=8)`. A job that is interrupted starts from the beginning; `embed_corpus` resumes.
+
+Several machines rarely help, because all share the account's quota. Seconds for a job of `texts` with `tokens` each:
+`texts / min(requests_per_minute / 60 * texts_per_request, tokens_per_minute / 60 / tokens)`. One process embedded more
+than 1,600 texts per second in the benchmarks. More of them help if reading or chunking is slower than the quota.
 """
 
 from __future__ import annotations
@@ -37,7 +45,10 @@ OnError = Literal["raise", "null"]
 BATCH_SIZE = 1_000
 """Rows per call of an actor: 100 requests of 10 texts, and 4 MB of vectors with 1,024 floats each."""
 CPUS = 0.5
-"""CPUs reserved for an actor: at 1,600 texts per second less than half a CPU was busy."""
+"""CPUs reserved for an actor: at 1,600 texts per second less than half a CPU was busy.
+
+Actors that reserve whole CPUs can take all of them, so that none is left to read the data.
+"""
 _ERROR_COLUMN = "error"
 _MAX_IDS_SHOWN = 5
 

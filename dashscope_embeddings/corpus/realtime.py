@@ -86,12 +86,16 @@ def embed_corpus(  # noqa: PLR0913 - all but two are keywords with defaults
     Each reply is stored in the checkpoint `{output}.ledger` at once. A stored text is not paid for again: not after a
     crash, not when it occurs twice, and not in a later run over a changed input, which sends only its new texts. A
     crash loses at most the requests in flight. Keep the checkpoint as long as the input may change; without it, all
-    texts are paid for again.
+    texts are paid for again. It contains the texts, so only you may read it (mode 0600). A second file with the ending
+    -wal after a crash belongs to it. What is read back is checked; what a disk damaged is paid for again, nothing else.
+    A checkpoint that is missing beside a finished output is refused.
 
     Args:
         inputs: Files (.txt, .jsonl, .csv, .tsv, .parquet, .json), folders, globs, or "-" for standard input. Each
             file is read once. Folders and globs leave out hidden files and outputs of this package, folders .json too.
-        output: A file ending in .parquet, .jsonl or .npy (dense only; ids go to `{output}.ids.jsonl`).
+        output: A file ending in .parquet, .jsonl or .npy (dense only; ids go to `{output}.ids.jsonl`). Columns: `id`,
+            `embedding` (float32), `sparse_indices`, `sparse_values`, `text` and `source` on request, `model`,
+            `dimension`, `role`.
         client: Sends the requests; its model, dimensions and `long_text` apply.
         text_type: "query" or "document".
         kind: "dense", "sparse" or "dense&sparse".

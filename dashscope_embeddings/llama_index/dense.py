@@ -81,7 +81,8 @@ class DashScopeEmbedding(ClientFields, BaseEmbedding):
         model_name: such as "text-embedding-v4"; `model` is the same.
         text_type: the role of texts, "document"; "query" for symmetric tasks. Queries are always queries.
         api_key: None: `DASHSCOPE_API_KEY`, or a key file.
-        embed_batch_size: texts in one request at most, as `batch_size`; the default is best.
+        embed_batch_size: texts in one request at most, as `batch_size`; the default is best. `num_workers` bounds the
+            requests in flight, as `max_concurrency` does.
         **kwargs: settings of `EmbeddingClient` and fields of `BaseEmbedding`; anything else is an error.
     """
 

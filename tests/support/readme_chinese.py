@@ -110,7 +110,7 @@ CHINESE: Mapping[str, str] = {
     # benchmarks
     "what": "项目",
     "this package": "本库",
-    "beside it": "对照",
+    "compared with": "对照",
     "ratio": "比值",
     "langchain-community": "langchain-community",
     "httpx sync": "裸 httpx 同步",

@@ -201,7 +201,7 @@ def benchmarks(translate: Translate) -> str:
         _, what, ours, floor, ratio, *_ = measured[figure]
         value, _, whose = floor.partition(", ")
         rows.append((translate(what), ours, f"{value}, {translate(whose)}", ratio))
-    return table(translate, "what | this package | beside it | ratio", rows)
+    return table(translate, "what | this package | compared with | ratio", rows)
 
 
 _MANY_CELLS = 5

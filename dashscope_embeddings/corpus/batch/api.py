@@ -89,7 +89,11 @@ def batch_run(  # noqa: PLR0913 - as batch_submit
 ) -> BatchSummary:
     """Submits, waits, fetches, and resubmits failed texts until the output is written. This may take days.
 
-    After any interruption, the same call or `batch_fetch` continues.
+    After any interruption, the same call or `batch_fetch` continues. Only texts of failed lines are submitted again, at
+    most five times. Results that are incomplete are downloaded again; if they stay so, the batch is kept and an
+    error says so: `batch_fetch` tries again, `batch_cancel` gives the missing lines up. If the connection breaks while
+    a batch is created and the service does not list it yet, it may be created twice. The files stay at the service
+    (10,000 files and 100 GB in an account) until they are deleted in its console.
 
     Arguments and errors are those of `batch_submit`, and `poll`: seconds between two status requests; None: 30 s at
     first, growing to 120 s.
