@@ -16,6 +16,8 @@ from dashscope_embeddings.emulator.error_responses import ApiError
 if TYPE_CHECKING:
     from dashscope_embeddings.emulator.batch.service import BatchService
 
+WINDOW_HOURS = {f"{hours}h": hours for hours in range(24, 337)} | {f"{days}d": 24 * days for days in range(1, 15)}
+"""Completion window → hours until a batch expires; the documented bounds."""
 FINAL_STATUSES = ("completed", "failed", "expired", "cancelled")
 _TIMESTAMPS = ("in_progress", "expires", "finalizing", *FINAL_STATUSES, "cancelling")
 _UNFINISHED_ERRORS = {
@@ -42,24 +44,18 @@ class BatchLine:
     """Name of the fault that triggered."""
 
 
-@dataclass(frozen=True, slots=True)
-class BatchRequest:
-    """What a batch is created with."""
-
-    owner: str
-    """Fingerprint of the key."""
-    content: bytes
-    """The input file's."""
-    fields: dict[str, Any]
-    """The request's own, checked."""
-    window_seconds: float
-    """Time until it expires."""
-
-
 class Batch:
-    """A batch of `service`, which gives the settings, models and faults, logs lines and stores files."""
+    """A batch of `service`, which gives the settings, models and faults, logs lines and stores files.
 
-    def __init__(self, request: BatchRequest, now: float, service: BatchService) -> None:
+    Args:
+        service: The service.
+        owner: Fingerprint of the key.
+        content: The input file's.
+        fields: Those of the request, checked.
+        now: The time of its creation.
+    """
+
+    def __init__(self, service: BatchService, owner: str, content: bytes, fields: dict[str, Any], now: float) -> None:
         self.shown: dict[str, Any] = {
             "id": f"batch_{uuid.uuid4()}",
             "object": "batch",
@@ -72,10 +68,10 @@ class Batch:
             "metadata": None,
         }
         """As the service describes it."""
-        self.shown |= {**request.fields, "created_at": service.unix_time(now)}
-        self._owner, self._content = request.owner, request.content
+        self.shown |= {**fields, "created_at": service.unix_time(now)}
+        self._owner, self._content = owner, content
         self._service, self._settings = service, service.settings
-        self._stage_start, self._deadline = now, now + request.window_seconds
+        self._stage_start, self._deadline = now, now + 3600.0 * WINDOW_HOURS[fields["completion_window"]]
         self._fault = service.trigger_fault((), self.shown["id"], "batches")
         self._lines: list[bytes] = []
         self._waiting: list[int] = []

@@ -29,24 +29,20 @@ def validate(
     Documented codes: `url_not_found` (with its message), `mismatched_model`, `duplicate_custom_id`,
     `model_not_found`. The other codes, and the other messages, are guesses.
     """
+    lines = {number: line for number, line in enumerate(content.split(b"\n"), start=1) if line.strip()}
     if len(content) > settings.file_bytes:
         return [], [error_entry("file_too_large", f"The file is larger than {settings.file_bytes} bytes.")]
-    lines = {number: line for number, line in enumerate(content.split(b"\n"), start=1) if line.strip()}
-    if len(lines) > settings.lines:
-        return [], [error_entry("too_many_lines", f"The file has more than {settings.lines} lines.")]
-    if not lines:
-        return [], [error_entry("empty_file", "The file has no lines.")]
-    errors: list[dict[str, Any]] = []
-    models_by_name: dict[str, str] = {}
+    if not 0 < len(lines) <= settings.lines:
+        code, message = ("too_many_lines", f"more than {settings.lines}") if lines else ("empty_file", "no")
+        return [], [error_entry(code, f"The file has {message} lines.")]
+    errors, models_by_name = [], dict[str, str]()
     for number, line in lines.items():
-        error = (
-            ("line_too_large", f"The line is larger than {settings.line_bytes} bytes.", None)
-            if len(line) > settings.line_bytes
-            else _line_error(line, endpoint, models, models_by_name)
-        )
-        if error is not None and len(errors) < _MAX_ERRORS:
+        error = _line_error(line, endpoint, models, models_by_name)
+        if len(line) > settings.line_bytes:
+            error = ("line_too_large", f"The line is larger than {settings.line_bytes} bytes.", None)
+        if error is not None:
             errors.append(error_entry(*error, number))
-    return list(lines.values()), errors
+    return list(lines.values()), errors[:_MAX_ERRORS]
 
 
 def error_entry(code: str, message: str, param: str | None = None, line: int | None = None) -> dict[str, Any]:
@@ -80,12 +76,10 @@ def _line_error(
         (model in models, "model_not_found", f"The model '{model}' does not exist.", "body.model"),
         (model == first_model, "mismatched_model", f"The first line has another model: '{first_model}'.", "body.model"),
     )
-    for is_met, *error in checks:
-        if not is_met:
-            code, message, field = error
-            return code, message, field
-    models_by_name[name] = model
-    return None
+    error = next(((code, message, field) for is_met, code, message, field in checks if not is_met), None)
+    if error is None:
+        models_by_name[name] = model
+    return error
 
 
 def output_line(batch: str, index: int, raw: bytes, models: Mapping[str, Model]) -> bytes:

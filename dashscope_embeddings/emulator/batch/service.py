@@ -21,17 +21,19 @@ cancelled (OpenAI writes `batch_expired` errors for them).
 
 from __future__ import annotations
 
+import email
 import re
 import threading
 import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import NoneType
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import parse_qsl
 
-from dashscope_embeddings.emulator.batch.lifecycle import FINAL_STATUSES, Batch, BatchRequest
-from dashscope_embeddings.emulator.error_responses import ApiError, json_headers, to_json
+from dashscope_embeddings.emulator.batch.lifecycle import FINAL_STATUSES, WINDOW_HOURS, Batch
+from dashscope_embeddings.emulator.error_responses import ApiError, json_headers, path_not_found, to_json
 from dashscope_embeddings.emulator.messages import Response
 
 if TYPE_CHECKING:
@@ -42,7 +44,8 @@ if TYPE_CHECKING:
     from dashscope_embeddings.emulator.fault_schedule import Fault, Target
     from dashscope_embeddings.emulator.messages import Request, WireProtocol
 
-_PATH = re.compile(r"/compatible-mode/v1(/files|/batches)(?:/([^/]+)(/[a-z]+)?)?")
+_PATH = re.compile(r"/compatible-mode/v1/(files|batches)(?:/([^/]+)(?:/([a-z]+))?)?")
+"""The collection, an id in it, and an action on it."""
 _REQUIRED_FIELDS = ("input_file_id", "endpoint", "completion_window")
 
 
@@ -75,16 +78,6 @@ class InvalidFieldError(ApiError):
         return Response(self.status, to_json({"error": error}), json_headers(request_id))
 
 
-@dataclass(frozen=True, slots=True)
-class _RouteCall:
-    request: Request
-    resource_id: str
-    """Id of the file or batch in the path; empty if there is none."""
-    owner: str
-    """Fingerprint of the key; files and batches of other keys do not exist for it."""
-    now: float
-
-
 _Content = Callable[[], bytes]
 """Makes the content of a file at every call, so that the vectors of a large batch are never all in memory."""
 
@@ -105,14 +98,6 @@ class BatchService:
         self._files: dict[tuple[str, str], _Content] = {}
         """By owner and id, as the batches."""
         self._batches: dict[tuple[str, str], Batch] = {}
-        self._routes: dict[tuple[str, str], Callable[[_RouteCall], dict[str, Any] | _Content]] = {
-            ("POST", "/files"): self._upload_file,
-            ("GET", "/files/{}/content"): lambda call: self._find_file(call.owner, call.resource_id),
-            ("POST", "/batches"): self._create_batch,
-            ("GET", "/batches"): self._list_batches,
-            ("GET", "/batches/{}"): lambda call: self._find_batch(call).shown,
-            ("POST", "/batches/{}/cancel"): self._cancel_batch,
-        }
         self.reset_lock()
 
     def reset_lock(self) -> None:
@@ -121,15 +106,14 @@ class BatchService:
 
     def handles(self, request: Request) -> bool:
         """Whether the request is for this route."""
-        return _route(request)[0] in self._routes
+        return _PATH.fullmatch(request.path) is not None
 
     def answer(self, request: Request, owner: str, now: float, request_id: str) -> Response:
         """Answer a request for this route, of the key with the fingerprint `owner`. Raises ApiError."""
-        route, name = _route(request)
         with self._lock:
             for batch in self._batches.values():
                 batch.advance(now)
-            reply = self._routes[route](_RouteCall(request, name, owner, now))
+            reply = self._reply(request, owner, now)
             if isinstance(reply, dict):
                 return Response(200, to_json(reply), json_headers(request_id))
         headers = {"content-type": "application/octet-stream", "x-request-id": request_id}
@@ -153,25 +137,43 @@ class BatchService:
             raise InvalidFieldError(f"No such File object: {name}", "id", 404)
         return self._files[owner, name]
 
-    def _find_batch(self, call: _RouteCall) -> Batch:
-        batch = self._batches.get((call.owner, call.resource_id))
-        if batch is None:
-            raise InvalidFieldError(f"No batch found with id '{call.resource_id}'.", None, 404)
-        return batch
+    def _find_batch(self, owner: str, name: str) -> Batch:
+        if (owner, name) not in self._batches:
+            raise InvalidFieldError(f"No batch found with id '{name}'.", None, 404)
+        return self._batches[owner, name]
 
     # Requests
 
-    def _upload_file(self, call: _RouteCall) -> dict[str, Any] | _Content:
-        form = _multipart_form(call.request)
+    def _reply(self, request: Request, owner: str, now: float) -> dict[str, Any] | _Content:
+        """The JSON of a reply, or the content of a file."""
+        match = _PATH.fullmatch(request.path)
+        collection, name, action = (part or "" for part in match.groups()) if match is not None else ("", "", "")
+        match request.method, collection, bool(name), action:
+            case "POST", "files", False, "":
+                return self._upload_file(request, owner, now)
+            case "GET", "files", True, "content":
+                return self._find_file(owner, name)
+            case "POST", "batches", False, "":
+                return self._create_batch(request, owner, now)
+            case "GET", "batches", False, "":
+                return self._list_batches(request, owner)
+            case "GET", "batches", True, "":
+                return self._find_batch(owner, name).shown
+            case "POST", "batches", True, "cancel":
+                return self._cancel_batch(self._find_batch(owner, name), now)
+        raise path_not_found()
+
+    def _upload_file(self, request: Request, owner: str, now: float) -> dict[str, Any]:
+        form = _multipart_form(request)
         filename, content = form.get("file", (None, b""))
         if filename is None:
             raise InvalidFieldError("'file' is required", "file")
         if form.get("purpose", (None, b""))[1] != b"batch":
             raise InvalidFieldError("'purpose' must be 'batch'", "purpose")
         return {
-            "id": self.store_file(call.owner, "batch", lambda: content),
+            "id": self.store_file(owner, "batch", lambda: content),
             "bytes": len(content),
-            "created_at": self.unix_time(call.now),
+            "created_at": self.unix_time(now),
             "filename": filename,
             "object": "file",
             "purpose": "batch",
@@ -179,37 +181,36 @@ class BatchService:
             "status_details": None,
         }
 
-    def _create_batch(self, call: _RouteCall) -> dict[str, Any] | _Content:
-        body = call.request.json_object() or {}
+    def _create_batch(self, request: Request, owner: str, now: float) -> dict[str, Any]:
+        body = request.json_object() or {}
         for field in _REQUIRED_FIELDS:
             if not isinstance(body.get(field), str):
                 raise InvalidFieldError(f"Missing required parameter: '{field}'.", field)
-        metadata = body.get("metadata")
-        if metadata is not None and not isinstance(metadata, dict):
+        if not isinstance(body.get("metadata"), (dict, NoneType)):
             raise InvalidFieldError("'metadata' must be an object", "metadata")
-        file = self._find_file(call.owner, body["input_file_id"])
+        if body["completion_window"] not in WINDOW_HOURS:
+            raise InvalidFieldError("'completion_window' must be 24h to 336h, or 1d to 14d", "completion_window")
+        file = self._find_file(owner, body["input_file_id"])
         if not body["input_file_id"].startswith("file-batch-"):
             raise InvalidFieldError("'purpose' of the input file must be 'batch'", "input_file_id")
         fields = {name: body.get(name) for name in (*_REQUIRED_FIELDS, "metadata")}
-        request = BatchRequest(call.owner, file(), fields, _window_seconds(body["completion_window"]))
-        batch = Batch(request, call.now, self)
-        self._batches[call.owner, batch.shown["id"]] = batch
+        batch = Batch(self, owner, file(), fields, now)
+        self._batches[owner, batch.shown["id"]] = batch
         return batch.shown
 
-    def _cancel_batch(self, call: _RouteCall) -> dict[str, Any] | _Content:
-        batch = self._find_batch(call)
+    def _cancel_batch(self, batch: Batch, now: float) -> dict[str, Any]:
         if batch.status in FINAL_STATUSES:
             raise InvalidFieldError(f"Cannot cancel a batch with status '{batch.status}'.", None)
-        batch.cancel(call.now)
+        batch.cancel(now)
         return batch.shown
 
-    def _list_batches(self, call: _RouteCall) -> dict[str, Any] | _Content:
+    def _list_batches(self, request: Request, owner: str) -> dict[str, Any]:
         """The batches behind `after`, the latest first, at most `limit` of them, of the files in `input_file_ids`."""
-        query = dict(parse_qsl(call.request.query))
+        query = dict(parse_qsl(request.query))
         limit, files = query.get("limit", "20"), query.get("input_file_ids")
         if not limit.isdecimal() or not 1 <= int(limit) <= 100:  # noqa: PLR2004  (the documented bounds)
             raise InvalidFieldError("'limit' must be 1 to 100", "limit")
-        batches = [batch.shown for (owner, _), batch in reversed(self._batches.items()) if owner == call.owner]
+        batches = [batch.shown for (key, _), batch in reversed(self._batches.items()) if key == owner]
         if files is not None:
             batches = [batch for batch in batches if batch["input_file_id"] in files.split(",")]
         ids = [batch["id"] for batch in batches]
@@ -224,33 +225,15 @@ class BatchService:
         return {"object": "list", "data": page or None, **paging}
 
 
-def _route(request: Request) -> tuple[tuple[str, str], str]:
-    """The key in the table of routes, and the id in the path."""
-    match = _PATH.fullmatch(request.path)
-    if match is None:
-        return (request.method, ""), ""
-    collection, resource_id, action = match.groups()
-    return (request.method, collection + ("/{}" if resource_id else "") + (action or "")), resource_id or ""
-
-
-def _multipart_form(request: Request) -> dict[str, tuple[str | None, bytes]]:
-    """Name → (file name, content) of a form; of a damaged one, the parts that can be read."""
-    content_type = request.headers.get("content-type", "")
-    boundary = re.match(r'(?i)multipart/form-data;.*\bboundary="?([^";]+)', content_type)
-    if boundary is None:
-        return {}
-    form: dict[str, tuple[str | None, bytes]] = {}
-    for part in (b"\r\n" + request.body).split(b"\r\n--" + boundary[1].encode("latin-1", "replace"))[1:-1]:
-        head, _, content = part.partition(b"\r\n\r\n")
-        found = re.findall(r'\b(name|filename)\*?=(?:"([^"\r\n]*)"|([^;\r\n]*))', head.decode("utf-8", "replace"))
-        fields = {name: quoted or bare for name, quoted, bare in found}
-        form[fields.get("name", "")] = fields.get("filename"), content
-    return form
-
-
-def _window_seconds(window: str) -> float:
-    match = re.fullmatch(r"([1-9][0-9]{0,3})([hd])", window)
-    hours = int(match[1]) * (24 if match[2] == "d" else 1) if match is not None else 0
-    if not 24 <= hours <= 336:  # noqa: PLR2004  (the documented bounds)
-        raise InvalidFieldError("'completion_window' must be 24h to 336h, or 1d to 14d", "completion_window")
-    return hours * 3600.0
+def _multipart_form(request: Request) -> dict[Any, tuple[str | None, bytes]]:
+    """Name → (file name, content) of a form."""
+    head = f"content-type: {request.headers.get('content-type', '')}\r\n\r\n"
+    form = email.message_from_string(head + request.body.decode("utf-8", "surrogateescape"))
+    return {
+        part.get_param("name", header="content-disposition"): (
+            part.get_filename(),
+            str(part.get_payload()).encode("utf-8", "surrogateescape"),
+        )
+        for part in form.walk()
+        if part is not form
+    }
