@@ -1,4 +1,4 @@
-"""The input of a corpus: find the files, check the records, and load them into the checkpoint.
+"""The input of a corpus: check the records, and load them into the checkpoint.
 
 All runs into one checkpoint must have the same settings; `settings_fingerprint` lists them.
 """
@@ -9,8 +9,6 @@ import contextlib
 import itertools
 import logging
 import sqlite3
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from dashscope_embeddings._core.text_inputs import text_problem
@@ -22,17 +20,18 @@ from dashscope_embeddings.corpus.encodings import has_lone_surrogates
 from dashscope_embeddings.corpus.options import AUTO
 from dashscope_embeddings.corpus.readers import read_records
 from dashscope_embeddings.corpus.records import POSITIONS_OPTION
-from dashscope_embeddings.corpus.sources import Source, find_sources
 from dashscope_embeddings.errors import InvalidInput
 from dashscope_embeddings.vectors import Output
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
+    from pathlib import Path
 
     from dashscope_embeddings._core.settings import Settings
     from dashscope_embeddings.client import EmbeddingClient
     from dashscope_embeddings.corpus.options import InputOptions
     from dashscope_embeddings.corpus.records import Record
+    from dashscope_embeddings.corpus.sources import Source
     from dashscope_embeddings.vectors import TextType
 
 _log = logging.getLogger("dashscope_embeddings.corpus")
@@ -63,26 +62,6 @@ def settings_fingerprint(client: EmbeddingClient, text_type: TextType, kind: Out
         # All hosts of a region serve the same models. Whether another region or an emulator does is unknown.
         "service": address.region.id if address.region else address.host,
     }
-
-
-@dataclass(frozen=True, slots=True)
-class CorpusSource:
-    """The files of a corpus and how they are read."""
-
-    files: list[Source]
-    options: InputOptions
-
-
-def resolve_inputs(
-    inputs: str | Path | Iterable[str | Path], output: Path | None, options: InputOptions
-) -> CorpusSource:
-    """Finds the files to read, before anything is written.
-
-    Raises:
-        InvalidInput: no file was found.
-    """
-    paths = [inputs] if isinstance(inputs, (str, Path)) else inputs
-    return CorpusSource(find_sources(paths, options.format, output=output), options)
 
 
 @contextlib.contextmanager
@@ -153,9 +132,9 @@ _LONG_TEXTS_WARNING = (
 class _InputLoader:
     """Loads the input into the checkpoint, file by file, and collects what is wrong with it."""
 
-    def __init__(self, checkpoint: CheckpointStore, source: CorpusSource, settings: Settings) -> None:
-        self._checkpoint, self._options, self._settings = checkpoint, source.options, settings
-        self._skip_invalid = source.options.on_bad_input == "skip"
+    def __init__(self, checkpoint: CheckpointStore, options: InputOptions, settings: Settings) -> None:
+        self._checkpoint, self._options, self._settings = checkpoint, options, settings
+        self._skip_invalid = options.on_bad_input == "skip"
         self._limits = shared_limits(settings.address.host, settings.model)
         self._position = 0
         self._empty_sources: list[Source] = []
@@ -163,7 +142,7 @@ class _InputLoader:
         """Number of texts that may be too long, and the place of the first."""
         self._first_ids: dict[_IdOrigin, Record] = {}
         """Where ids come from → the first such record."""
-        self._id_hint = f"; or take positions as ids {POSITIONS_OPTION}" if source.options.id_field == AUTO else ""
+        self._id_hint = f"; or take positions as ids {POSITIONS_OPTION}" if options.id_field == AUTO else ""
         self.invalid: dict[int, str] = {}
         """Position → place and reason, of the records that end the run."""
         self.all_skippable = not self._skip_invalid
@@ -276,7 +255,11 @@ class _InputLoader:
 
 
 def load_inputs(
-    checkpoint: CheckpointStore, source: CorpusSource, settings: Settings, fingerprint: dict[str, Any]
+    checkpoint: CheckpointStore,
+    sources: Iterable[Source],
+    options: InputOptions,
+    settings: Settings,
+    fingerprint: dict[str, Any],
 ) -> None:
     """Starts a run and reads all input into the checkpoint.
 
@@ -285,10 +268,10 @@ def load_inputs(
             first ones; with on_bad_input="skip", only problems that would lose more than one record: a file without
             any usable text, without the field, or with unmatched quotes.
     """
-    checkpoint.start_run(fingerprint, retry_rejected=source.options.retry_rejected)
-    loader = _InputLoader(checkpoint, source, settings)
-    for file in source.files:
-        loader.load(file)
+    checkpoint.start_run(fingerprint, retry_rejected=options.retry_rejected)
+    loader = _InputLoader(checkpoint, options, settings)
+    for source in sources:
+        loader.load(source)
     loader.finish()
     if checkpoint.damaged_texts:
         _log.warning(

@@ -22,6 +22,7 @@ from dashscope_embeddings.corpus.checkpoint.store import CheckpointStore
 from dashscope_embeddings.corpus.embedder import Embedder, Progress
 from dashscope_embeddings.corpus.options import InputKeywords, InputOptions, accepts_input_options
 from dashscope_embeddings.corpus.progress import show_progress
+from dashscope_embeddings.corpus.sources import find_sources
 from dashscope_embeddings.vectors import Cost, Output, TextType, Usage
 
 _log = logging.getLogger("dashscope_embeddings.corpus")
@@ -131,14 +132,15 @@ def embed_corpus(  # noqa: PLR0913 - all but two are keywords with defaults
     """
     output = Path(output)
     fingerprint = corpus_inputs.settings_fingerprint(client, text_type, kind, "real-time")
-    source = corpus_inputs.resolve_inputs(inputs, output, InputOptions(**options))
+    input_options = InputOptions(**options)
+    sources = find_sources(inputs, input_options.format, output=output)
     writers.validate_output(output, kind)
     with (
         show_progress(client) if progress is True else contextlib.nullcontext(progress or None) as report,
         corpus_inputs.open_checkpoint(ledger_beside(output), output) as checkpoint,
     ):
         with checkpoint.transaction():
-            corpus_inputs.load_inputs(checkpoint, source, client.settings, fingerprint)
+            corpus_inputs.load_inputs(checkpoint, sources, input_options, client.settings, fingerprint)
         embedder = Embedder(checkpoint, client, text_type, kind, stop)
         _log.info(_describe(client))
         if progress is True and report is not None:
@@ -147,7 +149,7 @@ def embed_corpus(  # noqa: PLR0913 - all but two are keywords with defaults
         embedder.run(report)
         counts = checkpoint.counts()
         if finished := not counts.pending:
-            write_output(checkpoint, output, client, text_type, kind, source.options.extra_columns)
+            write_output(checkpoint, output, client, text_type, kind, input_options.extra_columns)
         return Summary(
             texts=counts.texts,
             embedded=embedder.embedded,
@@ -192,7 +194,8 @@ def estimate_corpus(
     """
     output = None if output is None else Path(output)
     path = None if output is None else ledger_beside(output)
-    source = corpus_inputs.resolve_inputs(inputs, output, InputOptions(**options))
+    input_options = InputOptions(**options)
+    sources = find_sources(inputs, input_options.format, output=output)
     limits = shared_limits(client.settings.address.host, client.settings.model)
     is_temporary = path is None or not path.exists() or not path.stat().st_size
     fingerprint = corpus_inputs.settings_fingerprint(client, text_type, kind, "real-time")
@@ -202,7 +205,7 @@ def estimate_corpus(
     ):
         if is_temporary:
             checkpoint.count_tokens = limits.count
-        corpus_inputs.load_inputs(checkpoint, source, client.settings, fingerprint)
+        corpus_inputs.load_inputs(checkpoint, sources, input_options, client.settings, fingerprint)
         counts = checkpoint.counts()
     tokens = round(counts.tokens)
     price = client.settings.price

@@ -77,7 +77,9 @@ class _Candidate(NamedTuple):
         return cls(str(path), printable_name(Path(name, path.relative_to(folder)).as_posix()))
 
 
-def find_sources(inputs: Iterable[str | Path], file_format: Format | None, *, output: Path | None) -> list[Source]:
+def find_sources(
+    inputs: str | Path | Iterable[str | Path], file_format: Format | None, *, output: Path | None
+) -> list[Source]:
     """Resolves files, folders, globs and `-` to files, in the order given; within a folder or glob, by name.
 
     A file is read once, even if several names lead to it. The output and files beside it (`{output}.…`) are left out.
@@ -87,7 +89,7 @@ def find_sources(inputs: Iterable[str | Path], file_format: Format | None, *, ou
     Raises:
         InvalidInput: there is no file to read, or the format of one is unknown.
     """
-    patterns = list(map(str, inputs))
+    patterns = [str(path) for path in ([inputs] if isinstance(inputs, (str, Path)) else inputs)]
     passed_over: list[Path] = []
     candidates = [candidate for pattern in patterns for candidate in _candidates(pattern, file_format, passed_over)]
     if sum(candidate.path == STDIN for candidate in candidates) > 1:
@@ -129,7 +131,7 @@ _MAX_NAMES = 5
 
 def _warn_of(problem: str, paths: Sequence[object]) -> None:
     if paths:
-        warnings.warn(f"{problem}: {_join_names(paths)}", UserWarning, stacklevel=6)
+        warnings.warn(f"{problem}: {_join_names(paths)}", UserWarning, stacklevel=5)
 
 
 def _join_names(paths: Sequence[object]) -> str:

@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any
 import httpx
 
 from dashscope_embeddings import _process, catalogue
-from dashscope_embeddings.emulator import embeddings, error_responses, quota_list, synthetic_vectors, transports
+from dashscope_embeddings.emulator import embeddings, error_responses, synthetic_vectors, transports
 from dashscope_embeddings.emulator.batch.service import BatchService, BatchSettings
 from dashscope_embeddings.emulator.error_responses import ApiError
 from dashscope_embeddings.emulator.fault_schedule import Fault, FaultSchedule
 from dashscope_embeddings.emulator.messages import Asked, Request, Response, WireProtocol
-from dashscope_embeddings.emulator.quota import Quota, QuotaExceededError
+from dashscope_embeddings.emulator.quota import QUOTA_LIST_PATH, Quota, QuotaExceededError, quota_list
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -203,7 +203,7 @@ class Emulator:
         # An uploaded file is a large multipart form, which begins with a hyphen: not worth parsing as JSON.
         body = None if request.body.startswith(b"-") else request.json_object()
         fields = embeddings.read_fields(protocol, body or {})
-        is_quota_list = f"{request.method} {request.path}" == f"GET {quota_list.PATH}"
+        is_quota_list = f"{request.method} {request.path}" == f"GET {QUOTA_LIST_PATH}"
         fault = self._trigger_fault(
             fields.texts, f"{request.method} {request.path}", "requests", is_counted=not is_quota_list
         )
@@ -215,7 +215,7 @@ class Emulator:
                     response = self.batches.answer(request, self._authenticate(request), now, request_id)
                 elif is_quota_list and self.tells_quota:
                     self._authenticate(request)
-                    response = quota_list.response(request, self._models, *self._quota_settings[:2], request_id)
+                    response = quota_list(request, self._models, *self._quota_settings[:2], request_id)
                 else:
                     embedding_request = self._validate_request(request, protocol, body, now)
                     response = embeddings.success_response(embedding_request, request_id)

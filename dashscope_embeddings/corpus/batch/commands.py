@@ -23,6 +23,7 @@ from dashscope_embeddings.corpus.batch.types import BatchEstimate, BatchSummary,
 from dashscope_embeddings.corpus.checkpoint.jobs import JobStore
 from dashscope_embeddings.corpus.options import EXTRA_COLUMNS, InputOptions
 from dashscope_embeddings.corpus.realtime import ledger_beside, rejects_beside, write_output
+from dashscope_embeddings.corpus.sources import find_sources
 from dashscope_embeddings.errors import Cancelled, InvalidInput
 
 Inputs: TypeAlias = str | Path | Iterable[str | Path]
@@ -48,11 +49,11 @@ def open_job(  # noqa: PLR0913, PLR0917 - only the first two are required
     path = ledger_beside(output)
     if batch_options is not None:
         _check_batch_options(batch_options)
-    source = None
+    input_options, sources = input_options or InputOptions(), None
     if inputs is not None:
         writers.validate_output(output, "dense")
         corpus_inputs.check_output(path, output)
-        source = corpus_inputs.resolve_inputs(inputs, output, input_options or InputOptions())
+        sources = find_sources(inputs, input_options.format, output=output)
     elif not path.exists():
         raise InvalidInput(f"there is no {path}: nothing was submitted for this output")
     fingerprint = corpus_inputs.settings_fingerprint(client, "document", "dense", "batch")
@@ -61,11 +62,11 @@ def open_job(  # noqa: PLR0913, PLR0917 - only the first two are required
             checkpoint.check_settings(fingerprint)
         job_store = JobStore(checkpoint)
         with checkpoint.transaction():
-            if source is not None:
-                corpus_inputs.load_inputs(checkpoint, source, client.settings, fingerprint)
+            if sources is not None:
+                corpus_inputs.load_inputs(checkpoint, sources, input_options, client.settings, fingerprint)
                 job_store.set_setting("numbers", checkpoint.has_integer_ids)
                 for name in EXTRA_COLUMNS:
-                    job_store.set_setting(f"with_{name}", name in source.options.extra_columns)
+                    job_store.set_setting(f"with_{name}", name in input_options.extra_columns)
             if batch_options is not None:
                 job_store.set_setting("client", _portable_settings(client))
                 job_store.set_setting("order", batch_options)

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from typing_extensions import Self
 
     from dashscope_embeddings.vectors import SparseVector
@@ -115,16 +113,3 @@ class BatchFile:
     failed: int | None
     file_id: str | None
     """The service's id of the file; None: not uploaded yet."""
-
-
-def split_duplicates(
-    items: Sequence[InputText], known_places: dict[str, str]
-) -> tuple[list[InputText], list[tuple[InputText, str]]]:
-    """Items with a new id; and items whose id occurred before, with its earlier place. Updates `known_places`."""
-    unique, duplicates = [], []
-    for item in items:
-        if item.id is None or (place := known_places.setdefault(str(item.id), item.place)) is item.place:
-            unique.append(item)
-        else:
-            duplicates.append((item, place))
-    return unique, duplicates

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from dashscope_embeddings._core.text_length import estimate_tokens
 from dashscope_embeddings.corpus.checkpoint import checksums
 from dashscope_embeddings.corpus.checkpoint.opening import open_database
-from dashscope_embeddings.corpus.checkpoint.rows import Counts, OutputRow, PackedVectors, split_duplicates
+from dashscope_embeddings.corpus.checkpoint.rows import Counts, OutputRow, PackedVectors
 from dashscope_embeddings.corpus.checkpoint.schema import PENDING
 from dashscope_embeddings.errors import BadReply, DashScopeError, InvalidInput, ServiceError
 from dashscope_embeddings.vectors import Part, combine
@@ -164,10 +164,17 @@ class CheckpointStore:
         return known
 
     def _split_duplicates(self, items: Sequence[InputText]) -> tuple[list[InputText], list[tuple[InputText, str]]]:
+        """Items with a new id; and items whose id occurred before, with its earlier place."""
         ids = [str(item.id) for item in items if item.id is not None]
         marks = ",".join("?" * len(ids))
-        places = self.database.fetch_all(f"SELECT id, place FROM records WHERE id IN ({marks})", ids)  # noqa: S608 - only question marks
-        return split_duplicates(items, dict(places))
+        places = dict(self.database.fetch_all(f"SELECT id, place FROM records WHERE id IN ({marks})", ids))  # noqa: S608 - only question marks
+        unique, duplicates = [], []
+        for item in items:
+            if item.id is None or (place := places.setdefault(str(item.id), item.place)) is item.place:
+                unique.append(item)
+            else:
+                duplicates.append((item, place))
+        return unique, duplicates
 
     def add_invalid(self, position: int, place: str, record_id: str | None, reason: str) -> None:
         """Adds a record that is skipped."""
