@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass, field
 from typing import IO, TYPE_CHECKING
 
 from pydantic_core import to_json
 
+from dashscope_embeddings._core.planning import BatchPlanner
 from dashscope_embeddings._core.text_inputs import text_problem
 from dashscope_embeddings._core.text_length import estimate_tokens
 from dashscope_embeddings._runtime import files
@@ -31,38 +31,13 @@ _LINE_OVERHEAD_BYTES = 1_000
 _LINES_PER_INSERT = 500
 
 
-@dataclass(slots=True)
-class _LineGroup:
-    """The texts of one line."""
-
-    units: list[Unit] = field(default_factory=list)
-    tokens: float = 0.0
-    size: int = _LINE_OVERHEAD_BYTES
-    max_per_line: int = 0
-
-    def fits(self, unit: Unit, tokens: float, size: int, token_limit: float | None) -> bool:
-        """Whether the line has room for another text."""
-        if not self.units:
-            return True
-        rows = min(self.max_per_line, unit.max_per_line or self.max_per_line)
-        affordable = token_limit is None or self.tokens + tokens <= token_limit
-        return len(self.units) < rows and self.size + size <= MAX_LINE_BYTES and affordable
-
-    def add(self, unit: Unit, tokens: float, size: int, rows: int) -> None:
-        """Adds a text."""
-        self.max_per_line = min(self.max_per_line or rows, unit.max_per_line or rows)
-        self.units.append(unit)
-        self.tokens += tokens
-        self.size += size
-
-
 class RequestFileWriter:
     """Writes the selected texts to one request file after another."""
 
     def __init__(self, job: BatchJob, selection: Selection) -> None:
         self._checkpoint, self._job_store, self._selection = job.checkpoint, job.job_store, selection
         self._settings, self._limits, self._request_options = job.settings, job.limits, job.request_options
-        self._groups: Iterator[_LineGroup] = self._line_groups()
+        self._lines: Iterator[list[Unit]] = self._group_units()
 
     def write(self, path: Path) -> BatchFile | None:
         """Writes the next file and adds its batch to the checkpoint; None: there is nothing left to submit.
@@ -84,42 +59,50 @@ class RequestFileWriter:
     def _write_lines(self, file: IO[bytes]) -> BatchFile | None:
         number, line = self._job_store.next_numbers()
         first, texts, size = line, 0, 0
-        lines: list[tuple[int, list[Unit]]] = []
-        while line - first < MAX_FILE_LINES and (group := next(self._groups, None)) is not None:
-            content = messages.request_line(line_name(line), self._request_options, [unit.text for unit in group.units])
+        added: list[tuple[int, list[Unit]]] = []
+        while line - first < MAX_FILE_LINES and (units := next(self._lines, None)) is not None:
+            content = messages.request_line(line_name(line), self._request_options, [unit.text for unit in units])
             if size + len(content) > MAX_FILE_BYTES and size:
-                self._groups = itertools.chain([group], self._groups)
+                self._lines = itertools.chain([units], self._lines)
                 break
             file.write(content)
             size += len(content)
-            texts += len(group.units)
-            lines.append((line, group.units))
+            texts += len(units)
+            added.append((line, units))
             line += 1
-            if len(lines) >= _LINES_PER_INSERT:
-                self._job_store.add_lines(number, lines)
-                lines = []
-        self._job_store.add_lines(number, lines)
+            if len(added) >= _LINES_PER_INSERT:
+                self._job_store.add_lines(number, added)
+                added = []
+        self._job_store.add_lines(number, added)
         if line == first:
             return None
         return self._job_store.add_batch(number, line - first, texts, is_resubmission=self._selection == "invalid")
 
-    def _line_groups(self) -> Iterator[_LineGroup]:
-        rows = min(self._settings.batch_size or self._limits.rows, self._limits.rows)
-        budgets = (self._settings.tokens_per_request, self._limits.tokens_per_request)
-        budget = min((tokens for tokens in budgets if tokens is not None), default=None)
-        group = _LineGroup()
+    def _group_units(self) -> Iterator[list[Unit]]:
+        """The units of each line: as many as a request may have, and of one `max_per_line`."""
+        settings = self._settings
+        planner = BatchPlanner(self._limits, max_rows=settings.batch_size, max_tokens=settings.tokens_per_request)
+        line: list[Unit] = []
+        line_tokens, line_size = 0.0, _LINE_OVERHEAD_BYTES
         for unit in self._fitting_units():
             tokens, size = estimate_tokens(unit.text), len(to_json(unit.text)) + 1
             if size + _LINE_OVERHEAD_BYTES > MAX_LINE_BYTES:
                 message = f"the text takes {size:,} bytes of JSON, and a line may have {MAX_LINE_BYTES:,}; not sent"
                 self._checkpoint.reject(unit.number, message)
                 continue
-            if not group.fits(unit, tokens, size, budget):
-                yield group
-                group = _LineGroup()
-            group.add(unit, tokens, size, rows)
-        if group.units:
-            yield group
+            if line and (
+                unit.max_per_line != line[0].max_per_line
+                or 0 < unit.max_per_line <= len(line)
+                or line_size + size > MAX_LINE_BYTES
+                or not planner.has_room(len(line), line_tokens, tokens)
+            ):
+                yield line
+                line, line_tokens, line_size = [], 0.0, _LINE_OVERHEAD_BYTES
+            line.append(unit)
+            line_tokens += tokens
+            line_size += size
+        if line:
+            yield line
 
     def _fitting_units(self) -> Iterator[Unit]:
         """The selected units that fit the model. Longer texts are rejected or split, depending on `long_text`."""
