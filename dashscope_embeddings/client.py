@@ -111,7 +111,8 @@ class EmbeddingClient(ClientBase):
         else:
             batches = planning.batches(checked, self._planner(dedup_window=None))
             batches = self._quota_question(context, checked).beside(batches, self._thread_driver)
-            outcomes = self._thread_driver.run_many(self._exchanges(batches, context, collector), halt, context)
+            flows = self._exchanges(batches, context, collector)
+            outcomes = self._thread_driver.run_many(flows, halt, context, is_lazy=False)
         with self._billing(collector, checked):
             with contextlib.closing(outcomes):
                 for batch, outcome in outcomes:
@@ -167,7 +168,7 @@ class EmbeddingClient(ClientBase):
         callbacks = CallbackGuard(halt.set)
         with (
             self._billing(collector),
-            contextlib.closing(self._thread_driver.run_many(flows, halt, context)) as outcomes,
+            contextlib.closing(self._thread_driver.run_many(flows, halt, context, is_lazy=True)) as outcomes,
         ):
             for batch, outcome in outcomes:
                 collector.add(batch, outcome)

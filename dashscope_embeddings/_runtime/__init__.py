@@ -1,9 +1,10 @@
 """Performs the steps that `_core` yields: sockets, threads, event loops, clocks and files. It decides nothing.
 
-drivers, async_drivers   run flows on threads, and in tasks of an event loop
+thread_drivers           and async_drivers: run flows on threads, and in tasks of an event loop
 client_base              the parts of a client that sync and async calls share
 transport                sends requests; with http_request, deadlines, environment, connect_errors, file_transfer
 sync_connections         the connection pool for threads; connections: for an event loop; shared_pools: who uses them
+deferred_signals         lets the main thread send a request that no signal handler can break
 thread_pool              daemon threads, and waiting that a signal handler cannot break
 files                    exclusive and atomic writes
 """

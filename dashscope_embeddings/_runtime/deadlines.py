@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 import time
 import weakref
 from typing import TYPE_CHECKING, Any
+
+import httpcore
+
+from dashscope_embeddings._runtime.deferred_signals import signals_of_this_thread
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -59,9 +64,22 @@ def apply_deadline(stream: Any) -> None:
     stream_type, stream_ref = type(stream), weakref.ref(stream)
 
     def read(max_bytes: int, timeout: float | None = None) -> bytes:
-        connection = stream_ref()
-        data: bytes = stream_type.read(connection, max_bytes, _remaining_timeout(timeout, connection))
-        return data
+        connection: Any = stream_ref()
+        if (signals := signals_of_this_thread()) is None:
+            data: bytes = stream_type.read(connection, max_bytes, _remaining_timeout(timeout, connection))
+            return data
+        ends_at = time.monotonic() + (_remaining_timeout(timeout, connection) or math.inf)
+        while True:
+            signals.wait_until_readable(connection.get_extra_info("socket"), ends_at - time.monotonic())
+            left = max(0.0, ends_at - time.monotonic())
+            try:
+                # Not for long: half of a TLS record is readable, but not to be had.
+                data = stream_type.read(connection, max_bytes, min(left, _MAX_READ_SECONDS))
+            except httpcore.ReadTimeout:
+                if left <= _MAX_READ_SECONDS:
+                    raise
+            else:
+                return data
 
     def write(buffer: bytes, timeout: float | None = None) -> None:
         connection = stream_ref()
@@ -74,6 +92,7 @@ def apply_deadline(stream: Any) -> None:
     stream.read, stream.write = read, write
 
 
+_MAX_READ_SECONDS = 0.25
 _MAX_WRITE_BYTES = 65_536
 """Bytes between two checks of the deadline."""
 

@@ -84,6 +84,13 @@ class SyncConnectionPool(httpx.BaseTransport):
                 self._drop(connection)
         return None
 
+    @property
+    def has_usable(self) -> bool:
+        """Whether the next request needs no new connection, unless another thread is faster."""
+        with contextlib.suppress(IndexError):
+            return self._idle[-1].is_usable
+        return False
+
     def release(self, connection: _Connection, *, is_reusable: bool) -> None:
         """Returns a connection to the pool, or closes it."""
         if not is_reusable or self._is_closed:

@@ -7,6 +7,7 @@ mirror each other on purpose: what need not differ between threads and tasks bel
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 import functools
 from collections import deque
@@ -18,6 +19,7 @@ from dashscope_embeddings._core.failures import CANCELLED
 from dashscope_embeddings._core.steps import Send
 from dashscope_embeddings._core.text_batcher import BatchCall
 from dashscope_embeddings._process import ForkSafeLock, on_fork
+from dashscope_embeddings._runtime.deferred_signals import DeferredSignals, signals_of_this_thread
 from dashscope_embeddings._runtime.thread_pool import SignalSafeEvent, WorkItem, is_main_thread, shared_pool
 from dashscope_embeddings.errors import Cancelled
 
@@ -87,11 +89,16 @@ class _Source(Generic[T]):
 _SEVERAL = 2
 
 
+def _is_deferring_signals() -> bool:
+    return (signals := signals_of_this_thread()) is not None and signals.is_deferring
+
+
 class ThreadDriver:
     """Sync code: a single flow on the caller's thread, several on threads of the process's pool.
 
     On the main thread a signal handler may raise between any two bytecodes, for instance inside httpx or between
-    taking a connection and recording it. So no request is sent there: other threads do, and the main thread waits.
+    taking a connection and recording it. So a request is sent there only while handlers are deferred. That needs an
+    open connection of ours; otherwise another thread sends it, and the main thread waits.
     """
 
     def __init__(self, transport: Transport) -> None:
@@ -105,17 +112,22 @@ class ThreadDriver:
         self._abandoned: list[WorkItem[Outcome]] = []
 
     def run_many(
-        self, flows: Iterator[tuple[T, Exchange]], halt: SignalSafeEvent, context: RequestContext
+        self, flows: Iterator[tuple[T, Exchange]], halt: SignalSafeEvent, context: RequestContext, *, is_lazy: bool
     ) -> Generator[tuple[T, Outcome], None, None]:
         """Yields the outcomes in order, with as many flows at once as the limiter has use for.
+
+        `is_lazy`: the next flow may come late. Otherwise a flow that is the only one runs on this thread.
 
         Once `halt` is set (by an error, or by an outcome that aborts the job), nothing more is started or sent, and the
         outcomes of requests in flight are still yielded. The first error of `flows` or of a flow is raised after them.
         """
         source = _Source(flows)
-        if not is_main_thread() and (only := source.take_only()) is not None:
+        may_run_here = not is_lazy and (not is_main_thread() or self._may_defer_signals(context))
+        if may_run_here and (only := source.take_only()) is not None:
             label, flow = only
-            yield label, self.run(flow, halt)
+            with DeferredSignals() if is_main_thread() else contextlib.nullcontext():
+                outcome = self.run(flow, halt)
+            yield label, outcome
         started: deque[_Started[T]] = deque()
         progress = SignalSafeEvent()
         try:
@@ -168,7 +180,7 @@ class ThreadDriver:
 
     def run_uninterrupted(self, function: Callable[[], T]) -> T:
         """Calls it where no signal handler can raise: on this thread, or on another one if this is the main thread."""
-        if not is_main_thread():
+        if not is_main_thread() or (_is_deferring_signals() and self._transport.can_send_interruptibly):
             return function()
         context, caller_left = contextvars.copy_context(), SignalSafeEvent()
         context.run(_caller_left.set, caller_left)
@@ -190,7 +202,23 @@ class ThreadDriver:
     ) -> Generator[tuple[T, Outcome], None, None]:
         """Yields the outcome of a text that may share a request; `on_late_outcome` gets it if the caller has left."""
         run = functools.partial(self._run_single, text, batcher, context, on_late_outcome)
-        yield label, self.run_uninterrupted(run)
+        if not is_main_thread() or not self._may_defer_signals(context):
+            yield label, self.run_uninterrupted(run)
+            return
+        outcome = None
+        try:
+            with DeferredSignals():
+                outcome = run()
+        except BaseException:
+            if outcome is not None:  # by a handler that was noted after the reply
+                on_late_outcome(outcome)
+            raise
+        yield label, outcome
+
+    def _may_defer_signals(self, context: RequestContext) -> bool:
+        # A user's hook may take long, or need a signal. A signal handler, which runs at a wait, may come here too.
+        is_free = context.on_request is None and signals_of_this_thread() is None
+        return is_free and self._transport.can_send_interruptibly
 
     def _run_single(
         self,
@@ -206,9 +234,14 @@ class ThreadDriver:
             batcher.enqueue(text)
             while not isinstance(action := batcher.poll(text, context, None), Outcome):
                 if isinstance(action, BatchCall):
-                    self._send_batch(action, batcher, context, caller_left)
+                    send = functools.partial(self._send_batch, action, batcher, context, caller_left)
+                    if len(action.members) > 1 and _is_deferring_signals():
+                        # Interrupting this caller must not interrupt the other callers' texts.
+                        shared_pool.submit(WorkItem(functools.partial(contextvars.copy_context().run, send)))
+                    else:
+                        send()
                 elif caller_left.is_set():
-                    raise Cancelled(CANCELLED.reason)
+                    raise Cancelled(CANCELLED.reason)  # noqa: TRY301 - handled as any other end of the wait
                 elif woken is None:
                     # Created only if this text must wait. Then poll again: until now nothing could wake it.
                     woken = SignalSafeEvent()
@@ -216,6 +249,11 @@ class ThreadDriver:
                 else:
                     self._transport.clock.wait(woken, action)
                     woken.clear()
+        except BaseException:
+            # In a copy of this caller's context: usage trackers are context variables, and another thread completes it.
+            own_context = contextvars.copy_context()
+            text.on_late_outcome = lambda outcome: own_context.run(on_late_outcome, outcome)
+            raise
         finally:
             batcher.leave(text, context)
         if caller_left.is_set():

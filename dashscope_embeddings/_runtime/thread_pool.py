@@ -14,6 +14,7 @@ import threading
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from dashscope_embeddings._process import on_fork
+from dashscope_embeddings._runtime.deferred_signals import signals_of_this_thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,6 +30,12 @@ _IDLE_SECONDS = 10.0
 def is_main_thread() -> bool:
     """Whether this is the main thread, on which signal handlers run."""
     return threading.get_ident() == threading.main_thread().ident
+
+
+def _acquire(lock: threading.Lock, seconds: float) -> bool:
+    """Whether a lock was acquired within so many seconds; signal handlers may raise meanwhile."""
+    signals = signals_of_this_thread()
+    return lock.acquire(True, seconds) if signals is None else signals.wait(lock.acquire, True, seconds)  # noqa: FBT003
 
 
 class StopEvent(Protocol):
@@ -74,7 +81,7 @@ class SignalSafeEvent:
         self.add_waiter(lock.release)
         try:
             if not self._set:  # it may have been set before the waiter was added
-                lock.acquire(timeout=seconds)
+                _acquire(lock, seconds)
         finally:
             self.remove_waiter(lock.release)
         return self._set
@@ -130,7 +137,7 @@ class WorkItem(Generic[T]):
     def wait(self) -> None:
         """Waits until it is done."""
         while not self.is_done:
-            if self._done_lock.acquire(timeout=_POLL_SECONDS):
+            if _acquire(self._done_lock, _POLL_SECONDS):
                 self._done_lock.release()  # for the next waiter
 
     def result(self) -> T:

@@ -30,6 +30,7 @@ from dashscope_embeddings._runtime.connections import (
     close_soon,
 )
 from dashscope_embeddings._runtime.deadlines import Deadline, DeadlineExceeded, run_with_deadline
+from dashscope_embeddings._runtime.deferred_signals import IS_SUPPORTED
 from dashscope_embeddings._runtime.direct_transport import (
     AsyncDirectTransport,
     DirectTransport,
@@ -132,6 +133,17 @@ class Transport:
             await (limiter.aacquire() if hasattr(limiter, "aacquire") else limiter.async_acquire())
 
     # --- sync ---------------------------------------------------------------------------------------------
+
+    @property
+    def can_send_interruptibly(self) -> bool:
+        """Whether a request can be sent now so that `DeferredSignals` hold up no signal handler for long.
+
+        Neither the lookup of a name nor a user's client or rate limiter can be interrupted where that is safe.
+        """
+        pool = None if self._sync_pool is None else self._sync_pool.pool
+        if not isinstance(pool, SyncConnectionPool) or self._proxy or self._user_resources.rate_limiter:
+            return False
+        return IS_SUPPORTED and pool.has_usable
 
     def send(self, step: Send) -> Reply | Failure:
         """Sends one request on this thread."""

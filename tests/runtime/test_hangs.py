@@ -50,18 +50,20 @@ def test_a_client_answers_after_two_hundred_interruptions_at_random_moments(argu
 
 
 SWEEP = """
-    import faulthandler, sys, time
+    import faulthandler, signal, sys, time
     from dashscope_embeddings.langchain import DashScopeEmbeddings
     from dashscope_embeddings.langchain_qdrant import DashScopeSparseEmbeddings
 
     faulthandler.dump_traceback_later(200, exit=True)
-    dense = DashScopeEmbeddings(base_url="emulator", dimensions=64, max_concurrency=1)
+    settings = {"base_url": sys.argv[1], "api_key": "sk-made-up", "dimensions": 64, "max_concurrency": 1}
+    dense = DashScopeEmbeddings(**settings)
     sparse = DashScopeSparseEmbeddings(dense)
-    alone = DashScopeEmbeddings(base_url="emulator", dimensions=64, max_concurrency=1)
+    alone = DashScopeEmbeddings(**settings)
     texts = [f"text {i}" for i in range(25)]
+    step = 1 if sys.argv[1] == "emulator" else 3
     calls = [
-        (1, lambda: alone.embed_query("a")),
-        (1, lambda: alone.embed_documents(["a"])),
+        (step, lambda: alone.embed_query("a")),
+        (step, lambda: alone.embed_documents(["a"])),
         (7, lambda: alone.embed_documents(texts)),
         (2, lambda: [dense.embed_query("a"), sparse.embed_query("a")]),
     ]
@@ -76,7 +78,7 @@ SWEEP = """
                 left -= 1
                 if left == 0:
                     sys.setprofile(None)
-                    raise KeyboardInterrupt
+                    signal.raise_signal(signal.SIGINT)
 
         try:
             sys.setprofile(look)
@@ -102,13 +104,19 @@ SWEEP = """
         counts.append(moment)
     print(all(count > 50 for count in counts))
     print([batcher._waiting or batcher._in_flight for batcher in alone.client._text_batchers.values()])
+    print(alone.client._request_context("query", "dense").limiter.in_flight, alone.client._bound.in_flight)
+    print(signal.getsignal(signal.SIGINT) is signal.default_int_handler)
 """
 
 
-def test_no_call_of_the_main_thread_is_a_moment_at_which_an_interruption_blocks_the_client() -> None:
-    done = program(SWEEP)
+@pytest.mark.parametrize("served", [False, True], ids=["in the process", "over http"])
+def test_no_call_of_the_main_thread_is_a_moment_at_which_an_interruption_blocks_the_client(
+    *, served: bool, emulator: Emulator
+) -> None:
+    with emulator.serve() as server:
+        done = program(SWEEP, server.url if served else "emulator")
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == "True\n[set(), set()]\n"
+    assert done.stdout == "True\n[set(), set()]\n0 0\nTrue\n"
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGALRM"), reason="this system has no alarms")

@@ -98,6 +98,11 @@ class InterruptStorm:
                     problems.append(
                         f"{name}, {output}: {len(batcher._waiting)} waiting, {len(batcher._in_flight)} in flight"
                     )
+            limiter = embeddings.client._request_context("query", "dense").limiter
+            if limiter.in_flight or embeddings.client._bound.in_flight:
+                problems.append(f"{name}: the limiter counts {limiter.in_flight} requests in flight")
+        if signal.getsignal(signal.SIGUSR1) != self.interrupt:
+            problems.append("the signal handler is another one")
         if (cache := self.dense.hybrid.cache) is not None and cache._in_flight:
             problems.append(f"{len(cache._in_flight)} shared requests never ended")
         return problems

@@ -1,0 +1,215 @@
+"""The main thread sends a single request by itself; a signal handler runs while it waits, and breaks nothing."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from client_helpers import KEY
+from raw_server import good_reply, serve_raw, vector_of
+
+from dashscope_embeddings import EmbeddingClient, track_usage
+from dashscope_embeddings._core.reply_reader import ReplyReader
+from dashscope_embeddings._runtime import deferred_signals
+from dashscope_embeddings._runtime.thread_pool import DaemonThreadPool
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable, Iterator
+
+    from raw_server import RawServer, ReceivedRequest
+
+pytestmark = pytest.mark.skipif(not deferred_signals.IS_SUPPORTED, reason="this system's waits for sockets go on")
+CALLS: dict[str, dict[str, Any]] = {
+    "a query": {"texts": "a query", "text_type": "query"},
+    "a document": {"texts": ["a document"]},
+    "documents": {"texts": [f"text {i}" for i in range(10)]},
+}
+FIRST = {"a query": "a query", "a document": "a document", "documents": "text 0"}
+
+
+class Service:
+    """Answers at once; texts with "never" in them only when it is told to."""
+
+    def __init__(self) -> None:
+        self.stalled, self.released = threading.Semaphore(0), threading.Semaphore(0)
+        self.texts: list[str] = []
+
+    def __call__(self, asked: ReceivedRequest, _: socket.socket) -> bytes:
+        self.texts += asked.texts
+        if any("never" in text for text in asked.texts):
+            self.stalled.release()
+            self.released.acquire(timeout=20)
+        return good_reply(asked, f"id-{asked.number}")
+
+
+@pytest.fixture
+def service() -> Service:
+    return Service()
+
+
+@pytest.fixture
+def server(service: Service) -> Iterator[RawServer]:
+    with serve_raw(service) as server:
+        yield server
+        service.released.release(10)
+
+
+@pytest.fixture
+def client(server: RawServer) -> EmbeddingClient:
+    """With an open connection, and one request at once."""
+    client = EmbeddingClient(api_key=KEY, base_url=server.url, dimensions=64, max_concurrency=1, timeout=20)
+    client.embed("first")
+    return client
+
+
+@pytest.fixture
+def handle() -> Iterator[Callable[[Callable[[], object]], Any]]:
+    """Sets what SIGUSR1 does; returns the handler."""
+    before = signal.getsignal(signal.SIGUSR1)
+
+    def set_handler(action: Callable[[], object]) -> Any:
+        def handler(*_: object) -> None:
+            action()
+
+        signal.signal(signal.SIGUSR1, handler)
+        return handler
+
+    yield set_handler
+    signal.signal(signal.SIGUSR1, before)
+
+
+def raising(error: BaseException) -> Callable[[], object]:
+    def act() -> None:
+        raise error
+
+    return act
+
+
+def signal_when(ready: threading.Semaphore) -> None:
+    main = threading.get_ident()
+
+    def send() -> None:
+        ready.acquire()
+        signal.pthread_kill(main, signal.SIGUSR1)
+
+    threading.Thread(target=send, daemon=True).start()
+
+
+def check_idle(client: EmbeddingClient) -> None:
+    limiter = client._request_context("document", "dense").limiter
+    assert (limiter.in_flight, client._bound.in_flight) == (0, 0)
+    assert all(not batcher._waiting and not batcher._in_flight for batcher in client._text_batchers.values())
+    assert deferred_signals.signals_of_this_thread() is None
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_a_single_request_needs_no_other_thread(
+    call: str, client: EmbeddingClient, server: RawServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(DaemonThreadPool, "submit", None)
+    before = signal.getsignal(signal.SIGINT)
+    assert client.embed(**CALLS[call]).dense[0] == vector_of(FIRST[call])
+    assert signal.getsignal(signal.SIGINT) is before
+    assert (len(server.requests), server.connections) == (2, 1)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(3), TimeoutError("too long"), RuntimeError("soft")])
+@pytest.mark.parametrize("texts", ["never", ["never answered", "text"]], ids=["one text", "two texts"])
+def test_an_interrupted_wait_gives_up_its_connection_and_its_place(
+    error: BaseException, texts: Any, client: EmbeddingClient, request: pytest.FixtureRequest
+) -> None:
+    server, service = request.getfixturevalue("server"), request.getfixturevalue("service")
+    handler = request.getfixturevalue("handle")(raising(error))
+    signal_when(service.stalled)
+    with pytest.raises(type(error)) as caught:
+        client.embed(texts)
+    assert caught.value is error
+    assert signal.getsignal(signal.SIGUSR1) is handler
+    check_idle(client)
+    assert client.embed("next", text_type="query").dense == [vector_of("next")]
+    assert server.connections == 2  # no other request reads the late reply
+    assert client.usage.requests == 2
+
+
+def test_a_signal_amid_the_bookkeeping_costs_no_reply(
+    client: EmbeddingClient, handle: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = ReplyReader.__call__
+
+    def interrupted(self: ReplyReader, reply: Any) -> bool:
+        signal.raise_signal(signal.SIGUSR1)
+        return read(self, reply)
+
+    handle(raising(KeyboardInterrupt()))
+    with track_usage() as usage:
+        with monkeypatch.context() as patched:
+            patched.setattr(ReplyReader, "__call__", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                client.embed("a query", text_type="query")
+        check_idle(client)
+        assert usage.requests == 1
+        assert client.embed("a query", text_type="query").dense == [vector_of("a query")]
+
+
+def test_a_signal_handler_may_call_the_client_and_set_another_handler(
+    server: RawServer, service: Service, handle: Any
+) -> None:
+    client = EmbeddingClient(api_key=KEY, base_url=server.url, dimensions=64, timeout=20)
+    client.embed("first")
+    found: list[Any] = []
+
+    def act() -> None:
+        found.append(client.embed("within", text_type="query").dense)
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+        service.released.release()
+
+    handle(act)
+    signal_when(service.stalled)
+    assert client.embed("never", text_type="query").dense == [vector_of("never")]
+    assert found == [[vector_of("within")]]
+    assert signal.getsignal(signal.SIGUSR1) == signal.SIG_IGN
+    check_idle(client)
+
+
+def test_an_interruption_does_not_touch_the_texts_of_other_threads(
+    client: EmbeddingClient, server: RawServer, service: Service, handle: Any
+) -> None:
+    """The main thread's text and that of another thread wait for the only place, then share a request."""
+    handle(raising(KeyboardInterrupt()))
+    shares_connections = EmbeddingClient(api_key=KEY, base_url=server.url, dimensions=64, timeout=20)
+    with ThreadPoolExecutor() as threads:
+        opened = [threads.submit(shares_connections.embed, f"never {i}") for i in range(2)]
+        for _ in opened:
+            service.stalled.acquire()
+        service.released.release(len(opened))
+        for one in opened:
+            one.result()
+        first = threads.submit(client.embed, "never", text_type="query")
+        service.stalled.acquire()
+        batcher = client._text_batchers["query", "dense"]
+
+        def wait_for(texts: int) -> None:
+            while len(batcher._waiting) < texts:
+                threading.Event().wait(0.001)
+
+        def ask_too() -> Any:
+            wait_for(1)
+            found = threads.submit(client.embed, "other", text_type="query")
+            wait_for(2)
+            service.released.release()
+            return found
+
+        other = threads.submit(ask_too)
+        signal_when(service.stalled)
+        with pytest.raises(KeyboardInterrupt):
+            client.embed("ours, never", text_type="query")
+        service.released.release()
+        assert first.result().dense == [vector_of("never")]
+        assert other.result().result().dense == [vector_of("other")]
+    check_idle(client)
+    assert service.texts[-3:] == ["never", "ours, never", "other"]
+    assert client.usage.texts == len(["first", "never", "ours, never", "other"])
