@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import operator
 import sqlite3
 import threading
 from dataclasses import dataclass
@@ -67,7 +68,7 @@ class Embedder:
         self._failed_writes: list[tuple[dict[int, PackedVectors], int, int, int]] = []
         """Paid replies that could not be written (vectors, requests, texts, tokens); retried when the run ends."""
         self._lock = threading.Lock()
-        self._requests = self._texts = self._tokens = 0
+        self._billed_before = checkpoint.total_billed()
         self._rejected = 0
         self.embedded = 0
         """Different texts embedded so far."""
@@ -75,8 +76,8 @@ class Embedder:
     @property
     def usage(self) -> Usage:
         """What this run has been billed so far."""
-        with self._lock:
-            return priced_usage(self._client.settings.price, self._requests, self._texts, self._tokens)
+        billed = map(operator.sub, self._checkpoint.total_billed(), self._billed_before)
+        return priced_usage(self._client.settings.price, *billed)
 
     def run(self, progress: Callable[[Progress], object] | None) -> None:
         """Embeds all pending texts.
@@ -152,10 +153,6 @@ class Embedder:
             dense, sparse = outcome.dense[row], outcome.sparse[row]
             if (dense is not None or sparse is not None) and (key := self._unstored.pop(text, None)) is not None:
                 vectors_by_key[key] = PackedVectors.pack(dense, sparse)
-        with self._lock:
-            self._requests += outcome.requests
-            self._texts += outcome.texts
-            self._tokens += outcome.tokens
         self._store_reply(vectors_by_key, outcome.requests, outcome.texts, outcome.tokens)
 
     def _store_embedding(self, index: int, embedding: Embedding) -> None:

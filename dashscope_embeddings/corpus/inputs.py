@@ -72,13 +72,16 @@ def open_checkpoint(path: Path | None, output: Path | None = None) -> Iterator[C
         InvalidInput: the file is not a checkpoint or is damaged, or `output` exists and the checkpoint is new.
         OSError: for example, the disk is full.
     """
-    check_output(path, output)
     created, is_empty = path is not None and not path.exists(), False
     try:
         with contextlib.closing(CheckpointStore.open(path)) as checkpoint:
             try:
                 if output is not None and output.exists() and checkpoint.is_new():
-                    raise InvalidInput(_CHECKPOINT_MISMATCH.format(output=output, checkpoint=path))
+                    problem = "does not" if created else "is empty or was replaced"
+                    raise InvalidInput(
+                        f"{output} exists, but its checkpoint {path} {problem}: put the checkpoint back, or move all "
+                        "of these files away, or write to another output"
+                    )
                 yield checkpoint
             finally:
                 is_empty = checkpoint.is_new()
@@ -87,24 +90,6 @@ def open_checkpoint(path: Path | None, output: Path | None = None) -> Iterator[C
     finally:
         if path is not None and created and is_empty:
             path.unlink(missing_ok=True)
-
-
-def check_output(path: Path | None, output: Path | None) -> None:
-    """Raises InvalidInput if an output exists whose checkpoint is missing or an empty file."""
-    if path is None or output is None or not output.exists():
-        return
-    if not path.exists():
-        raise InvalidInput(
-            f"{output} exists, but its checkpoint {path} does not: move the output away, or write to another output"
-        )
-    if path.is_file() and not path.stat().st_size:
-        raise InvalidInput(_CHECKPOINT_MISMATCH.format(output=output, checkpoint=path))
-
-
-_CHECKPOINT_MISMATCH = (
-    "{output} exists, but its checkpoint {checkpoint} is empty or was replaced: put the checkpoint back, or move all "
-    "of these files away, or write to another output"
-)
 
 
 _IdOrigin = Literal["field", "line", "position"]

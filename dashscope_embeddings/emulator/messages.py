@@ -1,10 +1,12 @@
-"""The emulator's data: requests and responses, as its transports exchange them with its core, and log entries."""
+"""The emulator's data: requests and responses, as sockets and httpx exchange them with it, and log entries."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
+
+import httpx
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -101,3 +103,40 @@ class Asked(RequestFields):
     """Name of the fault that triggered."""
     query: str = ""
     """The query string, as sent."""
+
+
+# --- in process, through httpx -----------------------------------------------------------------------------
+
+
+def from_httpx(request: httpx.Request) -> Request:
+    """The emulator's request; the body must have been read, as MockTransport does."""
+    headers = dict(request.headers.items())
+    return Request(request.method, request.url.path, headers, request.content, request.url.query.decode("ascii"))
+
+
+def to_httpx(request: httpx.Request, response: Response) -> httpx.Response:
+    """The httpx response, or the exception of httpx if the connection breaks or the read timeout passes."""
+    if (error := _transport_error(request, response)) is not None:
+        raise error
+    headers = {**response.headers, "content-length": str(len(response.body))}
+    return httpx.Response(response.status, headers=headers, content=response.body, request=request)
+
+
+def _transport_error(request: httpx.Request, response: Response) -> httpx.TransportError | None:
+    if response.ending == "unreachable":
+        return httpx.ConnectError("Connection refused", request=request)
+    if response.ending == "closed":
+        return httpx.RemoteProtocolError("Server disconnected without sending a response.", request=request)
+    if response.ending == "reset":
+        return httpx.ReadError("Connection reset by peer", request=request)
+    # A stall is reported at once, even without a timeout: in process nothing could end the wait.
+    read_timeout = request.extensions.get("timeout", {}).get("read")
+    if response.ending == "stalled" or (read_timeout is not None and response.delay_seconds > read_timeout):
+        return httpx.ReadTimeout("The read operation timed out", request=request)
+    if response.ending == "cut":
+        return httpx.RemoteProtocolError(
+            "peer closed connection without sending complete message body "
+            f"(received {response.sent_bytes} bytes, expected {len(response.body)})",
+            request=request,
+        )
+    return None

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 import httpx
 
 from dashscope_embeddings import _process, catalogue
-from dashscope_embeddings.emulator import embeddings, error_responses, synthetic_vectors, transports
+from dashscope_embeddings.emulator import embeddings, error_responses, synthetic_vectors
 from dashscope_embeddings.emulator.batch.service import BatchService, BatchSettings
 from dashscope_embeddings.emulator.error_responses import ApiError
 from dashscope_embeddings.emulator.fault_schedule import Fault, FaultSchedule
-from dashscope_embeddings.emulator.messages import Asked, Request, Response, WireProtocol
+from dashscope_embeddings.emulator.messages import Asked, Request, Response, WireProtocol, from_httpx, to_httpx
 from dashscope_embeddings.emulator.quota import QUOTA_LIST_PATH, Quota, QuotaExceededError, quota_list
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ class Emulator:
 
     def __call__(self, request: httpx.Request) -> httpx.Response:
         """Answer an httpx request; httpx.TransportError: a fault breaks the connection, or outlasts its timeout."""
-        return transports.to_httpx(request, self.answer(transports.from_httpx(request)))
+        return to_httpx(request, self.answer(from_httpx(request)))
 
     def transport(self) -> httpx.MockTransport:
         """A transport for `httpx.Client` and `httpx.AsyncClient`; delays of replies are not waited for."""

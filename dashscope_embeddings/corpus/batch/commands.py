@@ -52,7 +52,6 @@ def open_job(  # noqa: PLR0913, PLR0917 - only the first two are required
     input_options, sources = input_options or InputOptions(), None
     if inputs is not None:
         writers.validate_output(output, "dense")
-        corpus_inputs.check_output(path, output)
         sources = find_sources(inputs, input_options.format, output=output)
     elif not path.exists():
         raise InvalidInput(f"there is no {path}: nothing was submitted for this output")
