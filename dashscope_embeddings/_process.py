@@ -19,10 +19,7 @@ _resets: dict[str, tuple[Callable[[], object], bool]] = {}
 def on_reset(name: str, reset_state: Callable[[], object], *, learned: bool = False) -> None:
     """Registers how a module resets the state that it keeps for the whole process.
 
-    Args:
-        name: Of the state.
-        reset_state: Called by `reset`.
-        learned: The state was learned from replies of the service: limits and rates.
+    `learned`: the state was learned from replies of the service: limits and rates.
     """
     _resets[name] = reset_state, learned
 
@@ -31,9 +28,6 @@ def reset(*, learned_only: bool = False) -> None:
     """Resets the state that clients share, for tests: limiters, observed limits, warnings shown, the emulator.
 
     A client that lives on keeps what it holds already.
-
-    Args:
-        learned_only: Only what was learned from replies of the service.
     """
     for reset_state, learned in _resets.values():
         if learned or not learned_only:

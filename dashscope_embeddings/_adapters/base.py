@@ -101,7 +101,7 @@ class ClientFields(BaseModel):
 
     @classmethod
     def _argument_names(cls) -> frozenset[str]:
-        """All names of all arguments."""
+        """The names of all arguments, with their aliases."""
         aliases = (field.validation_alias for field in cls.model_fields.values())
         choices = [str(name) for alias in aliases if isinstance(alias, AliasChoices) for name in alias.choices]
         return frozenset(cls.model_fields).union(choices)
@@ -111,7 +111,6 @@ class ClientFields(BaseModel):
 
         @classmethod
         def model_validate(cls, obj: Any, **how: Any) -> Self:
-            """`obj`: field → value."""
             if isinstance(obj, Mapping):
                 obj = dict(obj)
                 hide_secrets(obj, cls._argument_names())
@@ -119,14 +118,12 @@ class ClientFields(BaseModel):
 
         @classmethod
         def model_validate_json(cls, json_data: str | bytes, **how: Any) -> Self:
-            """`json_data`: an object, field → value."""
             boxed = [json_data]
             del json_data  # a variable of this frame would show a key in tracebacks
             return cls.__pydantic_validator__.validate_json(boxed.pop(), **how)
 
         @classmethod
         def model_construct(cls, _fields_set: set[str] | None = None, **values: Any) -> Self:
-            """Checks nothing."""
             hide_secrets(values, cls._argument_names())
             return super().model_construct(_fields_set, **values)
 
@@ -301,7 +298,6 @@ def as_text_list(texts: Any) -> list[str]:
 
 
 def as_single_text(text: Any) -> str:
-    """The text passed to a method that takes one text."""
     if not isinstance(text, str):
         raise InvalidInput(f"expected one text, a string, not {type(text).__name__}")
     return text

@@ -49,7 +49,6 @@ class HybridEmbedder:
         return run(self.dense_flow(texts, role, progress))
 
     async def adense(self, texts: list[str], role: TextType, progress: Progress | None = None) -> list[list[float]]:
-        """`dense` on the running loop."""
         return await arun(self.dense_flow(texts, role, progress))
 
     def sparse(self, texts: list[str], role: TextType) -> list[SparseVector]:
@@ -57,7 +56,6 @@ class HybridEmbedder:
         return run(self.sparse_flow(texts, role))
 
     async def asparse(self, texts: list[str], role: TextType) -> list[SparseVector]:
-        """`sparse` on the running loop."""
         return await arun(self.sparse_flow(texts, role))
 
     def prefetch(self, texts: Sequence[str], role: TextType = "document") -> None:
@@ -65,7 +63,6 @@ class HybridEmbedder:
         run(self._prefetch_flow(texts, role))
 
     async def aprefetch(self, texts: Sequence[str], role: TextType = "document") -> None:
-        """`prefetch` on the running loop."""
         await arun(self._prefetch_flow(texts, role))
 
     # --- flows --------------------------------------------------------------------------------------------

@@ -115,7 +115,6 @@ class HybridCache:
 
     @property
     def size(self) -> int:
-        """Number of entries."""
         with self._lock:
             return len(self._documents) + len(self._queries)
 

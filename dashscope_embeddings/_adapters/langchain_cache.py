@@ -49,7 +49,6 @@ class ByteStoreCache:
         self._width = settings.request_options(role, "dense").expected_width
 
     def read(self, texts: list[str]) -> Flow[list[list[float] | None]]:
-        """As in `VectorCache`."""
         vectors: list[list[float] | None] = []
         for start in range(0, len(texts), _MAX_KEYS_PER_READ):
             keys = [self._key(text) for text in texts[start : start + _MAX_KEYS_PER_READ]]
@@ -58,7 +57,6 @@ class ByteStoreCache:
         return vectors
 
     def write(self, vectors: dict[str, Sequence[float]]) -> Flow[None]:
-        """As in `VectorCache`."""
         entries = [
             (key, _encode(key, vector)) for key, vector in zip(map(self._key, vectors), vectors.values(), strict=True)
         ]

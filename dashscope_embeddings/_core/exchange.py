@@ -108,7 +108,6 @@ class RequestContext:
         return unfinished < concurrency
 
     def create_permit(self, estimated_tokens: int) -> Permit:
-        """A permit for a request of this call."""
         return self.limiter.create_permit(
             estimated_tokens,
             high_priority=self.options.text_type == "query",

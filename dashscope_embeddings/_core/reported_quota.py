@@ -42,7 +42,6 @@ class ReportedQuota:
 
     @classmethod
     def of(cls, quota: Quota) -> ReportedQuota:
-        """The bound for a reported quota."""
         requests, tokens = (None if limit is None else _Bucket(limit) for limit in (quota.requests, quota.tokens))
         return cls(requests, tokens)
 
@@ -52,7 +51,6 @@ class ReportedQuota:
         return math.inf if self._requests is None else self._requests.per_second
 
     def available_at(self, permit: Permit) -> float:
-        """When a request may be sent."""
         requests = -math.inf if self._requests is None else self._requests.available_at(1.0)
         return requests if self._tokens is None else max(requests, self._tokens.available_at(permit.estimated_tokens))
 

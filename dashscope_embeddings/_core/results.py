@@ -68,7 +68,6 @@ class VectorBuffer:
                 self.copy(source, index)
 
     def skip(self, index: int) -> None:
-        """Leaves a text out of the stream."""
         self._skipped.add(index)
 
     def pop_ready(self) -> Iterator[Embedding]:
@@ -196,7 +195,6 @@ class ResultCollector:
                 self._outcomes[ref.batch_number].dense[ref.row] = None
 
     def pop_ready(self) -> Iterator[Embedding]:
-        """The next texts in order, up to the first that is missing; each is returned once."""
         self._request_ids.clear()  # a stream does not report them, and may be endless
         return self._vectors.pop_ready()
 

@@ -67,7 +67,6 @@ class BatchCall:
 
     @property
     def texts(self) -> list[str]:
-        """The texts, one for each member."""
         return [member.text for member in self.members]
 
     @property

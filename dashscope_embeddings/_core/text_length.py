@@ -55,7 +55,6 @@ def _may_exceed(text: str, tokens: float) -> bool:
 
 
 def _exceeds(text: str, tokens: float, count: CountTokens = estimate_tokens) -> bool:
-    """Whether a text has more than `tokens`."""
     if count is estimate_tokens:
         # A very long text is recognised by its length, without encoding it.
         return len(text) / _ASCII_CHARACTERS_PER_TOKEN > tokens or estimate_tokens(text) > tokens
@@ -80,7 +79,6 @@ class Limits:
 
     @classmethod
     def from_model(cls, model: Model) -> Limits:
-        """The limits in the catalogue."""
         return cls(model.rows, model.tokens_per_row_limit, model.tokens_per_request, model.name)
 
     @cached_property
@@ -90,7 +88,6 @@ class Limits:
 
     @property
     def counts_exactly(self) -> bool:
-        """Whether `count` is exact."""
         return self.count is not estimate_tokens
 
     def lower_row_limit(self, max_rows: int) -> None:

@@ -49,7 +49,6 @@ class TokenQuota:
         return share * (self.per_minute or 1.0) / 60.0
 
     def available_at(self, permit: Permit, now: float) -> float:
-        """When the request's tokens fit into the quota."""
         if self.per_minute is None or not self._is_window_enforced(now):
             return self.next_at
         free = self.per_minute / 60.0 - self._expected_tokens(permit)

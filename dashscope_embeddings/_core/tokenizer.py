@@ -71,7 +71,6 @@ def _encoding() -> Any:
 
 
 def _folders(package: str) -> Iterable[str]:
-    """Where a package is installed."""
     try:
         spec = importlib.util.find_spec(package)
     except ValueError:  # a test has put something else in its place
