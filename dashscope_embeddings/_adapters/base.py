@@ -188,11 +188,10 @@ class ClientFields(BaseModel):
         client = self.client
         if not self._partner_count:
             return HybridEmbedder(client)
-        if self._hybrid_cache is None or self._hybrid_cache[0] is not client:
-            with _client_lock.current:
-                if self._hybrid_cache is None or self._hybrid_cache[0] is not client:
-                    self._hybrid_cache = client, HybridCache(self._memo_size)
-        return HybridEmbedder(client, self._hybrid_cache[1])
+        with _client_lock.current:
+            if self._hybrid_cache is None or self._hybrid_cache[0] is not client:
+                self._hybrid_cache = client, HybridCache(self._memo_size)
+            return HybridEmbedder(client, self._hybrid_cache[1])
 
     def pair(self, partner: object, memo_size: int | None = None) -> None:
         """Pairs a sparse adapter with this one.
@@ -225,10 +224,10 @@ class ClientFields(BaseModel):
         return spaces[0] if settings.instruct is None else f"{spaces[0]}_for_{spaces[1].rpartition('_')[2]}"
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
-        # The user's clients, limiters and stores are shared, as by a shallow copy: their locks cannot be copied.
+        # Clients, limiters and stores are shared, as by a shallow copy: their locks cannot be copied.
         memo = {} if memo is None else memo
-        cache = getattr(self, "embeddings_cache", None)
-        for shared in (self.http_client, self.http_async_client, self.rate_limiter, self.on_request, cache):
+        caches = (getattr(self, "embeddings_cache", None), self._hybrid_cache)
+        for shared in (self.http_client, self.http_async_client, self.rate_limiter, self.on_request, *caches):
             memo[id(shared)] = shared
         copy = super().__deepcopy__(memo)
         copy._partner_count, copy._hybrid_cache = 0, None  # noqa: SLF001 - a copy has no partner yet

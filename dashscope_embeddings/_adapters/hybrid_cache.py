@@ -109,10 +109,6 @@ class HybridCache:
         self._queries: OrderedDict[tuple[Component, CacheKey], _Entry] = OrderedDict()
         self._in_flight: dict[CacheKey, InFlight] = {}
 
-    def __deepcopy__(self, _: object) -> HybridCache:
-        """A copy starts empty, because each entry may be taken only once."""
-        return HybridCache(self._capacity, self._expiry_seconds, self._clock)
-
     @property
     def size(self) -> int:
         with self._lock:
