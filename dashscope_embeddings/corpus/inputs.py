@@ -92,16 +92,6 @@ def open_checkpoint(path: Path | None, output: Path | None = None) -> Iterator[C
             path.unlink(missing_ok=True)
 
 
-_IdOrigin = Literal["field", "line", "position"]
-"""Where a record's id comes from."""
-
-
-def _id_origin(source: Source, record_id: object) -> _IdOrigin:
-    if record_id is None:
-        return "position"
-    return "line" if source.format == "txt" else "field"
-
-
 # --- loading -----------------------------------------------------------------------------------------------
 
 _RECORDS_PER_INSERT = 400
@@ -125,8 +115,8 @@ class _InputLoader:
         self._empty_sources: list[Source] = []
         self._long_texts, self._first_long_place = 0, ""
         """Number of texts that may be too long, and the place of the first."""
-        self._first_ids: dict[_IdOrigin, Record] = {}
-        """Where ids come from → the first such record."""
+        self._first_ids: dict[str, Record] = {}
+        """Where ids come from, "field", "line" or "position" → the first such record."""
         self._id_hint = f"; or take positions as ids {POSITIONS_OPTION}" if options.id_field == AUTO else ""
         self.invalid: dict[int, str] = {}
         """Position → place and reason, of the records that end the run."""
@@ -144,20 +134,20 @@ class _InputLoader:
         while batch := list(itertools.islice(records, _RECORDS_PER_INSERT)):
             items = []
             for record in batch:
-                reason = self._find_problem(record)
-                if reason is None:
-                    self._first_ids.setdefault(_id_origin(source, record.id), record)
-                    items.append(InputText(self._position, record.id, record.place, record.text))
+                item = InputText(self._position, record.id, record.place, record.text)
+                self._position += 1
+                if (reason := self._find_problem(record)) is None:
+                    given = "line" if source.format == "txt" else "field"
+                    self._first_ids.setdefault("position" if record.id is None else given, record)
+                    items.append(item)
                 else:
                     first = first or f"{record.place}: {reason}"
-                    self._add_invalid(
-                        self._position, record.place, record.id, reason, affects_whole_file=record.affects_whole_file
-                    )
-                self._position += 1
+                    self._add_invalid(item, reason, affects_whole_file=record.affects_whole_file)
             has_usable_text = has_usable_text or bool(items)
             for item, earlier in self._checkpoint.add_items(items, with_text=self._options.with_text):
-                message = f"has the id {item.id!r}, which {earlier} has already: correct one of them{self._id_hint}"
-                self._add_invalid(item.position, item.place, item.id, message)
+                self._add_invalid(
+                    item, f"has the id {item.id!r}, which {earlier} has already: correct one of them{self._id_hint}"
+                )
         if first and not has_usable_text and self._skip_invalid and begin not in self.invalid:
             self._add_fatal(
                 begin, f"{first}; the file contains no usable text ({self._position - begin:,} bad records)"
@@ -191,7 +181,7 @@ class _InputLoader:
             )
 
     def _report_ids(self) -> None:
-        field, line, position = map(self._first_ids.get, get_args(_IdOrigin))
+        field, line, position = map(self._first_ids.get, ("field", "line", "position"))
         if field is not None and position is not None:
             raise InvalidInput(
                 f"{field.place} has an id, and {position.place} has none: name the field that holds it everywhere "
@@ -206,16 +196,14 @@ class _InputLoader:
                 POSITIONS_OPTION,
             )
 
-    def _add_invalid(
-        self, position: int, place: str, record_id: object, reason: str, *, affects_whole_file: bool = False
-    ) -> None:
+    def _add_invalid(self, item: InputText, reason: str, *, affects_whole_file: bool = False) -> None:
         if self._skip_invalid and not affects_whole_file:
             # The id itself may be invalid, for example contain a lone surrogate.
-            id_text = None if record_id is None else str(record_id).encode(errors="backslashreplace").decode()
-            self._checkpoint.add_invalid(position, place, id_text, reason)
+            id_text = None if item.id is None else str(item.id).encode(errors="backslashreplace").decode()
+            self._checkpoint.add_invalid(item.position, item.place, id_text, reason)
             return
         self.all_skippable = self.all_skippable and not affects_whole_file
-        self._add_fatal(position, f"{place}: {reason}")
+        self._add_fatal(item.position, f"{item.place}: {reason}")
 
     def _add_fatal(self, position: int, message: str) -> None:
         self.invalid[position] = message
