@@ -8,7 +8,7 @@ from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
-from itertools import chain
+from itertools import chain, starmap
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 # `array` has no parameters at run time before Python 3.12, where `typing.get_type_hints` reads them.
@@ -76,6 +76,11 @@ class SparseVector:
         return weights or {_PLACEHOLDER_INDEX - query: _PLACEHOLDER_WEIGHT}
 
 
+def counted(count: int, noun: str) -> str:
+    """Such as "1 text" or "1,200 texts", for messages."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 @dataclass(frozen=True, slots=True)
 class Cost:
     """An amount of money."""
@@ -112,8 +117,9 @@ class Usage:
         if not self.requests:
             return "nothing billed"
         cost = "cost unknown" if self.cost is None else str(self.cost)
-        counts = {"request": self.requests, "text": self.texts, "token": self.tokens}
-        return ", ".join([*(f"{n:,} {name}{'' if n == 1 else 's'}" for name, n in counts.items()), cost])
+        return ", ".join(
+            [*starmap(counted, [(self.requests, "request"), (self.texts, "text"), (self.tokens, "token")]), cost]
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +182,7 @@ class Embeddings:
 
     def __repr__(self) -> str:
         # Short, because asyncio logs the repr of a task's result, and a notebook displays it.
-        return f"<Embeddings of {len(self)} texts: {self.usage}>"
+        return f"<Embeddings of {counted(len(self), 'text')}: {self.usage}>"
 
     @property
     def dense_array(self) -> Any:

@@ -17,7 +17,7 @@ from dashscope_embeddings._adapters.sparse import SparseAdapter
 from dashscope_embeddings._adapters.sparse_retriever import SparseCollection, check_k, with_hidden_keys
 from dashscope_embeddings._core.client_options import SparseOptions
 from dashscope_embeddings.errors import InvalidInput
-from dashscope_embeddings.vectors import Usage
+from dashscope_embeddings.vectors import Usage, counted
 
 if TYPE_CHECKING:
     from langchain_core.callbacks import AsyncCallbackManagerForRetrieverRun, CallbackManagerForRetrieverRun
@@ -210,7 +210,8 @@ def _documents(
     metadatas = [{} for _ in texts] if metadatas is None else metadatas
     ids = [None] * len(texts) if ids is None else ids  # type: ignore[list-item] # a document without an id
     if not len(texts) == len(metadatas) == len(ids):
-        raise InvalidInput(f"{len(texts)} texts, but {len(metadatas)} metadatas and {len(ids)} ids: pass one for each")
+        others = f"{counted(len(metadatas), 'metadata')} and {counted(len(ids), 'id')}"
+        raise InvalidInput(f"{counted(len(texts), 'text')}, but {others}: pass one for each")
     return [Document(text, metadata=metadatas[i], id=ids[i]) for i, text in enumerate(texts)]
 
 

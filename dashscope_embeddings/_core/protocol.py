@@ -30,7 +30,7 @@ from dashscope_embeddings._core.reply_fields import (
     sparse_vector,
 )
 from dashscope_embeddings.errors import BadReply
-from dashscope_embeddings.vectors import Part
+from dashscope_embeddings.vectors import Part, counted
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -259,7 +259,7 @@ def _order_by_index(rows: list[Any], index_name: str, text_count: int) -> list[A
             raise BadReply(f"the reply has two rows for text {index} of its request")
         ordered[index] = row
     if len(rows) != text_count:
-        raise BadReply(f"the reply has {len(rows)} rows for {text_count} texts")
+        raise BadReply(f"the reply has {counted(len(rows), 'row')} for {counted(text_count, 'text')}")
     return ordered
 
 

@@ -32,6 +32,13 @@ _DEMO_INSTALL_COMMAND = 'pip install "dashscope-embeddings[cli,langchain,llama-i
 # --- demo --------------------------------------------------------------------------------------------------
 
 
+def _parse_store(name: str) -> Store:
+    try:
+        return Store(name)
+    except ValueError:
+        common.fail(f"--store {name}: expected {' or '.join(Store)}", common.EXIT_USAGE)
+
+
 def demo(  # noqa: PLR0913 - one for each option
     folder: Annotated[
         Path | None,
@@ -56,7 +63,11 @@ def demo(  # noqa: PLR0913 - one for each option
     ] = None,
     store: Annotated[
         Store,
-        typer.Option(help="Vector store of both frameworks: their own in memory, or Qdrant's local mode."),
+        typer.Option(
+            parser=_parse_store,
+            metavar="|".join(Store),
+            help="Vector store of both frameworks: their own in memory, or Qdrant's local mode.",
+        ),
     ] = Store.MEMORY,
     k: Annotated[int, typer.Option("-k", min=1, max=50, help="Hits to show of each ranking.")] = 3,
 ) -> None:
@@ -70,7 +81,7 @@ def demo(  # noqa: PLR0913 - one for each option
     except NoTextError as error:
         common.fail(str(error), common.EXIT_USAGE)
     except InvalidInput as error:
-        common.fail(str(error).replace('pass base_url="emulator"', "leave out --live"))
+        common.fail(str(error).replace('pass base_url="emulator"', "leave out --live"), common.EXIT_USAGE)
     except ImportError as missing:
         common.fail(f"the demo lacks a package: {_DEMO_INSTALL_COMMAND} ({missing})")
 

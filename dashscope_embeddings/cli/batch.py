@@ -12,6 +12,7 @@ from dashscope_embeddings.cli import messages, options
 from dashscope_embeddings.cli.common import exit_on_error, report_errors, stop_signals
 from dashscope_embeddings.client import EmbeddingClient
 from dashscope_embeddings.corpus.sources import printable_name
+from dashscope_embeddings.vectors import counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -44,7 +45,7 @@ def submit(inputs: options.Inputs, *, output: options.Output, **settings: Any) -
         summary = corpus.batch_submit(inputs, output, stop=stop, **_submission(settings))
         if summary.under_way and not summary.stopped:
             command = f"`batch fetch -o {printable_name(output)}`"
-            typer.echo(f"{summary.under_way:,} texts are under way: {command} fetches their vectors")
+            typer.echo(f"{counted(summary.under_way, 'text')} under way: {command} fetches the vectors")
             return
         messages.print_batch_summary(summary, output)
 
@@ -111,9 +112,9 @@ def cancel(*, output: options.Output, **host: Any) -> None:
         summary = corpus.batch_cancel(output, client=client, progress=messages.print_progress)
         message, command = "nothing is under way", f"`batch fetch -o {printable_name(output)}`"
         if summary.under_way:
-            message = f"of {summary.under_way:,} texts, those that were done are billed: {command} fetches them"
+            message = f"of {counted(summary.under_way, 'text')}, what was done is billed: {command} fetches it"
         elif summary.embedded:
-            message += f"; {summary.embedded:,} texts of ended batches were fetched: {command} writes them"
+            message += f"; fetched: {counted(summary.embedded, 'text')} of ended batches, to be written by {command}"
         typer.echo(message)
 
 

@@ -13,7 +13,9 @@ from rich.text import Text
 from dashscope_embeddings import check as checking
 from dashscope_embeddings.catalogue import DEFAULT_MODEL, REGIONS
 from dashscope_embeddings.cli.common import EXIT_USAGE, console, fail, make_table
+from dashscope_embeddings.cli.options import in_words_of_commands
 from dashscope_embeddings.errors import InvalidInput
+from dashscope_embeddings.vectors import counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -66,10 +68,9 @@ def check(
 
 
 def _plan_text(plan: Plan) -> str:
-    hosts = "1 host" if len(plan.hosts) == 1 else f"{len(plan.hosts)} hosts"
     return (
-        f"Sends one short text to {hosts}, then {plan.texts_a_host} to each that takes the key: about {plan.texts} in "
-        "all, a few tokens each. Refused requests cost nothing."
+        f"Sends one short text to {counted(len(plan.hosts), 'host')}, then {plan.texts_a_host} to each that takes the "
+        f"key: about {plan.texts} in all, a few tokens each. Refused requests cost nothing."
     )
 
 
@@ -77,7 +78,7 @@ def _print_report(result: Check) -> None:
     """On a terminal a table, whose rows about a host's models follow its own; elsewhere a line for each row."""
     out = console()
     footer = [*_role_lines(result.role), f"billed: {result.usage if result.usage.requests else 'nothing'}"]
-    footer += result.notes
+    footer += map(in_words_of_commands, result.notes)
     if not out.is_terminal:
         for line in (*(f"{_subject(row)}: {_answer(row)}" for row in result.rows), *footer):
             typer.echo(line)
@@ -100,8 +101,10 @@ def _subject(row: CheckRow, *, with_host: bool = True) -> str:
 
 
 def _answer(row: CheckRow) -> str:
-    said = f"refuses the key: {row.said}" if row.about == "key" and row.answers is False else row.said
-    tokens = f", {row.tokens} tokens a text" if row.about == "model" and row.tokens is not None else ""
+    said = in_words_of_commands(row.said)
+    if row.about == "key" and row.answers is False:
+        said = f"refuses the key: {said}"
+    tokens = f", {counted(row.tokens, 'token')} a text" if row.about == "model" and row.tokens is not None else ""
     if row.seconds is None:
         return said + tokens
     basis = f", median of {row.tries}" if row.tries > 1 else " with connecting" if row.about == "model" else ""

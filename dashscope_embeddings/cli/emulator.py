@@ -16,6 +16,7 @@ from dashscope_embeddings._core.redaction import escape_control_characters
 from dashscope_embeddings.cli.common import EXIT_USAGE, fail, stop_signals
 from dashscope_embeddings.emulator import Asked, Emulator, faults
 from dashscope_embeddings.emulator.embeddings import COMPATIBLE_PATH
+from dashscope_embeddings.vectors import counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,7 +25,13 @@ _MAKERS: tuple[Callable[..., Any], ...] = (
     *(function for name, function in inspect.getmembers(faults, inspect.isfunction) if name[0].isupper()),
     *(faults.BatchFails, faults.BatchExpires, faults.LineFails, faults.LineLost),
 )
-_FAULTS = {re.sub(r"(?<=[a-z])(?=[A-Z])", "-", make.__name__).lower(): make for make in _MAKERS}
+
+
+def _option_name(fault: str) -> str:
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", "-", fault).lower()
+
+
+_FAULTS = {_option_name(make.__name__): make for make in _MAKERS}
 """Name on the command line → what makes the fault: `wrong-count` for `faults.WrongCount`."""
 
 
@@ -89,7 +96,7 @@ def emulator(  # noqa: PLR0913 - one for each option
     refused = service.requests - service.billed_requests
     typer.echo(
         f"\nStopped. Requests: {service.requests:,}, answered: {service.billed_requests:,} "
-        f"({service.billed_texts:,} texts, {service.billed_tokens:,} tokens), refused: {refused:,}, "
+        f"({counted(service.billed_texts, 'text')}, {counted(service.billed_tokens, 'token')}), refused: {refused:,}, "
         f"most at once: {server.peak_in_flight:,}."
     )
 
@@ -117,7 +124,7 @@ def _print_request(asked: Asked) -> None:
     parts = [
         f"{asked.method} {asked.path} model={asked.model} texts={len(asked.texts)} tokens={asked.tokens}",
         f"status={asked.status or 'none'}",
-        *([f"fault={asked.fault}"] if asked.fault else []),
+        *([f"fault={_option_name(asked.fault)}"] if asked.fault else []),
     ]
     # The emulator goes on where nobody reads the log any more.
     with _printing, contextlib.suppress(OSError):

@@ -9,6 +9,7 @@ import typer
 from dashscope_embeddings.cli.common import EXIT_FAILED, EXIT_REJECTED, fail
 from dashscope_embeddings.corpus.batch.messages import ENDED_STATUSES
 from dashscope_embeddings.corpus.sources import printable_name
+from dashscope_embeddings.vectors import counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -27,9 +28,9 @@ _RULE_OF_THUMB = "by a rule of thumb that may be a third off"
 
 def print_estimate(estimate: Estimate) -> None:
     """Prints what a run would send and cost."""
-    _print_counts(estimate, "are to be embedded", "would be skipped")
+    _print_counts(estimate, "to be embedded", "would be skipped")
     about, how = ("", "") if estimate.exact else ("about ", f", {_RULE_OF_THUMB}")
-    typer.echo(f"{about}{estimate.tokens:,} tokens{how}")
+    typer.echo(f"{about}{counted(estimate.tokens, 'token')}{how}")
     typer.echo(f"list price, real time: {estimate.real_time or 'not known'}")
     typer.echo(f"list price, Batch files: {estimate.batch or 'not known'}")
     typer.echo("Nothing was sent.")
@@ -37,11 +38,11 @@ def print_estimate(estimate: Estimate) -> None:
 
 def print_batch_estimate(estimate: BatchEstimate) -> None:
     """Prints what a submission will send and cost."""
-    _print_counts(estimate, "are to be submitted", "are skipped")
+    _print_counts(estimate, "to be submitted", "skipped")
     if not estimate.pending:
         return
     tokens, files = estimate.tokens, estimate.files
-    typer.echo(f"about {tokens:,} tokens, {_RULE_OF_THUMB}, in {files:,} files")
+    typer.echo(f"about {counted(tokens, 'token')}, {_RULE_OF_THUMB}, in {counted(files, 'file')}")
     typer.echo(f"list price, Batch files: {estimate.cost or 'not known'}")
     typer.echo(
         "Batch lines carry no role. Which one the service gives them is not documented (an assumption says document, "
@@ -52,15 +53,19 @@ def print_batch_estimate(estimate: BatchEstimate) -> None:
 
 
 def _print_counts(estimate: Estimate | BatchEstimate, pending: str, skipped: str) -> None:
-    typer.echo(f"{estimate.texts:,} texts, of which {estimate.pending:,} {pending} (equal ones once)")
+    are = "is" if estimate.pending == 1 else "are"
+    typer.echo(f"{counted(estimate.texts, 'text')}, of which {estimate.pending:,} {are} {pending} (equal ones once)")
     if estimate.skipped:
-        typer.echo(f"{estimate.skipped:,} records are no usable texts and {skipped}")
+        typer.echo(f"{counted(estimate.skipped, 'record')} without a usable text, {skipped}")
 
 
 def print_summary(summary: Summary, output: Path) -> None:
     """Prints the result of `embed`, and ends the command if texts have no vectors."""
     if not summary.finished:
-        fail(f"stopped after {summary.embedded:,} texts ({summary.usage}); the same command goes on", EXIT_FAILED)
+        fail(
+            f"stopped after {counted(summary.embedded, 'text')} ({summary.usage}); the same command goes on",
+            EXIT_FAILED,
+        )
     _print_result(summary, output, "embedded", "all runs together")
 
 
@@ -74,7 +79,8 @@ def print_batch_summary(summary: BatchSummary, output: Path) -> None:
 
 def _print_result(summary: Summary | BatchSummary, output: Path, done: str, all_runs: str) -> None:
     rows = summary.texts - summary.rejected
-    typer.echo(f"{printable_name(output)}: {rows:,} vectors, {summary.embedded:,} texts {done} now ({summary.usage})")
+    counts = f"{counted(rows, 'vector')}, {counted(summary.embedded, 'text')} {done} now"
+    typer.echo(f"{printable_name(output)}: {counts} ({summary.usage})")
     if summary.spent != summary.usage:
         typer.echo(f"{all_runs}: {summary.spent}")
     if summary.rejects is None:
@@ -88,18 +94,19 @@ def _print_result(summary: Summary | BatchSummary, output: Path, done: str, all_
 
 
 def _unfinished(summary: BatchSummary, name: str) -> Iterator[str]:
-    yield f"{summary.embedded:,} texts fetched now ({summary.usage}), {summary.pending:,} without vectors yet"
+    fetched = f"{counted(summary.embedded, 'text')} fetched now ({summary.usage})"
+    yield f"{fetched}, {summary.pending:,} without vectors yet"
     if summary.stopped:
         yield "stopped: what is submitted stays submitted; the same command goes on"
     if summary.under_way:
         yield (
-            f"{summary.under_way:,} texts are under way: `batch fetch -o {name}` fetches them. They are billed unless "
-            f"`batch cancel -o {name}` stops them"
+            f"{counted(summary.under_way, 'text')} under way, billed unless `batch cancel -o {name}` comes first: "
+            f"`batch fetch -o {name}` fetches the vectors"
         )
     if summary.given_up:
         yield (
-            f"{summary.given_up:,} texts failed too often, or were cancelled or refused with their file: "
-            "`batch submit` or `batch run` tries them again"
+            f"{counted(summary.given_up, 'text')} failed too often, or cancelled or refused with a file: "
+            "`batch submit` or `batch run` tries again"
         )
     elif not summary.under_way and summary.pending and not summary.stopped:
         yield "nothing is under way: `batch fetch`, or `batch submit` with the inputs, goes on"
@@ -108,15 +115,20 @@ def _unfinished(summary: BatchSummary, name: str) -> Iterator[str]:
 def print_status(files: Sequence[BatchFile], output: Path) -> None:
     """Prints the state of each batch, and what is left to do."""
     for file in files:
-        done = "" if file.completed is None else f", {file.completed:,} lines done, {file.failed or 0:,} failed"
+        done = (
+            "" if file.completed is None else f", {counted(file.completed, 'line')} done, {file.failed or 0:,} failed"
+        )
         state = f"{file.batch_id} {file.status or file.state}" if file.batch_id else "no batch was created"
         fetched = ", fetched" if file.batch_id and file.state == "closed" else ""
-        typer.echo(f"file {file.number}: {state}, {file.texts:,} texts in {file.lines:,} lines{done}{fetched}")
+        size = f"{counted(file.texts, 'text')} in {counted(file.lines, 'line')}"
+        typer.echo(f"file {file.number}: {state}, {size}{done}{fetched}")
     left = [file for file in files if file.batch_id and file.state != "closed"]
     ended = sum(file.texts for file in left if file.status in ENDED_STATUSES)
     if ended:
-        typer.echo(f"{ended:,} texts of ended batches are to be fetched: `batch fetch -o {printable_name(output)}`")
+        typer.echo(
+            f"{counted(ended, 'text')} of ended batches to be fetched: `batch fetch -o {printable_name(output)}`"
+        )
     if running := sum(file.texts for file in left) - ended:
-        typer.echo(f"{running:,} texts are under way, and billed as they are done, unless `batch cancel` stops them")
+        typer.echo(f"{counted(running, 'text')} under way, to be billed unless `batch cancel` comes first")
     if not left:
         typer.echo(f"all is done: {printable_name(output)}" if output.exists() else "nothing is under way")

@@ -15,7 +15,7 @@ from dashscope_embeddings._core.text_length import shared_limits
 from dashscope_embeddings.catalogue import priced_usage
 from dashscope_embeddings.corpus.checkpoint.rows import PackedVectors
 from dashscope_embeddings.errors import DashScopeError
-from dashscope_embeddings.vectors import Embedding, Usage
+from dashscope_embeddings.vectors import Embedding, Usage, counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator, Sequence
@@ -116,7 +116,9 @@ class Embedder:
             self._client.drain()
             # The stream's own count covers only the texts that it had read so far.
             left = counts.pending - self.embedded - self._rejected
-            error.set_subject(f"{left:,} of {counts.pending:,} texts have no vectors yet")
+            error.set_subject(
+                f"{left:,} of {counted(counts.pending, 'text')} {'has' if left == 1 else 'have'} no vectors yet"
+            )
             raise
         except KeyboardInterrupt:
             # `stop` waits for replies in flight; an interruption after it ends the run at once.
@@ -188,8 +190,9 @@ class Embedder:
         if self._failed_writes and isinstance(self._errors[0], (OSError, sqlite3.OperationalError)):
             lost = [sum(column) for column in list(zip(*self._failed_writes, strict=True))[1:]]
             raise OSError(
-                f"the checkpoint cannot be written: {self._errors[0]}. {lost[0]:,} requests with {lost[1]:,} texts "
-                f"({lost[2]:,} tokens) are billed but not stored: they are in no total, and will be paid for again"
+                f"the checkpoint cannot be written: {self._errors[0]}. Billed but not stored: "
+                f"{counted(lost[0], 'request')} with {counted(lost[1], 'text')} ({counted(lost[2], 'token')}), "
+                "in no total and to be paid for again"
             ) from self._errors[0]
 
     def _on_rejected(self, index: int, error: DashScopeError) -> None:

@@ -21,7 +21,7 @@ from dashscope_embeddings.corpus.options import AUTO
 from dashscope_embeddings.corpus.readers import read_records
 from dashscope_embeddings.corpus.records import POSITIONS_OPTION
 from dashscope_embeddings.errors import InvalidInput
-from dashscope_embeddings.vectors import Output
+from dashscope_embeddings.vectors import Output, counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -167,7 +167,9 @@ class _InputLoader:
             self._report_ids()
         if self._empty_sources:
             more = len(self._empty_sources) - 1
-            message = f"{self._empty_sources[0]} holds no records" + (f" (nor do {more:,} more files)" if more else "")
+            message = f"{self._empty_sources[0]} holds no records" + (
+                f" (and {counted(more, 'more file')} neither)" if more else ""
+            )
             if not self._position:
                 raise InvalidInput(f"{message}: nothing was sent, and no output was written")
             _log.warning(message)

@@ -12,6 +12,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from dashscope_embeddings._adapters.progress import import_tqdm
+from dashscope_embeddings.vectors import counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -100,7 +101,7 @@ class RunStatus:
         """Texts per second, the bill so far, and what went wrong."""
         if (progress := self.progress) is None:
             return "reading the input"
-        parts = [f"{self._rate(progress):,.0f} texts/s, {progress.usage.tokens:,} tokens", progress.usage.cost]
+        parts = [f"{self._rate(progress):,.0f} texts/s, {counted(progress.usage.tokens, 'token')}", progress.usage.cost]
         counts = {"rejected": progress.rejected, "throttled": self._throttled, "failed and retried": self._failed}
         parts += [f"{count:,} {name}" for name, count in counts.items() if count]
         return ", ".join(str(part) for part in parts if part is not None)
@@ -109,7 +110,7 @@ class RunStatus:
         """All of it in a line."""
         if (progress := self.progress) is None:
             return self.outage() or self.speed()
-        done = f"{progress.done:,} of {progress.total:,} texts"
+        done = f"{progress.done:,} of {counted(progress.total, 'text')}"
         if (outage := self.outage()) or not (rate := self._rate(progress)):
             return f"{done}, {outage or self.speed()}"
         minutes, seconds = divmod(round((progress.total - progress.done) / rate), 60)

@@ -108,13 +108,22 @@ def _json_problem(line: str, error: Exception) -> str:
         return f"begins JSON of several lines: {_ARRAY_HINT}; jq -c . FILE writes one object per line"
     if isinstance(error, ValueError) and not isinstance(error, json.JSONDecodeError):
         return "holds a whole number of thousands of digits: write it as a string"
+    return _syntax_problem(error)
+
+
+def _syntax_problem(error: Exception) -> str:
+    """Without the line, which the place of the record names."""
+    if isinstance(error, json.JSONDecodeError):
+        return f"is no JSON: {error.msg} at character {error.colno}"
+    if isinstance(error, RecursionError):
+        return "is nested too deeply: the text must be a field of the record, or of an object in it"
     return f"is no JSON: {error}"
 
 
 def _json_array(text: TextFile, options: InputOptions) -> Iterator[Record]:
     content = text.file.read(_MAX_ARRAY_CHARACTERS + 1)
     values: Any = []
-    problem = None
+    problem, line = None, 1
     if len(content) > _MAX_ARRAY_CHARACTERS:
         problem = "is too large a JSON array: write one object per line, as jq -c '.[]' FILE > FILE.jsonl does"
     elif has_lone_surrogates(content):
@@ -125,11 +134,12 @@ def _json_array(text: TextFile, options: InputOptions) -> Iterator[Record]:
         except (ValueError, RecursionError) as error:
             several = str(error).startswith("Extra data")
             lines = "holds several JSON values: one object per line is the format jsonl (format, --format jsonl)"
-            problem = lines if several else f"is no JSON: {error}"
+            problem = lines if several else _syntax_problem(error)
+            line = getattr(error, "lineno", 1)
     if problem is None and not isinstance(values, list):
         problem = "is not a JSON array of objects: take the array out, as jq '.NAME' FILE does"
     if problem is not None:
-        yield Record(f"{text.source}:1", None, None, problem, affects_whole_file=True)
+        yield Record(f"{text.source}:{line}", None, None, problem, affects_whole_file=True)
         return
     for number, value in enumerate(values, start=1):
         place = f"{text.source}:{number}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import logging
 from typing import TYPE_CHECKING, Any
 
 from dashscope_embeddings._adapters.arrow import import_pyarrow
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
 
     from dashscope_embeddings.corpus.options import InputOptions
     from dashscope_embeddings.corpus.sources import Source
+
+_log = logging.getLogger("dashscope_embeddings.corpus")
+
 
 # --- CSV and TSV -------------------------------------------------------------------------------------------
 
@@ -33,6 +37,8 @@ def read_table(text: TextFile, options: InputOptions) -> Iterator[Record]:
             if (message := _header_problem(header, text, fields)) is not None:
                 yield Record(place, None, None, message, affects_whole_file=True)
                 return
+            if unnamed := [number for number, name in enumerate(row, start=1) if not name.strip()]:
+                _log.info("%s: columns without a name are not read: %s", place, ", ".join(map(str, unnamed)))
         elif len(row) == 1 < len(header) and not row[0].strip():
             continue  # a blank line
         elif any(map(has_lone_surrogates, row)):

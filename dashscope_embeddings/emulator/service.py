@@ -105,7 +105,7 @@ class Emulator:
         _process.on_fork(self)
 
     def __repr__(self) -> str:
-        return f"<Emulator: {self.requests} requests, {self.billed_texts} texts billed>"
+        return f"<Emulator: requests {self.requests}, billed texts {self.billed_texts}>"
 
     # Transports
 

@@ -58,7 +58,7 @@ def test_run_0_says_the_price_and_the_doubt_before_and_the_bill_after(tmp_path: 
     result = run()
     assert result.exit_code == 0
     assert "25 texts, of which 25 are to be submitted" in result.stdout
-    assert "in 1 files" in result.stdout
+    assert "in 1 file\n" in result.stdout
     assert "role" in result.stdout
     assert "`dashscope-embeddings check` measures it" in result.stdout
     assert "out.jsonl: 25 vectors, 25 texts fetched now (3 requests, 25 texts" in result.stdout
@@ -69,11 +69,11 @@ def test_run_0_says_the_price_and_the_doubt_before_and_the_bill_after(tmp_path: 
 def test_submit_status_fetch_need_the_output_alone(tmp_path: Path, emulator: Emulator) -> None:
     sent = batch("submit", "in.txt", "-o", "out.jsonl", "--dimensions", "64", "--name", "mine")
     assert sent.exit_code == 0
-    assert "25 texts are under way: `batch fetch -o out.jsonl`" in sent.stdout
+    assert "25 texts under way: `batch fetch -o out.jsonl`" in sent.stdout
     (tmp_path / "in.txt").unlink()
     told = batch("status", "-o", "out.jsonl")
     assert (told.exit_code, "25 texts in 3 lines" in told.stdout) == (0, True)
-    assert "25 texts of ended batches are to be fetched" in told.stdout
+    assert "25 texts of ended batches to be fetched" in told.stdout
     assert batch("fetch", "-o", "out.jsonl").exit_code == 0
     assert len(read_vectors(tmp_path / "out.jsonl")) == emulator.billed_texts == 25
     assert {one.dimension for one in emulator.asked if one.texts} <= {64}
@@ -83,7 +83,9 @@ def test_submit_status_fetch_need_the_output_alone(tmp_path: Path, emulator: Emu
 
 def test_cancel_of_batches_that_have_ended_takes_their_results_in(tmp_path: Path, emulator: Emulator) -> None:
     batch("submit", "in.txt", "-o", "out.jsonl", "--dimensions", "64")
-    assert "25 texts of ended batches were fetched: `batch fetch" in batch("cancel", "-o", "out.jsonl").stdout
+    assert (
+        "fetched: 25 texts of ended batches, to be written by `batch fetch" in batch("cancel", "-o", "out.jsonl").stdout
+    )
     assert batch("fetch", "-o", "out.jsonl").exit_code == 0
     assert len(read_vectors(tmp_path / "out.jsonl")) == emulator.billed_texts == 25
     assert "nothing is under way\n" in batch("cancel", "-o", "out.jsonl").stdout

@@ -493,11 +493,12 @@ def test_0_tells_the_region_the_models_and_the_role_in_plain_lines(
     assert lines[2].startswith("Singapore, dashscope-intl.aliyuncs.com: takes the key (")
     assert lines[4].startswith("Virginia, dashscope-us.aliyuncs.com: no answer: ConnectError")
     assert lines[6].startswith("Tokyo, no host: not asked: this region has hosts of workspaces only")
+    assert "without --workspace, requests go to Singapore's" in lines[6]
     assert any(line.startswith(f"{V4} on {SINGAPORE}: answers, 7 tokens a text (") for line in lines)
     assert f"{V4} on {SINGAPORE}: the compatible route embeds as query" in lines
     assert "cos(compatible, native query) = 1.0000" in lines
     assert "billed: 13 requests, 13 texts, 123 tokens, cost unknown" in lines
-    assert lines[-1] == 'With this key, use region="ap-southeast-1".'
+    assert lines[-1] == "With this key, use --region ap-southeast-1."
 
 
 def test_json_is_all_of_standard_output(command: Callable[..., Any], world: dict[str, Answer]) -> None:

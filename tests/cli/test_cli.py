@@ -348,11 +348,11 @@ def test_the_emulators_log_has_a_line_for_each_request_and_no_text() -> None:
         logged = [process.stdout.readline() for _ in statuses]
     pattern = (
         r"2\d{3}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}[+-]\d\d:\d\d POST /api/v1/services/embeddings/\S+ "
-        r"model=text-embedding-v4(?:\\x1b\[2J)? texts=2 tokens=\d+ status=(\d+|none)(?: fault=(Throttle|Drop))?\n"
+        r"model=text-embedding-v4(?:\\x1b\[2J)? texts=2 tokens=\d+ status=(\d+|none)(?: fault=(throttle|drop))?\n"
     )
     found = [re.fullmatch(pattern, line) for line in logged]
     assert [int(match[1]) if match and match[1] != "none" else 0 for match in found] == statuses
-    assert {(match[1], match[2]) for match in found if match} >= {("429", "Throttle"), ("none", "Drop")}
+    assert {(match[1], match[2]) for match in found if match} >= {("429", "throttle"), ("none", "drop")}
     assert not any("private" in line or KEY in line for line in logged)
 
 
@@ -412,10 +412,7 @@ def test_the_demo_answers_from_both_frameworks_within_the_terminals_width(
 
 def test_an_unknown_store_is_a_usage_error() -> None:
     result = run("demo", "--store", "redis")
-    assert result.exit_code == 2
-    assert "Invalid value for '--store'" in result.output
-    assert "memory" in result.output
-    assert "qdrant" in result.output
+    assert (result.exit_code, result.output) == (2, "--store redis: expected memory or qdrant\n")
     assert in_process().requests == 0
 
 
@@ -491,7 +488,7 @@ def test_a_refused_key_ends_the_demo_with_a_line_and_no_traceback(
 
 def test_live_without_a_key_says_so_before_it_claims_to_run() -> None:
     result = run("demo", "--live")
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert result.output.count("\n") == 1
     assert result.output.startswith("no API key")
     assert "DASHSCOPE_API_KEY" in result.output
@@ -511,7 +508,7 @@ def test_an_unreachable_network_is_reported_in_a_line(monkeypatch: pytest.Monkey
 
 def test_a_wrong_dimension_is_reported_in_a_line() -> None:
     result = run("demo", "--dimensions", "7")
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert "text-embedding-v4 has no vectors of 7 dimensions" in result.output
 
 

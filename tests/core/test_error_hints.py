@@ -308,7 +308,7 @@ MESSAGES: dict[str, tuple[tuple[str, ...], dict[str, Any], list[str]]] = {
     "BadReply": (
         TWO,
         {"faults": [faults.WrongCount()]},
-        ["texts 0, 1 of 2: the reply has 1 rows for 2 texts. Something on the way may change replies.", GO_ON],
+        ["texts 0, 1 of 2: the reply has 1 row for 2 texts. Something on the way may change replies.", GO_ON],
     ),
 }
 

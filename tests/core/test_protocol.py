@@ -195,7 +195,7 @@ ONE, TWO = {"text_index": 0, "embedding": [0.6, 0.8]}, {"text_index": 1, "embedd
 @pytest.mark.parametrize(
     ("rows", "complaint"),
     [
-        ([ONE], "1 rows for 2 texts"),
+        ([ONE], "1 row for 2 texts"),
         ([], "0 rows for 2 texts"),
         ([ONE, ONE], "two rows for text 0"),
         ([ONE, TWO, TWO], "two rows for text 1"),

@@ -114,10 +114,14 @@ def test_no_damage_anywhere_brings_a_wrong_vector(how: str, kind: Any, made: dic
         assert embed(emulator, folder, kind=kind, with_text=True).embedded == 0, "it was mended"
 
 
-def test_a_repair_ends_although_the_number_of_units_is_damaged(folder: Path, emulator: Emulator) -> None:
+def test_a_repair_ends_although_the_number_of_units_is_damaged(
+    folder: Path, emulator: Emulator, caplog: pytest.LogCaptureFixture
+) -> None:
     set_units(folder / NAME, 2**40)
     damaged_page(folder / NAME)
     found = embed(emulator, folder)
+    (told,) = (message for message in caplog.messages if "cannot be read" in message)
+    assert told.startswith(f"{folder / NAME} is damaged, at most {found.embedded} texts in it cannot be read: "), told
     assert emulator.billed_texts == found.embedded <= 15
     assert right(emulator, folder, TEXTS)
 

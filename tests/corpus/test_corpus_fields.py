@@ -37,6 +37,13 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCapt
 
 # --- ids ---------------------------------------------------------------------------------------------------
 
+
+def test_a_column_without_a_name_is_told(emulator: Emulator, caplog: pytest.LogCaptureFixture) -> None:
+    Path("in.csv").write_text(",text, \n0,a,x\n1,b,y\n", "utf-8")  # pandas writes its index so
+    assert embed(emulator, "in.csv") == [(0, "a"), (1, "b")]
+    assert "in.csv:1: columns without a name are not read: 1, 3" in caplog.messages
+
+
 ROWS = [{"id": 7, "text": "a", "key": "k7"}, {"id": 9, "text": "b", "key": "k9"}]
 FILES = {
     "in.jsonl": "".join(f"{json.dumps(row)}\n" for row in ROWS),
@@ -259,8 +266,12 @@ def test_an_unclosed_quote_names_the_option_that_reads_it(emulator: Emulator) ->
     [
         ("in.json", b'{"data": [{"text": "a"}]}', "is not a JSON array of objects"),
         ("in.json", b'{"text": "a"}\n{"text": "b"}\n', r"the format jsonl \(format, --format jsonl\)"),
-        ("in.json", b'[{"text": "a"}, {"text', "is no JSON: "),
-        ("in.json", b"[" * 100_000, "is no JSON: "),
+        (
+            "in.json",
+            b'[{"text": "a"},\n {"text',
+            "^in.json:2: is no JSON: Unterminated string starting at at character 3;",
+        ),
+        ("in.json", b"[" * 100_000, "^in.json:1: is nested too deeply: "),
         ("in.json", b'[{"text": "\xc4\xe3\xba\xc3\xca\xc0\xbd\xe7"}]', "not utf-8, likely gb18030"),
         ("in.md", b"# Title\n", r"in\.md is prose: cut it into passages.*--format txt"),
         ("in.jsonl.gz", b"\x1f\x8b", r"is compressed: .*gzip -dc"),

@@ -291,7 +291,7 @@ def test_the_key_is_kept_nowhere_in_the_open() -> None:
     native(emulator, "x")
     assert len(emulator.keys_seen) == 1
     assert "authorization" not in emulator.asked[0].headers
-    assert repr(emulator) == "<Emulator: 1 requests, 1 texts billed>"
+    assert repr(emulator) == "<Emulator: requests 1, billed texts 1>"
     assert KEY not in repr((emulator, vars(emulator), emulator.asked, emulator.keys_seen))
 
 

@@ -17,7 +17,7 @@ from dashscope_embeddings._core.address import EMULATOR
 from dashscope_embeddings.cli import demo
 from dashscope_embeddings.cli.common import make_table
 from dashscope_embeddings.client import EmbeddingClient
-from dashscope_embeddings.vectors import Usage
+from dashscope_embeddings.vectors import Usage, counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -85,7 +85,8 @@ def run_demo(options: DemoOptions, out: Console, err: Console) -> None:
     components_note = ", each for dense and sparse" if search.has_sparse else ""
     remarks = (
         (
-            f"{index_requests:,} requests for the passages, {_requests(search) - index_requests:,} for the questions"
+            f"{counted(index_requests, 'request')} for the passages, "
+            f"{_requests(search) - index_requests:,} for the questions"
             f"{components_note}."
         ),
         f"List price{city}, without free quota or discounts."
@@ -115,7 +116,9 @@ def _passages(folder: Path | None, out: Console, err: Console) -> list[Passage]:
         for line in skipped:
             err.print(Text(f"skipped {line}", "yellow"))
     characters = sum(len(passage.body) for passage in passages)
-    out.print(Text(f"{len(passages):,} passages, {characters:,} characters, from {origin}"), soft_wrap=True)
+    out.print(
+        Text(f"{counted(len(passages), 'passage')}, {counted(characters, 'character')}, from {origin}"), soft_wrap=True
+    )
     return passages
 
 

@@ -22,6 +22,7 @@ from dashscope_embeddings.errors import (
     DashScopeError,
     ServiceError,
 )
+from dashscope_embeddings.vectors import counted
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -83,7 +84,10 @@ class BatchFlow:
                 return
             try:
                 size = path.stat().st_size / 1e6
-                self._report(f"sending {batch.lines:,} lines with {batch.texts:,} texts ({size:,.1f} MB)", batch)
+                self._report(
+                    f"sending {counted(batch.lines, 'line')} with {counted(batch.texts, 'text')} ({size:,.1f} MB)",
+                    batch,
+                )
                 file_id = yield from self._sender.send(messages.upload_file(path), messages.read_file_id)
                 self._job_store.update(batch, "uploaded", file_id=file_id)
             except DashScopeError:
@@ -191,10 +195,10 @@ class BatchFlow:
         final = error is not None and (batch.is_resubmission or self._has_permanent_error)
         deferred = final or update.status == "cancelled"
         importer.close_batch(deferred=deferred, invalid=invalid)
-        message = f"{update.batch_id} {update.status}: {job.embedded - before:,} texts embedded"
+        message = f"{update.batch_id} {update.status}: {counted(job.embedded - before, 'text')} embedded"
         self._report(message, self._job_store.batch(batch.number))
         if count := job.unknown_results - unknown_before:
-            self._report(f"{count:,} results of {update.batch_id} belong to none of its lines and were ignored")
+            self._report(f"ignored {counted(count, 'result')} of {update.batch_id} for none of its lines")
         if final and error is not None:
             self._job.errors.append(error)
         elif error is not None:
@@ -323,7 +327,7 @@ class BatchFlow:
 
 def _incomplete(update: BatchStatus, missing: int) -> BadReply:
     error = BadReply(
-        f"the results of {update.batch_id} lack {missing:,} lines that the service counts as done and billed"
+        f"the results of {update.batch_id} lack {counted(missing, 'line')} that the service counts as done and billed"
     )
     error.add_hint(
         "The batch and the results that arrived are kept: `batch fetch` tries again. `batch cancel` gives up these "

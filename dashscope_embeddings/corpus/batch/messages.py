@@ -19,6 +19,7 @@ from dashscope_embeddings._core.protocol import Reply
 from dashscope_embeddings._core.reply_fields import billed_tokens
 from dashscope_embeddings._core.steps import Endpoint, Send
 from dashscope_embeddings.errors import BadReply
+from dashscope_embeddings.vectors import counted
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -135,7 +136,7 @@ class BatchStatus(BaseModel):
 
     def __str__(self) -> str:
         failed = f", {self.failed:,} failed" if self.failed else ""
-        progress = f": {self.completed or 0:,} of {self.total:,} lines done{failed}" if self.total else ""
+        progress = f": {self.completed or 0:,} of {counted(self.total, 'line')} done{failed}" if self.total else ""
         return f"{self.batch_id} is {self.status}{progress}"
 
     @property

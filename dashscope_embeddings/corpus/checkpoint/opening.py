@@ -16,6 +16,7 @@ from dashscope_embeddings.corpus.checkpoint.checksums import damage_error
 from dashscope_embeddings.corpus.checkpoint.database import Database, wal_path
 from dashscope_embeddings.corpus.checkpoint.schema import VERSION, create_tables
 from dashscope_embeddings.errors import InvalidInput
+from dashscope_embeddings.vectors import counted
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -129,7 +130,8 @@ def _write_repaired(database: Database, version: int) -> None:
     finally:
         target.close()
         repaired.unlink(missing_ok=True)
-    _log.warning("%s is damaged: %d rows are lost; the command with its input repairs the rest", path, lost)
+    message = "%s is damaged, at most %s in it cannot be read: the command with its input sends these again"
+    _log.warning(message, path, counted(lost, "text"))
 
 
 _MIN_UNIT_BYTES = 32
@@ -137,7 +139,7 @@ _MIN_UNIT_BYTES = 32
 
 
 def _copy_rows(source: sqlite3.Connection, target: sqlite3.Connection) -> int:
-    """Copies all rows that can be read; returns how many units and vectors cannot."""
+    """Copies all rows that can be read; returns of how many units something cannot."""
 
     def copy(table: str, condition: str = "", values: tuple[int, ...] = ()) -> None:
         rows = source.execute(f"SELECT * FROM {table} {condition}", values)  # noqa: S608 - our own names
@@ -156,14 +158,20 @@ def _copy_rows(source: sqlite3.Connection, target: sqlite3.Connection) -> int:
     target.execute("DELETE FROM checkpoint")
     for table in ("checkpoint", "settings", "batches", "lines", "sqlite_sequence"):
         copy(table)
-    for table in ("records", "skipped"):
-        try_copy(table)
+    has_all_records = try_copy("records")
+    try_copy("skipped")
     (units,) = source.execute("SELECT units FROM checkpoint").fetchone()
     (size,) = source.execute("SELECT page_count * page_size FROM pragma_page_count, pragma_page_size").fetchone()
     units = min(units, size // _MIN_UNIT_BYTES)  # a damaged total would have this loop run for ever
-    return sum(
-        not try_copy(table, "WHERE unit = ?", (unit,)) for table in ("units", "vectors") for unit in range(1, units + 1)
-    )
+    lost = {
+        unit
+        for table in ("units", "vectors")
+        for unit in range(1, units + 1)
+        if not try_copy(table, "WHERE unit = ?", (unit,))
+    }
+    if has_all_records:  # units above the true number look lost where the page that would hold them is damaged
+        lost &= {unit for (unit,) in target.execute("SELECT DISTINCT unit FROM records")}
+    return len(lost)
 
 
 def translate_error(error: sqlite3.Error, path: Path | None) -> Exception:

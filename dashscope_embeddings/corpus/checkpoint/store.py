@@ -15,7 +15,7 @@ from dashscope_embeddings.corpus.checkpoint.opening import open_database
 from dashscope_embeddings.corpus.checkpoint.rows import Counts, OutputRow, PackedVectors
 from dashscope_embeddings.corpus.checkpoint.schema import PENDING
 from dashscope_embeddings.errors import BadReply, DashScopeError, InvalidInput, ServiceError
-from dashscope_embeddings.vectors import Part, combine
+from dashscope_embeddings.vectors import Part, combine, counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -327,8 +327,8 @@ class CheckpointStore:
                 readable += 1
         if readable != total:
             raise InvalidInput(
-                f"{total - readable} of {total} records cannot be written: {self.database.path} is damaged. "
-                "Run the command with its input again: it embeds only these texts again"
+                f"{total - readable:,} of {counted(total, 'record')} cannot be written: {self.database.path} is "
+                "damaged. Run the command with its input again: it embeds only these texts again"
             )
 
     def rejected_records(self) -> Iterator[dict[str, Any]]:
