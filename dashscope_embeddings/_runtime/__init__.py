@@ -1,6 +1,7 @@
 """Performs the steps that `_core` yields: sockets, threads, event loops, clocks and files. It decides nothing.
 
 thread_drivers           and async_drivers: run flows on threads, and in tasks of an event loop
+flow_runs                what the two have in common
 client_base              the parts of a client that sync and async calls share
 transport                sends requests; with http_request, deadlines, environment, connect_errors, file_transfer
 sync_connections         the connection pool for threads; connections: for an event loop; shared_pools: who uses them

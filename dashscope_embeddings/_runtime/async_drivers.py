@@ -14,6 +14,7 @@ from dashscope_embeddings._core.exchange import Outcome, exchange
 from dashscope_embeddings._core.failures import CANCELLED
 from dashscope_embeddings._core.steps import Send
 from dashscope_embeddings._core.text_batcher import BatchCall
+from dashscope_embeddings._runtime import flow_runs
 from dashscope_embeddings._runtime.thread_pool import WorkItem
 
 if TYPE_CHECKING:
@@ -199,24 +200,7 @@ class AsyncDriver:
 
     async def run(self, flow: Exchange, halt: TaskStopEvent) -> Outcome:
         """The outcome of one flow, run in this task; see `ThreadDriver.run`."""
-        answer: StepResult = None
-        raised: BaseException | None = None
-        while True:
-            try:
-                step = flow.send(answer)
-            except StopIteration as done:
-                outcome: Outcome = done.value
-                break
-            try:
-                answer = CANCELLED if raised else await self._perform_step(step, halt)
-            except BaseException as error:  # noqa: BLE001 - raised again when the flow has ended
-                answer, raised = CANCELLED, error
-                halt.set()
-        if outcome.abort_error is not None:
-            halt.set()
-        if raised is not None:
-            raise raised
-        return outcome
+        return await self.run_steps(flow_runs.cancellable(flow, halt.set), halt)
 
     async def _run_or_error(self, flow: Exchange, halt: TaskStopEvent) -> Outcome | BaseException:
         try:
@@ -227,15 +211,7 @@ class AsyncDriver:
 
     async def run_steps(self, flow: Generator[Step, StepResult, T], halt: TaskStopEvent) -> T:
         """What a flow returns, run in this task."""
-        answer: StepResult = None
-        try:
-            while True:
-                answer = await self._perform_step(flow.send(answer), halt)
-        except StopIteration as done:
-            result: T = done.value
-            return result
-        finally:
-            flow.close()
+        return await flow_runs.arun(flow, lambda step: self._perform_step(step, halt))
 
     async def _perform_step(self, step: Step, halt: TaskStopEvent) -> StepResult:
         if halt.is_set():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import math
 import threading
 import time
@@ -14,9 +15,10 @@ import httpcore
 from dashscope_embeddings._runtime.deferred_signals import signals_of_this_thread
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import Callable, Coroutine
 
     from dashscope_embeddings._core.protocol import Reply
+    from dashscope_embeddings._runtime.deferred_signals import DeferredSignals
 
 _MIN_BYTES_PER_SECOND = 32_000
 """Bytes per second. The transfer of a file at this speed never exceeds its deadline."""
@@ -59,32 +61,35 @@ def apply_deadline(stream: Any) -> None:
     """Bounds every read and write of a connection by the deadline of the request that performs it.
 
     httpcore's timeouts limit silence only: headers that arrive byte by byte, or endless "100 Continue" replies, would
-    never time out.
+    never time out. The head of a request also waits for its body here: one packet and one TLS record, in place of two.
     """
     stream_type, stream_ref = type(stream), weakref.ref(stream)
+    held: list[bytes] = []
 
     def read(max_bytes: int, timeout: float | None = None) -> bytes:
         connection: Any = stream_ref()
-        if (signals := signals_of_this_thread()) is None:
-            data: bytes = stream_type.read(connection, max_bytes, _remaining_timeout(timeout, connection))
-            return data
-        ends_at = time.monotonic() + (_remaining_timeout(timeout, connection) or math.inf)
-        while True:
-            signals.wait_until_readable(connection.get_extra_info("socket"), ends_at - time.monotonic())
-            left = max(0.0, ends_at - time.monotonic())
-            try:
-                # Not for long: half of a TLS record is readable, but not to be had.
-                data = stream_type.read(connection, max_bytes, min(left, _MAX_READ_SECONDS))
-            except httpcore.ReadTimeout:
-                if left <= _MAX_READ_SECONDS:
-                    raise
-            else:
-                return data
+        if held:
+            write_now(connection, held.pop(), timeout)
+        seconds, signals = _remaining_timeout(timeout, connection), signals_of_this_thread()
+        if signals is not None:
+            return _read_between_signals(
+                signals, functools.partial(stream_type.read, connection, max_bytes), connection, seconds
+            )
+        data: bytes = stream_type.read(connection, max_bytes, seconds)
+        return data
 
     def write(buffer: bytes, timeout: float | None = None) -> None:
         connection = stream_ref()
         if getattr(connection, "discarded", False):
             thread_state.unsent = True
+        if held:
+            write_now(connection, held.pop() + buffer, timeout)
+        elif buffer.endswith(_HEAD_END):
+            held.append(buffer)
+        else:
+            write_now(connection, buffer, timeout)
+
+    def write_now(connection: Any, buffer: bytes, timeout: float | None) -> None:
         for start in range(0, len(buffer), _MAX_WRITE_BYTES):
             part = buffer[start : start + _MAX_WRITE_BYTES] if len(buffer) > _MAX_WRITE_BYTES else buffer
             stream_type.write(connection, part, _remaining_timeout(timeout, connection))
@@ -92,6 +97,22 @@ def apply_deadline(stream: Any) -> None:
     stream.read, stream.write = read, write
 
 
+def _read_between_signals(
+    signals: DeferredSignals, read: Callable[[float], bytes], connection: Any, timeout: float | None
+) -> bytes:
+    """The next data of a connection; signal handlers run only while this waits for it."""
+    ends_at = time.monotonic() + (math.inf if timeout is None else timeout)
+    while True:
+        signals.wait_until_readable(connection.get_extra_info("socket"), ends_at - time.monotonic())
+        left = max(0.0, ends_at - time.monotonic())
+        try:
+            return read(min(left, _MAX_READ_SECONDS))  # not for long: half of a TLS record is readable, but no data
+        except httpcore.ReadTimeout:
+            if left <= _MAX_READ_SECONDS:
+                raise
+
+
+_HEAD_END = b"\r\n\r\n"
 _MAX_READ_SECONDS = 0.25
 _MAX_WRITE_BYTES = 65_536
 """Bytes between two checks of the deadline."""

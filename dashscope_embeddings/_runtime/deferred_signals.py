@@ -11,6 +11,7 @@ from __future__ import annotations
 import _signal  # type: ignore[import-not-found] # of `signal`, whose functions take 20 µs each to name their results
 import select
 import signal
+import ssl
 import threading
 import time
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -90,8 +91,8 @@ class DeferredSignals:
 
     def wait_until_readable(self, connection: Any, seconds: float) -> None:
         """Waits until a socket has data, or for so many seconds."""
-        if (pending := getattr(connection, "pending", None)) is not None and pending():
-            return  # decrypted already
+        if connection.fileno() < 0 or (isinstance(connection, ssl.SSLSocket) and connection.pending()):
+            return  # closed, or data is decrypted already
         poller = select.poll()
         poller.register(connection, select.POLLIN)
         ends_at = time.monotonic() + seconds

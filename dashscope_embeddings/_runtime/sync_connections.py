@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 _SWEEP_SECONDS = 5.0
 """Seconds between two looks for expired connections, while there are idle ones."""
-_HEAD_END = b"\r\n\r\n"
 
 
 @dataclass(slots=True, eq=False)
@@ -71,7 +70,6 @@ class SyncConnectionPool(httpx.BaseTransport):
             if connection.stream is not None:  # the server closed it a moment ago, and the transport opened another
                 apply_deadline(stream)
             connection.stream = stream
-            _join_writes(stream)
         response.stream = _PooledBody(response.stream, self, connection)
         return response
 
@@ -151,29 +149,6 @@ class _PooledBody(httpx.SyncByteStream):
             is_reusable = self._is_complete
         finally:
             self._pool.release(self._connection, is_reusable=is_reusable)
-
-
-def _join_writes(stream: Any) -> None:
-    """Has the head of a request wait for its body: one packet and one TLS record, in place of two."""
-    write_now, read_now = stream.write, stream.read
-    held: list[bytes] = []
-
-    def write(buffer: bytes, timeout: float | None = None) -> None:
-        if held:
-            buffer = held.pop() + buffer
-        elif buffer.endswith(_HEAD_END):
-            held.append(buffer)
-            return
-        if buffer:
-            write_now(buffer, timeout)
-
-    def read(max_bytes: int, timeout: float | None = None) -> bytes:
-        if held:
-            write_now(held.pop(), timeout)
-        data: bytes = read_now(max_bytes, timeout)
-        return data
-
-    stream.write, stream.read = write, read
 
 
 def close_unless_forked(pool: SyncConnectionPool, pid: int, getpid: Callable[[], int] = os.getpid) -> None:

@@ -19,6 +19,7 @@ from dashscope_embeddings._core.failures import CANCELLED
 from dashscope_embeddings._core.steps import Send
 from dashscope_embeddings._core.text_batcher import BatchCall
 from dashscope_embeddings._process import ForkSafeLock, on_fork
+from dashscope_embeddings._runtime import flow_runs
 from dashscope_embeddings._runtime.deferred_signals import DeferredSignals, signals_of_this_thread
 from dashscope_embeddings._runtime.thread_pool import SignalSafeEvent, WorkItem, is_main_thread, shared_pool
 from dashscope_embeddings.errors import Cancelled
@@ -272,40 +273,12 @@ class ThreadDriver:
             batcher.complete(batch_call, outcome, context)
 
     def run(self, flow: Exchange, halt: SignalSafeEvent) -> Outcome:
-        """The outcome of one flow, run on this thread.
-
-        If a step raises, the flow is cancelled so that it can return what arrived, and the error is raised again.
-        """
-        answer: StepResult = None
-        raised: BaseException | None = None
-        while True:
-            try:
-                step = flow.send(answer)
-            except StopIteration as done:
-                outcome: Outcome = done.value
-                break
-            try:
-                answer = CANCELLED if raised else self._perform_step(step, halt)
-            except BaseException as error:  # noqa: BLE001 - raised again when the flow has ended
-                answer, raised = CANCELLED, error
-                halt.set()
-        if outcome.abort_error is not None:
-            halt.set()
-        if raised is not None:
-            raise raised
-        return outcome
+        """The outcome of one flow, run on this thread. Whatever ends it, it keeps what arrived."""
+        return self.run_steps(flow_runs.cancellable(flow, halt.set), halt)
 
     def run_steps(self, flow: Generator[Step, StepResult, T], halt: StopEvent) -> T:
         """What a flow returns, run on this thread."""
-        answer: StepResult = None
-        try:
-            while True:
-                answer = self._perform_step(flow.send(answer), halt)
-        except StopIteration as done:
-            result: T = done.value
-            return result
-        finally:
-            flow.close()
+        return flow_runs.run(flow, lambda step: self._perform_step(step, halt))
 
     def _perform_step(self, step: Step, halt: StopEvent) -> StepResult:
         if halt.is_set():

@@ -11,7 +11,7 @@ import pytest
 from client_helpers import KEY
 from raw_server import good_reply, serve_raw, vector_of
 
-from dashscope_embeddings import EmbeddingClient, track_usage
+from dashscope_embeddings import ConnectionFailed, EmbeddingClient, track_usage
 from dashscope_embeddings._core.reply_reader import ReplyReader
 from dashscope_embeddings._runtime import deferred_signals
 from dashscope_embeddings._runtime.thread_pool import DaemonThreadPool
@@ -38,11 +38,15 @@ class Service:
         self.stalled, self.released = threading.Semaphore(0), threading.Semaphore(0)
         self.texts: list[str] = []
 
-    def __call__(self, asked: ReceivedRequest, _: socket.socket) -> bytes:
+    def __call__(self, asked: ReceivedRequest, connection: socket.socket) -> bytes:
         self.texts += asked.texts
         if any("never" in text for text in asked.texts):
             self.stalled.release()
             self.released.acquire(timeout=20)
+        if any("drip" in text for text in asked.texts):
+            connection.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 100000\r\n\r\n")
+            while not self.released.acquire(timeout=0.02):
+                connection.sendall(b" ")
         return good_reply(asked, f"id-{asked.number}")
 
 
@@ -133,6 +137,17 @@ def test_an_interrupted_wait_gives_up_its_connection_and_its_place(
     assert client.embed("next", text_type="query").dense == [vector_of("next")]
     assert server.connections == 2  # no other request reads the late reply
     assert client.usage.requests == 2
+
+
+def test_a_reply_that_comes_byte_by_byte_is_too_late(server: RawServer) -> None:
+    client = EmbeddingClient(
+        api_key=KEY, base_url=server.url, dimensions=64, timeout=20, request_deadline=0.5, max_retries=0
+    )
+    client.embed("first")
+    with pytest.raises(ConnectionFailed, match="the request_deadline"):
+        client.embed("drip", text_type="query")
+    check_idle(client)
+    assert client.embed("next", text_type="query").dense == [vector_of("next")]
 
 
 def test_a_signal_amid_the_bookkeeping_costs_no_reply(
