@@ -187,7 +187,7 @@ class EmbeddingClient(ClientBase):
 
         Exact for text-embedding-v4 and text-embedding-v2 if the extra `tokenizer` is installed, as far as five replies
         with short texts show that third parties recorded (seen 2026-11-27). Otherwise by a rule of thumb, which counts
-        0.7 to 1.1 times the tokens of most English texts, and 0.5 to 0.9 times those of Chinese ones.
+        0.7 to 1.3 times the tokens of most English texts, and 0.5 to 0.9 times those of Chinese ones.
 
         Returns:
             One number for each text; its attribute `exact` tells which of the two it is.
