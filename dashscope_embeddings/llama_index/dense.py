@@ -207,8 +207,10 @@ class DashScopeEmbedding(ClientFields, BaseEmbedding):
         **kwargs: Any,
     ) -> list[list[float]]:
         """`get_text_embedding_batch` on the running event loop."""
-        core = _without_span(super().aget_text_embedding_batch)
-        if len(texts := as_text_list(texts)) <= self.embed_batch_size:
+        # LlamaIndex 0.13 takes a cache that is false for one here.
+        bare = self if self.embeddings_cache is None else self.model_copy(update={"embeddings_cache": None})
+        core = _without_span(super(DashScopeEmbedding, bare).aget_text_embedding_batch)
+        if len(texts := as_text_list(texts)) <= self.embed_batch_size and bare is self:
             return await core(texts, show_progress, **kwargs)
         with progress_bar(len(texts), show=show_progress) as progress, self._document_call(texts):
             vectors = await arun(self._dense(texts, self.text_type, progress))

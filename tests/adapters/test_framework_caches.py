@@ -12,6 +12,7 @@ from client_helpers import KEY
 from langchain_classic.embeddings import CacheBackedEmbeddings
 from langchain_classic.storage import LocalFileStore
 from langchain_core.rate_limiters import InMemoryRateLimiter
+from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.storage.kvstore import SimpleKVStore
 
 from dashscope_embeddings import BadRequestError
@@ -180,6 +181,22 @@ def test_a_store_in_use_stays_the_callers_to_save(served: Server, tmp_path: Path
         same.embeddings_cache.persist(str(tmp_path / "store.json"))
         kept = SimpleKVStore.from_persist_path(str(tmp_path / "store.json"))
         assert query(DashScopeEmbedding(api_key=KEY, base_url=served.url, embeddings_cache=kept)) == vector
+
+
+def test_llama_index_finds_no_store_in_an_async_batch(
+    served: Server, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Core 0.13 looks there for a store that is None, and takes one that is only false for its own."""
+    core = BaseEmbedding.aget_text_embedding_batch
+
+    async def watched(self: BaseEmbedding, *args: Any, **kwargs: Any) -> list[list[float]]:
+        assert self.embeddings_cache is None
+        return await core(self, *args, **kwargs)
+
+    monkeypatch.setattr(BaseEmbedding, "aget_text_embedding_batch", watched)
+    embedding = DashScopeEmbedding(api_key=KEY, base_url=served.url, embeddings_cache=SimpleKVStore())
+    assert [text(embedding), atexts(embedding), atexts(embedding)] == [emulator.dense("a")] * 3
+    assert emulator.requests == 1
 
 
 def test_what_is_no_store_is_refused_by_llama_index() -> None:
