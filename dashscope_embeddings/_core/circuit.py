@@ -19,7 +19,6 @@ _WINDOW_END_SECONDS = constants.WINDOW_SECONDS + constants.WINDOW_MARGIN_SECONDS
 class Circuit:
     """The 429s that opened it, and its probes."""
 
-    rate_before: float
     first_refused_at: float
     """Send time of the first 429."""
     opened_at: float
@@ -37,14 +36,14 @@ class Circuit:
     """The probe in flight."""
 
     @classmethod
-    def opened_by(cls, refused: Permit, log: SendLog, *, rate: float, limit: float | None, now: float) -> Circuit:
+    def opened_by(cls, refused: Permit, log: SendLog, limit: float | None, now: float) -> Circuit:
         """The circuit that a first 429 opens; `limit`: the known rate limit."""
         sent_at = refused.sent_at or now
         counted = log.counted(sent_at, constants.WINDOW_SECONDS)
         delay = constants.PROBE_DELAY_SECONDS if limit is None else min(max(1.0 / limit, 0.01), 0.5)
         window_start = (counted[0].sent_at or sent_at) if counted else sent_at
         job_start = log.first_sent_at(sent_at - constants.LONG_WINDOWS_SECONDS[-1], sent_at)
-        return cls(rate, sent_at, now, delay, window_start, job_start, last_refused_at=sent_at)
+        return cls(sent_at, now, delay, window_start, job_start, last_refused_at=sent_at)
 
     def next_probe_at(self, now: float) -> float:
         """When to send the next probe: delays grow, but not past the moments when a window may have ended."""

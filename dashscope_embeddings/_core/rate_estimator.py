@@ -69,8 +69,6 @@ class RateEstimator:
     _resource: LimitedResource = field(default_factory=LimitedResource)
     _ramp: Ramp = field(default_factory=lambda: Ramp(0.0, 0.0))
     _circuit: Circuit | None = None
-    _closed_circuit: Circuit | None = None
-    """The last one, if its probe was only presumed to have passed."""
     _state_before: SearchState = SearchState.SLOW_START
     """The state in which the circuit opened."""
     _reacted_at: float = -math.inf
@@ -109,7 +107,6 @@ class RateEstimator:
         """Closes the circuit if the probe is presumed to have passed, or if nothing was sent for long."""
         if circuit.probe is not None:
             if self.log.has_passed(circuit.probe, now):
-                self._closed_circuit = circuit
                 self._close_circuit(circuit, circuit.probe.sent_at or now, now)
         elif now > max(self._last_sent_at, self.blocked_until) + constants.IDLE_SECONDS:
             self._circuit, self.state, self._reacted_at = None, self._state_before, now
@@ -122,8 +119,6 @@ class RateEstimator:
         """A request is sent."""
         if not permit.was_paced and self._last_sent_at > -math.inf:
             self._postpone(now - self._last_sent_at)
-        if self.state is SearchState.RAMP and self.rate(now) > constants.UNLIMITED_RATE:
-            self.state, self.steady.is_bucket = SearchState.SLOW_START, False
         self._last_sent_at = permit.sent_at = now
         permit.is_rate_excluded = self.state is SearchState.SLOW_START or (
             self.state is SearchState.STEADY and self.steady.is_excluded(now)
@@ -163,8 +158,6 @@ class RateEstimator:
         if hint > 0.0:
             self._block_until(now + hint)
             self.steady.is_hinted = True
-        if self._closed_circuit is not None and self._closed_circuit.probe is permit:
-            self._reopen(self._closed_circuit)
         if self._circuit is not None:
             if self._circuit.probe is permit:
                 self._circuit.on_refused_probe(sent_at)
@@ -185,18 +178,12 @@ class RateEstimator:
     # --- OPEN ---------------------------------------------------------------------------------------------
 
     def _open_circuit(self, refused: Permit, now: float) -> None:
-        rate, limit = self.rate(now), self.steady.limit
-        self._circuit = circuit = Circuit.opened_by(refused, self.log, rate=rate, limit=limit, now=now)
+        self._circuit = circuit = Circuit.opened_by(refused, self.log, self.steady.limit, now)
         self._update_resource(circuit.first_refused_at)
         self._state_before, self.state = self.state, SearchState.OPEN
-        self._closed_circuit, self._reacted_at = None, now
+        self._reacted_at = now
         self.log.limits_met_at.append(circuit.first_refused_at)
         self._block_until(circuit.next_probe_at(now))
-
-    def _reopen(self, circuit: Circuit) -> None:
-        """The probe that closed the circuit was refused after all."""
-        self._circuit, self._closed_circuit, self.state = circuit, None, SearchState.OPEN
-        self.log.limits_met_at.append(circuit.first_refused_at)
 
     def _close_circuit(self, circuit: Circuit, passed_at: float, now: float) -> None:
         """A probe passed: what the limit is follows from when that was, and from what had passed before."""
@@ -271,8 +258,6 @@ class RateEstimator:
             found = max(middle, constants.SHARE * limit)
         else:
             found = max(0.5 * limit, constants.SHARE * middle)
-        if circuit.rate_before > 1.1 * limit:
-            found = max(found, 0.95 * limit)
         self._set_limit(found, 2.0 * self.steady.hold_seconds if is_near else 1.0, now)
 
     # --- other reactions ----------------------------------------------------------------------------------

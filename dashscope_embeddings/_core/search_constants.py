@@ -14,8 +14,6 @@ MAX_DOUBLINGS = 9.0
 """Of any rate: a higher one is as good as no limit."""
 RAMP_DOUBLING_SECONDS = 0.12
 """The ramp starts from a poor estimate and has to be over soon ("cap 8, 200 ms")."""
-UNLIMITED_RATE = 1000.0
-"""Requests a second that the ramp reaches only where there is no rate limit ("cap 8, 200 ms")."""
 FREQUENT_429S = 8
 """So many single 429s among the last `RECENT_REPLIES` end the ramp ("GCRA 30/s, room for 3, 200 ms")."""
 

@@ -25,7 +25,7 @@ _LOOSER = {
     "random 429s 20%, 30/s": Bars(1.5, 0.25),
     "two shards of 20/s, 10 ms, 3,000": Bars(1.4, 0.03),
     "GCRA 30/s, room for 3, 10 ms, 3,000": Bars(1.2, 0.07),
-    "neighbour half of 40/s, 10 ms, 3,000": Bars(1.3, 0.15),
+    "neighbour half of 40/s, 10 ms, 3,000": Bars(1.3, 0.17),
     "two shards of 20/s, 200 ms, 3,000": Bars(1.4, 0.03),
     "neighbour half of 40/s, 200 ms, 3,000": Bars(1.3, 0.15),
     "queue 40/s, 200 ms, 3,000": Bars(1.15, 0.0, in_flight=42),
