@@ -28,7 +28,8 @@ PLACE_VARIABLES = (*_URLS.values(), _URL, *_REGIONS, *_WORKSPACES)
 DESCRIPTIONS: Mapping[tuple[str, ...], str] = {
     ("DASHSCOPE_API_KEY",): "The API key.",
     ("DASHSCOPE_API_KEY_FILE_PATH",): "A file that holds the key; without both variables, `~/.dashscope/api_key`.",
-    (_URLS["native"], _URL): "Address of the service; takes precedence over the region's variable.",
+    (_URLS["native"], _URL): "Address of the service; takes precedence over the region's variable, with a warning "
+    "if they contradict each other.",
     (_URLS["openai"],): 'The same for `protocol="openai"`.',
     _REGIONS: "Region of the key, by id or city; without it Beijing.",
     _WORKSPACES: "Workspace whose own host gets the requests. If no region or Beijing is set, the shared host does, as "

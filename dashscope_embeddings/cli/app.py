@@ -74,6 +74,8 @@ def demo(  # noqa: PLR0913 - one for each option
     """Search real text with LangChain and LlamaIndex: dense, sparse and fused.
 
     Offline and without a key, unless --live is given.
+
+    Exit codes: 0 searched, 1 a request failed, 2 wrong use.
     """
     try:
         options = screen.DemoOptions(folder, query or (), model, dimensions, k, live, store)

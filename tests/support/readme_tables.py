@@ -26,7 +26,7 @@ from dashscope_embeddings import DashScopeError, ServiceError
 from dashscope_embeddings._core import service_variables
 from dashscope_embeddings._core.client_options import ClientOptions, settings
 from dashscope_embeddings._runtime import environment
-from dashscope_embeddings.catalogue import DEFAULT_MODEL
+from dashscope_embeddings.catalogue import DEFAULT_MODEL, MODELS
 from dashscope_embeddings.cli.app import app
 from dashscope_embeddings.cli.models import models_markdown
 
@@ -50,7 +50,9 @@ def models(translate: Translate) -> str:
     heads, rule, *rows = models_markdown().splitlines()
     heads = " | ".join(translate(head) for head in heads.strip("| ").split(" | "))
     rows = [row.replace(" yes ", f" {translate('yes')} ").replace(", batch ", translate(", batch ")) for row in rows]
-    return "\n".join([f"| {heads} |", rule, *rows, "", translate("Prices are list prices for a million input tokens.")])
+    free = ", ".join(f"{model.free_tokens:,} ({model.name})" for model in MODELS if model.free_tokens is not None)
+    notes = translate("Prices are list prices for a million input tokens. Free tokens in Beijing for 90 days: {}.")
+    return "\n".join([f"| {heads} |", rule, *rows, "", notes.format(free)])
 
 
 # --- settings ----------------------------------------------------------------------------------------------
