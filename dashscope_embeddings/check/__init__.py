@@ -260,7 +260,7 @@ _OTHER_PLAN_HINT = (
 )
 _KEY_REFUSED_HINT = (
     "No host that answered takes the key. It may be mistyped, cut off, disabled or deleted. It may belong to an "
-    "account with another host (finance cloud, Qwen Cloud, a trial: pass --base-url), or to another plan: keys of "
+    "account with another host (finance cloud, Qwen Cloud, a trial: pass base_url=), or to another plan: keys of "
     "Coding and Token plans begin with sk-sp- and are for chat only."
 )
 _OFFLINE_HINT = (

@@ -214,7 +214,7 @@ def test_a_fault_of_our_own_is_raised_not_reported_as_the_hosts() -> None:
 @pytest.mark.parametrize(
     ("key", "given", "present", "absent"),
     [
-        (KEY, {}, ["mistyped", "sk-sp-", "--base-url"], "Only"),
+        (KEY, {}, ["mistyped", "sk-sp-", "pass base_url="], "Only"),
         (KEY, {"region": "cn-beijing"}, ["mistyped", "Only one host was asked"], "workspace's"),
         (KEY, {"workspace": "ws-1"}, ["mistyped", "Only the workspace's hosts"], "one host"),
         ("sk-sp-made-up", {}, ["begins with sk-sp-", "for chat only"], "mistyped"),
@@ -520,6 +520,7 @@ def test_1_no_host_takes_the_key(command: Callable[..., Any]) -> None:
     refused = command({BEIJING: Emulator(api_key=OTHER)})
     assert refused.exit_code == 1
     assert "No host that answered takes the key" in refused.stdout
+    assert "a trial: pass --base-url)" in refused.stdout
     assert "billed: nothing" in refused.stdout.splitlines()
     unreached = command({}, "--json")
     assert unreached.exit_code == 1
