@@ -172,9 +172,13 @@ class ClientFields(BaseModel):
         setting = {name: value}
         del value
         hide_secrets(setting)
-        super().__setattr__(name, setting[name])
+        super().__setattr__(name, self._as_field(name, setting[name]))
         if name in _CLIENT_DEPENDS_ON:
             self._client = None
+
+    def _as_field(self, name: str, value: Any) -> Any:  # noqa: ARG002 - an adapter wraps some fields by name
+        """The value to keep for one that was assigned."""
+        return value
 
     @property
     def document_role(self) -> TextType:

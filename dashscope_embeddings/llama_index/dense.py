@@ -143,12 +143,12 @@ class DashScopeEmbedding(ClientFields, BaseEmbedding):
         for name in ("embeddings_cache", "rate_limiter"):
             setattr(self, name, getattr(self, name))
 
-    def __setattr__(self, name: str, value: Any) -> None:
+    def _as_field(self, name: str, value: Any) -> Any:
         if name == "embeddings_cache" and isinstance(value, BaseKVStore) and not isinstance(value, HiddenStore):
-            value = HiddenStore(value)
-        elif name == "rate_limiter" and value is not None and not isinstance(value, _PerRequestRateLimiter):
-            value = _PerRequestRateLimiter(value)
-        super().__setattr__(name, value)
+            return HiddenStore(value)
+        if name == "rate_limiter" and value is not None and not isinstance(value, _PerRequestRateLimiter):
+            return _PerRequestRateLimiter(value)
+        return value
 
     def _dense(
         self, texts: list[str], role: TextType, progress: Callable[[int], object] | None = None
@@ -168,20 +168,25 @@ class DashScopeEmbedding(ClientFields, BaseEmbedding):
                 error.add_hint(BLANK_NODES_HINT)
             raise
 
-    if TYPE_CHECKING:
-        # LlamaIndex's own methods; its decorator hides their arguments from type checkers.
+    @_span
+    def get_query_embedding(self, query: str) -> list[float]:
+        """The vector of a search query: `dimensions` floats."""
+        return _without_span(super().get_query_embedding)(query)
 
-        def get_query_embedding(self, query: str) -> list[float]:
-            """The vector of a search query: `dimensions` floats."""
+    @_span
+    async def aget_query_embedding(self, query: str) -> list[float]:
+        """`get_query_embedding` on the running event loop."""
+        return await _without_span(super().aget_query_embedding)(query)
 
-        async def aget_query_embedding(self, query: str) -> list[float]:
-            """`get_query_embedding` on the running event loop."""
+    @_span
+    def get_text_embedding(self, text: str) -> list[float]:
+        """The vector of a document: `dimensions` floats."""
+        return _without_span(super().get_text_embedding)(text)
 
-        def get_text_embedding(self, text: str) -> list[float]:
-            """The vector of a document: `dimensions` floats."""
-
-        async def aget_text_embedding(self, text: str) -> list[float]:
-            """`get_text_embedding` on the running event loop."""
+    @_span
+    async def aget_text_embedding(self, text: str) -> list[float]:
+        """`get_text_embedding` on the running event loop."""
+        return await _without_span(super().aget_text_embedding)(text)
 
     @_span
     def get_text_embedding_batch(

@@ -57,7 +57,8 @@ def public_methods(cls: type) -> set[str]:
     return {
         name
         for name, value in vars(cls).items()
-        if inspect.isfunction(value) and name[0] != "_" and value.__module__.startswith("dashscope_embeddings")
+        if inspect.isfunction(value) and value.__module__.startswith("dashscope_embeddings")
+        if not name.startswith(("_", "model_"))
     }
 
 
