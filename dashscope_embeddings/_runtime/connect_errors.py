@@ -42,6 +42,16 @@ def explain_network_error(error: Exception, url: httpx.URL, timeout: httpx.Timeo
     return Failure(message, is_retryable=not is_kind(error, "UnsupportedProtocol", "LocalProtocolError"))
 
 
+def explain_thread_shortage(error: RuntimeError) -> Failure | None:
+    """Explains the error of a loop that cannot start a thread."""
+    if "start new thread" not in str(error):
+        return None
+    return Failure(
+        "this process cannot start another thread, which the lookup of a host name needs: raise the thread limit "
+        "(ulimit -u, the container's pids limit), or run fewer threads"
+    )
+
+
 def _proxy_failure(message: str, host: str, proxy: Proxy | None) -> Failure:
     name = f"the proxy {proxy}" if proxy else "the proxy"
     if message.startswith("407"):

@@ -1,4 +1,4 @@
-"""Bounds the whole time of a request, of which the transport's own timeouts bound each wait only."""
+"""The clock, and the bound of a request's whole time: the transport's own timeouts bound each wait only."""
 
 from __future__ import annotations
 
@@ -19,9 +19,30 @@ if TYPE_CHECKING:
 
     from dashscope_embeddings._core.protocol import Reply
     from dashscope_embeddings._runtime.deferred_signals import DeferredSignals
+    from dashscope_embeddings._runtime.thread_pool import StopEvent
 
 _MIN_BYTES_PER_SECOND = 32_000
 """Bytes per second. The transfer of a file at this speed never exceeds its deadline."""
+
+
+class Clock:
+    """Real time; tests replace it."""
+
+    def now(self) -> float:
+        """Seconds on a clock that never goes back."""
+        return time.monotonic()
+
+    def wait(self, halt: StopEvent, seconds: float) -> bool:
+        """Sleeps; returns True as soon as `halt` is set."""
+        return halt.wait(seconds)
+
+    async def wait_async(self, halt: asyncio.Event, seconds: float) -> bool:
+        """`wait` for a task."""
+        try:
+            await asyncio.wait_for(halt.wait(), seconds)
+        except asyncio.TimeoutError:
+            return False
+        return True
 
 
 class DeadlineExceeded(Exception):  # noqa: N818 - the name is the event

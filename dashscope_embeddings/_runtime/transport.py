@@ -12,7 +12,6 @@ import functools
 import hashlib
 import os
 import threading
-import time
 import weakref
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -29,7 +28,7 @@ from dashscope_embeddings._runtime.connections import (
     close_on_loop_shutdown,
     close_soon,
 )
-from dashscope_embeddings._runtime.deadlines import Deadline, DeadlineExceeded, run_with_deadline
+from dashscope_embeddings._runtime.deadlines import Clock, Deadline, DeadlineExceeded, run_with_deadline
 from dashscope_embeddings._runtime.deferred_signals import IS_SUPPORTED
 from dashscope_embeddings._runtime.direct_transport import (
     AsyncDirectTransport,
@@ -54,31 +53,10 @@ if TYPE_CHECKING:
     from dashscope_embeddings._core.protocol import Reply
     from dashscope_embeddings._core.settings import Settings
     from dashscope_embeddings._core.steps import Send
-    from dashscope_embeddings._runtime.thread_pool import StopEvent
 
 _IDLE_SECONDS = 30.0
 """Seconds until an idle connection is closed: gateways drop idle ones silently after about a minute."""
 _CONNECT_TIMEOUT_SECONDS = 10.0
-
-
-class Clock:
-    """Real time; tests replace it."""
-
-    def now(self) -> float:
-        """Seconds on a clock that never goes back."""
-        return time.monotonic()
-
-    def wait(self, halt: StopEvent, seconds: float) -> bool:
-        """Sleeps; returns True as soon as `halt` is set."""
-        return halt.wait(seconds)
-
-    async def wait_async(self, halt: asyncio.Event, seconds: float) -> bool:
-        """`wait` for a task."""
-        try:
-            await asyncio.wait_for(halt.wait(), seconds)
-        except asyncio.TimeoutError:
-            return False
-        return True
 
 
 @dataclass
@@ -317,22 +295,12 @@ class Transport:
             return Failure(f"no whole reply within {self._deadline_seconds:g} s, the request_deadline")
         if isinstance(error, RuntimeError):
             self._check_usable()  # another thread may have closed the client
-            return _thread_failure(error)
+            return connect_errors.explain_thread_shortage(error)
         if connect_errors.is_kind(error, "RequestError"):
             return connect_errors.explain_network_error(
                 error, self._embeddings_url, self._http_options["timeout"], self._proxy
             )
         return None
-
-
-def _thread_failure(error: RuntimeError) -> Failure | None:
-    """Explains the error of a loop that cannot start a thread."""
-    if "start new thread" not in str(error):
-        return None
-    return Failure(
-        "this process cannot start another thread, which the lookup of a host name needs: raise the thread limit "
-        "(ulimit -u, the container's pids limit), or run fewer threads"
-    )
 
 
 def _parse_url(address: str) -> httpx.URL:

@@ -153,7 +153,7 @@ class ResultImporter:
         chunks = [Chunk(unit, text) for unit in units if (text := self._job_store.text_of(unit)) is not None]
         groups = split_request(chunks, error, self._limits, self._job.settings.long_text)
         if len(units) > 1:
-            # A batch may take a day, so the bad text is not looked for by halves: its next line holds it alone.
+            # A batch may take a day, so the bad text is not searched by bisection: its next line holds it alone.
             max_per_line = len(groups[0]) if groups and error.action is Action.REDUCE_BATCH else 1
             self._job_store.schedule_retry(units, max_per_line=max_per_line, deferred=deferred)
         elif groups:
