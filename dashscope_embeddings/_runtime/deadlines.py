@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import math
+import ssl
 import threading
 import time
 import weakref
@@ -15,6 +16,7 @@ import httpcore
 from dashscope_embeddings._runtime.deferred_signals import signals_of_this_thread
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable, Coroutine
 
     from dashscope_embeddings._core.protocol import Reply
@@ -90,7 +92,7 @@ def apply_deadline(stream: Any) -> None:
     def read(max_bytes: int, timeout: float | None = None) -> bytes:
         connection: Any = stream_ref()
         if held:
-            write_now(connection, held.pop(), timeout)
+            _write(connection, held.pop(), timeout)
         seconds, signals = _remaining_timeout(timeout, connection), signals_of_this_thread()
         if signals is not None:
             return _read_between_signals(
@@ -104,18 +106,23 @@ def apply_deadline(stream: Any) -> None:
         if getattr(connection, "discarded", False):
             thread_state.unsent = True
         if held:
-            write_now(connection, held.pop() + buffer, timeout)
+            _write(connection, held.pop() + buffer, timeout)
         elif buffer.endswith(_HEAD_END):
             held.append(buffer)
         else:
-            write_now(connection, buffer, timeout)
-
-    def write_now(connection: Any, buffer: bytes, timeout: float | None) -> None:
-        for start in range(0, len(buffer), _MAX_WRITE_BYTES):
-            part = buffer[start : start + _MAX_WRITE_BYTES] if len(buffer) > _MAX_WRITE_BYTES else buffer
-            stream_type.write(connection, part, _remaining_timeout(timeout, connection))
+            _write(connection, buffer, timeout)
 
     stream.read, stream.write = read, write
+
+
+def _write(connection: Any, buffer: bytes, timeout: float | None) -> None:
+    for start in range(0, len(buffer), _MAX_WRITE_BYTES):
+        part = buffer[start : start + _MAX_WRITE_BYTES] if len(buffer) > _MAX_WRITE_BYTES else buffer
+        seconds, signals = _remaining_timeout(timeout, connection), signals_of_this_thread()
+        if signals is None:
+            type(connection).write(connection, part, seconds)
+        else:
+            _write_between_signals(signals, part, connection, seconds)
 
 
 def _read_between_signals(
@@ -125,7 +132,7 @@ def _read_between_signals(
     ends_at = time.monotonic() + (math.inf if timeout is None else timeout)
     while True:
         signals.wait_until_readable(connection.get_extra_info("socket"), ends_at - time.monotonic())
-        left = max(0.0, ends_at - time.monotonic())
+        left = max(_MIN_SECONDS, ends_at - time.monotonic())
         try:
             return read(min(left, _MAX_READ_SECONDS))  # not for long: half of a TLS record is readable, but no data
         except httpcore.ReadTimeout:
@@ -133,8 +140,26 @@ def _read_between_signals(
                 raise
 
 
+def _write_between_signals(signals: DeferredSignals, buffer: bytes, connection: Any, timeout: float | None) -> None:
+    """Writes all data; signal handlers run only while this waits for a server that does not read."""
+    ends_at = time.monotonic() + (math.inf if timeout is None else timeout)
+    network_socket: socket.socket = connection.get_extra_info("socket")
+    while buffer:
+        try:
+            network_socket.settimeout(0.0)
+            buffer = buffer[network_socket.send(buffer) :]
+        except (BlockingIOError, ssl.SSLWantWriteError):  # noqa: PERF203 - raised only if the server is slower
+            if (left := ends_at - time.monotonic()) <= 0:
+                raise httpcore.WriteTimeout from None
+            signals.wait_until_writable(network_socket, left)
+        except OSError as error:
+            raise httpcore.WriteError(str(error)) from error
+
+
 _HEAD_END = b"\r\n\r\n"
 _MAX_READ_SECONDS = 0.25
+_MIN_SECONDS = 0.001
+"""A timeout of 0 makes a socket fail as one that does not block, which is no timeout."""
 _MAX_WRITE_BYTES = 65_536
 """Bytes between two checks of the deadline."""
 

@@ -71,9 +71,13 @@ class DeferredSignals:
             self._handlers[number](number, frame)
 
     def _run_noted(self) -> None:
-        while self._noted:
+        if not self._noted:
+            return
+        try:
             number, frame = self._noted.pop(0)
             self._handlers[number](number, frame)
+        finally:  # also if it raised: the next signal may be one that ends the program
+            self._run_noted()
 
     @property
     def is_deferring(self) -> bool:
@@ -91,10 +95,19 @@ class DeferredSignals:
 
     def wait_until_readable(self, connection: Any, seconds: float) -> None:
         """Waits until a socket has data, or for so many seconds."""
-        if connection.fileno() < 0 or (isinstance(connection, ssl.SSLSocket) and connection.pending()):
-            return  # closed, or data is decrypted already
+        if isinstance(connection, ssl.SSLSocket) and connection.pending():
+            return  # data is decrypted already
+        self._wait_for_socket(connection, select.POLLIN, seconds)
+
+    def wait_until_writable(self, connection: Any, seconds: float) -> None:
+        """Waits until a socket takes data, or for so many seconds."""
+        self._wait_for_socket(connection, select.POLLOUT, seconds)
+
+    def _wait_for_socket(self, connection: Any, event: int, seconds: float) -> None:
+        if connection.fileno() < 0:
+            return  # closed
         poller = select.poll()
-        poller.register(connection, select.POLLIN)
+        poller.register(connection, event)
         ends_at = time.monotonic() + seconds
         while not self.wait(poller.poll, 1e3 * max(0.0, min(seconds, _POLL_SECONDS))):
             if (seconds := ends_at - time.monotonic()) <= 0:

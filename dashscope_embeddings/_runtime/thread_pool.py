@@ -7,9 +7,11 @@ exception right after leaves them locked for good. Here, locks are taken by sing
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found] # as in `deferred_signals`
 import _thread
 import contextlib
 import itertools
+import signal
 import threading
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
@@ -29,7 +31,15 @@ _IDLE_SECONDS = 10.0
 
 def is_main_thread() -> bool:
     """Whether this is the main thread, on which signal handlers run."""
-    return threading.get_ident() == threading.main_thread().ident
+    if threading.get_ident() != threading.main_thread().ident:
+        return False
+    try:
+        _signal.signal(signal.SIGINT, None)  # always refused: for the thread, or for the handler
+    except ValueError:  # `threading` takes the thread that loads it for the main one, which need not be true
+        return False
+    except TypeError:
+        return True
+    return True
 
 
 def _acquire(lock: threading.Lock, seconds: float) -> bool:

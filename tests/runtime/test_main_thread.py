@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,6 @@ from dashscope_embeddings._runtime import deferred_signals
 from dashscope_embeddings._runtime.thread_pool import DaemonThreadPool
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Callable, Iterator
 
     from raw_server import RawServer, ReceivedRequest
@@ -47,6 +47,12 @@ class Service:
             connection.sendall(b"HTTP/1.1 200 OK\r\n")
             while not self.released.acquire(timeout=0.02):
                 connection.sendall(b"x: y\r\n")
+        if any("stop reading" in text for text in asked.texts):
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            connection.sendall(good_reply(asked, f"id-{asked.number}"))
+            connection.recv(1)
+            self.stalled.release()
+            self.texts += [] if self.released.acquire(timeout=5) else ["the client has waited for 5 s"]
         return good_reply(asked, f"id-{asked.number}")
 
 
@@ -148,6 +154,62 @@ def test_a_reply_whose_head_never_ends_is_too_late(server: RawServer) -> None:
         client.embed("drip", text_type="query")
     check_idle(client)
     assert client.embed("next", text_type="query").dense == [vector_of("next")]
+
+
+def test_a_silent_server_is_named_as_such(server: RawServer) -> None:
+    client = EmbeddingClient(api_key=KEY, base_url=server.url, dimensions=64, timeout=0.3, max_retries=0)
+    client.embed("first")
+    with pytest.raises(ConnectionFailed, match=r"nothing within 0\.3 s \(ReadTimeout\)"):
+        client.embed("never", text_type="query")
+    check_idle(client)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), TimeoutError("too long")])
+def test_a_server_that_stops_reading_delays_no_interruption(
+    error: BaseException, client: EmbeddingClient, service: Service, handle: Any
+) -> None:
+    client.embed("stop reading")
+    (idle,) = client._transport._sync_pool.pool._idle  # type: ignore[union-attr] # it was made by the first request
+    idle.stream.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    handle(raising(error))
+    signal_when(service.stalled)
+    with pytest.raises(type(error)) as caught:
+        client.embed(["word " * 4000 + str(i) for i in range(5)])
+    assert caught.value is error
+    check_idle(client)
+    assert client.embed("next", text_type="query").dense == [vector_of("next")]
+    assert service.texts == ["first", "stop reading", "next"]
+
+
+def test_a_signal_is_handled_although_the_one_before_it_raised(handle: Any) -> None:
+    def receive_two() -> None:
+        with deferred_signals.DeferredSignals():
+            signal.raise_signal(signal.SIGUSR1)
+            signal.raise_signal(signal.SIGUSR2)
+
+    handle(raising(KeyboardInterrupt()))
+    handled: list[int] = []
+    before = signal.signal(signal.SIGUSR2, lambda number, _: handled.append(number))
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            receive_two()
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+    assert handled == [signal.SIGUSR2]
+
+
+def test_a_thread_that_is_main_in_name_only_sends_without_deferring(
+    client: EmbeddingClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`threading` takes the thread that loads it for the main one: in a program that embeds Python it is any thread."""
+
+    def embed() -> Any:
+        with monkeypatch.context() as patched:
+            patched.setattr(threading, "main_thread", threading.current_thread)
+            return client.embed("a query", text_type="query").dense
+
+    with ThreadPoolExecutor() as threads:
+        assert threads.submit(embed).result() == [vector_of("a query")]
 
 
 def test_a_signal_amid_the_bookkeeping_costs_no_reply(
