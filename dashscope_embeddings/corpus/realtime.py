@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import shutil
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,8 @@ from dashscope_embeddings.corpus.embedder import Embedder, Progress
 from dashscope_embeddings.corpus.options import InputKeywords, InputOptions, accepts_input_options
 from dashscope_embeddings.corpus.progress import show_progress
 from dashscope_embeddings.corpus.sources import find_sources
-from dashscope_embeddings.vectors import Cost, Output, TextType, Usage
+from dashscope_embeddings.errors import InvalidInput
+from dashscope_embeddings.vectors import Cost, Output, TextType, Usage, counted
 
 _log = logging.getLogger("dashscope_embeddings.corpus")
 
@@ -124,8 +126,8 @@ def embed_corpus(  # noqa: PLR0913 - all but two are keywords with defaults
         Counts and bill; `{output}.rejects.jsonl` lists rejected texts and skipped records.
 
     Raises:
-        InvalidInput: bad input, with file and line in `reasons`; or the output holds vectors of other settings.
-            Nothing was spent.
+        InvalidInput: bad input, with file and line in `reasons`; or the output holds vectors of other settings; or
+            the disk has no room for the vectors. Nothing was spent.
         DashScopeError: the service refuses all requests, or cannot be reached. The same call continues later.
         OSError: for example, the disk is full. The same call continues later.
         ImportError: Parquet without pyarrow.
@@ -141,6 +143,7 @@ def embed_corpus(  # noqa: PLR0913 - all but two are keywords with defaults
     ):
         with checkpoint.transaction():
             corpus_inputs.load_inputs(checkpoint, sources, input_options, client.settings, fingerprint)
+            _require_disk_space(checkpoint, output, fingerprint["dimension"] if "dense" in kind else 0)
         embedder = Embedder(checkpoint, client, text_type, kind, stop)
         _log.info(_describe(client))
         if progress is True and report is not None:
@@ -159,6 +162,18 @@ def embed_corpus(  # noqa: PLR0913 - all but two are keywords with defaults
             spent=priced_usage(client.settings.price, *checkpoint.total_billed()),
             rejects=rejects_beside(output) if finished and counts.rejected + counts.invalid else None,
             finished=finished,
+        )
+
+
+def _require_disk_space(checkpoint: CheckpointStore, output: Path, width: int | None) -> None:
+    """Refuses a run whose dense vectors, 4 bytes a number, cannot fit into the checkpoint and the output."""
+    counts, disk = checkpoint.counts(), shutil.disk_usage(output.absolute().parent)
+    needed = (counts.pending + counts.texts - counts.rejected) * (width or 0) * 4
+    if counts.pending and disk.total and disk.free < needed:  # file systems of a network may report no size at all
+        raise InvalidInput(
+            f"{output.absolute().parent} has {disk.free / 1e6:,.0f} MB free, and the vectors of "
+            f"{counted(counts.pending, 'text')} take at least {needed / 1e6:,.0f} MB there, in the checkpoint and in "
+            "the output: make room, or write to another disk; nothing was sent"
         )
 
 

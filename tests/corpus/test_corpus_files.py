@@ -11,6 +11,7 @@ import signal
 import sqlite3
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import IO, TYPE_CHECKING, Any
 
 import pytest
@@ -264,6 +265,19 @@ def test_what_could_not_be_written_to_a_full_disk_is_told(
     assert f"with {texts} texts (" in str(error)
     assert "in no total" in str(error)
     assert embed(emulator, output).embedded == len(TEXTS) - 20
+
+
+def test_a_disk_without_room_for_the_vectors_is_found_before_anything_is_sent(
+    output: Path, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = SimpleNamespace(total=10**9, free=1)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: disk)
+    with pytest.raises(InvalidInput, match=rf"has 0 MB free, and the vectors of {len(TEXTS)} texts take at least"):
+        embed(emulator, output)
+    assert emulator.requests == 0
+    assert not list(output.parent.glob("*.ledger"))
+    disk.total = 0  # the size is unknown
+    assert embed(emulator, output).embedded == len(TEXTS)
 
 
 # --- the write-ahead log -----------------------------------------------------------------------------------
