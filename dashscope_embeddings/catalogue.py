@@ -19,7 +19,7 @@ from dashscope_embeddings.vectors import Cost, Usage
 
 @dataclass(frozen=True, slots=True)
 class Price:
-    """Price of a million input tokens in one region. A float becomes the Decimal of its printed digits.
+    """Price of a million input tokens in one region. A float becomes a Decimal with the digits of its `repr`.
 
     Raises:
         InvalidInput: the currency is missing, or an amount is not a price.

@@ -1,4 +1,4 @@
-"""The quota of an account or a workspace, as the service tells it."""
+"""The quota of an account or a workspace, as the service reports it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Literal
 
 @dataclass(frozen=True, slots=True)
 class QuotaLimit:
-    """One limit: so many requests, or tokens, in so many seconds."""
+    """One limit: a number of requests, or of tokens, in a period."""
 
     scope: Literal["account", "workspace"]
     resource: Literal["requests", "tokens"]

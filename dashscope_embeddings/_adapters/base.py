@@ -1,4 +1,4 @@
-"""Base class of the adapters: the settings of a client as pydantic fields, and the client made from them."""
+"""Base class of the adapters: a client's settings as pydantic fields, the client made from them, and pairing."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ class ClientFields(BaseModel):
             return super().model_construct(_fields_set, **values)
 
     @model_validator(mode="after")
-    def _find_client(self) -> Self:
+    def _make_client(self) -> Self:
         """Makes the client, so that wrong settings are found at construction."""
         client = self.client
         self._check_client(client)

@@ -38,7 +38,7 @@ _POLL_SECONDS = 0.25
 
 
 class HybridEmbedder:
-    """The dense and the sparse operation of adapters: a client, and a cache if two adapters are paired."""
+    """Embeds texts for adapters, as dense or sparse vectors; if two adapters are paired, with their shared cache."""
 
     def __init__(self, client: EmbeddingClient, cache: HybridCache | None = None) -> None:
         self.client = client
@@ -59,7 +59,7 @@ class HybridEmbedder:
         return await arun(self.sparse_flow(texts, role))
 
     def prefetch(self, texts: Sequence[str], role: TextType = "document") -> None:
-        """Requests the sparse vectors that the cache lacks in as few requests as possible, and stores them there."""
+        """Requests the sparse vectors that the cache lacks, in as few requests as possible, and caches them."""
         run(self._prefetch_flow(texts, role))
 
     async def aprefetch(self, texts: Sequence[str], role: TextType = "document") -> None:

@@ -76,7 +76,7 @@ class InFlight:
 
     @property
     def is_orphaned(self) -> bool:
-        """Whether it can never complete: its loop has stopped, or Ctrl-C ended the leader's task."""
+        """Whether this request will never be completed: its loop has stopped, or Ctrl-C ended the leader's task."""
         return self.loop is not None and (
             not self.loop.is_running() or (self.leader_task is not None and self.leader_task.done())
         )
@@ -130,9 +130,9 @@ class HybridCache:
         *,
         ignore_capacity: bool = False,
     ) -> None:
-        """Stores one component of each text; a text that occurs twice can be taken twice.
+        """Stores one component of each text; if a text occurs twice, its vector can be taken twice.
 
-        `ignore_capacity`: beyond the capacity as well, for entries that are fetched right away.
+        `ignore_capacity`: stores them even if the cache is full, because they are fetched right away.
         """
         with self._lock:
             self._evict_expired()

@@ -1,4 +1,4 @@
-"""LangChain's `BaseRetriever` over sparse vectors in memory, for hybrid search beside any store."""
+"""LangChain's `BaseRetriever` over sparse vectors in memory, for hybrid search together with any store."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class _FactoryOptions(_Options, total=False):
 
 
 class DashScopeSparseRetriever(BaseRetriever):
-    """Finds documents by their sparse vectors, which it keeps in memory: hybrid search beside any store.
+    """Finds documents by their sparse vectors, which it keeps in memory: for hybrid search together with any store.
 
     ```python
     sparse = DashScopeSparseRetriever.from_texts(texts, dense=dense)
@@ -77,7 +77,7 @@ class DashScopeSparseRetriever(BaseRetriever):
         settings = with_hidden_keys(options, _Options)
         fields = {name: settings.pop(name) for name in type(self).model_fields if name in settings}
         check_k(fields.get("k", DEFAULT_K), "k")
-        _acceptance(fields.get("filter"))
+        _filter_function(fields.get("filter"))
         if fields.get("collection") is None:
             fields["collection"] = SparseCollection(SparseAdapter(**settings))
         elif any(value is not None for value in settings.values()):
@@ -174,7 +174,7 @@ class DashScopeSparseRetriever(BaseRetriever):
         return flow
 
     def _find(self, query: str, k: int | None, wanted: Filter | None) -> Flow[list[Document]]:
-        accepts = _acceptance(self.filter if wanted is None else wanted)
+        accepts = _filter_function(self.filter if wanted is None else wanted)
         found = yield from self.collection.search(query, check_k(self.k if k is None else k, "k"), accepts)
         # Copies: what follows in a chain may write into the metadata.
         return [document.model_copy(update={"metadata": dict(document.metadata)}) for document, _ in found]
@@ -215,8 +215,8 @@ def _documents(
     return [Document(text, metadata=metadatas[i], id=ids[i]) for i, text in enumerate(texts)]
 
 
-def _acceptance(wanted: Any) -> Callable[[Document], bool] | None:
-    """Whether a document may be found.
+def _filter_function(wanted: Any) -> Callable[[Document], bool] | None:
+    """A function that says whether a document may be found; None: every document may.
 
     Raises:
         InvalidInput: `filter` is neither a dict nor a function.

@@ -1,33 +1,43 @@
 """Decides what to send and what a reply means. No socket, no event loop, no sleep; the clock is passed in.
 
-The way of one document:
+The way of `DashScopeEmbeddings.embed_documents(texts)`. A module is called by the nearest one above that is indented
+less, and client.py by hybrid.py:
 
-    langchain.py, llama_index/      embed_documents(texts): checks the list, returns lists of floats
-    _adapters/hybrid.py             calls the client; with a paired sparse adapter also fills its cache
-    client.py                       EmbeddingClient.embed: validates, plans, collects the results in order
+    langchain.py                    checks the list; runs a flow of _adapters/flows.py; returns lists of floats
+      _adapters/base.py               the settings as fields, and the client made from them
+      _adapters/vector_cache.py       with an `embeddings_cache`: only the texts that it lacks go on
+      _adapters/hybrid.py             calls the client; if paired with a sparse adapter: for both components
+    client.py                       EmbeddingClient.embed
       _core/text_inputs.py            refuses invalid texts before anything is sent
-      _core/planning.py               texts → batches: removes duplicates, cuts by rows and tokens
+      _core/planning.py               texts → batches, made lazily: without duplicates, cut by rows and tokens
       _runtime/client_base.py         makes one exchange for each batch
-      _runtime/thread_drivers.py      runs the exchanges on threads (async_drivers.py: on an event loop):
-        _core/exchange.py               body → permit → Send → reply; then retry, split or return
-          _core/protocol.py               writes the body, parses the reply: the only module that knows the JSON
+      _runtime/thread_drivers.py      runs exchanges: several on threads, a single one on the caller's if it can
+        _core/exchange.py               permit → Send → result; then retry, split or return
+          _core/protocol.py               writes the body
           _core/rate_limiter.py           says how long to wait; the driver waits
-        _runtime/transport.py           sends; http_request.py reads the reply
-          _core/reply_reader.py           parses the reply while its connection is held: may it be reused?
-          _core/failures.py               refusal, broken reply or no reply → an error with an action
+        _runtime/transport.py           performs Send
+          _runtime/http_request.py        sends the request, reads the bytes of the reply
+            _core/reply_reader.py           called while the connection is held: may another request use it?
+              _core/protocol.py               reply → vectors; no other module knows the JSON of embeddings
+              _core/failures.py               refusal, broken reply or no reply → an error with an action
       _core/results.py                outcomes → vectors, in the order of the texts
 
-A single text goes through _core/text_batcher.py instead of planning: texts that wait at the same time share a request.
+llama_index/dense.py takes the same way. On an event loop, `aembed` and _runtime/async_drivers.py take the place of
+`embed` and thread_drivers.py. A single text that need not be cut goes through _core/text_batcher.py instead, and from
+there into an exchange: texts that wait at the same time share one.
 
 The words:
 
     text          what the caller passes; its index is its place in the caller's input
-    row           a text, or a part of a long one, within a batch
+    slot          a text of the input, and the rows that its vectors come from
+    row           a text, or a part of a long one, within a batch; equal texts share a row
+    chunk         what a request sends of a row: all of it or, after a refusal, a part
     batch         the rows of one request before it is sent; not the service's Batch route (corpus/batch)
     exchange      a generator: everything that happens to one batch, from its first request to its outcome
     flow          a generator that yields work to a driver: steps in _core, calls in _adapters/flows.py
     step          what an exchange yields: Send or Sleep
     driver        runs flows and performs what they yield; decides nothing
+    job           all batches of one call of the client; in corpus/batch, one corpus on the Batch route
     outcome       vectors and errors of a batch, by row
     action        what to do about an error: retry, back off, reduce the batch, truncate, bisect, abort
     permit        one request's state in the rate limiter

@@ -144,7 +144,7 @@ def _address_from_url(base_url: str, region: str | None, workspace: str | None) 
         host = None
     if host is None or parts.scheme not in {"http", "https"}:
         raise InvalidInput(
-            f"base_url must start with https:// and name a host, or be {EMULATOR!r}{_meant_url(base_url)}"
+            f"base_url must start with https:// and name a host, or be {EMULATOR!r}{_url_suggestion(base_url)}"
         )
     if parts.username is not None or parts.password is not None or parts.query or parts.fragment:
         del base_url, parts
@@ -163,7 +163,7 @@ def _address_from_url(base_url: str, region: str | None, workspace: str | None) 
     return Address(f"{parts.scheme}://{parts.netloc}{path}", host_region or named_region, workspace)
 
 
-def _meant_url(base_url: str) -> str:
+def _url_suggestion(base_url: str) -> str:
     """The end of an error message; empty without a good guess."""
     name = base_url.strip().lower()
     if difflib.get_close_matches(name, [EMULATOR], cutoff=_SIMILARITY):

@@ -1,4 +1,4 @@
-"""The settings of a client: the name, type, default and sentence of each, written once.
+"""The settings of a client: the name, type, default and description of each, written once.
 
 `EmbeddingClient`, the adapters of LangChain and LlamaIndex, the sparse adapters, Ray, the command line and README's
 table are made from this list.
@@ -207,13 +207,13 @@ class ClientOptions(SharedOptions, total=False):
 
 
 class ModelOptions(ClientOptions, total=False):
-    """What functions take that make a client."""
+    """What a function takes that makes a client."""
 
     model: str
 
 
 class AdapterOptions(SharedOptions, total=False):
-    """What adapters take: the same under the names of LangChain and LlamaIndex as well."""
+    """What adapters take: `SharedOptions`, some of them also under the names of LangChain and LlamaIndex."""
 
     chunk_size: int | None
     request_timeout: float
@@ -221,7 +221,7 @@ class AdapterOptions(SharedOptions, total=False):
 
 
 class SparseOptions(AdapterOptions, total=False):
-    """What sparse adapters take that have no dense one."""
+    """What sparse adapters take that are not paired with a dense adapter."""
 
     model: str
     model_name: str
@@ -243,7 +243,7 @@ def settings() -> Mapping[str, FieldInfo]:
 
 
 def with_defaults(options: ClientOptions) -> dict[str, Any]:
-    """All settings: what was given, and else the default."""
+    """All settings: the given value, or else the default."""
     return {name: options.get(name, setting.default) for name, setting in settings().items()}
 
 

@@ -87,7 +87,7 @@ class ConcurrencyWindow:
         recent = median(self._latencies)
         if len(self._latencies) >= constants.LATENCY_SAMPLES // 4:
             self._lowest_latency = min(self._lowest_latency, recent)
-        # Little's law: so many would be in flight at the same throughput, if none had to wait at the service.
+        # Little's law: this number would be in flight at the same throughput, if none had to wait at the service.
         is_starved = self._starved_at >= sent_at
         in_flight = (permit.in_flight + self._size) / 2.0 if is_starved else permit.in_flight
         slack = constants.LATENCY_SLACK_SECONDS
@@ -101,7 +101,7 @@ class ConcurrencyWindow:
     # --- a limit on concurrent requests -------------------------------------------------------------------
 
     def set_cap(self, in_flight: int) -> None:
-        """429s may be due to a limit on concurrent requests: no more than so many at once, to see if they end."""
+        """429s may be due to a limit on concurrent requests: allows only `in_flight`, to see if they stop."""
         self.cap = self._known_cap = max(constants.MIN_CAP, in_flight)
         self._cap_step, self._cap_test_seconds, self._cap_full_since = 1, constants.CAP_TEST_SECONDS, math.inf
         self._cap_confirmations = 0

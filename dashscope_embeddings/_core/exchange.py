@@ -94,7 +94,7 @@ class RequestContext:
         return min(self.limiter.concurrency, self.bound.limit or sys.maxsize)
 
     def has_use_for_another(self, started: Sequence[StartedExchange]) -> bool:
-        """Whether a job should start another exchange, beside those started whose outcomes were not yielded yet.
+        """Whether a job should start another exchange. `started`: exchanges whose outcomes it has not yielded yet.
 
         Outcomes are yielded in order. So that a slow reply does not hold up those behind it, a job reads ahead; not if
         it is the caller who is slow.
@@ -121,7 +121,7 @@ class RequestContext:
 
     @cached_property
     def fail_fast(self) -> RequestContext:
-        """A copy that returns a throttled request at once, because `TextBatcher` composes the next one anew."""
+        """A copy that returns a throttled request at once: `TextBatcher` may choose other texts for the next one."""
         return replace(self, max_throttled_seconds=-1.0)
 
 

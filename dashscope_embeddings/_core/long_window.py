@@ -1,4 +1,4 @@
-"""A limit that counts an amount in a window of several seconds: so much in any window, and no more."""
+"""A limit over a window of several seconds: at most a fixed amount in any such window, however it is spread."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One request's state in the rate limiter, of which the limiter and its parts set fields."""
+"""One request's state in the rate limiter; the limiter and its parts set its fields."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Permit:
     """True for a query, which precedes waiting documents."""
     bound: InFlightBound = UNBOUNDED
     blocked_loop: Sender | None = None
-    """The event loop that its caller, a sync call on the loop's thread, keeps from going on meanwhile."""
+    """The event loop that its caller blocks, because it makes a sync call on the loop's thread."""
     wake: Callable[[], object] | None = None
     """Called when asking again earlier than at `retry_at` may help; set it before waiting."""
     loop: Sender | None = None
@@ -54,7 +54,7 @@ class Permit:
     in_flight: int = 0
     """Requests in flight when it was sent, itself included."""
     is_rate_excluded: bool = False
-    """Whether it was sent at a rate that is no cause of 429s, as far as known."""
+    """Whether it was sent at a rate that is too low to cause 429s, as far as known."""
     answered_at: float | None = None
     passed: bool | None = None
     """Whether the service accepted it; None: not known yet, or cancelled."""

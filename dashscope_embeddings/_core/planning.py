@@ -97,7 +97,7 @@ class BatchPlanner:
         self._text_count = 0
 
     def add(self, text: str | None) -> Iterator[Batch]:
-        """Adds the next text, or None for a refused one; yields the batches that it fills.
+        """Adds the next text (None: a text that was refused); yields the batches that it fills.
 
         A very long text is cut lazily, as its batches are consumed.
         """
@@ -134,14 +134,14 @@ class BatchPlanner:
         return RowRef(self._batch.number, len(self._batch.texts) - 1, float(len(row)))
 
     def has_room(self, rows: int, tokens: float, row_tokens: float) -> bool:
-        """Whether a batch of so many rows and tokens can take another row."""
+        """Whether a batch that has `rows` and `tokens` can take another row, of `row_tokens`."""
         budget = min(self._max_tokens or _BODY_TOKENS, self._limits.tokens_per_request or _BODY_TOKENS, _BODY_TOKENS)
         if rows and tokens + row_tokens > budget:
             return False
         return rows < min(self._max_rows or self._limits.rows, self._limits.rows)
 
     def _close_batch(self, oldest_referenced: int) -> Batch:
-        """`oldest_referenced`: the first batch of a text that is still being cut, or the next batch."""
+        """`oldest_referenced`: number of the first batch of a text that is still being cut, or of the next batch."""
         closed = self._batch
         self._batch = Batch(closed.number + 1)
         oldest_reusable = self._oldest_reusable_batch()

@@ -81,9 +81,9 @@ def _request(model: str, deadline_seconds: float | None) -> Send:
 _Scope: TypeAlias = Literal["account", "workspace"]
 _FIELDS_BY_SCOPE: dict[_Scope, str] = {"account": "model_limit", "workspace": "workspace_limit"}
 _MAX_AMOUNT = 10**15
-"""A larger limit or period is no number of requests, tokens or seconds."""
+"""A larger limit or period cannot be a number of requests, tokens or seconds."""
 _MIN_PER_MINUTE = 1.0
-"""A smaller limit is no quota of a model, and would stop a job without a word."""
+"""A smaller limit cannot be the quota of a model, and would stop a job without any message."""
 _MAX_SHOWN_CHARACTERS = 200
 
 

@@ -8,7 +8,7 @@ terms of congestion control:
     RAMP        A limit was met, and requests passed again before any counting window could have ended: capacity comes
                 back all the time (a token bucket, or a cap on concurrency). The rate doubles every 0.12 s from there.
     STEADY      The rate limit is known. Cubic probe: hold it, exceed it a little, then double.
-    WINDOWED    The limit is an amount in a window longer than a second: so much in any window, and no more.
+    WINDOWED    The limit is a fixed amount in any window of its length, which is longer than a second.
     OPEN        Circuit breaker: a limit was met in one of the states above. Only single probes are sent (half-open).
 
                  429s not random               probe passed

@@ -157,7 +157,7 @@ def _token_count(value: Any) -> int | None:
 
 
 def first_string(source: Any, names: Sequence[str]) -> str | None:
-    """The first of these fields that holds a non-empty string."""
+    """The value of the first field of `names` that holds a non-empty string; None if there is none."""
     if not isinstance(source, dict):
         return None
     return next(

@@ -1,4 +1,4 @@
-"""Turns a driver's answer to a request into vectors, or into the error that it stands for."""
+"""Turns a reply, or its absence, into vectors or into an error; decides whether the connection may be reused."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def request_record(
 
 
 def interpret(answer: StepResult, context: RequestContext, texts: Sequence[str]) -> ParsedReply | DashScopeError:
-    """The vectors of a driver's answer to `Send`, or the error that it stands for."""
+    """The vectors in what a driver sent back for `Send`, or the error that it means."""
     parsed = failures.interpret(
         answer, lambda reply: protocol.parse_reply(context.options, reply, len(texts)), context.error_context, texts
     )

@@ -1,4 +1,4 @@
-"""Collects what the batches of one call return: vectors in the order of the texts, the bill, and the one error."""
+"""Collects what the batches of one call return: vectors in the order of the texts, the usage, or one error for all."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ class ResultCollector:
         for slot in batch.slots:
             self._added_count += 1
             if not slot.rows:
-                self._vectors.skip(slot.index)  # `on_refused` reported it when the text was read
+                self._vectors.skip(slot.index)  # refused, and reported, when the text was read
             elif error := self._text_error(slot):
                 self._refused[slot.index] = slot.text, error
             else:
@@ -215,7 +215,7 @@ class ResultCollector:
         self.finished.clear()
 
     def usage_of(self, outcome: Outcome) -> Usage:
-        """What one batch was billed, with its list price."""
+        """The usage of one batch, with its list price."""
         return priced_usage(self._price, outcome.requests, outcome.texts, outcome.tokens)
 
     def _count(self, outcome: Outcome) -> None:

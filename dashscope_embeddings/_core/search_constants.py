@@ -29,14 +29,14 @@ LONG_WINDOW_MARGIN_SECONDS = 0.05
 WINDOW_TOLERANCE_SECONDS = 0.15
 """How late a probe may pass and still show a window of 1 s ("answer 30/s, slow 429s, lognormal")."""
 LONG_WINDOW_REFUSALS = 2
-"""So many probes refused after that show a longer window: a single one may be random ("random 429s 20%, 30/s")."""
+"""Refused probes after that which show a longer window: a single one may be random ("random 429s 20%, 30/s")."""
 PROBE_DELAY_SECONDS = 0.04
 """Before the first probe without a known limit; later ones show buckets and caps late ("GCRA 30/s, room for 3")."""
 PROBE_BACKOFF = 2.5
 """Factor for the next probe's delay; a smaller one costs more 429s ("arrival 30/s, 10 ms")."""
 MAX_PROBE_GAP_SECONDS = 8.0
 FIXED_TIMES_IN_FLIGHT = 1.5
-"""If more than so many times the requests in flight passed within the second, it was no cap ("fixed second 30")."""
+"""If more than this multiple of the requests in flight passed within the second, it was no cap ("fixed second 30")."""
 RANDOM_PASS_SHARE = 0.6
 """If more requests than this passed since the first 429, the 429s were random ("random 429s 5%, no quota")..."""
 MAX_REFUSED_SHARE = 0.3
@@ -62,20 +62,21 @@ OVERSHOOT, DOUBLING_SECONDS = 0.03, 1.5
 BUCKET_HOLD, UNSURE_HOLD, BUCKET_DOUBLING_SECONDS = 0.25, 0.5, 0.6
 """The same for a bucket: at first, after a surprise, and the doubling ("GCRA 30/s, room for 3")."""
 DROPPED_SHARE, DROPPED_HOLD, DROPPED_SECONDS = 0.8, 0.8, 15.0
-"""A fall below this share may be another program of the account: shorter holds for so long ("neighbour")."""
+"""A fall below this share may be another program of the account: shorter holds, for these seconds ("neighbour")."""
 DROPPED_OVERSHOOT, DROPPED_DOUBLING_SECONDS = 0.1, 0.7
 HINTED_HOLD, MAX_HINTED_HOLD = 6.0, 60.0
 """Seconds of holding where a 429 asks for seconds of silence: exceeding costs more ("Retry-After 1, 30/s")."""
 HINTED_HOLD_PER_LIMIT, HINTED_QUICK_HOLD = 0.2, 3.0
-"""A limit that was measured once is held so long for each request a second: the lower it is, the longer the job, and
-the rather the room of a small bucket was measured. Below so many seconds it is doubled like a bucket's ("GCRA 52.4/s,
-room for 3, Retry-After 1": 6 times the ideal without it)."""
+"""A limit that was measured once is held for this time, in seconds, for each request a second: the lower it is, the
+longer the job, and the likelier it is that only the room of a small bucket was measured. A hold shorter than
+`HINTED_QUICK_HOLD` is doubled like a bucket's ("GCRA 52.4/s, room for 3, Retry-After 1": 6 times the ideal without
+it)."""
 BUCKET_MEMORY_SECONDS = 3.0
 """A bucket's rate is what passed since the earliest limit met within this time ("GCRA 30/s, room for 3")."""
 RECENT_SENDS = 10
-"""So many sends tell the rate that a bucket lets through ("GCRA 30/s, room for 3, 200 ms")."""
+"""Number of sends that show the rate that a bucket lets through ("GCRA 30/s, room for 3, 200 ms")."""
 RECENT_REPLIES = 50
-"""Among so many replies, single 429s are compared with the random ones that are expected."""
+"""The number of last replies in which single 429s are compared with the number of random ones to expect."""
 EXCLUDED_SHARE = 0.85
 """At a rate below this share of what used to pass, 429s are not due to the rate ("two shards of 20/s")."""
 
@@ -91,7 +92,7 @@ MEMORY_REPLIES = 200.0
 EXAMINED_SENDS = 64
 """The newest sends that are tested."""
 NEXT_SENDS, NEXT_PASSED = 4, 3
-"""A 429 was random if so many of the requests sent next passed: those after the first 429 of a limit are refused
+"""A 429 was random if `NEXT_PASSED` of the next requests passed: those after the first 429 of a limit are refused
 ("arrival 30/s, 10 ms")."""
 
 # --- an amount in a longer window --------------------------------------------------------------------------

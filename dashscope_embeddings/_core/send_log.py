@@ -1,4 +1,4 @@
-"""The requests sent lately and what became of each: what passed is judged by answers, in whatever order they came."""
+"""The last requests in the order in which they were sent, and whether each passed; replies may come in any order."""
 
 from __future__ import annotations
 
@@ -82,9 +82,9 @@ class SendLog:
         """When the first request after `since` was sent."""
         return next((_sent_at(permit) for permit in self._sends if _sent_at(permit) > since), otherwise)
 
-    def known_since(self, sent_at: float, most: int) -> list[Permit]:
-        """The last ones, at most so many, of those sent after a time whose answer is known."""
-        return [permit for permit in self.since(sent_at) if permit.passed is not None][-most:]
+    def known_since(self, sent_at: float, max_count: int) -> list[Permit]:
+        """The last `max_count` requests that were sent after `sent_at` and are known to have passed or been refused."""
+        return [permit for permit in self.since(sent_at) if permit.passed is not None][-max_count:]
 
     def counted(self, until: float, seconds: float) -> list[Permit]:
         """The requests sent in the `seconds` before `until` that were not refused."""

@@ -27,14 +27,14 @@ _log = logging.getLogger("dashscope_embeddings")
 
 @dataclass(frozen=True, slots=True)
 class RequestSender:
-    """Sends requests and retries failed ones."""
+    """Sends requests to any endpoint but that of embeddings, and repeats those that fail."""
 
     error_context: ErrorContext
     """Without the path of the embeddings endpoint."""
     max_retries: int
 
     def send(self, request: Send, read: Callable[[Reply], T]) -> RequestFlow[T]:
-        """Sends one request until it succeeds; raises its error if a retry cannot help, or after too many."""
+        """Sends one request until it succeeds; raises its error if a retry cannot help, or after `max_retries`."""
         failure_count = 0
         while True:
             result = self.interpret((yield request), read)
@@ -50,7 +50,7 @@ class RequestSender:
         )
 
     def can_retry(self, error: DashScopeError, failure_count: int) -> bool:
-        """Whether to retry after this error and so many failures."""
+        """Whether to retry after this error, which is failure number `failure_count`."""
         return error.action in RETRYABLE_ACTIONS and failure_count <= self.max_retries
 
     def wait_before_retry(self, error: DashScopeError, failure_count: int) -> RequestFlow[None]:

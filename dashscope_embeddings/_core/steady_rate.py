@@ -90,5 +90,5 @@ class SteadyRate:
 
 
 def doubled(times: float) -> float:
-    """The factor of so many doublings, up to a maximum."""
+    """2 to the power of `times`, up to a maximum."""
     return math.pow(2.0, min(times, constants.MAX_DOUBLINGS))

@@ -45,7 +45,7 @@ class SingleText:
     is_interrupted: Callable[[], bool] = lambda: False
     """Whether its caller was interrupted; the thread that acts for it may go on for long."""
     on_late_outcome: Callable[[Outcome], object] | None = None
-    """Gets the outcome if its caller stopped waiting before it took it; set by then."""
+    """Called with the outcome if the caller stopped waiting before it had it. Set before `leave`."""
     permit: Permit | None = None
     batch_call: BatchCall | None = None
     """The request that contains it now."""

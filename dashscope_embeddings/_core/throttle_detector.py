@@ -1,4 +1,4 @@
-"""Classifies throttled requests: random 429s of a busy service or a limit; and a limit of requests or of tokens."""
+"""Classifies 429s: random ones of a busy service, or those of a limit; and whether it limits requests or tokens."""
 
 from __future__ import annotations
 

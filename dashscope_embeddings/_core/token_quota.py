@@ -116,5 +116,5 @@ class TokenQuota:
 
 
 def spacing_start(due: float, now: float) -> float:
-    """Start of the interval after this request: a slightly late one catches up, one after a pause does not."""
+    """Start of the interval after this request: a request slightly late catches up, one after a pause does not."""
     return now if due < now - _IDLE_RESET_SECONDS else max(due, now - _BURST_TOLERANCE_SECONDS)

@@ -1,4 +1,4 @@
-"""The driver for tasks on an event loop: performs the steps that flows yield. Mirrors `drivers`."""
+"""The driver for tasks on an event loop: performs the steps that flows yield. Mirrors `thread_drivers`."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ _SEVERAL = 2
 
 @dataclass(slots=True, eq=False)
 class _TaskWaker:
-    """Sets an event of a loop, from any thread."""
+    """Sets an asyncio event from any thread, when called."""
 
     loop: asyncio.AbstractEventLoop
     event: asyncio.Event
@@ -268,7 +268,7 @@ async def run_in_thread(call: Callable[..., T], *args: Any) -> T:
 
 
 def set_event_threadsafe(loop: asyncio.AbstractEventLoop, woken: asyncio.Event) -> None:
-    """Sets an event of a loop, from any thread."""
+    """Sets an event of the loop `loop`, from any thread."""
     with contextlib.suppress(RuntimeError):  # the loop is closed: nothing waits there
         loop.call_soon_threadsafe(woken.set)
 

@@ -306,13 +306,13 @@ def skip_refused(collector: ResultCollector, outcome: Outcome, refused: OnRefuse
 
 
 async def add_result(collector: ResultCollector, batch: Batch, outcome: Outcome) -> int:
-    """`ResultCollector.add`; in a thread if a text has so many chunks that averaging would block the loop."""
-    if max((len(slot.rows) for slot in batch.slots), default=0) < _MIN_CHUNKS_FOR_THREAD:
+    """`ResultCollector.add`; in a thread if a text has so many rows that their mean would take long."""
+    if max((len(slot.rows) for slot in batch.slots), default=0) < _MIN_ROWS_FOR_THREAD:
         return collector.add(batch, outcome)
     return await run_in_thread(collector.add, batch, outcome)
 
 
-_MIN_CHUNKS_FOR_THREAD = 50
+_MIN_ROWS_FOR_THREAD = 50
 
 
 def _no_op() -> None:

@@ -1,4 +1,4 @@
-"""The clock, and the bound of a request's whole time: the transport's own timeouts bound each wait only."""
+"""The clock, and the limit of a request's total time: the timeouts of a transport limit each single wait only."""
 
 from __future__ import annotations
 
@@ -159,7 +159,7 @@ def _write_between_signals(signals: DeferredSignals, buffer: bytes, connection: 
 _HEAD_END = b"\r\n\r\n"
 _MAX_READ_SECONDS = 0.25
 _MIN_SECONDS = 0.001
-"""A timeout of 0 makes a socket fail as one that does not block, which is no timeout."""
+"""A timeout of 0 would make a socket non-blocking: it would fail with another error than a timeout."""
 _MAX_WRITE_BYTES = 65_536
 """Bytes between two checks of the deadline."""
 

@@ -94,13 +94,13 @@ class DeferredSignals:
             self._is_deferring = before
 
     def wait_until_readable(self, connection: Any, seconds: float) -> None:
-        """Waits until a socket has data, or for so many seconds."""
+        """Waits until a socket has data, or until the timeout."""
         if isinstance(connection, ssl.SSLSocket) and connection.pending():
             return  # data is decrypted already
         self._wait_for_socket(connection, select.POLLIN, seconds)
 
     def wait_until_writable(self, connection: Any, seconds: float) -> None:
-        """Waits until a socket takes data, or for so many seconds."""
+        """Waits until a socket takes data, or until the timeout."""
         self._wait_for_socket(connection, select.POLLOUT, seconds)
 
     def _wait_for_socket(self, connection: Any, event: int, seconds: float) -> None:

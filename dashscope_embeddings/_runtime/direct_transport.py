@@ -1,7 +1,7 @@
-"""A transport of one connection without a proxy: httpcore's, which is what httpx itself stands on.
+"""A transport for one connection without a proxy: httpcore's, on which httpx itself is built.
 
 Our own pools hold a transport for each connection. That of httpx has another pool inside, and types of its own for
-requests and replies, which take a tenth of the CPU time of a request. Errors are httpx's, as those of a user's client.
+requests and replies, which take a tenth of the CPU time of a request. It raises httpx's errors, like a user's client.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class RequestTemplate:
 
 
 class PreparedRequest(httpx.Request):
-    """A POST request whose address, headers and timeouts are those of `template`: httpx would make them anew."""
+    """A POST request whose address, headers and timeouts are those of `template`, because httpx builds them slowly."""
 
     def __init__(self, template: RequestTemplate, body: bytes) -> None:  # no `super()`: that is what takes the time
         self.method, self.url, self.core_url = "POST", template.url, template.core_url

@@ -1,9 +1,9 @@
 """Reads proxies and certificate authorities from environment variables, and names the variable in errors.
 
-Names and meanings are those of curl and of requests, which the vendor's SDK uses: `HTTPS_PROXY`, `ALL_PROXY`,
-`NO_PROXY`; `SSL_CERT_FILE`, `SSL_CERT_DIR`, `REQUESTS_CA_BUNDLE`, `CURL_CA_BUNDLE`. An empty variable counts as
-missing. They are read when a connection pool is created: at the first sync call, and at the first call on each event
-loop.
+Names and meanings are those of curl and of the package `requests`, which the vendor's SDK uses: `HTTPS_PROXY`,
+`ALL_PROXY`, `NO_PROXY`; `SSL_CERT_FILE`, `SSL_CERT_DIR`, `REQUESTS_CA_BUNDLE`, `CURL_CA_BUNDLE`. An empty variable
+counts as missing. They are read when a connection pool is created: at the first sync call, and at the first call on
+each event loop.
 """
 
 from __future__ import annotations

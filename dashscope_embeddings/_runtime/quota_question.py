@@ -1,4 +1,4 @@
-"""Asks for the quota beside a long job: the job neither waits for the answer nor fails without one."""
+"""Asks for the quota while a long job runs: the job neither waits for the answer nor fails without one."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def _claimed() -> None:
 
 
 def is_long_job(texts: Sequence[str], rows: int) -> bool:
-    """Whether a job is sure to be long: its different texts fill so many requests of `rows` texts."""
+    """Whether a job is sure to be long: its distinct texts fill enough requests of `rows` texts."""
     most_of_a_short_job = (LONG_JOB_REQUESTS - 1) * rows
     if len(texts) <= most_of_a_short_job:
         return False

@@ -1,4 +1,4 @@
-"""Connection pools that all clients of this process with equal settings share, while one of them is open."""
+"""Connection pools that clients of this process with equal settings share, until the last of them is closed."""
 
 from __future__ import annotations
 

@@ -128,7 +128,7 @@ class ThreadDriver:
             label, flow = only
             with DeferredSignals() if is_main_thread() else contextlib.nullcontext():
                 outcome = self.run(flow, halt)
-            yield label, outcome
+            yield label, outcome  # then the loop below ends at once: there are no more flows
         started: deque[_Started[T]] = deque()
         progress = SignalSafeEvent()
         try:

@@ -43,7 +43,7 @@ def is_main_thread() -> bool:
 
 
 def _acquire(lock: threading.Lock, seconds: float) -> bool:
-    """Whether a lock was acquired within so many seconds; signal handlers may raise meanwhile."""
+    """Whether a lock was acquired before the timeout; signal handlers may raise meanwhile."""
     signals = signals_of_this_thread()
     return lock.acquire(True, seconds) if signals is None else signals.wait(lock.acquire, True, seconds)  # noqa: FBT003
 
@@ -55,7 +55,7 @@ class StopEvent(Protocol):
         """Whether the job is cancelled."""
 
     def wait(self, seconds: float, /) -> bool:
-        """Waits until it is set, or for so many seconds; returns whether it is."""
+        """Waits until it is set, or until the timeout; returns whether it is set."""
 
 
 class SignalSafeEvent:
@@ -83,7 +83,7 @@ class SignalSafeEvent:
         self._set = False
 
     def wait(self, seconds: float) -> bool:
-        """Waits until it is set, or for so many seconds; returns whether it is."""
+        """Waits until it is set, or until the timeout; returns whether it is set."""
         if self._set:
             return True
         lock = threading.Lock()

@@ -176,7 +176,7 @@ class Transport:
         return await run_with_deadline(self._deadline_of(step), sending)
 
     async def _loop_resources(self) -> _LoopResources:
-        """The running loop's client and slots, made on first use; those of closed loops are dropped."""
+        """What sends on the running loop, made on first use; that of closed loops is dropped."""
         self._check_usable()
         loop = asyncio.get_running_loop()
         if (known := self._loops.get(loop)) is not None:

@@ -1,4 +1,4 @@
-"""Check what an API key can do: which hosts accept it, which models answer, and the role of the compatible route.
+"""Checks what an API key can do: which hosts accept it, which models answer, and the role of the compatible route.
 
 The OpenAI-compatible route has no parameter for the role, and no page says whether its vectors are those of queries or
 of documents. Batch files embed over that route, so an index made with them depends on it. A few short texts are sent,

@@ -113,7 +113,7 @@ class Prober:
 
 
 def run_concurrently(tasks: Mapping[K, Task], timeout_seconds: float) -> dict[K, list[Attempt]]:
-    """Run each task in a thread of its own; the result of a task that takes too long is empty.
+    """Runs each task in a thread of its own; the result of a task that takes too long is empty.
 
     A late task is abandoned, not awaited: a name lookup has no timeout and cannot be cancelled.
     """
@@ -176,9 +176,9 @@ def variants_of(model: Model) -> list[RequestVariant]:
 def measure_role(
     prober: Prober, model: Model, earlier: Mapping[Address, Sequence[Attempt]]
 ) -> tuple[RoleCheck | str, list[Attempt]]:
-    """Embed one text in each variant on the first host where the model answers, and compare the vectors.
+    """Embeds one text in each variant on the first host where the model answers, and compares the vectors.
 
-    `earlier` holds document requests to each host. Returns the figures, or why there are none; and the attempts.
+    `earlier`: attempts with the document role, by host. Returns the comparison, or why there is none; and its attempts.
     """
     answered = ((address, found[0].dense) for address, found in earlier.items() if found and found[0].dense)
     address, earlier_document = next(answered, (None, None))
@@ -222,7 +222,7 @@ def cosine_similarity(first: Sequence[float], second: Sequence[float]) -> float:
 
 
 def _role_verdict(query: float, document: float, repeated: float) -> RoleVerdict:
-    """Vectors are equal if they differ at most twice as much as two answers to the same request."""
+    """Two vectors count as equal if they differ at most twice as much as the two vectors of one repeated request."""
     tolerance = max(_EQUALITY_TOLERANCE, 2 * (1 - repeated))
     is_query, is_document = 1 - query <= tolerance, 1 - document <= tolerance
     if is_query:

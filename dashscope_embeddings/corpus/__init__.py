@@ -1,4 +1,4 @@
-"""Embed whole corpora: files of texts in, one file of vectors out, continued after any interruption.
+"""Embeds whole corpora: files of texts in, one file of vectors out, continued after any interruption.
 
 from dashscope_embeddings import EmbeddingClient, corpus
 

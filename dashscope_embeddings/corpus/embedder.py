@@ -1,4 +1,4 @@
-"""Embed the pending texts of a checkpoint: each reply is committed as soon as it arrives."""
+"""Embeds the pending texts of a checkpoint: each reply is committed as soon as it arrives."""
 
 from __future__ import annotations
 

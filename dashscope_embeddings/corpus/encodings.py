@@ -1,4 +1,4 @@
-"""Open text files in any encoding: detect byte order marks, and guess the encoding of undecodable bytes."""
+"""Opens text files in any encoding: detects byte order marks, and guesses the encoding of undecodable bytes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The input of a corpus: check the records, and load them into the checkpoint.
+"""The input of a corpus: checks the records, and loads them into the checkpoint.
 
 All runs into one checkpoint must have the same settings; `settings_fingerprint` lists them.
 """

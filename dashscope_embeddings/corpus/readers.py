@@ -1,4 +1,4 @@
-"""Read records from text files, JSON, JSON lines, CSV, TSV, Parquet and standard input, as a stream.
+"""Reads records from text files, JSON, JSON lines, CSV, TSV, Parquet and standard input, as a stream.
 
 An unusable record is yielded with its problem; the caller decides whether to skip it or to fail. Blank lines of text
 files, JSON lines and tables are not records. A byte order mark takes precedence over the encoding option.

@@ -1,4 +1,4 @@
-"""Find the files of a corpus: each file once, and none that this package wrote."""
+"""Finds the files of a corpus: each file once, without the outputs of this package."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Read records from CSV, TSV and Parquet."""
+"""Reads records from CSV, TSV and Parquet, and explains malformed lines and headers."""
 
 from __future__ import annotations
 
@@ -108,14 +108,14 @@ def read_parquet(source: Source, options: InputOptions) -> Iterator[Record]:
     """The records of a Parquet file; only the columns of text and id are read.
 
     Raises:
-        InvalidInput: the file is damaged, or no Parquet.
+        InvalidInput: the file is damaged, or not a Parquet file.
         ImportError: pyarrow is not installed.
     """
     pa = import_pyarrow()
     try:
         with pa.parquet.ParquetFile(source.path) as file:
             fields = Fields.of(options, file.schema_arrow.names)
-            found = record_from_fields(f"{source}:1", _names(pa, file.schema_arrow), fields)
+            found = record_from_fields(f"{source}:1", _column_names(pa, file.schema_arrow), fields)
             if found.problem is not None:
                 yield found._replace(affects_whole_file=True)
                 return
@@ -129,10 +129,10 @@ def read_parquet(source: Source, options: InputOptions) -> Iterator[Record]:
         raise InvalidInput(f"{source} cannot be read: {error}") from error
 
 
-def _names(pa: Any, children: Iterable[Any]) -> DuplicateKeys:
+def _column_names(pa: Any, children: Iterable[Any]) -> DuplicateKeys:
     """The names of columns; of a struct, with those of its members."""
     return DuplicateKeys(
-        [(child.name, _names(pa, child.type) if pa.types.is_struct(child.type) else None) for child in children]
+        [(child.name, _column_names(pa, child.type) if pa.types.is_struct(child.type) else None) for child in children]
     )
 
 

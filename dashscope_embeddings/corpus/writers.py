@@ -1,4 +1,4 @@
-"""Write vectors to an output, and read them back: Parquet, JSON lines, or a NumPy array with a file of ids.
+"""Writes vectors to an output, and reads them back: Parquet, JSON lines, or a NumPy array with a file of ids.
 
 A file gets its final name only when it is complete and on the disk; an array and its ids are published together.
 """

@@ -1,4 +1,4 @@
-"""The two synchronous embedding endpoints: read the fields of a request, validate them, build the reply.
+"""The two synchronous embedding endpoints: reads the fields of a request, validates them, builds the reply.
 
 Shapes and limits: https://www.alibabacloud.com/help/en/model-studio/text-embedding-synchronous-api and
 https://help.aliyun.com/zh/model-studio/text-embedding-api, read 2026-11-20.

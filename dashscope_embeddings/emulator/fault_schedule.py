@@ -79,7 +79,7 @@ class Fault:
         return None
 
     def corrupt(self, response: Response) -> Response:
-        """Change the service's own response, which is billed."""
+        """Changes the service's own response, which is billed."""
         return response
 
 

@@ -249,7 +249,7 @@ class _Body(dict[str, Any]):
         return "index" if "data" in self else "text_index"
 
     def change_vector(self, row: int, change: Callable[[list[Any]], list[Any]]) -> None:
-        """Replace a dense vector, whether written as numbers or as base64."""
+        """Replaces a dense vector, whether written as numbers or as base64."""
         vector = self.rows[row].get("embedding")
         if isinstance(vector, str):
             floats = change([number for (number,) in iter_unpack("<f", b64decode(vector))])

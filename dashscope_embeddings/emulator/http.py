@@ -54,7 +54,7 @@ class Server:
         return f"http://{host!s}:{port}"
 
     def close(self) -> None:
-        """Stop listening and cut every connection; a second call does nothing."""
+        """Stops listening and cuts every connection; a second call does nothing."""
         if self._closing.is_set():
             return
         self._closing.set()
@@ -80,7 +80,7 @@ class Server:
 
     @contextmanager
     def track_connection(self, connection: socket.socket) -> Iterator[None]:
-        """Count a connection while it is open."""
+        """Counts a connection while it is open."""
         with self._lock:
             self._sockets.add(connection)
             self.peak_connections = max(self.peak_connections, len(self._sockets))
@@ -111,7 +111,7 @@ class Server:
             return response
 
     def stall(self, connection: socket.socket) -> None:
-        """Send nothing until the client closes the connection or the server is closed."""
+        """Sends nothing until the client closes the connection or the server is closed."""
         with self._track_request():
             while not self._closing.wait(0.02):
                 if select.select([connection], [], [], 0)[0] and not connection.recv(1, socket.MSG_PEEK):
@@ -127,7 +127,7 @@ class _ThreadingServer(ThreadingMixIn, TCPServer):
     request_queue_size = 512
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """Ignore errors: a client that disconnects is not an error of the server."""
+        """Ignores errors: a client that disconnects is not an error of the server."""
 
 
 def _handler_for(server: Server) -> type[BaseHTTPRequestHandler]:
@@ -167,7 +167,7 @@ def _handler_for(server: Server) -> type[BaseHTTPRequestHandler]:
                 server.stall(self.connection)
 
         def log_message(self, format: str, *args: object) -> None:  # noqa: A002
-            """Print nothing: the emulator has its own log."""
+            """Prints nothing: the emulator has its own log."""
 
     return Handler
 

@@ -1,4 +1,4 @@
-"""Quotas of requests and tokens over a sliding window, which make the emulator answer 429; and their list.
+"""Quotas of requests and tokens over a sliding window, which make the emulator answer 429, and the list of them.
 
 The service states its limits a minute and may enforce a sixtieth of them each second
 (https://www.alibabacloud.com/help/en/model-studio/rate-limit, read 2026-11-20). The list of quotas:
@@ -40,7 +40,7 @@ class SlidingWindow:
         return until - now
 
     def add(self, amount: float, now: float) -> None:
-        """Count an amount that fits."""
+        """Counts an amount, for which there must be room."""
         self._used += amount
         self._entries.append((now + self._window_seconds * max(1.0, amount / self._limit), amount))
 
@@ -71,7 +71,7 @@ class Quota:
         }
 
     def admit(self, tokens: int, now: float) -> None:
-        """Count one request. Raises QuotaExceededError, and counts nothing, if it exceeds a limit."""
+        """Counts one request. Raises QuotaExceededError, and counts nothing, if it exceeds a limit."""
         amounts = {"Throttling.RateQuota": 1, "Throttling.AllocationQuota": tokens}
         for code, window in self._windows.items():
             seconds = window.seconds_until_fits(amounts[code], now)

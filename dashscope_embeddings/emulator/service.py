@@ -110,7 +110,7 @@ class Emulator:
     # Transports
 
     def __call__(self, request: httpx.Request) -> httpx.Response:
-        """Answer an httpx request; httpx.TransportError: a fault breaks the connection, or outlasts its timeout."""
+        """Answers an httpx request; httpx.TransportError: a fault breaks the connection, or outlasts its timeout."""
         return to_httpx(request, self.answer(from_httpx(request)))
 
     def transport(self) -> httpx.MockTransport:
@@ -118,9 +118,9 @@ class Emulator:
         return httpx.MockTransport(self)
 
     def serve(self, port: int = 0, *, latency: float = 0.0) -> Server:
-        """Serve HTTP on 127.0.0.1 until the returned server is closed; every reply takes `latency` seconds.
+        """Serves HTTP on 127.0.0.1 until the returned server is closed; every reply takes `latency` seconds.
 
-        Port 0 takes a free one.
+        Port 0: any free port.
         """
         from dashscope_embeddings.emulator.http import Server  # noqa: PLC0415  (only this method needs sockets)
 
@@ -196,7 +196,7 @@ class Emulator:
     # Requests
 
     def answer(self, request: Request) -> Response:
-        """Answer one request: check the path, faults, the key, the body, the quota, in this order."""
+        """Answers one request: checks the path, faults, the key, the body, the quota, in this order."""
         request_id, now = str(uuid.uuid4()), self._clock()
         is_batch_route = self.batches.handles(request)
         protocol = "openai" if is_batch_route else _PROTOCOLS.get(f"{request.method} {request.path}")

@@ -131,7 +131,7 @@ class DashScopeEmbedding(ClientFields, BaseEmbedding):
         bounds = [number for number in (self.num_workers, self.max_concurrency) if number is not None]
         cut_size = None if self.embed_batch_size == MAX_TEXTS_PER_CALL else self.embed_batch_size
         return settings | {
-            # LlamaIndex would send one slice of so many texts after the other. Its maximum, the default, is no limit.
+            # LlamaIndex would send slices of this size, one after the other. Its maximum, the default, is no limit.
             "batch_size": cut_size if self.batch_size is None else self.batch_size,
             "max_concurrency": min(bounds, default=None),
             "rate_limiter": limiter.wrapped if isinstance(limiter, _PerRequestRateLimiter) else limiter,

@@ -1,4 +1,4 @@
-"""LlamaIndex's `BaseRetriever` over sparse vectors in memory, for hybrid search beside any index."""
+"""LlamaIndex's `BaseRetriever` over sparse vectors in memory, for hybrid search together with any index."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class _FactoryOptions(_Options, total=False):
 
 
 class DashScopeSparseRetriever(BaseRetriever):
-    """Finds nodes by their sparse vectors, which it keeps in memory: hybrid search beside any index.
+    """Finds nodes by their sparse vectors, which it keeps in memory: for hybrid search together with any index.
 
     ```python
     sparse = DashScopeSparseRetriever.from_nodes(nodes, dense=embed_model)

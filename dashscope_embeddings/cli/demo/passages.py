@@ -1,4 +1,4 @@
-"""The texts that the demo searches, split into passages, and its default questions."""
+"""The passages that the demo searches, from Python's help topics or a folder of the user, and its default questions."""
 
 from __future__ import annotations
 

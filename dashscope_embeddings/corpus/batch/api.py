@@ -148,7 +148,7 @@ def batch_status(
 def batch_cancel(
     output: str | Path, *, client: EmbeddingClient, progress: ProgressCallback | None = None
 ) -> BatchSummary:
-    """Cancels all batches. Lines that are done by then are billed: `batch_fetch` fetches their vectors.
+    """Cancels all batches. Lines that were processed before are billed: `batch_fetch` fetches their vectors.
 
     The results of a batch that has already ended are imported at once. Lines that the service counts as done, but
     whose results it does not return, may then be submitted, and paid for, again.

@@ -293,7 +293,7 @@ class BatchFlow:
                 self._report(f"this poll failed, the next one follows: {error}")
 
     def cancel(self) -> RequestFlow[None]:
-        """Cancels all batches; lines that are done by then are billed and can be fetched."""
+        """Cancels all batches. Lines that were processed before are billed, and their results can be fetched."""
         yield from self.resume_interrupted(create=False)
         for batch in self._job_store.batches("planned", "uploaded", "creating"):
             self._discard(batch)

@@ -43,12 +43,12 @@ def request_line(name: str, options: RequestOptions, texts: Sequence[str]) -> by
 
 
 def upload_file(path: Path) -> Send:
-    """Upload a request file."""
+    """The request that uploads a request file."""
     return Send(endpoint=Endpoint("POST", f"{_ROOT}/files", upload_file=path, form_fields={"purpose": "batch"}))
 
 
 def create_batch(file_id: str, window: str, name: str | None, description: str | None) -> Send:
-    """Create a batch that processes an uploaded file."""
+    """The request that creates a batch which processes an uploaded file."""
     metadata = {"ds_name": name, "ds_description": description}
     body: dict[str, Any] = {"input_file_id": file_id, "endpoint": _EMBEDDINGS_PATH, "completion_window": window}
     if present := {key: value for key, value in metadata.items() if value}:
@@ -57,23 +57,23 @@ def create_batch(file_id: str, window: str, name: str | None, description: str |
 
 
 def get_batch(batch_id: str) -> Send:
-    """Get the status of a batch."""
+    """The request for the status of a batch."""
     return Send(endpoint=Endpoint("GET", f"{_ROOT}/batches/{_quote(batch_id)}"))
 
 
 def cancel_batch(batch_id: str) -> Send:
-    """Cancel a batch."""
+    """The request that cancels a batch."""
     return Send(endpoint=Endpoint("POST", f"{_ROOT}/batches/{_quote(batch_id)}/cancel"))
 
 
 def list_batches(file_id: str, after: str | None) -> Send:
-    """List the batches of a file. The vendor documents that the list covers 30 days."""
+    """The request that lists the batches of a file. The vendor documents that the list covers 30 days."""
     query = {"input_file_ids": file_id, "limit": str(_PAGE_SIZE), **({"after": after} if after else {})}
     return Send(endpoint=Endpoint("GET", f"{_ROOT}/batches?{urllib.parse.urlencode(query)}"))
 
 
 def download_file(file_id: str, download_to: Path) -> Send:
-    """Download a result file."""
+    """The request that downloads a result file."""
     return Send(endpoint=Endpoint("GET", f"{_ROOT}/files/{_quote(file_id)}/content", download_to=download_to))
 
 
@@ -248,6 +248,7 @@ def read_result(content: bytes) -> LineResult | None:
         billed = billed_tokens(body.get("usage")) if isinstance(body, dict) else None
         headers = {"x-request-id": request_id} if request_id else {}
         return LineResult(name, Reply(_OK, headers, to_json(body)), None, billed or 0)
+    # A line with an error and HTTP 200 failed outside HTTP: its status is unknown.
     status = 0 if status is None or success else status
     inner = protocol.parse_error_reply(Reply(status, {}, to_json(body)))
     inner = inner or ErrorReply(status)

@@ -1,4 +1,4 @@
-"""Write pending texts to request files: group texts into lines, and lines into files within the service's limits."""
+"""Writes pending texts to request files: groups texts into lines, and lines into files within the service's limits."""
 
 from __future__ import annotations
 

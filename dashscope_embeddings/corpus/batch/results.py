@@ -1,4 +1,4 @@
-"""Import a batch's results: each line is checked like a reply, and matched by its custom_id, never by its position."""
+"""Imports a batch's results: each line is checked like a reply, and matched by its custom_id, never by its position."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Convert a checkpoint of version 1, which 0.1.0 wrote, in one transaction.
+"""Converts a checkpoint of version 1, which release 0.1.0 wrote, in one transaction.
 
 That version kept dense vectors in a file of their own, `{checkpoint}-vectors`, with a checksum for each reply. A text
 was linked to its reply and to a slot in it. Parts of long texts had negative numbers.

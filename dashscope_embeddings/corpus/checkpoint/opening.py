@@ -1,4 +1,4 @@
-"""Open a checkpoint: lock it, check that it is whole, repair or convert it, and explain what to do if that fails.
+"""Opens a checkpoint: locks it, checks that it is whole, repairs or converts it, and explains what to do on failure.
 
 During a run, and after one that was killed, SQLite's write-ahead log is beside it. Both contain texts: only their owner
 may read them.

@@ -93,7 +93,7 @@ class Batch:
             self._process_until(now)
 
     def cancel(self, now: float) -> None:
-        """Stop processing, unless it is being stopped already."""
+        """Starts to cancel the batch, unless that was done before."""
         if self.status != "cancelling":
             self._set_status("cancelling", now)
 
@@ -136,7 +136,7 @@ class Batch:
         self._set_status("in_progress", at)
 
     def _process_until(self, now: float) -> None:
-        """Process the lines that are due by then: they are spread evenly over the stage."""
+        """Processes the lines that are due at `now`: lines are spread evenly over the stage."""
         share = (now - self._stage_start) / self._settings.seconds if self._settings.seconds else 1.0
         if isinstance(self._fault, BatchExpires):
             share *= self._fault.share

@@ -109,7 +109,7 @@ class BatchService:
         return _PATH.fullmatch(request.path) is not None
 
     def answer(self, request: Request, owner: str, now: float, request_id: str) -> Response:
-        """Answer a request for this route, of the key with the fingerprint `owner`. Raises ApiError."""
+        """Answers a request to this route, sent with the key whose fingerprint is `owner`. Raises ApiError."""
         with self._lock:
             for batch in self._batches.values():
                 batch.advance(now)
@@ -126,7 +126,7 @@ class BatchService:
         return int(self._epoch_offset + now)
 
     def store_file(self, owner: str, purpose: str, content: _Content) -> str:
-        """Add a file; its id."""
+        """Adds a file; returns its id."""
         # Error files, too, were seen with the name of output files instead of the documented one.
         name = f"file-{purpose}-{uuid.uuid4().hex[:24]}"
         self._files[owner, name] = content
