@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from langchain_core.documents import Document
+from langchain_core.embeddings import Embeddings
 from langchain_core.retrievers import BaseRetriever
 from pydantic import ConfigDict, Field
 from typing_extensions import Self, Unpack
@@ -14,8 +15,9 @@ from typing_extensions import Self, Unpack
 from dashscope_embeddings._adapters.base import ClientFields, as_text_list
 from dashscope_embeddings._adapters.flows import Flow, arun, run
 from dashscope_embeddings._adapters.sparse import SparseAdapter
-from dashscope_embeddings._adapters.sparse_retriever import SparseCollection, check_k, with_hidden_keys
+from dashscope_embeddings._adapters.sparse_retriever import SparseCollection, check_k, check_types, with_hidden_keys
 from dashscope_embeddings._core.client_options import SparseOptions
+from dashscope_embeddings._core.text_inputs import invalid_input_error, non_string_problem
 from dashscope_embeddings.errors import InvalidInput
 from dashscope_embeddings.vectors import Usage, counted
 
@@ -170,6 +172,7 @@ class DashScopeSparseRetriever(BaseRetriever):
 
     def _add(self, documents: Sequence[Document]) -> Flow[None]:
         documents = list(documents)
+        check_types(documents, Document, "document", "from_texts takes strings")
         flow: Flow[None] = self.collection.add(documents, [document.page_content for document in documents])
         return flow
 
@@ -207,6 +210,12 @@ def _documents(
     texts: Sequence[str], metadatas: Sequence[dict[str, Any]] | None, ids: Sequence[str] | None
 ) -> list[Document]:
     texts = as_text_list(texts)
+    other: dict[int, Any] = {i: text for i, text in enumerate(cast("list[Any]", texts)) if not isinstance(text, str)}
+    if other:
+        problems = {i: non_string_problem(value) for i, value in other.items()}
+        raise invalid_input_error(problems, other, "nothing was sent")
+    if isinstance(metadatas, Embeddings):  # where LangChain's stores take it
+        raise InvalidInput(f"metadatas is {type(metadatas).__name__}: pass it by name, dense=…")
     metadatas = [{} for _ in texts] if metadatas is None else metadatas
     ids = [None] * len(texts) if ids is None else ids  # type: ignore[list-item] # a document without an id
     if not len(texts) == len(metadatas) == len(ids):

@@ -49,6 +49,17 @@ def check_k(k: Any, name: str) -> int:
     return k
 
 
+def check_types(documents: Sequence[object], wanted: type, name: str, advice: str) -> None:
+    """Refuses a list of something else than the framework's documents.
+
+    Raises:
+        InvalidInput: names the first, and gives the advice.
+    """
+    for i, document in enumerate(documents):
+        if not isinstance(document, wanted):
+            raise InvalidInput(f"{name} {i} is {type(document).__name__}, not {wanted.__name__}: {advice}")
+
+
 def with_hidden_keys(options: Mapping[str, Any], accepted: type) -> dict[str, Any]:
     """The arguments of a retriever, of which `accepted` has the names; their keys become `SecretStr`.
 

@@ -104,6 +104,8 @@ def resolve_address(
     if protocol not in get_args(ApiProtocol):
         raise InvalidInput(f'protocol={protocol!r}: expected "native" or "openai"')
     region = region or None
+    if region is not None:
+        _check_region("region", region)
     if workspace is not None and not _WORKSPACE_PATTERN.fullmatch(workspace):
         raise InvalidInput(f"workspace={workspace!r} cannot be part of a host name: expected letters, digits, _ and -")
     if base_url == EMULATOR:
@@ -195,11 +197,8 @@ def is_loopback(host: str) -> bool:
 def _address_from_region(region: str | None, workspace: str | None) -> Address:
     variable = None if region else region_variable()
     origin, name = variable or ("region", region or catalogue.BEIJING)
+    _check_region(origin, name)
     known = _find_region(name)
-    if known is None and not _REGION_PATTERN.fullmatch(name):
-        raise InvalidInput(
-            f"{origin}={name!r} is no region: expected one of {_region_names()}, or the id of a newer one"
-        )
     region_id = known.id if known else name
     if workspace is None and (region is not None or region_id != catalogue.BEIJING):
         # As in the vendor's SDK: the default region uses the shared host even if a workspace is set.
@@ -223,6 +222,13 @@ def _workspace_of_environment() -> str | None:
     if not _WORKSPACE_PATTERN.fullmatch(variable.value):
         raise InvalidInput(f"{variable.name} cannot be part of a host name: expected letters, digits, _ and -")
     return variable.value
+
+
+def _check_region(origin: str, name: str) -> None:
+    if _find_region(name) is None and not _REGION_PATTERN.fullmatch(name):
+        raise InvalidInput(
+            f"{origin}={name!r} is no region: expected one of {_region_names()}, or the id of a newer one"
+        )
 
 
 def _region_names() -> str:

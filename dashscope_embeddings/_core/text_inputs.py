@@ -88,7 +88,7 @@ _SURROGATE_PAIR = re.compile("[\ud800-\udbff][\udc00-\udfff]")
 def text_problem(text: object, limits: Limits, long_text: LongText) -> str | None:
     """What is wrong with a text, and what to do about it; None: the text is valid."""
     if not isinstance(text, str):
-        return _non_string_problem(text)
+        return non_string_problem(text)
     if not text or text.isspace():
         return "is empty or blank: the service refuses such a text and its whole request; leave it out"
     if not text.isascii():
@@ -108,7 +108,8 @@ def text_problem(text: object, limits: Limits, long_text: LongText) -> str | Non
     return None
 
 
-def _non_string_problem(value: object) -> str:
+def non_string_problem(value: object) -> str:
+    """What is wrong with a value in place of a text, and what to do about it."""
     kind = type(value).__name__
     number = isinstance(value, Number)
     # NaN is the only number not equal to itself. NA and NaT of pandas are matched by name, to avoid importing pandas.

@@ -111,7 +111,8 @@ def _parse_fault(text: str, seed: int) -> faults.Fault:
     if not 0 < share <= 1:
         fail(f"--fault {text}: the share must be a number above 0, at most 1, as in {name}:0.05", EXIT_USAGE)
     if name not in _FAULTS:
-        fail(f"--fault {text}: there is no fault {name!r}, only {', '.join(sorted(_FAULTS))}", EXIT_USAGE)
+        names = ", ".join(sorted(_FAULTS))
+        fail(f"--fault {text}: there is no fault {name!r}: write NAME or NAME:SHARE, with one of {names}", EXIT_USAGE)
     found: faults.Fault = _FAULTS[name](probability=share, seed=seed)
     return found
 

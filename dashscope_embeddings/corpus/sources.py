@@ -39,7 +39,14 @@ OUTPUT_EXTENSIONS = (".parquet", ".jsonl", ".npy")
 _FORMAT_OPTION = "(format, --format)"
 _PROSE = "is prose: cut it into passages, one JSON object each, or read each line as a text (format, --format txt)"
 _COMPRESSED = "is compressed: decompress it, or pipe it in: gzip -dc FILE | dashscope-embeddings embed - --format …"
-_UNREADABLE = {".md": _PROSE, ".markdown": _PROSE, ".rst": _PROSE, ".gz": _COMPRESSED}
+_SPREADSHEET = "is a spreadsheet: save it as CSV UTF-8"
+_DOCUMENT = "is a formatted document: extract its passages as text, one JSON object each"
+_UNREADABLE = {
+    **dict.fromkeys((".md", ".markdown", ".rst"), _PROSE),
+    **dict.fromkeys((".xls", ".xlsx", ".ods"), _SPREADSHEET),
+    **dict.fromkeys((".doc", ".docx", ".pdf", ".html", ".htm"), _DOCUMENT),
+    ".gz": _COMPRESSED,
+}
 """Ending → what to do about such a file."""
 
 

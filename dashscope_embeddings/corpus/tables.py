@@ -94,9 +94,17 @@ def _header_problem(header: list[str], text: TextFile, fields: Fields) -> str | 
     missing = set(fields.wanted()) - set(header)
     for separator, name in _SEPARATORS.items():
         if len(header) == 1 and missing.intersection(cell.strip(' "') for cell in header[0].split(separator)):
-            shown = "\\t" if separator == "\t" else separator
-            return f'has {name} between its fields: set the delimiter (delimiter, --delimiter "{shown}")'
-    return record_from_fields("", DuplicateKeys([(name, None) for name in header]), fields).problem
+            return f"has {name} between its fields: {_set_delimiter(separator)}"
+    problem = record_from_fields("", DuplicateKeys([(name, None) for name in header]), fields).problem
+    used = next((separator for separator in _SEPARATORS if len(header) == 1 and separator in header[0]), None)
+    if problem is not None and used is not None:
+        return f"{problem}. If {_SEPARATORS[used]} are between its fields, {_set_delimiter(used)}"
+    return problem
+
+
+def _set_delimiter(separator: str) -> str:
+    shown = "\\t" if separator == "\t" else separator
+    return f'set the delimiter (delimiter, --delimiter "{shown}")'
 
 
 # --- Parquet -----------------------------------------------------------------------------------------------

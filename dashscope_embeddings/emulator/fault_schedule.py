@@ -5,14 +5,11 @@ from __future__ import annotations
 import math
 import random
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass, field
-from typing import TYPE_CHECKING, ClassVar, Literal, TypedDict
+from typing import Any, ClassVar, Literal, TypedDict
 
 from dashscope_embeddings.emulator.messages import Response, WireProtocol
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 Target = Literal["requests", "batches", "lines"]
 """What a fault affects and counts: HTTP requests, batches, or the lines of batches."""
@@ -114,6 +111,9 @@ class FaultSchedule:
     """
 
     def __init__(self, faults: Sequence[Fault]) -> None:
+        unchecked: Any = faults
+        if not isinstance(unchecked, Sequence) or not all(isinstance(fault, Fault) for fault in unchecked):
+            raise TypeError("faults must be a list of called faults, such as [faults.Throttle(), faults.Drop()]")
         self.faults = tuple(faults)
         self._seen_counts = [0] * len(self.faults)
         self._triggered_counts = [0] * len(self.faults)

@@ -23,7 +23,7 @@ except ImportError:  # core 0.13 has it elsewhere
 from dashscope_embeddings._adapters.base import ClientFields
 from dashscope_embeddings._adapters.flows import Flow, arun, run
 from dashscope_embeddings._adapters.sparse import SparseAdapter
-from dashscope_embeddings._adapters.sparse_retriever import SparseCollection, check_k, with_hidden_keys
+from dashscope_embeddings._adapters.sparse_retriever import SparseCollection, check_k, check_types, with_hidden_keys
 from dashscope_embeddings._core.client_options import SparseOptions
 from dashscope_embeddings.llama_index.nodes import DropBlankNodes
 from dashscope_embeddings.llama_index.usage_event import emit_usage
@@ -131,6 +131,8 @@ class DashScopeSparseRetriever(BaseRetriever):
         return self._collection.adapter.usage
 
     def _add(self, nodes: Sequence[BaseNode]) -> Flow[None]:
+        nodes = list(nodes)
+        check_types(nodes, BaseNode, "node", "make a TextNode(text=…) of a string")
         nodes = DropBlankNodes()(nodes)
         with emit_usage(self._collection.adapter.hybrid, self._collection.adapter.document_role):
             yield from self._collection.add(nodes, [node.get_content(MetadataMode.EMBED) for node in nodes])

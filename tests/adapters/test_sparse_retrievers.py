@@ -315,6 +315,17 @@ def test_texts_have_their_metadata_and_ids(served: Server) -> None:
         of.from_texts(TEXTS[:3], METADATA[:2], **settings(served))
     with pytest.raises(InvalidInput, match="list of texts, not str"):
         of.from_texts("abc", **settings(served))  # a string is a sequence of strings
+    requests = served.emulator.requests
+    with pytest.raises(InvalidInput, match=r"text 1 is missing .*texts 1, 2 cannot.*nothing was sent") as caught:
+        of.from_texts(["a", None, 3], **settings(served))  # type: ignore[list-item]
+    assert caught.value.failed == [1, 2]
+    with pytest.raises(InvalidInput, match="metadatas is DashScopeEmbeddings: pass it by name, dense="):
+        of.from_texts(TEXTS[:3], lc.DashScopeEmbeddings(**settings(served)))  # type: ignore[arg-type]
+    with pytest.raises(InvalidInput, match="document 0 is str, not Document: from_texts takes strings"):
+        of.from_documents(TEXTS[:3], **settings(served))  # type: ignore[arg-type]
+    with pytest.raises(InvalidInput, match=r"node 0 is str, not BaseNode: make a TextNode\(text=…\)"):
+        li.DashScopeSparseRetriever.from_nodes(TEXTS[:3], **settings(served))  # type: ignore[arg-type]
+    assert served.emulator.requests == requests
     made = asyncio.run(of.afrom_texts(TEXTS[:3], **settings(served)))
     assert [document.metadata for document in made.invoke("word2", k=1)] == [{}]
 

@@ -319,7 +319,8 @@ def test_the_emulators_options_reach_it(monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ("throtle:0.05", "no fault 'throtle', only arrearage, batch-expires,"),
+        ("throtle:0.05", "no fault 'throtle': write NAME or NAME:SHARE, with one of arrearage, batch-expires,"),
+        ("throttle=0.1", "no fault 'throttle=0.1': write NAME or NAME:SHARE"),
         ("throttle:5", "above 0, at most 1, as in throttle:0.05"),
         ("drop:x", "above 0, at most 1"),
         ("drop:0", "above 0, at most 1"),

@@ -139,10 +139,11 @@ def test_a_region_without_a_host_that_is_known_asks_for_a_workspace() -> None:
         resolve_address(region="xx-new-9")
 
 
+@pytest.mark.parametrize("base_url", [None, "emulator", "https://gateway.example.com"])
 @pytest.mark.parametrize("workspace", [None, "ws"])
-def test_what_is_no_region_is_answered_with_those_there_are(workspace: str | None) -> None:
+def test_what_is_no_region_is_answered_with_those_there_are(workspace: str | None, base_url: str | None) -> None:
     with pytest.raises(InvalidInput, match=r"region='mars' is no region: expected one of cn-beijing \(Beijing\), "):
-        resolve_address(region="mars", workspace=workspace)
+        resolve_address(region="mars", workspace=workspace, base_url=base_url)
 
 
 @pytest.mark.parametrize("bad", ["ws\n", "a/b", "a.b", "-a", "a b", "a@b", "x" * 65, "ä"])

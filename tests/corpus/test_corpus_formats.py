@@ -225,6 +225,8 @@ def test_many_bad_records_are_named_up_to_some(tmp_path: Path, emulator: Emulato
     [
         ("gone.txt", "out.jsonl", {}, "no such file to read: gone.txt"),
         ("in.dat", "out.jsonl", {}, "says nothing about the format"),
+        ("in.XLSX", "out.jsonl", {}, "is a spreadsheet: save it as CSV UTF-8"),
+        ("in.pdf", "out.jsonl", {}, "is a formatted document: extract its passages"),
         ([], "out.jsonl", {}, "no input given"),
         ("empty", "out.jsonl", {}, "no file in empty ends in"),
         ("in.txt", "out.xlsx", {}, "its ending must be one of .parquet, .jsonl, .npy"),
@@ -242,7 +244,8 @@ def test_wrong_use_is_refused_before_anything_is_asked(
     inputs, output, how, said = wrong
     monkeypatch.chdir(tmp_path)
     write_lines(tmp_path / "in.txt", ["a"])
-    write_lines(tmp_path / "in.dat", ["a"])
+    for name in ("in.dat", "in.XLSX", "in.pdf"):
+        write_lines(tmp_path / name, ["a"])
     (tmp_path / "empty").mkdir()
     with pytest.raises(InvalidInput) as caught:
         embed(emulator, inputs, Path(output), **how)

@@ -170,6 +170,11 @@ WHOLE = [
         b"id;text\n1;a\n2;b\n",
         r":1: has semicolons between its fields: set the delimiter \(delimiter, --delimiter \";\"\)",
     ),
+    (
+        "in.csv",
+        b"id;body\n1;a\n2;b\n",
+        r":1: has no field 'text'; it has 'id;body': .*\. If semicolons are between its fields, .*--delimiter \";\"",
+    ),
     ("in.csv", b"id\ttext\n1\ta\n", r":1: has tabs between its fields: set the delimiter .*--delimiter \"\\t\""),
     ("in.csv", b"id,text,text\n1,a,b\n", r":1: has more than one field 'text': rename or remove"),
     ("in.csv", b'id,text\n1,"never closed\n2,b\n', r":2: a quote that is opened here is never closed: .*written twice"),

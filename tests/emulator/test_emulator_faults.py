@@ -390,3 +390,14 @@ def test_closing_ends_a_stall() -> None:
 def test_a_status_without_a_name_goes_over_a_socket() -> None:
     with Emulator(faults=[faults.Status(599)]).serve() as server:
         assert httpx.post(server.url + NATIVE_PATH).status_code == 599
+
+
+@pytest.mark.parametrize("given", [faults.Throttle(), [faults.Throttle], ["throttle"]])
+def test_what_is_no_list_of_faults_is_refused_when_it_is_set(given: Any) -> None:
+    with pytest.raises(TypeError, match="must be a list of called faults"):
+        Emulator(faults=given)
+    before = faults.Drop()
+    emulator = Emulator(faults=[before])
+    with pytest.raises(TypeError, match="must be a list of called faults"):
+        emulator.faults = given
+    assert emulator.faults == (before,)
