@@ -171,7 +171,8 @@ def _url_suggestion(base_url: str) -> str:
     if difflib.get_close_matches(name, [EMULATOR], cutoff=_SIMILARITY):
         return f": is {EMULATOR!r} meant?"
     bare = _BARE_URL_PATTERN.fullmatch(name)
-    return f": is https://{bare[1]} meant?" if bare else ""
+    meant = f"https://{bare[1]}" if bare else name
+    return "" if meant == name else f": is {meant} meant?"
 
 
 def _find_region(region: str | None) -> Region | None:

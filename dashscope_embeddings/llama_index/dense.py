@@ -144,7 +144,10 @@ class DashScopeEmbedding(ClientFields, BaseEmbedding):
             setattr(self, name, getattr(self, name))
 
     def _as_field(self, name: str, value: Any) -> Any:
-        if name == "embeddings_cache" and isinstance(value, BaseKVStore) and not isinstance(value, HiddenStore):
+        if name == "embeddings_cache" and value is not None and not isinstance(value, HiddenStore):
+            if not isinstance(value, BaseKVStore):
+                kind = type(value).__name__
+                raise InvalidInput(f"embeddings_cache must be a BaseKVStore of LlamaIndex, not {kind}")
             return HiddenStore(value)
         if name == "rate_limiter" and value is not None and not isinstance(value, _PerRequestRateLimiter):
             return _PerRequestRateLimiter(value)

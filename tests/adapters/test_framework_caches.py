@@ -15,7 +15,7 @@ from langchain_core.rate_limiters import InMemoryRateLimiter
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.storage.kvstore import SimpleKVStore
 
-from dashscope_embeddings import BadRequestError
+from dashscope_embeddings import BadRequestError, InvalidInput
 from dashscope_embeddings.emulator.faults import Blocked
 from dashscope_embeddings.langchain import DashScopeEmbeddings
 from dashscope_embeddings.llama_index import DashScopeEmbedding
@@ -199,9 +199,15 @@ def test_llama_index_finds_no_store_in_an_async_batch(
     assert emulator.requests == 1
 
 
-def test_what_is_no_store_is_refused_by_llama_index() -> None:
-    with pytest.raises(TypeError, match="BaseKVStore"):
+def test_what_is_no_store_is_refused_however_it_is_set() -> None:
+    embedding = DashScopeEmbedding(base_url="emulator")
+    with pytest.raises(InvalidInput, match="must be a BaseKVStore of LlamaIndex, not dict"):
         DashScopeEmbedding(base_url="emulator", embeddings_cache={})
+    with pytest.raises(InvalidInput, match="must be a BaseKVStore of LlamaIndex, not dict"):
+        embedding.embeddings_cache = {}
+    with pytest.raises(InvalidInput, match="must be a BaseKVStore of LlamaIndex, not dict"):
+        embedding.model_copy(update={"embeddings_cache": {}})
+    assert embedding.get_text_embedding("a text")
 
 
 # --- rate limiters are asked for every request -------------------------------------------------------------

@@ -90,8 +90,9 @@ def test_a_misspelt_address_is_answered_with_the_one_that_was_meant(slip: str, m
     with pytest.raises(InvalidInput, match=r"^base_url must start with https://") as caught:
         resolve_address(base_url=slip)
     assert caught.value.message.endswith(f": is {meant} meant?")
-    with pytest.raises(InvalidInput, match=r"or be 'emulator'$"):
-        resolve_address(base_url="nonsense")
+    for without_a_guess in ("nonsense", "https://gateway.example.com:99999"):
+        with pytest.raises(InvalidInput, match=r"or be 'emulator'$"):
+            resolve_address(base_url=without_a_guess)
 
 
 @pytest.mark.parametrize("bad", ["https://[::1", "https://host:port", "https://host:99999", "https://ho st"])

@@ -69,7 +69,10 @@ def _lock(database: Database, *, had_wal: bool) -> int:
     execute("PRAGMA writable_schema=ON")  # no schema is written; only so does SQLite read a truncated file
     (version,) = execute("PRAGMA user_version").fetchone()
     if version not in {0, conversion.OLD_VERSION, VERSION}:
-        raise InvalidInput(f"{path} was written by another version of this package ({version})")
+        raise InvalidInput(
+            f"{path} was written by another version of this package, in format {version} where this one reads "
+            f"{VERSION}: go on with that version, or name another output, for which all texts are paid for again"
+        )
     if version == 0 and execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone():
         raise InvalidInput(f"{path} is not a checkpoint of this package: move it away")
     if version == VERSION and not had_wal and execute("SELECT max(log_in_use) FROM checkpoint").fetchone() == (1,):
