@@ -36,7 +36,7 @@ class DashScopeSparseEmbeddings(SparseAdapter, BaseSparseEmbedding):
         return [row.as_milvus() for row in self.hybrid.sparse(as_text_list(texts), self.document_role)]
 
     def embed_query(self, query: str) -> dict[int, float]:
-        """Index → weight of a text to search with."""
+        """The sparse vector of a search query, as index → weight."""
         return self.hybrid.sparse([as_single_text(query)], "query")[0].as_milvus(query=True)
 
     async def aembed_documents(self, texts: list[str]) -> list[dict[int, float]]:

@@ -25,9 +25,9 @@ class QuotaLimit:
 
 @dataclass(frozen=True, slots=True)
 class Quota:
-    """What the service says about the quota of one model: caps alone, not what is used or left of them.
+    """What the service says about the quota of one model: only the limits, not how much of them is used.
 
-    The caps are those of the whole account, or of one workspace within it. Other programs of the account share them.
+    The limits are those of the whole account, or of one workspace within it. Other programs of the account share them.
     """
 
     model: str

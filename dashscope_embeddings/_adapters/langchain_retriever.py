@@ -134,7 +134,7 @@ class DashScopeSparseRetriever(BaseRetriever):
         return retriever
 
     def add_documents(self, documents: Sequence[Document]) -> None:
-        """Adds documents behind the present ones: all of them or, after an error, none.
+        """Adds documents after the present ones: all of them or, after an error, none.
 
         Raises:
             DashScopeError: as for `from_texts`.

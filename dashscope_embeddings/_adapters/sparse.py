@@ -32,7 +32,7 @@ class SparseSettings(ClientFields):
 
 
 class SparseAdapter:
-    """Embeds through a dense adapter or through settings of its own. Pickles as settings only."""
+    """Embeds through a dense adapter or through settings of its own. A pickle holds the settings only."""
 
     def __init__(
         self, dense: ClientFields | None = None, *, memo_size: int | None = None, **options: Unpack[SparseOptions]

@@ -45,7 +45,7 @@ def _setting(
 
 
 def as_defined() -> Any:
-    """Stands where a pydantic model takes one of these types with the default and description that it carries.
+    """The value of a pydantic field whose type is one of these: the field takes default and description from the type.
 
     Type checkers do not look for a default within a type. A new `Field` each time, because pydantic 2.8 writes to it.
     """

@@ -119,7 +119,7 @@ class ConcurrencyWindow:
         return self.cap == self._known_cap
 
     def reject_cap(self) -> None:
-        """429s went on with so few in flight: concurrency is not their cause, unless that was certain."""
+        """Removes the cap, because 429s went on below it; not one that was confirmed `CAP_CONFIRMATIONS` times."""
         if self._cap_confirmations < constants.CAP_CONFIRMATIONS:
             self.cap = None
 

@@ -197,7 +197,7 @@ class Chunk:
 
 
 def split_request(group: list[Chunk], error: DashScopeError, limits: Limits, long_text: LongText) -> list[list[Chunk]]:
-    """The requests to send instead of a refused one; an empty list if the error is final, with a hint then."""
+    """The requests to send instead of a refused one; an empty list if the error is final (it may get a hint)."""
     limit = error.limit if isinstance(error, ServiceError) else None
     if error.action is Action.REDUCE_BATCH:
         if limit is None or not 0 < limit < len(group):

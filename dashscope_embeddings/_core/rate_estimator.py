@@ -314,7 +314,7 @@ class RateEstimator:
         self.state, self._reacted_at = SearchState.STEADY, now
 
     def _postpone(self, seconds: float) -> None:
-        """The rate was not used for so long."""
+        """Excludes these seconds, in which nothing was sent, from the time that the rate was in use."""
         self.steady.postpone(seconds)
         self._ramp.since += seconds
 

@@ -25,7 +25,7 @@ class _Bucket:
         self._full_at = -math.inf
 
     def available_at(self, amount: float) -> float:
-        """When the bucket holds the amount; more than the whole bucket needs a full one."""
+        """When the bucket holds the amount or, for an amount larger than the bucket, when it is full."""
         return self._full_at - self._period_seconds + min(amount, self._limit) / self.per_second
 
     def take(self, amount: float, now: float) -> None:

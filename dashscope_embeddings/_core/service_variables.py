@@ -53,7 +53,7 @@ def is_compatible_url(url: str) -> bool:
 
 
 def base_url_variable(protocol: ApiProtocol) -> Variable | None:
-    """The address of a protocol; else that of the other one, whose host is a better guess than the default region."""
+    """The variable for a protocol's address; else the other protocol's, as its host beats a guess of the region."""
     given = os.environ.get(_URL, "")
     meant_for = "openai" if is_compatible_url(given) else "native"
     for each in sorted(_URLS, key=lambda name: name != protocol):

@@ -245,7 +245,7 @@ def _is_final(outcome: Outcome, row: int) -> bool:
 
 
 def _outcome_of_row(outcome: Outcome, row: int, batch_call: BatchCall) -> Outcome:
-    """One text's share of the outcome. The first answered text is billed for the requests, each for itself."""
+    """One text's share of the outcome. Each answered text gets its share of the tokens; the first, all requests."""
     count = len(batch_call.members)
     answered = [i for i in range(count) if _has_vectors(outcome, i)]
     billed = answered or [0]  # no row is complete, but chunks of a long text may have been answered

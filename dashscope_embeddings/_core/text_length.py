@@ -161,7 +161,7 @@ def truncate(text: str, max_tokens: float, count: CountTokens = estimate_tokens)
 
 
 def _window(max_tokens: float, count: CountTokens) -> int:
-    """Characters that `max_tokens` have at most, or nearly so: in the estimate, ASCII has the most a token."""
+    """About the most characters that `max_tokens` can have; by the estimate, ASCII has the most for each token."""
     return int(max_tokens * (_ASCII_CHARACTERS_PER_TOKEN if count is estimate_tokens else _WORD_CHARACTERS)) + 2
 
 

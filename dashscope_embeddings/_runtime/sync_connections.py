@@ -37,14 +37,14 @@ class _Connection:
 
     @property
     def is_usable(self) -> bool:
-        """Whether no data waits to be read: between requests that is a shutdown notice, or belongs to no request."""
+        """Whether there is no unread data: between requests, data is a shutdown notice or belongs to no request."""
         return not self.stream.get_extra_info("is_readable")
 
 
 class SyncConnectionPool(httpx.BaseTransport):
     """A pool of transports with one connection each, as many as requests are in flight.
 
-    `make_transport` returns a transport that never closes its connection; it is closed after `idle_seconds`.
+    `make_transport` returns a transport that keeps its connection open; the pool closes it after `idle_seconds`.
     """
 
     def __init__(self, make_transport: Callable[[], httpx.BaseTransport], idle_seconds: float) -> None:

@@ -143,7 +143,7 @@ def check(  # noqa: PLR0913 - independent settings
     make_client: Callable[..., EmbeddingClient] | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Check:
-    """Send one short text to all hosts at once, then probe models and routes on those that accept the key.
+    """Sends one short text to all hosts at once, then probes models and routes on those that accept the key.
 
     No request is retried, so throttling and broken connections are reported as they occur.
 

@@ -86,7 +86,7 @@ _DEFAULTS = {
 
 
 def takes(*groups: Mapping[str, Any]) -> Callable[[CommandT], CommandT]:
-    """Decorates a command: adds options, whose values it gets as keywords."""
+    """Decorates a command: adds options; the command gets their values as keywords."""
 
     def add_options(command: CommandT) -> CommandT:
         signature = inspect.signature(command, eval_str=True)

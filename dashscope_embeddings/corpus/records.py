@@ -46,7 +46,7 @@ class Fields(NamedTuple):
         return [self.text] if self.id is None else [self.text, self.id]
 
     def missing(self, wanted: str, present: Sequence[str], objects: Sequence[str] = ()) -> str:
-        """The problem of a record without a wanted field; `objects`: the fields within which it is."""
+        """The problem of a record without a wanted field; `objects`: the fields that contain it."""
         shown = 8
         names = ", ".join(map(repr, present[:shown])) + (", …" if len(present) > shown else "")
         role = "the text (text_field, --text-field)" if wanted == self.text else "the id (id_field, --id-field)"

@@ -186,7 +186,7 @@ _SYSTEM_FILES = frozenset({"__MACOSX", "$RECYCLE.BIN", "@eaDir", "Thumbs.db", "d
 
 
 def _is_hidden_or_system(path: Path, root: Path) -> bool:
-    """Whether a file or a folder below `root` is hidden or left by a system; parts of `root` were named explicitly."""
+    """Whether a file or a folder below `root` is hidden or a system's; `root` itself was named explicitly."""
     return any(part.startswith((".", "~$")) or part in _SYSTEM_FILES for part in path.parts if part not in root.parts)
 
 

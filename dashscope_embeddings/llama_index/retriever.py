@@ -95,7 +95,7 @@ class DashScopeSparseRetriever(BaseRetriever):
         return retriever
 
     def add_nodes(self, nodes: Sequence[BaseNode]) -> None:
-        """Adds nodes behind the present ones: all that have a text or, after an error, none.
+        """Adds nodes after the present ones: all that have a text or, after an error, none.
 
         Raises:
             DashScopeError: as for `from_nodes`.

@@ -142,7 +142,7 @@ _MIN_UNIT_BYTES = 32
 
 
 def _copy_rows(source: sqlite3.Connection, target: sqlite3.Connection) -> int:
-    """Copies all rows that can be read; returns of how many units something cannot."""
+    """Copies all rows that can be read; returns the number of units with rows that cannot."""
 
     def copy(table: str, condition: str = "", values: tuple[int, ...] = ()) -> None:
         rows = source.execute(f"SELECT * FROM {table} {condition}", values)  # noqa: S608 - our own names
