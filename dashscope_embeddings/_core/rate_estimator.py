@@ -314,7 +314,7 @@ class RateEstimator:
         self.state, self._reacted_at = SearchState.STEADY, now
 
     def _postpone(self, seconds: float) -> None:
-        """Excludes these seconds, in which nothing was sent, from the time that the rate was in use."""
+        """Excludes `seconds` from the time that the rate has been in use: it did not limit anything then."""
         self.steady.postpone(seconds)
         self._ramp.since += seconds
 
