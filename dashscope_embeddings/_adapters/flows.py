@@ -6,8 +6,10 @@ result. `run` makes the calls on the caller's thread; `arun` awaits their asynch
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Awaitable, Callable, Generator
 from typing import Any, TypeAlias, TypeVar
+
+from dashscope_embeddings._runtime import flow_runs
 
 T = TypeVar("T")
 
@@ -20,41 +22,24 @@ class Call:
     def __init__(self, function: Callable[..., Any], async_function: Callable[..., Any], /, *args: Any) -> None:
         self.function, self.async_function, self.args = function, async_function, args
 
+    def make(self) -> Any:
+        """Makes the call."""
+        return self.function(*self.args)
+
+    def amake(self) -> Awaitable[Any]:
+        """Starts the asynchronous version."""
+        awaitable: Awaitable[Any] = self.async_function(*self.args)
+        return awaitable
+
 
 Flow: TypeAlias = Generator[Call, Any, T]
 
 
 def run(flow: Flow[T]) -> T:
     """The result of a flow, on this thread. Whatever a call raises is thrown into the flow, which may call again."""
-    try:
-        call = next(flow)
-        while True:
-            try:
-                answer = call.function(*call.args)
-            except BaseException as error:  # noqa: BLE001, PERF203 - the flow raises it again
-                call = flow.throw(error)
-            else:
-                call = flow.send(answer)
-    except StopIteration as end:
-        result: T = end.value
-        return result
-    finally:
-        flow.close()
+    return flow_runs.run(flow, Call.make)
 
 
 async def arun(flow: Flow[T]) -> T:
-    """`run` on the running loop. A flow that is thrown `GeneratorExit` must not yield: its coroutine is closed."""
-    try:
-        call = next(flow)
-        while True:
-            try:
-                answer = await call.async_function(*call.args)
-            except BaseException as error:  # noqa: BLE001, PERF203 - the flow raises it again
-                call = flow.throw(error)
-            else:
-                call = flow.send(answer)
-    except StopIteration as end:
-        result: T = end.value
-        return result
-    finally:
-        flow.close()
+    """`run` on the running loop."""
+    return await flow_runs.arun(flow, Call.amake)

@@ -1,4 +1,4 @@
-"""What threads and tasks have in common when they run a flow: the driver passes in how a step is performed."""
+"""Runs a flow on a thread or in a task: the caller passes in how a step is performed."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Generator
 
     from dashscope_embeddings._core.exchange import Exchange, Outcome
-    from dashscope_embeddings._core.steps import Step, StepResult
+    from dashscope_embeddings._core.steps import StepResult
 
 T = TypeVar("T")
+StepT = TypeVar("StepT")
+AnswerT = TypeVar("AnswerT")
 
 
-def run(flow: Generator[Step, StepResult, T], perform: Callable[[Step], StepResult]) -> T:
+def run(flow: Generator[StepT, AnswerT, T], perform: Callable[[StepT], AnswerT]) -> T:
     """What a flow returns. What `perform` raises is raised in the flow, at its step."""
     try:
         step = next(flow)
@@ -33,8 +35,8 @@ def run(flow: Generator[Step, StepResult, T], perform: Callable[[Step], StepResu
         flow.close()
 
 
-async def arun(flow: Generator[Step, StepResult, T], perform: Callable[[Step], Awaitable[StepResult]]) -> T:
-    """`run` for a task."""
+async def arun(flow: Generator[StepT, AnswerT, T], perform: Callable[[StepT], Awaitable[AnswerT]]) -> T:
+    """`run` for a task. A flow that is thrown `GeneratorExit` must not yield: its coroutine is closed."""
     try:
         step = next(flow)
         while True:
