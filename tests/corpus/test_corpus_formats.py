@@ -157,7 +157,7 @@ def test_reading_holds_no_more_than_a_few_records(tmp_path: Path) -> None:
 BAD = [
     ("in.txt", b"good\n\xff\xfe\n", 2, "holds bytes that are not utf-8", {}),
     ("in.jsonl", b'{"text": "good"}\n{"text": \n', 2, "is no JSON: Expecting value at character 10", {}),
-    ("in.jsonl", b'{"text": "good"}\n' + b'{"text":' + b"[" * 9_000 + b"\n", 2, "is nested too deeply: ", {}),
+    ("in.jsonl", b'{"text": "good"}\n' + b'{"text":' + b"[" * 200_000 + b"\n", 2, "is nested too deeply: ", {}),
     ("in.jsonl", b'{"text": "good"}\n{"text": " "}\n', 2, "empty or blank", {}),
     ("in.jsonl", b'{"text": "good"}\n["text"]\n', 2, "is a JSON array: write one object per line", {}),
     ("in.jsonl", b'{"text": "good"}\n"text"\n', 2, "a JSON str, not an object", {}),
