@@ -9,7 +9,6 @@ the other texts of its batch: the request is bisected until that text is found.
 
 from __future__ import annotations
 
-import itertools
 import logging
 import math
 import sys
@@ -129,8 +128,8 @@ class RequestContext:
 class Outcome:
     """The result of a batch: vectors and errors by row. Row errors are returned, never raised."""
 
-    dense: list[list[float] | None]
-    sparse: list[SparseVector | None]
+    vectors: list[Part | None]
+    """None: the row has none."""
     errors: dict[int, DashScopeError] = field(default_factory=dict)
     """Row → why it has no vectors."""
     abort_error: DashScopeError | None = None
@@ -139,11 +138,18 @@ class Outcome:
     texts: int = 0
     tokens: int = 0
     request_ids: list[str] = field(default_factory=list)
-    weights: dict[int, float] = field(default_factory=dict, compare=False)
-    """Row → its weight as a part of a longer text, from `combine`; only for rows that had to be cut themselves."""
+
+    @property
+    def dense(self) -> list[list[float] | None]:
+        return [part and part.dense for part in self.vectors]
+
+    @property
+    def sparse(self) -> list[SparseVector | None]:
+        return [part and part.sparse for part in self.vectors]
 
 
 Exchange: TypeAlias = "Generator[Step, StepResult, Outcome]"
+_Answer: TypeAlias = ParsedReply | DashScopeError
 
 
 # --- the flow ----------------------------------------------------------------------------------------------
@@ -154,13 +160,14 @@ def exchange(texts: Sequence[str], context: RequestContext, permit: Permit | Non
 
     `permit`: already granted by the limiter, for the first request.
     """
-    outcome = Outcome([None] * len(texts), [None] * len(texts))
+    outcome = Outcome([None] * len(texts))
     parts_by_row: dict[int, list[Part]] = {}
     # A batch whose texts are all in earlier batches sends nothing.
     waiting = deque([[Chunk(row, text) for row, text in enumerate(texts)]] if texts else [])
     while waiting:
         group = waiting.popleft()
-        answer = yield from _request_with_retries([chunk.text for chunk in group], context, permit)
+        request = _Request([chunk.text for chunk in group], context)
+        answer = yield from request.send_until_final(permit)
         permit = None
         if isinstance(answer, ParsedReply):
             _add_usage(outcome, answer, len(group))
@@ -169,64 +176,99 @@ def exchange(texts: Sequence[str], context: RequestContext, permit: Permit | Non
         elif groups := split_request(group, answer, context.limits, context.long_text):
             waiting.extendleft(reversed(groups))
         else:
-            for chunk in group:
-                outcome.errors[chunk.row] = answer
+            outcome.errors |= {chunk.row: answer for chunk in group}
             # Other chunks of a refused text would be billed for nothing.
             groups = [[chunk for chunk in later if chunk.row not in outcome.errors] for later in waiting]
             waiting = deque(later for later in groups if later)
             if answer.action not in _TEXT_ACTIONS:
                 outcome.abort_error = answer
                 break
-    without = {*outcome.errors, *(chunk.row for group in waiting for chunk in group)}
-    _store_vectors(outcome, {row: parts for row, parts in parts_by_row.items() if row not in without})
+    incomplete = {*outcome.errors, *(chunk.row for group in waiting for chunk in group)}
+    for row, parts in parts_by_row.items():
+        outcome.vectors[row] = None if row in incomplete else combine(parts)
     return outcome if context.state.confirmed else _promote_uniform_errors(outcome)
 
 
 _TEXT_ACTIONS = frozenset({Action.BISECT, Action.TRUNCATE})
 
 
-def _request_with_retries(
-    texts: list[str], context: RequestContext, permit: Permit | None
-) -> Generator[Step, StepResult, ParsedReply | DashScopeError]:
-    """Sends one request until it is answered, or until it fails with an error that retries cannot change."""
-    body = protocol.request_body(context.options, texts)
-    # Exact counts take time, so they are made only where a quota of tokens is spent by them.
-    count = text_length.estimate_tokens if context.limiter.tokens_per_minute is None else context.limits.count
-    tokens = max(1, round(sum(map(count, texts))))
-    failures, stale_replies, throttled_since = 0, 0, math.inf
-    for attempt in itertools.count(1):
-        permit = permit or context.create_permit(tokens)
-        try:
-            if (cancelled := (yield from _wait_for_permit(permit, context))) is not None:
+class _Request:
+    """One request: how often it was sent, and how often and since when it has failed in each way."""
+
+    def __init__(self, texts: list[str], context: RequestContext) -> None:
+        self._texts, self._context = texts, context
+        self._body = protocol.request_body(context.options, texts)
+        # Exact counts take time, so they are made only where a quota of tokens is spent by them.
+        count = text_length.estimate_tokens if context.limiter.tokens_per_minute is None else context.limits.count
+        self._tokens = max(1, round(sum(map(count, texts))))
+        self._attempts = self._failures = self._stale_replies = 0
+        self._is_stale = False
+        """Whether the last reply was a copy of one to an earlier request, and the request may be repeated for it."""
+        self._throttled_since = math.inf
+
+    def send_until_final(self, permit: Permit | None) -> Generator[Step, StepResult, _Answer]:
+        """Sends the request until it is answered, or until it fails with an error that retries cannot change.
+
+        `permit`: already granted, for the first attempt.
+        """
+        while True:
+            permit = permit or self._context.create_permit(self._tokens)
+            try:
+                answer = yield from self._send(permit)
+            finally:
+                self._context.limiter.cancel(permit)
+            permit = None
+            if isinstance(answer, ParsedReply) or self._is_final(answer):
+                return answer
+            if answer.action is Action.RETRY and not self._is_stale:
+                pause = backoff_seconds(self._failures, retry_after_seconds(answer))
+                tries = self._context.max_retries + 1
+                _log.info("attempt %d of %d failed, next in %.1f s: %s", self._failures, tries, pause, answer)
+                if (cancelled := (yield Sleep(pause))) is not None:
+                    return interpret(cancelled, self._context, self._texts)
+
+    def _send(self, permit: Permit) -> Generator[Step, StepResult, _Answer]:
+        """Waits for the limiter, then sends the request once."""
+        context, texts, self._is_stale = self._context, self._texts, False
+        # Another request may be throttled during the wait, so ask again until the answer is 0.
+        while wait := context.limiter.try_acquire(permit):
+            if (cancelled := (yield Sleep(wait, permit))) is not None:
                 return interpret(cancelled, context, texts)
-            error, stale = yield from _send_once(body, context, texts, attempt, permit, is_repeat=stale_replies > 0)
-            if isinstance(error, ParsedReply):
-                context.limiter.on_success(permit, error.billed_tokens)
-                return error
-            if error.action is Action.BACK_OFF:
-                context.limiter.on_throttled(permit, retry_after_seconds(error))
-        finally:
-            context.limiter.cancel(permit)
-        permit = None
-        if stale and stale_replies < _MAX_STALE_REPLIES:
-            stale_replies += 1
+        self._attempts += 1
+        started_at = context.limiter.clock()
+        reader = ReplyReader(self._body, context, texts, is_repeat=self._stale_replies > 0)
+        max_reply_bytes = protocol.max_reply_bytes(context.options, len(texts), len(self._body))
+        reply = yield Send(self._body, max_reply_bytes=max_reply_bytes, read_reply=reader, permit=permit)
+        if reader.result is None and isinstance(reply, Reply):
+            reader(reply)
+        answer = reader.result if reader.result is not None else interpret(reply, context, texts)
+        self._is_stale = reader.is_stale and self._stale_replies < _MAX_STALE_REPLIES
+        self._stale_replies += self._is_stale
+        if context.on_request is not None:
+            usage.call_hook(context.on_request, request_record(context, len(texts), self._attempts, started_at, answer))
+        if isinstance(answer, ParsedReply):
+            context.state.confirmed = True
+            context.limiter.on_success(permit, answer.billed_tokens)
+        elif answer.action is Action.BACK_OFF:
+            context.limiter.on_throttled(permit, retry_after_seconds(answer))
+        return answer
+
+    def _is_final(self, error: DashScopeError) -> bool:
+        """Counts the error; returns whether the request must not be sent again."""
+        if self._is_stale:
             _log.info("retrying on another connection: %s", error)
-        elif error.action is Action.BACK_OFF:
-            now = context.limiter.clock()
-            throttled_since = min(throttled_since, now)
-            if context.max_retries == 0 or now - throttled_since > context.max_throttled_seconds:
-                return error
+            return False
+        if error.action is Action.BACK_OFF:
+            now = self._context.limiter.clock()
+            self._throttled_since = min(self._throttled_since, now)
+            seconds = now - self._throttled_since
+            if self._context.max_retries == 0 or seconds > self._context.max_throttled_seconds:
+                return True
             _log.info("throttled, retrying when the limiter allows it: %s", error)
-            warn_of_throttling(context, error, now, throttled_since)
-        elif error.action is Action.RETRY and failures < context.max_retries:
-            failures += 1
-            pause = backoff_seconds(failures, retry_after_seconds(error))
-            _log.info("attempt %d of %d failed, next in %.1f s: %s", failures, context.max_retries + 1, pause, error)
-            if (cancelled := (yield Sleep(pause))) is not None:
-                return interpret(cancelled, context, texts)
-        else:
-            return error
-    raise RuntimeError("unreachable: itertools.count does not end")
+            warn_of_throttling(self._context, error, now, self._throttled_since)
+            return False
+        self._failures += 1
+        return error.action is not Action.RETRY or self._failures > self._context.max_retries
 
 
 def warn_of_throttling(context: RequestContext, error: DashScopeError, now: float, throttled_since: float) -> None:
@@ -252,36 +294,6 @@ _MAX_STALE_REPLIES = 40
 """Each stale reply closes a connection."""
 
 
-def _wait_for_permit(permit: Permit, context: RequestContext) -> Generator[Step, StepResult, StepResult]:
-    """Waits until the limiter grants the permit; returns a `Failure` if the call was cancelled meanwhile."""
-    # Another request may be throttled during the wait, so ask again until the answer is 0.
-    while wait := context.limiter.try_acquire(permit):
-        if (cancelled := (yield Sleep(wait, permit))) is not None:
-            return cancelled
-    return None
-
-
-def _send_once(  # noqa: PLR0913 - what one attempt is
-    body: bytes, context: RequestContext, texts: Sequence[str], attempt: int, permit: Permit, *, is_repeat: bool
-) -> Generator[Step, StepResult, tuple[ParsedReply | DashScopeError, bool]]:
-    """The result of one request, and whether the reply was stale: a copy of a reply to an earlier request."""
-    started_at = context.limiter.clock()
-    reader = ReplyReader(body, context, texts, is_repeat=is_repeat)
-    answer = yield Send(
-        body,
-        max_reply_bytes=protocol.max_reply_bytes(context.options, len(texts), len(body)),
-        read_reply=reader,
-        permit=permit,
-    )
-    if reader.result is None and isinstance(answer, Reply):
-        reader(answer)
-    result = reader.result if reader.result is not None else interpret(answer, context, texts)
-    context.state.confirmed |= isinstance(result, ParsedReply)
-    if context.on_request is not None:
-        usage.call_hook(context.on_request, request_record(context, len(texts), attempt, started_at, result))
-    return result, reader.is_stale
-
-
 # --- the outcome -------------------------------------------------------------------------------------------
 
 
@@ -293,13 +305,6 @@ def _add_usage(outcome: Outcome, reply: ParsedReply, texts: int) -> None:
         outcome.request_ids.append(reply.request_id)
 
 
-def _store_vectors(outcome: Outcome, parts_by_row: dict[int, list[Part]]) -> None:
-    for row, parts in parts_by_row.items():
-        outcome.dense[row], outcome.sparse[row], weight = combine(parts)
-        if len(parts) > 1:
-            outcome.weights[row] = weight
-
-
 def _promote_uniform_errors(outcome: Outcome) -> Outcome:
     """Aborts the call if every row was refused with the same code: the request itself is wrong.
 
@@ -309,7 +314,7 @@ def _promote_uniform_errors(outcome: Outcome) -> Outcome:
     codes = {error.code for error in errors if isinstance(error, ServiceError)}
     if (
         outcome.abort_error is None
-        and 1 < len(errors) == len(outcome.dense)
+        and 1 < len(errors) == len(outcome.vectors)
         and len(codes) == 1
         and all(error.action is Action.BISECT for error in errors)
         and not any("inspection" in (code or "").lower() for code in codes)

@@ -1,7 +1,7 @@
 """Groups checked texts into batches, limited by rows and tokens, and splits requests that the service refuses.
 
 A repeated text is sent once: its slots refer to the same row. A long text may become several rows: its slot
-refers to all of them, with their weights.
+refers to all of them.
 """
 
 from __future__ import annotations
@@ -26,8 +26,6 @@ class RowRef:
 
     batch_number: int
     row: int
-    weight: float
-    """The part's length in characters."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +129,7 @@ class BatchPlanner:
     def _append_row(self, row: str, tokens: float) -> RowRef:
         self._batch.texts.append(row)
         self._batch.estimated_tokens += tokens
-        return RowRef(self._batch.number, len(self._batch.texts) - 1, float(len(row)))
+        return RowRef(self._batch.number, len(self._batch.texts) - 1)
 
     def has_room(self, rows: int, tokens: float, row_tokens: float) -> bool:
         """Whether a batch that has `rows` and `tokens` can take another row, of `row_tokens`."""
@@ -157,7 +155,7 @@ def single_row_batch(text: str, limits: Limits, long_text: LongText) -> Batch | 
     if len(rows) != 1:
         return None
     (row,) = rows
-    return Batch(0, [row], estimate_tokens(row), [TextSlot(0, (RowRef(0, 0, float(len(row))),), text)])
+    return Batch(0, [row], estimate_tokens(row), [TextSlot(0, (RowRef(0, 0),), text)])
 
 
 def batches(texts: Iterable[str | None], planner: BatchPlanner) -> Iterator[Batch]:

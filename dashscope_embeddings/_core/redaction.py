@@ -23,8 +23,8 @@ _KEY_EDGE_CHARACTERS = 12
 """Length of a key's prefix or suffix that is redacted even where the rest was cut off."""
 _LONG_KEY_CHARACTERS = 24
 """Minimum length of a key whose suffix is searched for as well."""
-_MIN_TEXT_MATCH_BYTES = 2 * _MIN_MATCH_BYTES - 1
-"""Minimum length of a common run of bytes that counts as a quotation of a text."""
+_QUOTE_BYTES = 2 * _MIN_MATCH_BYTES - 1
+"""Length of a run of bytes that counts as a quotation of a text."""
 _MAX_SCANNED_CHARACTERS = 2_000
 """Longer messages are cut before they are searched."""
 _KEY_PATTERN = re.compile(r"(?<![A-Za-z0-9_-])sk-[A-Za-z0-9_-]+")
@@ -110,42 +110,34 @@ def _encodings(secret: str) -> Iterator[str]:
 
 
 def _redact_texts(message: str, texts: Sequence[str]) -> str:
-    """The message with … in place of short texts, and of long common runs with any text."""
+    """The message with … in place of short texts, and of what is longer and is part of any text."""
     for text in texts:
-        if _MIN_MATCH_BYTES <= len(text.encode("utf-8", "surrogatepass")) <= _MIN_TEXT_MATCH_BYTES:
+        if _MIN_MATCH_BYTES <= len(text.encode("utf-8", "surrogatepass")) <= _QUOTE_BYTES:
             message = message.replace(text, "…")
     message_bytes = message.encode("utf-8", "surrogatepass")
-    text_bytes = "\n".join(texts).encode("utf-8", "surrogatepass")
-    shown, at = [], 0
-    for start, end in sorted(_common_runs(message_bytes, text_bytes)):
-        if at == 0 or start > at:
-            shown.append(message_bytes[at:start])
-        at = max(at, end)
+    quotes = _find_quotes(message_bytes, "\n".join(texts).encode("utf-8", "surrogatepass"))
+    shown: list[bytes] = []
+    at = 0
+    for start in range(len(message_bytes)):
+        if message_bytes[start : start + _QUOTE_BYTES] in quotes:
+            if not shown or start > at:
+                shown.append(message_bytes[at:start])
+            at = start + _QUOTE_BYTES
     return "…".join(part.decode("utf-8", "ignore") for part in [*shown, message_bytes[at:]])
 
 
-def _common_runs(message_bytes: bytes, text_bytes: bytes) -> set[tuple[int, int]]:
-    """Ranges of the message that repeat `_MIN_TEXT_MATCH_BYTES` bytes or more of the texts.
+def _find_quotes(message: bytes, text: bytes) -> set[bytes]:
+    """Every run of `_QUOTE_BYTES` bytes that is in both.
 
-    Every such run contains a block of `_MIN_MATCH_BYTES` bytes that starts at a multiple of that size in the texts,
-    so only these blocks are looked up, and each match is extended in both directions.
+    Wherever it is in the text, it contains a block of `_MIN_MATCH_BYTES` bytes that starts at a multiple of that
+    number. So only the surroundings of the blocks that the message has too are looked at, and each of these once:
+    the time is linear in the text's length.
     """
-    positions: dict[bytes, list[int]] = {}
-    for at in range(len(message_bytes) - _MIN_MATCH_BYTES + 1):
-        positions.setdefault(message_bytes[at : at + _MIN_MATCH_BYTES], []).append(at)
-    runs: set[tuple[int, int]] = set()
-    for at in range(0, len(text_bytes), _MIN_MATCH_BYTES):
-        block = text_bytes[at : at + _MIN_MATCH_BYTES]
-        for start in positions.get(block, ()):
-            first, last, text_at = start, start + _MIN_MATCH_BYTES, at
-            while first > 0 and text_at > 0 and message_bytes[first - 1] == text_bytes[text_at - 1]:
-                first, text_at = first - 1, text_at - 1
-            text_at = at + _MIN_MATCH_BYTES
-            while (
-                last < len(message_bytes) and text_at < len(text_bytes) and message_bytes[last] == text_bytes[text_at]
-            ):
-                last, text_at = last + 1, text_at + 1
-            if last - first >= _MIN_TEXT_MATCH_BYTES:
-                runs.add((first, last))
-                positions.pop(block, None)
-    return runs
+    blocks = {message[at : at + _MIN_MATCH_BYTES] for at in range(len(message) - _MIN_MATCH_BYTES + 1)}
+    surroundings = {
+        text[max(at - _MIN_MATCH_BYTES + 1, 0) : at + _QUOTE_BYTES]
+        for at in range(0, len(text), _MIN_MATCH_BYTES)
+        if text[at : at + _MIN_MATCH_BYTES] in blocks
+    }
+    runs = {message[at : at + _QUOTE_BYTES] for at in range(len(message) - _QUOTE_BYTES + 1)}
+    return runs.intersection(found[at : at + _QUOTE_BYTES] for found in surroundings for at in range(_MIN_MATCH_BYTES))

@@ -182,17 +182,14 @@ class ResultCollector:
             return
         parts = []
         for ref in slot.rows:
-            if (outcome := self._outcomes.get(ref.batch_number)) is None:
+            outcome = self._outcomes.get(ref.batch_number)
+            if outcome is None or (part := outcome.vectors[ref.row]) is None:
                 return
-            weight = outcome.weights.get(ref.row, ref.weight)
-            parts.append(Part(outcome.dense[ref.row], outcome.sparse[ref.row], weight))
-        whole = combine(parts)
-        if whole.dense is None and whole.sparse is None:
-            return
-        self._vectors.store(slot.index, whole, copy=slot.is_duplicate)
+            parts.append(part)
+        self._vectors.store(slot.index, combine(parts), copy=slot.is_duplicate)
         if self._frees_dense:  # the array has the numbers now, and equal texts copy them there
             for ref in slot.rows:
-                self._outcomes[ref.batch_number].dense[ref.row] = None
+                self._outcomes[ref.batch_number].vectors[ref.row] = None
 
     def pop_ready(self) -> Iterator[Embedding]:
         self._request_ids.clear()  # a stream does not report them, and may be endless

@@ -234,22 +234,18 @@ def _report_if_late(text: SingleText) -> None:
         text.on_late_outcome(text.outcome)
 
 
-def _has_vectors(outcome: Outcome, row: int) -> bool:
-    return outcome.dense[row] is not None or outcome.sparse[row] is not None
-
-
 def _is_final(outcome: Outcome, row: int) -> bool:
     """Whether this row has its vectors, or an error of its own."""
     error = outcome.errors.get(row)
-    return _has_vectors(outcome, row) or (error is not None and error is not outcome.abort_error)
+    return outcome.vectors[row] is not None or (error is not None and error is not outcome.abort_error)
 
 
 def _outcome_of_row(outcome: Outcome, row: int, batch_call: BatchCall) -> Outcome:
     """One text's share of the outcome. Each answered text gets its share of the tokens; the first, all requests."""
     count = len(batch_call.members)
-    answered = [i for i in range(count) if _has_vectors(outcome, i)]
+    answered = [i for i in range(count) if outcome.vectors[i] is not None]
     billed = answered or [0]  # no row is complete, but chunks of a long text may have been answered
-    own = Outcome([outcome.dense[row]], [outcome.sparse[row]])
+    own = Outcome([outcome.vectors[row]])
     own.request_ids = list(outcome.request_ids)
     if row in billed:
         own.texts, own.tokens = min(1, len(answered)), outcome.tokens // len(billed)

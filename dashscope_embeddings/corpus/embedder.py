@@ -152,9 +152,9 @@ class Embedder:
         """Called in the thread of the request. Texts split into chunks are stored when the stream yields them."""
         vectors_by_key = {}
         for row, text in enumerate(texts):
-            dense, sparse = outcome.dense[row], outcome.sparse[row]
-            if (dense is not None or sparse is not None) and (key := self._unstored.pop(text, None)) is not None:
-                vectors_by_key[key] = PackedVectors.pack(dense, sparse)
+            part = outcome.vectors[row]
+            if part is not None and (key := self._unstored.pop(text, None)) is not None:
+                vectors_by_key[key] = PackedVectors.pack(part.dense, part.sparse)
         self._store_reply(vectors_by_key, outcome.requests, outcome.texts, outcome.tokens)
 
     def _store_embedding(self, index: int, embedding: Embedding) -> None:

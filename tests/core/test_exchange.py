@@ -19,7 +19,7 @@ from dashscope_embeddings._core.rate_limiter import Permit
 from dashscope_embeddings._core.results import ResultCollector
 from dashscope_embeddings._core.steps import Send, Sleep
 from dashscope_embeddings._core.text_length import Limits
-from dashscope_embeddings.vectors import SparseVector
+from dashscope_embeddings.vectors import Part, SparseVector
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -131,7 +131,8 @@ def says(*answers: StepResult) -> Service:
 
 def test_an_answered_batch_is_one_request_and_settles_what_it_was_billed() -> None:
     talk = Talk()
-    assert talk.to(good) == Outcome([vector(t) for t in TEN], [None] * 10, {}, None, 1, 10, 20, ["r"])
+    rows: list[Part | None] = [Part(vector(t), None, float(len(t))) for t in TEN]
+    assert talk.to(good) == Outcome(rows, {}, None, 1, 10, 20, ["r"])
     assert (talk.sent, talk.slept, talk.limiter.story) == ([TEN], [], "success 20 ended")
 
 

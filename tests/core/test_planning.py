@@ -182,7 +182,7 @@ def test_equal_texts_are_asked_once_within_the_memory() -> None:
     first, second = planned(texts, dedup_window=None)
     assert [place.index for place in first.slots] == list(range(11))
     assert (first.slots[2].rows, first.slots[2].is_duplicate) == (first.slots[0].rows, True)
-    assert (second.slots[-2].rows, second.slots[-2].is_duplicate) == ((RowRef(0, 0, 1.0),), True)
+    assert (second.slots[-2].rows, second.slots[-2].is_duplicate) == ((RowRef(0, 0),), True)
     assert not first.slots[0].is_duplicate
 
 
@@ -197,7 +197,6 @@ def test_a_long_text_names_all_its_pieces_with_their_weights() -> None:
     assert "".join([*first.texts[1:], *second.texts[:-1]]) == text
     (place,) = [place for place in second.slots if place.index == 1]
     assert [(part.batch_number, part.row) for part in place.rows] == [(0, 1), (0, 2), (1, 0)]
-    assert [part.weight for part in place.rows] == [len(t) for t in [*first.texts[1:], second.texts[0]]]
     assert [place.index for place in first.slots] == [0]
     assert first.oldest_referenced == 0  # its pieces are needed with the next batch
     (batch,) = planned([text], limits(tokens_per_row=50), long_text="truncate")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given, settings
@@ -23,7 +23,7 @@ from dashscope_embeddings.errors import (
     ConnectionFailed,
     DashScopeError,
 )
-from dashscope_embeddings.vectors import Cost, Embedding, SparseVector, Usage
+from dashscope_embeddings.vectors import Cost, Embedding, Part, SparseVector, Usage
 
 if TYPE_CHECKING:
     from dashscope_embeddings.vectors import Output
@@ -42,10 +42,12 @@ def sparse(text: str) -> SparseVector:
 def outcome(batch: Batch, output: Output = "dense&sparse", *, without: int = 0) -> Outcome:
     """What became of a batch; its last rows may be `without` vectors."""
     texts = batch.texts[: len(batch.texts) - without]
-    none: list[None] = [None] * without
+    rows = [
+        Part(dense(t) if "dense" in output else None, sparse(t) if "sparse" in output else None, float(len(t)))
+        for t in texts
+    ]
     return Outcome(
-        [*(dense(t) for t in texts), *none] if "dense" in output else [None] * len(batch.texts),
-        [*(sparse(t) for t in texts), *none] if "sparse" in output else [None] * len(batch.texts),
+        [*rows, *[None] * without],
         requests=1,
         texts=len(texts),
         tokens=10 * len(texts),
@@ -70,8 +72,7 @@ def refused(words: str = "improper") -> DashScopeError:
 
 def stopped(batch: Batch, error: DashScopeError) -> Outcome:
     """A batch that the end of its job overtook."""
-    none: list[Any] = [None] * len(batch.texts)
-    return Outcome(none, none, dict.fromkeys(range(len(batch.texts)), error), error)
+    return Outcome([None] * len(batch.texts), dict.fromkeys(range(len(batch.texts)), error), error)
 
 
 @pytest.mark.parametrize("output", ["dense", "sparse", "dense&sparse"])

@@ -22,6 +22,7 @@ from dashscope_embeddings._core.text_batcher import BatchCall, SingleText, TextB
 from dashscope_embeddings._core.text_length import Limits
 from dashscope_embeddings.catalogue import model
 from dashscope_embeddings.emulator import Emulator, faults
+from dashscope_embeddings.vectors import Part
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -61,8 +62,8 @@ def join(waiting: TextBatcher, *texts: str) -> list[SingleText]:
 
 
 def answer(count: int) -> Outcome:
-    dense: list[list[float] | None] = [[float(i)] for i in range(count)]
-    return Outcome(dense, [None] * count, requests=1, texts=count, tokens=3 * count + 1, request_ids=["r"])
+    rows: list[Part | None] = [Part([float(i)], None, 1.0) for i in range(count)]
+    return Outcome(rows, requests=1, texts=count, tokens=3 * count + 1, request_ids=["r"])
 
 
 # --- without a client --------------------------------------------------------------------------------------
@@ -106,7 +107,7 @@ def test_throttled_queries_go_back_to_the_front_and_travel_with_later_ones() -> 
     batch_call = waiting.poll(first, context, None)
     assert isinstance(batch_call, BatchCall)
     join(waiting, "second")
-    outcome = Outcome([None], [None], abort_error=THROTTLED)
+    outcome = Outcome([None], abort_error=THROTTLED)
     context.limiter.on_throttled(batch_call.permit)
     waiting.complete(batch_call, outcome, context)
     while not isinstance(turn := waiting.poll(first, context, None), BatchCall):
@@ -126,7 +127,7 @@ def test_throttling_ends_where_patience_does(max_retries: int) -> None:
             break
         if isinstance(turn, BatchCall):
             context.limiter.on_throttled(turn.permit)
-            waiting.complete(turn, Outcome([None], [None], abort_error=THROTTLED), context)
+            waiting.complete(turn, Outcome([None], abort_error=THROTTLED), context)
         else:
             clock.time += turn
     assert isinstance(turn, Outcome)

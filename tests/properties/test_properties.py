@@ -602,7 +602,6 @@ def test_a_plan_puts_every_text_into_its_place_and_keeps_to_the_limits(
     for batch, place in places:
         expected = [*text_length.Limits(1, tokens, None).fit_rows(asked[place.index], how["long_text"])]
         assert [found[part.batch_number].texts[part.row] for part in place.rows] == expected
-        assert [part.weight for part in place.rows] == [len(row) for row in expected]
         assert max(part.batch_number for part in place.rows) <= batch.number
     for batch in found:
         assert all(part.batch_number >= oldest for place in batch.slots for part in place.rows)
@@ -627,8 +626,7 @@ def test_an_assembly_gives_each_text_what_became_of_its_rows(
     streamed, given_out = data.draw(st.booleans()) and not packed, {}
     for batch in batches:
         outcome = Outcome(
-            [None if row in refused else vectors[row] for row in batch.texts],
-            [None] * len(batch.texts),
+            [None if row in refused else Part(vectors[row], None, float(len(row))) for row in batch.texts],
             {at: BadReply("no") for at, row in enumerate(batch.texts) if row in refused},
         )
         job.add(batch, outcome)

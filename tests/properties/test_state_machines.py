@@ -29,6 +29,7 @@ from dashscope_embeddings._core.protocol import RequestOptions
 from dashscope_embeddings._core.rate_limiter import InFlightBound, Limiter, Permit
 from dashscope_embeddings._core.text_batcher import BatchCall, SingleText, TextBatcher
 from dashscope_embeddings._core.text_length import Limits
+from dashscope_embeddings.vectors import Part
 
 if TYPE_CHECKING:
     from hypothesis.stateful import MultipleResults
@@ -479,15 +480,15 @@ class TextBatcherMachine(RuleBasedStateMachine):
     def outcome_of(self, batch_call: BatchCall, how: str) -> Outcome | None:
         count = len(batch_call.members)
         if how in {"answered", "refused"}:
-            dense: list[list[float] | None] = [[float(query.text.split()[1])] for query in batch_call.members]
-            outcome = Outcome(dense, [None] * count, requests=1, texts=count, tokens=7 * count + 2, request_ids=["r"])
+            rows: list[Part | None] = [Part([float(query.text.split()[1])], None, 1.0) for query in batch_call.members]
+            outcome = Outcome(rows, requests=1, texts=count, tokens=7 * count + 2, request_ids=["r"])
             if how == "refused":
-                outcome.dense[-1], outcome.errors[count - 1] = None, REFUSED
+                outcome.vectors[-1], outcome.errors[count - 1] = None, REFUSED
             return outcome
         if how == "broken":
             return None
         stop = THROTTLED if how == "throttled" else FAILED
-        return Outcome([None] * count, [None] * count, dict.fromkeys(range(count), stop), abort_error=stop)
+        return Outcome([None] * count, dict.fromkeys(range(count), stop), abort_error=stop)
 
     def end(self, batch_call: BatchCall, how: str) -> None:
         self.in_flight.discard(batch_call)
@@ -567,7 +568,7 @@ def test_a_query_whose_caller_has_left_is_not_sent_again(how: str) -> None:
         loop.running = False
     else:
         context.limiter.cancel(batch_call.permit)
-        stop = Outcome([None, None], [None, None], abort_error=THROTTLED) if how == "throttled" else None
+        stop = Outcome([None, None], abort_error=THROTTLED) if how == "throttled" else None
         waiting.complete(batch_call, stop, context)
     clock.now += 10.0
     again = waiting.poll(stays, context, None)

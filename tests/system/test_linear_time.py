@@ -19,6 +19,7 @@ from dashscope_embeddings._core.results import ResultCollector
 from dashscope_embeddings._core.text_length import Limits
 from dashscope_embeddings._runtime.async_drivers import run_in_thread
 from dashscope_embeddings.emulator import Emulator
+from dashscope_embeddings.vectors import Part
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable
@@ -44,7 +45,7 @@ def assembled(texts: Iterable[str], memory: int | None, *, packed: int | None = 
     """A job of which each batch holds one text, in front of a service that takes no time."""
     job = ResultCollector("dense", None, array_rows=packed)
     for batch in batches(texts, BatchPlanner(Limits(1, 8192, None), dedup_window=memory)):
-        job.add(batch, Outcome([[0.6, 0.8] for _ in batch.texts], [None] * len(batch.texts), requests=1))
+        job.add(batch, Outcome([Part([0.6, 0.8], None, 1.0) for _ in batch.texts], requests=1))
         if stream:
             list(job.pop_ready())
 
