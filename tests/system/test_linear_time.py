@@ -15,6 +15,7 @@ from client_helpers import client_for
 from dashscope_embeddings._core import results, text_inputs, text_length
 from dashscope_embeddings._core.exchange import Outcome
 from dashscope_embeddings._core.planning import BatchPlanner, batches
+from dashscope_embeddings._core.redaction import Redactor
 from dashscope_embeddings._core.results import ResultCollector
 from dashscope_embeddings._core.text_length import Limits
 from dashscope_embeddings._runtime.async_drivers import run_in_thread
@@ -64,6 +65,15 @@ JOBS: dict[str, Callable[[int], object]] = {
 def test_a_text_of_many_costs_what_a_text_of_few_costs(job: Callable[[int], object]) -> None:
     # A step that looks at all batches for each of them is 15 times slower here; a busy machine's caches, 4 times.
     assert seconds_a_text(job, MANY) < 8 * seconds_a_text(job, FEW)
+
+
+def test_a_message_that_repeats_much_of_a_text_is_redacted_as_soon_as_one_that_repeats_little() -> None:
+    def redacted(repeats: int) -> str:
+        return Redactor()(" ".join(["a" * 8] * repeats), ["a" * 400_000])
+
+    assert redacted(2) == "aaaaaaaa aaaaaaaa"
+    # To compare each repeat with each place of the text takes 100 times as long.
+    assert 200 * seconds_a_text(redacted, 200) < 20 * 2 * seconds_a_text(redacted, 2)
 
 
 class Counted(str):
