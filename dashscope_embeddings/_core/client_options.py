@@ -70,17 +70,16 @@ Instruct: TypeAlias = Annotated[
 Protocol: TypeAlias = Annotated[
     ApiProtocol | None,
     _setting(
-        '"native", or "openai" for the OpenAI-compatible endpoint, which has neither roles nor sparse vectors. None: '
-        "native, with a warning if the address is a compatible one.",
+        '"openai": the OpenAI-compatible endpoint, without roles and sparse vectors. None: native, with a warning if '
+        "the address is a compatible one.",
         shown=True,
     ),
 ]
 LongTextPolicy: TypeAlias = Annotated[
     LongText,
     _setting(
-        'What to do with a text that is longer than the model takes: "error" names it; "truncate" embeds its '
-        'beginning; "average" embeds all of it in pieces and takes their length-weighted mean, at unit length (for '
-        "sparse vectors: each token's largest weight).",
+        'Of a text that is longer than the model takes, "error" says so, "truncate" embeds the beginning, and '
+        '"average" takes the length-weighted mean of its pieces at unit length (sparse: each token\'s largest weight).',
         default="error",
         shown=True,
     ),
@@ -112,23 +111,23 @@ Timeout: TypeAlias = Annotated[
 RequestDeadline: TypeAlias = Annotated[
     float | None,
     _setting(
-        "Seconds that one request may take as a whole, even if its answer never pauses for `timeout`; then it is sent "
-        "again. Files of the Batch route get more by their size. None: ten times `timeout`.",
+        "Seconds for one request as a whole, even if its answer never pauses for `timeout`; more for large Batch "
+        "files. None: ten times `timeout`.",
     ),
 ]
 MaxRetries: TypeAlias = Annotated[
     int,
     _setting(
-        "Further tries of one request after network errors, 5xx and broken replies. Throttled requests are tried for "
-        "five minutes (or not at all with 0).",
+        "Further tries of one request after network errors, 5xx and broken replies. Throttled ones are tried for five "
+        "minutes (not with 0).",
         default=6,
     ),
 ]
 MaxConcurrency: TypeAlias = Annotated[
     int | None,
     _setting(
-        "The most requests of one client in flight at once, of all threads and event loops. None: found from the "
-        "service's replies, 16 at first and 128 at most.",
+        "Most requests of one client in flight, over all threads and event loops. None: found from the replies, 16 at "
+        "first and 128 at most.",
     ),
 ]
 RequestsPerMinute: TypeAlias = Annotated[

@@ -110,38 +110,20 @@ def variables(translate: Translate) -> str:
 
 
 def commands(translate: Translate) -> str:
-    """The commands of `dashscope-embeddings`, with their arguments, options and exit codes."""
-    return table(translate, "command | what it does | options | exit codes", _command_rows(translate))
+    """The commands of `dashscope-embeddings`, with their arguments and exit codes."""
+    return table(translate, "command | what it does | exit codes", _command_rows(translate))
 
 
 def _command_rows(translate: Translate) -> Iterator[tuple[str, ...]]:
-    listed: dict[str, list[str]] = {}
     for path, command in _leaves("", typer.main.get_command(app)):
         arguments = [_argument(one) for one in command.params if one.param_type_name == "argument"]
-        options = [max(one.opts, key=len) for one in command.params if one.param_type_name == "option"]
         summary, *paragraphs = inspect.cleandoc(command.help).split("\n\n")
         codes = [text.removeprefix("Exit codes: ") for text in paragraphs if text.startswith("Exit codes: ")]
         yield (
             f"`{' '.join([path, *arguments])}`",
             translate(summary),
-            _option_words(translate, path, options, listed),
             translate(" ".join(codes[0].rstrip(".").split())) if codes else "",
         )
-
-
-def _option_words(translate: Translate, path: str, options: list[str], listed: dict[str, list[str]]) -> str:
-    """Names of options; those that an earlier command lists as well stand as that command's."""
-    shared = [(len(names), other) for other, names in listed.items() if {*names} <= {*options} and len(names) > _MANY]
-    listed[path] = options
-    if not shared:
-        return " ".join(f"`{name}`" for name in options)
-    _, other = max(shared)
-    own = [f"`{name}`" for name in options if name not in listed[other]]
-    return " ".join([translate("those of `{}`, and").format(other), *own])
-
-
-_MANY = 10
-"""Options that are not listed again."""
 
 
 def _argument(parameter: Any) -> str:
