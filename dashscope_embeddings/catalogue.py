@@ -310,19 +310,20 @@ class Region:
     """Where requests without a workspace go if there is no shared host."""
     unconfirmed_host: str | None = None
     """A host that one page names; only `check` asks it."""
+    chinese_city: str = ""
 
 
 REGIONS: tuple[Region, ...] = (
     # https://www.alibabacloud.com/help/model-studio/base-url, seen 2026-11-20
-    Region(BEIJING, "Beijing", "dashscope.aliyuncs.com"),
-    Region(SINGAPORE, "Singapore", _SINGAPORE_HOST),
-    Region(HONG_KONG, "Hong Kong", "cn-hongkong.dashscope.aliyuncs.com"),
+    Region(BEIJING, "Beijing", "dashscope.aliyuncs.com", chinese_city="北京"),
+    Region(SINGAPORE, "Singapore", _SINGAPORE_HOST, chinese_city="新加坡"),
+    Region(HONG_KONG, "Hong Kong", "cn-hongkong.dashscope.aliyuncs.com", chinese_city="香港"),
     # The vendor's SDK 2.0.2 sends requests of these to Singapore's host, if no workspace is named (seen 2026-11-27).
     # Whether a key of these regions works there is not known.
     # The host in Virginia is named by the page of quotas in its French edition (seen 2026-11-27), and not by the SDK.
-    Region("us-east-1", "Virginia", None, _SINGAPORE_HOST, "dashscope-us.aliyuncs.com"),
-    Region("eu-central-1", "Frankfurt", None, _SINGAPORE_HOST),
-    Region("ap-northeast-1", "Tokyo", None, _SINGAPORE_HOST),
+    Region("us-east-1", "Virginia", None, _SINGAPORE_HOST, "dashscope-us.aliyuncs.com", chinese_city="弗吉尼亚"),
+    Region("eu-central-1", "Frankfurt", None, _SINGAPORE_HOST, chinese_city="法兰克福"),
+    Region("ap-northeast-1", "Tokyo", None, _SINGAPORE_HOST, chinese_city="东京"),
 )
 
 WORKSPACE_DOMAIN = "maas.aliyuncs.com"

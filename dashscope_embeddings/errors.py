@@ -83,6 +83,11 @@ class DashScopeError(Exception):
         message = self.message.rstrip(". ")
         self.message = f"{message}{'' if message.endswith(('!', '?')) else '.'} {hint}"
 
+    def replace_hint(self, hint: str, better: str) -> None:
+        """Replaces a hint that does not fit the caller."""
+        self._base_message = (self._base_message or self.message).replace(hint, better)
+        self.message = self.message.replace(hint, better)
+
     def set_affected(self, indices: Sequence[int], total: int) -> None:
         """Prefixes the message with the affected texts, in place of an earlier prefix."""
         self.set_subject(f"{describe_indices(indices)} of {total}")

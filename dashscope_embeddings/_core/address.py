@@ -176,9 +176,9 @@ def _url_suggestion(base_url: str) -> str:
 
 
 def _find_region(region: str | None) -> Region | None:
-    """By the vendor's id or by its city, in any spelling."""
-    name = _plain(region or "")
-    return next((r for r in REGIONS if name in {_plain(r.id), _plain(r.city)}), None)
+    """By the vendor's id or by its city, in any spelling; in Chinese also as the console shows it: 华北2（北京）."""
+    name = region or ""
+    return next((r for r in REGIONS if _plain(name) in {_plain(r.id), _plain(r.city)} or r.chinese_city in name), None)
 
 
 def _plain(name: str) -> str:

@@ -148,20 +148,20 @@ def hint_for(error: DashScopeError) -> str | None:
     if isinstance(error, BadRequestError):
         return _LEAVE_OUT_HINT if error.action is Action.BISECT else None
     if isinstance(error, ConnectionFailed) and error.action is Action.ABORT:
-        return _ASK_AGAIN_HINT  # the message says what to correct
+        return ASK_AGAIN_HINT  # the message says what to correct
     return next((hint for kind, hint in _HINTS.items() if isinstance(error, kind)), None)
 
 
 _LEAVE_OUT_HINT = "Leave the text out, or change it: vectors of the others are in error.partial"
-_ASK_AGAIN_HINT = "Ask again for the texts in error.failed; what arrived is in error.partial"
+ASK_AGAIN_HINT = "Ask again for the texts in error.failed; what arrived is in error.partial"
 _HINTS: Mapping[type[DashScopeError], str] = {
     QuotaError: "Waiting does not help: look at the bill, the free quota and the models purchased in the console",
     RateLimitError: (
         "Send fewer requests at once (max_concurrency), set the quota (requests_per_minute) or have it raised"
     ),
-    ServerError: _ASK_AGAIN_HINT,
-    ConnectionFailed: f"Are the address, the network and HTTPS_PROXY right? {_ASK_AGAIN_HINT}",
-    BadReply: f"Something on the way may change replies. {_ASK_AGAIN_HINT}",
+    ServerError: ASK_AGAIN_HINT,
+    ConnectionFailed: f"Are the address, the network and HTTPS_PROXY right? {ASK_AGAIN_HINT}",
+    BadReply: f"Something on the way may change replies. {ASK_AGAIN_HINT}",
 }
 
 

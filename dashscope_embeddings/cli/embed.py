@@ -34,7 +34,7 @@ def embed(
     """
     if settings["instruct"] and settings["text_type"] != "query":
         fail("--instruct is for queries: add --text-type query, or leave it out", EXIT_USAGE)
-    with exit_on_error(f"What was paid for is in {corpus.ledger_beside(output)}"):
+    with exit_on_error(f"{corpus.ledger_beside(output)} keeps what is paid for"):
         # A dry run sends nothing and needs no key.
         key = "none-needed-for-a-dry-run" if dry_run else None
         client = EmbeddingClient(**options.take_client_settings(settings), api_key=key)

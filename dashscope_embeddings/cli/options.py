@@ -11,6 +11,7 @@ import typer
 
 from dashscope_embeddings import corpus
 from dashscope_embeddings.client import EmbeddingClient
+from dashscope_embeddings.corpus.embedder import RUN_AGAIN_HINT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -115,6 +116,7 @@ _OPTION_NAMES = {*INPUT, *CLIENT, *HOST, *REAL_TIME, *BATCH, "output"}
 _OWN_WORDS = {
     "pass api_key=, or set": "set",
     " Ask again for the texts in error.failed; what arrived is in error.partial": "",
+    f" {RUN_AGAIN_HINT}": "",
     ": vectors of the others are in error.partial": "",
 }
 """What the library says to programmers → the same for people at a command line."""

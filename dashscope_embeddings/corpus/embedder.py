@@ -9,6 +9,7 @@ import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
+from dashscope_embeddings._core.failures import ASK_AGAIN_HINT
 from dashscope_embeddings._core.results import as_embedding
 from dashscope_embeddings._core.text_inputs import text_problem
 from dashscope_embeddings._core.text_length import shared_limits
@@ -42,6 +43,7 @@ class Progress:
     """What this run has been billed so far."""
 
 
+RUN_AGAIN_HINT = "Run it again: it sends only the texts that have no vectors yet"
 _TEXTS_PER_REPORT = 16
 """Texts between two calls of `progress`."""
 
@@ -114,6 +116,7 @@ class Embedder:
             for index, vectors in error.partial.items():
                 self._store_embedding(index, as_embedding(index, vectors))
             self._client.drain()
+            error.replace_hint(ASK_AGAIN_HINT, RUN_AGAIN_HINT)
             # The stream's own count covers only the texts that it had read so far.
             left = counts.pending - self.embedded - self._rejected
             error.set_subject(

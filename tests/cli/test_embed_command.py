@@ -82,7 +82,7 @@ def test_1_failed_says_that_the_same_command_goes_on(
     result = embed(*arguments)
     assert result.exit_code == 1
     assert "InvalidApiKey" in result.stderr
-    assert "out.jsonl.ledger; once that is mended, the same command goes on" in result.stderr
+    assert "out.jsonl.ledger keeps what is paid for; once that is mended, the same command goes on" in result.stderr
     assert "Traceback" not in result.output
     assert "sk-secret" not in result.output
     emulator.faults = []

@@ -336,7 +336,10 @@ def test_there_is_a_message_of_each_class_that_is_raised() -> None:
 GOES_ON: dict[str, tuple[faults.Fault, str]] = {
     "a wrong key": (faults.Status(401, code="InvalidApiKey", times=99), "; once that is mended, the same command"),
     "a bill": (faults.Status(400, code="Arrearage", times=99), "; once that is mended, the same command"),
-    "a model that is not there": (faults.Status(404, code="ModelNotFound", times=99), "out.jsonl.ledger.\n"),
+    "a model that is not there": (
+        faults.Status(404, code="ModelNotFound", times=99),
+        "out.jsonl.ledger keeps what is paid for.\n",
+    ),
 }
 
 

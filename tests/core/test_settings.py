@@ -110,6 +110,8 @@ def test_an_address_that_nothing_can_open_is_refused(bad: str) -> None:
         ({"region": "singapore"}, "https://dashscope-intl.aliyuncs.com", "ap-southeast-1"),
         ({"region": "AP_Southeast_1"}, "https://dashscope-intl.aliyuncs.com", "ap-southeast-1"),
         ({"region": "HongKong"}, "https://cn-hongkong.dashscope.aliyuncs.com", "cn-hongkong"),
+        ({"region": "北京"}, BEIJING, "cn-beijing"),
+        ({"region": "中国香港"}, "https://cn-hongkong.dashscope.aliyuncs.com", "cn-hongkong"),
         ({"region": "us-east-1"}, "https://dashscope-intl.aliyuncs.com", "us-east-1"),
         ({"region": "Tokyo"}, "https://dashscope-intl.aliyuncs.com", "ap-northeast-1"),
         ({"region": "eu-central-1"}, "https://dashscope-intl.aliyuncs.com", "eu-central-1"),

@@ -280,8 +280,11 @@ def test_after_a_revoked_key_or_a_lost_network_the_same_call_goes_on(
     fault: Any, error: type[Exception], source: Path, output: Path, emulator: Emulator
 ) -> None:
     emulator.faults = [fault]
-    with pytest.raises(error):
+    with pytest.raises(error) as caught:
         embed(emulator, source, output, settings={"max_concurrency": 2, "max_retries": 1})
+    assert str(caught.value).startswith("55 of 95 texts have no vectors yet: ")
+    assert "error.failed" not in str(caught.value)
+    assert ("Run it again: " in str(caught.value)) == (error is ConnectionFailed)
     assert emulator.billed_texts == 40
     assert not output.exists()
     emulator.faults = []
