@@ -285,14 +285,19 @@ def model(name: str) -> Model:
     if name.startswith("sk-"):
         del name
         raise InvalidInput("model holds what looks like an API key: pass the key as api_key=")
-    similar = difflib.get_close_matches(name, _MODELS_BY_NAME, n=1, cutoff=0.9)
-    meant = f" (is {similar[0]} meant?)" if similar else ""
     warn_once(
         f"model {name}",
-        f"{name!r} is not in the catalogue of dashscope_embeddings{meant}: assuming {_UNKNOWN_MODEL.rows} texts a "
-        "request, leaving dimension, sparse and instruct to the service; prices are unknown",
+        f"{name!r} is not in the catalogue of dashscope_embeddings{similar_model(name)}: assuming "
+        f"{_UNKNOWN_MODEL.rows} texts a request, leaving dimension, sparse and instruct to the service; prices are "
+        "unknown",
     )
     return replace(_UNKNOWN_MODEL, name=name)
+
+
+def similar_model(name: str) -> str:
+    """The model that a misspelt name may mean, as " (is … meant?)"; empty for a known name, or one like no other."""
+    similar = [] if name in _MODELS_BY_NAME else difflib.get_close_matches(name, _MODELS_BY_NAME, n=1, cutoff=0.8)
+    return f" (is {similar[0]} meant?)" if similar else ""
 
 
 _SINGAPORE_HOST = "dashscope-intl.aliyuncs.com"

@@ -9,6 +9,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeVar
 
+from dashscope_embeddings import catalogue
 from dashscope_embeddings.errors import DashScopeError
 from dashscope_embeddings.vectors import Embeddings
 
@@ -183,7 +184,7 @@ def measure_role(
     answered = ((address, found[0].dense) for address, found in earlier.items() if found and found[0].dense)
     address, earlier_document = next(answered, (None, None))
     if address is None or earlier_document is None:
-        return f"{model.name} does not answer", []
+        return f"{model.name} does not answer{catalogue.similar_model(model.name)}", []
     variants = variants_of(model)
     tasks = {
         "compatible": prober.embed(address, model.name, protocol="openai"),

@@ -43,10 +43,8 @@ def demo(  # noqa: PLR0913 - one for each option
     folder: Annotated[
         Path | None,
         typer.Argument(
-            exists=True,
-            file_okay=False,
             show_default=False,
-            help="Search the .txt and .md files in here, at any depth. Without it: Python's own help topics.",
+            help="Search the .txt and .md files in here, at any depth, or this one. Default: Python's own help topics.",
         ),
     ] = None,
     *,
@@ -134,13 +132,6 @@ def main() -> None:
 
 
 if _is_installed:
-    app = typer.Typer(
-        no_args_is_help=True,
-        add_completion=False,
-        # Local variables may hold a key.
-        pretty_exceptions_show_locals=False,
-    )
+    app = common.make_app([demo, embed.embed, models, check.check, emulator.emulator])
     app.callback()(version)
-    for function in (demo, embed.embed, models, check.check, emulator.emulator):
-        app.command()(common.report_errors(function))
     app.add_typer(cli_batch.app, name="batch")

@@ -9,27 +9,16 @@ import typer
 
 from dashscope_embeddings import corpus
 from dashscope_embeddings.cli import messages, options
-from dashscope_embeddings.cli.common import exit_on_error, report_errors, stop_signals
+from dashscope_embeddings.cli.common import exit_on_error, make_app, stop_signals
 from dashscope_embeddings.client import EmbeddingClient
 from dashscope_embeddings.corpus.sources import printable_name
 from dashscope_embeddings.vectors import counted
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
 
-app = typer.Typer(
-    no_args_is_help=True,
-    pretty_exceptions_show_locals=False,
-    help="Embed files at half the price, within a day or days, through the service's Batch files.",
-)
 
-
-def _command(command: Callable[..., None]) -> None:
-    app.command()(report_errors(command))
-
-
-@_command
 @options.takes(options.INPUT, options.CLIENT, options.BATCH, options.HOST)
 def submit(inputs: options.Inputs, *, output: options.Output, **settings: Any) -> None:
     """Submit all texts of some files; `batch fetch` fetches the vectors.
@@ -50,7 +39,6 @@ def submit(inputs: options.Inputs, *, output: options.Output, **settings: Any) -
         messages.print_batch_summary(summary, output)
 
 
-@_command
 @options.takes(options.INPUT, options.CLIENT, options.BATCH, options.HOST)
 def run(
     inputs: options.Inputs,
@@ -74,7 +62,6 @@ def run(
         messages.print_batch_summary(summary, output)
 
 
-@_command
 @options.takes(options.HOST)
 def status(*, output: options.Output, **host: Any) -> None:
     """Show the status of all batches; fetch and change nothing."""
@@ -83,7 +70,6 @@ def status(*, output: options.Output, **host: Any) -> None:
         messages.print_status(corpus.batch_status(output, client=client).files, output)
 
 
-@_command
 @options.takes(options.HOST)
 def fetch(
     *,
@@ -103,7 +89,6 @@ def fetch(
         messages.print_batch_summary(summary, output)
 
 
-@_command
 @options.takes(options.HOST)
 def cancel(*, output: options.Output, **host: Any) -> None:
     """Cancel all batches; lines that are done by then are billed, and `batch fetch` fetches them."""
@@ -140,3 +125,9 @@ def _hints(output: Path) -> Iterator[None]:
         "Batches under way continue, and are billed, unless `batch cancel` stops them.",
     ):
         yield
+
+
+app = make_app(
+    (submit, run, status, fetch, cancel),
+    "Embed files at half the price, within a day or days, through the service's Batch files.",
+)

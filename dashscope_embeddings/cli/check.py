@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from dashscope_embeddings.check import Check, CheckRow, Plan, RoleCheck
 
 EXIT_NO_HOST = 1
-"""Exit code: no host accepts the key."""
+"""Exit code: no host accepts the key and serves the model."""
 
 _CITIES = {region.id: region.city for region in REGIONS}
 _COLOURS = {True: "green", False: "red", None: ""}
@@ -45,7 +45,8 @@ def check(
     says so first. The role is that of the compatible route: Batch files
     embed over it, and no page says whether as queries or as documents.
 
-    Exit codes: 0 some host takes the key, 1 none does, 2 wrong use.
+    Exit codes: 0 some host takes the key and serves the model, 1 none does,
+    2 wrong use.
     """
     try:
         result = checking.check(
@@ -63,7 +64,7 @@ def check(
         typer.echo(json.dumps(_to_json_object(result), ensure_ascii=not unicode, indent=2))
     else:
         _print_report(result)
-    if not result.takes_key:
+    if not any(row.answers for row in result.models if row.model == model):
         raise typer.Exit(EXIT_NO_HOST)
 
 

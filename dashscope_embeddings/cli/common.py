@@ -15,6 +15,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+from typer.core import TyperCommand, TyperGroup
 
 from dashscope_embeddings._core.redaction import escape_control_characters
 from dashscope_embeddings._runtime.thread_pool import SignalSafeEvent
@@ -29,7 +30,7 @@ from dashscope_embeddings.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
 EXIT_FAILED, EXIT_USAGE, EXIT_REJECTED = 1, 2, 3
 """Exit codes: failed or stopped, and the same command resumes; wrong use or bad input; some rows were rejected."""
@@ -49,6 +50,37 @@ def make_table(title: str, *heads: str, align: Literal["left", "right"] = "right
         justify = align if index else "left"
         table.add_column(head, justify=justify, no_wrap=bool(head), header_style="cyan", overflow="fold")
     return table
+
+
+class _FlagsWithoutType:
+    """Newer releases of typer show `<bool>` beside every flag."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """The arguments and options of a command, with --help."""
+        found: list[Any] = super().get_params(ctx)  # type: ignore[misc] # a mixin of click's commands
+        for option in found:
+            if getattr(option, "is_flag", False):
+                option.metavar = ""
+        return found
+
+
+class _Command(_FlagsWithoutType, TyperCommand):
+    pass
+
+
+class _Group(_FlagsWithoutType, TyperGroup):
+    pass
+
+
+def make_app(commands: Iterable[Callable[..., None]], help_text: str | None = None) -> typer.Typer:
+    """A group of commands, each of which prints its errors as a line."""
+    # No local variables: they may hold a key.
+    app = typer.Typer(
+        cls=_Group, no_args_is_help=True, add_completion=False, pretty_exceptions_show_locals=False, help=help_text
+    )
+    for command in commands:
+        app.command(cls=_Command)(report_errors(command))
+    return app
 
 
 def fail(message: str, code: int = EXIT_FAILED) -> NoReturn:

@@ -16,9 +16,10 @@ from dashscope_embeddings.client import EmbeddingClient
 def embed(
     inputs: options.Inputs,
     *,
-    output: options.Output,
+    output: options.OptionalOutput = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check the input, count, and estimate the price; send nothing.")
+        bool,
+        typer.Option("--dry-run", help="Check the input, count, and estimate the price; send nothing. Needs no -o."),
     ] = False,
     **settings: Any,
 ) -> None:
@@ -34,13 +35,15 @@ def embed(
     """
     if settings["instruct"] and settings["text_type"] != "query":
         fail("--instruct is for queries: add --text-type query, or leave it out", EXIT_USAGE)
-    with exit_on_error(f"{corpus.ledger_beside(output)} keeps what is paid for"):
-        # A dry run sends nothing and needs no key.
-        key = "none-needed-for-a-dry-run" if dry_run else None
-        client = EmbeddingClient(**options.take_client_settings(settings), api_key=key)
-        if dry_run:
+    if dry_run:
+        with exit_on_error("Nothing was sent"):
+            client = EmbeddingClient(**options.take_client_settings(settings), api_key="none-needed-for-a-dry-run")
             messages.print_estimate(corpus.estimate_corpus(inputs, output, client=client, **settings))
-            return
+        return
+    if output is None:
+        fail("--output is missing: name the file to write, such as -o vectors.parquet", EXIT_USAGE)
+    with exit_on_error(f"{corpus.ledger_beside(output)} keeps what is paid for"):
+        client = EmbeddingClient(**options.take_client_settings(settings))
         with stop_signals("stopping when what is in flight has arrived; again to end at once") as stopped:
             summary = corpus.embed_corpus(inputs, output, client=client, progress=True, stop=stopped.is_set, **settings)
         messages.print_summary(summary, output)

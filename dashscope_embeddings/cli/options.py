@@ -26,9 +26,9 @@ Inputs = Annotated[
         help=".txt (one text per line), .jsonl, .csv, .tsv, .parquet, .json, folders, globs, or - for standard input.",
     ),
 ]
-Output = Annotated[
-    Path, typer.Option("--output", "-o", help="File to write: .parquet, .jsonl or .npy.", show_default=False)
-]
+_OUTPUT = typer.Option("--output", "-o", help="File to write: .parquet, .jsonl or .npy.", show_default=False)
+Output = Annotated[Path, _OUTPUT]
+OptionalOutput = Annotated[Path | None, _OUTPUT]
 
 
 def _option(kind: Any, text: str, default: str | bool = True, **constraints: Any) -> Any:  # noqa: FBT001, FBT002 - as typer's

@@ -126,7 +126,9 @@ def find_sources(
     )
     named = {_file_identity(candidate.path) for candidate in candidates}
     if unnamed := [path for path in passed_over if path.is_file() and _file_identity(str(path)) not in named]:
-        _log.info("not read from a folder, name them to read them: %s", _join_names(unnamed))
+        _log.info(
+            "not read from a folder, name them to read them (prose as lines, --format txt): %s", _join_names(unnamed)
+        )
     return [
         Source(candidate.path, file_format or _format_of(candidate.path), candidate.path_in_folder)
         for candidate in read

@@ -580,8 +580,15 @@ def test_a_terminal_shows_what_looks_like_markup_as_it_is(command: Callable[...,
 
 
 @pytest.mark.filterwarnings("default")
+def test_a_misspelt_model_is_answered_with_the_one_that_was_meant_and_1(command: Callable[..., Any]) -> None:
+    result = command({BEIJING: Emulator()}, "--model", "text-embeding-4")
+    assert result.exit_code == 1
+    assert result.stdout.splitlines()[-1].endswith(": text-embeding-4 does not answer (is text-embedding-v4 meant?)")
+
+
+@pytest.mark.filterwarnings("default")
 def test_an_unknown_models_warning_keeps_out_of_the_json(command: Callable[..., Any]) -> None:
     result = command({BEIJING: Emulator()}, "--json", "--model", "text-embedding-v9")
-    assert result.exit_code == 0
+    assert result.exit_code == 1
     assert "'text-embedding-v9' is not in the catalogue" in result.stderr
     assert json.loads(result.stdout)["role"] is None

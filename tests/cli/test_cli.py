@@ -109,10 +109,11 @@ def test_without_a_framework_or_its_store_the_demo_names_the_extras(
 def test_help_lists_every_command_and_fits_80_columns() -> None:
     result = run("--help")
     assert result.exit_code == 0
-    for name in ("demo", "embed", "models", "check", "emulator"):
+    for name in ("demo", "embed", "models", "check", "emulator", "batch"):
         assert re.search(rf"^│ {name} ", result.output, re.MULTILINE)
         help_text = run(name, "--help").output
         assert max(map(width, help_text.splitlines())) <= 80
+        assert not re.search("bool", help_text, re.IGNORECASE)
 
 
 def test_it_also_runs_as_a_module() -> None:
@@ -573,4 +574,21 @@ def test_a_folder_without_text_is_an_error_with_exit_code_2(tmp_path: Path) -> N
     assert result.exit_code == 2
     assert f"no text in {tmp_path}" in result.output
     assert "empty.md: empty" in result.output
-    assert run("demo", str(tmp_path / "nowhere")).exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "words"),
+    [
+        ("tea.md", 0, "1 passage, 10 characters, from"),
+        ("tea.csv", 2, "no text in tea.csv: a .txt or .md file with text is needed"),
+        ("nowhere", 2, "no such file or folder: nowhere"),
+    ],
+)
+def test_a_single_file_is_read_or_refused_in_a_sentence(
+    name: str, code: int, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for written in ("tea.md", "tea.csv"):
+        Path(written).write_text("Green tea.", "utf-8")
+    result = run("demo", name)
+    assert (result.exit_code, words in result.output) == (code, True), result.output

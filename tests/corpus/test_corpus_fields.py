@@ -300,7 +300,7 @@ def test_a_folder_leaves_out_json_and_prose_and_says_so(emulator: Emulator, capl
     for name in ("package.json", "notes.md"):
         Path("docs", name).write_text("{}", "utf-8")
     assert len(embed(emulator, "docs")) == 1
-    notice = "not read from a folder, name them to read them:"
+    notice = "not read from a folder, name them to read them (prose as lines, --format txt):"
     assert f"{notice} {Path('docs/notes.md')}, {Path('docs/package.json')}" in caplog.messages
     caplog.clear()
     Path("docs/package.json").write_text('[{"text": "b"}]', "utf-8")

@@ -76,7 +76,9 @@ CHINESE: Mapping[str, str] = {
     "0 all embedded, 1 failed or stopped (run it again to continue), 2 wrong use or bad input, 3 some texts were rejected or skipped (OUTPUT.rejects.jsonl)": "0 全部完成；1 失败或已停止（重新执行即可续跑）；2 用法或输入有误；3 有文本被拒绝或跳过（OUTPUT.rejects.jsonl）",
     "Show the limits, dimensions and prices of each model, with their sources.": "列出各模型的上限、维度、价格和出处。",
     "Check what your key opens: which host, which models, which role.": "检查 API Key 可用的地址和模型，以及兼容接口按查询还是文档处理文本。",
-    "0 some host takes the key, 1 none does, 2 wrong use": "0 至少有一个地址接受该 API Key；1 都不接受；2 用法有误",
+    "0 some host takes the key and serves the model, 1 none does, 2 wrong use": (
+        "0 至少有一个地址接受该 API Key 并提供该模型；1 没有这样的地址；2 用法有误"
+    ),
     "Serve the emulator on 127.0.0.1 until Ctrl-C, for any program and language.": "在 127.0.0.1 上运行模拟器，供任何语言的程序使用，按 Ctrl-C 结束。",
     "Submit all texts of some files; `batch fetch` fetches the vectors.": "提交文件中的所有文本；之后用 `batch fetch` 取回向量。",
     "0 submitted (or nothing left to submit), otherwise as for `batch run`": "0 已提交（或没有需要提交的）；其余同 `batch run`",

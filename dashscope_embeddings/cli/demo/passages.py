@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dashscope_embeddings.corpus import encodings
@@ -13,7 +14,6 @@ from dashscope_embeddings.errors import InvalidInput
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 QUESTIONS = (
     "Why does a list as a default parameter value keep its items from call to call?",
@@ -77,7 +77,7 @@ def help_topics() -> list[Passage]:
 
 
 def read_folder(root: Path) -> tuple[list[Passage], list[str]]:
-    """Passages of all .txt and .md files in a folder and its subfolders, without hidden ones.
+    """Passages of a .txt or .md file, or of all in a folder and its subfolders, without hidden ones.
 
     Returns:
         The passages, and the name and reason of each file without any.
@@ -85,11 +85,14 @@ def read_folder(root: Path) -> tuple[list[Passage], list[str]]:
     Raises:
         NoTextError: no file has any.
     """
+    if not root.exists():
+        raise NoTextError(f"no such file or folder: {printable_name(root)}")
     passages: list[Passage] = []
     skipped = []
-    for path in sorted(root.rglob("*")):
-        name = printable_name(path.relative_to(root))
-        hidden = any(part.startswith(".") for part in path.relative_to(root).parts)
+    for path in [root] if root.is_file() else sorted(root.rglob("*")):
+        below = Path(root.name) if path == root else path.relative_to(root)
+        name = printable_name(below)
+        hidden = path != root and any(part.startswith(".") for part in below.parts)
         if hidden or path.suffix.lower() not in {".txt", ".md"} or not path.is_file():
             continue
         try:
@@ -112,7 +115,7 @@ def read_folder(root: Path) -> tuple[list[Passage], list[str]]:
             skipped.append(f"{name}: empty")
     if not passages:
         why = f" ({'; '.join(skipped)})" if skipped else ""
-        raise NoTextError(f"no text in {root}: it has no .txt or .md file with text{why}")
+        raise NoTextError(f"no text in {printable_name(root)}: a .txt or .md file with text is needed{why}")
     return passages, skipped
 
 
