@@ -6,13 +6,13 @@ import weakref
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, PrivateAttr, SecretStr, model_validator
+from pydantic import AliasChoices, ConfigDict, Field, PrivateAttr, SecretStr, model_validator
 from typing_extensions import Self
 
 from dashscope_embeddings._adapters.hybrid import HybridEmbedder
 from dashscope_embeddings._adapters.hybrid_cache import CAPACITY_TEXTS, HybridCache
-from dashscope_embeddings._core import client_options as options
 from dashscope_embeddings._core.argument_names import check_argument_names, suggestion
+from dashscope_embeddings._core.client_options import SettingFields
 from dashscope_embeddings._core.secret_settings import hide_secrets
 from dashscope_embeddings._core.text_inputs import iterate_texts
 from dashscope_embeddings._process import ForkSafeLock
@@ -24,7 +24,7 @@ from dashscope_embeddings.vectors import TextType, Usage
 _client_lock = ForkSafeLock()
 
 
-class ClientFields(BaseModel):
+class ClientFields(SettingFields):
     """The settings of `EmbeddingClient`, documented there. Settings that cannot change a vector are left out of dumps.
 
     A new client is made when a field changes, by assignment or by `model_copy(update=…)`, and after unpickling; copies
@@ -35,7 +35,6 @@ class ClientFields(BaseModel):
         extra="forbid",
         populate_by_name=True,
         protected_namespaces=(),
-        arbitrary_types_allowed=True,
         hide_input_in_errors=True,
     )
 
@@ -43,30 +42,8 @@ class ClientFields(BaseModel):
     _model_field: ClassVar[str] = "model"
     _key_field: ClassVar[str] = "api_key"
 
-    dimensions: options.Dimensions = options.as_defined()
-    instruct: options.Instruct = options.as_defined()
-    protocol: options.Protocol = options.as_defined()
-    long_text: options.LongTextPolicy = options.as_defined()
-    region: options.Region = options.as_defined()
-    workspace: options.Workspace = options.as_defined()
-    base_url: options.BaseUrl = options.as_defined()
     # The address found at construction. If a variable changes later, the key must not be sent to another host.
     found_address: str | None = Field(default=None, exclude=True, repr=False)
-    timeout: options.Timeout = options.as_defined()
-    request_deadline: options.RequestDeadline = options.as_defined()
-    max_retries: options.MaxRetries = options.as_defined()
-    max_concurrency: options.MaxConcurrency = options.as_defined()
-    requests_per_minute: options.RequestsPerMinute = options.as_defined()
-    tokens_per_minute: options.TokensPerMinute = options.as_defined()
-    batch_size: options.BatchSize = options.as_defined()
-    tokens_per_request: options.TokensPerRequest = options.as_defined()
-    # Its values are replaced by SecretStr before pydantic validates them.
-    default_headers: dict[str, SecretStr] | None = Field(default=None, exclude=True, repr=False)
-    rate_limiter: options.RateLimiter = options.as_defined()
-    http_client: options.HttpClient = options.as_defined()
-    http_async_client: options.HttpAsyncClient = options.as_defined()
-    price: options.OwnPrice = options.as_defined()
-    on_request: options.RequestHook = options.as_defined()
 
     _client: EmbeddingClient | None = PrivateAttr(default=None)
     _hybrid_cache: tuple[EmbeddingClient, HybridCache] | None = PrivateAttr(default=None)

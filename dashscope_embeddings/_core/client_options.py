@@ -1,4 +1,4 @@
-"""The settings of a client: the name, type, default and description of each, written once.
+"""The settings of a client: the default and description of each, written once.
 
 `EmbeddingClient`, the adapters of LangChain and LlamaIndex, the sparse adapters, Ray, the command line and README's
 table are made from this list.
@@ -10,9 +10,9 @@ import functools
 import inspect
 import textwrap
 from collections.abc import Mapping
-from typing import Annotated, Any, TypeAlias, TypedDict, TypeVar, get_type_hints
+from typing import Any, TypedDict, TypeVar, get_type_hints
 
-from pydantic import AliasChoices, Field, SecretStr, SkipValidation
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, SecretStr, SkipValidation
 from pydantic.fields import FieldInfo
 
 from dashscope_embeddings._core.protocol import ApiProtocol
@@ -26,7 +26,7 @@ ClassT = TypeVar("ClassT", bound=type)
 def _setting(
     sentence: str, default: Any = None, *, shown: bool = False, secret: bool = False, aliases: tuple[str, ...] = ()
 ) -> Any:
-    """A pydantic field, so that an adapter gets its default and description from it.
+    """A field of an adapter.
 
     Args:
         sentence: For docstrings, help texts and README.
@@ -44,165 +44,123 @@ def _setting(
     )
 
 
-def as_defined() -> Any:
-    """The value of a pydantic field whose type is one of these: the field takes default and description from the type.
+class SettingFields(BaseModel):
+    """The settings as fields, which the adapters inherit; the model and the key have other names in each framework."""
 
-    Type checkers do not look for a default within a type. A new `Field` each time, because pydantic 2.8 writes to it.
-    """
-    return Field()
+    model_config = ConfigDict(arbitrary_types_allowed=True)
 
-
-ApiKey: TypeAlias = Annotated[
-    SecretStr | str | None,
-    _setting(
-        "None: `DASHSCOPE_API_KEY`, the file that `DASHSCOPE_API_KEY_FILE_PATH` names, or `~/.dashscope/api_key`.",
-        secret=True,
-    ),
-]
-Dimensions: TypeAlias = Annotated[
-    int | None,
-    _setting("Floats in a dense vector; None: the model's default.", shown=True, aliases=("dimensions", "dimension")),
-]
-DimensionAlias: TypeAlias = Annotated[int | None, _setting("The same as `dimensions`.")]
-Instruct: TypeAlias = Annotated[
-    str | None, _setting("What queries are for, in a sentence; sent with queries only.", shown=True)
-]
-Protocol: TypeAlias = Annotated[
-    ApiProtocol | None,
-    _setting(
+    dimensions: int | None = _setting(
+        "Floats in a dense vector; None: the model's default.", shown=True, aliases=("dimensions", "dimension")
+    )
+    instruct: str | None = _setting("What queries are for, in a sentence; sent with queries only.", shown=True)
+    protocol: ApiProtocol | None = _setting(
         '"openai": the OpenAI-compatible endpoint, without roles and sparse vectors. None: native, with a warning if '
         "the address is a compatible one.",
         shown=True,
-    ),
-]
-LongTextPolicy: TypeAlias = Annotated[
-    LongText,
-    _setting(
+    )
+    long_text: LongText = _setting(
         'Of a text that is longer than the model takes, "error" says so, "truncate" embeds the beginning, and '
         '"average" takes the length-weighted mean of its pieces at unit length (sparse: each token\'s largest weight).',
         default="error",
         shown=True,
-    ),
-]
-Region: TypeAlias = Annotated[
-    str | None,
-    _setting('Such as "cn-beijing" (default) or "ap-southeast-1"; a key belongs to one.', shown=True),
-]
-Workspace: TypeAlias = Annotated[
-    str | None,
-    _setting("The workspace whose own host, `{workspace}.{region}.maas.aliyuncs.com`, gets the requests.", shown=True),
-]
-BaseUrl: TypeAlias = Annotated[
-    str | None,
-    _setting(
+    )
+    region: str | None = _setting(
+        'Such as "cn-beijing" (default) or "ap-southeast-1"; a key belongs to one.', shown=True
+    )
+    workspace: str | None = _setting(
+        "The workspace whose own host, `{workspace}.{region}.maas.aliyuncs.com`, gets the requests.", shown=True
+    )
+    base_url: str | None = _setting(
         'Another address: a root or anything pasted from the vendor\'s pages; "emulator": no service at all.',
         shown=True,  # so that vectors of the emulator are not mistaken for the service's
         aliases=("base_url", "api_base"),
-    ),
-]
-Timeout: TypeAlias = Annotated[
-    float,
-    _setting(
+    )
+    timeout: float = _setting(
         "Seconds without an answer, or without more of it, before a request is sent again.",
         default=60.0,
         aliases=("timeout", "request_timeout"),
-    ),
-]
-RequestDeadline: TypeAlias = Annotated[
-    float | None,
-    _setting(
+    )
+    request_deadline: float | None = _setting(
         "Seconds for one request as a whole, even if its answer never pauses for `timeout`; more for large Batch "
-        "files. None: ten times `timeout`.",
-    ),
-]
-MaxRetries: TypeAlias = Annotated[
-    int,
-    _setting(
+        "files. None: ten times `timeout`."
+    )
+    max_retries: int = _setting(
         "Further tries of one request after network errors, 5xx and broken replies. Throttled ones are tried for five "
         "minutes (not with 0).",
         default=6,
-    ),
-]
-MaxConcurrency: TypeAlias = Annotated[
-    int | None,
-    _setting(
+    )
+    max_concurrency: int | None = _setting(
         "Most requests of one client in flight, over all threads and event loops. None: found from the replies, 16 at "
-        "first and 128 at most.",
-    ),
-]
-RequestsPerMinute: TypeAlias = Annotated[
-    float | None,
-    _setting("The account's quota of requests a minute, if known; without it the rate is found by itself."),
-]
-TokensPerMinute: TypeAlias = Annotated[float | None, _setting("The same for tokens.")]
-BatchSize: TypeAlias = Annotated[
-    int | None,
-    _setting("Texts in one request at most; None: the model's limit.", aliases=("batch_size", "chunk_size")),
-]
-TokensPerRequest: TypeAlias = Annotated[
-    int | None, _setting("Tokens in one request at most, by estimate; None: the model's limit, if it has one.")
-]
-DefaultHeaders: TypeAlias = Annotated[
-    Mapping[str, str | SecretStr] | None, _setting("Headers that are sent with every request.", secret=True)
-]
-RateLimiter: TypeAlias = Annotated[
-    Any,
-    _setting("One of LangChain's or LlamaIndex's, asked before every request, besides our own limiter.", secret=True),
-]
-HttpClient: TypeAlias = Annotated[
-    Any,
-    _setting("Your `httpx.Client`, for proxies, certificates and the like; it is never closed here.", secret=True),
-]
-HttpAsyncClient: TypeAlias = Annotated[
-    Any, _setting("Your `httpx.AsyncClient`; it belongs to one event loop.", secret=True)
-]
-OwnPrice: TypeAlias = Annotated[
-    Price | None,
-    SkipValidation,
-    _setting("What you pay for a million tokens, in place of the list price."),
-]
-RequestHook: TypeAlias = Annotated[
-    OnRequest | None,
-    SkipValidation,
-    _setting(
+        "first and 128 at most."
+    )
+    requests_per_minute: float | None = _setting(
+        "The account's quota of requests a minute, if known; without it the rate is found by itself."
+    )
+    tokens_per_minute: float | None = _setting("The same for tokens.")
+    batch_size: int | None = _setting(
+        "Texts in one request at most; None: the model's limit.", aliases=("batch_size", "chunk_size")
+    )
+    tokens_per_request: int | None = _setting(
+        "Tokens in one request at most, by estimate; None: the model's limit, if it has one."
+    )
+    default_headers: dict[str, SecretStr] | None = _setting("Headers that are sent with every request.", secret=True)
+    rate_limiter: Any = _setting(
+        "One of LangChain's or LlamaIndex's, asked before every request, besides our own limiter.", secret=True
+    )
+    http_client: Any = _setting(
+        "Your `httpx.Client`, for proxies, certificates and the like; it is never closed here.", secret=True
+    )
+    http_async_client: Any = _setting("Your `httpx.AsyncClient`; it belongs to one event loop.", secret=True)
+    price: SkipValidation[Price | None] = _setting("What you pay for a million tokens, in place of the list price.")
+    on_request: SkipValidation[OnRequest | None] = _setting(
         "Called with a `RequestRecord` after every request, in the thread or task that sent it; it stays in this "
         "process when the client is pickled.",
         secret=True,
+    )
+
+
+_NO_FIELDS = {
+    "api_key": _setting(
+        "None: `DASHSCOPE_API_KEY`, the file that `DASHSCOPE_API_KEY_FILE_PATH` names, or `~/.dashscope/api_key`."
     ),
-]
+    "dimension": _setting("The same as `dimensions`."),
+}
+
+
+# --- the same as keyword arguments, for type checkers --------------------------------------------------------
 
 
 class SharedOptions(TypedDict, total=False):
     """What `EmbeddingClient` and every adapter take, under these names."""
 
-    dimensions: Dimensions
-    dimension: DimensionAlias
-    instruct: Instruct
-    protocol: Protocol
-    region: Region
-    workspace: Workspace
-    base_url: BaseUrl
-    timeout: Timeout
-    request_deadline: RequestDeadline
-    max_retries: MaxRetries
-    max_concurrency: MaxConcurrency
-    requests_per_minute: RequestsPerMinute
-    tokens_per_minute: TokensPerMinute
-    long_text: LongTextPolicy
-    batch_size: BatchSize
-    tokens_per_request: TokensPerRequest
-    default_headers: DefaultHeaders
-    rate_limiter: RateLimiter
-    http_client: HttpClient
-    http_async_client: HttpAsyncClient
-    price: OwnPrice
-    on_request: RequestHook
+    dimensions: int | None
+    dimension: int | None
+    instruct: str | None
+    protocol: ApiProtocol | None
+    region: str | None
+    workspace: str | None
+    base_url: str | None
+    timeout: float
+    request_deadline: float | None
+    max_retries: int
+    max_concurrency: int | None
+    requests_per_minute: float | None
+    tokens_per_minute: float | None
+    long_text: LongText
+    batch_size: int | None
+    tokens_per_request: int | None
+    default_headers: Mapping[str, str | SecretStr] | None
+    rate_limiter: Any
+    http_client: Any
+    http_async_client: Any
+    price: Price | None
+    on_request: OnRequest | None
 
 
 class ClientOptions(SharedOptions, total=False):
     """What `EmbeddingClient` takes besides the model."""
 
-    api_key: ApiKey
+    api_key: SecretStr | str | None
 
 
 class ModelOptions(ClientOptions, total=False):
@@ -224,8 +182,8 @@ class SparseOptions(AdapterOptions, total=False):
 
     model: str
     model_name: str
-    api_key: ApiKey
-    dashscope_api_key: ApiKey
+    api_key: SecretStr | str | None
+    dashscope_api_key: SecretStr | str | None
 
 
 # --- the same at run time ----------------------------------------------------------------------------------
@@ -234,11 +192,8 @@ class SparseOptions(AdapterOptions, total=False):
 @functools.cache
 def settings() -> Mapping[str, FieldInfo]:
     """Name → default and description of each setting besides the model, the key first."""
-    hints = get_type_hints(ClientOptions, include_extras=True)
-    return {
-        name: next(data for data in hints[name].__metadata__ if isinstance(data, FieldInfo))
-        for name in ("api_key", *(name for name in hints if name != "api_key"))
-    }
+    fields = SettingFields.model_fields | _NO_FIELDS
+    return {name: fields[name] for name in ("api_key", *get_type_hints(SharedOptions))}
 
 
 def with_defaults(options: ClientOptions) -> dict[str, Any]:

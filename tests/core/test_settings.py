@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 import pytest
 from pydantic import SecretStr
 
 from dashscope_embeddings import _process, catalogue
 from dashscope_embeddings._core.address import EMULATOR, Address, resolve_address, resolve_api_key
-from dashscope_embeddings._core.client_options import with_defaults
+from dashscope_embeddings._core.client_options import ClientOptions, SettingFields, with_defaults
 from dashscope_embeddings._core.protocol import RequestOptions
 from dashscope_embeddings._core.settings import Settings
 from dashscope_embeddings.errors import InvalidInput
@@ -449,3 +449,9 @@ def test_neither_repr_nor_str_shows_the_key() -> None:
 
 def test_neither_repr_nor_str_shows_the_headers() -> None:
     assert KEY not in repr(settings(headers=(("X-Gateway-Key", SecretStr(KEY)),)))
+
+
+def test_the_fields_of_adapters_have_the_types_of_the_clients_arguments() -> None:
+    fields, arguments = SettingFields.model_fields, get_type_hints(ClientOptions)
+    assert arguments.keys() - fields.keys() == {"api_key", "dimension"}
+    assert {name for name in fields if fields[name].annotation != arguments[name]} == {"default_headers"}
