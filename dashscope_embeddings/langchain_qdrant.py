@@ -12,6 +12,7 @@ except ImportError as missing:
     ) from missing
 
 from dashscope_embeddings._adapters.base import as_single_text, as_text_list
+from dashscope_embeddings._adapters.flows import arun, run
 from dashscope_embeddings._adapters.sparse import SparseAdapter
 
 if TYPE_CHECKING:
@@ -39,19 +40,19 @@ class DashScopeSparseEmbeddings(SparseAdapter, SparseEmbeddings):
 
     def embed_documents(self, texts: list[str]) -> list[SparseVector]:
         """One vector for each text: indices ascending and unique, values float32."""
-        return [_as_qdrant(row) for row in self.hybrid.sparse(as_text_list(texts), self.document_role)]
+        return [_as_qdrant(row) for row in run(self.hybrid.sparse_flow(as_text_list(texts), self.document_role))]
 
     def embed_query(self, text: str) -> SparseVector:
         """The vector of a text to search with."""
-        return _as_qdrant(self.hybrid.sparse([as_single_text(text)], "query")[0])
+        return _as_qdrant(run(self.hybrid.sparse_flow([as_single_text(text)], "query"))[0])
 
     async def aembed_documents(self, texts: list[str]) -> list[SparseVector]:
         """`embed_documents` on the running event loop."""
-        return [_as_qdrant(row) for row in await self.hybrid.asparse(as_text_list(texts), self.document_role)]
+        return [_as_qdrant(row) for row in await arun(self.hybrid.sparse_flow(as_text_list(texts), self.document_role))]
 
     async def aembed_query(self, text: str) -> SparseVector:
         """`embed_query` on the running event loop."""
-        return _as_qdrant((await self.hybrid.asparse([as_single_text(text)], "query"))[0])
+        return _as_qdrant((await arun(self.hybrid.sparse_flow([as_single_text(text)], "query")))[0])
 
 
 def _as_qdrant(row: vectors.SparseVector) -> SparseVector:

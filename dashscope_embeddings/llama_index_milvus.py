@@ -14,6 +14,7 @@ except ImportError as missing:
     ) from missing
 
 from dashscope_embeddings._adapters.base import as_text_list
+from dashscope_embeddings._adapters.flows import arun, run
 from dashscope_embeddings._adapters.sparse import SparseAdapter
 
 if TYPE_CHECKING:
@@ -39,30 +40,34 @@ class DashScopeSparseFunction(SparseAdapter, BaseSparseEmbeddingFunction):
 
     def encode_documents(self, documents: list[str]) -> list[dict[int, float]]:
         """Index → weight, one dict for each text; never empty, because Milvus rejects an empty row."""
-        return [row.as_milvus() for row in self.hybrid.sparse(as_text_list(documents), self.document_role)]
+        return [row.as_milvus() for row in run(self.hybrid.sparse_flow(as_text_list(documents), self.document_role))]
 
     def encode_queries(self, queries: list[str]) -> list[dict[int, float]]:
         """`encode_documents` for texts to search with."""
-        return [row.as_milvus(query=True) for row in self.hybrid.sparse(as_text_list(queries), "query")]
+        return [row.as_milvus(query=True) for row in run(self.hybrid.sparse_flow(as_text_list(queries), "query"))]
 
     async def async_encode_documents(self, documents: list[str]) -> list[dict[int, float]]:
         """`encode_documents` on the running event loop."""
-        return [row.as_milvus() for row in await self.hybrid.asparse(as_text_list(documents), self.document_role)]
+        return [
+            row.as_milvus() for row in await arun(self.hybrid.sparse_flow(as_text_list(documents), self.document_role))
+        ]
 
     async def async_encode_queries(self, queries: list[str]) -> list[dict[int, float]]:
         """`encode_queries` on the running event loop."""
-        return [row.as_milvus(query=True) for row in await self.hybrid.asparse(as_text_list(queries), "query")]
+        return [
+            row.as_milvus(query=True) for row in await arun(self.hybrid.sparse_flow(as_text_list(queries), "query"))
+        ]
 
     def prefetch(self, documents: Sequence[str]) -> None:
         """Requests the vectors that `encode_documents` will return one by one, in as few requests as possible.
 
         Vectors that are cached already are not requested. Does nothing without `dense`: there is no cache then.
         """
-        self.hybrid.prefetch(documents, self.document_role)
+        run(self.hybrid.prefetch_flow(documents, self.document_role))
 
     async def aprefetch(self, documents: Sequence[str]) -> None:
         """`prefetch` on the running event loop."""
-        await self.hybrid.aprefetch(documents, self.document_role)
+        await arun(self.hybrid.prefetch_flow(documents, self.document_role))
 
 
 class BatchedMilvusVectorStore(MilvusVectorStore):

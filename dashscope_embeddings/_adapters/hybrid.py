@@ -18,7 +18,6 @@ from dashscope_embeddings._core.text_inputs import validate
 from dashscope_embeddings._runtime.async_drivers import run_in_thread, set_event_threadsafe
 from dashscope_embeddings._runtime.connections import running_loop
 from dashscope_embeddings.errors import DashScopeError
-from dashscope_embeddings.vectors import Embedding
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
     from dashscope_embeddings._adapters.flows import Flow
     from dashscope_embeddings._adapters.hybrid_cache import Component, HybridCache, InFlight
     from dashscope_embeddings.client import EmbeddingClient
-    from dashscope_embeddings.vectors import Embeddings, Output, SparseVector, TextType
+    from dashscope_embeddings.vectors import Embedding, Embeddings, Output, SparseVector, TextType
 
     Progress: TypeAlias = Callable[[int], object]
     OnVectors: TypeAlias = Callable[[Mapping[int, Any]], Flow[None]]
@@ -44,33 +43,13 @@ class HybridEmbedder:
         self.client = client
         self.cache = cache
 
-    def dense(self, texts: list[str], role: TextType, progress: Progress | None = None) -> list[list[float]]:
-        """Shape (texts, dimensions)."""
-        return run(self.dense_flow(texts, role, progress))
-
-    async def adense(self, texts: list[str], role: TextType, progress: Progress | None = None) -> list[list[float]]:
-        return await arun(self.dense_flow(texts, role, progress))
-
-    def sparse(self, texts: list[str], role: TextType) -> list[SparseVector]:
-        """One vector for each text."""
-        return run(self.sparse_flow(texts, role))
-
-    async def asparse(self, texts: list[str], role: TextType) -> list[SparseVector]:
-        return await arun(self.sparse_flow(texts, role))
-
-    def prefetch(self, texts: Sequence[str], role: TextType = "document") -> None:
-        """Requests the sparse vectors that the cache lacks, in as few requests as possible, and caches them."""
-        run(self._prefetch_flow(texts, role))
-
-    async def aprefetch(self, texts: Sequence[str], role: TextType = "document") -> None:
-        await arun(self._prefetch_flow(texts, role))
-
-    # --- flows --------------------------------------------------------------------------------------------
-
     def dense_flow(
         self, texts: list[str], role: TextType, progress: Progress | None = None, on_vectors: OnVectors | None = None
     ) -> Flow[list[list[float]]]:
-        """`dense`; `on_vectors` is a flow that gets index → vector as vectors arrive, as in `EmbeddingClient.embed`."""
+        """Dense vectors: shape (texts, dimensions).
+
+        `on_vectors` is a flow that gets index → vector as vectors arrive, as in `EmbeddingClient.embed`.
+        """
         cache = self.cache
         if cache is not None and _is_single_query(texts, role):
             return [(yield self._shared_query(cache, "dense", texts[0]))]
@@ -94,7 +73,10 @@ class HybridEmbedder:
         return result.dense
 
     def sparse_flow(self, texts: list[str], role: TextType, *, keep_dense: bool = False) -> Flow[list[SparseVector]]:
-        """`sparse`; with `keep_dense`, requests for documents fill the cache with dense vectors for the partner."""
+        """One sparse vector for each text.
+
+        With `keep_dense`, requests for documents fill the cache with dense vectors for the partner.
+        """
         cache = self.cache
         if cache is not None and _is_single_query(texts, role):
             return [(yield self._shared_query(cache, "sparse", texts[0]))]
@@ -127,7 +109,8 @@ class HybridEmbedder:
         check = functools.partial(validate, texts, client._limits, client.settings.long_text)  # noqa: SLF001 - of this package
         yield Call(check, functools.partial(run_in_thread, check))
 
-    def _prefetch_flow(self, texts: Sequence[str], role: TextType) -> Flow[None]:
+    def prefetch_flow(self, texts: Sequence[str], role: TextType) -> Flow[None]:
+        """Requests the sparse vectors that the cache lacks, in as few requests as possible, and caches them."""
         if self.cache is not None and (missing := self.cache.missing("sparse", role, texts)):
             fresh = yield self._embed(missing, role, "sparse")
             self.cache.put("sparse", role, missing, fresh.sparse or [], ignore_capacity=True)
@@ -142,20 +125,20 @@ class HybridEmbedder:
             if is_leader:
                 return (yield from self._lead_query(cache, component, text, in_flight))
             if not (yield Call(_wait_until_complete, _await_until_complete, in_flight)):
-                return getattr((yield self._embed([text], "query", component)), component)[0]
+                return _component_of((yield self._embed([text], "query", component)), component)
             if in_flight.result is not None:
                 return _component_of(in_flight.result, component)
 
     def _lead_query(self, cache: HybridCache, component: Component, text: str, in_flight: InFlight) -> Flow[Any]:
-        embedding = None
+        result = None
         try:
-            embedding = _first_embedding((yield self._embed([text], "query", "dense&sparse")))
+            result = yield self._embed([text], "query", "dense&sparse")
         except ANY_EXCEPTION as error:
             _reduce_partial(error, component)
             raise
         finally:
-            cache.complete(("query", text), in_flight, embedding)
-        return _component_of(embedding, component)
+            cache.complete(("query", text), in_flight, result)
+        return _component_of(result, component)
 
     # --- calls --------------------------------------------------------------------------------------------
 
@@ -191,8 +174,8 @@ def _is_single_query(texts: list[str], role: TextType) -> bool:
 
 def _wait_until_complete(in_flight: InFlight) -> bool:
     """Waits until a shared request is completed or orphaned; False at once if waiting here could deadlock."""
-    if in_flight.would_block(running_loop()):
-        return False
+    if in_flight.loop is not None and running_loop() is not None:
+        return False  # it would block this loop; if the leader's is another one, that may be waiting for this one
     while not in_flight.completed.wait(_POLL_SECONDS) and not in_flight.is_orphaned:
         pass
     return True
@@ -212,15 +195,9 @@ async def _await_until_complete(in_flight: InFlight) -> bool:
     return True
 
 
-def _first_embedding(result: Embeddings) -> Embedding:
-    return Embedding(0, result.dense[0], result.sparse[0] if result.sparse else None)
-
-
-def _component_of(embedding: Embedding, component: Component) -> Any:
-    """One component, copied: several callers share the embedding, and each may change its own list."""
-    if component == "sparse":
-        return embedding.sparse and embedding.sparse.copy()
-    return list(embedding.dense or [])
+def _component_of(result: Embeddings, component: Component) -> Any:
+    """One component of a query, copied: several callers share the result, and each may change its own list."""
+    return getattr(result, component)[0].copy()
 
 
 ANY_EXCEPTION = BaseException

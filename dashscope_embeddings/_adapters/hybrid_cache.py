@@ -26,7 +26,7 @@ from dashscope_embeddings.vectors import SparseVector
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from dashscope_embeddings.vectors import Embedding, TextType
+    from dashscope_embeddings.vectors import Embeddings, TextType
 
 Component: TypeAlias = Literal["dense", "sparse"]
 Vector: TypeAlias = "SparseVector | list[float]"
@@ -69,7 +69,7 @@ class InFlight:
     """The leader's running loop; None if a thread without a loop leads."""
     leader_task: asyncio.Task[Any] | None = None
     completed: SignalSafeEvent = field(default_factory=SignalSafeEvent)
-    result: Embedding | None = None
+    result: Embeddings | None = None
     """None if the request failed: the waiting callers then send their own."""
     request_counts: Counter[str] = field(default_factory=Counter)
     """Callers by component."""
@@ -80,13 +80,6 @@ class InFlight:
         return self.loop is not None and (
             not self.loop.is_running() or (self.leader_task is not None and self.leader_task.done())
         )
-
-    def would_block(self, loop: asyncio.AbstractEventLoop | None) -> bool:
-        """Whether a sync call on the thread of `loop` must not wait, because it would block that loop.
-
-        Also if the leader runs on another loop: the thread of that loop may be waiting for this one in the same way.
-        """
-        return loop is not None and self.loop is not None
 
 
 class HybridCache:
@@ -178,18 +171,16 @@ class HybridCache:
             in_flight.request_counts[component] += 1
             return in_flight, is_leader
 
-    def complete(self, key: CacheKey, in_flight: InFlight, embedding: Embedding | None) -> None:
+    def complete(self, key: CacheKey, in_flight: InFlight, result: Embeddings | None) -> None:
         """Hands the result to the waiting callers, and stores the component that fewer of them requested."""
         with self._lock:
             if self._in_flight.get(key) is in_flight:
                 del self._in_flight[key]
-            if embedding is not None:
-                surplus = in_flight.request_counts["dense"] - in_flight.request_counts["sparse"]
-                if surplus > 0 and embedding.sparse is not None:
-                    self._put("sparse", key, embedding.sparse, surplus)
-                elif surplus < 0 and embedding.dense is not None:
-                    self._put("dense", key, embedding.dense, -surplus)
-        in_flight.result = embedding
+            surplus = in_flight.request_counts["dense"] - in_flight.request_counts["sparse"]
+            if result is not None and surplus:
+                component: Component = "sparse" if surplus > 0 else "dense"
+                self._put(component, key, getattr(result, component)[0], abs(surplus))
+        in_flight.result = result
         in_flight.completed.set()
 
     # --- with the lock held -------------------------------------------------------------------------------

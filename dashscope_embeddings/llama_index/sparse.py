@@ -9,6 +9,7 @@ from pydantic import ConfigDict, Field, PrivateAttr
 from typing_extensions import Unpack
 
 from dashscope_embeddings._adapters.base import ClientFields, as_single_text, as_text_list
+from dashscope_embeddings._adapters.flows import arun, run
 from dashscope_embeddings._adapters.sparse import SparseAdapter, SparseSettings
 from dashscope_embeddings._core.client_options import SparseOptions
 from dashscope_embeddings._core.secret_settings import hide_secrets
@@ -88,11 +89,11 @@ class DashScopeSparseEmbedding(BaseSparseEmbedding):
 
     def _embed(self, texts: list[str], role: TextType) -> list[SparseVector]:
         with emit_usage(self._adapter.hybrid, role) as hybrid:
-            return hybrid.sparse(texts, role)
+            return run(hybrid.sparse_flow(texts, role))
 
     async def _aembed(self, texts: list[str], role: TextType) -> list[SparseVector]:
         with emit_usage(self._adapter.hybrid, role) as hybrid:
-            return await hybrid.asparse(texts, role)
+            return await arun(hybrid.sparse_flow(texts, role))
 
     def _get_query_embedding(self, query: str) -> dict[int, float]:
         return self._embed([as_single_text(query)], "query")[0].as_dict()

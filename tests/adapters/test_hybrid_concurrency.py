@@ -15,6 +15,7 @@ import pytest
 from client_helpers import KEY, client_for
 
 from dashscope_embeddings import ConnectionFailed, DashScopeError, EmbeddingClient
+from dashscope_embeddings._adapters.flows import arun, run
 from dashscope_embeddings._adapters.hybrid import HybridEmbedder
 from dashscope_embeddings._adapters.hybrid_cache import HybridCache
 from dashscope_embeddings.emulator import Emulator, faults
@@ -29,6 +30,22 @@ QUESTION = "which words are rare?"
 
 def asked(emulator: Emulator) -> list[tuple[str | None, str | None, int]]:
     return [(a.text_type, a.output_type, len(a.texts)) for a in emulator.asked]
+
+
+def dense(hybrid: HybridEmbedder) -> Any:
+    return run(hybrid.dense_flow([QUESTION], "query"))
+
+
+def sparse(hybrid: HybridEmbedder) -> Any:
+    return run(hybrid.sparse_flow([QUESTION], "query"))
+
+
+def adense(hybrid: HybridEmbedder) -> Any:
+    return arun(hybrid.dense_flow([QUESTION], "query"))
+
+
+def asparse(hybrid: HybridEmbedder) -> Any:
+    return arun(hybrid.sparse_flow([QUESTION], "query"))
 
 
 class Watched(HybridCache):
@@ -100,26 +117,15 @@ def right(emulator: Emulator, found: Sequence[Any]) -> None:
     ]
 
 
-def test_two_threads_that_ask_for_a_query_at_once_share_one_request(emulator: Emulator) -> None:
+@pytest.mark.parametrize("mix", ["threads", "tasks", "a task and a thread"])
+def test_two_that_ask_for_a_query_at_once_share_one_request(emulator: Emulator, mix: str) -> None:
     hybrid, cache = patient(emulator, 2)
-    found = in_threads(lambda: hybrid.dense([QUESTION], "query"), lambda: hybrid.sparse([QUESTION], "query"))
+
+    async def tasks() -> list[Any]:
+        return await in_tasks(adense(hybrid), asparse(hybrid) if mix == "tasks" else asyncio.to_thread(sparse, hybrid))
+
+    found = in_threads(lambda: dense(hybrid), lambda: sparse(hybrid)) if mix == "threads" else asyncio.run(tasks())
     assert asked(emulator) == [("query", "dense&sparse", 1)]
-    right(emulator, found)
-    assert cache.size == 0
-
-
-async def test_two_tasks_that_ask_for_a_query_at_once_share_one_request(emulator: Emulator) -> None:
-    hybrid, cache = patient(emulator, 2)
-    found = await in_tasks(hybrid.adense([QUESTION], "query"), hybrid.asparse([QUESTION], "query"))
-    assert asked(emulator) == [("query", "dense&sparse", 1)]
-    right(emulator, found)
-    assert cache.size == 0
-
-
-async def test_a_task_and_an_executors_thread_share_one_request(emulator: Emulator) -> None:
-    hybrid, cache = patient(emulator, 2)
-    found = await in_tasks(hybrid.adense([QUESTION], "query"), asyncio.to_thread(hybrid.sparse, [QUESTION], "query"))
-    assert emulator.requests == 1
     right(emulator, found)
     assert cache.size == 0
 
@@ -128,39 +134,33 @@ async def test_two_executor_threads_one_after_the_other_share_one_request(emulat
     hybrid = HybridEmbedder(client_for(emulator), HybridCache())
     with ThreadPoolExecutor(1) as one, ThreadPoolExecutor(1) as other:
         loop = asyncio.get_running_loop()
-        dense = await loop.run_in_executor(one, hybrid.dense, [QUESTION], "query")
-        sparse = await loop.run_in_executor(other, hybrid.sparse, [QUESTION], "query")
+        found = [await loop.run_in_executor(one, dense, hybrid), await loop.run_in_executor(other, sparse, hybrid)]
     assert (emulator.requests, hybrid.cache and hybrid.cache.size) == (1, 0)
-    right(emulator, [dense, sparse])
+    right(emulator, found)
 
 
 def test_five_callers_of_the_same_component_share_one_request_but_no_list(emulator: Emulator) -> None:
     hybrid, cache = patient(emulator, 5)
-    found = in_threads(*[lambda: hybrid.dense([QUESTION], "query")[0]] * 5)
+    found = in_threads(*[lambda: dense(hybrid)[0]] * 5)
     assert emulator.requests == 1
     assert found == [emulator.dense(QUESTION, text_type="query")] * 5
     assert len({id(vector) for vector in found}) == 5
     for _ in range(5):
-        hybrid.sparse([QUESTION], "query")
+        sparse(hybrid)
     assert (emulator.requests, cache.size) == (1, 0)
 
 
-def test_waiters_of_a_failed_request_send_their_own(emulator: Emulator) -> None:
+@pytest.mark.parametrize("kind", ["threads", "tasks"])
+def test_a_waiter_for_a_failed_request_sends_its_own(emulator: Emulator, kind: str) -> None:
     emulator.faults = [faults.Drop()]
     hybrid, _ = patient(emulator, 2)
-    found = in_threads(lambda: hybrid.dense([QUESTION], "query"), lambda: hybrid.dense([QUESTION], "query"))
-    failed = [result for result in found if isinstance(result, ConnectionFailed)]
-    assert len(failed) == 1
+
+    async def tasks() -> list[Any]:
+        return await in_tasks(adense(hybrid), adense(hybrid))
+
+    found = in_threads(*[lambda: dense(hybrid)] * 2) if kind == "threads" else asyncio.run(tasks())
+    [_failed] = [result for result in found if isinstance(result, ConnectionFailed)]
     assert [emulator.dense(QUESTION, text_type="query")] in found
-    assert (emulator.requests, emulator.billed_requests) == (2, 1)
-
-
-async def test_waiting_tasks_of_a_failed_request_send_their_own(emulator: Emulator) -> None:
-    emulator.faults = [faults.Drop()]
-    hybrid, _ = patient(emulator, 2)
-    first, second = await in_tasks(hybrid.adense([QUESTION], "query"), hybrid.asparse([QUESTION], "query"))
-    assert isinstance(first, ConnectionFailed)
-    assert isinstance(second, list)
     assert (emulator.requests, emulator.billed_requests) == (2, 1)
 
 
@@ -186,9 +186,9 @@ class Held:
 
     async def two(self) -> tuple[asyncio.Task[Any], asyncio.Task[Any]]:
         """One that leads and one that waits for it."""
-        leader = asyncio.create_task(self.hybrid.adense([QUESTION], "query"))
+        leader = asyncio.create_task(adense(self.hybrid))
         await self.under_way.wait()
-        waiter = asyncio.create_task(self.hybrid.asparse([QUESTION], "query"))
+        waiter = asyncio.create_task(asparse(self.hybrid))
         for _ in range(2):
             assert await asyncio.to_thread(self.cache.seen.acquire, timeout=10)
         return leader, waiter
@@ -219,23 +219,38 @@ async def test_a_cancelled_waiter_takes_only_itself_away(emulator: Emulator) -> 
 def test_a_sync_call_on_the_thread_of_a_loop_does_not_wait_for_that_loops_request(emulator: Emulator) -> None:
     async def run() -> list[Any]:
         held = Held(emulator)
-        leader = asyncio.create_task(held.hybrid.adense([QUESTION], "query"))
+        leader = asyncio.create_task(adense(held.hybrid))
         await held.under_way.wait()
-        sparse = held.hybrid.sparse([QUESTION], "query")
+        found = sparse(held.hybrid)
         assert asked(emulator) == [("query", "sparse", 1)]
         held.go.set()
-        dense = await leader
+        vectors = await leader
         assert held.cache.size == 0
-        return [dense, sparse]
+        return [vectors, found]
 
     right(emulator, in_thread(lambda: asyncio.run(run())).result(20))
     assert emulator.requests == 2
+
+
+def test_the_request_of_a_loop_that_stopped_is_sent_again(emulator: Emulator) -> None:
+    stopped = asyncio.new_event_loop()
+    held = Held(emulator)
+    leader = stopped.create_task(adense(held.hybrid))
+    stopped.run_until_complete(held.under_way.wait())
+    [found] = in_thread(lambda: sparse(held.hybrid)).result(20)
+    assert found.indices == sorted(token.index for token in emulator.sparse(QUESTION, text_type="query"))
+    assert emulator.requests == 1
+    leader.cancel()
+    stopped.run_until_complete(asyncio.wait([leader]))
+    stopped.run_until_complete(stopped.shutdown_asyncgens())
+    stopped.close()
 
 
 FORK = f"""
 import itertools, os, signal, sys, threading
 from dashscope_embeddings import EmbeddingClient
 from dashscope_embeddings.emulator import Emulator
+from dashscope_embeddings._adapters.flows import run
 from dashscope_embeddings._adapters.hybrid import HybridEmbedder
 from dashscope_embeddings._adapters.hybrid_cache import HybridCache
 
@@ -251,19 +266,20 @@ class Held(Emulator):
 emulator, question = Held(), {QUESTION!r}
 with emulator.serve() as server:
     hybrid = HybridEmbedder(EmbeddingClient(api_key={KEY!r}, base_url=server.url), HybridCache())
-    leader = threading.Thread(target=hybrid.dense, args=([question], "query"))
+    leader = threading.Thread(target=lambda: run(hybrid.dense_flow([question], "query")))
     leader.start()
     assert under_way.wait(20)
-    child = os.fork()
+    with hybrid.cache._lock:  # as if a thread of the parent were inside the cache
+        child = os.fork()
     if child == 0:
         signal.alarm(20)
-        dense, [sparse] = hybrid.dense([question], "query"), hybrid.sparse([question], "query")
+        dense, [sparse] = run(hybrid.dense_flow([question], "query")), run(hybrid.sparse_flow([question], "query"))
         right = dense == [emulator.dense(question, text_type="query")] and len(sparse) > 0
         os._exit(0 if right else 1)
     print("child", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), emulator.requests)
     go.set()
     leader.join()
-    hybrid.sparse([question], "query")
+    run(hybrid.sparse_flow([question], "query"))
     print("both", emulator.requests, emulator.billed_texts, hybrid.cache.size)
 """
 

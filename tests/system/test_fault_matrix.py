@@ -9,18 +9,20 @@ import asyncio
 import dataclasses
 import inspect
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from entry_points import CORPUS, DOCUMENTS, QUERIES, CallResult, EmulatedService, EntryPoint, expected_vectors
 from fault_cases import FAULTS, MAX_RETRIES, Case, Occurrence, Raises, Recovers
 
+from dashscope_embeddings._adapters import flows
 from dashscope_embeddings._adapters.hybrid import HybridEmbedder
 from dashscope_embeddings._adapters.hybrid_cache import HybridCache
 from dashscope_embeddings.emulator import faults
 from dashscope_embeddings.errors import BadReply, DashScopeError, RateLimitError, ServiceError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from dashscope_embeddings.emulator import Asked
@@ -196,22 +198,17 @@ def test_a_reply_that_cannot_be_unpacked_did_come() -> None:
     assert isinstance(caught.value, BadReply)
 
 
-@pytest.mark.parametrize("prefix", ["", "a"], ids=["sync", "async"])
-def test_of_a_pair_that_failed_both_halves_of_what_arrived_are_kept(prefix: str) -> None:
+@pytest.mark.parametrize("run", [flows.run, lambda flow: asyncio.run(flows.arun(flow))], ids=["sync", "async"])
+def test_of_a_pair_that_failed_both_halves_of_what_arrived_are_kept(run: Callable[[Any], Any]) -> None:
     """The sparse half of the ten texts that arrived is paid for: the store that asks for it pays nothing."""
     service = EmulatedService({"max_retries": MAX_RETRIES, "max_concurrency": 1})
     service.emulator.faults = [faults.Drop(match=STRUCK)]
     halves = HybridEmbedder(service.client(), HybridCache())
 
-    def ask(half: str, texts: list[str]) -> None:
-        found = getattr(halves, prefix + half)(texts, "document")
-        if prefix:
-            asyncio.run(found)
-
     with pytest.raises(DashScopeError):
-        ask("dense", DOCUMENT_TEXTS)
+        run(halves.dense_flow(DOCUMENT_TEXTS, "document"))
     requests = service.emulator.requests
-    ask("sparse", DOCUMENT_TEXTS[:10])
+    run(halves.sparse_flow(DOCUMENT_TEXTS[:10], "document"))
     assert service.emulator.requests == requests
 
 
