@@ -18,9 +18,10 @@ from dashscope_embeddings._core.client_options import ClientOptions, documented
 from dashscope_embeddings._core.exchange import READ_AHEAD, RequestContext
 from dashscope_embeddings._core.settings import Settings
 from dashscope_embeddings._core.text_inputs import OnRefused
-from dashscope_embeddings._runtime.async_drivers import TaskStopEvent, run_in_thread
+from dashscope_embeddings._runtime.async_drivers import run_in_thread
 from dashscope_embeddings._runtime.client_base import CallbackGuard, ClientBase, OnBatchDone, add_result, skip_refused
 from dashscope_embeddings._runtime.connections import check_running_loop, running_loop
+from dashscope_embeddings._runtime.deferred_signals import signals_of_this_thread
 from dashscope_embeddings._runtime.thread_pool import SignalSafeEvent
 from dashscope_embeddings._runtime.user_resources import UserResources
 from dashscope_embeddings.quota import Quota
@@ -110,9 +111,8 @@ class EmbeddingClient(ClientBase):
             outcomes = self._thread_driver.run_single(*single, context, functools.partial(self._count_late, collector))
         else:
             batches = planning.batches(checked, self._planner(dedup_window=None))
-            batches = self._quota_question(context, checked).beside(batches, self._thread_driver)
-            flows = self._exchanges(batches, context, collector)
-            outcomes = self._thread_driver.run_many(flows, halt, context, is_lazy=False)
+            flow_of = self._flow_maker(context, collector, self._quota_question(context, self._thread_driver, checked))
+            outcomes = self._thread_driver.run_many(batches, flow_of, halt, context, is_lazy=False)
         with self._billing(collector, checked):
             with contextlib.closing(outcomes):
                 for batch, outcome in outcomes:
@@ -155,21 +155,20 @@ class EmbeddingClient(ClientBase):
 
     def _sync_context(self, text_type: TextType, output: Output) -> RequestContext:
         context = self._request_context(text_type, output)
-        return context if (loop := running_loop()) is None else replace(context, blocked_loop=loop)
+        blocked_sender = running_loop() or signals_of_this_thread()
+        return context if blocked_sender is None else replace(context, blocked_loop=blocked_sender)
 
     def _stream(
         self, texts: Iterator[str], context: RequestContext, refused: OnRefused | None, arrived: OnBatchDone | None
     ) -> Iterator[Embedding]:
         checked = text_inputs.validate_each(texts, self._limits, context.long_text, refused)
         collector, halt = self._new_collector(context.options.output), SignalSafeEvent()
-        planner = self._planner(dedup_window=READ_AHEAD)
-        batches = self._quota_question(context).beside(planning.batches(checked, planner), self._thread_driver)
-        flows = self._exchanges(batches, context, collector, arrived)
+        batches = planning.batches(checked, self._planner(dedup_window=READ_AHEAD))
+        question = self._quota_question(context, self._thread_driver)
+        flow_of = self._flow_maker(context, collector, question, arrived)
+        outcomes = self._thread_driver.run_many(batches, flow_of, halt, context, is_lazy=True)
         callbacks = CallbackGuard(halt.set)
-        with (
-            self._billing(collector),
-            contextlib.closing(self._thread_driver.run_many(flows, halt, context, is_lazy=True)) as outcomes,
-        ):
+        with self._billing(collector), contextlib.closing(outcomes):
             for batch, outcome in outcomes:
                 collector.add(batch, outcome)
                 with callbacks:
@@ -266,17 +265,17 @@ class EmbeddingClient(ClientBase):
         else:
             checked = text_inputs.validate(text_list, self._limits, context.long_text)
         collector = self._new_collector(output, array_rows=len(checked) if array else None)
-        halt = TaskStopEvent()
+        halt = SignalSafeEvent()
         callbacks = CallbackGuard(halt.set)
-        question = self._quota_question(context, checked)
+        question = self._quota_question(context, self._async_driver, checked)
         if (single := self._prepare_single(checked, context)) is not None:
             outcomes = self._async_driver.run_single(*single, context, functools.partial(self._count_late, collector))
         else:
             batches = planning.abatches(_as_async_iterator(checked), self._planner(dedup_window=None))
-            flows = self._aexchanges(question.abeside(batches, self._async_driver), context, collector)
-            outcomes = self._async_driver.run_many(flows, halt, context)
+            flow_of = self._flow_maker(context, collector, question)
+            outcomes = self._async_driver.run_many(batches, flow_of, halt, context)
         with self._billing(collector, checked):
-            async with question, contextlib.aclosing(outcomes):
+            async with contextlib.aclosing(question), contextlib.aclosing(outcomes):
                 async for batch, outcome in outcomes:
                     done = await add_result(collector, batch, outcome)
                     with callbacks:
@@ -309,14 +308,14 @@ class EmbeddingClient(ClientBase):
     ) -> AsyncIterator[Embedding]:
         check_running_loop()
         checked = text_inputs.avalidate_each(texts, self._limits, context.long_text, refused, in_thread=run_in_thread)
-        collector, halt = self._new_collector(context.options.output), TaskStopEvent()
-        planner = self._planner(dedup_window=READ_AHEAD)
-        question = self._quota_question(context)
-        batches = question.abeside(planning.abatches(checked, planner), self._async_driver)
-        flows = self._aexchanges(batches, context, collector, arrived)
+        collector, halt = self._new_collector(context.options.output), SignalSafeEvent()
+        batches = planning.abatches(checked, self._planner(dedup_window=READ_AHEAD))
+        question = self._quota_question(context, self._async_driver)
+        flow_of = self._flow_maker(context, collector, question, arrived)
+        outcomes = self._async_driver.run_many(batches, flow_of, halt, context)
         callbacks = CallbackGuard(halt.set)
         with self._billing(collector):
-            async with question, contextlib.aclosing(self._async_driver.run_many(flows, halt, context)) as outcomes:
+            async with contextlib.aclosing(question), contextlib.aclosing(outcomes):
                 async for batch, outcome in outcomes:
                     await add_result(collector, batch, outcome)
                     with callbacks:
@@ -332,7 +331,7 @@ class EmbeddingClient(ClientBase):
     async def afetch_quota(self) -> Quota:
         """`fetch_quota` for a running event loop."""
         check_running_loop()
-        return await self._async_driver.run_steps(self._quota_request(), TaskStopEvent())
+        return await self._async_driver.run_steps(self._quota_request(), SignalSafeEvent())
 
     async def aclose(self) -> None:
         """Closes the connections of the running event loop and those of sync code."""

@@ -7,149 +7,78 @@ import contextlib
 import contextvars
 import functools
 from collections import deque
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from dashscope_embeddings._core.exchange import Outcome, exchange
+from dashscope_embeddings._core.exchange import Outcome
 from dashscope_embeddings._core.failures import CANCELLED
 from dashscope_embeddings._core.steps import Send
 from dashscope_embeddings._core.text_batcher import BatchCall
 from dashscope_embeddings._runtime import flow_runs
-from dashscope_embeddings._runtime.thread_pool import WorkItem
+from dashscope_embeddings._runtime.flow_runs import Started
+from dashscope_embeddings._runtime.thread_pool import SignalSafeEvent, WorkItem
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator
 
     from dashscope_embeddings._core.exchange import Exchange, RequestContext
-    from dashscope_embeddings._core.permit import Permit
-    from dashscope_embeddings._core.steps import Step, StepResult
+    from dashscope_embeddings._core.steps import Sleep, Step, StepResult
     from dashscope_embeddings._core.text_batcher import SingleText, TextBatcher
     from dashscope_embeddings._runtime.transport import Transport
 
 T = TypeVar("T")
 
 
-class TaskStopEvent(asyncio.Event):
-    """`asyncio.Event` that also calls waiters when it is set."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._callbacks: list[Callable[[], object]] = []
-
-    def set(self) -> None:
-        """Sets it and calls all waiters."""
-        super().set()
-        for wake in tuple(self._callbacks):
-            wake()
-
-    def add_waiter(self, wake: Callable[[], object]) -> None:
-        """Calls `wake` when this is set; not if it is set already."""
-        self._callbacks.append(wake)
-
-    def remove_waiter(self, wake: Callable[[], object]) -> None:
-        """No longer calls `wake`."""
-        self._callbacks.remove(wake)
-
-
-@dataclass(slots=True, eq=False)
-class _Started(Generic[T]):
-    """A flow that runs in a task of its own."""
-
-    label: T
-    task: asyncio.Task[Outcome | BaseException]
-
-    @property
-    def has_ended(self) -> bool:
-        return self.task.done()
-
-
-@dataclass(slots=True, eq=False)
-class _Source(Generic[T]):
-    """The flows of a job. An error ends them, and is kept: the outcomes before it are yielded first."""
-
-    flows: AsyncIterator[tuple[T, Exchange]]
-    errors: list[BaseException] = field(default_factory=list)
-    _read: deque[tuple[T, Exchange]] = field(default_factory=deque)
-
-    async def take_only(self) -> tuple[T, Exchange] | None:
-        """The only flow; None if there are more, or none."""
-        while len(self._read) < _SEVERAL and (pair := await self._next()) is not None:
-            self._read.append(pair)
-        return self._read.popleft() if len(self._read) == 1 else None
-
-    async def take(self, halt: TaskStopEvent) -> tuple[T, Exchange] | None:
-        """The next flow; None at the end, and once `halt` is set."""
-        if halt.is_set():
-            return None
-        return self._read.popleft() if self._read else await self._next()
-
-    async def _next(self) -> tuple[T, Exchange] | None:
-        try:
-            return await anext(self.flows, None)
-        except Exception as error:  # noqa: BLE001 - `run_many` raises it
-            self.errors.append(error)
-            return None
-
-
-_SEVERAL = 2
-
-
-@dataclass(slots=True, eq=False)
-class _TaskWaker:
-    """Sets an asyncio event from any thread, when called."""
-
-    loop: asyncio.AbstractEventLoop
-    event: asyncio.Event
-
-    def __call__(self) -> None:
-        set_event_threadsafe(self.loop, self.event)
-
-
 class AsyncDriver:
-    """Async code: a single flow in the caller's task, several in tasks of their own."""
+    """Async code: each flow of a job in a task of its own; that of a single text in the caller's task."""
 
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
         self._batch_tasks: set[asyncio.Task[None]] = set()
 
     async def run_many(
-        self, flows: AsyncIterator[tuple[T, Exchange]], halt: TaskStopEvent, context: RequestContext
+        self, labels: AsyncIterator[T], flow_of: Callable[[T], Exchange], halt: SignalSafeEvent, context: RequestContext
     ) -> AsyncGenerator[tuple[T, Outcome], None]:
         """`ThreadDriver.run_many` for a loop. If the caller is cancelled, every request in flight is too."""
-        source = _Source(flows)
-        if (only := await source.take_only()) is not None:
-            label, flow = only
-            yield label, await self.run(flow, halt)
-        started: deque[_Started[T]] = deque()
+        errors: list[BaseException] = []
+        labels = flow_runs.auntil_error(labels, errors)
+        started: deque[Started[T, asyncio.Task[Outcome | BaseException]]] = deque()
         progress = asyncio.Event()
         try:
             while True:
-                while context.has_use_for_another(started) and (pair := await source.take(halt)) is not None:
-                    started.append(self._start(pair, halt, progress))
+                while (
+                    not halt.is_set()
+                    and context.has_use_for_another(started)
+                    and (label := await anext(labels, None)) is not None
+                ):
+                    task = asyncio.create_task(self._run_or_error(flow_of(label), halt))
+                    task.add_done_callback(lambda _: progress.set())
+                    started.append(Started(label, task))
                 if not started:
                     break
                 if not started[0].has_ended:
                     await progress.wait()
                     progress.clear()
                     continue
-                outcome = await started[0].task
-                label = started.popleft().label
+                oldest = started.popleft()
+                outcome = await oldest.running
                 if isinstance(outcome, Outcome):
-                    yield label, outcome
+                    yield oldest.label, outcome
                 else:
                     halt.set()
-                    source.errors.append(outcome)
+                    errors.append(outcome)
         finally:
             halt.set()
-            await _cancel_all([other.task for other in started])
-        if source.errors:
-            raise source.errors[0]
+            await cancel_all([other.running for other in started])
+        if errors:
+            raise errors[0]
 
-    def _start(self, pair: tuple[T, Exchange], halt: TaskStopEvent, progress: asyncio.Event) -> _Started[T]:
-        label, flow = pair
-        task = asyncio.create_task(self._run_or_error(flow, halt))
-        task.add_done_callback(lambda _: progress.set())
-        return _Started(label, task)
+    async def _run_or_error(self, flow: Exchange, halt: SignalSafeEvent) -> Outcome | BaseException:
+        try:
+            return await self.run_steps(flow_runs.cancellable(flow, halt.set), halt)
+        # A task that ends with one of the last two makes asyncio stop the loop, although the task is awaited.
+        except (Exception, SystemExit, KeyboardInterrupt) as error:  # noqa: BLE001 - raised again by `run_many`
+            return error
 
     async def run_single(
         self,
@@ -161,59 +90,41 @@ class AsyncDriver:
     ) -> AsyncGenerator[tuple[T, Outcome], None]:
         """Yields the outcome of a text that may share a request; `on_late_outcome` gets it if the caller has left."""
         loop = asyncio.get_running_loop()
-        own_task = _SendingTask(loop, asyncio.current_task())
         woken: asyncio.Event | None = None
-        try:
-            batcher.enqueue(text)
-            while not isinstance(action := batcher.poll(text, context, own_task), Outcome):
-                if isinstance(action, BatchCall):
-                    if len(action.members) == 1:
-                        await self._send_batch(action, batcher, context)
-                        continue
-                    # In its own task: cancelling this caller must not cancel the other callers' texts.
-                    task = asyncio.create_task(self._send_batch(action, batcher, context))
-                    action.task = _SendingTask(loop, task)
-                    self._batch_tasks.add(task)
-                    task.add_done_callback(self._batch_tasks.discard)
-                elif woken is None:
-                    woken = asyncio.Event()
-                    text.wake = functools.partial(set_event_threadsafe, loop, woken)
-                else:
-                    await self._transport.clock.wait_async(woken, action)
-                    woken.clear()
-        except BaseException:
-            # In a copy of this caller's context: usage trackers are context variables, and another task completes it.
-            own_context = contextvars.copy_context()
-            text.on_late_outcome = lambda outcome: own_context.run(on_late_outcome, outcome)
-            raise
-        finally:
-            batcher.leave(text, context)
-        yield label, action
 
-    async def _send_batch(self, batch_call: BatchCall, batcher: TextBatcher, context: RequestContext) -> None:
-        outcome = None
-        try:
-            flow = exchange(batch_call.texts, context.fail_fast.for_one_call(), batch_call.permit)
-            outcome = await self.run_steps(flow, TaskStopEvent())
-        finally:
-            batcher.complete(batch_call, outcome, context)
+        async def perform(action: BatchCall | float) -> None:
+            nonlocal woken
+            if isinstance(action, BatchCall):
+                sending = self.run_steps(flow_runs.batch_exchange(action, batcher, context), SignalSafeEvent())
+                if len(action.members) == 1:
+                    await sending
+                    return
+                # In its own task: cancelling this caller must not cancel the other callers' texts.
+                task = asyncio.create_task(sending)
+                action.task = _SendingTask(loop, task)
+                self._batch_tasks.add(task)
+                task.add_done_callback(self._batch_tasks.discard)
+            elif woken is None:
+                # Created only if this text must wait. The next poll sees what has happened until now.
+                woken = asyncio.Event()
+                text.wake = functools.partial(set_event_threadsafe, loop, woken)
+            else:
+                await self._transport.clock.wait_async(woken, action)
+                woken.clear()
 
-    async def run(self, flow: Exchange, halt: TaskStopEvent) -> Outcome:
-        """The outcome of one flow, run in this task; see `ThreadDriver.run`."""
-        return await self.run_steps(flow_runs.cancellable(flow, halt.set), halt)
+        own_task = _SendingTask(loop, asyncio.current_task())
+        flow = flow_runs.single_text(text, batcher, context, own_task, on_late_outcome)
+        yield label, await flow_runs.arun(flow, perform)
 
-    async def _run_or_error(self, flow: Exchange, halt: TaskStopEvent) -> Outcome | BaseException:
-        try:
-            return await self.run(flow, halt)
-        # A task that ends with one of the last two makes asyncio stop the loop, although the task is awaited.
-        except (Exception, SystemExit, KeyboardInterrupt) as error:  # noqa: BLE001 - raised again by `run_many`
-            return error
+    def start(self, flow: Generator[Step, StepResult, T]) -> asyncio.Task[T]:
+        """Runs a flow in a task of its own."""
+        return asyncio.create_task(self.run_steps(flow, SignalSafeEvent()))
 
-    async def run_steps(self, flow: Generator[Step, StepResult, T], halt: TaskStopEvent) -> T:
+    async def run_steps(self, flow: Generator[Step, StepResult, T], halt: SignalSafeEvent) -> T:
         """What a flow returns, run in this task."""
         return await flow_runs.arun(flow, lambda step: self._perform_step(step, halt))
 
-    async def _perform_step(self, step: Step, halt: TaskStopEvent) -> StepResult:
+    async def _perform_step(self, step: Step, halt: SignalSafeEvent) -> StepResult:
         if halt.is_set():
             return CANCELLED
         if isinstance(step, Send):
@@ -221,23 +132,25 @@ class AsyncDriver:
                 step.permit.loop = asyncio.get_running_loop()
             await self._transport.aacquire_user_limiter()
             return CANCELLED if halt.is_set() else await self._transport.asend(step)
-        if step.permit is None:
-            return CANCELLED if await self._transport.clock.wait_async(halt, step.seconds) else None
-        return CANCELLED if await self._wait_for_permit(step.permit, halt, step.seconds) else None
+        await self._sleep(step, halt)
+        return CANCELLED if halt.is_set() else None
 
-    async def _wait_for_permit(self, permit: Permit, halt: TaskStopEvent, seconds: float) -> bool:
-        """`ThreadDriver._wait_for_permit` for a task."""
-        if permit.wake is None:
-            permit.wake = _TaskWaker(asyncio.get_running_loop(), asyncio.Event())
-            return halt.is_set()
-        waker: _TaskWaker = permit.wake  # type: ignore[assignment] # made two lines above
-        halt.add_waiter(waker.event.set)
+    async def _sleep(self, step: Sleep, halt: SignalSafeEvent) -> None:
+        """`ThreadDriver._sleep` for a task."""
+        permit = step.permit
+        if permit is None:
+            woken = asyncio.Event()
+        elif permit.wake is None:
+            permit.wake = functools.partial(set_event_threadsafe, asyncio.get_running_loop(), asyncio.Event())
+            return
+        else:
+            woken = permit.wake.args[1]  # type: ignore[attr-defined] # of the partial made above
+        halt.add_waiter(woken.set)
         try:
-            await self._transport.clock.wait_async(waker.event, seconds)
+            await self._transport.clock.wait_async(woken, step.seconds)
         finally:
-            halt.remove_waiter(waker.event.set)
-        waker.event.clear()
-        return halt.is_set()
+            halt.remove_waiter(woken.set)
+        woken.clear()
 
 
 @dataclass(slots=True, eq=False)
@@ -273,7 +186,8 @@ def set_event_threadsafe(loop: asyncio.AbstractEventLoop, woken: asyncio.Event) 
         loop.call_soon_threadsafe(woken.set)
 
 
-async def _cancel_all(tasks: list[asyncio.Task[T]]) -> None:
+async def cancel_all(tasks: list[asyncio.Task[T]]) -> None:
+    """Cancels tasks, and waits until they have ended."""
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)

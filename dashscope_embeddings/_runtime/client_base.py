@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import replace
 from typing import TypeAlias, TypeVar
 
@@ -132,12 +132,13 @@ class ClientBase:
         limiter.claim_quota_request()  # so that no job asks again, whatever the answer is
         return quota_request.fetch_quota(self.settings, limiter, max_retries=self.settings.max_retries)
 
-    def _quota_question(self, context: RequestContext, texts: Sequence[str] = ()) -> QuotaQuestion:
+    def _quota_question(
+        self, context: RequestContext, driver: ThreadDriver | AsyncDriver, texts: Sequence[str] = ()
+    ) -> QuotaQuestion:
         """`texts`: those of the job, as far as they are known before it starts."""
         rows = min(self.settings.batch_size or self._limits.rows, self._limits.rows)
-        return QuotaQuestion(
-            functools.partial(self._claim_quota_question, context.limiter), is_long=is_long_job(texts, rows)
-        )
+        claim = functools.partial(self._claim_quota_question, context.limiter)
+        return QuotaQuestion(claim, driver.start, is_long=is_long_job(texts, rows))
 
     def _claim_quota_question(self, limiter: Limiter) -> RequestFlow[None] | None:
         # A user's own rate limiter stands for a quota. The emulator in this process has none to tell.
@@ -170,25 +171,21 @@ class ClientBase:
     def _new_collector(self, output: Output, *, array_rows: int | None = None) -> ResultCollector:
         return ResultCollector(output, self.settings.price, array_rows=array_rows)
 
-    def _exchanges(
+    def _flow_maker(
         self,
-        batches: Iterator[Batch],
         context: RequestContext,
         collector: ResultCollector,
+        question: QuotaQuestion,
         arrived: OnBatchDone | None = None,
-    ) -> Iterator[tuple[Batch, Exchange]]:
+    ) -> Callable[[Batch], Exchange]:
+        """Makes the flow for each batch of a job, when it is its turn."""
         context = context.for_one_call()
-        return ((batch, self._exchange(batch, context, collector, arrived)) for batch in batches)
 
-    def _aexchanges(
-        self,
-        batches: AsyncIterator[Batch],
-        context: RequestContext,
-        collector: ResultCollector,
-        arrived: OnBatchDone | None = None,
-    ) -> AsyncIterator[tuple[Batch, Exchange]]:
-        context = context.for_one_call()
-        return ((batch, self._exchange(batch, context, collector, arrived)) async for batch in batches)
+        def flow_of(batch: Batch) -> Exchange:
+            question.ask_if_due(batch)
+            return self._exchange(batch, context, collector, arrived)
+
+        return flow_of
 
     def _billing(self, collector: ResultCollector, texts: Sequence[str] | None = None) -> _Billing:
         return _Billing(self, collector, texts)

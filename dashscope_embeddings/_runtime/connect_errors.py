@@ -20,8 +20,19 @@ _NOT_HTTP_SIGNS = ("illegal request line", "illegal status line")
 
 
 def is_kind(error: BaseException | None, *class_names: str) -> bool:
-    """Whether an error is of a class with one of these names: httpx's, or of a package with its interface (httpx2)."""
+    """Whether an error is of a class with one of these names: httpx's, httpcore's, or httpx2's with its interface."""
     return any(base.__name__ in class_names for base in type(error).__mro__)
+
+
+def is_request_error(error: BaseException) -> bool:
+    """Whether an error says that no reply came, or not all of it."""
+    return is_kind(error, "RequestError", *_HTTPCORE_ERRORS)
+
+
+_HTTPCORE_ERRORS = (
+    "NetworkError", "TimeoutException", "ProtocolError", "ProxyError", "UnsupportedProtocol", "ConnectionNotAvailable",
+)  # fmt: skip
+"""httpx derives its errors with these names from `RequestError`."""
 
 
 def explain_network_error(error: Exception, url: httpx.URL, timeout: httpx.Timeout, proxy: Proxy | None) -> Failure:
@@ -32,6 +43,8 @@ def explain_network_error(error: Exception, url: httpx.URL, timeout: httpx.Timeo
     if is_kind(error, "TimeoutException"):
         seconds = timeout.connect if is_kind(error, "ConnectTimeout") else timeout.read
         message = f"nothing within {seconds:g} s ({type(error).__name__})"
+    if is_kind(error, "ConnectionNotAvailable"):
+        message = "the server closed the connection"
     if is_kind(error, "DecodingError"):
         return Failure(message, is_unreadable_reply=True)
     if is_kind(error, "ConnectError", "ConnectTimeout"):

@@ -14,17 +14,15 @@ import math
 import os
 import time
 import weakref
-from collections import deque
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import httpx
-
-from dashscope_embeddings._runtime.direct_transport import as_httpx_error
+from dashscope_embeddings._runtime.core_http import Connection, IdleConnections, PooledResponse, core_request
 from dashscope_embeddings.errors import InvalidInput
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
+
+    import httpx
 
 T = TypeVar("T")
 
@@ -32,7 +30,13 @@ _GRACE_SECONDS = 0.05
 """Longest time in seconds that a cancelled caller waits for a TCP connect or a TLS handshake to finish."""
 _traced_clients: weakref.WeakSet[Any] = weakref.WeakSet()
 """Users' clients that report trace events. Others, such as mock transports, have no pool that could leak."""
-_abandoned_tasks: set[asyncio.Task[Any]] = set()
+_kept_tasks: set[asyncio.Task[Any]] = set()
+
+
+def _keep(task: asyncio.Task[Any]) -> None:
+    """Holds a task that nobody awaits until it ends: a loop refers to its tasks weakly."""
+    _kept_tasks.add(task)
+    task.add_done_callback(_kept_tasks.discard)
 
 
 class CancellableRequest:
@@ -91,9 +95,7 @@ class CancellableRequest:
             task.cancel()
             await _wait_despite_cancellation(task)
         elif not task.done():
-            # It ends later: at its next safe step, or by a timeout.
-            _abandoned_tasks.add(task)
-            task.add_done_callback(_abandoned_tasks.discard)
+            _keep(task)  # it ends later: at its next safe step, or by a timeout
 
 
 def _consume_exception(task: asyncio.Task[Any]) -> None:
@@ -114,136 +116,96 @@ async def _wait_despite_cancellation(task: asyncio.Task[Any], seconds: float = m
     return cancelled
 
 
-@dataclass(slots=True, eq=False)
-class _Connection:
-    """One transport, with one connection."""
+class ConnectionPool:
+    """As many connections as requests are in flight, each made by `connect`; idle ones are closed after some time."""
 
-    transport: httpx.AsyncBaseTransport
-    streams: list[Any] = field(default_factory=list)
-    """Sockets, closed along with the transport; replies are read from the last one."""
-    idle_since: float = 0.0
-
-    @property
-    def is_usable(self) -> bool:
-        """Whether no data waits to be read: between requests that is a shutdown notice, or belongs to no request."""
-        return bool(self.streams) and not self.streams[-1].get_extra_info("is_readable")
-
-    async def close(self) -> None:
-        for resource in (self.transport, *self.streams):
-            with contextlib.suppress(Exception):
-                await resource.aclose()
-
-
-class ConnectionPool(httpx.AsyncBaseTransport):
-    """A pool of transports with one connection each, as many as requests are in flight.
-
-    `make_transport` returns a transport that never closes its connection; the pool closes it after `idle_seconds`.
-    """
-
-    def __init__(self, make_transport: Callable[[], httpx.AsyncBaseTransport], idle_seconds: float) -> None:
-        self._make_transport, self._idle_seconds = make_transport, idle_seconds
-        self._idle: deque[_Connection] = deque()
-        self._connections: set[_Connection] = set()
+    def __init__(self, connect: Callable[[], Any], idle_seconds: float) -> None:
+        self._connect, self.idle = connect, IdleConnections(idle_seconds)
+        self._connections: set[Connection] = set()
         self._expiry: asyncio.TimerHandle | None = None
         """The next look for expired connections; None if no connection is idle."""
         self._is_closed = False
 
-    async def handle_async_request(self, request: httpx.Request) -> Any:
-        """Sends a request on an idle connection, or on a new one."""
-        connection = await self._take_idle()
+    async def handle_async_request(self, request: httpx.Request) -> PooledResponse:
+        """Sends a request on an idle connection, or on a new one, and reads the head of its reply."""
+        connection, unusable = self.idle.take()
+        await self._close(unusable)
+        is_new = connection is None
+        if connection is None:
+            connection = Connection(self._connect())
+            self._connections.add(connection)
         try:
-            if connection is not None:
-                response = await connection.transport.handle_async_request(request)
-            else:
-                connection = _Connection(self._make_transport())
-                self._connections.add(connection)
+            if is_new:
                 response = await self._send_first(connection, request)
+            else:
+                response = await connection.core.handle_async_request(core_request(request))
         # After any other BaseException the loop is ending and cannot await; `aclose` still closes the connection.
         except (Exception, asyncio.CancelledError):
-            if connection is not None:
-                await self._drop(connection)
+            await self._close([connection])
             raise
-        response.stream = _PooledBody(response.stream, self, connection)
-        return response
+        return _Response(response, self, connection)
 
-    async def _send_first(self, connection: _Connection, request: httpx.Request) -> Any:
+    async def _send_first(self, connection: Connection, request: httpx.Request) -> Any:
         attempt = CancellableRequest()
         connection.streams = attempt.opened_streams
         request.extensions = {**request.extensions, "trace": attempt.trace}
-        response: Any = await attempt.run(connection.transport.handle_async_request(request))
+        response: Any = await attempt.run(connection.core.handle_async_request(core_request(request)))
         connection.streams.append(response.extensions["network_stream"])
         _join_writes(connection.streams[-1])
         return response
 
-    async def _take_idle(self) -> _Connection | None:
-        """The most recently used idle connection, so that the others can expire; None if there is none."""
-        while self._idle:
-            if (connection := self._idle.pop()).is_usable:
-                return connection
-            await self._drop(connection)
-        return None
+    async def release(self, connection: Connection, body: Any) -> None:
+        """Returns a connection to the pool if its `body` was read to the end; closes it if `body` is None."""
+        if body is None or self._is_closed:
+            await self._close([connection])
+            return
+        try:
+            await body.aclose()
+        except (Exception, asyncio.CancelledError):
+            await self._close([connection])
+            raise
+        self.idle.add(connection)
+        if self._expiry is None:
+            self._expire_later(asyncio.get_running_loop())
 
     def _expire_later(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Has the oldest idle connection closed when it expires, although no further request may come."""
-        seconds = self._idle[0].idle_since + self._idle_seconds - time.monotonic()
-        self._expiry = loop.call_later(max(seconds, 0.0), self._close_expired, loop)
+        """Has idle connections closed when they expire, although no further request may come."""
+        self._expiry = loop.call_later(max(self.idle.seconds_to_expiry, 0.0), self._close_expired, loop)
 
     def _close_expired(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._expiry, oldest = None, time.monotonic() - self._idle_seconds
-        while self._idle and self._idle[0].idle_since <= oldest:
-            task = loop.create_task(self._drop(self._idle.popleft()))
-            _close_tasks.add(task)
-            task.add_done_callback(_close_tasks.discard)
-        if self._idle:
+        self._expiry = None
+        _keep(loop.create_task(self._close(self.idle.take_expired())))
+        if self.idle:
             self._expire_later(loop)
 
-    async def release(self, connection: _Connection, body: Any) -> None:
-        """Returns a connection to the pool if its `body` was read to the end; drops it if `body` is None."""
-        if body is not None and not self._is_closed:
-            try:
-                await body.aclose()
-            except (Exception, asyncio.CancelledError):
-                await self._drop(connection)
-                raise
-            connection.idle_since = time.monotonic()
-            self._idle.append(connection)
-            if self._expiry is None:
-                self._expire_later(asyncio.get_running_loop())
-        else:
-            await self._drop(connection)
-
-    async def _drop(self, connection: _Connection) -> None:
-        """Closes a connection, even if the caller is cancelled meanwhile."""
-        if await _wait_despite_cancellation(asyncio.create_task(connection.close())):
-            self._connections.discard(connection)
+    async def _close(self, connections: list[Connection]) -> None:
+        """Closes connections, even if the caller is cancelled meanwhile."""
+        if not connections:
+            return
+        self._connections.difference_update(connections)
+        if await _wait_despite_cancellation(asyncio.create_task(_close_all(connections))):
             raise asyncio.CancelledError
-        self._connections.discard(connection)
 
     async def aclose(self) -> None:
         """Closes all connections, those in use too."""
         self._is_closed = True
-        self._idle.clear()
+        self.idle.clear()
         if self._expiry is not None:
             self._expiry.cancel()
-        for connection in list(self._connections):
-            await self._drop(connection)
+        await self._close(list(self._connections))
 
 
-class _PooledBody(httpx.AsyncByteStream):
-    """The body of a reply, which returns its connection to the pool once it was read."""
+async def _close_all(connections: list[Connection]) -> None:
+    for connection in connections:
+        for resource in (connection.core, *connection.streams):
+            with contextlib.suppress(Exception):
+                await resource.aclose()
 
-    def __init__(self, body: Any, pool: ConnectionPool, connection: _Connection) -> None:
-        self._body, self._pool, self._connection = body, pool, connection
-        self._is_complete = self._is_closed = False
 
+class _Response(PooledResponse):
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        try:
-            async for chunk in self._body:
-                yield chunk
-        except Exception as error:
-            if (known := as_httpx_error(error)) is error:
-                raise
-            raise known from error
+        async for chunk in self._body:  # type: ignore[union-attr] # of an asynchronous connection
+            yield chunk
         self._is_complete = True
 
     async def aclose(self) -> None:
@@ -278,7 +240,6 @@ def _join_writes(stream: Any) -> None:
 
 _shutdown_hooks: dict[ConnectionPool, tuple[asyncio.AbstractEventLoop, AsyncGenerator[None, None]]] = {}
 _CLOSE_DELAY_SECONDS = 1.0
-_close_tasks: set[asyncio.Task[None]] = set()
 
 
 async def close_on_loop_shutdown(pool: ConnectionPool) -> AsyncGenerator[None, None]:
@@ -315,9 +276,7 @@ def close_soon(loop: asyncio.AbstractEventLoop, pool: ConnectionPool, pid: int) 
 
 def _close_now(pool: ConnectionPool) -> None:
     if (hook := _shutdown_hooks.get(pool)) is not None:
-        task = asyncio.ensure_future(hook[1].aclose())
-        _close_tasks.add(task)
-        task.add_done_callback(_close_tasks.discard)
+        _keep(asyncio.ensure_future(hook[1].aclose()))
 
 
 def running_loop() -> asyncio.AbstractEventLoop | None:

@@ -79,6 +79,10 @@ class DeferredSignals:
         finally:  # also if it raised: the next signal may be one that ends the program
             self._run_noted()
 
+    def is_running(self) -> bool:
+        """As the sender of a request: this thread goes on with it after any handler."""
+        return True
+
     @property
     def is_deferring(self) -> bool:
         """Whether handlers wait; not within a handler, which may call anything."""

@@ -10,14 +10,8 @@ import httpx
 
 from dashscope_embeddings._runtime import files
 from dashscope_embeddings._runtime.deadlines import Deadline
-from dashscope_embeddings._runtime.http_request import (
-    BodyReader,
-    StreamedResponse,
-    UnusableBody,
-    close_connection,
-    make_reply,
-    read_body,
-)
+from dashscope_embeddings._runtime.http_request import close_connection, make_reply, open_response, read_body
+from dashscope_embeddings._runtime.reply_body import BodyReader, UnusableBody
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -42,7 +36,7 @@ class FileTransfer:
         """Sends one request and reads its whole reply, to a file if the endpoint names one.
 
         Raises:
-            RequestError: of httpx or of the user's package: no reply came, or not all of it.
+            Exception: `is_request_error`: no reply came, or not all of it.
             UnusableBody: its body is broken or too large.
             DeadlineExceeded: it took too long; the deadline is extended for the bytes of files.
             OSError: a file cannot be read or written.
@@ -88,7 +82,7 @@ class FileTransfer:
 
 def _send(client: Any, request: httpx.Request, step: Send, deadline: Deadline) -> Reply:
     download_to = step.endpoint.download_to if step.endpoint is not None else None
-    with StreamedResponse(client, request, deadline) as response:
+    with open_response(client, request, deadline) as response:
         if download_to is None or not response.is_success:
             content = b"".join(read_body(response, BodyReader(response, step.max_reply_bytes), deadline))
         else:
@@ -99,7 +93,7 @@ def _send(client: Any, request: httpx.Request, step: Send, deadline: Deadline) -
         return make_reply(response, content)
 
 
-def _read_whole_body(response: httpx.Response, deadline: Deadline) -> Iterator[bytes]:
+def _read_whole_body(response: Any, deadline: Deadline) -> Iterator[bytes]:
     body = BodyReader(response, _MAX_FILE_BYTES)
     yield from read_body(response, body, deadline)
     if not body.is_complete and not response.is_stream_consumed:

@@ -1,16 +1,21 @@
-"""Runs a flow on a thread or in a task: the caller passes in how a step is performed."""
+"""What the drivers for threads and for tasks share: how a flow is run, and flows around an exchange."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeVar
+import contextvars
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
+from dashscope_embeddings._core.exchange import Outcome, exchange
 from dashscope_embeddings._core.failures import CANCELLED
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Generator
+    from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator
 
-    from dashscope_embeddings._core.exchange import Exchange, Outcome
-    from dashscope_embeddings._core.steps import StepResult
+    from dashscope_embeddings._core.exchange import Exchange, RequestContext
+    from dashscope_embeddings._core.permit import Sender
+    from dashscope_embeddings._core.steps import Step, StepResult
+    from dashscope_embeddings._core.text_batcher import BatchCall, SingleText, TextBatcher
 
 T = TypeVar("T")
 StepT = TypeVar("StepT")
@@ -53,6 +58,48 @@ async def arun(flow: Generator[StepT, AnswerT, T], perform: Callable[[StepT], Aw
         flow.close()
 
 
+# --- the flows of a job -----------------------------------------------------------------------------------
+
+
+class Running(Protocol):
+    """A `WorkItem`, or an `asyncio.Task`."""
+
+    def done(self) -> bool:
+        """Whether it has ended."""
+
+
+RunningT = TypeVar("RunningT", bound=Running)
+
+
+@dataclass(slots=True, eq=False)
+class Started(Generic[T, RunningT]):
+    """A flow that runs on a thread or in a task of its own."""
+
+    label: T
+    running: RunningT
+
+    @property
+    def has_ended(self) -> bool:
+        return self.running.done()
+
+
+def until_error(items: Iterator[T], errors: list[BaseException]) -> Iterator[T]:
+    """The items up to an error, which is kept in `errors`: what was started before it may still end."""
+    try:
+        yield from items
+    except Exception as error:  # noqa: BLE001 - `run_many` raises it
+        errors.append(error)
+
+
+async def auntil_error(items: AsyncIterator[T], errors: list[BaseException]) -> AsyncIterator[T]:
+    """`until_error` for a loop."""
+    try:
+        async for item in items:
+            yield item
+    except Exception as error:  # noqa: BLE001 - `run_many` raises it
+        errors.append(error)
+
+
 def cancellable(flow: Exchange, stop_job: Callable[[], None]) -> Exchange:
     """The same flow. If a step raises, it is cancelled so that it can return what arrived, and then raises the error.
 
@@ -76,3 +123,42 @@ def cancellable(flow: Exchange, stop_job: Callable[[], None]) -> Exchange:
     if raised is not None:
         raise raised
     return outcome
+
+
+# --- a single text ----------------------------------------------------------------------------------------
+
+
+def single_text(
+    text: SingleText,
+    batcher: TextBatcher,
+    context: RequestContext,
+    task: Sender | None,
+    on_late_outcome: Callable[[Outcome], object],
+) -> Generator[BatchCall | float, None, Outcome]:
+    """The outcome of a text that may share a request. Yields batches to send, and seconds to wait for `text.wake`.
+
+    `on_late_outcome` gets the outcome if the caller has left. `task`: the caller's; None for a thread.
+    """
+    try:
+        batcher.enqueue(text)
+        while not isinstance(action := batcher.poll(text, context, task), Outcome):
+            yield action
+    except BaseException:
+        # In a copy of this caller's context: usage trackers are context variables, and another caller completes it.
+        own_context = contextvars.copy_context()
+        text.on_late_outcome = lambda outcome: own_context.run(on_late_outcome, outcome)
+        raise
+    finally:
+        batcher.leave(text, context)
+    return action
+
+
+def batch_exchange(
+    batch_call: BatchCall, batcher: TextBatcher, context: RequestContext
+) -> Generator[Step, StepResult, None]:
+    """Sends a batch of single texts, and hands them its outcome."""
+    outcome = None
+    try:
+        outcome = yield from exchange(batch_call.texts, context.fail_fast.for_one_call(), batch_call.permit)
+    finally:
+        batcher.complete(batch_call, outcome, context)

@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
-import functools
 from typing import TYPE_CHECKING
 
-from dashscope_embeddings._runtime.async_drivers import TaskStopEvent
-from dashscope_embeddings._runtime.thread_pool import SignalSafeEvent, WorkItem, shared_pool
+from dashscope_embeddings._runtime.async_drivers import cancel_all
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-
-    from typing_extensions import Self
+    import asyncio
+    from collections.abc import Callable, Sequence
 
     from dashscope_embeddings._core.planning import Batch
     from dashscope_embeddings._core.small_requests import RequestFlow
-    from dashscope_embeddings._runtime.async_drivers import AsyncDriver
-    from dashscope_embeddings._runtime.thread_drivers import ThreadDriver
 
 LONG_JOB_REQUESTS = 100
 """Requests from which on a job is long: several times what it sends at once, so it may well meet a limit. About 1,000
@@ -27,47 +21,33 @@ _MAX_COUNTED_TEXTS = 10_000
 
 
 class QuotaQuestion:
-    """The question of one job. `claim` gives the flow that asks, or None if another job of the process has asked."""
+    """The question of one job, asked beside it when the job is found to be long.
 
-    def __init__(self, claim: Callable[[], RequestFlow[None] | None], *, is_long: bool) -> None:
+    `claim` gives the flow that asks, or None if another job of the process has asked. `start` runs it beside the job.
+    """
+
+    def __init__(
+        self,
+        claim: Callable[[], RequestFlow[None] | None],
+        start: Callable[[RequestFlow[None]], asyncio.Task[None] | None],
+        *,
+        is_long: bool,
+    ) -> None:
         """`is_long`: the job is known to be long, so it asks with its first request."""
-        self._claim = claim
+        self._claim, self._start = claim, start
         self._requests_left = 1 if is_long else LONG_JOB_REQUESTS
         self._task: asyncio.Task[None] | None = None
 
-    def beside(self, batches: Iterator[Batch], driver: ThreadDriver) -> Iterator[Batch]:
-        """The batches of a job; asks on another thread when the job is found to be long."""
-        for batch in batches:
-            if (flow := self._flow_due(batch)) is not None:
-                shared_pool.submit(WorkItem(functools.partial(driver.run_steps, flow, SignalSafeEvent())))
-            yield batch
-
-    async def abeside(self, batches: AsyncIterator[Batch], driver: AsyncDriver) -> AsyncIterator[Batch]:
-        """`beside` for a loop; this object must be entered with `async with`, which ends the question with the job."""
-        async for batch in batches:
-            if (flow := self._flow_due(batch)) is not None:
-                self._task = asyncio.create_task(driver.run_steps(flow, TaskStopEvent()))
-            yield batch
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-
-    def _flow_due(self, batch: Batch) -> RequestFlow[None] | None:
-        # A batch whose texts are all in earlier batches sends nothing.
+    def ask_if_due(self, batch: Batch) -> None:
+        """Counts the next batch; a batch whose texts are all in earlier batches sends nothing."""
         self._requests_left -= bool(batch.texts)
-        if self._requests_left > 0:
-            return None
-        claim, self._claim = self._claim, _claimed
-        return claim()
+        if self._requests_left == 0 and batch.texts and (flow := self._claim()) is not None:
+            self._task = self._start(flow)
 
-
-def _claimed() -> None:
-    """Nothing more to ask."""
+    async def aclose(self) -> None:
+        """Ends the question with its job, on an event loop."""
+        if self._task is not None:
+            await cancel_all([self._task])
 
 
 def is_long_job(texts: Sequence[str], rows: int) -> bool:

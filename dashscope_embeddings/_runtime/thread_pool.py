@@ -108,16 +108,15 @@ class SignalSafeEvent:
 class WorkItem(Generic[T]):
     """A call for another thread, and its result: a future."""
 
-    __slots__ = ("_done_lock", "_function", "_result", "_start_lock", "error", "is_done")
+    __slots__ = ("_done_lock", "_function", "_is_done", "_on_done", "_result", "_start_lock", "error")
 
-    def __init__(self, function: Callable[[], T]) -> None:
+    def __init__(self, function: Callable[[], T], on_done: Callable[[], object] | None = None) -> None:
+        """`on_done` is called when it has returned, raised or been cancelled."""
         self._function: Callable[[], T] | None = function
-        self._start_lock = threading.Lock()
-        self._done_lock = threading.Lock()
+        self._on_done, self._is_done = on_done, False
+        self._start_lock, self._done_lock = threading.Lock(), threading.Lock()
         self._done_lock.acquire()
         self._result: list[T] = []
-        self.is_done = False
-        """Whether it has returned, raised or been cancelled."""
         self.error: BaseException | None = None
         """What it raised."""
 
@@ -141,12 +140,18 @@ class WorkItem(Generic[T]):
         return True
 
     def _mark_done(self) -> None:
-        self.is_done = True
+        self._is_done = True
         self._done_lock.release()
+        if self._on_done is not None:
+            self._on_done()
+
+    def done(self) -> bool:
+        """Whether it has returned, raised or been cancelled."""
+        return self._is_done
 
     def wait(self) -> None:
         """Waits until it is done."""
-        while not self.is_done:
+        while not self._is_done:
             if _acquire(self._done_lock, _POLL_SECONDS):
                 self._done_lock.release()  # for the next waiter
 

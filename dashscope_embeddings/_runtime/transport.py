@@ -28,22 +28,12 @@ from dashscope_embeddings._runtime.connections import (
     close_on_loop_shutdown,
     close_soon,
 )
+from dashscope_embeddings._runtime.core_http import PreparedRequest, RequestTemplate, connection_maker
 from dashscope_embeddings._runtime.deadlines import Clock, Deadline, DeadlineExceeded, run_with_deadline
 from dashscope_embeddings._runtime.deferred_signals import IS_SUPPORTED
-from dashscope_embeddings._runtime.direct_transport import (
-    AsyncDirectTransport,
-    DirectTransport,
-    PreparedRequest,
-    RequestTemplate,
-)
 from dashscope_embeddings._runtime.file_transfer import FileTransfer
-from dashscope_embeddings._runtime.http_request import (
-    ACCEPT_ENCODING,
-    ReplyTurns,
-    UnusableBody,
-    asend_and_read,
-    send_and_read,
-)
+from dashscope_embeddings._runtime.http_request import ReplyTurns, asend_and_read, send_and_read
+from dashscope_embeddings._runtime.reply_body import ACCEPT_ENCODING, UnusableBody
 from dashscope_embeddings._runtime.shared_pools import SharedPool, join_shared_pool
 from dashscope_embeddings._runtime.sync_connections import SyncConnectionPool, close_unless_forked
 from dashscope_embeddings._runtime.user_resources import UserResources, check_open
@@ -121,7 +111,7 @@ class Transport:
         pool = None if self._sync_pool is None else self._sync_pool.pool
         if not isinstance(pool, SyncConnectionPool) or self._proxy or self._user_resources.rate_limiter:
             return False
-        return IS_SUPPORTED and pool.has_usable
+        return IS_SUPPORTED and pool.idle.has_usable
 
     def send(self, step: Send) -> Reply | Failure:
         """Sends one request on this thread."""
@@ -248,23 +238,13 @@ class Transport:
 
     def _make_pool(self, loop: asyncio.AbstractEventLoop | None) -> SharedPool:
         ssl_context = environment.make_ssl_context(self._embeddings_url)
-        make_transport: Any
-        if self._proxy is None:
-            direct = DirectTransport if loop is None else AsyncDirectTransport
-            make_transport = functools.partial(direct, self._embeddings_url, ssl_context)
-        else:
-            make_transport = functools.partial(
-                httpx.HTTPTransport if loop is None else httpx.AsyncHTTPTransport,
-                verify=ssl_context,
-                trust_env=False,
-                proxy=self._proxy.httpx_proxy,
-                limits=httpx.Limits(max_connections=1, max_keepalive_connections=1, keepalive_expiry=None),
-            )
+        proxy = None if self._proxy is None else self._proxy.httpx_proxy
+        connect = connection_maker(self._embeddings_url, ssl_context, proxy, is_async=loop is not None)
         if loop is None:
-            shared = SharedPool(SyncConnectionPool(make_transport, _IDLE_SECONDS))
+            shared = SharedPool(SyncConnectionPool(connect, _IDLE_SECONDS))
             weakref.finalize(shared, close_unless_forked, shared.pool, os.getpid())
         else:
-            shared = SharedPool(ConnectionPool(make_transport, _IDLE_SECONDS))
+            shared = SharedPool(ConnectionPool(connect, _IDLE_SECONDS))
             weakref.finalize(shared, close_soon, loop, shared.pool, os.getpid()).atexit = False
         return shared
 
@@ -296,7 +276,7 @@ class Transport:
         if isinstance(error, RuntimeError):
             self._check_usable()  # another thread may have closed the client
             return connect_errors.explain_thread_shortage(error)
-        if connect_errors.is_kind(error, "RequestError"):
+        if connect_errors.is_request_error(error):
             return connect_errors.explain_network_error(
                 error, self._embeddings_url, self._http_options["timeout"], self._proxy
             )

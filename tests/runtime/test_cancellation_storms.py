@@ -62,7 +62,7 @@ def open_connections(client: EmbeddingClient) -> tuple[int, int]:
     """Of the running loop: how many there are, and how many of them are idle."""
     kept = client._transport._loops[asyncio.get_running_loop()].client
     assert isinstance(kept, ConnectionPool)
-    return len(kept._connections), len(kept._idle)
+    return len(kept._connections), len(kept.idle)
 
 
 async def quiet() -> None:

@@ -42,7 +42,7 @@ class Service:
         self.texts += asked.texts
         if any("never" in text for text in asked.texts):
             self.stalled.release()
-            self.released.acquire(timeout=20)
+            self.texts += [] if self.released.acquire(timeout=20) else ["nobody released it within 20 s"]
         if any("drip" in text for text in asked.texts):
             connection.sendall(b"HTTP/1.1 200 OK\r\n")
             while not self.released.acquire(timeout=0.02):
@@ -169,8 +169,8 @@ def test_a_server_that_stops_reading_delays_no_interruption(
     error: BaseException, client: EmbeddingClient, service: Service, handle: Any
 ) -> None:
     client.embed("stop reading")
-    (idle,) = client._transport._sync_pool.pool._idle  # type: ignore[union-attr] # it was made by the first request
-    idle.stream.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    (idle,) = client._transport._sync_pool.pool.idle._queue  # type: ignore[union-attr] # made by the first request
+    idle.streams[-1].get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
     handle(raising(error))
     signal_when(service.stalled)
     with pytest.raises(type(error)) as caught:
@@ -233,10 +233,9 @@ def test_a_signal_amid_the_bookkeeping_costs_no_reply(
 
 
 def test_a_signal_handler_may_call_the_client_and_set_another_handler(
-    server: RawServer, service: Service, handle: Any
+    client: EmbeddingClient, service: Service, handle: Any
 ) -> None:
-    client = EmbeddingClient(api_key=KEY, base_url=server.url, dimensions=64, timeout=20)
-    client.embed("first")
+    """Although the request that its call waits behind, with `max_concurrency=1`, cannot end before it."""
     found: list[Any] = []
 
     def act() -> None:
@@ -248,6 +247,7 @@ def test_a_signal_handler_may_call_the_client_and_set_another_handler(
     signal_when(service.stalled)
     assert client.embed("never", text_type="query").dense == [vector_of("never")]
     assert found == [[vector_of("within")]]
+    assert service.texts == ["first", "never", "within"]
     assert signal.getsignal(signal.SIGUSR1) == signal.SIG_IGN
     check_idle(client)
 

@@ -62,13 +62,13 @@ def test_sixty_objects_hold_the_connections_of_one_and_none_when_idle(
 ) -> None:
     monkeypatch.setattr(transport, "_IDLE_SECONDS", 0.5)
     monkeypatch.setattr(sync_connections, "_SWEEP_SECONDS", 0.02)
-    monkeypatch.setattr(sync_connections, "_sweeping_process", None)  # that of other tests sleeps for longer
+    monkeypatch.setattr(sync_connections, "_sweeper", None)  # that of other tests sleeps for longer
     clients = sixty(server)
     for client in clients:
         assert len(client.embed(TEXTS).dense) == len(TEXTS)
         assert server.open_connections <= 16
     assert becomes_true(lambda: server.open_connections == 0)
-    assert becomes_true(lambda: sync_connections._sweeping_process is None)
+    assert becomes_true(lambda: sync_connections._sweeper is None)
     assert len(clients[0].embed(TEXTS).dense) == len(TEXTS)
 
 

@@ -7,9 +7,9 @@ Here every frame is looked at, pydantic's, httpx's and a framework's too, as `ri
 from __future__ import annotations
 
 import traceback
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-import httpx
 import pytest
 from pydantic import SecretStr
 from secret_scanner import CANARY, find_secret
@@ -26,6 +26,8 @@ from dashscope_embeddings.ray_data import EmbedBatch
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    import httpcore
 
     from dashscope_embeddings.emulator.http import Server
 
@@ -161,12 +163,12 @@ def test_no_frame_of_the_http_library_shows_the_head_of_a_request(served: Server
     client = EmbeddingClient(api_key=CANARY, base_url=served.url, default_headers={"X-Gateway-Key": CANARY})
     client.embed("a text")
 
-    def fail(_: httpx.Request) -> httpx.Response:
+    def fail(_: httpcore.Request) -> httpcore.Response:
         raise OverflowError("timeout is too large")
 
     own = client._transport._sync_client()
     own.close()
-    own._make_transport, own._is_closed = lambda: httpx.MockTransport(fail), False
+    own._connect, own._is_closed = lambda: SimpleNamespace(handle_request=fail, close=list), False
     error, shown = printed(lambda: client.embed("a text"))
     assert isinstance(error, OverflowError)
     assert CANARY not in shown

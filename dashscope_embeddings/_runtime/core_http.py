@@ -1,0 +1,156 @@
+"""What the connection pools for threads and for loops share: httpcore's connections, requests for them, and replies.
+
+httpx's client and its transport add cookies, redirects, authentication, hooks, another pool inside, and types of their
+own for requests and replies. Our requests have no use for them, and they take a third of a request's CPU time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import httpcore
+import httpx
+
+if TYPE_CHECKING:
+    import ssl
+    from collections.abc import Callable
+
+
+class RequestTemplate:
+    """What all requests for embeddings of a client have in common, with the headers that httpx's client would add."""
+
+    def __init__(self, url: httpx.URL, headers: httpx.Headers, timeout: httpx.Timeout) -> None:
+        defaults = httpx.Headers({"Connection": "keep-alive", "User-Agent": f"python-httpx/{httpx.__version__}"})
+        defaults.update(headers)
+        self.raw_headers = [(b"Host", url.netloc), *defaults.raw]
+        self.url, self.core_url, self.extensions = url, _core_url(url), {"timeout": timeout.as_dict()}
+
+
+class PreparedRequest(httpx.Request):
+    """A POST request whose address, headers and timeouts are those of `template`, because httpx builds them slowly."""
+
+    def __init__(self, template: RequestTemplate, body: bytes) -> None:  # no `super()`: that is what takes the time
+        self.method, self.url, self.core_url = "POST", template.url, template.core_url
+        self.raw_headers = [*template.raw_headers, (b"Content-Length", b"%d" % len(body))]
+        self.stream, self.extensions = httpx.ByteStream(body), template.extensions
+
+    @property
+    def headers(self) -> httpx.Headers:  # type: ignore[override] # an attribute there, which takes time to make
+        """A copy, for transports other than ours."""
+        return httpx.Headers(self.raw_headers)
+
+
+def core_request(request: httpx.Request) -> httpcore.Request:
+    """The request for httpcore. Returned at once: no variable holds the headers with the key."""
+    return httpcore.Request(
+        request.method,
+        request.core_url if isinstance(request, PreparedRequest) else _core_url(request.url),
+        headers=request.raw_headers if isinstance(request, PreparedRequest) else request.headers.raw,
+        content=request.stream,
+        extensions=request.extensions,
+    )
+
+
+def connection_maker(
+    url: httpx.URL, ssl_context: ssl.SSLContext, proxy: httpx.Proxy | None, *, is_async: bool
+) -> Callable[[], Any]:
+    """Makes connections to the host of an address, each of which sends one request at a time."""
+    if proxy is None:
+        kind: Any = httpcore.AsyncHTTPConnection if is_async else httpcore.HTTPConnection
+        return functools.partial(kind, _core_url(url).origin, ssl_context)
+    core_proxy = httpcore.Proxy(_core_url(proxy.url), proxy.raw_auth, proxy.headers.raw, proxy.ssl_context)
+    kind = httpcore.AsyncConnectionPool if is_async else httpcore.ConnectionPool
+    return functools.partial(kind, ssl_context, core_proxy, max_connections=1)
+
+
+def _core_url(url: httpx.URL) -> httpcore.URL:
+    return httpcore.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path)
+
+
+@dataclass(slots=True, eq=False)
+class Connection:
+    """A connection of a pool."""
+
+    core: Any
+    """httpcore's."""
+    streams: list[Any] = field(default_factory=list)
+    """Its sockets; replies are read from the last one."""
+    idle_since: float = 0.0
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether there is no unread data: between requests, data is a shutdown notice or belongs to no request."""
+        return bool(self.streams) and not self.streams[-1].get_extra_info("is_readable")
+
+
+class PooledResponse:
+    """A reply whose body is read from a pool's connection: of `httpx.Response` what we need.
+
+    The pools' own kinds add how it is iterated and closed, which returns the connection if the body was read.
+    """
+
+    is_stream_consumed = False
+
+    def __init__(self, response: httpcore.Response, pool: Any, connection: Connection) -> None:
+        self.status_code, self.extensions = response.status, response.extensions
+        self.headers = httpx.Headers(response.headers)
+        self.is_success = response.status // 100 == 2  # noqa: PLR2004 - the class of the status
+        self.stream = self
+        self._body, self._pool, self._connection = response.stream, pool, connection
+        self._is_complete = self._is_closed = False
+
+
+class IdleConnections:
+    """Connections that no request uses. That which became idle last is used first, so that the others expire.
+
+    Threads may share it: each method that changes the queue is a single C call.
+    """
+
+    def __init__(self, max_seconds: float) -> None:
+        self._max_seconds = max_seconds
+        self._queue: deque[Connection] = deque()
+
+    def __len__(self) -> int:
+        return len(self._queue)
+
+    def add(self, connection: Connection) -> None:
+        connection.idle_since = time.monotonic()
+        self._queue.append(connection)
+
+    def take(self) -> tuple[Connection | None, list[Connection]]:
+        """A usable connection, if there is one; and those that were found to be unusable."""
+        unusable: list[Connection] = []
+        with contextlib.suppress(IndexError):
+            while not (connection := self._queue.pop()).is_usable:
+                unusable.append(connection)
+            return connection, unusable
+        return None, unusable
+
+    @property
+    def has_usable(self) -> bool:
+        """Whether the next request needs no new connection, unless another thread is faster."""
+        with contextlib.suppress(IndexError):
+            return self._queue[-1].is_usable
+        return False
+
+    def take_expired(self) -> list[Connection]:
+        """Those that have been idle for too long."""
+        expired: list[Connection] = []
+        with contextlib.suppress(IndexError):
+            while (connection := self._queue.popleft()).idle_since <= time.monotonic() - self._max_seconds:
+                expired.append(connection)
+            self._queue.appendleft(connection)
+        return expired
+
+    @property
+    def seconds_to_expiry(self) -> float:
+        """Seconds until the oldest one expires. There must be one."""
+        return self._queue[0].idle_since + self._max_seconds - time.monotonic()
+
+    def clear(self) -> None:
+        self._queue.clear()
