@@ -1,14 +1,15 @@
-"""The command `models`: the catalogue as tables of 80 columns for a terminal, or as Markdown. Needs rich."""
+"""The command `models`: the catalogue as tables of 80 columns for a terminal, or as Markdown."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
+import typer
 from rich.text import Text
 
 from dashscope_embeddings import catalogue
 from dashscope_embeddings.catalogue import DEFAULT_MODEL, MODELS, REGIONS
-from dashscope_embeddings.cli.common import make_table
+from dashscope_embeddings.cli.common import console, make_table
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,8 +22,19 @@ _DASH = "–"
 _CITIES = {region.id: region.city for region in REGIONS if any(region.id in m.prices for m in MODELS)}
 
 
-def models() -> Iterator[RenderableType]:
-    """The catalogue for a terminal: tables of limits, dimensions and prices, and their sources."""
+def models(
+    *,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print a table for GitHub.")] = False,
+) -> None:
+    """Show the limits, dimensions and prices of each model, with their sources."""
+    if markdown:
+        typer.echo(models_markdown())
+    else:
+        console().print(*_models_on_a_terminal(), sep="\n")
+
+
+def _models_on_a_terminal() -> Iterator[RenderableType]:
+    """Tables of limits, dimensions and prices, and their sources."""
     sources = list(dict.fromkeys((model.source, model.seen) for model in MODELS))
     limits = make_table("Limits", "model", "texts a\nrequest", "tokens a text", "sparse", "instruct")
     dimensions = make_table("Dimensions (* default)", "model", "floats in a vector", "source")

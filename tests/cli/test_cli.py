@@ -19,23 +19,19 @@ import httpx
 import pytest
 
 from dashscope_embeddings import EmbeddingClient, catalogue
-from dashscope_embeddings.cli import demo
-from dashscope_embeddings.emulator import Emulator, in_process
+from dashscope_embeddings.emulator import Emulator
 from dashscope_embeddings.emulator.embeddings import COMPATIBLE_PATH, NATIVE_PATH
-from dashscope_embeddings.errors import ConnectionFailed
 
 typer_testing = pytest.importorskip("typer.testing")
 pytest.importorskip("rich")
 from dashscope_embeddings.cli import app, emulator, options  # noqa: E402 - they need what was just looked for
 from dashscope_embeddings.cli import models as cli_models  # noqa: E402 - same
-from dashscope_embeddings.cli.demo import screen  # noqa: E402 - same
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 ROOT = Path(__file__).parents[2]
 KEY = "sk-made-up-and-secret"
-EMULATOR_LINE = "On the emulator: no key, no network, no bill; vectors are made up from words."
 
 
 @pytest.fixture(autouse=True)
@@ -48,18 +44,6 @@ def bare(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         monkeypatch.setenv(name, str(tmp_path))
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setenv("NO_COLOR", "1")
-
-
-@pytest.fixture
-def frameworks() -> None:
-    pytest.importorskip("langchain_core")
-    pytest.importorskip("llama_index.core")
-
-
-@pytest.fixture
-def stores(frameworks: None) -> None:  # noqa: ARG001 - these are needed too
-    pytest.importorskip("langchain_qdrant")
-    pytest.importorskip("llama_index.vector_stores.qdrant")
 
 
 def run(*arguments: str) -> Any:
@@ -82,25 +66,6 @@ def test_without_its_extra_the_command_names_it(absent: str) -> None:
     assert done.returncode == 1
     assert 'pip install "dashscope-embeddings[cli]"' in done.stderr
     assert "Traceback" not in done.stderr
-
-
-@pytest.mark.parametrize(
-    ("absent", "options"),
-    [
-        ("langchain_core.vectorstores", []),
-        ("llama_index.core", []),
-        ("langchain_qdrant", ["--store", "qdrant"]),
-        ("llama_index.vector_stores.qdrant", ["--store", "qdrant"]),
-    ],
-)
-def test_without_a_framework_or_its_store_the_demo_names_the_extras(
-    absent: str, options: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, absent, None)
-    result = run("demo", *options)
-    assert result.exit_code == 1
-    assert 'pip install "dashscope-embeddings[cli,langchain,llama-index,qdrant]"' in result.output
-    assert "Traceback" not in result.output
 
 
 # --- help --------------------------------------------------------------------------------------------------
@@ -366,229 +331,3 @@ def test_a_port_that_is_taken_is_reported_in_a_line() -> None:
     assert result.exit_code == 1
     assert result.output.count("\n") == 1
     assert "--port 0" in result.output
-
-
-# --- demo --------------------------------------------------------------------------------------------------
-
-
-FUSIONS = {
-    "memory": ["reciprocal ranks · LangChain and LlamaIndex agree"],
-    "qdrant": ["reciprocal ranks, by Qdrant · LangChain", "min-max scores, averaged · LlamaIndex"],
-}
-
-
-@pytest.mark.usefixtures("stores")
-@pytest.mark.parametrize(("columns", "store"), [(80, "memory"), (80, "qdrant"), (120, "memory"), (120, "qdrant")])
-def test_the_demo_answers_from_both_frameworks_within_the_terminals_width(
-    columns: int, store: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("COLUMNS", str(columns))
-    result = run("demo", "-k", "2", "--store", store)
-    assert result.exit_code == 0, result.output
-    lines = result.output.splitlines()
-    assert lines[0] == EMULATOR_LINE
-    assert max(map(width, lines)) <= columns
-    heads = [
-        "dense · cosine · LangChain and LlamaIndex agree",
-        "sparse · shared tokens, weighted · LangChain and LlamaIndex agree",
-        *(f"fused · {how}" for how in FUSIONS[store]),
-    ]
-    for question in demo.QUESTIONS:
-        start = lines.index(question) + 1
-        shown = lines[start : lines.index("", start)]
-        assert [line.strip() for line in shown[::3]] == heads
-        assert [line.split()[0] for line in shown[1::3] + shown[2::3]] == ["1"] * len(heads) + ["2"] * len(heads)
-    requests, texts, tokens = (
-        int(number.replace(",", ""))
-        for number in next(line for line in lines if line.startswith("together")).split()[1:4]
-    )
-    passages, questions = len(demo.help_topics()), len(demo.QUESTIONS)
-    # Every passage once for each framework, ten a request; every question once, and again where the store fuses.
-    filling, asked = 2 * -(-passages // 10), 2 * questions * (2 if store == "qdrant" else 1)
-    assert (requests, texts) == (filling + asked, 2 * passages + asked)
-    service = in_process()
-    assert (requests, texts, tokens) == (service.billed_requests, service.billed_texts, service.billed_tokens)
-    assert lines[-2] == f"{filling} requests for the passages, {asked} for the questions, each for dense and sparse."
-    assert lines[-1].startswith("Nothing was billed")
-
-
-def test_an_unknown_store_is_a_usage_error() -> None:
-    result = run("demo", "--store", "redis")
-    assert (result.exit_code, result.output) == (2, "--store redis: expected memory or qdrant\n")
-    assert in_process().requests == 0
-
-
-@pytest.mark.usefixtures("stores")
-def test_what_a_store_says_of_its_own_limits_does_not_reach_the_screen(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    from qdrant_client.common import client_warnings  # noqa: PLC0415 - only this test needs it
-    from qdrant_client.local.local_collection import LocalCollection  # noqa: PLC0415 - same
-
-    monkeypatch.setattr(client_warnings, "SEEN_MESSAGES", seen := set[str]())
-    monkeypatch.setattr(LocalCollection, "LARGE_DATA_THRESHOLD", 1)
-    (tmp_path / "tea.md").write_text("# Tea\n\nGreen tea.\n\n# Coffee\n\nBeans.\n", "utf-8")
-    result = run("demo", str(tmp_path), "--store", "qdrant", "-q", "green tea")
-    assert result.exit_code == 0, result.output
-    assert seen == {"large-local-collection"}
-    assert "Local mode" not in result.output
-    assert "not recommended" not in result.output
-
-
-@pytest.mark.usefixtures("stores")
-def test_a_question_that_shares_no_token_has_dense_hits_in_every_store(tmp_path: Path) -> None:
-    (tmp_path / "tea.md").write_text("# Tea\n\nGreen tea.\n\n# Coffee\n\nBeans.\n", "utf-8")
-    for store in demo.Store:
-        result = run("demo", str(tmp_path), "--store", store.value, "-q", "zebra")
-        assert result.exit_code == 0, result.output
-        assert result.output.count("no passage shares a token") == 1
-        assert re.search(r"dense · cosine.*\n +1 .*\n +2 ", result.output)
-
-
-@pytest.mark.usefixtures("stores")
-@pytest.mark.parametrize("store", ["memory", "qdrant"])
-def test_live_asks_the_service_with_roles_and_one_request_for_dense_and_sparse(
-    store: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    (tmp_path / "tea.md").write_text("# Tea\n\nGreen tea.\n\n# Coffee\n\nBeans.\n", "utf-8")
-    service = Emulator(api_key=KEY)
-    with service.serve() as server:
-        monkeypatch.setenv("DASHSCOPE_HTTP_BASE_URL", server.url)
-        monkeypatch.setenv("DASHSCOPE_API_KEY", KEY)
-        result = run(
-            "demo", str(tmp_path), "--live", "--store", store, "-q", "Which tea is green?", "--dimensions", "256"
-        )
-    assert result.exit_code == 0, result.output
-    host = server.url.removeprefix("http://")
-    assert result.output.splitlines()[0] == f"On the service at {host}: the texts are sent there and billed."
-    documents = ("tea.md: Tea\n\nGreen tea.", "tea.md: Coffee\n\nBeans.")
-    question = ("Which tea is green?",)
-    assert [(asked.texts, asked.text_type, asked.output_type or "dense") for asked in service.asked] == [
-        *[(documents, "document", "dense&sparse")] * 2,
-        *[(question, "query", "dense&sparse")] * (4 if store == "qdrant" else 2),
-    ]
-    assert {asked.dimension for asked in service.asked} == {256}
-    billed = "6 +8" if store == "qdrant" else "4 +6"  # requests and texts
-    assert re.search(rf"together +{billed} +\d+ +unknown", result.output)
-    assert KEY not in result.output
-
-
-@pytest.mark.usefixtures("frameworks")
-def test_a_refused_key_ends_the_demo_with_a_line_and_no_traceback(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    (tmp_path / "tea.txt").write_text("Green tea.", "utf-8")
-    with Emulator(api_key="sk-another").serve() as server:
-        monkeypatch.setenv("DASHSCOPE_HTTP_BASE_URL", server.url)
-        monkeypatch.setenv("DASHSCOPE_API_KEY", KEY)
-        result = run("demo", str(tmp_path), "--live")
-    assert result.exit_code == 1
-    assert "401 InvalidApiKey" in result.output
-    assert "Traceback" not in result.output
-    assert KEY not in result.output
-
-
-def test_live_without_a_key_says_so_before_it_claims_to_run() -> None:
-    result = run("demo", "--live")
-    assert result.exit_code == 2
-    assert result.output.count("\n") == 1
-    assert result.output.startswith("no API key")
-    assert "DASHSCOPE_API_KEY" in result.output
-    assert "--base-url" not in result.output, "the demo has no such option"
-    assert "leave out --live" in result.output
-
-
-def test_an_unreachable_network_is_reported_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    def unreachable(*_: object) -> None:
-        raise ConnectionFailed("no answer from dashscope.aliyuncs.com: Name or service not known")
-
-    monkeypatch.setattr(screen, "run_demo", unreachable)
-    result = run("demo")
-    assert result.exit_code == 1
-    assert result.output == "no answer from dashscope.aliyuncs.com: Name or service not known\n"
-
-
-def test_a_wrong_dimension_is_reported_in_a_line() -> None:
-    result = run("demo", "--dimensions", "7")
-    assert result.exit_code == 2
-    assert "text-embedding-v4 has no vectors of 7 dimensions" in result.output
-
-
-@pytest.mark.usefixtures("frameworks")
-@pytest.mark.filterwarnings("default")
-def test_an_unknown_model_is_warned_of_and_refused_without_a_traceback() -> None:
-    result = run("demo", "--model", "text-embedding-v9")
-    assert result.exit_code == 1
-    assert result.output.startswith("'text-embedding-v9' is not in the catalogue")
-    assert "UserWarning" not in result.output
-    assert "ModelNotFound" in result.output.splitlines()[-1]
-
-
-@pytest.mark.usefixtures("stores")
-@pytest.mark.parametrize("store", ["memory", "qdrant"])
-def test_a_model_without_sparse_vectors_shows_the_dense_ranking_only(store: str, tmp_path: Path) -> None:
-    (tmp_path / "tea.txt").write_text("Green tea is steamed.", "utf-8")
-    result = run("demo", str(tmp_path), "--store", store, "--model", "text-embedding-v2", "-q", "steamed tea")
-    assert result.exit_code == 0, result.output
-    heads = [line.split(" · ")[0].strip() for line in result.output.splitlines() if " · " in line]
-    assert heads == ["dense"]
-    assert re.search(r"^LlamaIndex, dense {2}", result.output, re.MULTILINE)
-    assert "2 requests for the passages, 2 for the questions." in result.output
-    assert {asked.output_type for asked in in_process().asked} <= {None, "dense"}
-
-
-# --- demo: a folder ----------------------------------------------------------------------------------------
-
-
-@pytest.mark.usefixtures("frameworks")
-def test_a_folder_is_read_at_any_depth_and_what_gives_no_text_is_reported(tmp_path: Path) -> None:
-    (tmp_path / "sub").mkdir()
-    (tmp_path / ".git").mkdir()
-    (tmp_path / "tea.md").write_text("# Tea\n\nGreen tea is steamed.\n\n## Water\n\nNot too hot.\n", "utf-8")
-    (tmp_path / "sub" / "KAFFEE.TXT").write_text("\ufeff紅茶用沸水沖泡。綠茶不用。", "utf-8")
-    (tmp_path / "code.py").write_text("green = tea", "utf-8")
-    (tmp_path / ".git" / "hidden.txt").write_text("green tea", "utf-8")
-    (tmp_path / "empty.txt").write_text("\n \n", "utf-8")
-    (tmp_path / "picture.txt").write_bytes(b"\xff\xfe\x00\xd8")
-    assert demo.read_folder(tmp_path) == (
-        [
-            demo.Passage(str(Path("sub", "KAFFEE.TXT")), "紅茶用沸水沖泡。綠茶不用。"),
-            demo.Passage("tea.md: Tea", "Green tea is steamed."),
-            demo.Passage("tea.md: Water", "Not too hot."),
-        ],
-        ["empty.txt: empty", "picture.txt: not UTF-8"],
-    )
-    result = run("demo", str(tmp_path))
-    assert result.exit_code == 0
-    assert "skipped empty.txt: empty" in result.output
-    assert "skipped picture.txt: not UTF-8" in result.output
-    # Without a question of the user's, the texts' own beginnings are asked for.
-    assert "No --query" in result.output
-    for asked in ("紅茶用沸水沖泡。", "Green tea is steamed.", "Not too hot."):
-        assert asked in result.output.splitlines()
-
-
-def test_a_folder_without_text_is_an_error_with_exit_code_2(tmp_path: Path) -> None:
-    (tmp_path / "empty.md").touch()
-    result = run("demo", str(tmp_path))
-    assert result.exit_code == 2
-    assert f"no text in {tmp_path}" in result.output
-    assert "empty.md: empty" in result.output
-
-
-@pytest.mark.parametrize(
-    ("name", "code", "words"),
-    [
-        ("tea.md", 0, "1 passage, 10 characters, from"),
-        ("tea.csv", 2, "no text in tea.csv: a .txt or .md file with text is needed"),
-        ("nowhere", 2, "no such file or folder: nowhere"),
-    ],
-)
-def test_a_single_file_is_read_or_refused_in_a_sentence(
-    name: str, code: int, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    for written in ("tea.md", "tea.csv"):
-        Path(written).write_text("Green tea.", "utf-8")
-    result = run("demo", name)
-    assert (result.exit_code, words in result.output) == (code, True), result.output

@@ -19,7 +19,8 @@ from dashscope_embeddings.emulator import faults, in_process
 
 typer_testing = pytest.importorskip("typer.testing")
 pytest.importorskip("rich")
-from dashscope_embeddings.cli import app, demo  # noqa: E402 - they need what was just looked for
+from dashscope_embeddings.cli import app  # noqa: E402 - they need what was just looked for
+from dashscope_embeddings.cli.demo.passages import Passage, read_folder  # noqa: E402 - same
 
 
 @pytest.fixture(autouse=True)
@@ -84,7 +85,7 @@ def test_a_character_that_the_terminal_lacks_is_replaced(
 @pytest.mark.skipif(sys.platform != "linux", reason="names of files are bytes on Linux alone")
 def test_the_demo_reads_files_with_odd_names_and_marks(tmp_path: Path) -> None:
     Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xb2\xe8.txt")).write_text("Green tea is steamed.", "utf-16")
-    assert demo.read_folder(tmp_path) == ([demo.Passage(r"\udcb2\udce8.txt", "Green tea is steamed.")], [])
+    assert read_folder(tmp_path) == ([Passage(r"\udcb2\udce8.txt", "Green tea is steamed.")], [])
 
 
 # --- warnings, slips -----------------------------------------------------------------------------------------

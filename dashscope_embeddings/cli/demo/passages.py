@@ -24,10 +24,6 @@ QUESTIONS = (
 """Questions about Python's help topics; the last one is not a question, and uses other words than the text."""
 
 
-class NoTextError(InvalidInput):
-    """The folder has no text to search."""
-
-
 # --- passages ----------------------------------------------------------------------------------------------
 
 _MAX_CHARACTERS = 1_000
@@ -83,10 +79,10 @@ def read_folder(root: Path) -> tuple[list[Passage], list[str]]:
         The passages, and the name and reason of each file without any.
 
     Raises:
-        NoTextError: no file has any.
+        InvalidInput: no file has any.
     """
     if not root.exists():
-        raise NoTextError(f"no such file or folder: {printable_name(root)}")
+        raise InvalidInput(f"no such file or folder: {printable_name(root)}")
     passages: list[Passage] = []
     skipped = []
     for path in [root] if root.is_file() else sorted(root.rglob("*")):
@@ -115,7 +111,7 @@ def read_folder(root: Path) -> tuple[list[Passage], list[str]]:
             skipped.append(f"{name}: empty")
     if not passages:
         why = f" ({'; '.join(skipped)})" if skipped else ""
-        raise NoTextError(f"no text in {printable_name(root)}: a .txt or .md file with text is needed{why}")
+        raise InvalidInput(f"no text in {printable_name(root)}: a .txt or .md file with text is needed{why}")
     return passages, skipped
 
 
