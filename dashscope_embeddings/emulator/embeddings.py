@@ -7,19 +7,13 @@ https://help.aliyun.com/zh/model-studio/text-embedding-api, read 2026-11-20.
 from __future__ import annotations
 
 from base64 import b64encode
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, replace
 from struct import pack
 from typing import TYPE_CHECKING, Any
 
 from dashscope_embeddings.emulator import synthetic_vectors
-from dashscope_embeddings.emulator.error_responses import (
-    ApiError,
-    invalid_parameter,
-    json_headers,
-    model_not_found,
-    to_json,
-)
-from dashscope_embeddings.emulator.messages import RequestFields, Response
+from dashscope_embeddings.emulator.error_responses import ApiError, invalid_parameter, json_headers, to_json
+from dashscope_embeddings.emulator.messages import EmbeddingRequest, Response
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -39,65 +33,57 @@ _FIXED_DIMENSION_MODELS = ("text-embedding-v1", "text-embedding-v2")
 _V3_DIMENSIONS = "[64, 128, 256, 512, 768, 1024, 1536, 2048, 3072]"
 
 
-@dataclass(frozen=True, slots=True)
-class EmbeddingRequest:
-    """An embedding request that passed every check."""
-
-    protocol: WireProtocol
-    model: str
-    texts: tuple[str, ...]
-    text_type: str
-    output_type: str
-    dimension: int
-    instruct: str
-    encoding_format: str
-    tokens: int
-    """Tokens to bill."""
-
-
-def read_fields(protocol: WireProtocol | None, body: Mapping[str, Any]) -> RequestFields:
+def read_request(protocol: WireProtocol | None, body: Mapping[str, Any]) -> EmbeddingRequest:
     """The fields of a body, whatever their types; none on a path without a protocol."""
     if protocol is None:
-        return RequestFields()
+        return EmbeddingRequest()
     contents, parameters = body.get("input"), body.get("parameters")
-    names = ["text_type", "output_type", "dimension", "instruct"]
     if protocol == "native":
         contents = contents.get("texts") if isinstance(contents, dict) else None
-        found = {name: parameters.get(name) for name in names} if isinstance(parameters, dict) else {}
+        parameters = parameters if isinstance(parameters, dict) else {}
+        fields: dict[str, Any] = {
+            name: parameters.get(name) for name in ("text_type", "output_type", "dimension", "instruct")
+        }
     else:
         # The compatible protocol ignores text_type, output_type, instruct and dimension (without s).
-        found = {"dimension": body.get("dimensions"), "encoding_format": body.get("encoding_format")}
+        fields = {"dimension": body.get("dimensions"), "encoding_format": body.get("encoding_format")}
     texts = [contents] if isinstance(contents, str) else contents if isinstance(contents, list) else []
-    are_texts = all(isinstance(text, str) for text in texts)
-    return RequestFields(model=body.get("model"), contents=contents, texts=tuple(texts) if are_texts else (), **found)
+    if not all(isinstance(text, str) for text in texts):
+        texts = []
+    return EmbeddingRequest(protocol=protocol, model=body.get("model"), contents=contents, texts=tuple(texts), **fields)
 
 
-def validate(protocol: WireProtocol, body: Mapping[str, Any], models: Mapping[str, Model]) -> EmbeddingRequest:
-    """The checked request. Raises ApiError; the order of the checks is model, input, rows, each row, parameters."""
-    fields = read_fields(protocol, body)
-    if not fields.model:
+def validate(request: EmbeddingRequest, body: Mapping[str, Any], models: Mapping[str, Model]) -> EmbeddingRequest:
+    """The request with the defaults of its fields, and its tokens.
+
+    Raises:
+        ApiError: from the first check that fails, of model, input, rows, each row, and parameters.
+    """
+    if not request.model:
         raise ApiError(400, "BadRequest.EmptyModel", 'Required parameter "model" missing from request.')
     if body.get("input") is None:
         raise ApiError(400, "BadRequest.EmptyInput", "Required input parameter missing from request.")
-    if protocol == "native" and not isinstance(body["input"], dict):
+    if request.protocol == "native" and not isinstance(body["input"], dict):
         raise ApiError(400, "BadRequest.IllegalInput", "The input parameter requires json format.")
-    model = models.get(fields.model) if isinstance(fields.model, str) else None
+    model = models.get(request.model) if isinstance(request.model, str) else None
     if model is None:
-        raise model_not_found(protocol, str(fields.model))
-    _check_rows(fields, model)
-    dimension = _dimension(fields, model)
-    instruct = _instruct(fields, model)
-    return EmbeddingRequest(
-        protocol,
-        model.name,
-        fields.texts,
-        COMPATIBLE_ROLE if protocol == "openai" else _choice("text_type", fields.text_type, ("document", "query")),
-        # Models without sparse vectors have no such parameter; like `dimension`, it is ignored there.
-        _choice("output_type", fields.output_type, _OUTPUT_TYPES) if model.sparse else "dense",
-        dimension,
-        instruct,
-        _choice("encoding_format", fields.encoding_format, ("float", "base64")),
-        _billed_tokens(fields.texts, model, instruct),
+        message = f"The model {request.model} does not exist or you do not have access to it."
+        raise ApiError(404, "ModelNotFound", "Model can not be found.", message)
+    _check_rows(request, model)
+    # Models without instructions or sparse vectors are assumed to ignore `instruct` and `output_type`, as `dimension`
+    # is ignored by models of one dimension.
+    instruct = request.instruct if model.instruct and request.instruct is not None else ""
+    if not isinstance(instruct, str):
+        raise invalid_parameter("Value error, instruct is not str.: parameters.instruct")
+    text_type = COMPATIBLE_ROLE if request.protocol == "openai" else request.text_type
+    return replace(
+        request,
+        text_type=_choice("text_type", text_type, ("document", "query")),
+        output_type=_choice("output_type", request.output_type, _OUTPUT_TYPES) if model.sparse else "dense",
+        dimension=_dimension(request.dimension, model),
+        instruct=instruct,
+        encoding_format=_choice("encoding_format", request.encoding_format, ("float", "base64")),
+        tokens=_billed_tokens(request.texts, model, instruct),
     )
 
 
@@ -119,13 +105,13 @@ def success_response(request: EmbeddingRequest, request_id: str) -> Response:
 
 
 def _native_row(request: EmbeddingRequest, index: int, text: str) -> str:
-    parts = [f'"text_index":{index}']
-    if request.output_type != "sparse":
-        parts.insert(0, f'"embedding":{synthetic_vectors.to_json_array(_vector(request, text))}')
+    parts = []
     if request.output_type != "dense":
         tokens = synthetic_vectors.sparse(text, model=request.model, text_type=request.text_type)
-        parts.insert(0, f'"sparse_embedding":{to_json([asdict(token) for token in tokens]).decode()}')
-    return "{" + ",".join(parts) + "}"
+        parts.append(f'"sparse_embedding":{to_json([asdict(token) for token in tokens]).decode()}')
+    if request.output_type != "sparse":
+        parts.append(f'"embedding":{synthetic_vectors.to_json_array(_vector(request, text))}')
+    return "{" + ",".join([*parts, f'"text_index":{index}']) + "}"
 
 
 def _vector(request: EmbeddingRequest, text: str) -> list[float]:
@@ -143,47 +129,36 @@ def _base64(vector: list[float]) -> str:
     return f'"{b64encode(pack(f"<{len(vector)}f", *vector)).decode()}"'
 
 
-def _check_rows(fields: RequestFields, model: Model) -> None:
-    contents, fixed = fields.contents, model.name in _FIXED_DIMENSION_MODELS
+def _check_rows(request: EmbeddingRequest, model: Model) -> None:
+    contents, fixed = request.contents, model.name in _FIXED_DIMENSION_MODELS
     field = "payload.input.contents" if fixed else "input.contents"
     value_error = "" if fixed else "Value error, "
-    if not isinstance(contents, (str, list)) or (contents and not fields.texts):
+    if not isinstance(contents, (str, list)) or (contents and not request.texts):
         raise invalid_parameter(f"{value_error}contents is neither str nor list of str.: {field}")
     if isinstance(contents, list) and not contents:
         # The message for an empty list is known from chat endpoints only.
         raise invalid_parameter(f"[] is too short: {field}")
-    if len(fields.texts) > model.rows:
+    if len(request.texts) > model.rows:
         raise invalid_parameter(
             f"{value_error}batch size is invalid, it should not be larger than {model.rows}.: {field}"
         )
-    for text in fields.texts:
+    for text in request.texts:
         # The message for an empty text is not documented, nor whether blanks are stripped first.
         if not text.strip() or synthetic_vectors.count_tokens(text) > model.tokens_per_row_limit:
             raise invalid_parameter(f"Range of input length should be [1, {model.tokens_per_row_limit}]")
 
 
-def _dimension(fields: RequestFields, model: Model) -> int:
-    default = model.default_dimension or 1024
-    if not model.takes_dimension or fields.dimension is None:
-        return default
-    if isinstance(fields.dimension, int) and not isinstance(fields.dimension, bool):
-        if fields.dimension in model.dimensions:
-            return fields.dimension
-        if not model.dimensions and fields.dimension > 0:
-            return fields.dimension
+def _dimension(value: Any, model: Model) -> int:
+    if not model.takes_dimension or value is None:
+        return model.default_dimension or 1024
+    is_count = isinstance(value, int) and not isinstance(value, bool) and value > 0
+    # Of a model without known dimensions, any is taken.
+    if is_count and (value in model.dimensions or not model.dimensions):
+        return int(value)
     # The list in the service's message for v3 has sizes that it refuses; for other models no message was seen.
     listed = _V3_DIMENSIONS if model.name == "text-embedding-v3" else str(sorted(model.dimensions))
     name = model.name.removeprefix("text-embedding-")
     raise invalid_parameter(f"Value error, dimension for embedding {name} is invalid, its value shold be in {listed}")
-
-
-def _instruct(fields: RequestFields, model: Model) -> str:
-    """The instruction. Assumed: a model without instructions ignores it, as it ignores `dimension`; not documented."""
-    if not model.instruct or fields.instruct is None:
-        return ""
-    if not isinstance(fields.instruct, str):
-        raise invalid_parameter("Value error, instruct is not str.: parameters.instruct")
-    return fields.instruct
 
 
 def _choice(name: str, value: Any, allowed: tuple[str, ...]) -> str:

@@ -7,15 +7,13 @@ in public issues, read 2026-11-20. A message below that is this emulator's guess
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Literal
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any
 
 from dashscope_embeddings.emulator.messages import Response
 
 if TYPE_CHECKING:
     from dashscope_embeddings.emulator.messages import WireProtocol
-
-Origin = Literal["gateway", "algorithm"]
-"""Which server refuses: the compatible protocol has other messages and envelopes for each."""
 
 _ALGORITHM_PREFIX = "<400> InternalError.Algo.InvalidParameter: "
 
@@ -59,40 +57,43 @@ FREE_QUOTA_MESSAGE = "Free allocated quota exceeded."
 class ApiError(Exception):
     """The service refuses a request; code and message are the native ones.
 
-    In the compatible protocol, `algorithm` wraps the message as the model's own server does, and an error that is
-    `reworded` has that protocol's own message, if one is known.
+    Args:
+        compatible_message: the compatible protocol's; None: its own one for the code, if it is known.
+        by_algorithm: whether the model's own server refuses, which has another envelope in the compatible protocol.
     """
 
     def __init__(
-        self, status: int, code: str, message: str, origin: Origin = "gateway", *, reworded: bool = True
+        self, status: int, code: str, message: str, compatible_message: str | None = None, *, by_algorithm: bool = False
     ) -> None:
         super().__init__(status, code, message)
         self.status, self.code, self.message = status, code, message
-        self.origin, self.reworded = origin, reworded
+        known_message = _COMPATIBLE_MESSAGES.get(code, message)
+        self._compatible_message = known_message if compatible_message is None else compatible_message
+        self._by_algorithm = by_algorithm
 
     def response(self, protocol: WireProtocol, request_id: str) -> Response:
         """The response in the envelope of the protocol."""
-        if protocol == "native":
-            body: dict[str, object] = {"code": self.code, "message": self.message, "request_id": request_id}
-        else:
-            body = self._compatible_body(request_id)
+        body: dict[str, object] = {"code": self.code, "message": self.message, "request_id": request_id}
+        if protocol == "openai":
+            error = self.compatible_error()
+            body = {"error": error, "request_id": request_id}
+            if self._by_algorithm:
+                body["id"] = request_id
+            elif self.status == HTTPStatus.UNAUTHORIZED:  # the one of a wrong key, in the documents, has no id
+                del body["request_id"]
         return Response(self.status, to_json(body), json_headers(request_id))
 
-    def _compatible_body(self, request_id: str) -> dict[str, object]:
+    def compatible_error(self) -> dict[str, Any]:
+        """The object `error` of the compatible protocol."""
         code = _COMPATIBLE_CODES.get(self.code, self.code)
-        if self.origin == "algorithm":
-            error = {"message": _ALGORITHM_PREFIX + self.message, "type": code, "param": None, "code": code}
-            return {"error": error, "id": request_id, "request_id": request_id}
-        message = _COMPATIBLE_MESSAGES.get(self.code, self.message) if self.reworded else self.message
-        # Errors of quotas and arrears repeat the code as type; the one of a wrong key, in the documents, has no id.
-        repeats = self.status == 429 or code == "Arrearage"  # noqa: PLR2004
-        error = {
-            "message": message,
-            "type": code if repeats else "invalid_request_error" if self.status < 500 else code,  # noqa: PLR2004
-            "param": None,
-            "code": code,
-        }
-        return {"error": error} if self.status == 401 else {"error": error, "request_id": request_id}  # noqa: PLR2004
+        message, kind = self._compatible_message, code
+        if self._by_algorithm:
+            message = _ALGORITHM_PREFIX + self.message
+        elif self.status < HTTPStatus.INTERNAL_SERVER_ERROR and not (
+            self.status == HTTPStatus.TOO_MANY_REQUESTS or code == "Arrearage"
+        ):
+            kind = "invalid_request_error"
+        return {"message": message, "type": kind, "param": None, "code": code}
 
 
 def to_json(body: object) -> bytes:
@@ -111,7 +112,7 @@ def json_headers(request_id: str) -> dict[str, str]:
 
 def invalid_parameter(message: str) -> ApiError:
     """A refusal by the model's own server."""
-    return ApiError(400, "InvalidParameter", message, "algorithm")
+    return ApiError(400, "InvalidParameter", message, by_algorithm=True)
 
 
 def invalid_api_key() -> ApiError:
@@ -124,15 +125,7 @@ def path_not_found() -> ApiError:
     return ApiError(404, "NotFound", "The requested path does not exist.")
 
 
-def model_not_found(protocol: WireProtocol, name: str) -> ApiError:
-    """A model that does not exist or that the key has no access to."""
-    if protocol == "native":
-        return ApiError(404, "ModelNotFound", "Model can not be found.")
-    message = f"The model {name} does not exist or you do not have access to it."
-    return ApiError(404, "ModelNotFound", message)
-
-
 def throttled(code: str = "Throttling.RateQuota", message: str | None = None) -> ApiError:
     """HTTP 429 with a code of `THROTTLING_MESSAGES`, or any other."""
     text = THROTTLING_MESSAGES.get(code, "Too many requests.") if message is None else message
-    return ApiError(429, code, text, reworded=message is None)
+    return ApiError(429, code, text, message)

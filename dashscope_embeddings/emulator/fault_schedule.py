@@ -1,10 +1,11 @@
-"""What a fault is, when it triggers, and the counts of a list of faults."""
+"""What a fault is and when it triggers, the faults of batches, and the counts of a list of faults."""
 
 from __future__ import annotations
 
 import math
 import random
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, ClassVar, Literal, TypedDict
@@ -103,20 +104,77 @@ class EditReply(Fault):
         return self.change(response)
 
 
-class FaultSchedule:
-    """A list of faults, and how often each was considered and triggered.
+# --- of batches and their lines, which are counted instead of requests, lines in the order of processing -------
 
-    Args:
-        faults: at most one triggers per request, the first that is due.
-    """
+
+@dataclass(frozen=True)
+class BatchFails(Fault):
+    """A batch fails its validation; by default with the only error that was seen in a real reply."""
+
+    target: ClassVar[Target] = "batches"
+
+    code: str = "url_not_found"
+    message: str = "The provided url '/v1/embeddings' is not supported by the Batch API."
+    param: str | None = "url"
+    line: int | None = 1
+
+
+@dataclass(frozen=True)
+class BatchExpires(Fault):
+    """A batch expires at the time when its lines should be done."""
+
+    target: ClassVar[Target] = "batches"
+
+    share: float = 0.5
+    """Share of its lines that was done."""
+
+
+@dataclass(frozen=True)
+class _LineFault(Fault):
+    """A fault of one line."""
+
+    target: ClassVar[Target] = "lines"
+
+    custom_id: str | None = None
+    """Only the line of this name, in every batch unless `times` limits it."""
+
+    def applies_to(self, name: str) -> bool:
+        return self.custom_id is None or name == self.custom_id
+
+    def is_due(self, number: int, texts: tuple[str, ...], triggered: int, generator: random.Random) -> bool:
+        counts_times = self.custom_id is None or self.times is not None
+        return super().is_due(number, texts, triggered if counts_times else 0, generator)
+
+
+@dataclass(frozen=True)
+class LineFails(_LineFault):
+    """A line is refused: it is in the error file and is not billed."""
+
+    code: str = "DataInspectionFailed"
+    """Code in the error file, written as given."""
+    message: str = "The request failed."
+
+
+@dataclass(frozen=True)
+class LineLost(_LineFault):
+    """A line is in neither file of results."""
+
+    billed: bool = False
+    """Whether it was done: then it is billed, and counted as completed in `request_counts`."""
+
+
+# --- a list of faults --------------------------------------------------------------------------------------
+
+
+class FaultSchedule:
+    """A list of faults, and how often each was considered and triggered: at most one per request, the first due."""
 
     def __init__(self, faults: Sequence[Fault]) -> None:
         unchecked: Any = faults
         if not isinstance(unchecked, Sequence) or not all(isinstance(fault, Fault) for fault in unchecked):
             raise TypeError("faults must be a list of called faults, such as [faults.Throttle(), faults.Drop()]")
         self.faults = tuple(faults)
-        self._seen_counts = [0] * len(self.faults)
-        self._triggered_counts = [0] * len(self.faults)
+        self._seen, self._triggered = Counter[int](), Counter[int]()
         self._generators = [random.Random(fault.seed) for fault in self.faults]  # noqa: S311  (repeatable accidents)
 
     def trigger(
@@ -126,12 +184,12 @@ class FaultSchedule:
 
         `needs_route`: only faults with a `route` affect it.
         """
-        faults = [(i, fault) for i, fault in enumerate(self.faults) if fault.target == target]
-        indices = [i for i, f in faults if f.applies_to(name) and (f.route is not None or not needs_route)]
-        for i in indices:
-            self._seen_counts[i] += 1
-        for i in indices:
-            if self.faults[i].is_due(self._seen_counts[i], texts, self._triggered_counts[i], self._generators[i]):
-                self._triggered_counts[i] += 1
-                return self.faults[i]
-        return None
+        due: Fault | None = None
+        for i, fault in enumerate(self.faults):
+            if fault.target != target or not fault.applies_to(name) or (needs_route and fault.route is None):
+                continue
+            self._seen[i] += 1
+            if due is None and fault.is_due(self._seen[i], texts, self._triggered[i], self._generators[i]):
+                self._triggered[i] += 1
+                due = fault
+        return due

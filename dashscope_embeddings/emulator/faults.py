@@ -24,10 +24,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from typing_extensions import Unpack
 
-from dashscope_embeddings.emulator.batch.faults import BatchExpires as BatchExpires
-from dashscope_embeddings.emulator.batch.faults import BatchFails as BatchFails
-from dashscope_embeddings.emulator.batch.faults import LineFails as LineFails
-from dashscope_embeddings.emulator.batch.faults import LineLost as LineLost
 from dashscope_embeddings.emulator.error_responses import (
     FREE_QUOTA_MESSAGE,
     ApiError,
@@ -35,13 +31,17 @@ from dashscope_embeddings.emulator.error_responses import (
     throttled,
     to_json,
 )
+from dashscope_embeddings.emulator.fault_schedule import BatchExpires as BatchExpires
+from dashscope_embeddings.emulator.fault_schedule import BatchFails as BatchFails
 from dashscope_embeddings.emulator.fault_schedule import EditReply as EditReply
 from dashscope_embeddings.emulator.fault_schedule import Fault as Fault
+from dashscope_embeddings.emulator.fault_schedule import LineFails as LineFails
+from dashscope_embeddings.emulator.fault_schedule import LineLost as LineLost
 from dashscope_embeddings.emulator.fault_schedule import Refuse, When
 from dashscope_embeddings.emulator.messages import Response
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from dashscope_embeddings.emulator.messages import WireProtocol
 
@@ -60,7 +60,7 @@ def Throttle(
 
     The headers, in seconds and milliseconds, have not been seen from the service; the vendor's SDK reads the latter.
     """
-    headers = _numbers({"retry-after": retry_after, "retry-after-ms": retry_after_ms})
+    headers = {"retry-after": retry_after, "retry-after-ms": retry_after_ms}
     return _refuse("Throttle", throttled(code, message), when, headers, b"" if empty_body else None)
 
 
@@ -94,10 +94,6 @@ def RowRefused(message: str = "Range of input length should be [1, 8192]", **whe
     return _refuse("RowRefused", invalid_parameter(message), when)
 
 
-_SERVER_ERROR = ("InternalError", "Internal server error!")
-_UNAVAILABLE = ("ServiceUnavailable", "Service temporarily unavailable, possibly overloaded or not ready.")
-
-
 def Status(
     status: int = 500,
     code: str | None = None,
@@ -110,43 +106,36 @@ def Status(
 
     `code` and `message` None: the service's own, where they are known. Proxies send the header `retry-after`.
     """
-    headers = _numbers({"retry-after": retry_after})
-    if body == "html":
-        page = f"<html><body><h1>{status}</h1></body></html>".encode()
-        return Refuse(lambda *_: Response(status, page, {"content-type": "text/html", **headers}), "Status", **when)
-    usual_code, usual_message = _UNAVAILABLE if status == HTTPStatus.SERVICE_UNAVAILABLE else _SERVER_ERROR
-    error = ApiError(status, code or usual_code, message or usual_message)
-    return _refuse("Status", error, when, headers, b"" if body == "empty" else None)
+    usual = ("InternalError", "Internal server error!")
+    if status == HTTPStatus.SERVICE_UNAVAILABLE:
+        usual = ("ServiceUnavailable", "Service temporarily unavailable, possibly overloaded or not ready.")
+    error = ApiError(status, code or usual[0], message or usual[1])
+    if body == "html":  # not from the service, so without its request id
+        page = Response(status, f"<html><body><h1>{status}</h1></body></html>".encode(), {"content-type": "text/html"})
+        return _refuse("Status", page, when, {"retry-after": retry_after})
+    return _refuse("Status", error, when, {"retry-after": retry_after}, b"" if body == "empty" else None)
 
 
 def Redirect(location: str = "http://elsewhere.invalid/", status: int = 307, **when: Unpack[When]) -> Refuse:
     """A redirect to another host, to which a client must not send its key."""
-
-    def reply(_: WireProtocol, request_id: str) -> Response:
-        return Response(status, b"", {"location": location, "x-request-id": request_id})
-
-    return Refuse(reply, "Redirect", **when)
+    return _refuse("Redirect", ApiError(status, "", ""), when, {"location": location}, b"")
 
 
 def _refuse(
-    name: str, error: ApiError, when: When, headers: dict[str, str] | None = None, body: bytes | None = None
+    label: str,
+    answer: ApiError | Response,
+    when: When,
+    headers: Mapping[str, object] | None = None,
+    body: bytes | None = None,
 ) -> Refuse:
-    """The fault that answers with an error, with further headers, and with another body if one is given."""
+    """The fault that answers with this, with those further headers that have a value, and another body if given."""
+    further = {name: str(value).removesuffix(".0") for name, value in (headers or {}).items() if value is not None}
 
     def reply(protocol: WireProtocol, request_id: str) -> Response:
-        response = error.response(protocol, request_id)
-        return replace(
-            response,
-            headers={**response.headers, **(headers or {})},
-            body=response.body if body is None else body,
-        )
+        usual = answer if isinstance(answer, Response) else answer.response(protocol, request_id)
+        return replace(usual, headers=usual.headers | further, body=usual.body if body is None else body)
 
-    return Refuse(reply, name, **when)
-
-
-def _numbers(headers: dict[str, float | None]) -> dict[str, str]:
-    """The headers that have a value."""
-    return {name: f"{value:g}" for name, value in headers.items() if value is not None}
+    return Refuse(reply, label, **when)
 
 
 # --- the connection -----------------------------------------------------------------------------------------
@@ -160,34 +149,29 @@ def Drop(
     `billed`: whether the request was processed and billed before the reply was lost.
     """
     if billed:
-        return EditReply(lambda response: replace(response, ending=how), "Drop", **when)
+        return EditReply(lambda reply: replace(reply, ending=how), "Drop", **when)
     return Refuse(lambda *_: Response(0, b"", ending=how), "Drop", **when)
 
 
 def Slow(seconds: float = 1.0, **when: Unpack[When]) -> EditReply:
     """The reply is late by `seconds`."""
-    return EditReply(lambda response: replace(response, delay_seconds=seconds), "Slow", **when)
+    return EditReply(lambda reply: replace(reply, delay_seconds=seconds), "Slow", **when)
 
 
 def Stall(share: float = 0.0, **when: Unpack[When]) -> EditReply:
     """The reply never comes, or stops after a share of its body; the connection stays open until the client closes."""
-
-    def change(response: Response) -> Response:
-        return replace(response, ending="stalled", sent_bytes=int(len(response.body) * share))
-
-    return EditReply(change, "Stall", **when)
+    return EditReply(lambda reply: replace(reply, ending="stalled", sent_bytes=_share(reply, share)), "Stall", **when)
 
 
 def Truncate(share: float = 0.5, framed: bool = False, **when: Unpack[When]) -> EditReply:
     """The connection closes after a share of the body; `framed`: `content-length` matches that share."""
+    if framed:
+        return EditReply(lambda reply: replace(reply, body=reply.body[: _share(reply, share)]), "Truncate", **when)
+    return EditReply(lambda reply: replace(reply, ending="cut", sent_bytes=_share(reply, share)), "Truncate", **when)
 
-    def change(response: Response) -> Response:
-        sent_bytes = int(len(response.body) * share)
-        if framed:
-            return replace(response, body=response.body[:sent_bytes])
-        return replace(response, ending="cut", sent_bytes=sent_bytes)
 
-    return EditReply(change, "Truncate", **when)
+def _share(reply: Response, share: float) -> int:
+    return int(len(reply.body) * share)
 
 
 # --- the bytes of a reply -----------------------------------------------------------------------------------
@@ -195,22 +179,21 @@ def Truncate(share: float = 0.5, framed: bool = False, **when: Unpack[When]) -> 
 
 def Garbage(body: bytes = b"\x00\xff upstream connect error", **when: Unpack[When]) -> EditReply:
     """HTTP 200 with a body that is not JSON."""
-    return EditReply(lambda response: replace(response, body=body), "Garbage", **when)
+    return EditReply(lambda reply: replace(reply, body=body), "Garbage", **when)
 
 
 def TrailingBytes(extra: bytes = b"\n}", **when: Unpack[When]) -> EditReply:
     """Extra bytes follow the JSON."""
-    return EditReply(lambda response: replace(response, body=response.body + extra), "TrailingBytes", **when)
+    return EditReply(lambda reply: replace(reply, body=reply.body + extra), "TrailingBytes", **when)
 
 
 def WrongContentType(content_type: str | None = "text/plain", **when: Unpack[When]) -> EditReply:
     """Valid JSON with another content type, or none."""
+    header = {} if content_type is None else {"content-type": content_type}
 
-    def change(response: Response) -> Response:
-        headers = {name: value for name, value in response.headers.items() if name != "content-type"}
-        if content_type is not None:
-            headers["content-type"] = content_type
-        return replace(response, headers=headers)
+    def change(reply: Response) -> Response:
+        others = {name: value for name, value in reply.headers.items() if name != "content-type"}
+        return replace(reply, headers=others | header)
 
     return EditReply(change, "WrongContentType", **when)
 
@@ -248,15 +231,6 @@ class _Body(dict[str, Any]):
     def index_field(self) -> str:
         return "index" if "data" in self else "text_index"
 
-    def change_vector(self, row: int, change: Callable[[list[Any]], list[Any]]) -> None:
-        """Replaces a dense vector, whether written as numbers or as base64."""
-        vector = self.rows[row].get("embedding")
-        if isinstance(vector, str):
-            floats = change([number for (number,) in iter_unpack("<f", b64decode(vector))])
-            self.rows[row]["embedding"] = b64encode(pack(f"<{len(floats)}f", *floats)).decode()
-        elif vector is not None:
-            self.rows[row]["embedding"] = change(vector)
-
 
 def _edit(label: str, change: Callable[[_Body], object], when: When) -> EditReply:
     """The fault that changes the JSON in place."""
@@ -272,14 +246,27 @@ def _edit(label: str, change: Callable[[_Body], object], when: When) -> EditRepl
     return EditReply(edit, label, **when)
 
 
+def _edit_vectors(label: str, row: int | None, change: Callable[[list[Any]], list[Any]], when: When) -> EditReply:
+    """The fault that replaces the dense vector of a row, or of all, whether written as numbers or as base64."""
+
+    def edit(body: _Body) -> None:
+        for each in body.rows if row is None else [body.rows[row]]:
+            vector = each.get("embedding")
+            if isinstance(vector, str):
+                floats = change([number for (number,) in iter_unpack("<f", b64decode(vector))])
+                each["embedding"] = b64encode(pack(f"<{len(floats)}f", *floats)).decode()
+            elif vector is not None:
+                each["embedding"] = change(vector)
+
+    return _edit(label, edit, when)
+
+
 def WrongCount(by: int = -1, **when: Unpack[When]) -> EditReply:
     """`by` rows too many, or (negative) too few."""
 
     def change(body: _Body) -> None:
-        if by < 0:
-            del body.rows[by:]
-        for _ in range(by):
-            body.rows.append({**body.rows[-1], body.index_field: len(body.rows)})
+        rows = body.rows
+        rows[:] = [*rows, *({**rows[-1], body.index_field: len(rows) + i} for i in range(by))][: len(rows) + by]
 
     return _edit("WrongCount", change, when)
 
@@ -300,26 +287,17 @@ def Shuffle(**when: Unpack[When]) -> EditReply:
 
 def WrongWidth(by: int = -1, row: int = 0, **when: Unpack[When]) -> EditReply:
     """The vector of row `row` is longer, or (negative) shorter, by `by` components."""
-
-    def widen(vector: list[Any]) -> list[Any]:
-        return [*vector, *[0.5] * by][: len(vector) + by]
-
-    return _edit("WrongWidth", lambda body: body.change_vector(row, widen), when)
+    return _edit_vectors("WrongWidth", row, lambda vector: [*vector, *[0.5] * by][: len(vector) + by], when)
 
 
 def NotFinite(value: float = math.nan, row: int = 0, **when: Unpack[When]) -> EditReply:
     """A component of row `row` is `NaN` or an infinity, as Python's json writes them."""
-    return _edit("NotFinite", lambda body: body.change_vector(row, lambda vector: [value, *vector[1:]]), when)
+    return _edit_vectors("NotFinite", row, lambda vector: [value, *vector[1:]], when)
 
 
 def IntegerComponents(**when: Unpack[When]) -> EditReply:
     """The first component of every vector is written `0` instead of `0.0`: valid JSON."""
-
-    def change(body: _Body) -> None:
-        for row in range(len(body.rows)):
-            body.change_vector(row, lambda vector: [0, *vector[1:]])
-
-    return _edit("IntegerComponents", change, when)
+    return _edit_vectors("IntegerComponents", None, lambda vector: [0, *vector[1:]], when)
 
 
 def NullEmbedding(row: int = 0, **when: Unpack[When]) -> EditReply:

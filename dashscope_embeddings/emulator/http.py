@@ -8,7 +8,6 @@ import socket
 import struct
 import threading
 from contextlib import contextmanager, suppress
-from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
 from socketserver import TCPServer, ThreadingMixIn
 from typing import TYPE_CHECKING
@@ -18,7 +17,8 @@ from dashscope_embeddings.emulator.messages import Request, Response
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from types import TracebackType
+
+    from typing_extensions import Self
 
     from dashscope_embeddings.emulator.service import Emulator
 
@@ -67,12 +67,10 @@ class Server:
             with suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
 
-    def __enter__(self) -> Server:  # noqa: PYI034  (Self is in typing from Python 3.11 on)
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def __repr__(self) -> str:
@@ -90,32 +88,26 @@ class Server:
             with self._lock:
                 self._sockets.discard(connection)
 
-    @contextmanager
-    def _track_request(self) -> Iterator[None]:
+    def _count_in_flight(self, change: int) -> None:
         with self._lock:
-            self._in_flight += 1
+            self._in_flight += change
             self.peak_in_flight = max(self.peak_in_flight, self._in_flight)
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._in_flight -= 1
 
     def answer(self, request: Request) -> Response:
         """The emulator's response, after its delay."""
-        with self._track_request():
+        self._count_in_flight(1)
+        try:
             response = self.emulator.answer(request)
-            pause = self.latency + response.delay_seconds
-            if pause > 0:
-                self._closing.wait(pause)
+            self._closing.wait(self.latency + response.delay_seconds)
             return response
+        finally:
+            self._count_in_flight(-1)
 
     def stall(self, connection: socket.socket) -> None:
         """Sends nothing until the client closes the connection or the server is closed."""
-        with self._track_request():
-            while not self._closing.wait(0.02):
-                if select.select([connection], [], [], 0)[0] and not connection.recv(1, socket.MSG_PEEK):
-                    return
+        while not self._closing.wait(0.02):
+            if select.select([connection], [], [], 0)[0] and not connection.recv(1, socket.MSG_PEEK):
+                return
 
 
 class _ThreadingServer(ThreadingMixIn, TCPServer):
@@ -173,11 +165,7 @@ def _handler_for(server: Server) -> type[BaseHTTPRequestHandler]:
 
 
 def _head(response: Response) -> bytes:
-    try:
-        phrase = HTTPStatus(response.status).phrase
-    except ValueError:
-        phrase = ""
-    lines = [f"HTTP/1.1 {response.status} {phrase}"]
-    lines += [f"{name}: {value}" for name, value in response.headers.items()]
-    lines += [f"content-length: {len(response.body)}", "", ""]
+    phrase, _ = BaseHTTPRequestHandler.responses.get(response.status, ("", ""))
+    headers = {**response.headers, "content-length": str(len(response.body))}
+    lines = [f"HTTP/1.1 {response.status} {phrase}", *(f"{name}: {value}" for name, value in headers.items()), "", ""]
     return "\r\n".join(lines).encode("latin-1")

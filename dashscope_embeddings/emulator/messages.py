@@ -31,13 +31,14 @@ class Request:
     query: str = ""
     """The query string, as sent, without its question mark."""
 
-    def json_object(self) -> dict[str, Any] | None:
-        """The JSON object in the body; None if the body is something else."""
-        try:
-            value = json.loads(self.body)
-        except (ValueError, RecursionError):
-            return None
-        return value if isinstance(value, dict) else None
+
+def json_object(content: bytes) -> dict[str, Any] | None:
+    """The JSON object that this is; None: it is something else."""
+    try:
+        value = json.loads(content.decode())
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,50 +63,58 @@ class Response:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RequestFields:
-    """The fields of an embedding request as sent, with the same names for both protocols; None: not sent.
+class EmbeddingRequest:
+    """The fields of an embedding request, with the same names for both protocols.
 
-    Not validated: a value may have another type.
+    As sent, a field may be missing (None) or have another type; `embeddings.validate` checks it, or sets its default.
     """
 
+    protocol: WireProtocol | None = None
+    """None on a path that does not exist."""
     model: Any = None
     contents: Any = field(default=None, repr=False)
     """The input."""
     texts: tuple[str, ...] = ()
     """The texts, also a single one; empty if the input was neither a text nor a list of texts."""
-    text_type: str | None = None
-    output_type: str | None = None
+    text_type: Any = None
+    output_type: Any = None
     dimension: Any = None
     instruct: Any = None
-    encoding_format: str | None = None
+    encoding_format: Any = None
+    tokens: int = 0
+    """Tokens billed: 0 for a refused request."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Asked(RequestFields):
+class Asked(EmbeddingRequest):
     """One request as the emulator received it, and the outcome."""
 
     time: float
     """Seconds by the emulator's clock, on arrival."""
     method: str
     path: str
+    query: str
+    """The query string, as sent."""
     headers: dict[str, str]
     """Names in lower case, without the authorization."""
     body: dict[str, Any]
     """The JSON object that was sent; empty if it was not one."""
-    protocol: WireProtocol | None
-    """None on a path that does not exist."""
     status: int
     """HTTP status of the response; 0: the connection broke before any."""
-    tokens: int
-    """Tokens billed: 0 for a refused request."""
     request_id: str
-    fault: str | None = None
+    fault: str | None
     """Name of the fault that triggered."""
-    query: str = ""
-    """The query string, as sent."""
 
 
 # --- in process, through httpx -----------------------------------------------------------------------------
+
+_CONNECTION_ERRORS: dict[Ending, tuple[type[httpx.TransportError], str]] = {
+    "unreachable": (httpx.ConnectError, "Connection refused"),
+    "closed": (httpx.RemoteProtocolError, "Server disconnected without sending a response."),
+    "reset": (httpx.ReadError, "Connection reset by peer"),
+    "stalled": (httpx.ReadTimeout, "The read operation timed out"),
+    "cut": (httpx.RemoteProtocolError, "peer closed connection without sending complete message body"),
+}
 
 
 def from_httpx(request: httpx.Request) -> Request:
@@ -115,28 +124,15 @@ def from_httpx(request: httpx.Request) -> Request:
 
 
 def to_httpx(request: httpx.Request, response: Response) -> httpx.Response:
-    """The httpx response, or the exception of httpx if the connection breaks or the read timeout passes."""
-    if (error := _transport_error(request, response)) is not None:
-        raise error
+    """The httpx response, or the exception of httpx if the connection breaks or the read timeout passes.
+
+    A stall is reported at once, even without a timeout: in process nothing could end the wait.
+    """
+    read_timeout = request.extensions.get("timeout", {}).get("read")
+    is_late = read_timeout is not None and response.delay_seconds > read_timeout
+    ending = "stalled" if is_late else response.ending
+    if ending != "whole":
+        error, message = _CONNECTION_ERRORS[ending]
+        raise error(message, request=request)
     headers = {**response.headers, "content-length": str(len(response.body))}
     return httpx.Response(response.status, headers=headers, content=response.body, request=request)
-
-
-def _transport_error(request: httpx.Request, response: Response) -> httpx.TransportError | None:
-    if response.ending == "unreachable":
-        return httpx.ConnectError("Connection refused", request=request)
-    if response.ending == "closed":
-        return httpx.RemoteProtocolError("Server disconnected without sending a response.", request=request)
-    if response.ending == "reset":
-        return httpx.ReadError("Connection reset by peer", request=request)
-    # A stall is reported at once, even without a timeout: in process nothing could end the wait.
-    read_timeout = request.extensions.get("timeout", {}).get("read")
-    if response.ending == "stalled" or (read_timeout is not None and response.delay_seconds > read_timeout):
-        return httpx.ReadTimeout("The read operation timed out", request=request)
-    if response.ending == "cut":
-        return httpx.RemoteProtocolError(
-            "peer closed connection without sending complete message body "
-            f"(received {response.sent_bytes} bytes, expected {len(response.body)})",
-            request=request,
-        )
-    return None

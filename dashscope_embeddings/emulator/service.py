@@ -7,7 +7,6 @@ import hashlib
 import hmac
 import json
 import math
-import threading
 import time
 import uuid
 from collections import deque
@@ -20,8 +19,17 @@ from dashscope_embeddings.emulator import embeddings, error_responses, synthetic
 from dashscope_embeddings.emulator.batch.service import BatchService, BatchSettings
 from dashscope_embeddings.emulator.error_responses import ApiError
 from dashscope_embeddings.emulator.fault_schedule import Fault, FaultSchedule
-from dashscope_embeddings.emulator.messages import Asked, Request, Response, WireProtocol, from_httpx, to_httpx
-from dashscope_embeddings.emulator.quota import QUOTA_LIST_PATH, Quota, QuotaExceededError, quota_list
+from dashscope_embeddings.emulator.messages import (
+    Asked,
+    EmbeddingRequest,
+    Request,
+    Response,
+    WireProtocol,
+    from_httpx,
+    json_object,
+    to_httpx,
+)
+from dashscope_embeddings.emulator.quota import QUOTA_LIST_PATH, Quota, quota_list
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -55,7 +63,6 @@ class Emulator:
         tells_quota: whether `GET /api/v1/quotas` lists these quotas; False: 404. No page says that the service lists
             embedding models. May be changed at any time. This request is in `asked`, but does not count as one of
             `requests`, nor for faults without a `route`: a client may send it at any time beside its job.
-        retry_after: whether a reply to an exceeded quota has headers that say when to retry.
         faults: what goes wrong, and when: `[faults.Throttle(probability=0.05), faults.Drop(after=10)]`; see the module
             `faults`. Setting the attribute `faults` replaces them.
         clock: returns seconds; for quotas, batches and the log.
@@ -77,7 +84,6 @@ class Emulator:
         tokens_per_minute: float | None = None,
         window: float = 1.0,
         tells_quota: bool = False,
-        retry_after: bool = False,
         faults: Sequence[Fault] = (),
         clock: Callable[[], float] = time.monotonic,
         log: int | None = None,
@@ -86,15 +92,16 @@ class Emulator:
     ) -> None:
         self._accepted_key = None if api_key is None else _fingerprint(api_key)
         self._key_required = key_required
-        self._models = {model.name: _with_limits(model, rows, tokens_per_row) for model in models}
+        limits = {"rows": rows, "tokens_per_row": tokens_per_row, "tokens_per_row_seen": tokens_per_row}
+        changed: dict[str, Any] = {name: limit for name, limit in limits.items() if limit is not None}
+        self._models = {model.name: dataclasses.replace(model, **changed) for model in models}
         if requests_per_second is not None:
             requests_per_minute = min(requests_per_second * 60, requests_per_minute or math.inf)
         self._quota_settings = (requests_per_minute, tokens_per_minute, window)
         self.tells_quota = tells_quota
-        self._sends_retry_after = retry_after
         self._clock = clock
         self._on_request = on_request
-        self._lock = threading.Lock()
+        self._lock = _process.ForkSafeLock()
         self._request_log: deque[Asked] = deque(maxlen=log)
         self._batch_line_log: deque[BatchLine] = deque(maxlen=log)
         self._fault_schedule = FaultSchedule(faults)
@@ -102,7 +109,6 @@ class Emulator:
             batches or BatchSettings(), self._models, self._trigger_fault, self._record_batch_line
         )
         self.clear()
-        _process.on_fork(self)
 
     def __repr__(self) -> str:
         return f"<Emulator: requests {self.requests}, billed texts {self.billed_texts}>"
@@ -131,24 +137,24 @@ class Emulator:
     @property
     def asked(self) -> list[Asked]:
         """The logged requests, in the order of their answers."""
-        with self._lock:
+        with self._lock.current:
             return list(self._request_log)
 
     @property
     def batch_lines(self) -> list[BatchLine]:
         """The processed lines of batches, in the order of processing, which goes on whenever a request comes."""
-        with self._lock:
+        with self._lock.current:
             return list(self._batch_line_log)
 
     @property
     def keys_seen(self) -> frozenset[str]:
         """SHA-256, in hex, of every key in a request; keys themselves are not stored."""
-        with self._lock:
+        with self._lock.current:
             return frozenset(self._keys_seen)
 
     def clear(self) -> None:
         """Forget all requests: log, counts, quota windows, what faults have done. Files and batches stay."""
-        with self._lock:
+        with self._lock.current:
             self._request_log.clear()
             self._batch_line_log.clear()
             self._keys_seen: set[str] = set()
@@ -167,7 +173,7 @@ class Emulator:
 
     @faults.setter
     def faults(self, faults: Sequence[Fault]) -> None:
-        with self._lock:
+        with self._lock.current:
             self._fault_schedule = FaultSchedule(faults)
 
     # Expected vectors
@@ -198,65 +204,66 @@ class Emulator:
     def answer(self, request: Request) -> Response:
         """Answers one request: checks the path, faults, the key, the body, the quota, in this order."""
         request_id, now = str(uuid.uuid4()), self._clock()
-        is_batch_route = self.batches.handles(request)
-        protocol = "openai" if is_batch_route else _PROTOCOLS.get(f"{request.method} {request.path}")
+        route = f"{request.method} {request.path}"
+        protocol = "openai" if self.batches.handles(request) else _PROTOCOLS.get(route)
         # An uploaded file is a large multipart form, which begins with a hyphen: not worth parsing as JSON.
-        body = None if request.body.startswith(b"-") else request.json_object()
-        fields = embeddings.read_fields(protocol, body or {})
-        is_quota_list = f"{request.method} {request.path}" == f"GET {QUOTA_LIST_PATH}"
-        fault = self._trigger_fault(
-            fields.texts, f"{request.method} {request.path}", "requests", is_counted=not is_quota_list
-        )
-        response = fault.intercept(protocol or "native", request_id) if fault is not None else None
-        tokens = 0
+        body = None if request.body.startswith(b"-") else json_object(request.body)
+        fields = embeddings.read_request(protocol, body or {})
+        fault = self._trigger_fault(fields.texts, route, "requests", is_counted=route != f"GET {QUOTA_LIST_PATH}")
+        response, tokens = None, 0
+        if fault is not None:
+            response = fault.intercept(protocol or "native", request_id)
         if response is None:
-            try:
-                if is_batch_route:
-                    response = self.batches.answer(request, self._authenticate(request), now, request_id)
-                elif is_quota_list and self.tells_quota:
-                    self._authenticate(request)
-                    response = quota_list(request, self._models, *self._quota_settings[:2], request_id)
-                else:
-                    embedding_request = self._validate_request(request, protocol, body, now)
-                    response = embeddings.success_response(embedding_request, request_id)
-                    tokens = embedding_request.tokens
-            except ApiError as error:
-                is_compatible = request.path.startswith("/compatible-mode/")
-                response = error.response("openai" if is_compatible else "native", request_id)
-                if self._sends_retry_after and isinstance(error, QuotaExceededError):
-                    response = dataclasses.replace(response, headers={**response.headers, **error.retry_headers})
+            response, tokens = self._respond(request, fields, body, now, request_id)
             if fault is not None:
                 response = fault.corrupt(response)
         entry = Asked(
+            **{field.name: getattr(fields, field.name) for field in dataclasses.fields(fields)} | {"tokens": tokens},
             time=now,
             method=request.method,
             path=request.path,
+            query=request.query,
             headers={name: value for name, value in request.headers.items() if name != "authorization"},
             body=body or {},
-            protocol=protocol,
             status=response.visible_status,
-            tokens=tokens,
             request_id=request_id,
             fault=None if fault is None else fault.label,
-            query=request.query,
-            **{field.name: getattr(fields, field.name) for field in dataclasses.fields(fields)},
         )
-        with self._lock:
+        with self._lock.current:
             self._request_log.append(entry)
             self._bill(len(fields.texts), tokens)
         if self._on_request is not None:
             self._on_request(entry)
         return response
 
+    def _respond(
+        self, request: Request, fields: EmbeddingRequest, body: dict[str, Any] | None, now: float, request_id: str
+    ) -> tuple[Response, int]:
+        """The service's own response, and the tokens that it bills."""
+        try:
+            if self.batches.handles(request):
+                return self.batches.answer(request, self._authenticate(request), now, request_id), 0
+            if (request.method, request.path) == ("GET", QUOTA_LIST_PATH) and self.tells_quota:
+                self._authenticate(request)
+                return quota_list(request, self._models, *self._quota_settings[:2], request_id), 0
+            checked = self._check_request(request, fields, body)
+            # Whether requests refused for their content count against the quota is not documented: here they do not.
+            with self._lock.current:
+                self._quotas.setdefault(checked.model, Quota(*self._quota_settings)).admit(checked.tokens, now)
+            return embeddings.success_response(checked, request_id), checked.tokens
+        except ApiError as error:
+            is_compatible = request.path.startswith("/compatible-mode/")
+            return error.response("openai" if is_compatible else "native", request_id), 0
+
     def _trigger_fault(
         self, texts: tuple[str, ...], name: str, target: Target, *, is_counted: bool = True
     ) -> Fault | None:
-        with self._lock:
+        with self._lock.current:
             self.requests += target == "requests" and is_counted
             return self._fault_schedule.trigger(texts, name, target, needs_route=not is_counted)
 
     def _record_batch_line(self, line: BatchLine) -> None:
-        with self._lock:
+        with self._lock.current:
             self._batch_line_log.append(line)
             self._bill(len(line.texts), line.tokens)
 
@@ -275,17 +282,17 @@ class Emulator:
                 raise error_responses.invalid_api_key()
             return ""
         fingerprint = _fingerprint(key)
-        with self._lock:
+        with self._lock.current:
             self._keys_seen.add(fingerprint)
         if self._accepted_key is not None and not hmac.compare_digest(self._accepted_key, fingerprint):
             raise error_responses.invalid_api_key()
         return fingerprint
 
-    def _validate_request(
-        self, request: Request, protocol: WireProtocol | None, body: dict[str, Any] | None, now: float
-    ) -> embeddings.EmbeddingRequest:
-        """Raises ApiError."""
-        if protocol is None:
+    def _check_request(
+        self, request: Request, fields: EmbeddingRequest, body: dict[str, Any] | None
+    ) -> EmbeddingRequest:
+        """The checked embedding request. Raises ApiError."""
+        if fields.protocol is None:
             raise error_responses.path_not_found()
         self._authenticate(request)
         if request.headers.get("x-dashscope-async") == "enable":
@@ -293,27 +300,9 @@ class Emulator:
         if body is None:
             # The reply to a body that is no JSON object is not documented.
             raise ApiError(400, "BadRequest.IllegalInput", "The request body requires json format.")
-        embedding_request = embeddings.validate(protocol, body, self._models)
-        # Whether requests refused for their content count against the quota is not documented: here they do not.
-        with self._lock:
-            quota = self._quotas.setdefault(embedding_request.model, Quota(*self._quota_settings))
-            quota.admit(embedding_request.tokens, now)
-        return embedding_request
-
-    def reset_after_fork(self) -> None:
-        """Replaces the locks, which another thread of the parent may have held at the moment of the fork."""
-        self._lock = threading.Lock()
-        self.batches.reset_lock()
+        return embeddings.validate(fields, body, self._models)
 
 
 def _fingerprint(key: str) -> str:
     """SHA-256 in hex."""
     return hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()
-
-
-def _with_limits(model: catalogue.Model, rows: int | None, tokens: int | None) -> catalogue.Model:
-    if rows is not None:
-        model = dataclasses.replace(model, rows=rows)
-    if tokens is not None:
-        model = dataclasses.replace(model, tokens_per_row=tokens, tokens_per_row_seen=tokens)
-    return model

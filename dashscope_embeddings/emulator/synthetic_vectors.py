@@ -14,6 +14,7 @@ from collections import Counter
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import blake2b
+from itertools import pairwise
 from struct import unpack
 from typing import TYPE_CHECKING
 from zlib import crc32
@@ -64,24 +65,17 @@ def count_tokens(text: str) -> int:
     The service's tokenizer is not public for every model; its own example counts 22 tokens for 33 Chinese
     characters and 29 for 133 English ones.
     """
-    pieces = len(_find_subwords(text))
-    if text.isascii():
-        return pieces
-    characters = len(_find_cjk(text))
-    return pieces - characters + math.ceil(characters * 0.7)
+    characters = 0 if text.isascii() else len(_find_cjk(text))
+    return len(_find_subwords(text)) - characters + math.ceil(characters * 0.7)
 
 
 def dense(text: str, *, model: str, text_type: str, dimension: int, instruct: str = "") -> list[float]:
     """The vector of one text: `dimension` floats of unit length."""
     vector = [0.0] * dimension
     for word, times in Counter(_words(text.lower())).items():
-        if times == 1:
-            for index, share in _features(word, model, dimension):
-                vector[index] += share
-        else:
-            weight = 1.0 + math.log(times)
-            for index, share in _features(word, model, dimension):
-                vector[index] += share * weight
+        weight = 1.0 + math.log(times)
+        for index, share in _features(word, model, dimension):
+            vector[index] += share * weight
     word_norm = math.hypot(*vector) or 1.0
     for index, share in _fingerprint(text, dimension):
         vector[index] += share * word_norm
@@ -97,18 +91,15 @@ def sparse(text: str, *, model: str, text_type: str) -> list[Token]:
 
     Inflections of an English word are one token. If a text has no words, its runs of marks are the tokens.
     """
-    forms: dict[str, str] = {}
-    times: Counter[str] = Counter()
+    forms: dict[str, list[str]] = {}
     for token in _find_sparse_tokens(text) or text.split():
-        word = _stem(token.lower())
-        forms.setdefault(word, token)
-        times[word] += 1
+        forms.setdefault(_stem(token.lower()), []).append(token)
     role = 1.0 if text_type == "document" else 1.05
     entries: dict[int, Token] = {}
-    for word, token in forms.items():
+    for word, tokens in forms.items():
         index = int.from_bytes(_digest(word, f"sparse {model}", 8), "big") % VOCABULARY_SIZE
-        value = _word_weight(token.lower()) * role * (0.75 + 0.15 * math.log(times[word]))
-        entries.setdefault(index, Token(index, round(value, 4), token))
+        value = _word_weight(tokens[0].lower()) * role * (0.75 + 0.15 * math.log(len(tokens)))
+        entries.setdefault(index, Token(index, round(value, 4), tokens[0]))
     return list(entries.values())
 
 
@@ -123,17 +114,14 @@ def _json_template(dimension: int) -> str:
 
 
 def _words(text: str) -> Iterator[str]:
+    """The words of a text; of Chinese, Japanese and Korean: the characters, and the pairs of neighbours."""
     for run in _find_word_runs(text):
-        if run.isascii():
-            yield run
-            continue
-        for piece in _find_script_runs(run):
-            if not _find_cjk(piece[0]):
+        for piece in [run] if run.isascii() else _find_script_runs(run):
+            if _find_cjk(piece[0]):
+                yield from piece
+                yield from map("".join, pairwise(piece))
+            else:
                 yield piece
-                continue
-            yield from piece
-            for start in range(len(piece) - 1):
-                yield piece[start : start + 2]
 
 
 _INFLECTIONS = (
@@ -176,9 +164,10 @@ def _word_weight(word: str) -> float:
 
 def _digest(text: str, domain: str, size: int) -> bytes:
     # A JSON string may contain a lone surrogate, which plain UTF-8 cannot encode.
-    domain_bytes = domain.encode("utf-8", "surrogatepass")
-    key = domain_bytes if len(domain_bytes) <= blake2b.MAX_KEY_SIZE else blake2b(domain_bytes).digest()
-    return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=size, key=key).digest()
+    content, key = (value.encode("utf-8", "surrogatepass") for value in (text, domain))
+    if len(key) > blake2b.MAX_KEY_SIZE:
+        key = blake2b(key).digest()
+    return blake2b(content, digest_size=size, key=key).digest()
 
 
 @lru_cache(maxsize=32_768)

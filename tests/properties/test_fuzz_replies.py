@@ -678,7 +678,7 @@ def requests(draw: st.DrawFn) -> Request:
 @given(st.lists(requests(), min_size=1, max_size=3), st.booleans())
 @examples(150)
 def test_the_emulator_answers_any_request(asked: list[Request], key_required: bool) -> None:  # noqa: FBT001
-    emulator = Emulator(key_required=key_required, requests_per_second=2, retry_after=True)
+    emulator = Emulator(key_required=key_required, requests_per_second=2)
     for request in asked:
         response = emulator.answer(request)
         assert isinstance(response, Response)

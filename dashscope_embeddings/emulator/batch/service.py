@@ -23,18 +23,17 @@ from __future__ import annotations
 
 import email
 import re
-import threading
 import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import NoneType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from urllib.parse import parse_qsl
 
-from dashscope_embeddings.emulator.batch.lifecycle import FINAL_STATUSES, WINDOW_HOURS, Batch
+from dashscope_embeddings import _process
+from dashscope_embeddings.emulator.batch.lifecycle import FINAL_STATUSES, Batch
 from dashscope_embeddings.emulator.error_responses import ApiError, json_headers, path_not_found, to_json
-from dashscope_embeddings.emulator.messages import Response
+from dashscope_embeddings.emulator.messages import Response, json_object
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -46,6 +45,8 @@ if TYPE_CHECKING:
 
 _PATH = re.compile(r"/compatible-mode/v1/(files|batches)(?:/([^/]+)(?:/([a-z]+))?)?")
 """The collection, an id in it, and an action on it."""
+_WINDOWS = {*(f"{hours}h" for hours in range(24, 337)), *(f"{days}d" for days in range(1, 15))}
+"""The documented completion windows."""
 _REQUIRED_FIELDS = ("input_file_id", "endpoint", "completion_window")
 
 
@@ -71,13 +72,13 @@ class InvalidFieldError(ApiError):
         super().__init__(status, "InvalidParameter", message)
         self._param = param
 
-    def response(self, protocol: WireProtocol, request_id: str) -> Response:
-        """The same envelope for both protocols."""
-        del protocol
+    def response(self, protocol: WireProtocol, request_id: str) -> Response:  # noqa: D102
+        del protocol  # both have the same envelope here
         error = {"message": self.message, "type": "invalid_request_error", "param": self._param, "code": None}
         return Response(self.status, to_json({"error": error}), json_headers(request_id))
 
 
+_T = TypeVar("_T")
 _Content = Callable[[], bytes]
 """Makes the content of a file at every call, so that the vectors of a large batch are never all in memory."""
 
@@ -98,11 +99,7 @@ class BatchService:
         self._files: dict[tuple[str, str], _Content] = {}
         """By owner and id, as the batches."""
         self._batches: dict[tuple[str, str], Batch] = {}
-        self.reset_lock()
-
-    def reset_lock(self) -> None:
-        """Replace the lock after a fork: another thread of the parent may have held it."""
-        self._lock = threading.Lock()
+        self._lock = _process.ForkSafeLock()
 
     def handles(self, request: Request) -> bool:
         """Whether the request is for this route."""
@@ -110,7 +107,7 @@ class BatchService:
 
     def answer(self, request: Request, owner: str, now: float, request_id: str) -> Response:
         """Answers a request to this route, sent with the key whose fingerprint is `owner`. Raises ApiError."""
-        with self._lock:
+        with self._lock.current:
             for batch in self._batches.values():
                 batch.advance(now)
             reply = self._reply(request, owner, now)
@@ -132,16 +129,6 @@ class BatchService:
         self._files[owner, name] = content
         return name
 
-    def _find_file(self, owner: str, name: str) -> _Content:
-        if (owner, name) not in self._files:
-            raise InvalidFieldError(f"No such File object: {name}", "id", 404)
-        return self._files[owner, name]
-
-    def _find_batch(self, owner: str, name: str) -> Batch:
-        if (owner, name) not in self._batches:
-            raise InvalidFieldError(f"No batch found with id '{name}'.", None, 404)
-        return self._batches[owner, name]
-
     # Requests
 
     def _reply(self, request: Request, owner: str, now: float) -> dict[str, Any] | _Content:
@@ -152,16 +139,21 @@ class BatchService:
             case "POST", "files", False, "":
                 return self._upload_file(request, owner, now)
             case "GET", "files", True, "content":
-                return self._find_file(owner, name)
+                return self._find(self._files, owner, name)
             case "POST", "batches", False, "":
                 return self._create_batch(request, owner, now)
             case "GET", "batches", False, "":
                 return self._list_batches(request, owner)
             case "GET", "batches", True, "":
-                return self._find_batch(owner, name).shown
+                return self._find(self._batches, owner, name).shown
             case "POST", "batches", True, "cancel":
-                return self._cancel_batch(self._find_batch(owner, name), now)
+                return self._cancel_batch(owner, name, now)
         raise path_not_found()
+
+    def _find(self, things: dict[tuple[str, str], _T], owner: str, name: str) -> _T:
+        if (owner, name) not in things:
+            raise InvalidFieldError(f"There is no {name} of this key.", "id", 404)
+        return things[owner, name]
 
     def _upload_file(self, request: Request, owner: str, now: float) -> dict[str, Any]:
         form = _multipart_form(request)
@@ -182,23 +174,20 @@ class BatchService:
         }
 
     def _create_batch(self, request: Request, owner: str, now: float) -> dict[str, Any]:
-        body = request.json_object() or {}
+        body = json_object(request.body) or {}
         for field in _REQUIRED_FIELDS:
             if not isinstance(body.get(field), str):
                 raise InvalidFieldError(f"Missing required parameter: '{field}'.", field)
-        if not isinstance(body.get("metadata"), (dict, NoneType)):
-            raise InvalidFieldError("'metadata' must be an object", "metadata")
-        if body["completion_window"] not in WINDOW_HOURS:
+        if body["completion_window"] not in _WINDOWS:
             raise InvalidFieldError("'completion_window' must be 24h to 336h, or 1d to 14d", "completion_window")
-        file = self._find_file(owner, body["input_file_id"])
-        if not body["input_file_id"].startswith("file-batch-"):
-            raise InvalidFieldError("'purpose' of the input file must be 'batch'", "input_file_id")
+        content = self._find(self._files, owner, body["input_file_id"])()
         fields = {name: body.get(name) for name in (*_REQUIRED_FIELDS, "metadata")}
-        batch = Batch(self, owner, file(), fields, now)
+        batch = Batch(self, owner, content, fields, now)
         self._batches[owner, batch.shown["id"]] = batch
         return batch.shown
 
-    def _cancel_batch(self, batch: Batch, now: float) -> dict[str, Any]:
+    def _cancel_batch(self, owner: str, name: str, now: float) -> dict[str, Any]:
+        batch = self._find(self._batches, owner, name)
         if batch.status in FINAL_STATUSES:
             raise InvalidFieldError(f"Cannot cancel a batch with status '{batch.status}'.", None)
         batch.cancel(now)
@@ -213,16 +202,17 @@ class BatchService:
         batches = [batch.shown for (key, _), batch in reversed(self._batches.items()) if key == owner]
         if files is not None:
             batches = [batch for batch in batches if batch["input_file_id"] in files.split(",")]
-        ids = [batch["id"] for batch in batches]
         if (after := query.get("after")) is not None:
-            if after not in ids:
-                raise InvalidFieldError(f"'after' names nothing in the list: {after}", "after")
-            batches = batches[ids.index(after) + 1 :]
+            ids = [batch["id"] for batch in batches]
+            batches = batches[ids.index(after) + 1 :] if after in ids else []
         page = batches[: int(limit)]
-        first, last = (page[0]["id"], page[-1]["id"]) if page else (None, None)
-        # `data` of an empty list was seen to be null.
-        paging = {"first_id": first, "last_id": last, "has_more": len(batches) > len(page)}
-        return {"object": "list", "data": page or None, **paging}
+        return {
+            "object": "list",
+            "data": page or None,  # of an empty list, it was seen to be null
+            "first_id": page[0]["id"] if page else None,
+            "last_id": page[-1]["id"] if page else None,
+            "has_more": len(batches) > len(page),
+        }
 
 
 def _multipart_form(request: Request) -> dict[Any, tuple[str | None, bytes]]:
