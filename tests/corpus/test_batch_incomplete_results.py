@@ -123,11 +123,11 @@ def test_lines_that_never_come_are_given_up_when_their_batch_is_cancelled(source
     with pytest.raises(BadReply, match="lack 7 lines"):
         corpus.batch_run(source, output, client=service.client())
     given_up = corpus.batch_cancel(output, client=service.client())
-    assert (given_up.under_way, given_up.pending) == (0, 65)
+    assert (given_up.under_way, given_up.pending) == (0, 70)
     service.left = 0
     assert corpus.batch_run(None, output, client=service.client()).finished
     assert whole(service, output)
-    assert service.emulator.billed_texts == 95 + 65
+    assert service.emulator.billed_texts == 95 + 70
 
 
 def test_failed_lines_whose_file_is_missing_are_looked_for_too(source: Path, output: Path) -> None:
