@@ -20,15 +20,14 @@ from dashscope_embeddings._core.address import Address, resolve_address, resolve
 from dashscope_embeddings._core.service_variables import workspace_variable
 from dashscope_embeddings.catalogue import REGIONS, WORKSPACE_DOMAIN
 from dashscope_embeddings.check.probes import (
-    DENSE_DOCUMENT,
     NO_ANSWER_IN_TIME,
     TEXT,
     Attempt,
+    Probe,
     Prober,
     RoleCheck,
     measure_role,
-    run_concurrently,
-    variants_of,
+    native_calls,
 )
 from dashscope_embeddings.client import EmbeddingClient
 from dashscope_embeddings.errors import ConnectionFailed, ServiceError
@@ -171,29 +170,22 @@ def check(  # noqa: PLR0913 - independent settings
     timed = catalogue.model(model)
     names = [*(row.name for row in catalogue.MODELS), model] if models is None else [model, *models]
     counts = {name: _TIMED_ATTEMPTS if name == model else 1 for name in names}
-    tasks = {address: prober.embed(address, model) for address in known}
+    hosts = [Probe("key", address, model) for address in addresses]
     if announce is not None:
-        texts = sum(counts.values()) + len(variants_of(timed)) + 1
+        texts = sum(counts.values()) + len(native_calls(timed)) + 1
         announce(Plan(tuple(address.host for address in known), texts))
-    by_host = run_concurrently(tasks, timeout)
-    regions = [_row("key", address, model, by_host.get(address, ())) for address in addresses]
+    by_host = prober.run(probe for probe in hosts if probe.address in known)
+    regions = [_row(probe, by_host.get(probe, ())) for probe in hosts]
     accepting = [address for address, row in zip(addresses, regions, strict=True) if row.takes_key]
-    by_model = run_concurrently(
-        {(a, name): prober.embed(a, name, [DENSE_DOCUMENT] * counts[name]) for a in accepting for name in counts},
-        timeout * _TIMED_ATTEMPTS,
+    by_model = prober.run(
+        Probe("model", address, name, ("document",) * count) for address in accepting for name, count in counts.items()
     )
-    quotas = run_concurrently({address: prober.quota(address, model) for address in accepting}, timeout)
-    role, role_attempts = measure_role(
-        prober, timed, {address: found for (address, name), found in by_model.items() if name == model}
-    )
+    quotas = prober.run(Probe("quota", address, model, ("quota",)) for address in accepting)
+    role, role_attempts = measure_role(prober, timed, by_model)
     notes = _notes(regions, known, prober.key, workspace)
     if accepting and isinstance(role, str):
         notes.append(f"The role of the compatible route was not measured: {role}")
-    rows = (
-        *regions,
-        *(_row("model", address, name, attempts) for (address, name), attempts in by_model.items()),
-        *(_row("quota", address, model, attempts) for address, attempts in quotas.items()),
-    )
+    rows = (*regions, *(_row(probe, attempts) for probe, attempts in (by_model | quotas).items()))
     results = [attempt.result for found in (*by_host.values(), *by_model.values(), role_attempts) for attempt in found]
     usage = sum((result.usage for result in results if isinstance(result, Embeddings)), Usage())
     return Check(rows, None if isinstance(role, str) else role, usage, tuple(notes))
@@ -218,11 +210,10 @@ def _addresses_to_check(region: str | None, workspace: str | None, base_url: str
 _NOT_ASKED = "not asked: this region has hosts of workspaces only; without workspace=, requests go to Singapore's"
 
 
-def _row(
-    about: Literal["key", "model", "quota"], address: Address, model: str, attempts: Sequence[Attempt] = ()
-) -> CheckRow:
+def _row(probe: Probe, attempts: Sequence[Attempt]) -> CheckRow:
     """What the attempts say; an address without a root was not asked."""
-    row = CheckRow(about, address.region.id if address.region else None, address.host or None, model, None, "")
+    about, address = probe.about, probe.address
+    row = CheckRow(about, address.region.id if address.region else None, address.host or None, probe.model, None, "")
     if not address.root_url:
         return replace(row, said=_NOT_ASKED)
     if not attempts:

@@ -2,41 +2,49 @@
 
 from __future__ import annotations
 
-import functools
 import math
 import threading
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Literal
 
 from dashscope_embeddings import catalogue
+from dashscope_embeddings.client import EmbeddingClient
 from dashscope_embeddings.errors import DashScopeError
 from dashscope_embeddings.vectors import Embeddings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-    from typing import TypeAlias
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from pydantic import SecretStr
 
     from dashscope_embeddings._core.address import Address
     from dashscope_embeddings._core.protocol import ApiProtocol
     from dashscope_embeddings.catalogue import Model
-    from dashscope_embeddings.client import EmbeddingClient
     from dashscope_embeddings.quota import Quota
-    from dashscope_embeddings.vectors import Output, TextType
-
-    RequestVariant: TypeAlias = tuple[TextType, Output]
-    Task: TypeAlias = "Callable[[], list[Attempt]]"
-
-K = TypeVar("K")
 
 TEXT = "The cat sleeps in the sun."
 """The only text that is ever sent."""
-DENSE_DOCUMENT: RequestVariant = ("document", "dense")
 NO_ANSWER_IN_TIME = "no answer in time"
 _JOIN_MARGIN_SECONDS = 2.0
 """Seconds to wait beyond the timeout, which does not cover a slow name lookup."""
+_CALLS: dict[str, Callable[[EmbeddingClient], Embeddings | Quota]] = {
+    "query": lambda client: client.embed(TEXT, text_type="query"),
+    "document": lambda client: client.embed(TEXT),
+    "hybrid": lambda client: client.embed(TEXT, output="dense&sparse"),
+    "quota": EmbeddingClient.fetch_quota,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """Requests to one host and model, in order on one connection; a failure ends them."""
+
+    about: Literal["key", "model", "quota"]
+    address: Address
+    model: str
+    calls: Sequence[str] = ("document",)
+    protocol: ApiProtocol = "native"
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,74 +76,53 @@ class Prober:
     make_client: Callable[..., EmbeddingClient]
     clock: Callable[[], float]
 
-    def embed(
-        self,
-        address: Address,
-        model: str,
-        variants: Sequence[RequestVariant] = (DENSE_DOCUMENT,),
-        *,
-        protocol: ApiProtocol = "native",
-    ) -> Task:
-        """A task that sends one request for each variant, in order on one connection, and stops at a failure."""
-        client = self._client(address, model, protocol)
-        calls = [functools.partial(client.embed, TEXT, text_type=role, output=output) for role, output in variants]
-        return functools.partial(self._run, client, calls)
+    def run(self, probes: Iterable[Probe]) -> dict[Probe, list[Attempt]]:
+        """Runs each in a thread of its own; the attempts of one that takes too long are empty.
 
-    def quota(self, address: Address, model: str) -> Task:
-        """A task that asks for the model's quota once."""
-        client = self._client(address, model, "native")
-        return functools.partial(self._run, client, [client.fetch_quota])
+        A late one is abandoned, not awaited: a name lookup has no timeout and cannot be cancelled.
+        """
+        found: dict[Probe, list[Attempt]] = {probe: [] for probe in probes}
+        results: dict[Probe, list[Attempt]] = {}
+        errors: list[Exception] = []
 
-    def _client(self, address: Address, model: str, protocol: ApiProtocol) -> EmbeddingClient:
-        return self.make_client(
-            model,
+        def run(probe: Probe) -> None:
+            try:
+                results[probe] = self._attempts(probe)
+            except Exception as error:  # noqa: BLE001 - raised below, in the calling thread
+                errors.append(error)
+
+        threads = [threading.Thread(target=run, args=[probe], daemon=True) for probe in found]
+        for thread in threads:
+            thread.start()
+        longest = self.timeout * max((len(probe.calls) for probe in found), default=0)
+        end = time.monotonic() + longest + _JOIN_MARGIN_SECONDS
+        for thread in threads:
+            thread.join(max(0.0, end - time.monotonic()))
+        if errors:
+            raise errors[0]
+        return found | results
+
+    def _attempts(self, probe: Probe) -> list[Attempt]:
+        client = self.make_client(
+            probe.model,
             api_key=self.key,
-            base_url=address.root_url,
-            workspace=address.workspace,
-            protocol=protocol,
+            base_url=probe.address.root_url,
+            workspace=probe.address.workspace,
+            protocol=probe.protocol,
             timeout=self.timeout,
             # With retries the client would also wait up to five minutes when throttled, instead of reporting it.
             max_retries=0,
         )
-
-    def _run(self, client: EmbeddingClient, calls: Sequence[Callable[[], Embeddings | Quota]]) -> list[Attempt]:
         attempts: list[Attempt] = []
-        try:
-            for call in calls:
+        with client:
+            for name in probe.calls:
                 start = self.clock()
                 try:
-                    attempts.append(Attempt(call(), None, self.clock() - start))
+                    attempts.append(Attempt(_CALLS[name](client), None, self.clock() - start))
                 except DashScopeError as error:
                     attempts.append(Attempt(None, error, self.clock() - start))
                     break
-        finally:
-            client.close()
         return attempts
-
-
-def run_concurrently(tasks: Mapping[K, Task], timeout_seconds: float) -> dict[K, list[Attempt]]:
-    """Runs each task in a thread of its own; the result of a task that takes too long is empty.
-
-    A late task is abandoned, not awaited: a name lookup has no timeout and cannot be cancelled.
-    """
-    results: dict[K, list[Attempt]] = {}
-    errors: list[Exception] = []
-
-    def run(key: K, task: Task) -> None:
-        try:
-            results[key] = task()
-        except Exception as error:  # noqa: BLE001 - raised below, in the calling thread
-            errors.append(error)
-
-    threads = [threading.Thread(target=run, args=each, daemon=True) for each in tasks.items()]
-    for thread in threads:
-        thread.start()
-    end = time.monotonic() + timeout_seconds + _JOIN_MARGIN_SECONDS
-    for thread in threads:
-        thread.join(max(0.0, end - time.monotonic()))
-    if errors:
-        raise errors[0]
-    return {key: results.get(key, []) for key in tasks}
 
 
 # --- the role of the compatible route -----------------------------------------------------------------------
@@ -168,29 +155,28 @@ class RoleCheck:
     model: str
 
 
-def variants_of(model: Model) -> list[RequestVariant]:
-    """The native requests that the role is measured with; one more goes over the compatible route."""
-    variants: list[RequestVariant] = [("query", "dense"), DENSE_DOCUMENT]
-    return [*variants, ("document", "dense&sparse")] if model.sparse else variants
+def native_calls(model: Model) -> Sequence[str]:
+    """What the role is measured with; one more goes over the compatible route."""
+    return ("query", "document", "hybrid") if model.sparse else ("query", "document")
 
 
 def measure_role(
-    prober: Prober, model: Model, earlier: Mapping[Address, Sequence[Attempt]]
+    prober: Prober, model: Model, earlier: Mapping[Probe, Sequence[Attempt]]
 ) -> tuple[RoleCheck | str, list[Attempt]]:
-    """Embeds one text in each variant on the first host where the model answers, and compares the vectors.
+    """Embeds one text in each way on the first host where the model answers, and compares the vectors.
 
-    `earlier`: attempts with the document role, by host. Returns the comparison, or why there is none; and its attempts.
+    `earlier`: attempts with the document role. Returns the comparison, or why there is none; and its attempts.
     """
-    answered = ((address, found[0].dense) for address, found in earlier.items() if found and found[0].dense)
-    address, earlier_document = next(answered, (None, None))
+    own = ((probe.address, found[0].dense) for probe, found in earlier.items() if probe.model == model.name and found)
+    address, earlier_document = next(((address, dense) for address, dense in own if dense), (None, None))
     if address is None or earlier_document is None:
         return f"{model.name} does not answer{catalogue.similar_model(model.name)}", []
-    variants = variants_of(model)
-    tasks = {
-        "compatible": prober.embed(address, model.name, protocol="openai"),
-        "native": prober.embed(address, model.name, variants),
-    }
-    compatible, native = run_concurrently(tasks, prober.timeout * len(variants)).values()
+    compatible, native = prober.run(
+        [
+            Probe("model", address, model.name, protocol="openai"),
+            Probe("model", address, model.name, native_calls(model)),
+        ]
+    ).values()
     attempts = [*compatible, *native]
     vectors = [attempt.dense for attempt in attempts[:3] if attempt.dense is not None]
     if len(compatible) != 1 or len(vectors) != 3:  # noqa: PLR2004 - compatible, query, document
