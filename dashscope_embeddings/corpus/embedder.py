@@ -7,16 +7,14 @@ import operator
 import sqlite3
 import threading
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from dashscope_embeddings._core.failures import ASK_AGAIN_HINT
-from dashscope_embeddings._core.results import as_embedding
-from dashscope_embeddings._core.text_inputs import text_problem
-from dashscope_embeddings._core.text_length import shared_limits
+from dashscope_embeddings._core.results import as_embedding, set_attributes
 from dashscope_embeddings.catalogue import priced_usage
 from dashscope_embeddings.corpus.checkpoint.rows import PackedVectors
-from dashscope_embeddings.errors import DashScopeError
-from dashscope_embeddings.vectors import Embedding, Usage, counted
+from dashscope_embeddings.errors import DashScopeError, InvalidInput
+from dashscope_embeddings.vectors import Embedding, Part, Usage, counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator, Sequence
@@ -46,6 +44,8 @@ class Progress:
 RUN_AGAIN_HINT = "Run it again: it sends only the texts that have no vectors yet"
 _TEXTS_PER_REPORT = 16
 """Texts between two calls of `progress`."""
+_STORED = Part([], None, 0.0)
+"""In place of vectors that the checkpoint has: 4 KB there, 32 KB as a list that waits for an earlier, slower reply."""
 
 
 class Embedder:
@@ -59,21 +59,18 @@ class Embedder:
         kind: Output,
         stop: Callable[[], bool] | None,
     ) -> None:
-        self._checkpoint, self._client = checkpoint, client
+        self._checkpoint, self._client, self._stop = checkpoint, client, stop
         self._text_type, self._kind = text_type, kind
-        self._stop = stop
-        self._in_stream: dict[int, tuple[int, str]] = {}
-        """Index in the stream → key and text, until the stream yields its vectors."""
+        self._in_stream: dict[int, str] = {}
+        """Index in the stream → text, until the stream yields its vectors."""
         self._unstored: dict[str, int] = {}
-        """Text → key, until its vectors are in the checkpoint."""
+        """Text → unit, until its vectors are in the checkpoint."""
         self._errors: list[Exception] = []
         self._failed_writes: list[tuple[dict[int, PackedVectors], int, int, int]] = []
         """Paid replies that could not be written (vectors, requests, texts, tokens); retried when the run ends."""
         self._lock = threading.Lock()
         self._billed_before = checkpoint.total_billed()
-        self._rejected = 0
-        self.embedded = 0
-        """Different texts embedded so far."""
+        self._rejected = self.embedded = 0
 
     @property
     def usage(self) -> Usage:
@@ -116,14 +113,15 @@ class Embedder:
             for index, vectors in error.partial.items():
                 self._store_embedding(index, as_embedding(index, vectors))
             self._client.drain()
+            error.partial, error.failed = {}, []  # by index in the stream, which the caller does not know
             error.replace_hint(ASK_AGAIN_HINT, RUN_AGAIN_HINT)
-            # The stream's own count covers only the texts that it had read so far.
             left = counts.pending - self.embedded - self._rejected
             error.set_subject(
                 f"{left:,} of {counted(counts.pending, 'text')} {'has' if left == 1 else 'have'} no vectors yet"
             )
             raise
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as interruption:
+            set_attributes(interruption, partial={}, failed=[])
             # `stop` waits for replies in flight; an interruption after it ends the run at once.
             skip_drain = self._stop is not None and self._stop()
             raise
@@ -136,50 +134,53 @@ class Embedder:
                 raise self._errors[0]
 
     def _pending_texts(self) -> Iterator[str]:
-        settings = self._client.settings
-        limits = shared_limits(settings.address.host, settings.model)
-        index = 0
-        for key, text in self._checkpoint.pending_texts():
+        for index, (unit, text) in enumerate(self._checkpoint.pending_texts()):
             if self._errors or (self._stop is not None and self._stop()):
                 return
-            # The text was checked when it was read, but a lower limit may have been learned since then.
-            if settings.long_text == "error" and limits.certainly_too_long(text):
-                self._store_rejection(key, f"the text {text_problem(text, limits, settings.long_text)}; not sent")
-                continue
-            self._in_stream[index] = key, text
-            self._unstored[text] = key
+            self._in_stream[index] = text
+            self._unstored[text] = unit
             yield text
-            index += 1
 
     def _on_reply(self, texts: Sequence[str], outcome: Outcome) -> None:
         """Called in the thread of the request. Texts split into chunks are stored when the stream yields them."""
-        vectors_by_key = {}
-        for row, text in enumerate(texts):
-            part = outcome.vectors[row]
-            if part is not None and (key := self._unstored.pop(text, None)) is not None:
-                vectors_by_key[key] = PackedVectors.pack(part.dense, part.sparse)
-        self._store_reply(vectors_by_key, outcome.requests, outcome.texts, outcome.tokens)
+        vectors_by_unit = {}
+        # A chunk of a long text may equal a whole one: its vectors are needed for both.
+        is_chunk_possible = self._client.settings.long_text != "error"
+        for row, (text, part) in enumerate(zip(texts, outcome.vectors, strict=True)):
+            if part is not None and (unit := self._unstored.pop(text, None)) is not None:
+                vectors_by_unit[unit] = PackedVectors.pack(part.dense, part.sparse)
+                if not is_chunk_possible:
+                    outcome.vectors[row] = _STORED
+        if vectors_by_unit or outcome.requests:
+            self._store_reply(vectors_by_unit, outcome.requests, outcome.texts, outcome.tokens)
 
     def _store_embedding(self, index: int, embedding: Embedding) -> None:
-        key, text = self._in_stream.pop(index)
-        if self._unstored.pop(text, None) is not None:
-            self._store_reply({key: PackedVectors.pack(embedding.dense, embedding.sparse)})
+        if (unit := self._unstored.pop(self._in_stream.pop(index), None)) is not None:
+            self._store_reply({unit: PackedVectors.pack(embedding.dense, embedding.sparse)}, 0, 0, 0)
 
-    def _store_reply(
-        self, vectors_by_key: dict[int, PackedVectors], requests: int = 0, texts: int = 0, tokens: int = 0
-    ) -> None:
+    def _on_rejected(self, index: int, error: DashScopeError) -> None:
+        unit = self._unstored.pop(self._in_stream.pop(index))
+        # It was checked when it was read, but a lower limit may have been learned since then.
+        is_ours = isinstance(error, InvalidInput)
+        with self._errors_collected():
+            self._checkpoint.reject(unit, f"the text {error.reasons[index]}; not sent" if is_ours else error)
+            self._rejected += 1
+
+    def _store_reply(self, vectors_by_unit: dict[int, PackedVectors], *billed: int) -> None:
+        with self._errors_collected((vectors_by_unit, *billed)):
+            self._checkpoint.store_reply(vectors_by_unit, *billed)
+            with self._lock:
+                self.embedded += len(vectors_by_unit)
+
+    @contextlib.contextmanager
+    def _errors_collected(self, reply: Any = None) -> Iterator[None]:
         """Collects errors instead of raising: a failed write ends the run only after replies in flight have arrived."""
-        if not vectors_by_key and not requests:
-            return
         try:
-            self._checkpoint.store_reply(vectors_by_key, requests, texts, tokens)
+            yield
         except Exception as error:  # noqa: BLE001 - raised again by `run`
             self._errors.append(error)
-            if not isinstance(error, DashScopeError):
-                self._failed_writes.append((vectors_by_key, requests, texts, tokens))
-        else:
-            with self._lock:
-                self.embedded += len(vectors_by_key)
+            if reply is not None and not isinstance(error, DashScopeError):
+                self._failed_writes.append(reply)
 
     def _retry_failed_writes(self) -> None:
         """Tries again to store paid replies, for example after a full disk has space again.
@@ -191,22 +192,9 @@ class Embedder:
         for write in pending_writes:
             self._store_reply(*write)
         if self._failed_writes and isinstance(self._errors[0], (OSError, sqlite3.OperationalError)):
-            lost = [sum(column) for column in list(zip(*self._failed_writes, strict=True))[1:]]
+            requests, texts, tokens = map(sum, list(zip(*self._failed_writes, strict=True))[1:])
             raise OSError(
                 f"the checkpoint cannot be written: {self._errors[0]}. Billed but not stored: "
-                f"{counted(lost[0], 'request')} with {counted(lost[1], 'text')} ({counted(lost[2], 'token')}), "
+                f"{counted(requests, 'request')} with {counted(texts, 'text')} ({counted(tokens, 'token')}), "
                 "in no total and to be paid for again"
             ) from self._errors[0]
-
-    def _on_rejected(self, index: int, error: DashScopeError) -> None:
-        key, text = self._in_stream.pop(index)
-        self._unstored.pop(text, None)
-        self._store_rejection(key, error)
-
-    def _store_rejection(self, key: int, reason: DashScopeError | str) -> None:
-        try:
-            self._checkpoint.reject(key, reason)
-        except Exception as error:  # noqa: BLE001 - raised again by `run`
-            self._errors.append(error)
-        else:
-            self._rejected += 1

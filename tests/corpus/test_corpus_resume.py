@@ -25,6 +25,7 @@ from dashscope_embeddings import (
     InvalidInput,
     corpus,
 )
+from dashscope_embeddings._core.text_length import shared_limits
 from dashscope_embeddings.corpus.checkpoint.database import Database
 from dashscope_embeddings.corpus.checkpoint.rows import InputText, PackedVectors
 from dashscope_embeddings.corpus.checkpoint.store import CheckpointStore
@@ -96,9 +97,12 @@ def test_long_texts_in_pieces_are_kept_whole(kind: Any, tmp_path: Path, output: 
     settings = {"long_text": "average"}
     # The service says how long a text may be only when one is too long: how texts are cut depends on that.
     client_for(emulator, long_text="truncate").embed("word " * 300)
+    asking = client_for(emulator, dimensions=DIMENSIONS, long_text="average")
+    limits = shared_limits(asking.settings.address.host, asking.settings.model)
+    texts.insert(1, next(limits.fit_rows(texts[0], "average")))  # one vector for a text and for the piece of another
     embed(emulator, write_lines(tmp_path / "in.txt", texts), output, settings=settings, kind=kind)
     assert emulator.billed_texts > len(texts) + 1
-    alone = client_for(emulator, dimensions=DIMENSIONS, long_text="average").embed(texts)
+    alone = asking.embed(texts)
     for row, vector in zip(read_vectors(output), alone.dense, strict=True):
         assert row.dense == pytest.approx(vector, abs=1e-6)
         assert (row.sparse is None) == (kind == "dense")
@@ -250,11 +254,15 @@ def test_a_text_that_is_surely_too_long_is_refused_before_the_others_are_paid(
 
 def test_a_text_that_the_service_finds_too_long_is_rejected_with_its_code(tmp_path: Path, output: Path) -> None:
     emulator = Emulator(tokens_per_row=50)
-    embed(emulator, write_lines(tmp_path / "in.txt", ["a", "word " * 300, "b"]), output)
-    assert [row.id for row in read_vectors(output)] == [0, 2]
-    (row,) = read_rejects(output)
+    texts = ["a", "word " * 300, *TEXTS, "longer " * 300]
+    embed(emulator, write_lines(tmp_path / "in.txt", texts), output, settings={"max_concurrency": 1})
+    assert [row.id for row in read_vectors(output)] == [0, *range(2, len(TEXTS) + 2)]
+    row, later = read_rejects(output)
     assert row["code"] == "InvalidParameter"
     assert "Range of input length" in row["reason"]
+    assert later["code"] is None, "the limit is known by now"
+    assert later["reason"].startswith("the text is far longer (2100 characters) than the model's 50 tokens: ")
+    assert later["reason"].endswith("; not sent")
 
 
 def test_a_refusal_of_everything_rejects_nothing(source: Path, output: Path, emulator: Emulator) -> None:
@@ -284,6 +292,7 @@ def test_after_a_revoked_key_or_a_lost_network_the_same_call_goes_on(
         embed(emulator, source, output, settings={"max_concurrency": 2, "max_retries": 1})
     assert str(caught.value).startswith("55 of 95 texts have no vectors yet: ")
     assert "error.failed" not in str(caught.value)
+    assert (caught.value.partial, caught.value.failed) == ({}, []), "indices of texts mean nothing here"  # type: ignore[attr-defined] # of DashScopeError
     assert ("Run it again: " in str(caught.value)) == (error is ConnectionFailed)
     assert emulator.billed_texts == 40
     assert not output.exists()

@@ -218,14 +218,16 @@ class CheckpointStore:
             marks = ",".join("?" * len(vectors_by_unit))
             query = f"SELECT unit, hash, part_of FROM units WHERE unit IN ({marks})"  # noqa: S608 - only question marks
             units = self.database.fetch_all(query, tuple(vectors_by_unit))
-            rows = (
-                (unit, checksums.vectors_checksum(digest, vectors_by_unit[unit]), *vectors_by_unit[unit])
-                for unit, digest, _ in units
-            )
-            self.database.execute_many("INSERT OR REPLACE INTO vectors VALUES (?, ?, ?, ?, ?)", rows)
-            billed = (requests, texts, tokens)
+            values: list[Any] = []
+            for unit, digest, _ in units:
+                vectors = vectors_by_unit[unit]
+                values += (unit, checksums.vectors_checksum(digest, vectors), *vectors)
+            if units:  # in one statement: before each one, this thread waits for the others that run Python code
+                rows = ", ".join(["(?, ?, ?, ?, ?)"] * len(units))
+                self.database.fetch_all(f"INSERT OR REPLACE INTO vectors VALUES {rows}", values)  # noqa: S608 - only question marks
             self.database.fetch_all(
-                "UPDATE checkpoint SET requests = requests + ?, texts = texts + ?, tokens = tokens + ?", billed
+                "UPDATE checkpoint SET requests = requests + ?, texts = texts + ?, tokens = tokens + ?",
+                (requests, texts, tokens),
             )
             wholes = {whole for _, _, whole in units if whole}
             return sum(part_of is None for _, _, part_of in units) + sum(map(self._combine_parts, wholes))
