@@ -5,6 +5,7 @@ The environment variables have the names and meanings of the vendor's SDKs. An e
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import ipaddress
 import os
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import get_args
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from pydantic import SecretStr
 
@@ -70,6 +71,7 @@ class Address:
 _WORKSPACE_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _REGION_PATTERN = re.compile(r"[A-Za-z0-9]+-[A-Za-z0-9-]{0,50}[A-Za-z0-9]")
 _KNOWN_PATH_SUFFIX = re.compile(r"/(?:api/v1(?:/services(?:/[^/]+)*)?|compatible-mode/v1(?:/embeddings)?)$")
+_SCHEMES = frozenset({"http", "https"})
 _DNS_LABEL_LIMIT = 64
 _BARE_URL_PATTERN = re.compile(r"(?:[a-z]+:/*)?((?:[a-z0-9-]+\.)+[a-z]{2,}(?::\d+)?(?:/[a-z0-9./-]*)?)")
 _SIMILARITY = 0.7
@@ -132,37 +134,49 @@ def _warn_of_other_region(origin: str, address: Address) -> None:
 
 def _address_from_url(base_url: str, region: str | None, workspace: str | None) -> Address:
     if "{workspace_id}" in base_url:
-        variable = workspace_variable()
-        workspace_id = workspace or (variable and variable.value)
-        if not workspace_id or not _WORKSPACE_PATTERN.fullmatch(workspace_id):
-            raise InvalidInput("the address contains {workspace_id}: pass workspace= or set DASHSCOPE_WORKSPACE_ID")
-        base_url = base_url.replace("{workspace_id}", workspace_id)
-    try:
-        parts = urlsplit(base_url.strip())
-        host = parts.hostname if parts.port != 0 and _HOST_PATTERN.fullmatch(parts.netloc.rpartition("@")[2]) else None
-    except ValueError:
-        host = None
-    if host is not None and any(not 0 < len(label) < _DNS_LABEL_LIMIT for label in host.split(".")):
-        host = None
-    if host is None or parts.scheme not in {"http", "https"}:
-        raise InvalidInput(
-            f"base_url must start with https:// and name a host, or be {EMULATOR!r}{_url_suggestion(base_url)}"
-        )
-    if parts.username is not None or parts.password is not None or parts.query or parts.fragment:
-        del base_url, parts
+        base_url = _fill_in_workspace(base_url, workspace)
+    url, host = _split_url(base_url)
+    if url.username is not None or url.password is not None or url.query or url.fragment:
+        del base_url, url
         raise InvalidInput("base_url must hold no user, password, query or fragment")
-    if parts.scheme == "http" and not is_loopback(host):
+    if url.scheme == "http" and not is_loopback(host):
         raise InvalidInput(
             f"base_url uses plain http for {host}, which would show your key to everyone on the way: use https "
             "(http is only for 127.0.0.1)"
         )
-    path = _KNOWN_PATH_SUFFIX.sub("", parts.path.rstrip("/")).rstrip("/")
+    prefix = _KNOWN_PATH_SUFFIX.sub("", url.path.rstrip("/")).rstrip("/")
+    return Address(f"{url.scheme}://{url.netloc}{prefix}", _region_of_url(host, region), workspace)
+
+
+def _fill_in_workspace(base_url: str, workspace: str | None) -> str:
+    variable = workspace_variable()
+    workspace_id = workspace or (variable and variable.value)
+    if not workspace_id or not _WORKSPACE_PATTERN.fullmatch(workspace_id):
+        raise InvalidInput("the address contains {workspace_id}: pass workspace= or set DASHSCOPE_WORKSPACE_ID")
+    return base_url.replace("{workspace_id}", workspace_id)
+
+
+def _split_url(base_url: str) -> tuple[SplitResult, str]:
+    """The parts of an http or https URL, and its host, which a request can be sent to."""
+    with contextlib.suppress(ValueError):  # of a malformed port or IPv6 address
+        url = urlsplit(base_url.strip())
+        host_and_port = url.netloc.rpartition("@")[2]
+        if url.hostname and url.port != 0 and _HOST_PATTERN.fullmatch(host_and_port) and url.scheme in _SCHEMES:
+            labels = url.hostname.split(".")
+            if all(0 < len(label) < _DNS_LABEL_LIMIT for label in labels):
+                return url, url.hostname
+    raise InvalidInput(
+        f"base_url must start with https:// and name a host, or be {EMULATOR!r}{_url_suggestion(base_url)}"
+    )
+
+
+def _region_of_url(host: str, region: str | None) -> Region | None:
     host_region, named_region = region_of_host(host), _find_region(region)
     if region is not None and host_region is not None and host_region != named_region:
         raise InvalidInput(
             f"base_url is in {host_region.id}, but region={region!r} is another region: leave one of them out"
         )
-    return Address(f"{parts.scheme}://{parts.netloc}{path}", host_region or named_region, workspace)
+    return host_region or named_region
 
 
 def _url_suggestion(base_url: str) -> str:

@@ -13,9 +13,9 @@ import urllib.parse
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
+from dashscope_embeddings._core.endpoint_requests import RequestSender
 from dashscope_embeddings._core.protocol import parse_json
 from dashscope_embeddings._core.reply_fields import first_string, request_id_of
-from dashscope_embeddings._core.small_requests import RequestSender
 from dashscope_embeddings._core.steps import Endpoint, Send
 from dashscope_embeddings.errors import Action, BadReply, DashScopeError, ServiceError
 from dashscope_embeddings.quota import Quota, QuotaLimit
@@ -23,10 +23,10 @@ from dashscope_embeddings.quota import Quota, QuotaLimit
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from dashscope_embeddings._core.endpoint_requests import RequestFlow
     from dashscope_embeddings._core.protocol import Reply
     from dashscope_embeddings._core.rate_limiter import Limiter
     from dashscope_embeddings._core.settings import Settings
-    from dashscope_embeddings._core.small_requests import RequestFlow
 
 _log = logging.getLogger("dashscope_embeddings")
 _PATH = "/api/v1/quotas"

@@ -121,7 +121,7 @@ class Limiter:
         """
         with self._lock:
             self._has_claimed_quota_request = True
-            self._reported_quota = ReportedQuota.of(quota)
+            self._reported_quota = ReportedQuota(quota)
 
     @property
     def concurrency(self) -> int:

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
 # Pydantic checks it while it parses the JSON: that is faster than to check every number afterwards. A component that
 # was not requested is typed `Any`: its value does not affect the requested vectors.
-_STRICT_FINITE = ConfigDict(strict=True, allow_inf_nan=False)
+# Other fields are kept as they are: `protocol` reads some of them leniently, as they do not change the vectors.
+_STRICT_FINITE = ConfigDict(strict=True, allow_inf_nan=False, extra="allow")
 _MAX_FLOAT32 = 3.4028234e38
 """Vectors are computed and stored as float32."""
 _Float32 = Annotated[float, Field(ge=-_MAX_FLOAT32, le=_MAX_FLOAT32)]
@@ -38,7 +39,6 @@ class SparseEntry(TypedDict):
 
     index: Annotated[int, Field(ge=0, le=2**32 - 1)]
     value: _Float32
-    token: NotRequired[Any]
 
 
 # Some gateways send base64 of float32, and null in place of a missing component.
@@ -58,18 +58,11 @@ class _NativeRow(TypedDict, Generic[_DenseT, _SparseT]):
 @with_config(_STRICT_FINITE)
 class _NativeOutput(TypedDict, Generic[_DenseT, _SparseT]):
     embeddings: list[_NativeRow[_DenseT, _SparseT]]
-    code: NotRequired[Any]
 
 
 @with_config(_STRICT_FINITE)
 class _NativeReply(TypedDict, Generic[_DenseT, _SparseT]):
     output: _NativeOutput[_DenseT, _SparseT]
-    # Any, here and below: `protocol` reads side fields leniently, as they do not change the vectors.
-    usage: NotRequired[Any]
-    request_id: NotRequired[Any]
-    id: NotRequired[Any]
-    code: NotRequired[Any]
-    error: NotRequired[Any]
 
 
 @with_config(_STRICT_FINITE)
@@ -81,11 +74,6 @@ class _CompatibleRow(TypedDict):
 @with_config(_STRICT_FINITE)
 class _CompatibleReply(TypedDict):
     data: list[_CompatibleRow]
-    usage: NotRequired[Any]
-    request_id: NotRequired[Any]
-    id: NotRequired[Any]
-    code: NotRequired[Any]
-    error: NotRequired[Any]
 
 
 NATIVE_REPLY: Mapping[Output, TypeAdapter[Any]] = {

@@ -8,7 +8,6 @@ account may use some of it, so the search for the rate goes on below this bound.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -17,11 +16,11 @@ if TYPE_CHECKING:
 
 
 class _Bucket:
-    """A token bucket as one number (GCRA): the time at which it will be full again."""
+    """A token bucket as one number (GCRA): the time at which it will be full again. Always full without a limit."""
 
-    def __init__(self, limit: QuotaLimit) -> None:
-        self.per_second = limit.limit / limit.period_seconds
-        self._limit, self._period_seconds = limit.limit, limit.period_seconds
+    def __init__(self, limit: QuotaLimit | None) -> None:
+        self._limit, self._period_seconds = (math.inf, 1.0) if limit is None else (limit.limit, limit.period_seconds)
+        self.per_second = self._limit / self._period_seconds
         self._full_at = -math.inf
 
     def available_at(self, amount: float) -> float:
@@ -33,30 +32,22 @@ class _Bucket:
         self._full_at = max(self._full_at, now) + amount / self.per_second
 
 
-@dataclass(slots=True)
 class ReportedQuota:
     """The bound for one account, host and model; without a word from the service there is none."""
 
-    _requests: _Bucket | None = None
-    _tokens: _Bucket | None = None
-
-    @classmethod
-    def of(cls, quota: Quota) -> ReportedQuota:
-        requests, tokens = (None if limit is None else _Bucket(limit) for limit in (quota.requests, quota.tokens))
-        return cls(requests, tokens)
+    def __init__(self, quota: Quota | None = None) -> None:
+        self._requests = _Bucket(quota.requests if quota else None)
+        self._tokens = _Bucket(quota.tokens if quota else None)
 
     @property
     def requests_per_second(self) -> float:
         """The average rate of requests that it allows; infinite without a limit."""
-        return math.inf if self._requests is None else self._requests.per_second
+        return self._requests.per_second
 
     def available_at(self, permit: Permit) -> float:
-        requests = -math.inf if self._requests is None else self._requests.available_at(1.0)
-        return requests if self._tokens is None else max(requests, self._tokens.available_at(permit.estimated_tokens))
+        return max(self._requests.available_at(1.0), self._tokens.available_at(permit.estimated_tokens))
 
     def take(self, requests: int, tokens: int, now: float) -> None:
         """Counts a request that is sent, or the difference that its bill makes; negative: what the service refused."""
-        if self._requests is not None:
-            self._requests.take(requests, now)
-        if self._tokens is not None:
-            self._tokens.take(tokens, now)
+        self._requests.take(requests, now)
+        self._tokens.take(tokens, now)

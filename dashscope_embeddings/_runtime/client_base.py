@@ -14,13 +14,13 @@ from typing_extensions import Self
 from dashscope_embeddings import usage as dashscope_embeddings_usage
 from dashscope_embeddings._core import planning, quota_request
 from dashscope_embeddings._core import rate_limiter as core_rate_limiter
+from dashscope_embeddings._core.endpoint_requests import RequestFlow
 from dashscope_embeddings._core.exchange import Exchange, Outcome, RequestContext, exchange
 from dashscope_embeddings._core.permit import InFlightBound
 from dashscope_embeddings._core.planning import Batch
 from dashscope_embeddings._core.rate_limiter import Limiter
 from dashscope_embeddings._core.results import ResultCollector
 from dashscope_embeddings._core.settings import Settings
-from dashscope_embeddings._core.small_requests import RequestFlow
 from dashscope_embeddings._core.stale_replies import seen_replies_of
 from dashscope_embeddings._core.steps import Step, StepResult
 from dashscope_embeddings._core.text_batcher import SingleText, TextBatcher

@@ -10,8 +10,8 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable, Sequence
 
+    from dashscope_embeddings._core.endpoint_requests import RequestFlow
     from dashscope_embeddings._core.planning import Batch
-    from dashscope_embeddings._core.small_requests import RequestFlow
 
 LONG_JOB_REQUESTS = 100
 """Requests from which on a job is long: several times what it sends at once, so it may well meet a limit. About 1,000

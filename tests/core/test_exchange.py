@@ -13,7 +13,7 @@ import pytest
 from dashscope_embeddings import errors
 from dashscope_embeddings._core import planning
 from dashscope_embeddings._core.exchange import Outcome, RequestContext, exchange
-from dashscope_embeddings._core.failures import CANCELLED, ErrorContext, Failure
+from dashscope_embeddings._core.failures import CANCELLED, Failure
 from dashscope_embeddings._core.protocol import Reply, RequestOptions
 from dashscope_embeddings._core.rate_limiter import Permit
 from dashscope_embeddings._core.results import ResultCollector
@@ -163,14 +163,6 @@ def test_a_throttled_request_is_sent_once_more_with_a_fresh_permit_and_uses_up_n
     assert Talk(max_retries=1).to(says(*[no(429, "insufficient_quota")] * 20, no(500))).abort_error is None
 
 
-def test_retry_after_is_heeded_up_to_a_minute() -> None:
-    for said, seconds in {"30": 30.0, "61": 60.0, "86400": 60.0}.items():
-        talk = Talk()
-        talk.to(says(no(429, retry_after=said), no(503, retry_after=said)))
-        assert talk.limiter.story == f"throttled {seconds} ended / ended / success 20 ended"
-        assert talk.slept == [seconds]
-
-
 def test_a_throttled_request_gives_up_when_its_patience_ends() -> None:
     talk = Talk(limiter=FakeLimiter(after_a_throttle=40.0), max_throttled_seconds=300.0)
     outcome = talk.to(lambda _: no(429, "Throttling"))
@@ -202,25 +194,6 @@ def test_passing_trouble_is_retried_after_growing_pauses(
     assert talk.limiter.story == " / ".join(["ended"] * 9)
     assert type(outcome.abort_error) is kind
     assert (outcome.errors, outcome.requests) == (dict.fromkeys(range(10), outcome.abort_error), 0)
-
-
-@pytest.mark.parametrize(
-    ("answer", "kind"),
-    [
-        (no(401, "InvalidApiKey"), errors.AuthenticationError),
-        (no(400, "Arrearage"), errors.QuotaError),
-        (no(429, "Throttling.AllocationQuota", "Free allocated quota exceeded."), errors.QuotaError),
-        (no(404, "ModelNotFound"), errors.BadRequestError),
-        (Failure("no such host", is_retryable=False), errors.ConnectionFailed),
-    ],
-)
-def test_what_no_retry_can_change_stops_the_job_at_once(answer: StepResult, kind: type[Exception]) -> None:
-    talk = Talk(error_context=ErrorContext(key_hint="Try another region"))
-    outcome = talk.to(says(answer))
-    assert type(outcome.abort_error) is kind
-    assert (outcome.errors, outcome.dense) == (dict.fromkeys(range(10), outcome.abort_error), [None] * 10)
-    assert (talk.sizes, talk.limiter.story) == ([10], "ended")
-    assert ("Try another region" in str(outcome.abort_error)) is (kind is errors.AuthenticationError)
 
 
 def test_too_many_rows_are_cut_to_what_the_service_names_and_it_is_remembered() -> None:
@@ -259,31 +232,6 @@ def test_a_long_text_is_named_and_its_neighbours_kept(long: str, characters: flo
     assert 'long_text="truncate" or "average"' in str(outcome.errors[3])
 
 
-@pytest.mark.parametrize("characters", [4.0, 1.0, 0.25])
-def test_truncating_sends_a_beginning_that_fits(characters: float) -> None:
-    talk = Talk([*TEN[:3], LONG], long_text="truncate")
-    outcome = talk.to(counting(characters))
-    tried = talk.sent[-1][-1]
-    assert LONG.startswith(tried)
-    assert 50 * characters < len(tried) <= 100 * characters
-    assert (outcome.dense, outcome.errors) == ([*map(vector, TEN[:3]), vector(tried)], {})
-    assert len(talk.sent) < 20
-
-
-@pytest.mark.parametrize("characters", [4.0, 1.0, 0.5])
-def test_averaging_takes_the_mean_of_all_pieces_by_their_length(characters: float) -> None:
-    talk = Talk(["short", LONG], long_text="average", options=BOTH)
-    outcome = talk.to(counting(characters))
-    taken = [t for texts in talk.sent if max(map(len, texts)) <= 100 * characters for t in texts]
-    taken.remove("short")
-    assert "".join(taken) == LONG
-    mean = [sum(len(t) * vector(t)[axis] for t in taken) for axis in (0, 1)]
-    assert outcome.dense == [vector("short"), pytest.approx([x / math.hypot(*mean) for x in mean])]
-    assert outcome.sparse[1] is not None
-    assert outcome.sparse[1].indices == sorted({len(t) for t in taken})
-    assert (outcome.texts, outcome.errors) == (1 + len(taken), {})
-
-
 @pytest.mark.parametrize("characters", [4.0, 2.0, 1.0])
 def test_a_piece_that_is_cut_again_weighs_what_its_own_pieces_weigh(characters: float) -> None:
     text = LONG + "x" * 500
@@ -308,16 +256,6 @@ def test_a_text_of_which_a_piece_is_refused_is_asked_no_further() -> None:
 
 def refusing(*bad: str, code: str = "DataInspectionFailed") -> Service:
     return lambda texts: no(400, code, "May be improper.") if {*bad} & {*texts} else good(texts)
-
-
-@pytest.mark.parametrize("code", ["DataInspectionFailed", "SomethingNew", "InvalidParameter"])
-def test_one_refused_text_among_ten_costs_its_neighbours_nothing(code: str) -> None:
-    talk = Talk()
-    outcome = talk.to(refusing("text 3", code=code))
-    assert talk.sizes == [10, 5, 2, 3, 1, 2, 1, 1, 5]
-    assert {row: type(error) for row, error in outcome.errors.items()} == {3: errors.BadRequestError}
-    assert outcome.dense == [*map(vector, TEN[:3]), None, *map(vector, TEN[4:])]
-    assert (outcome.abort_error, outcome.texts, outcome.tokens) == (None, 9, 18)  # each was billed once
 
 
 def test_a_refusal_that_every_text_meets_stops_the_job_unless_it_is_about_content() -> None:

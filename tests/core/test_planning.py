@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import io
 import itertools
-import re
 import tempfile
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from dashscope_embeddings._core.planning import Batch, BatchPlanner, RowRef, abatches, batches
 from dashscope_embeddings._core.text_inputs import avalidate_each, iterate_texts, validate, validate_each
-from dashscope_embeddings._core.text_length import Limits, estimate_tokens
+from dashscope_embeddings._core.text_length import Limits
 from dashscope_embeddings._runtime.async_drivers import run_in_thread
 from dashscope_embeddings.errors import InvalidInput
 
@@ -79,38 +76,6 @@ def test_anything_else_is_refused_with_advice(source: object) -> None:
         list(iterate_texts(source))
 
 
-def test_a_binary_file_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "texts.txt"
-    path.write_bytes(b"one\n")
-    for buffering in (-1, 0):
-        with path.open("rb", buffering=buffering) as file, pytest.raises(InvalidInput, match="text mode"):
-            list(iterate_texts(file))
-
-
-BAD = [
-    ("", "empty or blank"),
-    (" \n\t　", "empty or blank"),
-    (None, r"is missing \(None or NaN\): leave it out, or fill it"),
-    (float("nan"), r"is missing \(None or NaN\): leave it out, or fill it"),
-    (1.5, "is float, not a string"),
-    (7, "is int, not a string"),
-    (b"x", "is bytes, not a string"),
-    (["x"], "is list, not a string"),
-    ("ab\ud800", "a lone surrogate at character 2"),
-    ("ab\ud83d\ude00", "a surrogate pair at character 2"),
-    ("secret" * 200, "1200 characters"),
-]
-
-
-@pytest.mark.parametrize(("bad", "complaint"), BAD)
-def test_a_bad_text_is_named_by_index_with_its_fault_before_anything_is_sent(bad: Any, complaint: str) -> None:
-    with pytest.raises(InvalidInput, match=f"^text 1 .*{complaint}.*; nothing was sent$") as caught:
-        validate(["fine", bad, "fine"], limits(tokens_per_row=100), "error")
-    assert caught.value.failed == [1]
-    assert re.search(complaint, caught.value.reasons[1])
-    assert "secret" not in str(caught.value)
-
-
 def test_all_bad_texts_of_a_call_are_named_at_once() -> None:
     with pytest.raises(InvalidInput, match=r"text 0 is empty .*\(texts 0, 2, 3 cannot be embedded\)") as caught:
         validate(["", "fine", None, " "], limits(), "error")  # type: ignore[list-item] # on purpose
@@ -126,14 +91,8 @@ def test_a_long_text_is_no_fault_where_it_is_cut(policy: Any) -> None:
 def test_a_stream_meets_a_bad_text_when_it_reads_it() -> None:
     stream = validate_each(iter(["a", "b", "", "c"]), limits(), "error")
     assert [next(stream), next(stream)] == ["a", "b"]
-    with pytest.raises(InvalidInput, match="text 2 is empty"):
+    with pytest.raises(InvalidInput, match=r"text 2 is empty.*; the texts before it were sent$"):
         next(stream)
-
-
-def test_a_stream_does_not_claim_that_nothing_was_sent() -> None:
-    with pytest.raises(InvalidInput) as caught:
-        list(validate_each(["a", ""], limits(), "error"))
-    assert str(caught.value).endswith("; the texts before it were sent")
 
 
 # --- batches ----------------------------------------------------------------------------------------------
@@ -207,40 +166,6 @@ def test_equal_long_texts_are_asked_once_too() -> None:
     text = "".join(f"{i:04} " for i in range(100))
     once = asked([text], limits(tokens_per_row=50), long_text="average", dedup_window=None)
     assert asked([text, text], limits(tokens_per_row=50), long_text="average", dedup_window=None) == once
-
-
-WORDS = st.lists(st.sampled_from(["a", "b", "c", "d" * 90, "e" * 170, "f" * 400, "中" * 60]), max_size=60)
-
-
-@settings(deadline=None, derandomize=True, max_examples=60)
-@given(
-    texts=WORDS,
-    rows=st.integers(1, 4),
-    memory=st.none() | st.integers(0, 3),
-    tokens=st.none() | st.integers(1, 60),
-    policy=st.sampled_from(["error", "truncate", "average"]),
-)
-def test_a_consumer_that_keeps_only_what_it_must_finds_every_text(
-    texts: list[str], rows: int, memory: int | None, tokens: int | None, policy: Any
-) -> None:
-    kept: dict[int, list[str]] = {}
-    seen = []
-    plan = BatchPlanner(
-        limits(tokens_per_row=20), long_text=policy, max_rows=rows, max_tokens=tokens, dedup_window=memory
-    )
-    for number, batch in enumerate(batches(texts, plan)):
-        assert batch.number == number
-        assert 0 < len(batch.texts) <= rows
-        assert tokens is None or len(batch.texts) == 1 or sum(map(estimate_tokens, batch.texts)) <= tokens
-        kept[number] = batch.texts
-        for place in batch.slots:
-            found = "".join(kept[part.batch_number][part.row] for part in place.rows)
-            assert texts[place.index].startswith(found) if policy == "truncate" else texts[place.index] == found
-            seen.append(place.index)
-        for old in [old for old in kept if old < batch.oldest_referenced]:
-            del kept[old]
-        assert memory is None or policy == "average" or len(kept) <= memory + 1
-    assert seen == list(range(len(texts)))
 
 
 @pytest.mark.parametrize("memory", [0, 16])

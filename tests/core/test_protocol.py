@@ -8,21 +8,15 @@ import math
 import struct
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from dashscope_embeddings._core import protocol as core_protocol
 from dashscope_embeddings._core.error_codes import ErrorReply
 from dashscope_embeddings._core.protocol import ParsedReply, Reply, RequestOptions
 from dashscope_embeddings.errors import BadReply
 from dashscope_embeddings.vectors import SparseVector
-
-if TYPE_CHECKING:
-    from dashscope_embeddings._core.protocol import ApiProtocol
-    from dashscope_embeddings.vectors import Output
 
 SAMPLES = Path(__file__).parents[1] / "samples"
 DENSE, SPARSE, BOTH = (RequestOptions("native", "m", output=o) for o in ("dense", "sparse", "dense&sparse"))
@@ -118,14 +112,6 @@ def test_unknown_fields_and_those_of_the_vendors_pages_are_no_reason_to_doubt() 
     row = {"text_index": 0, "embedding": [0.5], "new": 1}
     page = native(row, usage={"total_tokens": 2, "new": {}}, status_code=200, code="", message="", new=[1])
     assert read(DENSE, page) == ParsedReply([[0.5]], None, 2, None)
-
-
-@pytest.mark.parametrize("usage", [{"total_tokens": 5}, {"prompt_tokens": 5}, {}, None])
-def test_usage_is_read_where_there_is_any(usage: dict[str, int] | None) -> None:
-    row, tokens = {"text_index": 0, "index": 0, "embedding": [0.5]}, 5 if usage else None
-    assert read(DENSE, native(row, usage=usage)).billed_tokens == tokens
-    assert read(OPENAI, openai(row, usage=usage)).billed_tokens == tokens
-    assert read(DENSE, native(row)).billed_tokens is None
 
 
 def test_integers_in_a_vector_become_floats() -> None:
@@ -224,7 +210,7 @@ def test_a_vector_of_another_width_than_asked_is_refused() -> None:
         read(RequestOptions("native", "m", expected_width=1024), native(ONE))
 
 
-_NO_NUMBERS = 'NaN|0.5, Infinity|-Infinity|1e999|null|"0.5"|true|0.5, false|[0.5]|{}'
+_NO_NUMBERS = 'NaN|0.5, Infinity|-Infinity|1e999|1e39|null|"0.5"|true|0.5, false|[0.5]|{}'
 
 
 @pytest.mark.parametrize("numbers", [*_NO_NUMBERS.split("|"), "9" * 400])
@@ -357,55 +343,3 @@ def test_retry_after_may_be_a_date_with_or_without_that_of_the_reply(
 @pytest.mark.parametrize(("value", "should_retry"), [("true", True), (" False ", False), ("1", None), ("", None)])
 def test_the_server_may_say_whether_to_retry(value: str, should_retry: Any) -> None:
     assert refused(DENSE, b"", 503, x_should_retry=value).should_retry is should_retry
-
-
-# --- anything at all --------------------------------------------------------------------------------------
-
-_leaf = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4)
-_keys = st.sampled_from(["output", "embeddings", "data", "index", "value", "code", "message", "error", "id"])
-_poison = st.recursive(_leaf, lambda inner: st.lists(inner) | st.dictionaries(_keys, inner), max_leaves=8)
-
-
-@st.composite
-def pages(draw: st.DrawFn) -> bytes:
-    """A good reply to one or two texts, fit for both protocols, with up to two places poisoned."""
-    rows = [{"text_index": i, "index": i, "embedding": [0.6, -0.8]} for i in range(draw(st.integers(1, 2)))]
-    sparse = {"sparse_embedding": [{"index": 7, "value": 0.5, "token": "a"}]}
-    rows = [row | sparse for row in draw(st.permutations(rows))]
-    page: Any = native(*rows, usage={"total_tokens": 3}, request_id="r", id="r", data=rows)
-    for _ in range(draw(st.integers(0, 2))):
-        inner, key = page, draw(st.sampled_from(["output", "usage", "data", "request_id"]))
-        while isinstance(inner[key], dict | list) and inner[key] and draw(st.integers(0, 4)):
-            inner = inner[key]
-            key = draw(st.sampled_from([*inner] if isinstance(inner, dict) else range(len(inner))))
-        inner[key] = draw(_poison)
-    return json.dumps(page).encode()
-
-
-@settings(deadline=None, derandomize=True, max_examples=120)
-@given(
-    body=st.binary() | pages(),
-    protocol=st.sampled_from(["native", "openai"]),
-    output=st.sampled_from(["dense", "sparse", "dense&sparse"]),
-    status=st.sampled_from([200, 200, 200, 429]),
-    count=st.integers(1, 2),
-)
-def test_any_bytes_are_rows_a_refusal_or_a_bad_reply(
-    body: bytes, protocol: ApiProtocol, output: Output, status: int, count: int
-) -> None:
-    try:
-        found = core_protocol.parse_reply(RequestOptions(protocol, "m", output=output), Reply(status, {}, body), count)
-    except BadReply:
-        return
-    if isinstance(found, ErrorReply):
-        return
-    assert status == 200
-    assert (found.sparse is None) == (output == "dense" or protocol == "openai")
-    assert (found.dense is None) == (output == "sparse" and protocol == "native")
-    for vectors in (found.dense, found.sparse):
-        assert vectors is None or len(vectors) == count
-    assert len({len(vector) for vector in found.dense or []}) <= 1
-    assert all(type(x) is float and math.isfinite(x) for vector in found.dense or [] for x in vector)
-    for sparse in found.sparse or []:
-        assert sparse.indices == sorted(set(sparse.indices))
-        assert all(math.isfinite(x) for x in sparse.values)

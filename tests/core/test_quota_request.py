@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from dashscope_embeddings import BadReply, Quota, QuotaLimit, ServiceError
-from dashscope_embeddings._core.failures import Failure
 from dashscope_embeddings._core.protocol import Reply
-from dashscope_embeddings._core.quota_request import ask_for_quota, fetch_quota
+from dashscope_embeddings._core.quota_request import fetch_quota
 from dashscope_embeddings._core.rate_limiter import Limiter
 from dashscope_embeddings._core.settings import Settings
-from dashscope_embeddings._core.steps import Send, Sleep
+from dashscope_embeddings._core.steps import Send
 
 if TYPE_CHECKING:
     from dashscope_embeddings._core.client_options import ClientOptions
@@ -217,46 +216,3 @@ def test_a_host_that_does_not_know_the_path_is_named_with_what_to_do() -> None:
         ) as caught:
             answered(Reply(404, {}, body))
         assert caught.value.status == 404
-
-
-@pytest.mark.parametrize("status", [400, 401, 403, 404])
-def test_a_refusal_is_final(status: int) -> None:
-    flow = fetch_quota(settings(), Limiter(lambda: 0.0), max_retries=6)
-    next(flow)
-    with pytest.raises(ServiceError):
-        flow.send(Reply(status, {}, b'{"code":"Nope","message":"no"}'))
-
-
-@pytest.mark.parametrize("answer", [Reply(429, {"retry-after": "2"}, b""), Reply(500, {}, b""), Failure("reset")])
-def test_other_failures_are_tried_again(answer: StepResult) -> None:
-    flow = fetch_quota(settings(), Limiter(lambda: 0.0), max_retries=6)
-    first = next(flow)
-    assert isinstance(flow.send(answer), Sleep)
-    assert flow.send(None) == first
-
-
-@pytest.mark.parametrize(
-    "answer", [Reply(404, {}, b""), Reply(429, {"retry-after": "60"}, b""), Reply(200, {}, b"?"), Failure("reset")]
-)
-def test_a_job_asks_once_and_takes_no_answer_for_an_answer(answer: StepResult) -> None:
-    limiter = Limiter(lambda: 0.0)
-    flow = ask_for_quota(settings(), limiter)
-    step = next(flow)
-    assert isinstance(step, Send)
-    assert step.endpoint is not None
-    assert step.endpoint.deadline_seconds == 5.0
-    with pytest.raises(StopIteration):
-        flow.send(answer)
-    assert per_second(limiter) == float("inf")
-    assert limiter.try_acquire(limiter.create_permit(1)) == 0.0
-
-
-def test_what_is_asked() -> None:
-    step = next(fetch_quota(settings(), Limiter(lambda: 0.0), max_retries=0))
-    assert isinstance(step, Send)
-    assert step.endpoint is not None
-    assert (step.endpoint.method, step.endpoint.path) == (
-        "GET",
-        "/api/v1/quotas?model=text-embedding-v4&page_no=1&page_size=100",
-    )
-    assert step.body == b""

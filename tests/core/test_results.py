@@ -7,8 +7,6 @@ from decimal import Decimal
 from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from dashscope_embeddings._core.error_codes import ErrorReply, service_error
 from dashscope_embeddings._core.exchange import Outcome
@@ -95,13 +93,9 @@ def test_equal_texts_get_lists_of_their_own() -> None:
     assert len({id(vector) for vector in result.dense}) == 4
     result.dense[0][0] = 7.0
     assert result.dense[2] == result.dense[3] == dense("a")
-
-
-def test_equal_texts_get_sparse_vectors_of_their_own() -> None:
-    result = job(planned(["a", "b", "a"])).result(["a", "b", "a"])
     assert result.sparse is not None
     result.sparse[0].values[0] = 7.0
-    assert result.sparse[2] == sparse("a")
+    assert result.sparse[2] == result.sparse[3] == sparse("a")
 
 
 def test_pieces_are_averaged_by_their_length_to_unit_length_and_sparse_takes_the_largest() -> None:
@@ -117,27 +111,6 @@ def test_pieces_are_averaged_by_their_length_to_unit_length_and_sparse_takes_the
     assert math.hypot(*result.dense[1]) == pytest.approx(1)
     assert result.sparse is not None
     assert result.sparse[1].indices == sorted({len(t) for t in rows})
-
-
-@settings(deadline=None, derandomize=True, max_examples=40)
-@given(
-    texts=st.lists(st.sampled_from(["a", "bb", "ccc", "d" * 90, "e" * 170, "f" * 400]), max_size=40),
-    rows=st.integers(1, 4),
-    memory=st.none() | st.integers(0, 3),
-)
-def test_a_stream_gives_every_text_once_in_order_and_keeps_no_more_than_it_must(
-    texts: list[str], rows: int, memory: int | None
-) -> None:
-    found = ResultCollector("sparse", None)
-    given_out: list[Embedding] = []
-    for batch in batches(texts, BatchPlanner(Limits(rows, 20, None), long_text="truncate", dedup_window=memory)):
-        assert found.add(batch, outcome(batch, "sparse")) == len(batch.slots)
-        given_out += found.pop_ready()
-        assert memory is None or len(found._outcomes) <= memory + 1
-    assert [e.index for e in given_out] == [*range(len(texts))]
-    assert [e.sparse for e in given_out] == [sparse(t[:80]) for t in texts]
-    assert list(found.pop_ready()) == []
-    assert not found._vectors._embeddings
 
 
 def test_a_text_is_ready_only_after_those_before_it() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
@@ -30,13 +29,6 @@ if TYPE_CHECKING:
     from dashscope_embeddings.vectors import TextType
 
 THROTTLED = service_error(ErrorReply(429, "Throttling.RateQuota"))
-
-
-class Stopped:
-    """A loop that will run no more."""
-
-    def is_running(self) -> bool:
-        return False
 
 
 def batcher(
@@ -87,17 +79,6 @@ def test_those_behind_the_first_travel_with_it_up_to_the_models_rows() -> None:
     waiting.complete(batch_call, answer(10), context)
     rows = [waiting.poll(query, context, None) for query in [first, *others[:9]]]
     assert [row.dense for row in rows if isinstance(row, Outcome)] == [[[float(i)]] for i in range(10)]
-
-
-def test_what_a_flight_was_billed_is_shared_out_without_rest() -> None:
-    waiting, context = batcher(1, FakeClock())
-    queries = join(waiting, "a", "b", "c")
-    batch_call = waiting.poll(queries[0], context, None)
-    assert isinstance(batch_call, BatchCall)
-    waiting.complete(batch_call, answer(3), context)
-    rows = [row for query in queries if isinstance(row := waiting.poll(query, context, None), Outcome)]
-    assert [(row.requests, row.texts) for row in rows] == [(1, 1), (0, 1), (0, 1)]
-    assert sum(row.tokens for row in rows) == 10
 
 
 def test_throttled_queries_go_back_to_the_front_and_travel_with_later_ones() -> None:
@@ -156,21 +137,6 @@ def test_who_leaves_makes_room_and_wakes_the_next() -> None:
     batch_call = waiting.poll(queries[1], context, None)
     assert isinstance(batch_call, BatchCall)
     assert batch_call.texts == ["b"]
-
-
-def test_the_queries_of_a_loop_that_stopped_in_flight_are_carried_by_others() -> None:
-    clock = FakeClock()
-    waiting, context = batcher(1, clock)
-    first, second = join(waiting, "a", "b")
-    lost = waiting.poll(first, context, Stopped())
-    assert isinstance(lost, BatchCall)
-    clock.time += 1
-    batch_call = waiting.poll(second, context, None)
-    assert isinstance(batch_call, BatchCall)
-    assert sorted(batch_call.texts) == ["a", "b"]
-    assert lost.permit.is_closed  # the limiter waits for no answer that cannot come
-    waiting.complete(lost, answer(2), context)  # too late: it counts for nobody
-    assert second.outcome is None
 
 
 def test_a_flight_that_is_broken_off_puts_its_queries_back_in_order() -> None:
@@ -243,17 +209,6 @@ def test_threads_that_wait_are_answered_by_one_request(client: EmbeddingClient, 
     assert client.usage.tokens == emulator.billed_tokens
 
 
-def test_one_bad_text_harms_nobody_else(client: EmbeddingClient, gate: Gate) -> None:
-    gate.emulator.faults = [faults.Blocked(match="FORBIDDEN")]
-    asked = ["first", "a", "FORBIDDEN", "b", "c"]
-    found = ask_behind_one_another(client, gate, asked)
-    assert isinstance(found[2], BadRequestError)
-    assert found[2].failed == [0]
-    right = [gate.emulator.dense(text, model="text-embedding-v4", text_type="query") for text in asked]
-    assert [vector for vector in found if isinstance(vector, list)] == [right[i] for i in (0, 1, 3, 4)]
-    assert gate.emulator.billed_texts == 4
-
-
 def test_a_failure_of_all_is_an_error_of_its_own_for_each(client: EmbeddingClient, gate: Gate) -> None:
     gate.emulator.faults = [faults.Fault(), faults.Status(401, code="InvalidApiKey")]
     found = ask_behind_one_another(client, gate, ["first", "a", "b"])
@@ -261,44 +216,6 @@ def test_a_failure_of_all_is_an_error_of_its_own_for_each(client: EmbeddingClien
     assert isinstance(found[1], AuthenticationError)
     assert isinstance(found[2], AuthenticationError)
     assert found[1] is not found[2]
-
-
-async def test_tasks_that_wait_travel_together_and_one_that_is_cancelled_stops_nobody(emulator: Emulator) -> None:
-    reached, opened = asyncio.Event(), asyncio.Event()
-
-    async def hold(request: httpx.Request) -> httpx.Response:
-        if not reached.is_set():
-            reached.set()
-            await opened.wait()
-        return emulator(request)
-
-    async with httpx.AsyncClient(transport=httpx.MockTransport(hold)) as http:
-        client = EmbeddingClient(api_key=KEY, http_async_client=http, max_concurrency=1)
-        first = asyncio.create_task(client.aembed("first", text_type="query"))
-        await reached.wait()
-        others = [asyncio.create_task(client.aembed(f"query {i}", text_type="query")) for i in range(4)]
-        while len(client._text_batchers["query", "dense"]._waiting) < 4:  # noqa: ASYNC110 - nothing tells when a query joins
-            await asyncio.sleep(0)
-        others[0].cancel()
-        await asyncio.sleep(0)
-        opened.set()
-        done = await asyncio.gather(first, *others, return_exceptions=True)
-    assert isinstance(done[1], asyncio.CancelledError)
-    assert [len(record.texts) for record in emulator.asked] == [1, 3]
-    for i in (1, 2, 3):
-        found = done[i + 1]
-        assert not isinstance(found, BaseException)
-        assert found.dense == [emulator.dense(f"query {i}", model="text-embedding-v4", text_type="query")]
-
-
-def test_queries_of_different_outputs_do_not_mix(emulator: Emulator) -> None:
-    client = EmbeddingClient(base_url="emulator")
-    both = client.embed("a", text_type="query", output="dense&sparse")
-    dense = client.embed("a", text_type="query")
-    assert both.dense == dense.dense
-    assert both.sparse is not None
-    assert dense.sparse is None
-    assert emulator.requests == 0
 
 
 def test_documents_have_low_priority_and_a_permit_for_the_tokens_of_all() -> None:

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
+from client_helpers import FakeClock
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from strategies import any_texts, examples, texts
@@ -242,7 +243,7 @@ def check_against_the_standard_library(rows: ParsedReply, ask: RequestOptions, b
 
 
 @given(st.data())
-@examples(300)
+@examples(120)
 def test_any_reply_gives_checked_rows_or_a_refusal_or_a_bad_reply(data: st.DataObject) -> None:
     ask, count = data.draw(ASKS), data.draw(st.integers(1, 4))
     reply = data.draw(replies(ask, count))
@@ -262,20 +263,9 @@ def test_any_reply_gives_checked_rows_or_a_refusal_or_a_bad_reply(data: st.DataO
     assert len(refusal.message) <= 600 + len(read.code or "")
 
 
-@given(st.data())
-@examples(150)
-def test_a_good_reply_is_taken_whatever_the_order_of_its_rows(data: st.DataObject) -> None:
-    ask, count = data.draw(ASKS), data.draw(st.integers(1, 4))
-    body = written(data.draw(good_contents(ask, count)))
-    rows = core_protocol.parse_reply(ask, Reply(200, {}, body), count)
-    assert isinstance(rows, ParsedReply)
-    check_rows(rows, ask, count)
-    check_against_the_standard_library(rows, ask, body)
-
-
-@given(st.data(), st.sampled_from(["drop", "double", "renumber", "swap numbers", "empty"]))
-@examples(150)
-def test_rows_that_are_missing_doubled_or_misnumbered_are_a_bad_reply(data: st.DataObject, deed: str) -> None:
+@given(st.data(), st.sampled_from(["nothing", "swap numbers", "drop", "double", "renumber", "empty"]))
+@examples(100)
+def test_a_good_reply_is_taken_in_any_order_but_with_each_row_once(data: st.DataObject, deed: str) -> None:
     ask, count = data.draw(ASKS), data.draw(st.integers(1, 4))
     content = data.draw(good_contents(ask, count))
     rows = content["output"]["embeddings"] if ask.protocol == "native" else content["data"]
@@ -289,12 +279,13 @@ def test_rows_that_are_missing_doubled_or_misnumbered_are_a_bad_reply(data: st.D
         rows[at][index] = data.draw(st.integers().filter(lambda number: number != rows[at][index]))
     elif deed == "empty":
         rows.clear()
-    else:
+    elif deed == "swap numbers":
         rows[at][index], rows[other][index] = rows[other][index], rows[at][index]
     reply = Reply(200, {}, written(content))
-    if deed == "swap numbers":
+    if deed in {"nothing", "swap numbers"}:
         found = core_protocol.parse_reply(ask, reply, count)
         assert isinstance(found, ParsedReply)
+        check_rows(found, ask, count)
         check_against_the_standard_library(found, ask, reply.body)
         return
     with pytest.raises(BadReply):
@@ -317,7 +308,7 @@ CODES = st.none() | st.sampled_from(sorted(KNOWN_CODES)) | any_texts()
 
 
 @given(STATUSES, CODES, MESSAGES, st.none() | st.floats(0, 1e308))
-@examples(200)
+@examples(80)
 def test_any_refusal_becomes_a_service_error_without_the_key(
     status: int, code: str | None, message: str, wait: float | None
 ) -> None:
@@ -333,25 +324,17 @@ def test_any_refusal_becomes_a_service_error_without_the_key(
 _LONG_NUMBER = re.compile(rb"\d{100}")
 
 
-class Clock:
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 @given(st.data(), st.sampled_from(["error", "truncate", "average"]), st.integers(0, 2))
-@examples(120)
+@examples(80)
 def test_an_exchange_ends_with_vectors_or_errors_whatever_is_answered(
     data: st.DataObject, policy: LongText, retries: int
 ) -> None:
-    ask, clock = data.draw(ASKS), Clock()
+    ask, clock = data.draw(ASKS), FakeClock()
     asked = data.draw(st.lists(texts(20), min_size=1, max_size=4))
     terms = RequestContext(
         ask,
         Limits(10, 8192, None),
-        Limiter(clock),
+        Limiter(clock.now),
         policy,
         retries,
         max_throttled_seconds=60.0,
@@ -363,7 +346,7 @@ def test_an_exchange_ends_with_vectors_or_errors_whatever_is_answered(
             step = flow.send(answer)
             if not isinstance(step, Send):
                 assert 0 < step.seconds < 100
-                clock.now += step.seconds
+                clock.time += step.seconds
                 answer = None
                 continue
             sent += 1
@@ -405,17 +388,6 @@ def refusals(draw: st.DrawFn) -> Reply:
     return Reply(draw(st.sampled_from([400, 429, 500])), draw(HEADERS), written(content))
 
 
-def test_a_key_in_a_chinese_sentence_is_not_repeated() -> None:
-    error = service_error(ErrorReply(401, "InvalidApiKey", "您的密钥sk-made-up-key不正确"))
-    assert "made-up-key" not in str(error)
-
-
-def test_a_code_is_no_way_for_a_key_or_a_page_into_an_error() -> None:
-    error = service_error(ErrorReply(400, "sk-made-up-key " * 1_000, "no"))
-    assert len(str(error)) < 2_000
-    assert "made-up-key" not in str(error)
-
-
 @pytest.mark.parametrize(
     ("words", "digits"),
     [
@@ -429,7 +401,7 @@ def test_a_refusal_that_names_an_absurd_limit_is_an_error_like_any_other(words: 
     terms = RequestContext(
         RequestOptions("native", "m"),
         Limits(10, 8192, None),
-        Limiter(Clock()),
+        Limiter(FakeClock().now),
         "average",
         error_context=ErrorContext("https://h"),
     )
@@ -443,26 +415,6 @@ def test_a_refusal_that_names_an_absurd_limit_is_an_error_like_any_other(words: 
     assert isinstance(outcome.errors[0], ServiceError)
 
 
-@pytest.mark.parametrize("tokens", [10**400, -5], ids=["huge", "negative"])
-def test_an_absurd_bill_is_no_bill(tokens: int) -> None:
-    content = {"output": {"embeddings": [{"text_index": 0, "embedding": [1.0]}]}, "usage": {"total_tokens": tokens}}
-    terms = RequestContext(
-        RequestOptions("native", "m"), Limits(10, 8192, None), Limiter(Clock()), error_context=ErrorContext("https://h")
-    )
-    flow = exchange(["a"], terms)
-    next(flow)
-    with pytest.raises(StopIteration) as done:
-        flow.send(Reply(200, {}, written(content)))
-    assert done.value.value.dense == [[1.0]]
-    assert done.value.value.tokens == 0
-
-
-def test_a_number_that_no_float32_can_hold_is_a_bad_reply() -> None:
-    body = written({"output": {"embeddings": [{"text_index": 0, "embedding": [1e39]}]}})
-    with pytest.raises(BadReply):
-        core_protocol.parse_reply(RequestOptions("native", "m"), Reply(200, {}, body), 1)
-
-
 # --- lengths -----------------------------------------------------------------------------------------------
 
 LONG = any_texts(400) | st.lists(any_texts(30) | st.sampled_from(["\n\n", ". ", "。", " " * 40]), max_size=12).map(
@@ -471,13 +423,9 @@ LONG = any_texts(400) | st.lists(any_texts(30) | st.sampled_from(["\n\n", ". ", 
 TOKENS = st.integers(1, 60) | st.floats(0.1, 60)
 
 
-def _packed(text: str) -> str:
-    return "".join(text.split())
-
-
 @given(LONG, TOKENS)
-@examples(150)
-def test_pieces_are_the_whole_text_in_order_but_for_blank_stretches(text: str, tokens: float) -> None:
+@examples(80)
+def test_a_cut_text_is_its_beginning_or_all_its_pieces_but_for_blank_stretches(text: str, tokens: float) -> None:
     found = [*text_length.chunks(text, tokens)]
     at = 0
     for piece in found:
@@ -486,25 +434,17 @@ def test_pieces_are_the_whole_text_in_order_but_for_blank_stretches(text: str, t
         assert not text[at:start].strip()
         at = start + len(piece)
     assert not text[at:].strip()
-    assert _packed("".join(found)) == _packed(text)
     # "About": where a stretch is denser than what follows it, up to about twice as many.
-    assert all(len(piece) == 1 or text_length.estimate_tokens(piece) <= 2.2 * tokens for piece in found)
-
-
-@given(LONG, TOKENS)
-@examples(150)
-def test_a_beginning_is_one_and_is_not_blank(text: str, tokens: float) -> None:
-    assume(text.strip())
-    found = text_length.truncate(text.lstrip(), tokens)
-    assert text.lstrip().startswith(found)
-    assert found.strip()
-    assert len(found) == 1 or text_length.estimate_tokens(found) <= 2.2 * tokens
+    beginning = text_length.truncate(text.lstrip(), tokens)
+    assert text.lstrip().startswith(beginning)
+    assert beginning.strip() or not text.strip()
     if text_length.estimate_tokens(text) <= tokens and tokens >= 1:
-        assert found == text.lstrip()
+        assert beginning == text.lstrip()
+    assert all(len(part) <= 1 or text_length.estimate_tokens(part) <= 2.2 * tokens for part in [*found, beginning])
 
 
 @given(LONG, st.sampled_from(["error", "truncate", "average"]), st.integers(1, 60))
-@examples(120)
+@examples(60)
 def test_what_stands_for_a_text_is_the_text_itself_where_it_fits(text: str, policy: LongText, tokens: int) -> None:
     assume(text.strip())
     rows = [*text_length.Limits(1, tokens, None).fit_rows(text, policy)]
@@ -515,7 +455,7 @@ def test_what_stands_for_a_text_is_the_text_itself_where_it_fits(text: str, poli
 
 
 @given(LONG, LONG)
-@examples(100)
+@examples(50)
 def test_an_estimate_grows_with_the_text(one: str, other: str) -> None:
     assert 0 <= text_length.estimate_tokens(one) < math.inf
     assert text_length.estimate_tokens(one) >= len(one) / 4.0 - 1e-9
@@ -537,7 +477,7 @@ WEIGHTS = st.lists(
 
 
 @given(WEIGHTS, WEIGHTS)
-@examples(100)
+@examples(60)
 def test_a_sparse_vector_keeps_of_each_index_the_largest_weight(
     one: list[tuple[int, float, str | None]], other: list[tuple[int, float, str | None]]
 ) -> None:
@@ -608,7 +548,7 @@ URLS = st.one_of(
 
 
 @given(URLS, st.sampled_from(["native", "openai"]), st.sampled_from([None, "cn-beijing", "x"]))
-@examples(350)
+@examples(150)
 def test_any_base_url_is_refused_or_asks_the_host_that_it_names(
     base_url: str, protocol: core_protocol.ApiProtocol, region: str | None
 ) -> None:
@@ -676,7 +616,7 @@ def requests(draw: st.DrawFn) -> Request:
 
 
 @given(st.lists(requests(), min_size=1, max_size=3), st.booleans())
-@examples(150)
+@examples(50)
 def test_the_emulator_answers_any_request(asked: list[Request], key_required: bool) -> None:  # noqa: FBT001
     emulator = Emulator(key_required=key_required, requests_per_second=2)
     for request in asked:
@@ -730,7 +670,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @given(LINES, st.sampled_from(["txt", "jsonl", "json", "csv", "tsv"]), st.sampled_from([None, "id", "auto"]), ENCODINGS)
-@examples(250)
+@examples(80)
 def test_any_file_gives_records_or_is_refused_as_a_whole(
     folder: Path, body: bytes, form: sources.Format, wanted: str | None, encoding: str
 ) -> None:
@@ -752,7 +692,7 @@ def test_any_file_gives_records_or_is_refused_as_a_whole(
 
 
 @given(st.lists(st.tuples(any_texts(), any_texts()), max_size=6), st.sampled_from(["csv", "tsv", "jsonl"]), ENCODINGS)
-@examples(150)
+@examples(60)
 def test_what_was_written_is_read(
     folder: Path, pairs: list[tuple[str, str]], form: sources.Format, encoding: str
 ) -> None:
@@ -777,7 +717,7 @@ def test_an_encoding_that_is_none_of_texts_is_invalid_input(tmp_path: Path, enco
 
 
 @given(st.data())
-@examples(60)
+@examples(25)
 def test_any_columns_of_parquet_give_a_record_a_row(folder: Path, data: st.DataObject) -> None:
     pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     size = data.draw(st.integers(0, 3))
@@ -807,7 +747,7 @@ def test_any_columns_of_parquet_give_a_record_a_row(folder: Path, data: st.DataO
 
 
 @given(st.binary(max_size=80), st.sampled_from([b"", b"PAR1"]))
-@examples(60)
+@examples(30)
 def test_bytes_that_are_no_parquet_are_refused(folder: Path, body: bytes, mark: bytes) -> None:
     with pytest.raises(InvalidInput, match="cannot be read"):
         read_all(folder, mark + body + mark, "parquet", InputOptions())

@@ -10,7 +10,7 @@ import functools
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from dashscope_embeddings._core.small_requests import RETRYABLE_ACTIONS, RequestSender, sleep
+from dashscope_embeddings._core.endpoint_requests import RETRYABLE_ACTIONS, RequestSender, sleep
 from dashscope_embeddings.corpus.batch import messages
 from dashscope_embeddings.corpus.batch.request_file import RequestFileWriter, line_name
 from dashscope_embeddings.corpus.batch.results import ResultImporter
@@ -27,7 +27,7 @@ from dashscope_embeddings.vectors import counted
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from dashscope_embeddings._core.small_requests import RequestFlow
+    from dashscope_embeddings._core.endpoint_requests import RequestFlow
     from dashscope_embeddings.corpus.batch.job import BatchJob
     from dashscope_embeddings.corpus.batch.messages import BatchStatus
     from dashscope_embeddings.corpus.checkpoint.jobs import Selection

@@ -230,31 +230,30 @@ _OK, _FIRST_NON_SUCCESS = 200, 300
 def read_result(content: bytes) -> LineResult | None:
     """Reads one line of an output or error file; None: it is malformed or has no custom_id."""
     try:
-        result = from_json(content)
+        line = from_json(content)
     except ValueError:
         return None
-    if not isinstance(result, dict) or (name := _as_text(result.get("custom_id"))) is None:
+    if not isinstance(line, dict) or (name := _as_text(line.get("custom_id"))) is None:
         return None
-    response = result.get("response")
+    response = line.get("response")
     response = response if isinstance(response, dict) else {}
-    request_id = _as_text(response.get("request_id")) or _as_text(result.get("id"))
-    error, status, body = (
-        _read_error(result.get("error")),
-        _as_number(response.get("status_code")),
-        response.get("body"),
-    )
-    success = status is not None and _OK <= status < _FIRST_NON_SUCCESS
-    if success and not error:
-        billed = billed_tokens(body.get("usage")) if isinstance(body, dict) else None
-        headers = {"x-request-id": request_id} if request_id else {}
-        return LineResult(name, Reply(_OK, headers, to_json(body)), None, billed or 0)
-    # A line with an error and HTTP 200 failed outside HTTP: its status is unknown.
-    status = 0 if status is None or success else status
-    inner = protocol.parse_error_reply(Reply(status, {}, to_json(body)))
-    inner = inner or ErrorReply(status)
+    status, body = _as_number(response.get("status_code")), response.get("body")
+    request_id = _as_text(response.get("request_id")) or _as_text(line.get("id"))
+    error = _read_error(line.get("error"))
+    if status is None or not _OK <= status < _FIRST_NON_SUCCESS:
+        return LineResult(name, None, _refusal(status or 0, body, error, request_id), 0)
+    if error:  # outside HTTP: its status is unknown
+        return LineResult(name, None, _refusal(0, body, error, request_id), 0)
+    billed = billed_tokens(body.get("usage")) if isinstance(body, dict) else None
+    headers = {"x-request-id": request_id} if request_id else {}
+    return LineResult(name, Reply(_OK, headers, to_json(body)), None, billed or 0)
+
+
+def _refusal(status: int, body: Any, error: tuple[str | None, str | None] | None, request_id: str | None) -> ErrorReply:
+    """What the line's own error says and, where that says nothing, the error in the body of the reply."""
+    inner = protocol.parse_error_reply(Reply(status, {}, to_json(body))) or ErrorReply(status)
     code, message = error or (None, None)
-    refusal = ErrorReply(status, code or inner.code, message or inner.message, inner.request_id or request_id)
-    return LineResult(name, None, refusal, 0)
+    return ErrorReply(status, code or inner.code, message or inner.message, inner.request_id or request_id)
 
 
 def _read_error(error: Any) -> tuple[str | None, str | None] | None:

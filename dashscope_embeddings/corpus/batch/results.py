@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from dashscope_embeddings._core import protocol
+from dashscope_embeddings._core.endpoint_requests import RETRYABLE_ACTIONS
 from dashscope_embeddings._core.failures import error_from_reply, redact_bad_reply
 from dashscope_embeddings._core.planning import Chunk, split_request
 from dashscope_embeddings._core.protocol import ParsedReply
-from dashscope_embeddings._core.small_requests import RETRYABLE_ACTIONS
 from dashscope_embeddings.corpus.batch import messages
 from dashscope_embeddings.corpus.batch.request_file import line_number
 from dashscope_embeddings.corpus.checkpoint.rows import PackedVectors
