@@ -17,10 +17,9 @@ from measuring import Result
 from terms import Counters, Terms
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Iterable, Sequence
 
     from load import Load
-    from table import Figure
     from typing_extensions import Self
 
 _HERE = Path(__file__).parent
@@ -50,26 +49,11 @@ class Run:
         return self.result.error
 
 
-@dataclass(frozen=True)
-class Row:
-    """One thing that is measured."""
-
-    name: str
-    measure: Callable[[Bench], Iterable[Figure]]
-    profile: tuple[str, Load, Terms]
-    """Client, load and server of `--profile`."""
-    lengthy: bool = False
-    """Left out unless asked for by name, or with `--full`."""
-
-
 @dataclass
 class Bench:
     """Runs clients, one process each, against a server in another; a run is measured once for all rows."""
 
     quick: bool = False
-    full: bool = False
-    only: str = ""
-    """Of the shapes, those whose name has this in it."""
     _runs: dict[tuple[str, Load, Terms], list[Run]] = field(default_factory=dict)
     _server: subprocess.Popen[str] | None = None
     _url: str = ""
@@ -119,13 +103,6 @@ class Bench:
         run = Run(result, self._control("GET"))
         self._runs[name, load, terms].append(run)
         return run
-
-    def profile(self, row: Row) -> str:
-        """Where the CPU time of our client goes in this row."""
-        name, load, terms = row.profile
-        self._control("POST", terms)
-        done = self._client(["--profile", name, str(load)], _PATIENCE)
-        return f"{name} under {load} with {terms}\n{done.stdout}{done.stderr}"
 
     def _control(self, method: str, terms: Terms | None = None) -> Counters:
         content = dataclasses.asdict(terms) if terms else None

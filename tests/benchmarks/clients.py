@@ -1,4 +1,4 @@
-"""One client under one load, in a process of its own: `python clients.py [--profile] NAME LOAD URL`.
+"""One client under one load, in a process of its own: `python clients.py NAME LOAD URL`.
 
 Prints one JSON line: seconds of wall and CPU, growth of the peak resident memory, vectors, error, and what
 the kind of load measures besides. Every vector is checked against its text and role, outside of the timing;
@@ -10,26 +10,26 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-import inspect
+import functools
 import json
 import os
 import statistics
 import sys
 import threading
 import time
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import httpx
 from load import Load, belongs, complaint, texts
 from makers import maker, our_client
 from measuring import Result, Work, memory, spread
-from profiling import profiled
 from replies import compare_readers, module_seconds
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable, Coroutine, Sequence
 
-    from makers import Calls
+    from makers import Calls, Vectors
 
 WARM_QUERIES = 20
 BUSY_QUERIES = 30
@@ -39,53 +39,52 @@ KEPT_TOLERANCE = 1e-6
 """float32 of a mark."""
 
 
-# --- the kinds of load, sync -------------------------------------------------------------------------------
+# --- one call after another, sync or async -----------------------------------------------------------------
 
 
-def documents(make: Callable[[], Calls], load: Load, result: Result) -> None:
+async def documents(made: Asked, load: Load, result: Result) -> None:
     """All texts at once."""
-    asked = list(texts(load.texts, load.words, least_words=load.least_words))
+    asked = list(texts(load.texts, load.words))
     with result.measuring():
-        made = make()
-        vectors = made.documents(asked)
+        vectors = await made().documents(asked)
     result.vectors, result.error = len(vectors), complaint(vectors, asked, "document")
 
 
-def order(make: Callable[[], Calls], load: Load, result: Result) -> None:
+async def order(made: Asked, load: Load, result: Result) -> None:
     """All texts at once; counts the vectors that stand where another text's belongs."""
     asked = list(texts(load.texts, load.words))
     with result.measuring():
-        vectors = make().documents(asked)
+        vectors = await made().documents(asked)
     result.vectors = len(vectors)
     pairs = zip(vectors, asked, strict=True)
     result.more = {"misplaced": sum(not belongs(vector, text, "document") for vector, text in pairs)}
 
 
-def query(make: Callable[[], Calls], load: Load, result: Result) -> None:
+async def query(made: Asked, load: Load, result: Result) -> None:
     """Single queries, one after another."""
-    call = make().query
+    call = made().query
     asked = list(texts(load.texts + WARM_QUERIES, load.words, "query"))
     times, vectors = [], []
     with result.measuring():
         for text in asked:
             start = time.perf_counter()
-            vectors.append(call(text))
+            vectors.append(await call(text))
             times.append(time.perf_counter() - start)
     result.vectors, result.error = len(vectors), complaint(vectors, asked, "query")
     result.more = spread(times[WARM_QUERIES:])
 
 
-def lone(make: Callable[[], Calls], load: Load, result: Result) -> None:
+async def lone(made: Asked, load: Load, result: Result) -> None:
     """A lone query and a lone document by turns: only the query's road leads past the packing of queries."""
-    made = make()
+    calls = made()
     asked = list(texts(load.texts + WARM_QUERIES, load.words, "query"))
     queries, others, wrong = [], [], 0
     with result.measuring():
         for text in asked:
             start = time.perf_counter()
-            one = made.query(text)
+            one = await calls.query(text)
             middle = time.perf_counter()
-            other = made.documents([text])[0]
+            other = (await calls.documents([text]))[0]
             queries.append(middle - start)
             others.append(time.perf_counter() - middle)
             wrong += not (belongs(one, text, "query") and belongs(other, text, "document"))
@@ -93,6 +92,43 @@ def lone(make: Callable[[], Calls], load: Load, result: Result) -> None:
     result.error = f"{wrong} wrong vectors" if wrong else None
     result.more = spread(queries[WARM_QUERIES:])
     result.more["other"] = statistics.median(others[WARM_QUERIES:])
+
+
+@dataclass
+class _Awaited:
+    """The calls of a client as coroutines: its asynchronous ones, or its others, which never suspend."""
+
+    made: Calls
+    is_async: bool
+
+    async def documents(self, asked: list[str]) -> Vectors:
+        return await self.made.adocuments(asked) if self.is_async else self.made.documents(asked)
+
+    async def query(self, text: str) -> Sequence[float]:
+        return await self.made.aquery(text) if self.is_async else self.made.query(text)
+
+
+Asked: TypeAlias = "Callable[[], _Awaited]"
+
+
+def in_turn(load: Load, make: Callable[[], Calls], result: Result, *, is_async: bool) -> None:
+    """Runs one of these: without an event loop where its calls need none, for a running one changes what they do."""
+    work = _IN_TURN[load.kind](lambda: _Awaited(make(), is_async), load, result)
+    if is_async:
+        asyncio.run(work)
+    else:
+        with contextlib.suppress(StopIteration):
+            work.send(None)
+
+
+_IN_TURN: dict[str, Callable[[Asked, Load, Result], Coroutine[None, None, None]]] = {
+    "documents": documents,
+    "order": order,
+    "query": query,
+    "lone": lone,
+}
+
+# --- many at the same time ---------------------------------------------------------------------------------
 
 
 def callers(make: Callable[[], Calls], load: Load, result: Result) -> None:
@@ -141,84 +177,6 @@ def busy(make: Callable[[], Calls], load: Load, result: Result) -> None:
     _busy_report(result, before, among, wrong, indexing=not ended.is_set())
 
 
-def stream(make: Callable[[], Any], load: Load, result: Result) -> None:
-    """A stream whose consumer drops each vector."""
-    client, expected = make(), texts(load.texts, load.words)
-    wrong, early = 0, 0.0
-    with result.measuring():
-        resident = memory("VmRSS")
-        for found, text in zip(client.stream(texts(load.texts, load.words)), expected, strict=False):
-            wrong += not belongs(found.dense, text, "document")
-            result.vectors += 1
-            if result.vectors == load.texts // 4:
-                early = memory("VmHWM") - resident
-    short = f"{result.vectors} vectors for {load.texts} texts" if result.vectors != load.texts else None
-    result.error = f"{wrong} wrong vectors" if wrong else short
-    result.more = {"first_quarter": early, "later": result.rss_growth - early}
-
-
-def keep(make: Callable[[], Any], load: Load, result: Result) -> None:
-    """A corpus whose vectors are kept, as one array where the client has that."""
-    client = make()
-    asked = list(texts(load.texts, load.words))
-    packed = {"array": True} if "array" in inspect.signature(client.embed).parameters else {}
-    client.embed(asked[: load.texts // 100], **packed)
-    with result.measuring():
-        kept = client.embed(asked, **packed)
-        has_array = hasattr(kept, "dense_array")
-        kept = kept.dense_array if has_array else kept.dense
-    result.missing = None if has_array else "result.dense_array"
-    result.vectors = len(kept)
-    result.error = complaint(kept, asked, "document", KEPT_TOLERANCE)
-    result.more = {"bytes_a_vector": float(getattr(kept, "nbytes", 0)) / max(len(kept), 1)}
-
-
-# --- the kinds of load, async ------------------------------------------------------------------------------
-
-
-async def adocuments(make: Callable[[], Calls], load: Load, result: Result) -> None:
-    """As `documents`."""
-    asked = list(texts(load.texts, load.words, least_words=load.least_words))
-    with result.measuring():
-        made = make()
-        vectors = await made.adocuments(asked)
-    result.vectors, result.error = len(vectors), complaint(vectors, asked, "document")
-
-
-async def aquery(make: Callable[[], Calls], load: Load, result: Result) -> None:
-    """As `query`."""
-    call = make().aquery
-    asked = list(texts(load.texts + WARM_QUERIES, load.words, "query"))
-    times, vectors = [], []
-    with result.measuring():
-        for text in asked:
-            start = time.perf_counter()
-            vectors.append(await call(text))
-            times.append(time.perf_counter() - start)
-    result.vectors, result.error = len(vectors), complaint(vectors, asked, "query")
-    result.more = spread(times[WARM_QUERIES:])
-
-
-async def alone(make: Callable[[], Calls], load: Load, result: Result) -> None:
-    """As `lone`."""
-    made = make()
-    asked = list(texts(load.texts + WARM_QUERIES, load.words, "query"))
-    queries, others, wrong = [], [], 0
-    with result.measuring():
-        for text in asked:
-            start = time.perf_counter()
-            one = await made.aquery(text)
-            middle = time.perf_counter()
-            other = (await made.adocuments([text]))[0]
-            queries.append(middle - start)
-            others.append(time.perf_counter() - middle)
-            wrong += not (belongs(one, text, "query") and belongs(other, text, "document"))
-    result.vectors = 2 * len(asked)
-    result.error = f"{wrong} wrong vectors" if wrong else None
-    result.more = spread(queries[WARM_QUERIES:])
-    result.more["other"] = statistics.median(others[WARM_QUERIES:])
-
-
 async def acallers(make: Callable[[], Calls], load: Load, result: Result) -> None:
     """Many tasks of one loop with one query at a time each."""
     call = make().aquery
@@ -256,6 +214,37 @@ async def abusy(make: Callable[[], Calls], load: Load, result: Result) -> None:
     _busy_report(result, before, among, wrong, indexing=not indexing.done())
 
 
+# --- our client alone --------------------------------------------------------------------------------------
+
+
+def stream(make: Callable[[], Any], load: Load, result: Result) -> None:
+    """A stream whose consumer drops each vector."""
+    client, expected = make(), texts(load.texts, load.words)
+    wrong, early = 0, 0.0
+    with result.measuring():
+        resident = memory("VmRSS")
+        for found, text in zip(client.stream(texts(load.texts, load.words)), expected, strict=False):
+            wrong += not belongs(found.dense, text, "document")
+            result.vectors += 1
+            if result.vectors == load.texts // 4:
+                early = memory("VmHWM") - resident
+    short = f"{result.vectors} vectors for {load.texts} texts" if result.vectors != load.texts else None
+    result.error = f"{wrong} wrong vectors" if wrong else short
+    result.more = {"first_quarter": early, "later": result.rss_growth - early}
+
+
+def keep(make: Callable[[], Any], load: Load, result: Result) -> None:
+    """A corpus whose vectors are kept, as one array where the client has that."""
+    client = make()
+    asked = list(texts(load.texts, load.words))
+    client.embed(asked[: load.texts // 100], array=True)
+    with result.measuring():
+        kept = client.embed(asked, array=True).dense_array
+    result.vectors = len(kept)
+    result.error = complaint(kept, asked, "document", KEPT_TOLERANCE)
+    result.more = {"bytes_a_vector": kept.nbytes / len(kept)}
+
+
 # --- shared ------------------------------------------------------------------------------------------------
 
 
@@ -269,18 +258,8 @@ def _busy_report(result: Result, before: list[float], among: list[float], wrong:
         result.error = "indexing ended before the queries did"
 
 
-_SYNC: dict[str, Callable[[Callable[[], Calls], Load, Result], None]] = {
-    "documents": documents,
-    "order": order,
-    "query": query,
-    "lone": lone,
-    "callers": callers,
-    "busy": busy,
-}
-_ASYNC: dict[str, Callable[[Callable[[], Calls], Load, Result], Coroutine[None, None, None]]] = {
-    "documents": adocuments,
-    "query": aquery,
-    "lone": alone,
+_TOGETHER: dict[str, Callable[[Callable[[], Calls], Load, Result], None]] = {"callers": callers, "busy": busy}
+_TOGETHER_ASYNC: dict[str, Callable[[Callable[[], Calls], Load, Result], Coroutine[None, None, None]]] = {
     "callers": acallers,
     "busy": abusy,
 }
@@ -299,35 +278,35 @@ def _warm(url: str) -> None:
     asyncio.run(ask())
 
 
-def run(name: str, load: Load, url: str, watch: contextlib.AbstractContextManager[None]) -> Result:
-    """One client under one load; `watch` sees what is measured."""
+def run(name: str, load: Load, url: str) -> Result:
+    """One client under one load."""
     result = Result()
     if load.kind == "module":
-        result.cpu, result.more = module_seconds(name, watch)
+        result.cpu, result.more = module_seconds(name)
     elif load.kind in {"reply", "hybrid"}:
-        result.more = compare_readers(watch, hybrid=load.kind == "hybrid")
+        result.more = compare_readers(hybrid=load.kind == "hybrid")
     elif load.kind in _OURS_ALONE:
         our_client(url, load)
         _warm(url)
-        with watch:
-            _OURS_ALONE[load.kind](lambda: our_client(url, load), load, result)
+        _OURS_ALONE[load.kind](lambda: our_client(url, load), load, result)
     else:
         make = maker(name.removesuffix("-async"))
         _warm(url)
-        with watch:
-            if name.endswith("-async"):
-                asyncio.run(_ASYNC[load.kind](lambda: make(url, load), load, result))
-            else:
-                _SYNC[load.kind](lambda: make(url, load), load, result)
+        client, is_async = functools.partial(make, url, load), name.endswith("-async")
+        if load.kind in _IN_TURN:
+            in_turn(load, client, result, is_async=is_async)
+        elif is_async:
+            asyncio.run(_TOGETHER_ASYNC[load.kind](client, load, result))
+        else:
+            _TOGETHER[load.kind](client, load, result)
     return result
 
 
 def main() -> None:
     """Runs one load and prints its result; leaves without waiting for work that was abandoned."""
-    profile = "--profile" in sys.argv
-    name, load, url = [argument for argument in sys.argv[1:] if argument != "--profile"]
+    name, load, url = sys.argv[1:]
     try:
-        result = run(name, Load.parse(load), url, profiled() if profile else contextlib.nullcontext())
+        result = run(name, Load.parse(load), url)
     except Exception as error:  # noqa: BLE001 - reported as the run's error
         result = Result(error=f"{type(error).__name__}: {error}")
     sys.stdout.write(json.dumps(dataclasses.asdict(result)) + "\n")

@@ -29,8 +29,6 @@ class Result:
     """Bytes of resident memory at the peak of the measurement above its beginning."""
     vectors: int = 0
     error: str | None = None
-    missing: str | None = None
-    """What the client does not have, so that nothing was measured."""
     more: dict[str, float] = field(default_factory=dict)
 
     @contextlib.contextmanager

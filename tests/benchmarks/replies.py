@@ -13,7 +13,6 @@ from makers import REPLY
 from pydantic_core import from_json
 
 if TYPE_CHECKING:
-    import contextlib
     from collections.abc import Callable
 
 _ROUNDS = 150
@@ -29,8 +28,8 @@ def _with_sparse(body: bytes) -> bytes:
     return body.replace(b'"text_index"', b'"sparse_embedding":[' + weights.encode() + b'],"text_index"')
 
 
-def compare_readers(watch: contextlib.AbstractContextManager[None], *, hybrid: bool = False) -> dict[str, float]:
-    """Least seconds for one reply of 10 x 1,024 floats, the readers by turns; `watch` sees ours alone."""
+def compare_readers(*, hybrid: bool = False) -> dict[str, float]:
+    """Least seconds for one reply of 10 x 1,024 floats, the readers by turns."""
     wire = importlib.import_module("dashscope_embeddings._core.protocol")
     asked = list(texts(ROWS, 60))
     body = Answers().native(asked, "document", 800)
@@ -46,9 +45,6 @@ def compare_readers(watch: contextlib.AbstractContextManager[None], *, hybrid: b
         "typed": lambda: REPLY.validate_json(body),
         "json": lambda: json.loads(body),
     }
-    with watch:
-        for _ in range(_ROUNDS):
-            readers["ours"]()
     least = dict.fromkeys(readers, float("inf"))
     for _ in range(_ROUNDS):
         for name, read in readers.items():
@@ -65,13 +61,12 @@ _MODULES = {
 }
 
 
-def module_seconds(name: str, watch: contextlib.AbstractContextManager[None]) -> tuple[float, dict[str, float]]:
+def module_seconds(name: str) -> tuple[float, dict[str, float]]:
     """CPU seconds that a client's import takes once LangChain's interface and httpx are there; and theirs."""
     start = time.process_time()
     importlib.import_module("langchain_core.embeddings").Embeddings  # noqa: B018 - the name is loaded lazily
     importlib.import_module("httpx")
     base = time.process_time()
-    with watch:
-        for module in _MODULES[name]:
-            importlib.import_module(module)
+    for module in _MODULES[name]:
+        importlib.import_module(module)
     return time.process_time() - base, {"other": base - start}

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
 from typing import TYPE_CHECKING
 
-from bench import Bench, Row, least, trouble
+from bench import Bench, least, trouble
 from load import IN_FLIGHT, ROWS, Load
 from rows_speed import FAR, NEAR, SIDES
 from table import Figure
 from terms import Terms
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from bench import Run
 
@@ -49,12 +48,6 @@ def _unknown_slow(bench: Bench) -> Iterator[Figure]:
     load = Load("documents", texts=bench.size(3000, 1000))
     run = bench.run("ours", load, _SLOW, patience=2 * _PATIENCE)
     yield from _paced("quota-slow", "unknown quota 30/s, 80 ms", load, run, (1.10, 0.07))
-
-
-def _unknown_long(bench: Bench) -> Iterator[Figure]:
-    load = Load("documents", texts=30_000, words=12)
-    run = bench.run("ours", load, _SLOW)
-    yield from _paced("quota-long", "unknown quota 30/s, 80 ms", load, run, (1.10, 0.01))
 
 
 def _known(bench: Bench) -> Iterator[Figure]:
@@ -110,28 +103,21 @@ def _rate(run: Run) -> float:
 
 def _lone(bench: Bench) -> Iterator[Figure]:
     """A lone query against a lone document, which is never packed, by turns in one process."""
-    packs = importlib.util.find_spec("dashscope_embeddings._core.text_batcher") is not None
     load = Load("lone", texts=bench.size(300, 150), words=12)
     for side, ending in SIDES:
         what, name = f"a lone query beside a lone document: {side}", f"ours-langchain{ending}"
-        if not packs:
-            yield Figure("lone", what, None, 1.05, note="queries are not packed yet")
-            continue
         runs = bench.by_turns([name], load, NEAR, bench.rounds(3))[name]
         measured = (least(runs, "median") * 1e3, "ms")
         floor = (least(runs, "other") * 1e3, "lone document")
         yield Figure("lone", what, measured, 1.05, floor, trouble=trouble(runs))
 
 
-_CALLERS = Load("callers", texts=640, words=12, seconds=5)
-
-QUOTA_ROWS = (
-    Row("quota", _unknown, ("ours", _JOB, _FAST)),
-    Row("quota-slow", _unknown_slow, ("ours", _JOB, _SLOW)),
-    Row("quota-long", _unknown_long, ("ours", _JOB, _SLOW), lengthy=True),
-    Row("quota-known", _known, ("ours", Load("documents", texts=3000, rpm=60 * _RATE), _FAST)),
-    Row("random", _random, ("ours", _JOB, Terms(latency=FAR.latency, throttled_share=0.03))),
-    Row("tokens", _tokens, ("ours", Load("documents", texts=2000, words=0, tpm=_TOKENS), NEAR)),
-    Row("callers", _callers, ("ours-langchain", _CALLERS, _FAST)),
-    Row("lone", _lone, ("ours-langchain", Load("lone", texts=300, words=12), NEAR)),
-)
+QUOTA_ROWS: dict[str, Callable[[Bench], Iterator[Figure]]] = {
+    "quota": _unknown,
+    "quota-slow": _unknown_slow,
+    "quota-known": _known,
+    "random": _random,
+    "tokens": _tokens,
+    "callers": _callers,
+    "lone": _lone,
+}

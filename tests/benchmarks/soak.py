@@ -15,7 +15,6 @@ import asyncio
 import contextlib
 import gc
 import json
-import math
 import os
 import statistics
 import subprocess
@@ -23,19 +22,16 @@ import sys
 import threading
 import time
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from soak_load import CONCURRENCY, Load
-from soak_service import Seen
+from soak_load import CONCURRENCY, Load, Tally
 
 from dashscope_embeddings._core.rate_limiter import Permit
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    from soak_load import Tally
 
 THREADS, LOOPS, TASKS = 5, 2, 6
 ENDS = ("answered", "raised", "cancelled")
@@ -48,55 +44,43 @@ _END = 60.0
 """Seconds within which calls must return once nobody makes new ones."""
 _IDLE_THREADS_END = 15.0
 """Seconds within which threads without work end."""
-
-_NOISE = 16.0
-"""MiB that the resident size moves by itself: allocators keep what a moment's peak of requests had needed."""
-_PER_REQUEST = 160.0
-"""Bytes a request: whatever is kept of one, a permit, an outcome or a body, takes several times that."""
-_OBJECTS, _OBJECTS_PER_REQUEST = 800, 0.05
-"""One object that is kept of each request would be twenty times that. Tells more than memory in a short run."""
+_NOISE, _PER_REQUEST = 16.0, 160.0
+"""MiB that the resident size moves by itself, as allocators keep what a moment's peak of requests had needed; and bytes
+a request: whatever is kept of one, a permit, an outcome or a body, takes several times that."""
+_OBJECTS, _OBJECTS_PER_REQUEST = 300, 0.05
+"""The same in objects, of which a single one for each request would be twenty times that."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """What the process held at one moment; -1: this system does not tell."""
+    """What the process holds at one moment; -1: this system does not tell."""
 
-    time: float
     memory: float
     """MiB resident."""
     sockets: int
     threads: int
     tasks: int
     permits: int
-    """Requests under way as far as the limiter knows."""
-
-
-@dataclass
-class Rest:
-    """What is left when nobody calls."""
-
-    sample: Sample
-    objects: int
-    """Known to the garbage collector, after a collection; without permits, which the limiter remembers by thousands."""
+    """Requests under way, or waiting, as far as the limiter knows."""
+    objects: int = 0
+    """At rest: known to the garbage collector, without permits, which the limiter remembers by thousands."""
 
 
 @dataclass
 class Report:
     """All that is judged."""
 
-    seconds: float
     tally: Tally
-    before: Rest
+    before: Sample
     """Before the client was used for the first time."""
-    warm: Rest
-    rest: Rest
-    gone: Rest
+    warm: Sample
+    rest: Sample
+    gone: Sample
     """After the client was forgotten."""
-    seen: Seen
+    seen: Counter[str]
+    """By the service: requests, throttled, and each fault."""
     requests: int
     """Sent between `warm` and `rest`, about."""
-    waiting: int
-    """Permits in the limiter's queues at `rest`."""
     stuck: int
     """Callers that did not return."""
     samples: list[Sample] = field(default_factory=list)
@@ -105,74 +89,58 @@ class Report:
     def growth(self) -> float:
         """MiB between the first and the last quarter of the samples, medians."""
         quarter = max(1, len(self.samples) // 4)
-        first = statistics.median(sample.memory for sample in self.samples[:quarter])
-        return statistics.median(sample.memory for sample in self.samples[-quarter:]) - first
-
-    @property
-    def allowed_growth(self) -> float:
-        """MiB."""
-        return _NOISE + _PER_REQUEST * self.requests / 2**20
-
-    @property
-    def allowed_objects(self) -> float:
-        """Between `warm` and `rest`."""
-        return _OBJECTS + _OBJECTS_PER_REQUEST * self.requests
+        first, last = self.samples[:quarter], self.samples[-quarter:]
+        return statistics.median(each.memory for each in last) - statistics.median(each.memory for each in first)
 
 
 # --- measuring -----------------------------------------------------------------------------------------------
 
 
-def memory() -> float:
-    """MiB resident."""
-    with contextlib.suppress(OSError):
-        pages = int(Path("/proc/self/statm").read_text("ascii").split()[1])
-        return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
-    return -1.0
-
-
-def sockets() -> int:
-    """Open sockets of this process."""
-    count = 0
-    try:
-        descriptors = list(Path("/proc/self/fd").iterdir())
-    except OSError:
-        return -1
-    for descriptor in descriptors:
-        with contextlib.suppress(OSError):  # closed meanwhile
-            count += str(descriptor.readlink()).startswith("socket:")
-    return count
-
-
 def sample(load: Load) -> Sample:
     """What there is now."""
-    tasks = 0
+    tasks, memory, sockets = 0, -1.0, -1
     for loop in list(load.loops):
         with contextlib.suppress(RuntimeError):  # its tasks change too fast to be counted
             tasks += len(asyncio.all_tasks(loop))
+    with contextlib.suppress(OSError):
+        memory = int(Path("/proc/self/statm").read_text("ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+        sockets = sum(map(_is_socket, Path("/proc/self/fd").iterdir()))
     limiter = load.client._request_context("document", "dense").limiter
-    return Sample(time.monotonic(), memory(), sockets(), threading.active_count(), tasks, limiter.in_flight)
+    waiting = len(limiter._high_priority_queue.waiting) + len(limiter._low_priority_queue.waiting)
+    return Sample(memory, sockets, threading.active_count(), tasks, limiter.in_flight + waiting)
 
 
-def at_rest(load: Load) -> Rest:
-    """To be called when nobody calls."""
+def _is_socket(descriptor: Path) -> bool:
+    try:
+        return str(descriptor.readlink()).startswith("socket:")
+    except OSError:  # closed meanwhile
+        return False
+
+
+def at_rest(load: Load, threads: int | None = None) -> Sample:
+    """What is left when nobody calls, once no more than so many threads are: idle ones end by themselves."""
+    until = time.monotonic() + _IDLE_THREADS_END
+    while threads is not None and threading.active_count() > threads and time.monotonic() < until:
+        threading.Event().wait(0.05)
     gc.collect()
-    return Rest(sample(load), sum(not isinstance(thing, Permit) for thing in gc.get_objects()))
+    objects = sum(not isinstance(thing, Permit) for thing in gc.get_objects())
+    return Sample(**{**asdict(sample(load)), "objects": objects})
 
 
 # --- running -------------------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
-def service(period: float) -> Iterator[tuple[str, list[Seen]]]:
-    """The service in a process of its own; what it saw is in the list afterwards."""
+def service(period: float) -> Iterator[tuple[str, Counter[str]]]:
+    """The service in a process of its own: its address, and, afterwards, what it saw."""
     command = [sys.executable, str(Path(__file__).with_name("soak_service.py")), str(period)]
-    seen: list[Seen] = []
+    seen: Counter[str] = Counter()
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:  # noqa: S603
         assert process.stdin is not None
         assert process.stdout is not None
         yield process.stdout.readline().strip(), seen
         process.stdin.close()
-        seen.append(Seen(**json.loads(process.stdout.readline())))
+        seen.update(json.loads(process.stdout.readline()))
 
 
 def work(load: Load, seconds: float, samples: list[Sample] | None = None) -> int:
@@ -197,26 +165,16 @@ def work(load: Load, seconds: float, samples: list[Sample] | None = None) -> int
 def soak(seconds: float) -> Report:
     """The whole run."""
     samples: list[Sample] = []
-    with service(max(1.0, seconds / 24)) as (url, seen):
+    with service(max(0.5, seconds / 24)) as (url, seen):
         load = Load(url)
         before = at_rest(load)
         stuck = work(load, seconds * _WARM_UP)
         warm, billed = at_rest(load), load.client.usage.requests
         stuck += work(load, seconds * (1 - _WARM_UP), samples)
-        rest, requests = settled(load, before.sample.threads + CONCURRENCY), load.client.usage.requests - billed
-        limiter = load.client._request_context("document", "dense").limiter
-        waiting = len(limiter._high_priority_queue.waiting) + len(limiter._low_priority_queue.waiting)
+        rest, requests = at_rest(load, before.threads + CONCURRENCY), load.client.usage.requests - billed
         load.forget()
-        gone = settled(load, before.sample.threads)
-    return Report(seconds, load.tally, before, warm, rest, gone, seen[0], requests, waiting, stuck, samples)
-
-
-def settled(load: Load, threads: int) -> Rest:
-    """What is left when no more than so many threads are: idle ones end by themselves after some seconds."""
-    until = time.monotonic() + _IDLE_THREADS_END
-    while (found := at_rest(load)).sample.threads > threads and time.monotonic() < until:
-        threading.Event().wait(0.05)
-    return found
+        gone = at_rest(load, before.threads)
+    return Report(load.tally, before, warm, rest, gone, seen, requests, stuck, samples)
 
 
 # --- judging -------------------------------------------------------------------------------------------------
@@ -228,7 +186,7 @@ def violations(report: Report) -> list[str]:
 
 
 def _wrong_calls(report: Report) -> Iterator[str]:
-    tally = report.tally
+    tally, seen = report.tally, report.seen
     for what, count in Counter(tally.complaints).most_common(10):
         yield f"{count} times: {what}"
     ends = sum(tally.total(how) for how in ENDS)
@@ -237,61 +195,39 @@ def _wrong_calls(report: Report) -> Iterator[str]:
     for how in ENDS:
         if not tally.total(how):
             yield f"no call was {how}: nothing is shown about those"
-    if not report.seen.throttled or sum(report.seen.faults.values()) < _LEAST_FAULTS * report.seen.requests:
-        yield f"the service was not faulty enough to show anything: {report.seen}"
+    faults = seen.total() - seen["requests"] - seen["throttled"]
+    if not seen["throttled"] or faults < _LEAST_FAULTS * seen["requests"]:
+        yield f"the service was not faulty enough to show anything: {seen}"
 
 
 def _leaks(report: Report) -> Iterator[str]:
-    before, rest, gone = (at.sample for at in (report.before, report.rest, report.gone))
-    if report.growth > report.allowed_growth:
-        yield f"memory grew by {report.growth:.1f} MiB, of {report.allowed_growth:.1f} allowed"
-    if (objects := report.rest.objects - report.warm.objects) > report.allowed_objects:
-        yield f"{objects} objects more at rest than when warm, of {report.allowed_objects:.0f} allowed"
-    if rest.permits or report.waiting:
-        yield f"{rest.permits} permits in flight and {report.waiting} waiting, at rest"
-    if rest.tasks:
-        yield f"{rest.tasks} tasks at rest"
-    if rest.threads > before.threads + CONCURRENCY:
-        yield f"{rest.threads} threads at rest, of {before.threads + CONCURRENCY} allowed: those of one pool"
-    if rest.sockets > before.sockets + 2 * CONCURRENCY:
-        yield f"{rest.sockets} sockets at rest, of {before.sockets + 2 * CONCURRENCY} allowed: those kept alive"
-    if gone.threads > before.threads:
-        yield f"{gone.threads} threads without a client, {before.threads} before its first use"
-    if gone.sockets > before.sockets:
-        yield f"{gone.sockets} sockets without a client, {before.sockets} before its first use"
+    before, rest, gone = report.before, report.rest, report.gone
+    growth = _NOISE + _PER_REQUEST * report.requests / 2**20
+    objects = _OBJECTS + _OBJECTS_PER_REQUEST * report.requests
+    for what, found, most in (
+        ("MiB more in the last quarter than in the first", report.growth, growth),
+        ("objects more at rest than when warm", rest.objects - report.warm.objects, objects),
+        ("permits at rest", rest.permits, 0),
+        ("tasks at rest", rest.tasks, 0),
+        ("threads at rest", rest.threads, before.threads + CONCURRENCY),  # of one pool
+        ("sockets at rest", rest.sockets, before.sockets + 2 * CONCURRENCY),  # kept alive
+        ("threads without a client", gone.threads, before.threads),
+        ("sockets without a client", gone.sockets, before.sockets),
+    ):
+        if found > most:
+            yield f"{found:.0f} {what}, of {most:.0f} allowed"
 
 
-def table(report: Report) -> str:
+def table(report: Report) -> Iterator[str]:
     """For people."""
-    tally, seen = report.tally, report.seen
-    lines = [f"{report.seconds:.0f} s, {THREADS} threads and {LOOPS} x {TASKS} tasks", ""]
-    lines.append(f"{'call':<20}{'started':>10}" + "".join(f"{how:>10}" for how in ENDS))
+    tally = report.tally
+    yield f"{'call':<20}{'started':>10}" + "".join(f"{how:>10}" for how in ENDS)
     for kind, counts in [*sorted(tally.counts.items()), ("all", sum(tally.counts.values(), Counter[str]()))]:
-        lines.append(f"{kind:<20}" + "".join(f"{counts[how]:>10}" for how in ("started", *ENDS)))
-    lines += ["", f"vectors compared     {tally.vectors}"]
-    lines += [f"service              {seen.requests} requests, {seen.throttled} throttled, {seen.quotas} quotas"]
-    lines += [f"faults               {', '.join(f'{name} {n}' for name, n in sorted(seen.faults.items()))}", ""]
-    lines.append(f"{'':<20}" + "".join(f"{name:>10}" for name in ("before", "warm", "peak", "rest", "gone")))
-    for name, form in _MEASURED.items():
-        at = [getattr(found.sample, name) for found in (report.before, report.warm, report.rest, report.gone)]
-        at.insert(2, max(getattr(found, name) for found in report.samples))
-        lines.append(f"{form:<20}" + "".join(f"{value:>10.0f}" for value in at))
-    objects: list[float] = [found.objects for found in (report.before, report.warm, report.rest, report.gone)]
-    objects.insert(2, math.nan)
-    lines.append(f"{'objects':<20}" + "".join(f"{value:>10.0f}" for value in objects))
-    more = report.rest.objects - report.warm.objects
-    lines += ["", f"memory, last quarter less first: {report.growth:+.1f} MiB of {report.allowed_growth:.1f} allowed"]
-    lines += [f"objects, rest less warm: {more:+d} of {report.allowed_objects:.0f} allowed"]
-    return "\n".join(lines)
-
-
-_MEASURED = {
-    "memory": "memory, MiB",
-    "sockets": "sockets",
-    "threads": "threads",
-    "tasks": "tasks",
-    "permits": "permits in flight",
-}
+        yield f"{kind:<20}" + "".join(f"{counts[how]:>10}" for how in ("started", *ENDS))
+    yield f"vectors compared: {tally.vectors}; the service saw: {dict(report.seen)}"
+    for name in ("before", "warm", "rest", "gone"):
+        yield f"{name}: {getattr(report, name)}"
+    yield f"memory, last quarter less first: {report.growth:+.1f} MiB, after {report.requests} requests"
 
 
 def main() -> int:
@@ -299,9 +235,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--seconds", type=float, default=600.0, help="default: ten minutes")
     report = soak(parser.parse_args().seconds)
-    sys.stdout.write(table(report) + "\n\n")
     found = violations(report)
-    sys.stdout.write("\n".join(found or ["no violation"]) + "\n")
+    sys.stdout.write("\n".join([*table(report), *(found or ["no violation"])]) + "\n")
     return 1 if found else 0
 
 

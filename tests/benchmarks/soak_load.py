@@ -93,7 +93,7 @@ class Tally:
 class Load:
     """Callers that share one adapter, until `over` is set."""
 
-    def __init__(self, url: str, seed: int = 0) -> None:
+    def __init__(self, url: str) -> None:
         self.tally = Tally()
         self.over = threading.Event()
         self.loops: set[asyncio.AbstractEventLoop] = set()
@@ -105,7 +105,6 @@ class Load:
             "max_concurrency": CONCURRENCY,
         }
         self.adapter = DashScopeEmbeddings(**self._settings)
-        self._seed = seed
         service = Emulator()
         self._texts = [f"text {number} of the pool, about rain and {number * 7919} snows" for number in range(_POOL)]
         roles: tuple[TextType, ...] = ("document", "query")
@@ -157,7 +156,7 @@ class Load:
 
     def thread(self, number: int) -> None:
         """A thread that calls, one call after the other."""
-        chance = random.Random(f"{self._seed} thread {number}")  # noqa: S311 - the same in every run
+        chance = random.Random(f"thread {number}")  # noqa: S311 - the same in every run
         calls = [self._query, self._query, self._documents, self._stream, self._brief]
         while not self.over.wait(chance.uniform(0, _PAUSE)):
             chance.choice(calls)(chance)
@@ -197,7 +196,7 @@ class Load:
 
     def run_loops(self, number: int, tasks: int, life: float) -> None:
         """A thread with one event loop after the other."""
-        chance = random.Random(f"{self._seed} loop {number}")  # noqa: S311 - the same in every run
+        chance = random.Random(f"loop {number}")  # noqa: S311 - the same in every run
         while not self.over.is_set():
             asyncio.run(self._loop(chance, tasks, life))
 

@@ -12,7 +12,6 @@ import json
 import sys
 import threading
 from collections import Counter
-from dataclasses import dataclass, field
 from http import HTTPStatus
 
 from dashscope_embeddings.emulator import Emulator, faults
@@ -38,27 +37,6 @@ FAULTS: tuple[faults.Fault, ...] = (
 )
 
 
-@dataclass
-class Seen:
-    """What the service saw."""
-
-    requests: int = 0
-    billed_texts: int = 0
-    throttled: int = 0
-    quotas: int = 0
-    faults: dict[str, int] = field(default_factory=dict)
-    """Not the texts that it always refuses."""
-
-    def add(self, emulator: Emulator) -> None:
-        """Adds what one emulator saw."""
-        struck = Counter(asked.fault for asked in emulator.asked if asked.fault not in {None, "Blocked"})
-        self.requests += emulator.requests
-        self.billed_texts += emulator.billed_texts
-        self.throttled += sum(asked.status == HTTPStatus.TOO_MANY_REQUESTS for asked in emulator.asked)
-        self.quotas += 1
-        self.faults = {name: count for name, count in (Counter(self.faults) + struck).items() if name}
-
-
 def _emulator(number: int) -> Emulator:
     seeded = [dataclasses.replace(fault, seed=100 * number + i) for i, fault in enumerate(FAULTS)]
     quota = QUOTAS[number % len(QUOTAS)]
@@ -67,19 +45,15 @@ def _emulator(number: int) -> Emulator:
 
 def main() -> None:
     """Serves until its input ends."""
-    period, over, seen = float(sys.argv[1]), threading.Event(), Seen()
-    first = _emulator(0)
-    with first.serve(latency=0.01) as server:
+    period, over, used = float(sys.argv[1]), threading.Event(), [_emulator(0)]
+    with used[0].serve(latency=0.01) as server:
 
         def change() -> None:
-            before = None
             for number in itertools.count(1):
-                ended = over.wait(period)
-                if before is not None:
-                    seen.add(before)  # only now: when it was replaced, some of its requests were under way
-                if ended:
+                if over.wait(period):
                     return
-                before, server.emulator = server.emulator, _emulator(number)
+                server.emulator = _emulator(number)
+                used.append(server.emulator)
 
         changing = threading.Thread(target=change)
         changing.start()
@@ -88,8 +62,10 @@ def main() -> None:
         sys.stdin.read()
         over.set()
         changing.join()
-        seen.add(server.emulator)
-    sys.stdout.write(json.dumps(dataclasses.asdict(seen)) + "\n")
+    asked = [each for emulator in used for each in emulator.asked]
+    seen = Counter(each.fault for each in asked if each.fault and each.fault != "Blocked")
+    throttled = sum(each.status == HTTPStatus.TOO_MANY_REQUESTS for each in asked)
+    sys.stdout.write(json.dumps({"requests": len(asked), "throttled": throttled, **seen}) + "\n")
 
 
 if __name__ == "__main__":

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+HEADING = """\
+| row | what | ours | floor or peer | ratio | bar | met | note |
+|---|---|---|---|---|---|---|---|"""
 
 
 @dataclass(frozen=True)
@@ -46,11 +46,10 @@ class Figure:
         value = self.measured[0] if self.ratio is None else self.ratio
         return value >= self.bar if self.at_least else value <= self.bar
 
-    def cells(self) -> tuple[str, ...]:
-        """As the table shows it."""
+    def __str__(self) -> str:
         unit = self.measured[1] if self.measured else ""
         verdict = {True: "yes", False: "NO", None: "" if self.measured else "not available"}[self.met]
-        return (
+        cells = (
             self.row,
             self.what,
             _number(self.measured[0], unit) if self.measured else "-",
@@ -60,6 +59,7 @@ class Figure:
             verdict,
             "; ".join(part for part in (self.trouble and f"ERROR {self.trouble}", self.note) if part),
         )
+        return f"| {' | '.join(cells)} |"
 
     def _bar(self, unit: str) -> str:
         if self.bar is None:
@@ -70,25 +70,3 @@ class Figure:
 def _number(value: float, unit: str) -> str:
     digits = 0 if not unit else 2 if abs(value) < 10 else 1 if abs(value) < 100 else 0
     return f"{value:.{digits}f} {unit}".rstrip()
-
-
-_HEAD = ("row", "what", "ours", "floor or peer", "ratio", "bar", "met", "note")
-_WIDTHS = (12, 47, 14, 29, 6, 15, 13, 0)
-
-
-def heading(*, markdown: bool) -> Iterator[str]:
-    """The table's first lines."""
-    yield _line(_HEAD, markdown=markdown)
-    if markdown:
-        yield "|" + "---|" * len(_HEAD)
-
-
-def line(figure: Figure, *, markdown: bool) -> str:
-    """The table's line of a figure."""
-    return _line(figure.cells(), markdown=markdown)
-
-
-def _line(cells: Sequence[str], *, markdown: bool) -> str:
-    if markdown:
-        return "| " + " | ".join(cells) + " |"
-    return " ".join(f"{cell:<{width}}" for cell, width in zip(cells, _WIDTHS, strict=True)).rstrip()

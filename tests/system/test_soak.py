@@ -1,4 +1,4 @@
-"""Half a minute of the soak, and proof that its judge can say no."""
+"""Seconds of the soak, and proof that its judge can say no."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
-def test_half_a_minute_of_mixed_load_leaks_nothing_and_every_vector_is_right() -> None:
+def test_mixed_load_leaks_nothing_and_every_vector_is_right() -> None:
     done = subprocess.run(  # noqa: S603 - our own program
-        [sys.executable, str(BENCHMARKS / "soak.py"), "--seconds", "26"],
+        [sys.executable, str(BENCHMARKS / "soak.py"), "--seconds", "12"],
         capture_output=True,
         text=True,
         timeout=110,
@@ -50,22 +50,17 @@ def fine(soak: Any) -> soak_module.Report:
     """A run that went well."""
     tally = importlib.import_module("soak_load").Tally()
     tally.counts = {"embed": Counter(started=100, answered=80, raised=5, cancelled=15)}
-    before = soak.Rest(soak.Sample(0.0, 100.0, 0, 1, 0, 0), 60_000)
-    warm = soak.Rest(soak.Sample(0.0, 110.0, 8, 9, 0, 0), 70_000)
-    seen = soak.Seen(requests=1_000, billed_texts=9_000, throttled=9, quotas=9, faults={"Drop": 50})
-    samples = [soak.Sample(0.0, 110.0 + second, 16, 24, 90, 8) for second in range(8)]
-    report: soak_module.Report = soak.Report(26.0, tally, before, warm, warm, before, seen, 900, 0, 0, samples)
+    before = soak.Sample(100.0, 0, 1, 0, 0, 60_000)
+    warm = soak.Sample(110.0, 8, 9, 0, 0, 70_000)
+    seen = Counter(requests=1_000, throttled=9, Drop=50)
+    samples = [soak.Sample(110.0 + second, 16, 24, 90, 8) for second in range(8)]
+    report: soak_module.Report = soak.Report(tally, before, warm, warm, before, seen, 900, 0, samples)
     return report
 
 
 def at(name: str, **changed: Any) -> Callable[[Any], object]:
     """Changes what was measured at one moment."""
-
-    def change(report: Any) -> None:
-        rest = getattr(report, name)
-        setattr(report, name, dataclasses.replace(rest, sample=dataclasses.replace(rest.sample, **changed)))
-
-    return change
+    return lambda report: setattr(report, name, dataclasses.replace(getattr(report, name), **changed))
 
 
 @pytest.mark.parametrize(
@@ -75,11 +70,10 @@ def at(name: str, **changed: Any) -> Callable[[Any], object]:
         (lambda report: setattr(report, "stuck", 2), "2 callers never returned"),
         (lambda report: report.tally.counts["embed"].update(cancelled=-15, answered=15), "no call was cancelled"),
         (lambda report: report.tally.complain("a wrong vector"), "a wrong vector"),
-        (lambda report: report.seen.faults.clear(), "not faulty enough"),
-        (lambda report: setattr(report.seen, "throttled", 0), "not faulty enough"),
-        (lambda report: report.samples.extend([report.samples[-1]] * 2 + [at_memory(report, 130.0)] * 4), "memory"),
-        (lambda report: setattr(report, "rest", dataclasses.replace(report.rest, objects=70_900)), "900 objects"),
-        (lambda report: setattr(report, "waiting", 1), "1 waiting"),
+        (lambda report: report.seen.pop("Drop"), "not faulty enough"),
+        (lambda report: report.seen.update(throttled=-9), "not faulty enough"),
+        (lambda report: report.samples.extend([dataclasses.replace(report.warm, memory=130.0)] * 4), "MiB more"),
+        (at("rest", objects=70_900), "900 objects"),
         (at("rest", permits=1), "1 permits"),
         (at("rest", tasks=1), "1 tasks"),
         (at("rest", threads=10), "10 threads at rest"),
@@ -94,11 +88,6 @@ def test_the_judge_sees(soak: Any, change: Callable[[Any], object], complaint: s
     change(report)
     (found,) = soak.violations(report)
     assert complaint in found
-
-
-def at_memory(report: Any, mebibytes: float) -> Any:
-    """A sample like the others, of a larger process."""
-    return dataclasses.replace(report.samples[0], memory=mebibytes)
 
 
 def test_a_call_is_counted_by_how_it_ends(soak: Any) -> None:
