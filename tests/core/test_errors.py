@@ -163,6 +163,8 @@ def test_a_refusal_is_read_as_the_vendors_pages_say(
         ("Range of input length should be [1, 8192]", 8192),
         ("range of input length should be [1,100]", 100),
         ("Input is odd", None),
+        *((f"it should not be larger than {'9' * digits}.", None) for digits in (10, 5_000)),
+        *((f"Range of input length should be [1, {'9' * digits}]", None) for digits in (10, 5_000)),
     ],
 )
 def test_the_limit_that_a_message_names_is_read(message: str, limit: int | None) -> None:

@@ -163,6 +163,13 @@ def test_a_throttled_request_is_sent_once_more_with_a_fresh_permit_and_uses_up_n
     assert Talk(max_retries=1).to(says(*[no(429, "insufficient_quota")] * 20, no(500))).abort_error is None
 
 
+def test_a_pause_is_as_long_as_the_service_asks_up_to_a_minute() -> None:
+    for said, seconds in {"30": 30.0, "86400": 60.0}.items():
+        talk = Talk()
+        talk.to(says(no(503, retry_after=said)))
+        assert talk.slept == [seconds]
+
+
 def test_a_throttled_request_gives_up_when_its_patience_ends() -> None:
     talk = Talk(limiter=FakeLimiter(after_a_throttle=40.0), max_throttled_seconds=300.0)
     outcome = talk.to(lambda _: no(429, "Throttling"))
@@ -214,22 +221,6 @@ LONG = "".join(f"{i:04} " for i in range(200))  # 250 tokens by our estimate
 def counting(characters: float) -> Service:
     """A service that takes 100 tokens a text, and has its own idea of how many characters a token has."""
     return lambda texts: good(texts) if max(map(len, texts)) <= 100 * characters else TOO_LONG
-
-
-@pytest.mark.parametrize(
-    ("long", "characters", "sizes"),
-    [
-        (LONG, 4.0, [10, 9, 1]),
-        ("x" * 110, 1.0, [10, 5, 2, 3, 1, 2, 1, 1, 5]),  # our estimate does not tell which it was
-    ],
-)
-def test_a_long_text_is_named_and_its_neighbours_kept(long: str, characters: float, sizes: list[int]) -> None:
-    talk = Talk([*TEN[:3], long, *TEN[4:]])
-    outcome = talk.to(counting(characters))
-    assert (talk.sizes, talk.limits.tokens_per_row) == (sizes, 100)
-    assert outcome.dense == [*map(vector, TEN[:3]), None, *map(vector, TEN[4:])]
-    assert ([*outcome.errors], outcome.abort_error) == ([3], None)
-    assert 'long_text="truncate" or "average"' in str(outcome.errors[3])
 
 
 @pytest.mark.parametrize("characters", [4.0, 2.0, 1.0])

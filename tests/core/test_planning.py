@@ -98,14 +98,6 @@ def test_a_stream_meets_a_bad_text_when_it_reads_it() -> None:
 # --- batches ----------------------------------------------------------------------------------------------
 
 
-def test_batches_are_cut_by_rows() -> None:
-    texts = [f"t{i}" for i in range(23)]
-    assert asked(texts) == [texts[:10], texts[10:20], texts[20:]]
-    assert asked(texts, max_rows=4)[0] == texts[:4]
-    assert asked(texts, max_rows=400)[0] == texts[:10]
-    assert asked([]) == []
-
-
 def test_batches_are_cut_by_tokens_and_a_text_above_the_budget_goes_alone() -> None:
     long, short = "x" * 400, ["a" * 40, "b" * 40]  # 100 and 10 tokens
     for how in ({"bounds": limits(tokens_per_request=30)}, {"max_tokens": 30}):
@@ -148,24 +140,6 @@ def test_equal_texts_are_asked_once_within_the_memory() -> None:
 def test_a_text_that_is_asked_again_is_the_known_one_from_then_on() -> None:
     texts = ["x", *"abc", *"def", "x", "y", *"ghi", "x"]
     assert asked(texts, limits(rows=3), dedup_window=1) == [["x", "a", "b"], list("cde"), ["f", "x", "y"], list("ghi")]
-
-
-def test_a_long_text_names_all_its_pieces_with_their_weights() -> None:
-    text = "".join(f"{i:04} " for i in range(100))  # 125 tokens
-    first, second = planned(["a", text, "z"], limits(rows=3, tokens_per_row=50), long_text="average")
-    assert "".join([*first.texts[1:], *second.texts[:-1]]) == text
-    (place,) = [place for place in second.slots if place.index == 1]
-    assert [(part.batch_number, part.row) for part in place.rows] == [(0, 1), (0, 2), (1, 0)]
-    assert [place.index for place in first.slots] == [0]
-    assert first.oldest_referenced == 0  # its pieces are needed with the next batch
-    (batch,) = planned([text], limits(tokens_per_row=50), long_text="truncate")
-    assert batch.texts == [text[:200]]
-
-
-def test_equal_long_texts_are_asked_once_too() -> None:
-    text = "".join(f"{i:04} " for i in range(100))
-    once = asked([text], limits(tokens_per_row=50), long_text="average", dedup_window=None)
-    assert asked([text, text], limits(tokens_per_row=50), long_text="average", dedup_window=None) == once
 
 
 @pytest.mark.parametrize("memory", [0, 16])

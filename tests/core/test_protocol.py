@@ -102,23 +102,10 @@ def test_recorded_replies_are_read() -> None:
     assert sparse.values == pytest.approx([0.829, 0.9004])
 
 
-def test_rows_are_placed_by_their_index_not_by_their_order() -> None:
-    rows = [{"text_index": i, "index": i, "embedding": [i / 10]} for i in (2, 0, 3, 1)]
-    for found in (read(DENSE, native(*rows), 4), read(OPENAI, openai(*rows), 4)):
-        assert found.dense == [[0.0], [0.1], [0.2], [0.3]]
-
-
 def test_unknown_fields_and_those_of_the_vendors_pages_are_no_reason_to_doubt() -> None:
     row = {"text_index": 0, "embedding": [0.5], "new": 1}
     page = native(row, usage={"total_tokens": 2, "new": {}}, status_code=200, code="", message="", new=[1])
     assert read(DENSE, page) == ParsedReply([[0.5]], None, 2, None)
-
-
-def test_integers_in_a_vector_become_floats() -> None:
-    for numbers in ([1, 0, 0], [0.6, 0, -0.8], [2**53 - 1, 4.5, -7]):
-        (vector,) = read(DENSE, native({"text_index": 0, "embedding": numbers})).dense or []
-        assert vector == numbers
-        assert {type(x) for x in vector} == {float}
 
 
 def test_base64_of_little_endian_float32_is_read() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from decimal import Decimal
 from typing import TYPE_CHECKING
 
 import pytest
@@ -13,7 +12,6 @@ from dashscope_embeddings._core.exchange import Outcome
 from dashscope_embeddings._core.planning import Batch, BatchPlanner, batches
 from dashscope_embeddings._core.results import ResultCollector
 from dashscope_embeddings._core.text_length import Limits
-from dashscope_embeddings.catalogue import Price
 from dashscope_embeddings.errors import (
     AuthenticationError,
     BadRequestError,
@@ -21,7 +19,7 @@ from dashscope_embeddings.errors import (
     ConnectionFailed,
     DashScopeError,
 )
-from dashscope_embeddings.vectors import Cost, Embedding, Part, SparseVector, Usage
+from dashscope_embeddings.vectors import Embedding, Part, SparseVector, Usage
 
 if TYPE_CHECKING:
     from dashscope_embeddings.vectors import Output
@@ -73,21 +71,6 @@ def stopped(batch: Batch, error: DashScopeError) -> Outcome:
     return Outcome([None] * len(batch.texts), dict.fromkeys(range(len(batch.texts)), error), error)
 
 
-@pytest.mark.parametrize("output", ["dense", "sparse", "dense&sparse"])
-def test_each_text_gets_its_vectors_in_the_order_of_the_texts(output: Output) -> None:
-    texts = ["a", "bb", "a", "ccc", "dddd", "bb"]
-    result = job(planned(texts), output).result(texts)
-    assert result.dense == ([dense(t) for t in texts] if "dense" in output else [])
-    assert result.sparse == ([sparse(t) for t in texts] if "sparse" in output else None)
-    assert (result.usage, result.request_ids) == (Usage(2, 40, 4), ("r0", "r1"))
-    assert len(result) == 6
-
-
-def test_no_text_at_all_gives_no_vector_at_all() -> None:
-    assert job([], "dense").result([]).dense == []
-    assert job([]).result([]).sparse == []
-
-
 def test_equal_texts_get_lists_of_their_own() -> None:
     result = job(planned(["a", "b", "a", "a"])).result(["a", "b", "a", "a"])
     assert len({id(vector) for vector in result.dense}) == 4
@@ -96,58 +79,6 @@ def test_equal_texts_get_lists_of_their_own() -> None:
     assert result.sparse is not None
     result.sparse[0].values[0] = 7.0
     assert result.sparse[2] == result.sparse[3] == sparse("a")
-
-
-def test_pieces_are_averaged_by_their_length_to_unit_length_and_sparse_takes_the_largest() -> None:
-    text = "".join(f"{i:04} " for i in range(100))
-    batched = planned(["z", text], rows=2, tokens_per_row=50)
-    rows = [t for batch in batched for t in batch.texts][1:]
-    assert "".join(rows) == text
-    assert len(rows) == 3
-    result = job(batched).result(["z", text])
-    mean = [sum(len(t) * dense(t)[axis] for t in rows) for axis in (0, 1)]
-    assert result.dense[0] == dense("z")
-    assert result.dense[1] == pytest.approx([x / math.hypot(*mean) for x in mean])
-    assert math.hypot(*result.dense[1]) == pytest.approx(1)
-    assert result.sparse is not None
-    assert result.sparse[1].indices == sorted({len(t) for t in rows})
-
-
-def test_a_text_is_ready_only_after_those_before_it() -> None:
-    first, second = planned(["a", "b", "c", "d"])
-    found = ResultCollector("dense", None)
-    broken = outcome(first, "dense", without=1)
-    broken.errors[1] = refused()
-    found.add(first, broken)
-    assert [e.index for e in found.pop_ready()] == [0]
-    found.add(second, outcome(second, "dense"))
-    assert list(found.pop_ready()) == []
-    assert found.has_failed
-    error = found.build_error()
-    assert (error.partial, error.failed) == ({2: dense("c"), 3: dense("d")}, [1])
-    assert str(error).startswith("text 1 of 4: ")
-
-
-def test_refused_texts_that_are_skipped_are_left_out_and_fail_nothing() -> None:
-    first, second = planned(["a", "b", "c", "d"])
-    found = ResultCollector("dense", None)
-    broken = outcome(first, "dense", without=1)
-    broken.errors[1] = refused()
-    found.add(first, broken)
-    skipped = found.skip_refused()
-    assert {index: str(error) for index, error in skipped.items()} == {1: str(broken.errors[1])}
-    assert (skipped[1].failed, skipped[1].refused) == ([1], {1: "b"})
-    found.add(second, outcome(second, "dense"))
-    assert (found.has_failed, found.skip_refused()) == (False, {})
-    assert [e.index for e in found.pop_ready()] == [0, 2, 3]
-
-
-def test_what_was_billed_is_counted_and_priced() -> None:
-    (batch,) = planned(["a", "b"])
-    for price, cost in ((None, None), (Price("CNY", Decimal("0.5")), Cost(Decimal("0.00001"), "CNY"))):
-        found = ResultCollector("dense", price)
-        found.add(batch, outcome(batch))
-        assert found.usage == Usage(1, 20, 2, cost)
 
 
 @pytest.mark.parametrize(

@@ -68,24 +68,8 @@ NUMBERS = st.one_of(
 SCALARS = st.one_of(st.none(), st.booleans(), NUMBERS, st.text(st.characters(), max_size=8))
 NAMES = st.sampled_from(
     [
-        "output",
-        "embeddings",
-        "embedding",
-        "sparse_embedding",
-        "text_index",
-        "index",
-        "value",
-        "token",
-        "data",
-        "usage",
-        "total_tokens",
-        "prompt_tokens",
-        "request_id",
-        "id",
-        "code",
-        "message",
-        "error",
-        "type",
+        *("output", "embeddings", "embedding", "sparse_embedding", "text_index", "index", "value", "token", "data"),
+        *("usage", "total_tokens", "prompt_tokens", "request_id", "id", "code", "message", "error", "type"),
     ]
 )
 JSON = st.recursive(
@@ -321,9 +305,6 @@ def test_any_refusal_becomes_a_service_error_without_the_key(
     assert type(error.copy()) is type(error)
 
 
-_LONG_NUMBER = re.compile(rb"\d{100}")
-
-
 @given(st.data(), st.sampled_from(["error", "truncate", "average"]), st.integers(0, 2))
 @examples(80)
 def test_an_exchange_ends_with_vectors_or_errors_whatever_is_answered(
@@ -364,8 +345,6 @@ def test_an_exchange_ends_with_vectors_or_errors_whatever_is_answered(
                 if sent < 20
                 else Reply(401, {}, b"")
             )
-            if _LONG_NUMBER.search(getattr(answer, "body", b"")):
-                answer = Failure("held back: see the tests of absurd numbers below")
     except StopIteration as done:
         outcome = done.value
     assert len(outcome.dense) == len(outcome.sparse) == len(asked)
@@ -386,33 +365,6 @@ def refusals(draw: st.DrawFn) -> Reply:
     """Refusals as the service words them, with any numbers in them."""
     content = {"code": draw(CODES), "message": draw(MESSAGES)}
     return Reply(draw(st.sampled_from([400, 429, 500])), draw(HEADERS), written(content))
-
-
-@pytest.mark.parametrize(
-    ("words", "digits"),
-    [
-        ("it should not be larger than {}.", 5_000),
-        ("Range of input length should be [1, {}]", 5_000),
-        ("Range of input length should be [1, {}]", 400),
-    ],
-)
-def test_a_refusal_that_names_an_absurd_limit_is_an_error_like_any_other(words: str, digits: int) -> None:
-    content = {"code": "InvalidParameter", "message": words.format("9" * digits)}
-    terms = RequestContext(
-        RequestOptions("native", "m"),
-        Limits(10, 8192, None),
-        Limiter(FakeClock().now),
-        "average",
-        error_context=ErrorContext("https://h"),
-    )
-    flow = exchange(["a long text"], terms)
-    next(flow)
-    try:
-        for _ in range(100):
-            flow.send(Reply(400, {}, written(content)))
-    except StopIteration as done:
-        outcome = done.value
-    assert isinstance(outcome.errors[0], ServiceError)
 
 
 # --- lengths -----------------------------------------------------------------------------------------------
