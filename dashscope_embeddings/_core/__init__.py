@@ -1,26 +1,27 @@
 """Decides what to send and what a reply means. No socket, no event loop, no sleep; the clock is passed in.
 
 The way of `DashScopeEmbeddings.embed_documents(texts)`. A module is called by the nearest one above that is indented
-less, and client.py by hybrid.py:
+less:
 
-    langchain.py                    checks the list; runs a flow of _adapters/flows.py; returns lists of floats
-      _adapters/base.py               the settings as fields, and the client made from them
-      _adapters/vector_cache.py       with an `embeddings_cache`: only the texts that it lacks go on
-      _adapters/hybrid.py             calls the client; if paired with a sparse adapter: for both components
-    client.py                       EmbeddingClient.embed
-      _core/text_inputs.py            refuses invalid texts before anything is sent
-      _core/planning.py               texts → batches, made lazily: without duplicates, cut by rows and tokens
-      _runtime/client_base.py         makes one exchange for each batch
-      _runtime/thread_drivers.py      runs exchanges: several on threads, a single one on the caller's if it can
-        _core/exchange.py               permit → Send → result; then retry, split or return
-          _core/protocol.py               writes the body
-          _core/rate_limiter.py           says how long to wait; the driver waits
-        _runtime/transport.py           performs Send
-          _runtime/http_request.py        sends the request, reads the bytes of the reply
-            _core/reply_reader.py           called while the connection is held: may another request use it?
-              _core/protocol.py               reply → vectors; no other module knows the JSON of embeddings
-              _core/failures.py               refusal, broken reply or no reply → an error with an action
-      _core/results.py                outcomes → vectors, in the order of the texts
+    langchain.py                      checks the list; runs the flow of the next one; returns lists of floats
+      _adapters/vector_cache.py         with an `embeddings_cache`: only the texts that it lacks go on
+        _adapters/hybrid.py               calls the client; if paired with a sparse adapter, for both components
+          client.py                         EmbeddingClient.embed; _adapters/base.py made the client from its fields
+            _core/text_inputs.py              refuses invalid texts before anything is sent
+            _core/planning.py                 texts → batches, made lazily: without duplicates, cut by rows and tokens
+            _runtime/client_base.py           makes one exchange for each batch, when a driver has use for it
+            _runtime/thread_drivers.py        runs exchanges: several on threads, a single one on the caller's if it can
+              _core/exchange.py                 permit → Send → result; then retry, split or return
+                _core/rate_limiter.py             says how long to wait; the driver waits
+                _core/protocol.py                 writes the body
+                _core/planning.py                 splits a request that the service refused
+              _runtime/transport.py             performs Send
+                _runtime/http_request.py          sends the request, reads the bytes of the reply
+                  _core/reply_reader.py             called while the connection is held
+                    _core/failures.py                 refusal, broken reply or no reply → an error with an action
+                    _core/protocol.py                 reply → vectors; no other module knows the JSON of embeddings
+                    _core/stale_replies.py            is it the reply to another request?
+            _core/results.py                  outcomes → vectors, in the order of the texts
 
 llama_index/dense.py takes the same way. On an event loop, `aembed` and _runtime/async_drivers.py take the place of
 `embed` and thread_drivers.py. A single text that need not be cut goes through _core/text_batcher.py instead, and from

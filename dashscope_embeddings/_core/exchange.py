@@ -15,7 +15,7 @@ import sys
 from collections import deque
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from dashscope_embeddings import usage
 from dashscope_embeddings._core import protocol, text_length
@@ -56,14 +56,6 @@ READ_AHEAD = 48
 """Outcomes that may wait for an earlier, slower one."""
 
 
-class StartedExchange(Protocol):
-    """An exchange that a driver runs."""
-
-    @property
-    def has_ended(self) -> bool:
-        """Whether its outcome is known."""
-
-
 @dataclass(frozen=True)
 class RequestContext:
     """What all batches of one call share."""
@@ -87,24 +79,18 @@ class RequestContext:
     observed_widths: dict[str, int] | None = None
     """The width of a call's first vector, if the model's width is not known."""
 
-    @property
-    def concurrency(self) -> int:
-        """How many exchanges a job should have under way now, those included that wait for the limiter."""
-        return min(self.limiter.concurrency, self.bound.limit or sys.maxsize)
-
-    def has_use_for_another(self, started: Sequence[StartedExchange]) -> bool:
-        """Whether a job should start another exchange. `started`: exchanges whose outcomes it has not yielded yet.
+    def has_use_for_another(self, ended: Sequence[bool]) -> bool:
+        """Whether a job should start another exchange. `ended`: which of those that it has not yielded yet have ended.
 
         Outcomes are yielded in order. So that a slow reply does not hold up those behind it, a job reads ahead; not if
         it is the caller who is slow.
         """
-        concurrency = self.concurrency
-        if len(started) < concurrency:
+        concurrency = min(self.limiter.concurrency, self.bound.limit or sys.maxsize)
+        if len(ended) < concurrency:
             return True
-        if started[0].has_ended or len(started) >= concurrency + READ_AHEAD:
+        if ended[0] or len(ended) >= concurrency + READ_AHEAD:
             return False
-        unfinished = sum(not exchange.has_ended for exchange in started)
-        return unfinished < concurrency
+        return ended.count(False) < concurrency
 
     def create_permit(self, estimated_tokens: int) -> Permit:
         return self.limiter.create_permit(

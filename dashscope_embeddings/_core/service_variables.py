@@ -22,9 +22,6 @@ _URLS = {"native": "DASHSCOPE_HTTP_BASE_URL", "openai": "DASHSCOPE_COMPATIBLE_BA
 _REGIONS = ("DASHSCOPE_API_REGION", "DASHSCOPE_REGION")
 _WORKSPACES = ("DASHSCOPE_WORKSPACE_ID", "DASHSCOPE_WORKSPACE")
 
-PLACE_VARIABLES = (*_URLS.values(), _URL, *_REGIONS, *_WORKSPACES)
-"""All of them."""
-
 DESCRIPTIONS: Mapping[tuple[str, ...], str] = {
     ("DASHSCOPE_API_KEY",): "The API key.",
     ("DASHSCOPE_API_KEY_FILE_PATH",): "A file that holds the key; without both variables, `~/.dashscope/api_key`.",

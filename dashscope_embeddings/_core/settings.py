@@ -176,9 +176,10 @@ def _check_protocol(settings: Settings) -> None:
         raise InvalidInput(f'protocol={settings.protocol!r}: expected "native" or "openai"')
     if settings.long_text not in get_args(LongText):
         raise InvalidInput(f'long_text={settings.long_text!r}: expected "error", "truncate" or "average"')
-    if settings.instruct is None:
+    instruct: object = settings.instruct
+    if instruct is None:
         return
-    if not _is_utf8_encodable(settings.instruct):
+    if not isinstance(instruct, str) or _SURROGATE.search(instruct):
         raise InvalidInput("instruct must be a sentence, a string that UTF-8 can carry")
     if settings.protocol == "openai":
         raise InvalidInput('instruct needs protocol="native": the OpenAI-compatible protocol does not have it')
@@ -187,34 +188,13 @@ def _check_protocol(settings: Settings) -> None:
         raise InvalidInput(f"{settings.model.name} takes no instruct; these do: {takers}")
 
 
-def _is_utf8_encodable(text: object) -> bool:
-    if not isinstance(text, str):
-        return False
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 _HEADER_VALUE = re.compile(r"(?:[\x21-\x7e](?:[\t\x20-\x7e]*[\x21-\x7e])?)?")
 
-
-_FRAMING_HEADERS = frozenset(
-    {
-        "connection",
-        "content-encoding",
-        "content-length",
-        "expect",
-        "host",
-        "keep-alive",
-        "proxy-connection",
-        "te",
-        "trailer",
-        "transfer-encoding",
-        "upgrade",
-    }
+_FRAMING_HEADER = re.compile(
+    r"(?:keep-alive|(?:proxy-)?connection|content-(?:encoding|length)|expect|host|te|trailer|transfer-encoding|upgrade)",
+    re.IGNORECASE,
 )
 """Headers that describe the framing of a message: a wrong value breaks the message or the connection."""
 
@@ -223,7 +203,7 @@ def _check_headers(settings: Settings) -> None:
     for name, value in settings.headers:
         if not _HEADER_NAME.fullmatch(name):
             raise InvalidInput(f"default_headers: {name!r} is not a header name")
-        if name.lower() in _FRAMING_HEADERS:
+        if _FRAMING_HEADER.fullmatch(name):
             raise InvalidInput(
                 f"default_headers: {name} belongs to a single message or connection, and is set for each"
             )
@@ -235,9 +215,7 @@ def _check_headers(settings: Settings) -> None:
 
 def _check_dimensions(settings: Settings) -> None:
     model, dimensions = settings.model, settings.dimensions
-    if dimensions is None:
-        return
-    if model.dimensions and dimensions not in model.dimensions:
+    if dimensions is not None and model.dimensions and dimensions not in model.dimensions:
         sizes = ", ".join(map(str, sorted(model.dimensions)))
         raise InvalidInput(f"{model.name} has no vectors of {dimensions} dimensions; it has {sizes}")
 

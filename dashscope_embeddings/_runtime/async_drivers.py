@@ -48,7 +48,7 @@ class AsyncDriver:
             while True:
                 while (
                     not halt.is_set()
-                    and context.has_use_for_another(started)
+                    and context.has_use_for_another([one.has_ended for one in started])
                     and (label := await anext(labels, None)) is not None
                 ):
                     task = asyncio.create_task(self._run_or_error(flow_of(label), halt))

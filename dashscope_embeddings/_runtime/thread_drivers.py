@@ -104,7 +104,7 @@ class ThreadDriver:
             while True:
                 while (
                     not halt.is_set()
-                    and context.has_use_for_another(started)
+                    and context.has_use_for_another([one.has_ended for one in started])
                     and (label := next(labels, None)) is not None
                 ):
                     run = _in_own_context(self.run, flow_of(label), halt)

@@ -42,22 +42,20 @@ def clock() -> Clock:
     return Clock()
 
 
-def test_a_reported_quota_does_not_space_what_the_service_may_take_at_once(clock: Clock) -> None:
+@pytest.mark.parametrize(
+    ("reported", "requests", "seconds"),
+    [
+        ((600, 60), 600, 0.0),  # not spaced: the service may take them at once
+        ((600, 60), 900, 30.0),
+        ((10, 1), 30, 2.0),
+    ],
+)
+def test_a_reported_quota_leaves_room_for_the_burst_of_one_period(
+    reported: tuple[float, float], requests: int, seconds: float, clock: Clock
+) -> None:
     limiter = Limiter(clock)
-    limiter.apply_reported_quota(quota((600, 60)))
-    assert seconds_for(limiter, clock, 600) == 0.0
-
-
-def test_beyond_one_period_it_is_an_upper_bound(clock: Clock) -> None:
-    limiter = Limiter(clock)
-    limiter.apply_reported_quota(quota((600, 60)))
-    assert seconds_for(limiter, clock, 900) == pytest.approx(30.0)
-
-
-def test_a_quota_by_the_second_leaves_room_for_a_seconds_burst_alone(clock: Clock) -> None:
-    limiter = Limiter(clock)
-    limiter.apply_reported_quota(quota((10, 1)))
-    assert seconds_for(limiter, clock, 30) == pytest.approx(2.0)
+    limiter.apply_reported_quota(quota(reported))
+    assert seconds_for(limiter, clock, requests) == pytest.approx(seconds)
 
 
 def test_reported_tokens_are_an_upper_bound_by_what_is_billed(clock: Clock) -> None:

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import threading
 from collections import deque
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
-import httpx
 import pytest
-from client_helpers import KEY, FakeClock
+from client_helpers import FakeClock
 
-from dashscope_embeddings import AuthenticationError, BadRequestError, EmbeddingClient
 from dashscope_embeddings._core.error_codes import ErrorReply, service_error
 from dashscope_embeddings._core.exchange import Outcome, RequestContext
 from dashscope_embeddings._core.planning import BatchPlanner
@@ -20,12 +16,9 @@ from dashscope_embeddings._core.rate_limiter import InFlightBound, Limiter
 from dashscope_embeddings._core.text_batcher import BatchCall, SingleText, TextBatcher
 from dashscope_embeddings._core.text_length import Limits
 from dashscope_embeddings.catalogue import model
-from dashscope_embeddings.emulator import Emulator, faults
 from dashscope_embeddings.vectors import Part
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from dashscope_embeddings.vectors import TextType
 
 THROTTLED = service_error(ErrorReply(429, "Throttling.RateQuota"))
@@ -56,9 +49,6 @@ def join(waiting: TextBatcher, *texts: str) -> list[SingleText]:
 def answer(count: int) -> Outcome:
     rows: list[Part | None] = [Part([float(i)], None, 1.0) for i in range(count)]
     return Outcome(rows, requests=1, texts=count, tokens=3 * count + 1, request_ids=["r"])
-
-
-# --- without a client --------------------------------------------------------------------------------------
 
 
 def test_a_query_that_nobody_waits_with_goes_at_once_and_alone() -> None:
@@ -149,73 +139,6 @@ def test_a_flight_that_is_broken_off_puts_its_queries_back_in_order() -> None:
     again = waiting.poll(queries[0], context, None)
     assert isinstance(again, BatchCall)
     assert again.texts == ["a", "b", "c"]
-
-
-# --- with a client -----------------------------------------------------------------------------------------
-
-
-class Gate:
-    """A transport that holds the first request until it is opened."""
-
-    def __init__(self, emulator: Emulator) -> None:
-        self.emulator, self.open, self.reached = emulator, threading.Event(), threading.Event()
-
-    def __call__(self, request: httpx.Request) -> httpx.Response:
-        if not self.reached.is_set():
-            self.reached.set()
-            assert self.open.wait(20)
-        return self.emulator(request)
-
-
-@pytest.fixture
-def gate(emulator: Emulator) -> Gate:
-    return Gate(emulator)
-
-
-@pytest.fixture
-def client(gate: Gate) -> Iterator[EmbeddingClient]:
-    """A client with one request at a time, so that a second query has to wait."""
-    with httpx.Client(transport=httpx.MockTransport(gate)) as http:
-        yield EmbeddingClient(api_key=KEY, http_client=http, max_concurrency=1)
-
-
-def ask_behind_one_another(client: EmbeddingClient, gate: Gate, asked: list[str]) -> list[object]:
-    """One thread each; the first is held in batch_call until the others wait."""
-
-    def ask(text: str) -> object:
-        try:
-            return client.embed(text, text_type="query").dense[0]
-        except (BadRequestError, AuthenticationError) as error:
-            return error
-
-    with ThreadPoolExecutor(len(asked)) as pool:
-        jobs = [pool.submit(ask, asked[0])]
-        assert gate.reached.wait(20)
-        jobs += [pool.submit(ask, text) for text in asked[1:]]
-        queue = client._text_batchers["query", "dense"]._waiting
-        while len(queue) < len(asked) - 1:
-            pass
-        gate.open.set()
-        return [job.result() for job in jobs]
-
-
-def test_threads_that_wait_are_answered_by_one_request(client: EmbeddingClient, gate: Gate) -> None:
-    asked = [f"query {i}" for i in range(9)]
-    found = ask_behind_one_another(client, gate, asked)
-    emulator = gate.emulator
-    assert found == [emulator.dense(text, model="text-embedding-v4", text_type="query") for text in asked]
-    assert [len(record.texts) for record in emulator.asked] == [1, 8]
-    assert (client.usage.requests, client.usage.texts) == (2, 9)
-    assert client.usage.tokens == emulator.billed_tokens
-
-
-def test_a_failure_of_all_is_an_error_of_its_own_for_each(client: EmbeddingClient, gate: Gate) -> None:
-    gate.emulator.faults = [faults.Fault(), faults.Status(401, code="InvalidApiKey")]
-    found = ask_behind_one_another(client, gate, ["first", "a", "b"])
-    assert isinstance(found[0], list)
-    assert isinstance(found[1], AuthenticationError)
-    assert isinstance(found[2], AuthenticationError)
-    assert found[1] is not found[2]
 
 
 def test_documents_have_low_priority_and_a_permit_for_the_tokens_of_all() -> None:

@@ -27,49 +27,72 @@ from dashscope_embeddings.errors import BadReply
 from dashscope_embeddings.vectors import Part, combine
 
 if TYPE_CHECKING:
-    from dashscope_embeddings import EmbeddingClient
+    from dashscope_embeddings import EmbeddingClient, Embeddings
     from dashscope_embeddings.emulator import Asked
     from dashscope_embeddings.emulator.fault_schedule import Fault
 
 HOST = "dashscope.aliyuncs.com"
 WIDTH = 64
-WAYS = st.sampled_from([SyncCalls(), AsyncCalls()])
+WAYS: st.SearchStrategy[SyncCalls | AsyncCalls] = st.sampled_from([SyncCalls(), AsyncCalls()])
 LONG = 30_000
 """A limit of tokens a text that none of these texts reaches."""
-
-
-def right(emulator: Emulator, text: str) -> list[float]:
-    return emulator.dense(text, dimension=WIDTH)
+TEN, ROWS, FEW_ROWS = st.just(10), st.integers(1, 25), st.integers(1, 12)
+NOTHING: st.SearchStrategy[tuple[Fault, ...]] = st.just(())
 
 
 @dataclass(frozen=True)
 class World:
-    """A service, a client that may be wrong about its limits, and a way to call it."""
+    """A service, a client that may be wrong about its limits, a way to call it, and the texts to ask for."""
 
+    asked: list[Any]
     way: SyncCalls | AsyncCalls
     emulator: Emulator
     client: EmbeddingClient
     rows: int
     """Texts that the client puts into a request at most."""
+    limits: Limits
+    """The service's."""
+    believed: Limits
+    """What the client thinks of them at first."""
+
+    def embed(self, **options: Any) -> Embeddings:
+        return self.way.embed(self.client, self.asked, **options)
+
+    def right(self, text: str) -> list[float]:
+        return self.emulator.dense(text, dimension=WIDTH)
+
+    @property
+    def right_vectors(self) -> list[list[float]]:
+        return [self.right(text) for text in self.asked]
+
+    @property
+    def answered(self) -> list[Asked]:
+        """The requests whose replies came back whole and right."""
+        return [record for record in self.emulator.asked if record.tokens and record.fault in PASSING]
+
+    @property
+    def bill(self) -> int:
+        return sum(record.tokens for record in self.answered)
+
+    @property
+    def in_flight(self) -> int:
+        return sum(limiter.in_flight for limiter in {context.limiter for context in self.client._contexts.values()})
 
 
-def make(  # noqa: PLR0913 - each is drawn on its own
+def make(
+    asked: list[Any],
     way: SyncCalls | AsyncCalls,
-    *,
-    rows: int = 10,
-    believed: int | None = None,
-    tokens: int = LONG,
-    believed_tokens: int | None = None,
+    limits: tuple[int, int] = (10, LONG),
+    believed: tuple[int, int] | None = None,
     script: tuple[Fault, ...] = (),
     **client: Any,
 ) -> World:
+    """`limits`: rows a request and tokens a text."""
     reset_shared_state()
     clock = FakeClock()
-    emulator = Emulator(rows=rows, tokens_per_row=tokens, faults=script, clock=clock.now)
-    thought = rows if believed is None else believed
-    text_length._observed_limits[HOST, DEFAULT_MODEL] = Limits(
-        thought, tokens if believed_tokens is None else believed_tokens, None
-    )
+    emulator = Emulator(rows=limits[0], tokens_per_row=limits[1], faults=script, clock=clock.now)
+    thought = Limits(*(believed or limits), None)
+    text_length._observed_limits[HOST, DEFAULT_MODEL] = replace(thought)
     made = client_for(emulator, clock, dimensions=WIDTH, **client)
     # One whose replies take some turns of the loop, so that queries pile up meanwhile.
     made._user_resources.async_client._transport = httpx.MockTransport(lambda request: _later(emulator, request))
@@ -77,7 +100,8 @@ def make(  # noqa: PLR0913 - each is drawn on its own
         context = made._request_context("document", output)
         # Threads that spin on a clock without time can use up five minutes while another computes a vector.
         made._contexts["document", output] = replace(context, max_throttled_seconds=math.inf)
-    return World(way, emulator, made, min(thought, client.get("batch_size") or thought))
+    most = min(thought.rows, client.get("batch_size") or thought.rows)
+    return World(asked, way, emulator, made, most, Limits(*limits, None), thought)
 
 
 async def _later(emulator: Emulator, request: httpx.Request) -> httpx.Response:
@@ -86,7 +110,7 @@ async def _later(emulator: Emulator, request: httpx.Request) -> httpx.Response:
     return emulator(request)
 
 
-CLIENTS = st.fixed_dictionaries(
+CLIENTS: st.SearchStrategy[dict[str, Any]] = st.fixed_dictionaries(
     {"max_concurrency": st.integers(1, 8)},
     optional={
         "batch_size": st.integers(1, 25),
@@ -131,7 +155,7 @@ FAILED = st.one_of(
     st.builds(faults.NotFinite, value=st.sampled_from([math.nan, math.inf, -math.inf])),
     st.builds(faults.NullEmbedding),
 )
-PASSING = {"Fault", "Slow", "Shuffle", "ExtraFields", "WrongContentType", "Gzip"}
+PASSING = {None, "Fault", "Slow", "Shuffle", "ExtraFields", "WrongContentType", "Gzip"}
 FATAL = st.one_of(
     st.builds(faults.FreeQuotaExhausted, only_free=st.booleans()),
     st.builds(faults.Overdue),
@@ -154,112 +178,98 @@ LEGIBLE = RECOVERED.map(lambda script: tuple(fault for fault in script if fault.
 """The same where refusals are part of the plan: a refusal that cannot be read is believed by its status alone."""
 
 
-def answered(emulator: Emulator) -> list[Asked]:
-    """The requests whose replies came back whole and right."""
-    return [asked for asked in emulator.asked if asked.tokens and (asked.fault is None or asked.fault in PASSING)]
+@st.composite
+def worlds(  # noqa: PLR0913 - each is drawn on its own
+    draw: st.DrawFn,
+    /,
+    asked: st.SearchStrategy[list[Any]],
+    rows: st.SearchStrategy[int] = TEN,
+    *,
+    believed_rows: st.SearchStrategy[int] | None = None,
+    tokens: st.SearchStrategy[tuple[int, int]] | None = None,
+    script: st.SearchStrategy[tuple[Fault, ...]] = RECOVERED,
+    **client: Any,
+) -> World:
+    """`tokens`: of a text, at the service and as the client believes."""
+    limit, believed = (LONG, LONG) if tokens is None else draw(tokens)
+    most = draw(rows)
+    thought = most if believed_rows is None else draw(believed_rows)
+    settings = draw(CLIENTS) | client
+    return make(draw(asked), draw(WAYS), (most, limit), (thought, believed), draw(script), **settings)
 
 
 # --- all is well in the end --------------------------------------------------------------------------------
 
 
-@given(lists_of(texts()), WAYS, st.integers(1, 25), CLIENTS, RECOVERED)
+@given(worlds(lists_of(texts()), ROWS))
 @examples(60)
-def test_whatever_passes_every_text_gets_its_own_vector_and_the_bill_is_the_services(
-    asked: list[str], way: SyncCalls | AsyncCalls, rows: int, settings: dict[str, Any], script: tuple[Fault, ...]
-) -> None:
-    world = make(way, rows=rows, script=script, **settings)
-    emulator = world.emulator
-    found = way.embed(world.client, asked)
-    assert found.dense == [right(emulator, text) for text in asked]
-    distinct = len(set(asked))
-    good = answered(emulator)
-    assert len(good) == math.ceil(distinct / world.rows)
-    assert emulator.requests - len(good) == sum(record.fault not in {None, *PASSING} for record in emulator.asked)
-    assert Counter(text for record in good for text in record.texts) == Counter(set(asked))
+def test_whatever_passes_every_text_gets_its_own_vector_and_the_bill_is_the_services(world: World) -> None:
+    found, good, distinct = world.embed(), world.answered, set(world.asked)
+    assert found.dense == world.right_vectors
+    assert len(good) == math.ceil(len(distinct) / world.rows)
+    failed = sum(record.fault not in PASSING for record in world.emulator.asked)
+    assert world.emulator.requests - len(good) == failed
+    assert Counter(text for record in good for text in record.texts) == Counter(distinct)
     assert found.usage.requests == len(good) == len(found.request_ids)
     assert set(found.request_ids) == {record.request_id for record in good}
-    assert found.usage.texts == distinct
-    assert found.usage.tokens == sum(record.tokens for record in good)
+    assert (found.usage.texts, found.usage.tokens) == (len(distinct), world.bill)
     assert world.client.usage == found.usage
-    assert len({id(vector) for vector in found.dense}) == len(asked)
-    assert world.client._contexts["document", "dense"].limiter.in_flight == 0
+    assert len({id(vector) for vector in found.dense}) == len(world.asked)
+    assert world.in_flight == 0
 
 
-@given(lists_of(texts()), WAYS, st.tuples(st.integers(1, 25), st.integers(1, 25)), CLIENTS, LEGIBLE)
+@given(worlds(lists_of(texts()), ROWS, believed_rows=ROWS, script=LEGIBLE))
 @examples(30)
-def test_a_client_that_is_wrong_about_rows_loses_nothing(
-    asked: list[str],
-    way: SyncCalls | AsyncCalls,
-    limits: tuple[int, int],
-    settings: dict[str, Any],
-    script: tuple[Fault, ...],
-) -> None:
-    rows, believed = limits
-    world = make(way, rows=rows, believed=believed, script=script, **settings)
-    emulator = world.emulator
-    found = way.embed(world.client, asked)
-    assert found.dense == [right(emulator, text) for text in asked]
-    distinct = len(set(asked))
-    good = answered(emulator)
+def test_a_client_that_is_wrong_about_rows_loses_nothing(world: World) -> None:
+    found, good, rows = world.embed(), world.answered, world.limits.rows
+    assert found.dense == world.right_vectors
     assert all(len(record.texts) <= rows for record in good)
-    assert found.usage.texts == distinct
+    assert found.usage.texts == len(set(world.asked))
     # Each of the requests that were planned may have been cut once.
-    planned = math.ceil(distinct / world.rows)
+    planned = math.ceil(found.usage.texts / world.rows)
     assert len(good) <= planned * math.ceil(world.rows / rows)
-    refused = sum(record.status == 400 and record.fault in {None, *PASSING} for record in emulator.asked)
+    refused = sum(record.status == 400 and record.fault in PASSING for record in world.emulator.asked)
     assert refused <= planned
-    assert emulator.requests <= len(good) + refused + len(script)
-    assert world.client._limits.rows <= max(rows, 1) or refused == 0
+    assert world.emulator.requests <= len(good) + refused + len(world.emulator.faults)
+    assert world.client._limits.rows <= rows or refused == 0
 
 
-@given(lists_of(texts(), min_size=1), WAYS, CLIENTS, RECOVERED, st.integers(1, 200))
+@given(st.integers(1, 200).flatmap(lambda budget: worlds(lists_of(texts(), min_size=1), tokens_per_request=budget)))
 @examples(20)
-def test_tokens_a_request_are_kept_to(
-    asked: list[str], way: SyncCalls | AsyncCalls, settings: dict[str, Any], script: tuple[Fault, ...], budget: int
-) -> None:
-    world = make(way, script=script, tokens_per_request=budget, **settings)
-    found = way.embed(world.client, asked)
-    assert found.dense == [right(world.emulator, text) for text in asked]
+def test_tokens_a_request_are_kept_to(world: World) -> None:
+    assert world.embed().dense == world.right_vectors
+    budget = world.client.settings.tokens_per_request or 0
     for record in world.emulator.asked:
         assert len(record.texts) == 1 or sum(map(text_length.estimate_tokens, record.texts)) <= budget
 
 
-@given(lists_of(texts()), WAYS, CLIENTS, RECOVERED)
+@given(worlds(lists_of(texts())))
 @examples(20)
-def test_both_halves_are_of_the_same_text(
-    asked: list[str], way: SyncCalls | AsyncCalls, settings: dict[str, Any], script: tuple[Fault, ...]
-) -> None:
-    world = make(way, script=script, **settings)
-    found = way.embed(world.client, asked, output="dense&sparse")
-    assert found.dense == [right(world.emulator, text) for text in asked]
+def test_both_components_are_of_the_same_text(world: World) -> None:
+    found = world.embed(output="dense&sparse")
+    assert found.dense == world.right_vectors
     assert found.sparse is not None
-    for text, weights in zip(asked, found.sparse, strict=True):
+    for text, weights in zip(world.asked, found.sparse, strict=True):
         tokens = [(token.index, token.value, token.token) for token in world.emulator.sparse(text)]
         expected = SparseVector.merged((i, array("f", [value])[0], token) for i, value, token in tokens)
         assert weights == expected
-    assert found.usage.texts == len(set(asked))
+    assert found.usage.texts == len(set(world.asked))
 
 
-@given(lists_of(texts()), WAYS, st.integers(1, 25), CLIENTS, RECOVERED)
+@given(worlds(lists_of(texts()), ROWS))
 @examples(25)
-def test_a_stream_gives_what_embed_gives_and_an_array_holds_the_same_numbers(
-    asked: list[str], way: SyncCalls | AsyncCalls, rows: int, settings: dict[str, Any], script: tuple[Fault, ...]
-) -> None:
-    world = make(way, rows=rows, script=script, **settings)
-    streamed = way.stream(world.client, iter(asked))
+def test_a_stream_gives_what_embed_gives_and_an_array_holds_the_same_numbers(world: World) -> None:
+    asked, script = world.asked, world.emulator.faults
+    streamed = world.way.stream(world.client, iter(asked))
     assert [embedding.index for embedding in streamed] == list(range(len(asked)))
-    assert [embedding.dense for embedding in streamed] == [right(world.emulator, text) for text in asked]
+    assert [embedding.dense for embedding in streamed] == world.right_vectors
     assert len({id(embedding.dense) for embedding in streamed}) == len(asked)
-    distinct, good = len(set(asked)), answered(world.emulator)
-    assert distinct <= sum(len(record.texts) for record in good) <= len(asked)
-    assert world.client.usage.tokens == sum(record.tokens for record in good)
+    assert len(set(asked)) <= sum(len(record.texts) for record in world.answered) <= len(asked)
+    assert world.client.usage.tokens == world.bill
     world.emulator.faults = script
-    packed = way.embed(world.client, asked, array=True)
-    assert len(packed) == len(asked)
-    assert packed.dense == []
-    assert [list(row) for row in packed.dense_array] == [
-        list(array("f", right(world.emulator, text))) for text in asked
-    ]
+    packed = world.embed(array=True)
+    assert (len(packed), packed.dense) == (len(asked), [])
+    assert [list(row) for row in packed.dense_array] == [list(array("f", vector)) for vector in world.right_vectors]
 
 
 # --- long texts --------------------------------------------------------------------------------------------
@@ -268,109 +278,78 @@ LONGER = st.lists(texts(30) | st.sampled_from(["word ", "字。", "\n\n", "!" * 
     "".join
 )
 MIXED = lists_of((texts(20) | LONGER).filter(lambda text: bool(text.strip())), max_size=12)
+TOKENS = st.tuples(st.integers(1, 40), st.integers(1, 60))
 
 
-@given(MIXED, WAYS, st.tuples(st.integers(1, 40), st.integers(1, 60)), CLIENTS, LEGIBLE)
+def fits(world: World, text: str) -> bool:
+    """Whether both the service and the client take it as it is."""
+    limit = world.limits.tokens_per_row
+    estimate = text_length.estimate_tokens(text)
+    return synthetic_vectors.count_tokens(text) <= limit and estimate <= min(limit, world.believed.tokens_per_row)
+
+
+@given(worlds(MIXED, tokens=TOKENS, script=LEGIBLE, long_text="truncate"))
 @examples(40)
-def test_a_truncated_text_has_the_vector_of_its_beginning_and_a_whole_one_its_own(
-    asked: list[str],
-    way: SyncCalls | AsyncCalls,
-    limits: tuple[int, int],
-    settings: dict[str, Any],
-    script: tuple[Fault, ...],
-) -> None:
-    limit, believed = limits
-    world = make(way, tokens=limit, believed_tokens=believed, script=script, long_text="truncate", **settings)
-    found = way.embed(world.client, asked)
-    emulator = world.emulator
-    vectors = {tuple(right(emulator, row)): row for record in answered(emulator) for row in record.texts}
-    assert len(found.dense) == len(asked)
-    for text, vector in zip(asked, found.dense, strict=True):
+def test_a_truncated_text_has_the_vector_of_its_beginning_and_a_whole_one_its_own(world: World) -> None:
+    found = world.embed()
+    vectors = {tuple(world.right(row)): row for record in world.answered for row in record.texts}
+    for text, vector in zip(world.asked, found.dense, strict=True):
         row = vectors[tuple(vector)]
         assert text.startswith(row) or text.lstrip().startswith(row)
-        if synthetic_vectors.count_tokens(text) <= limit and text_length.estimate_tokens(text) <= min(limit, believed):
-            assert row == text
-    assert all(synthetic_vectors.count_tokens(row) <= limit for row in vectors.values())
+        assert row == text or not fits(world, text)
+    assert all(synthetic_vectors.count_tokens(row) <= world.limits.tokens_per_row for row in vectors.values())
 
 
-@given(MIXED, WAYS, st.tuples(st.integers(1, 40), st.integers(1, 60)), CLIENTS, LEGIBLE)
+@given(worlds(MIXED, tokens=TOKENS, script=LEGIBLE, long_text="average"))
 @examples(40)
-def test_an_averaged_text_has_a_vector_of_all_of_it(
-    asked: list[str],
-    way: SyncCalls | AsyncCalls,
-    limits: tuple[int, int],
-    settings: dict[str, Any],
-    script: tuple[Fault, ...],
-) -> None:
-    limit, believed = limits
-    world = make(way, tokens=limit, believed_tokens=believed, script=script, long_text="average", **settings)
-    found = way.embed(world.client, asked)
-    emulator = world.emulator
-    good = answered(emulator)
-    rows = {row for record in good for row in record.texts}
-    assert len(found.dense) == len(asked)
-    for text, vector in zip(asked, found.dense, strict=True):
+def test_an_averaged_text_has_a_vector_of_all_of_it(world: World) -> None:
+    found, limit, believed = world.embed(), world.limits.tokens_per_row, world.believed.tokens_per_row
+    rows = [row for record in world.answered for row in record.texts]
+    for text, vector in zip(world.asked, found.dense, strict=True):
         assert math.hypot(*vector) == pytest.approx(1.0)
-        if synthetic_vectors.count_tokens(text) <= limit and text_length.estimate_tokens(text) <= min(limit, believed):
-            assert vector == right(emulator, text)
-            continue
         cut = [*text_length.Limits(1, believed, None).fit_rows(text, "average")]
-        if (
-            rows.issuperset(cut)
-            and believed <= limit
-            and all(synthetic_vectors.count_tokens(piece) <= limit for piece in cut)
-        ):
-            assert vector == combine([Part(right(emulator, piece), None, float(len(piece))) for piece in cut]).dense
-    letters = Counter(letter for record in good for row in record.texts for letter in "".join(row.split()))
-    assert all(Counter("".join(text.split())) <= letters for text in set(asked))
-    assert found.usage.tokens == sum(record.tokens for record in good)
+        if fits(world, text):
+            assert vector == world.right(text)
+        elif believed <= limit and set(cut) <= {row for row in rows if synthetic_vectors.count_tokens(row) <= limit}:
+            assert vector == combine([Part(world.right(piece), None, float(len(piece))) for piece in cut]).dense
+    letters = Counter("".join("".join(rows).split()))
+    assert all(Counter("".join(text.split())) <= letters for text in set(world.asked))
+    assert found.usage.tokens == world.bill
 
 
-@given(MIXED, WAYS, st.tuples(st.integers(1, 40), st.integers(1, 60)), CLIENTS, LEGIBLE)
+@given(worlds(MIXED, tokens=TOKENS, script=LEGIBLE))
 @examples(40)
-def test_texts_that_are_too_long_are_named_and_their_neighbours_are_kept(
-    asked: list[str],
-    way: SyncCalls | AsyncCalls,
-    limits: tuple[int, int],
-    settings: dict[str, Any],
-    script: tuple[Fault, ...],
-) -> None:
-    limit, believed = limits
-    world = make(way, tokens=limit, believed_tokens=believed, script=script, **settings)
-    emulator = world.emulator
-    too_long = [i for i, text in enumerate(asked) if synthetic_vectors.count_tokens(text) > limit]
-    surely = [i for i, text in enumerate(asked) if 0.4 * text_length.estimate_tokens(text) > believed]
+def test_texts_that_are_too_long_are_named_and_their_neighbours_are_kept(world: World) -> None:
+    limit, believed = world.limits.tokens_per_row, world.believed.tokens_per_row
+    too_long = [i for i, text in enumerate(world.asked) if synthetic_vectors.count_tokens(text) > limit]
+    surely = [i for i, text in enumerate(world.asked) if 0.4 * text_length.estimate_tokens(text) > believed]
     if not too_long and not surely:
-        assert way.embed(world.client, asked).dense == [right(emulator, text) for text in asked]
+        assert world.embed().dense == world.right_vectors
         return
     with pytest.raises(DashScopeError) as caught:
-        way.embed(world.client, asked)
+        world.embed()
     error = caught.value
     if surely:
         assert isinstance(error, InvalidInput)
-        assert (error.failed, emulator.requests) == (surely, 0)
+        assert (error.failed, world.emulator.requests) == (surely, 0)
         return
     assert isinstance(error, BadRequestError)
     assert error.failed == too_long
-    assert error.partial == {i: right(emulator, text) for i, text in enumerate(asked) if i not in too_long}
-    assert world.client.usage.tokens == sum(record.tokens for record in answered(emulator))
+    check_failure(world, error)
 
 
 # --- failures ----------------------------------------------------------------------------------------------
 
 
-@given(lists_of(any_texts() | st.sampled_from(["", " \n", "\ud800", "a\udfff", None, 7, b"x"])), WAYS)
+@given(worlds(lists_of(any_texts() | st.sampled_from(["", " \n", "\ud800", "a\udfff", None, 7, b"x"])), script=NOTHING))
 @examples(30)
-def test_texts_that_cannot_be_embedded_are_all_named_before_anything_is_sent(
-    asked: list[Any], way: SyncCalls | AsyncCalls
-) -> None:
-    world = make(way)
-    bad = [i for i, text in enumerate(asked) if not _fine(text)]
+def test_texts_that_cannot_be_embedded_are_all_named_before_anything_is_sent(world: World) -> None:
+    bad = [i for i, text in enumerate(world.asked) if not _fine(text)]
     if not bad:
-        assert len(way.embed(world.client, asked)) == len(asked)
+        assert len(world.embed()) == len(world.asked)
         return
     with pytest.raises(InvalidInput) as caught:
-        way.embed(world.client, asked)
+        world.embed()
     assert caught.value.failed == bad == sorted(caught.value.reasons)
     assert world.emulator.requests == 0
     assert world.client.usage.tokens == 0
@@ -382,21 +361,18 @@ def _fine(text: object) -> bool:
     return text.encode("utf-8", "ignore").decode() == text
 
 
-def check_failure(world: World, asked: list[str], error: DashScopeError) -> None:
+def check_failure(world: World, error: DashScopeError) -> None:
     """Everything that was paid for and arrived is handed over; the rest is named."""
-    emulator = world.emulator
     assert not isinstance(error, InvalidInput)
-    assert sorted([*error.partial, *error.failed]) == list(range(len(asked)))
+    assert sorted([*error.partial, *error.failed]) == list(range(len(world.asked)))
     assert error.failed == sorted(error.failed)
-    for index, vector in error.partial.items():
-        assert vector == right(emulator, asked[index])
-    paid = {text for record in answered(emulator) for text in record.texts}
-    assert {asked[index] for index in error.partial} == paid
+    assert error.partial == {index: world.right(world.asked[index]) for index in error.partial}
+    paid = {text for record in world.answered for text in record.texts}
+    assert {world.asked[index] for index in error.partial} == paid
     usage = world.client.usage
-    assert (usage.requests, usage.texts) == (len(answered(emulator)), len(paid))
-    assert usage.tokens == sum(record.tokens for record in answered(emulator))
+    assert (usage.requests, usage.texts, usage.tokens) == (len(world.answered), len(paid), world.bill)
     assert KEY not in str(error)
-    assert world.client._contexts["document", "dense"].limiter.in_flight == 0
+    assert world.in_flight == 0
 
 
 @st.composite
@@ -407,93 +383,83 @@ def hopeless(draw: st.DrawFn) -> tuple[Fault, ...]:
     return tuple(script)
 
 
-IMPATIENT = st.tuples(st.lists(at_some_request(FAILED | THROTTLED), max_size=6).map(tuple), st.integers(0, 2))
+TROUBLE = st.lists(at_some_request(FAILED | THROTTLED), max_size=6).map(tuple)
 
 
-@given(lists_of(texts(), min_size=1), WAYS, st.integers(1, 10), CLIENTS, hopeless().map(lambda s: (s, 6)) | IMPATIENT)
+@given(
+    worlds(lists_of(texts(), min_size=1), FEW_ROWS, script=hopeless())
+    | st.integers(0, 2).flatmap(lambda n: worlds(lists_of(texts(), min_size=1), script=TROUBLE, max_retries=n))
+)
 @examples(70)
-def test_when_a_job_fails_nothing_that_arrived_is_lost(
-    asked: list[str],
-    way: SyncCalls | AsyncCalls,
-    rows: int,
-    settings: dict[str, Any],
-    service: tuple[tuple[Fault, ...], int],
-) -> None:
-    script, retries = service
-    world = make(way, rows=rows, script=script, max_retries=retries, **settings)
+def test_when_a_job_fails_nothing_that_arrived_is_lost(world: World) -> None:
+    retries = world.client.settings.max_retries
     try:
-        found = way.embed(world.client, asked)
+        found = world.embed()
     except DashScopeError as error:
-        check_failure(world, asked, error)
+        check_failure(world, error)
         assert retries == 6 or sum(record.fault is not None for record in world.emulator.asked) > retries
     else:
-        assert found.dense == [right(world.emulator, text) for text in asked]
-        assert all(record.fault not in FATAL_NAMES for record in world.emulator.asked)
+        assert found.dense == world.right_vectors
+        assert not {"FreeQuotaExhausted", "Overdue", "Arrearage", "Redirect"}.intersection(
+            record.fault for record in world.emulator.asked
+        )
 
 
-FATAL_NAMES = {"FreeQuotaExhausted", "Overdue", "Arrearage", "Redirect"}
 MARK = "☠"
 MARKED = st.tuples(texts(20), st.sampled_from(["", "", "", MARK])).map("".join)
+BLOCKED = faults.Blocked(match=MARK)
 
 
-@given(lists_of(MARKED, min_size=1), WAYS, st.integers(1, 12), CLIENTS, LEGIBLE)
+@given(worlds(lists_of(MARKED, min_size=1), FEW_ROWS, script=LEGIBLE.map(lambda script: (BLOCKED, *script))))
 @examples(40)
-def test_a_refused_text_is_named_and_costs_its_neighbours_nothing(
-    asked: list[str], way: SyncCalls | AsyncCalls, rows: int, settings: dict[str, Any], script: tuple[Fault, ...]
-) -> None:
-    world = make(way, rows=rows, script=(faults.Blocked(match=MARK), *script), **settings)
-    refused = [i for i, text in enumerate(asked) if MARK in text]
+def test_a_refused_text_is_named_and_costs_its_neighbours_nothing(world: World) -> None:
+    refused = [i for i, text in enumerate(world.asked) if MARK in text]
     if not refused:
-        assert way.embed(world.client, asked).dense == [right(world.emulator, text) for text in asked]
+        assert world.embed().dense == world.right_vectors
         return
     with pytest.raises(BadRequestError) as caught:
-        way.embed(world.client, asked)
+        world.embed()
     assert caught.value.failed == refused == sorted(caught.value.reasons)
-    check_failure(world, asked, caught.value)
-    bad = len({asked[i] for i in refused})
+    check_failure(world, caught.value)
+    bad = len({world.asked[i] for i in refused})
     # Halving finds a bad text of `rows` in at most so many refusals.
     depth = math.ceil(math.log2(world.rows)) + 1 if world.rows > 1 else 1
     blocked = sum(record.fault == "Blocked" for record in world.emulator.asked)
     assert bad <= blocked <= bad * depth
 
 
-@given(lists_of(MARKED, min_size=1), WAYS, st.integers(1, 12), CLIENTS)
+@given(worlds(lists_of(MARKED, min_size=1), FEW_ROWS, script=st.just((BLOCKED,))))
 @examples(25)
-def test_a_stream_goes_on_without_the_texts_that_were_refused(
-    asked: list[str], way: SyncCalls | AsyncCalls, rows: int, settings: dict[str, Any]
-) -> None:
-    world = make(way, rows=rows, script=(faults.Blocked(match=MARK),), **settings)
+def test_a_stream_goes_on_without_the_texts_that_were_refused(world: World) -> None:
     said: dict[int, DashScopeError] = {}
     arrived: list[str] = []
-
-    def refused(index: int, error: DashScopeError) -> None:
-        said[index] = error
 
     def came(batch: Any, outcome: Outcome) -> None:
         arrived.extend(text for text, vector in zip(batch, outcome.dense, strict=True) if vector)
 
-    if isinstance(way, SyncCalls):
-        found = list(world.client.stream(asked, refused=refused, arrived=came))
+    if isinstance(world.way, SyncCalls):
+        found = list(world.client.stream(world.asked, refused=said.__setitem__, arrived=came))
     else:
 
         async def take() -> list[Any]:
-            return [one async for one in world.client.astream(asked, refused=refused, arrived=came)]
+            return [one async for one in world.client.astream(world.asked, refused=said.__setitem__, arrived=came)]
 
         found = asyncio.run(take())
-    assert sorted(said) == [i for i, text in enumerate(asked) if MARK in text]
-    assert [one.index for one in found] == [i for i, text in enumerate(asked) if MARK not in text]
-    assert [one.dense for one in found] == [right(world.emulator, text) for text in asked if MARK not in text]
-    assert set(arrived) == {text for text in asked if MARK not in text}
+    good = {i: text for i, text in enumerate(world.asked) if MARK not in text}
+    assert sorted(said) == [i for i in range(len(world.asked)) if i not in good]
+    assert {one.index: one.dense for one in found} == {i: world.right(text) for i, text in good.items()}
+    assert [one.index for one in found] == list(good)
+    assert set(arrived) == set(good.values())
 
 
 # --- queries -----------------------------------------------------------------------------------------------
 
 
-def ask_at_once(world: World, asked: list[str]) -> list[Any]:
+def ask_at_once(world: World) -> list[Any]:
     """A task for each query; its vector, or its error."""
 
     async def ask() -> list[Any]:
-        calls = (world.client.aembed(text, text_type="query") for text in asked)
+        calls = (world.client.aembed(text, text_type="query") for text in world.asked)
         return await asyncio.gather(*calls, return_exceptions=True)
 
     return [found if isinstance(found, Exception) else found.dense for found in asyncio.run(ask())]
@@ -503,16 +469,19 @@ def right_query(world: World, text: str) -> list[list[float]]:
     return [world.emulator.dense(text, dimension=WIDTH, text_type="query")]
 
 
-@given(lists_of(MARKED, min_size=1, max_size=30), CLIENTS, st.integers(1, 12), RECOVERED)
-@examples(40)
-def test_queries_that_travel_together_get_their_own_vector_or_their_own_error(
-    asked: list[str], settings: dict[str, Any], rows: int, script: tuple[Fault, ...]
-) -> None:
+@st.composite
+def queries(draw: st.DrawFn) -> World:
+    asked, script = draw(lists_of(MARKED, min_size=1, max_size=30)), draw(RECOVERED)
     if any(MARK in text for text in asked):  # see the test of a batch call that was split, below
         script = tuple(fault for fault in script if fault.label != "Throttle")
-    world = make(AsyncCalls(), rows=rows, script=(faults.Blocked(match=MARK), *script), **settings)
+    return make(asked, AsyncCalls(), (draw(FEW_ROWS), LONG), script=(BLOCKED, *script), **draw(CLIENTS))
+
+
+@given(queries())
+@examples(40)
+def test_queries_that_travel_together_get_their_own_vector_or_their_own_error(world: World) -> None:
     errors: list[Exception] = []
-    for text, found in zip(asked, ask_at_once(world, asked), strict=True):
+    for text, found in zip(world.asked, ask_at_once(world), strict=True):
         if MARK in text:
             assert isinstance(found, BadRequestError)
             assert found.failed == [0]
@@ -520,21 +489,19 @@ def test_queries_that_travel_together_get_their_own_vector_or_their_own_error(
         else:
             assert found == right_query(world, text)
     assert len(set(map(id, errors))) == len(errors)
-    good = answered(world.emulator)
+    good, usage = world.answered, world.client.usage
     event(f"most texts in a request: {max(len(record.texts) for record in world.emulator.asked)}")
-    assert Counter(text for record in good for text in record.texts) == Counter(t for t in asked if MARK not in t)
-    assert all(len(record.texts) <= rows for record in world.emulator.asked)
-    assert world.client.usage.tokens == sum(record.tokens for record in good)
-    assert world.client.usage.requests == len(good)
-    assert world.client.usage.texts == sum(len(record.texts) for record in good)
-    limiters = {terms.limiter for terms in world.client._contexts.values()}
-    assert [limiter.in_flight for limiter in limiters] == [0] * len(limiters)
+    assert Counter(text for record in good for text in record.texts) == Counter(t for t in world.asked if MARK not in t)
+    assert all(len(record.texts) <= world.limits.rows for record in world.emulator.asked)
+    texts_billed = sum(len(record.texts) for record in good)
+    assert (usage.requests, usage.texts, usage.tokens) == (len(good), texts_billed, world.bill)
+    assert world.in_flight == 0
 
 
 def test_what_a_split_flight_was_answered_before_a_throttle_is_not_asked_again() -> None:
-    world = make(AsyncCalls(), script=(faults.Throttle(after=3), faults.Blocked(match=MARK)), max_concurrency=1)
     asked = ["first", "second", "third", MARK]
-    found = ask_at_once(world, asked)
+    world = make(asked, AsyncCalls(), script=(faults.Throttle(after=3), BLOCKED), max_concurrency=1)
+    found = ask_at_once(world)
     assert found[:3] == [right_query(world, text) for text in asked[:3]]
     assert isinstance(found[3], BadRequestError)
     assert [record.texts for record in world.emulator.asked][:4] == [
