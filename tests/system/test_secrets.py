@@ -1,8 +1,8 @@
 """The key goes to the service and nowhere else: a canary is looked for in all that a program shows.
 
 Where each promise is proven: what objects show and dump, errors with the variables of our frames, logs, events,
-checkpoints and tasks here; addresses that are refused for plain http in test_settings.py; that the older names of
-settings show nothing either in test_langchain.py and test_llama_index.py.
+checkpoints and tasks here; addresses that are refused for plain http in test_settings.py; keys in wrong places and
+under wrong names in test_secrets_in_tracebacks.py.
 """
 
 from __future__ import annotations
