@@ -16,9 +16,8 @@ from dashscope_embeddings._core.client_options import ModelOptions
 from dashscope_embeddings._runtime.thread_pool import StopEvent
 from dashscope_embeddings.client import EmbeddingClient
 from dashscope_embeddings.corpus import inputs as corpus_inputs
-from dashscope_embeddings.corpus.batch.commands import Inputs, estimate, open_job, run_flow
 from dashscope_embeddings.corpus.batch.flow import BatchFlow
-from dashscope_embeddings.corpus.batch.job import BatchOptions
+from dashscope_embeddings.corpus.batch.job import BatchOptions, Inputs, open_job
 from dashscope_embeddings.corpus.batch.types import BatchEstimate, BatchSummary, ProgressCallback
 from dashscope_embeddings.corpus.checkpoint.jobs import JobStore
 from dashscope_embeddings.corpus.options import InputKeywords, InputOptions, accepts_input_options
@@ -68,8 +67,8 @@ def batch_submit(  # noqa: PLR0913 - all but two are keywords with defaults
     batch_options = BatchOptions(window, name, description)
     with open_job(output, client, progress, inputs, InputOptions(**options), batch_options) as job:
         if before is not None:
-            before(estimate(job))
-        return run_flow(job, BatchFlow(job).submit_all(), stop)
+            before(job.estimate())
+        return job.run(BatchFlow(job).submit_all(), stop)
 
 
 @accepts_input_options
@@ -103,8 +102,8 @@ def batch_run(  # noqa: PLR0913 - as batch_submit
     batch_options = BatchOptions(window, name, description)
     with open_job(output, client, progress, inputs, InputOptions(**options), batch_options) as job:
         if before is not None:
-            before(estimate(job))
-        return run_flow(job, BatchFlow(job).run(poll), stop)
+            before(job.estimate())
+        return job.run(BatchFlow(job).run(poll), stop)
 
 
 def batch_fetch(
@@ -131,7 +130,7 @@ def batch_fetch(
         DashScopeError: the service refuses a request, or cannot be reached; results that arrived are stored.
     """
     with open_job(output, client, progress) as job:
-        return run_flow(job, BatchFlow(job).fetch(resubmit=retry), stop)
+        return job.run(BatchFlow(job).fetch(resubmit=retry), stop)
 
 
 def batch_status(
@@ -142,7 +141,7 @@ def batch_status(
     Arguments and errors are those of `batch_fetch`.
     """
     with open_job(output, client, progress) as job:
-        return run_flow(job, BatchFlow(job).status(), write=False)
+        return job.run(BatchFlow(job).status(), write=False)
 
 
 def batch_cancel(
@@ -156,7 +155,7 @@ def batch_cancel(
     Arguments and errors are those of `batch_fetch`.
     """
     with open_job(output, client, progress) as job:
-        return run_flow(job, BatchFlow(job).cancel(), write=False)
+        return job.run(BatchFlow(job).cancel(), write=False)
 
 
 def batch_client(output: str | Path, **settings: Unpack[ModelOptions]) -> EmbeddingClient:

@@ -16,13 +16,13 @@ from pydantic_core import from_json, to_json
 from dashscope_embeddings._core import protocol
 from dashscope_embeddings._core.error_codes import ErrorReply
 from dashscope_embeddings._core.protocol import Reply
-from dashscope_embeddings._core.reply_fields import billed_tokens
+from dashscope_embeddings._core.reply_fields import billed_tokens, first_string
 from dashscope_embeddings._core.steps import Endpoint, Send
 from dashscope_embeddings.errors import BadReply
 from dashscope_embeddings.vectors import counted
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from dashscope_embeddings._core.protocol import RequestOptions
@@ -81,39 +81,35 @@ def _quote(name: str) -> str:
     return urllib.parse.quote(name, safe="")
 
 
-# --- replies about batches ---------------------------------------------------------------------------------
+# --- replies about batches; the functions raise BadReply if the reply lacks what they return ------------------
 
 ENDED_STATUSES = frozenset({"completed", "failed", "expired", "cancelled"})
 
 
-def _as_text(value: Any) -> str | None:
-    return value if isinstance(value, str) and value else None
+def _is_name(value: Any) -> bool:
+    """Ids and states are printed unescaped, so they must not contain control characters."""
+    return isinstance(value, str) and value.isprintable() and value != ""
 
 
-def _as_name(value: Any) -> str | None:
-    """An id or a status. These are printed unescaped, so they must not contain control characters."""
-    return value if isinstance(value, str) and value and value.isprintable() else None
+def _known_if(accepts: Callable[[Any], bool]) -> BeforeValidator:
+    """Of a field that is missing or has another type, nothing is known."""
+    return BeforeValidator(lambda value: value if accepts(value) else None)
 
 
-def _as_number(value: Any) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
+_Text = Annotated[str | None, _known_if(lambda value: isinstance(value, str) and value != "")]
+_Name = Annotated[str | None, _known_if(_is_name)]
+_Number = Annotated[int | None, _known_if(lambda value: type(value) is int)]
 
 
 def _as_dicts(value: Any) -> list[dict[str, Any]]:
     return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
 
 
-# Of a field that is missing or has another type, nothing is known.
-_Text = Annotated[str | None, BeforeValidator(_as_text)]
-_Name = Annotated[str | None, BeforeValidator(_as_name)]
-_Number = Annotated[int | None, BeforeValidator(_as_number)]
-
-
 class ValidationError(BaseModel):
     """One reason why a request file failed the validation."""
 
     code: _Text = None
-    message: Annotated[str, BeforeValidator(lambda value: _as_text(value) or "")] = ""
+    message: _Text = None
     line: _Number = None
     """Line of the file, from 1."""
 
@@ -121,8 +117,8 @@ class ValidationError(BaseModel):
 class BatchStatus(BaseModel):
     """The status of a batch in a reply."""
 
-    batch_id: Annotated[str, BeforeValidator(_as_name), Field(alias="id")]
-    status: Annotated[str, BeforeValidator(_as_name)]
+    batch_id: Annotated[str, _known_if(_is_name), Field(alias="id")]
+    status: Annotated[str, _known_if(_is_name)]
     file_id: _Name = Field(None, alias="input_file_id")
     output_file: _Name = Field(None, alias="output_file_id")
     error_file: _Name = Field(None, alias="error_file_id")
@@ -161,36 +157,25 @@ class BatchStatus(BaseModel):
 
 
 def read_file_id(reply: Reply) -> str:
-    """The id of an uploaded file.
-
-    Raises:
-        BadReply: the reply contains none.
-    """
-    if (file_id := _as_name(_read_json(reply).get("id"))) is not None:
-        return file_id
-    raise BadReply("the reply to an upload contains no file id")
+    """The id of an uploaded file."""
+    file_id = _read_json(reply).get("id")
+    if not _is_name(file_id):
+        raise BadReply("the reply to an upload contains no file id")
+    return str(file_id)
 
 
 def read_status(reply: Reply) -> BatchStatus:
-    """The status of a batch.
-
-    Raises:
-        BadReply: the reply contains none.
-    """
+    """The status of a batch."""
     return _status_from_json(_read_json(reply))
 
 
 def read_batch_list(reply: Reply) -> tuple[list[BatchStatus], str | None]:
-    """The batches of a list, and the id after which its next page begins; None: this is the last page.
-
-    Raises:
-        BadReply: the reply is malformed.
-    """
+    """The batches of a list, and the id after which its next page begins; None: this is the last page."""
     content = _read_json(reply)
     # An empty list was seen as null.
     batches = [_status_from_json(batch) for batch in _as_dicts(content.get("data"))]
     more = bool(content.get("has_more")) and bool(batches)
-    return batches, (_as_text(content.get("last_id")) or batches[-1].batch_id) if more else None
+    return batches, (first_string(content, ("last_id",)) or batches[-1].batch_id) if more else None
 
 
 def _status_from_json(content: Mapping[str, Any]) -> BatchStatus:
@@ -233,32 +218,23 @@ def read_result(content: bytes) -> LineResult | None:
         line = from_json(content)
     except ValueError:
         return None
-    if not isinstance(line, dict) or (name := _as_text(line.get("custom_id"))) is None:
+    if (name := first_string(line, ("custom_id",))) is None:
         return None
-    response = line.get("response")
+    response, error = line.get("response"), line.get("error")
     response = response if isinstance(response, dict) else {}
-    status, body = _as_number(response.get("status_code")), response.get("body")
-    request_id = _as_text(response.get("request_id")) or _as_text(line.get("id"))
-    error = _read_error(line.get("error"))
-    if status is None or not _OK <= status < _FIRST_NON_SUCCESS:
-        return LineResult(name, None, _refusal(status or 0, body, error, request_id), 0)
-    if error:  # outside HTTP: its status is unknown
-        return LineResult(name, None, _refusal(0, body, error, request_id), 0)
-    billed = billed_tokens(body.get("usage")) if isinstance(body, dict) else None
-    headers = {"x-request-id": request_id} if request_id else {}
-    return LineResult(name, Reply(_OK, headers, to_json(body)), None, billed or 0)
-
-
-def _refusal(status: int, body: Any, error: tuple[str | None, str | None] | None, request_id: str | None) -> ErrorReply:
-    """What the line's own error says and, where that says nothing, the error in the body of the reply."""
+    status, body = response.get("status_code"), response.get("body")
+    request_id = first_string(response, ("request_id",)) or first_string(line, ("id",))
+    code = first_string(error, ("code",))
+    message = first_string(error, ("message",)) or first_string(line, ("error",))
+    if type(status) is not int or not _OK <= status < _FIRST_NON_SUCCESS:
+        status = status if type(status) is int else 0
+    elif code or message:
+        status = 0  # it failed outside HTTP: its status is unknown
+    else:
+        billed = billed_tokens(body.get("usage")) if isinstance(body, dict) else None
+        headers = {"x-request-id": request_id} if request_id else {}
+        return LineResult(name, Reply(_OK, headers, to_json(body)), None, billed or 0)
+    # Where the line's own error says nothing, the one in the body of the reply does.
     inner = protocol.parse_error_reply(Reply(status, {}, to_json(body))) or ErrorReply(status)
-    code, message = error or (None, None)
-    return ErrorReply(status, code or inner.code, message or inner.message, inner.request_id or request_id)
-
-
-def _read_error(error: Any) -> tuple[str | None, str | None] | None:
-    """Code and message; None: there is no error."""
-    if not isinstance(error, dict):
-        return (None, _as_text(error)) if _as_text(error) else None
-    code, message = _as_text(error.get("code")), _as_text(error.get("message"))
-    return (code, message) if code or message else None
+    refusal = ErrorReply(status, code or inner.code, message or inner.message, inner.request_id or request_id)
+    return LineResult(name, None, refusal, 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from typing import IO, TYPE_CHECKING
 
 from pydantic_core import to_json
@@ -28,15 +29,14 @@ MAX_FILE_BYTES = 500_000_000
 MAX_LINE_BYTES = 6_000_000
 _LINE_OVERHEAD_BYTES = 1_000
 """Bytes of a line besides its texts, with a margin."""
-_LINES_PER_INSERT = 500
 
 
 class RequestFileWriter:
     """Writes the selected texts to one request file after another."""
 
     def __init__(self, job: BatchJob, selection: Selection) -> None:
-        self._checkpoint, self._job_store, self._selection = job.checkpoint, job.job_store, selection
-        self._settings, self._limits, self._request_options = job.settings, job.limits, job.request_options
+        self._job, self._checkpoint, self._job_store, self._selection = job, job.checkpoint, job.job_store, selection
+        self._settings, self._limits = job.settings, job.limits
         self._lines: Iterator[list[Unit]] = self._group_units()
 
     def write(self, path: Path) -> BatchFile | None:
@@ -58,23 +58,17 @@ class RequestFileWriter:
 
     def _write_lines(self, file: IO[bytes]) -> BatchFile | None:
         number, line = self._job_store.next_numbers()
-        first, texts, size = line, 0, 0
-        added: list[tuple[int, list[Unit]]] = []
-        while line - first < MAX_FILE_LINES and (units := next(self._lines, None)) is not None:
-            content = messages.request_line(line_name(line), self._request_options, [unit.text for unit in units])
-            if size + len(content) > MAX_FILE_BYTES and size:
+        options, first, texts = self._job.request_options, line, 0
+        for units in itertools.islice(self._lines, MAX_FILE_LINES):
+            content = messages.request_line(line_name(line), options, [unit.text for unit in units])
+            if texts and file.tell() + len(content) > MAX_FILE_BYTES:
                 self._lines = itertools.chain([units], self._lines)
                 break
             file.write(content)
-            size += len(content)
+            self._job_store.add_lines(number, [(line, units)])
             texts += len(units)
-            added.append((line, units))
             line += 1
-            if len(added) >= _LINES_PER_INSERT:
-                self._job_store.add_lines(number, added)
-                added = []
-        self._job_store.add_lines(number, added)
-        if line == first:
+        if not texts:
             return None
         return self._job_store.add_batch(number, line - first, texts, is_resubmission=self._selection == "invalid")
 
@@ -125,8 +119,5 @@ def line_name(line: int) -> str:
 
 def line_number(name: str) -> int:
     """The number of a line by its custom_id; 0: the custom_id is not ours."""
-    digits = name.removeprefix("line-")
-    return int(digits) if name != digits and digits.isascii() and digits.isdigit() and len(digits) < _MAX_DIGITS else 0
-
-
-_MAX_DIGITS = 19
+    match = re.fullmatch("line-([0-9]{1,18})", name)
+    return int(match[1]) if match is not None else 0

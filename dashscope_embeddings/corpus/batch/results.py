@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from dashscope_embeddings._core import protocol
@@ -14,7 +14,7 @@ from dashscope_embeddings._core.protocol import ParsedReply
 from dashscope_embeddings.corpus.batch import messages
 from dashscope_embeddings.corpus.batch.request_file import line_number
 from dashscope_embeddings.corpus.checkpoint.rows import PackedVectors
-from dashscope_embeddings.errors import Action, BadReply, ServiceError
+from dashscope_embeddings.errors import Action, BadReply, DashScopeError, ServiceError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,19 +23,8 @@ if TYPE_CHECKING:
     from dashscope_embeddings.corpus.batch.job import BatchJob
     from dashscope_embeddings.corpus.batch.messages import LineResult
     from dashscope_embeddings.corpus.checkpoint.rows import BatchFile
-    from dashscope_embeddings.errors import DashScopeError
 
 _LINES_PER_COMMIT = 500
-"""Lines per commit."""
-
-
-@dataclass(frozen=True, slots=True)
-class _FailedLine:
-    """Why a line has no vectors, and what was billed for it nevertheless."""
-
-    error: DashScopeError
-    was_answered: bool = False
-    tokens: int = 0
 
 
 class ResultImporter:
@@ -45,17 +34,12 @@ class ResultImporter:
         self._job, self._checkpoint, self._job_store, self._batch = job, job.checkpoint, job.job_store, batch
         self._request_options, self._limits = job.request_options, job.limits
         self._error_context = replace(job.settings.error_context, path="")
-        self._failed_lines: dict[int, _FailedLine] = {}
-        """Line → why it failed; a batch has at most 50,000 lines."""
-        self._lines_done: set[int] = set()
-        """Lines whose vectors the current transaction stores."""
-        self._stored_lines = 0
-        self._lines_seen: set[int] = set()
-
-    @property
-    def lines_seen(self) -> int:
+        self.lines_seen: set[int] = set()
         """Lines of the batch for which a result was read."""
-        return len(self._lines_seen)
+        self.unknown_results = 0
+        """Results that belong to no line of the batch."""
+        self._failed_lines: dict[int, tuple[DashScopeError, int | None]] = {}
+        """Line → why it has no vectors, and the tokens that were billed for it; None: it was not answered."""
 
     def read_file(self, path: Path) -> None:
         """Imports the lines of an output or error file."""
@@ -65,50 +49,41 @@ class ResultImporter:
                     for content in lines:
                         if content.strip():
                             self._import_result(messages.read_result(content))
-                    self._job_store.mark_done(self._lines_done)
-                self._lines_done = set()
 
     def _import_result(self, result: LineResult | None) -> None:
         line = line_number(result.name) if result is not None else 0
         if result is None or (units := self._job_store.line_units(self._batch, line)) is None:
-            self._job.unknown_results += 1
+            self.unknown_results += 1
             return
-        self._lines_seen.add(line)
-        if not units or line in self._lines_done:  # the file was imported before, or the line occurs twice
+        self.lines_seen.add(line)
+        if not units:  # the file was imported before, or the line occurs twice
             return
-        checked = self._check_result(result, units)
-        if isinstance(checked, ParsedReply):
-            try:
-                self._store_vectors(line, units, checked, result.tokens)
-            except BadReply as bad_reply:
-                checked = bad_reply
-            else:
-                self._failed_lines.pop(line, None)
-                return
-        self._failed_lines.setdefault(line, _FailedLine(checked, result.reply is not None, result.tokens))
+        try:
+            vectors = self._read_vectors(result, units)
+            self._job.embedded += self._checkpoint.store_reply(vectors, 1, len(units), result.tokens)
+        except (BadReply, ServiceError) as error:
+            self._failed_lines.setdefault(line, (error, None if result.reply is None else result.tokens))
+        else:
+            self._job_store.mark_done([line])
+            self._failed_lines.pop(line, None)
 
-    def _check_result(self, result: LineResult, units: Sequence[int]) -> ParsedReply | DashScopeError:
+    def _read_vectors(self, result: LineResult, units: Sequence[int]) -> dict[int, PackedVectors]:
+        """The vectors by unit. Raises the error that a result without them stands for."""
         refusal = result.refusal
         if result.reply is not None:
             try:
-                parsed = protocol.parse_reply(self._request_options, result.reply, len(units))
+                reply = protocol.parse_reply(self._request_options, result.reply, len(units))
             except BadReply as bad_reply:
-                return redact_bad_reply(bad_reply, self._error_context, self._texts(units))
-            if isinstance(parsed, ParsedReply):
-                return parsed
-            refusal = parsed
+                raise redact_bad_reply(bad_reply, self._error_context, self._texts(units)) from None
+            if isinstance(reply, ParsedReply):
+                return {unit: PackedVectors.pack(dense) for unit, dense in zip(units, reply.dense or (), strict=True)}
+            refusal = reply
         if refusal is None:
-            return BadReply("the result of a line contains neither a reply nor an error")
-        return error_from_reply(refusal, self._error_context, self._texts(units))
+            raise BadReply("the result of a line contains neither a reply nor an error")
+        raise error_from_reply(refusal, self._error_context, self._texts(units))
 
     def _texts(self, units: Sequence[int]) -> list[str]:
         return [text for text in map(self._job_store.text_of, units) if text is not None]
-
-    def _store_vectors(self, line: int, units: Sequence[int], rows: ParsedReply, tokens: int) -> None:
-        vectors = {unit: PackedVectors.pack(dense) for unit, dense in zip(units, rows.dense or (), strict=True)}
-        self._job.embedded += self._checkpoint.store_reply(vectors, 1, len(units), tokens)
-        self._lines_done.add(line)
-        self._stored_lines += 1
 
     # --- the end of a batch ---------------------------------------------------------------------------------
 
@@ -124,27 +99,25 @@ class ResultImporter:
         abort_error: DashScopeError | None = None
         with checkpoint.transaction():
             for line, units in job_store.lines_without_vectors(self._batch):
-                failed = self._failed_lines.get(line)
-                if failed is not None and failed.was_answered:
-                    checkpoint.store_reply({}, 1, len(units), failed.tokens)
-                if failed is None or failed.error.action in RETRYABLE_ACTIONS or job_error is not None:
+                error, tokens = self._failed_lines.get(line, (None, None))
+                if tokens is not None:
+                    checkpoint.store_reply({}, 1, len(units), tokens)
+                if error is None or error.action in RETRYABLE_ACTIONS or job_error is not None:
                     job_store.schedule_retry(units, invalid=invalid, deferred=deferred or job_error is not None)
-                elif failed.error.action is Action.ABORT:
-                    abort_error = abort_error or failed.error
+                elif error.action is Action.ABORT:
+                    abort_error = abort_error or error
                     job_store.schedule_retry(units, deferred=True)
                 else:
-                    self._handle_refusal(units, failed.error, deferred=deferred)
+                    self._handle_refusal(units, error, deferred=deferred)
             job_store.close(self._batch)
         self._job.errors += [error for error in (job_error, abort_error) if error is not None]
 
     def _refusal_of_job(self) -> DashScopeError | None:
         """The error of all lines, if it is the same and thus concerns the job; None if any text was ever embedded."""
-        errors = [failed.error for failed in self._failed_lines.values()]
+        errors = [error for error, _ in self._failed_lines.values()]
         codes = {error.code for error in errors if isinstance(error, ServiceError)}
         all_alike = len(codes) == 1 and all(error.action is Action.BISECT for error in errors)
-        if not all_alike or not 1 < len(errors) == self._batch.lines:
-            return None
-        if self._stored_lines or self._checkpoint.total_billed()[1]:
+        if not all_alike or not 1 < len(errors) == self._batch.lines or self._checkpoint.total_billed()[1]:
             return None
         return None if "inspection" in (codes.pop() or "").lower() else errors[0]
 
