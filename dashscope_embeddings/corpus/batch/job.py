@@ -26,9 +26,9 @@ from dashscope_embeddings.corpus.sources import find_sources
 from dashscope_embeddings.errors import Cancelled, DashScopeError, InvalidInput
 
 if TYPE_CHECKING:
+    from dashscope_embeddings._core.endpoint_requests import RequestFlow
     from dashscope_embeddings._core.protocol import RequestOptions
     from dashscope_embeddings._core.settings import Settings
-    from dashscope_embeddings._core.small_requests import RequestFlow
     from dashscope_embeddings.client import EmbeddingClient
     from dashscope_embeddings.corpus.batch.types import ProgressCallback
     from dashscope_embeddings.corpus.checkpoint.rows import BatchFile
