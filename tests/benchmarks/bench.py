@@ -54,6 +54,8 @@ class Bench:
     """Runs clients, one process each, against a server in another; a run is measured once for all rows."""
 
     quick: bool = False
+    only: str = ""
+    """Of the shapes, those whose name has this in it."""
     _runs: dict[tuple[str, Load, Terms], list[Run]] = field(default_factory=dict)
     _server: subprocess.Popen[str] | None = None
     _url: str = ""

@@ -44,7 +44,7 @@ KEPT_TOLERANCE = 1e-6
 
 async def documents(made: Asked, load: Load, result: Result) -> None:
     """All texts at once."""
-    asked = list(texts(load.texts, load.words))
+    asked = list(texts(load.texts, load.words, least_words=load.least_words))
     with result.measuring():
         vectors = await made().documents(asked)
     result.vectors, result.error = len(vectors), complaint(vectors, asked, "document")
@@ -52,7 +52,7 @@ async def documents(made: Asked, load: Load, result: Result) -> None:
 
 async def order(made: Asked, load: Load, result: Result) -> None:
     """All texts at once; counts the vectors that stand where another text's belongs."""
-    asked = list(texts(load.texts, load.words))
+    asked = list(texts(load.texts, load.words, least_words=load.least_words))
     with result.measuring():
         vectors = await made().documents(asked)
     result.vectors = len(vectors)

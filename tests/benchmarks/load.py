@@ -32,6 +32,8 @@ class Load:
     texts: int = 1000
     words: int = 60
     """Words a text; 0: mixed lengths, 5 to 200."""
+    least_words: int = 0
+    """Where it is set, texts have so many up to `words`."""
     callers: int = 64
     """Threads or tasks that ask single queries at the same time."""
     seconds: float = 0.0
@@ -68,12 +70,12 @@ class Load:
 _SYLLABLES = ("ka", "lo", "mi", "ner", "ta", "vel", "so", "run", "di", "pa", "gor", "el")
 
 
-def texts(count: int, words: int, name: str = "text") -> Iterator[str]:
+def texts(count: int, words: int, name: str = "text", least_words: int = 0) -> Iterator[str]:
     """Distinct made-up texts, the same in every run; `name` parts one family from another."""
     rng = random.Random(20)  # noqa: S311 - the same in every run
     line = ["".join(rng.choices(_SYLLABLES, k=rng.randint(1, 4))) for _ in range(4096)]
     for number in range(count):
-        length = words or rng.choice((5, 20, 40, 60, 100, 200))
+        length = rng.randint(least_words, words) if least_words else words or rng.choice((5, 20, 40, 60, 100, 200))
         start = number * 7 % (len(line) - length)
         yield f"{name} {number} " + " ".join(line[start : start + max(length - 2, 1)])
 

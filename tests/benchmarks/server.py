@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import random
 import sys
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -53,6 +54,8 @@ class Measurement:
         """Forgets the past, but for the requests that are under way."""
         in_flight = self.counters.in_flight
         self.counters = Counters(in_flight=in_flight, peak_in_flight=in_flight)
+        self.one_way_seconds, self.handshake_seconds = terms.network_seconds
+        self._random = random.Random(terms.seed)  # noqa: S311 - no secret
         self._reversed_every = terms.reversed_every
         self._service, self._began = terms.service(), self._clock()
         self._counts_tokens = bool(getattr(self._service.quota, "counts_tokens", False))
@@ -70,6 +73,10 @@ class Measurement:
             return refusal(native=native, code="InvalidParameter", message=error)
         role = parameters.get("text_type", "document")
         return Request(native, texts, role, sum(map(billed, texts)), self._service, self.counters)
+
+    def connect_seconds(self) -> float:
+        """What a new connection costs."""
+        return 2.0 * self.one_way_seconds + self.handshake_seconds * self._random.random()
 
     def arrive(self, request: Request) -> float:
         """Seconds until its reply is ready."""
@@ -107,6 +114,7 @@ class Connection(asyncio.Protocol):
     def __init__(self, measurement: Measurement) -> None:
         self._measurement = measurement
         self._buffer = bytearray()
+        self._is_new = True
         self._loop = asyncio.get_running_loop()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -141,20 +149,32 @@ class Connection(asyncio.Protocol):
         counters = self._measurement.counters
         counters.in_flight += 1
         counters.peak_in_flight = max(counters.peak_in_flight, counters.in_flight)
-        if seconds := self._measurement.arrive(request):
-            self._loop.call_later(seconds, self._finish, request)
-        else:
-            self._finish(request)
+        connecting, self._is_new = self._measurement.connect_seconds() if self._is_new else 0.0, False
+        self._later(self._measurement.one_way_seconds + connecting, self._arrive, request)
 
-    def _finish(self, request: Request) -> None:
+    def _arrive(self, request: Request) -> None:
+        self._later(self._measurement.arrive(request), self._leave, request)
+
+    def _leave(self, request: Request) -> None:
+        status, body = self._measurement.answer(request)
+        self._later(self._measurement.one_way_seconds, self._finish, request.service, status, body)
+
+    def _finish(self, service: Service, status: int, body: bytes) -> None:
         self._measurement.counters.in_flight -= 1
-        self._reply(*self._measurement.answer(request))
+        hint = service.retry_after if status == HTTPStatus.TOO_MANY_REQUESTS else None
+        self._reply(status, body, "" if hint is None else f"Retry-After: {hint:g}\r\n")
 
-    def _reply(self, status: int, body: bytes) -> None:
+    def _later(self, seconds: float, action: Callable[..., None], *arguments: object) -> None:
+        if seconds:
+            self._loop.call_later(seconds, action, *arguments)
+        else:
+            action(*arguments)
+
+    def _reply(self, status: int, body: bytes, header: str = "") -> None:
         if self._transport.is_closing():
             return
         head = (
-            f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\nContent-Type: application/json\r\n"
+            f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\nContent-Type: application/json\r\n{header}"
             f"Content-Length: {len(body)}\r\n\r\n"
         )
         self._transport.write(head.encode() + body)

@@ -8,14 +8,15 @@ from pathlib import Path
 
 sys.path.append(str(Path(__file__).parents[1] / "support"))
 
+from limiter_simulation import shape_of
 from service_shapes import Constant, Service, SlidingWindow
 
 
 @dataclass(frozen=True)
 class Terms:
-    """How the service behaves: a latency and a quota.
+    """How the service behaves: one of the simulation's shapes, or a latency and a quota.
 
-    A quota holds in any window of one second; refused requests are not counted.
+    A quota here holds in any window of one second; refused requests are not counted.
     """
 
     latency: float = 0.0
@@ -28,10 +29,14 @@ class Terms:
     """Share of requests refused at random, whatever the quota."""
     reversed_every: int = 0
     """Each reply of this number lists its rows last to first; their indices tell. 0: none does."""
+    shape: str = ""
+    """Name of a shape, or `random:SEED`; replaces all of the above."""
     seed: int = 1
 
     def service(self) -> Service:
         """What admits, delays and refuses requests, its history empty."""
+        if self.shape:
+            return shape_of(self.shape).service(self.seed)
         rates = [rate for rate in (self.requests_per_second, self.requests_per_minute / 60.0) if rate]
         quota = SlidingWindow(min(rates)) if rates else None
         if self.tokens_per_minute:
@@ -39,6 +44,12 @@ class Terms:
         return Service(
             Constant(self.latency, 0.0), quota, self.seed, slow_refusals=True, stray_share=self.throttled_share
         )
+
+    @property
+    def network_seconds(self) -> tuple[float, float]:
+        """One way of the network, and the most that a new connection costs: loopback has neither."""
+        machine = shape_of(self.shape).machine if self.shape else None
+        return (machine.one_way, machine.handshake) if machine else (0.0, 0.0)
 
 
 @dataclass

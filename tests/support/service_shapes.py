@@ -1,7 +1,7 @@
 """How a service may throttle and answer: quotas, latencies, and a service made of them.
 
 Knows no clock and no sockets: the time is an argument, in seconds since the measurement began. The simulation of the
-limiter and the server of the benchmarks share it, so a quota is the same on a fake clock and on real sockets.
+limiter and the server of the benchmarks share it, so a shape is the same on a fake clock and on real sockets.
 """
 
 from __future__ import annotations

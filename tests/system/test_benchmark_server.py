@@ -56,8 +56,17 @@ def test_it_behaves_as_its_terms_say(url: str) -> None:
     assert rows == [[0, 1, 2], [2, 1, 0]] * 2
 
 
-def test_a_job_is_billed_once_under_a_quota(url: str) -> None:
-    begin(url, latency=0.01, requests_per_second=60.0)
+def test_a_shape_of_the_simulation_refuses_and_hints_as_it_says(url: str) -> None:
+    begin(url, shape="Retry-After 1, 30/s, 10 ms", seed=2)
+    replies = [ask(url) for _ in range(31)]
+    assert [reply.status_code for reply in replies[:30]] == [200] * 30
+    counters = seen(url)
+    assert counters["throttled"] == sum(reply.status_code == 429 for reply in replies)
+    assert {reply.headers.get("Retry-After") for reply in replies if reply.status_code == 429} <= {"1"}
+
+
+def test_a_job_under_a_shape_is_billed_once(url: str) -> None:
+    begin(url, shape="cap 4, 50 ms")
     with EmbeddingClient(api_key="sk-made-up", base_url=url) as client:
         result = client.embed([f"text {number}" for number in range(300)])
     counters = seen(url)
