@@ -22,10 +22,11 @@ from dashscope_embeddings import catalogue
 from dashscope_embeddings._core.protocol import ApiProtocol
 from dashscope_embeddings._core.secret_settings import as_secret
 from dashscope_embeddings._core.service_variables import (
+    REGION_VARIABLES,
+    WORKSPACE_VARIABLES,
     base_url_variable,
     is_compatible_url,
-    region_variable,
-    workspace_variable,
+    read_variable,
 )
 from dashscope_embeddings.catalogue import REGIONS, WORKSPACE_DOMAIN, Region, region_of_host
 from dashscope_embeddings.errors import InvalidInput
@@ -122,7 +123,7 @@ def resolve_address(
 
 
 def _warn_of_other_region(origin: str, address: Address) -> None:
-    if address.region is None or (variable := region_variable()) is None:
+    if address.region is None or (variable := read_variable(REGION_VARIABLES)) is None:
         return
     if (named := _find_region(variable.value)) is not None and named != address.region:
         catalogue.warn_once(
@@ -134,7 +135,9 @@ def _warn_of_other_region(origin: str, address: Address) -> None:
 
 def _address_from_url(base_url: str, region: str | None, workspace: str | None) -> Address:
     if "{workspace_id}" in base_url:
-        base_url = _fill_in_workspace(base_url, workspace)
+        if (workspace_id := workspace or _workspace_of_environment()) is None:
+            raise InvalidInput("the address contains {workspace_id}: pass workspace= or set DASHSCOPE_WORKSPACE_ID")
+        base_url = base_url.replace("{workspace_id}", workspace_id)
     url, host = _split_url(base_url)
     if url.username is not None or url.password is not None or url.query or url.fragment:
         del base_url, url
@@ -146,14 +149,6 @@ def _address_from_url(base_url: str, region: str | None, workspace: str | None) 
         )
     prefix = _KNOWN_PATH_SUFFIX.sub("", url.path.rstrip("/")).rstrip("/")
     return Address(f"{url.scheme}://{url.netloc}{prefix}", _region_of_url(host, region), workspace)
-
-
-def _fill_in_workspace(base_url: str, workspace: str | None) -> str:
-    variable = workspace_variable()
-    workspace_id = workspace or (variable and variable.value)
-    if not workspace_id or not _WORKSPACE_PATTERN.fullmatch(workspace_id):
-        raise InvalidInput("the address contains {workspace_id}: pass workspace= or set DASHSCOPE_WORKSPACE_ID")
-    return base_url.replace("{workspace_id}", workspace_id)
 
 
 def _split_url(base_url: str) -> tuple[SplitResult, str]:
@@ -210,7 +205,7 @@ def is_loopback(host: str) -> bool:
 
 
 def _address_from_region(region: str | None, workspace: str | None) -> Address:
-    variable = None if region else region_variable()
+    variable = None if region else read_variable(REGION_VARIABLES)
     origin, name = variable or ("region", region or catalogue.BEIJING)
     _check_region(origin, name)
     known = _find_region(name)
@@ -232,7 +227,7 @@ def _address_from_region(region: str | None, workspace: str | None) -> Address:
 
 
 def _workspace_of_environment() -> str | None:
-    if (variable := workspace_variable()) is None:
+    if (variable := read_variable(WORKSPACE_VARIABLES)) is None:
         return None
     if not _WORKSPACE_PATTERN.fullmatch(variable.value):
         raise InvalidInput(f"{variable.name} cannot be part of a host name: expected letters, digits, _ and -")

@@ -87,14 +87,7 @@ def reject_unknown_init_arguments(init: Callable[Params, None]) -> Callable[Para
         if len(args) > 1 or (args and "model" in settings):
             problem = "takes the model by position, and all else by name: api_key=…, dimensions=…"
         elif unknown := [name for name in settings if name not in names]:
-            method_hints = {
-                name: f": its embed(…) takes {found}"
-                for name in unknown
-                if (found := closest_name(name, _CALL_OPTIONS))
-            }
-            problem = "; ".join(
-                f"has no argument {name}{method_hints.get(name) or suggestion(name, names)}" for name in unknown
-            )
+            problem = "; ".join(f"has no argument {name}{_init_hint(name, names)}" for name in unknown)
         if problem is None:
             settings |= dict(zip(("model",), args, strict=False))
             del args
@@ -107,6 +100,11 @@ def reject_unknown_init_arguments(init: Callable[Params, None]) -> Callable[Para
 
     checked.__signature__ = signature()  # type: ignore[attr-defined] # what `inspect.signature` looks for
     return cast("Callable[Params, None]", checked)
+
+
+def _init_hint(name: str, names: Collection[str]) -> str:
+    found = closest_name(name, _CALL_OPTIONS)
+    return suggestion(name, names) if found is None else f": its embed(…) takes {found}"
 
 
 def reject_unknown_keywords(call: Callable[Params, ReturnT]) -> Callable[Params, ReturnT]:

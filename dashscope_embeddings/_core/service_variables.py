@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 _URL = "DASHSCOPE_BASE_URL"
 """Of SDK 2.0, for its native protocol; many write a compatible address into it."""
 _URLS = {"native": "DASHSCOPE_HTTP_BASE_URL", "openai": "DASHSCOPE_COMPATIBLE_BASE_URL"}
-_REGIONS = ("DASHSCOPE_API_REGION", "DASHSCOPE_REGION")
-_WORKSPACES = ("DASHSCOPE_WORKSPACE_ID", "DASHSCOPE_WORKSPACE")
+REGION_VARIABLES = ("DASHSCOPE_API_REGION", "DASHSCOPE_REGION")
+WORKSPACE_VARIABLES = ("DASHSCOPE_WORKSPACE_ID", "DASHSCOPE_WORKSPACE")
 
 DESCRIPTIONS: Mapping[tuple[str, ...], str] = {
     ("DASHSCOPE_API_KEY",): "The API key.",
@@ -28,9 +28,9 @@ DESCRIPTIONS: Mapping[tuple[str, ...], str] = {
     (_URLS["native"], _URL): "Address of the service; takes precedence over the region's variable, with a warning "
     "if they contradict each other.",
     (_URLS["openai"],): 'The same for `protocol="openai"`.',
-    _REGIONS: "Region of the key, by id or city; without it Beijing.",
-    _WORKSPACES: "Workspace whose own host gets the requests. If no region or Beijing is set, the shared host does, as "
-    "in the vendor's SDK.",
+    REGION_VARIABLES: "Region of the key, by id or city; without it Beijing.",
+    WORKSPACE_VARIABLES: "Workspace whose own host gets the requests. If no region or Beijing is set, the shared host "
+    "does, as in the vendor's SDK.",
 }
 """Spellings of each variable → what it says, for README."""
 
@@ -54,22 +54,12 @@ def base_url_variable(protocol: ApiProtocol) -> Variable | None:
     given = os.environ.get(_URL, "")
     meant_for = "openai" if is_compatible_url(given) else "native"
     for each in sorted(_URLS, key=lambda name: name != protocol):
-        if found := _read([_URLS[each], _URL] if each == meant_for else [_URLS[each]]):
+        if found := read_variable([_URLS[each], _URL] if each == meant_for else [_URLS[each]]):
             return found
     return None
 
 
-def region_variable() -> Variable | None:
-    """The region of the account."""
-    return _read(_REGIONS)
-
-
-def workspace_variable() -> Variable | None:
-    """The workspace whose host gets the requests."""
-    return _read(_WORKSPACES)
-
-
-def _read(names: Iterable[str]) -> Variable | None:
+def read_variable(names: Iterable[str]) -> Variable | None:
     """The first of these that is set.
 
     Raises:

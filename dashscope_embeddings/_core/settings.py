@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from dashscope_embeddings.catalogue import Model
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Settings:
     """All settings of a client. Contains no socket, lock or event loop, so that a client pickles as its settings."""
 
@@ -65,18 +65,10 @@ class Settings:
         api_key = resolve_api_key(given.pop("api_key"), address)
         for name in ("http_client", "http_async_client", "rate_limiter", "on_request"):
             del given[name]
-        if given["dimensions"] is None:
-            given["dimensions"] = dimension
+        given["dimensions"] = dimension if given["dimensions"] is None else given["dimensions"]
         given["instruct"] = given["instruct"] or None
-        return cls(
-            model=known_model,
-            api_key=api_key,
-            address=address,
-            protocol=protocol,
-            price_override=price,
-            headers=tuple((headers or {}).items()),
-            **given,
-        )
+        header_items = tuple((headers or {}).items())
+        return cls(known_model, api_key, address, protocol, price_override=price, headers=header_items, **given)
 
     def __post_init__(self) -> None:
         _check_numbers(self)

@@ -17,7 +17,7 @@ from pydantic import SecretStr
 
 from dashscope_embeddings import catalogue
 from dashscope_embeddings._core.address import Address, resolve_address, resolve_api_key
-from dashscope_embeddings._core.service_variables import workspace_variable
+from dashscope_embeddings._core.service_variables import WORKSPACE_VARIABLES, read_variable
 from dashscope_embeddings.catalogue import REGIONS, WORKSPACE_DOMAIN
 from dashscope_embeddings.check.probes import (
     NO_ANSWER_IN_TIME,
@@ -162,7 +162,7 @@ def check(  # noqa: PLR0913 - independent settings
     Raises:
         InvalidInput: no key, or an address that cannot work; nothing was sent.
     """
-    if workspace is None and (variable := workspace_variable()) is not None:
+    if workspace is None and (variable := read_variable(WORKSPACE_VARIABLES)) is not None:
         workspace = variable.value
     addresses = _addresses_to_check(region, workspace, base_url)
     known = [address for address in addresses if address.root_url]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import pickle
 import re
@@ -28,7 +27,6 @@ from dashscope_embeddings.errors import (
     ServiceError,
     describe_indices,
 )
-from dashscope_embeddings.vectors import Embedding, SparseVector
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -246,35 +244,6 @@ def test_the_tree_is_the_one_that_is_drawn_at_the_top_of_the_file() -> None:
         assert kind.__name__ in drawn
     assert issubclass(Cancelled, ConnectionFailed)
     assert not issubclass(DashScopeError, ValueError)  # pydantic would wrap it and print the key
-
-
-def pickled(error: DashScopeError) -> DashScopeError:
-    found: DashScopeError = pickle.loads(pickle.dumps(error))  # noqa: S301 - our own bytes
-    return found
-
-
-@pytest.mark.parametrize(
-    "error",
-    [
-        service_error(ErrorReply(429, "Throttling", "slow down", request_id="r-1", retry_after=3.0)),
-        service_error(ErrorReply(400, IP, ROWS_10, request_id="r-1")),
-        ConnectionFailed("no answer from example.com"),
-        BadReply("a row is missing", request_id="r-1"),
-        InvalidInput("text 3 is blank"),
-    ],
-    ids=lambda error: type(error).__name__,
-)
-@pytest.mark.parametrize("travel", [pickled, copy.copy])
-def test_an_error_crosses_processes_with_all_it_knows(
-    error: DashScopeError, travel: Callable[[DashScopeError], DashScopeError]
-) -> None:
-    error.partial = {0: [0.5, 0.5], 2: Embedding(2, [1.0], SparseVector([7], [0.5], ["x"]))}
-    error.failed, error.reasons = [1], {1: "is blank"}
-    error.message = "text 1 of 3: " + error.message
-    arrived = travel(error)
-    assert type(arrived) is type(error)
-    assert str(arrived) == str(error)
-    assert vars(arrived) == vars(error)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from client_helpers import client_for
 
-from dashscope_embeddings import EmbeddingClient, InvalidInput, Price, catalogue
+from dashscope_embeddings import EmbeddingClient, InvalidInput, Price
 from dashscope_embeddings._core.failures import backoff_seconds
 from dashscope_embeddings.emulator import Emulator, faults
 from dashscope_embeddings.langchain import DashScopeEmbeddings
@@ -83,12 +83,6 @@ def test_what_is_no_amount_of_money_is_refused_when_the_price_is_made(amount: An
 def test_a_price_without_a_currency_is_refused(currency: Any) -> None:
     with pytest.raises(InvalidInput, match="a Price begins with its currency"):
         Price(currency, 0.5)
-
-
-def test_the_catalogues_prices_are_prices() -> None:
-    prices = [price for model in catalogue.MODELS for price in model.prices.values()]
-    assert len(prices) > 5
-    assert all(type(price.real_time) is Decimal for price in prices)
 
 
 # --- equal clients -----------------------------------------------------------------------------------------

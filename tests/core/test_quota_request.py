@@ -78,14 +78,6 @@ def test_the_documented_answer_is_read() -> None:
     assert per_second(limiter) == 30
 
 
-@pytest.mark.parametrize(("limit", "period", "a_minute"), [(10, 1, 600), (60, 6, 600), (36_000, 3_600, 600.0)])
-def test_any_period_is_read(limit: int, period: int, a_minute: float) -> None:
-    quota = answered(limits(request_limit=limit, request_limit_period=period))
-    assert quota.requests_per_minute == a_minute
-    assert quota.requests is not None
-    assert (quota.requests.limit, quota.requests.period_seconds) == (limit, period)
-
-
 @pytest.mark.parametrize(("account", "workspace", "whose"), [(60, 600, "account"), (600, 60, "workspace")])
 def test_the_tighter_of_account_and_workspace_holds(account: int, workspace: int, whose: str) -> None:
     row = {**ROW, "model_limit": {**LIMIT, "request_limit": account}}
@@ -96,13 +88,6 @@ def test_the_tighter_of_account_and_workspace_holds(account: int, workspace: int
     assert (quota.requests.scope, quota.requests_per_minute) == (whose, 60)
     assert quota.tokens_per_minute == 1_200_000
     assert per_second(limiter) == 1
-
-
-def test_no_limit_is_no_limit() -> None:
-    limiter = Limiter(lambda: 0.0)
-    quota = answered(limits(request_limit=None, usage_limit=None), limiter)
-    assert (quota.limits, quota.ignored, quota.requests_per_minute, quota.tokens_per_minute) == ((), (), None, None)
-    assert per_second(limiter) == float("inf")
 
 
 def test_other_models_in_the_list_do_not_count() -> None:
@@ -145,20 +130,24 @@ def test_an_absurd_figure_limits_nothing_and_is_shown(name: str, value: Any) -> 
 
 
 @pytest.mark.parametrize(
-    "changed",
+    ("changed", "requests", "tokens"),
     [
-        {"usage_limit": -1},
-        {"usage_limit_period": None},
-        {"usage_limit_period": 0},
-        {"usage_limit_field": "images"},
-        {"usage_limit_field": ["images"]},
+        ({"request_limit": 10, "request_limit_period": 1}, 600, 1_200_000),
+        ({"request_limit": 60, "request_limit_period": 6}, 600, 1_200_000),
+        ({"request_limit": 36_000, "request_limit_period": 3_600}, 600, 1_200_000),
+        ({"request_limit": None, "usage_limit": None}, None, None),
+        *(({"usage_limit": limit}, 1_800, None) for limit in (-1, 0)),
+        *(({"usage_limit_period": period}, 1_800, None) for period in (None, 0)),
+        *(({"usage_limit_field": unit}, 1_800, None) for unit in ("images", ["images"])),
     ],
     ids=repr,
 )
-def test_absurd_usage_limits_nothing_and_is_shown(changed: dict[str, Any]) -> None:
+def test_limits_of_any_period_count_and_absurd_ones_are_shown(
+    changed: dict[str, Any], requests: float | None, tokens: float | None
+) -> None:
     quota = answered(limits(**changed))
-    assert (quota.tokens_per_minute, quota.requests_per_minute) == (None, 1_800)
-    assert len(quota.ignored) == 1
+    assert (quota.requests_per_minute, quota.tokens_per_minute) == (requests, tokens)
+    assert len(quota.ignored) == ((requests, tokens) == (1_800, None))
 
 
 @pytest.mark.parametrize("value", ["none", 7, [LIMIT], True])

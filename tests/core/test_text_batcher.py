@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING
 
-import pytest
 from client_helpers import FakeClock
 
 from dashscope_embeddings._core.error_codes import ErrorReply, service_error
@@ -51,26 +50,6 @@ def answer(count: int) -> Outcome:
     return Outcome(rows, requests=1, texts=count, tokens=3 * count + 1, request_ids=["r"])
 
 
-def test_a_query_that_nobody_waits_with_goes_at_once_and_alone() -> None:
-    waiting, context = batcher(2, FakeClock())
-    (query,) = join(waiting, "a")
-    batch_call = waiting.poll(query, context, None)
-    assert isinstance(batch_call, BatchCall)
-    assert batch_call.texts == ["a"]
-
-
-def test_those_behind_the_first_travel_with_it_up_to_the_models_rows() -> None:
-    waiting, context = batcher(1, FakeClock())
-    first, *others = join(waiting, *(f"query {i}" for i in range(13)))
-    batch_call = waiting.poll(first, context, None)
-    assert isinstance(batch_call, BatchCall)
-    assert batch_call.texts == [f"query {i}" for i in range(10)]
-    assert isinstance(waiting.poll(others[-1], context, None), float)  # one is in flight already
-    waiting.complete(batch_call, answer(10), context)
-    rows = [waiting.poll(query, context, None) for query in [first, *others[:9]]]
-    assert [row.dense for row in rows if isinstance(row, Outcome)] == [[[float(i)]] for i in range(10)]
-
-
 def test_throttled_queries_go_back_to_the_front_and_travel_with_later_ones() -> None:
     clock = FakeClock()
     waiting, context = batcher(2, clock)
@@ -85,35 +64,6 @@ def test_throttled_queries_go_back_to_the_front_and_travel_with_later_ones() -> 
         assert isinstance(turn, float)
         clock.time += turn
     assert turn.texts == ["first", "second"]
-
-
-@pytest.mark.parametrize("max_retries", [0, 6])
-def test_throttling_ends_where_patience_does(max_retries: int) -> None:
-    clock = FakeClock()
-    waiting, context = batcher(1, clock, max_retries)
-    (query,) = join(waiting, "a")
-    for _ in range(5_000):
-        turn = waiting.poll(query, context, None)
-        if isinstance(turn, Outcome):
-            break
-        if isinstance(turn, BatchCall):
-            context.limiter.on_throttled(turn.permit)
-            waiting.complete(turn, Outcome([None], abort_error=THROTTLED), context)
-        else:
-            clock.time += turn
-    assert isinstance(turn, Outcome)
-    assert turn.abort_error is not None
-    assert clock.time - 1_000 >= (300 if max_retries else 0)
-
-
-def test_the_next_goes_when_the_first_is_woken_but_does_not_come() -> None:
-    clock = FakeClock()
-    waiting, context = batcher(1, clock)
-    _dead, alive = join(waiting, "of a stopped loop", "alive")
-    clock.time += 1
-    batch_call = waiting.poll(alive, context, None)
-    assert isinstance(batch_call, BatchCall)
-    assert sorted(batch_call.texts) == ["alive", "of a stopped loop"]
 
 
 def test_who_leaves_makes_room_and_wakes_the_next() -> None:

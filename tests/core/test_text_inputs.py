@@ -21,12 +21,14 @@ from dashscope_embeddings import (
     BadRequestError,
     ConnectionFailed,
     DashScopeError,
+    Embedding,
     EmbeddingClient,
     InvalidInput,
     QuotaError,
     RateLimitError,
     ServerError,
     ServiceError,
+    SparseVector,
 )
 from dashscope_embeddings.emulator import Emulator, faults, in_process
 from dashscope_embeddings.langchain import DashScopeEmbeddings
@@ -297,8 +299,11 @@ def test_a_refused_text_is_in_no_message_log_or_pickle(blocking: Emulator, caplo
     ],
 )
 def test_an_error_that_is_rebuilt_from_its_args_keeps_its_type_and_its_words(kind: type[DashScopeError]) -> None:
-    error = kind("the words", request_id="r-1")
+    facts = {"status": 429, "code": "Throttling", "retry_after": 3.0} if issubclass(kind, ServiceError) else {}
+    error = kind("the words", request_id="r-1", **facts)
     error.set_affected([3], 7)
+    error.partial = {0: [0.5, 0.5], 2: Embedding(2, [1.0], SparseVector([7], [0.5], ["x"]))}
+    error.failed, error.reasons = [1], {1: "is blank"}
     error.add_hint("Do this")
     again = type(error)(*json.loads(json.dumps(error.args)))
     assert type(again) is kind
@@ -306,6 +311,8 @@ def test_an_error_that_is_rebuilt_from_its_args_keeps_its_type_and_its_words(kin
     for same in (error, again, pickle.loads(pickle.dumps(error)), error.copy()):  # noqa: S301 - our own
         assert same.args == (str(error),)
         assert repr(same) == f"{kind.__name__}({str(error)!r})"
+    for same in (pickle.loads(pickle.dumps(error)), copy.copy(error)):  # noqa: S301 - our own
+        assert vars(same) == vars(error)
 
 
 def test_an_error_that_another_class_wraps_keeps_what_it_carries(blocking: Emulator) -> None:

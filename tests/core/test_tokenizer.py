@@ -229,7 +229,3 @@ def test_a_bad_text_is_named_and_a_long_one_is_counted() -> None:
         client.estimate("word " * 90_000)
     cut = EmbeddingClient(V4, base_url="emulator", long_text="average").estimate("word " * 90_000)
     assert (cut.requests, cut.texts) == (1, 3)
-
-
-def test_limits_that_were_not_made_for_a_model_count_by_rule_of_thumb() -> None:
-    assert not Limits(10, 8_192, None).counts_exactly

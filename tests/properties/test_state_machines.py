@@ -7,7 +7,6 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     Bundle,
@@ -402,6 +401,7 @@ class TextBatcherMachine(RuleBasedStateMachine):
         for query in batch_call.members:
             member = self.all[query]
             assert query.outcome is None
+            assert not member.gone
             assert all(self.done.get(before) in {"throttled", "broken", "orphaned"} for before in member.batch_calls)
             member.batch_calls.append(batch_call)
 
@@ -537,28 +537,3 @@ class TextBatcherMachine(RuleBasedStateMachine):
 
 def test_a_text_batcher_forgets_no_caller_and_sends_nothing_twice() -> None:
     run_state_machine_as_test(TextBatcherMachine, settings=profile(60, stateful_step_count=40))
-
-
-@pytest.mark.parametrize("how", ["throttled", "broken", "orphaned"])
-def test_a_query_whose_caller_has_left_is_not_sent_again(how: str) -> None:
-    clock = Clock()
-    limits = Limits(10, 8192, None)
-    context = RequestContext(RequestOptions("native", "m", "query"), limits, Limiter(clock))
-    waiting, loop = TextBatcher(BatchPlanner(limits)), Loop()
-    stays, goes = SingleText("stays", 5, lambda: None), SingleText("goes", 5, lambda: None)
-    waiting.enqueue(stays)
-    waiting.enqueue(goes)
-    batch_call = waiting.poll(stays, context, loop)
-    assert isinstance(batch_call, BatchCall)
-    assert batch_call.texts == ["stays", "goes"]
-    waiting.leave(goes, context)
-    if how == "orphaned":
-        loop.running = False
-    else:
-        context.limiter.cancel(batch_call.permit)
-        stop = Outcome([None, None], abort_error=THROTTLED) if how == "throttled" else None
-        waiting.complete(batch_call, stop, context)
-    clock.now += 10.0
-    again = waiting.poll(stays, context, None)
-    assert isinstance(again, BatchCall)
-    assert again.texts == ["stays"]
