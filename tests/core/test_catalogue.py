@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import datetime as dt
 import warnings
-from dataclasses import replace
 from decimal import Decimal
 
 import pytest
 
 from dashscope_embeddings import catalogue
-from dashscope_embeddings._core.error_codes import ErrorReply
-from dashscope_embeddings._core.failures import ErrorContext, error_from_reply
 from dashscope_embeddings.catalogue import BEIJING, HONG_KONG, MODELS, REGIONS, SINGAPORE, Model, region_of_host
 from dashscope_embeddings.errors import InvalidInput
 from dashscope_embeddings.vectors import Cost, Usage
@@ -143,14 +140,3 @@ def test_an_unknown_model_warns_once_a_process() -> None:
 def test_a_host_of_the_service_names_its_region(host: str, region: str | None) -> None:
     found = region_of_host(host)
     assert (found.id if found else None) == region
-
-
-def test_a_throttled_user_is_shown_what_is_published_and_where_the_accounts_own_limits_are() -> None:
-    context = ErrorContext("https://dashscope.aliyuncs.com", "/api/v1", "text-embedding-v1")
-    error = error_from_reply(ErrorReply(429, "Throttling", "Slow down."), context)
-    assert "takes 1,800 requests and 1,200,000 tokens a minute (according to https://" in error.message
-    assert error.message.endswith("https://help.aliyun.com/en/model-studio/text-embedding-v1")
-    assert error.summary == "429 Throttling: Slow down."
-    assert catalogue.model("qwen3.7-text-embedding").card.endswith("/qwen3-7-text-embedding")
-    unknown = replace(context, model="qwen3.7-text-embedding")
-    assert "takes" not in error_from_reply(ErrorReply(429, "Throttling", "Slow down."), unknown).message

@@ -17,6 +17,8 @@ import dashscope_embeddings
 from dashscope_embeddings import BadRequestError, DashScopeError, EmbeddingClient, InvalidInput, RateLimitError
 from dashscope_embeddings.catalogue import MODELS
 from dashscope_embeddings.emulator import Emulator, faults
+from dashscope_embeddings.langchain import DashScopeEmbeddings
+from dashscope_embeddings.llama_index import DashScopeEmbedding
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -124,25 +126,7 @@ def said(make: Callable[[], object]) -> list[warnings.WarningMessage]:
     return caught
 
 
-def langchain(**settings: Any) -> object:
-    pytest.importorskip("langchain_core")
-    from dashscope_embeddings.langchain import DashScopeEmbeddings  # noqa: PLC0415 - where it is installed
-
-    return DashScopeEmbeddings(api_key=KEY, **settings)
-
-
-def llama_index(**settings: Any) -> object:
-    pytest.importorskip("llama_index.core")
-    from dashscope_embeddings.llama_index import DashScopeEmbedding  # noqa: PLC0415 - where it is installed
-
-    return DashScopeEmbedding(api_key=KEY, **settings)
-
-
-def client(**settings: Any) -> object:
-    return EmbeddingClient(api_key=KEY, **settings)
-
-
-every_kind = pytest.mark.parametrize("kind", [client, langchain, llama_index])
+every_kind = pytest.mark.parametrize("kind", [EmbeddingClient, DashScopeEmbeddings, DashScopeEmbedding])
 
 
 @every_kind
@@ -155,7 +139,7 @@ def test_a_compatible_address_without_a_protocol_is_warned_of_once_at_the_users_
     if origin != "base_url":
         monkeypatch.setenv(origin, address)
         given = {}
-    (warning,) = said(lambda: kind(**given))
+    (warning,) = said(lambda: kind(api_key=KEY, **given))
     assert str(warning.message).startswith(f"{origin} is an OpenAI-compatible address")
     for way in ('protocol="openai" matches an index', 'protocol="native" tells queries from documents'):
         assert way in str(warning.message)
@@ -177,11 +161,11 @@ def test_a_chosen_protocol_or_another_address_is_not_warned_of(
 ) -> None:
     if "region" in settings:
         monkeypatch.setenv("DASHSCOPE_HTTP_BASE_URL", COMPATIBLE)
-    assert said(lambda: kind(**settings)) == []
+    assert said(lambda: kind(api_key=KEY, **settings)) == []
 
 
 def test_a_chosen_openai_protocol_over_a_compatible_address_is_not_warned_of() -> None:
-    assert said(lambda: client(base_url=COMPATIBLE, protocol="openai")) == []
+    assert said(lambda: EmbeddingClient(api_key=KEY, base_url=COMPATIBLE, protocol="openai")) == []
 
 
 # --- headers ------------------------------------------------------------------------------------------------
@@ -193,7 +177,7 @@ def test_a_chosen_openai_protocol_over_a_compatible_address_is_not_warned_of() -
 )
 def test_a_header_that_frames_a_message_is_refused_at_construction(kind: Callable[..., object], name: str) -> None:
     with pytest.raises(InvalidInput, match=f"default_headers: {name} belongs to a single message or connection"):
-        kind(default_headers={"X-Tenant": "42", name: "17"})
+        kind(api_key=KEY, default_headers={"X-Tenant": "42", name: "17"})
 
 
 # --- waiting ------------------------------------------------------------------------------------------------

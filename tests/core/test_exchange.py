@@ -19,7 +19,7 @@ from dashscope_embeddings._core.rate_limiter import Permit
 from dashscope_embeddings._core.results import ResultCollector
 from dashscope_embeddings._core.steps import Send, Sleep
 from dashscope_embeddings._core.text_length import Limits
-from dashscope_embeddings.vectors import Part, SparseVector
+from dashscope_embeddings.vectors import Part
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -134,12 +134,6 @@ def test_an_answered_batch_is_one_request_and_settles_what_it_was_billed() -> No
     rows: list[Part | None] = [Part(vector(t), None, float(len(t))) for t in TEN]
     assert talk.to(good) == Outcome(rows, {}, None, 1, 10, 20, ["r"])
     assert (talk.sent, talk.slept, talk.limiter.story) == ([TEN], [], "success 20 ended")
-
-
-def test_an_outcome_has_the_vectors_that_were_asked() -> None:
-    for ask, dense in (BOTH, vector("abc")), (RequestOptions("native", "m", output="sparse"), None):
-        outcome = Talk(["abc"], options=ask).to(good)
-        assert (outcome.dense, outcome.sparse) == ([dense], [SparseVector([3], [0.5])])
 
 
 def test_the_limiter_is_asked_until_it_says_now_and_a_query_is_urgent() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pickle
 from decimal import Decimal
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -97,18 +96,6 @@ def test_equal_settings_are_equal_clients_and_hash_alike() -> None:
         assert one != other
     assert EmbeddingClient(api_key="sk-one") == EmbeddingClient(api_key="sk-one") != EmbeddingClient(api_key="sk-two")
     assert one != "a client"
-
-
-def test_a_cache_of_a_function_finds_an_equal_client() -> None:
-    calls = []
-
-    @lru_cache
-    def cached(made: EmbeddingClient, text: str) -> int:
-        calls.append(text)
-        return len(made.embed(text).dense)
-
-    assert [cached(client(), "one"), cached(client(), "one")] == [1, 1]
-    assert calls == ["one"]
 
 
 def test_clients_with_other_limiters_or_hooks_are_not_equal(emulator: Emulator) -> None:

@@ -103,34 +103,32 @@ def test_a_success_without_vectors_is_a_broken_reply(status: int, protocol: str)
         client.embed(TEXTS)
 
 
-@PROTOCOLS
-@pytest.mark.parametrize("code", [0, "", None, "0", 200, "200", "Success", "OK"])
-def test_a_code_that_says_success_is_no_refusal(code: Any, protocol: str) -> None:
-    embedded(lambda reply: json.dumps(reply | {"code": code, "message": "ok"}).encode(), protocol, SyncCalls())
+def _floats(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _floats(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_floats(inner) for inner in value]
+    return float(value) if isinstance(value, int) else value
 
 
 @PROTOCOLS
-def test_a_byte_order_mark_costs_no_vectors(protocol: str) -> None:
-    embedded(lambda reply: b"\xef\xbb\xbf" + json.dumps(reply).encode(), protocol, SyncCalls())
-
-
-@PROTOCOLS
-def test_bytes_that_are_no_utf8_in_a_side_field_cost_no_vectors(protocol: str) -> None:
-    found = embedded(lambda reply: json.dumps(reply).encode().replace(b"id-1", b"id\xff\xfe1"), protocol, SyncCalls())
-    assert found.request_ids == ("id\ufffd\ufffd1",)
-
-
-@PROTOCOLS
-def test_a_gateway_that_writes_every_number_as_a_float_is_understood(protocol: str) -> None:
-    def floats(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {name: floats(inner) for name, inner in value.items()}
-        if isinstance(value, list):
-            return [floats(inner) for inner in value]
-        return float(value) if isinstance(value, int) else value
-
-    found = embedded(lambda reply: json.dumps(floats(reply)).encode(), protocol, SyncCalls())
-    assert found.usage.tokens == 2
+@pytest.mark.parametrize(
+    ("written", "request_id"),
+    [
+        *(
+            (lambda reply, code=code: json.dumps(reply | {"code": code, "message": "ok"}).encode(), "id-1")
+            for code in (0, "", None, "0", 200, "200", "Success", "OK")  # a code that says success is no refusal
+        ),
+        (lambda reply: b"\xef\xbb\xbf" + json.dumps(reply).encode(), "id-1"),
+        (lambda reply: json.dumps(reply).encode().replace(b"id-1", b"id\xff\xfe1"), "id\ufffd\ufffd1"),
+        (lambda reply: json.dumps(_floats(reply)).encode(), "id-1"),  # some gateways write every number so
+    ],
+)
+def test_odd_ways_to_write_a_reply_cost_no_vectors(
+    written: Callable[[dict[str, Any]], bytes], request_id: str, protocol: str
+) -> None:
+    found = embedded(written, protocol, SyncCalls())
+    assert (found.usage.tokens, found.request_ids) == (2, (request_id,))
 
 
 def test_a_sparse_token_that_is_no_text_costs_no_vectors() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import itertools
 import tempfile
 from typing import TYPE_CHECKING, Any
 
@@ -117,14 +116,6 @@ def test_no_request_is_larger_than_the_gateway_takes(letter: str) -> None:
     assert len(plan) > 1
 
 
-def test_limits_that_shrink_on_the_way_count_for_the_batches_to_come() -> None:
-    bounds = limits()
-    rows = batches((f"t{i}" for i in range(40)), BatchPlanner(bounds))
-    assert len(next(rows).texts) == 10
-    bounds.lower_row_limit(6)
-    assert [len(batch.texts) for batch in rows] == [6] * 5
-
-
 def test_equal_texts_are_asked_once_within_the_memory() -> None:
     texts = ["a", "b", "a", *"cdefghijkl", "a", "m"]
     assert asked(texts, dedup_window=None) == [list("abcdefghij"), list("klm")]
@@ -142,42 +133,12 @@ def test_a_text_that_is_asked_again_is_the_known_one_from_then_on() -> None:
     assert asked(texts, limits(rows=3), dedup_window=1) == [["x", "a", "b"], list("cde"), ["f", "x", "y"], list("ghi")]
 
 
-@pytest.mark.parametrize("memory", [0, 16])
-def test_a_run_of_one_text_comes_out_however_long_it_is(memory: int) -> None:
-    run = batches(itertools.repeat("again", 20_000), BatchPlanner(limits(), dedup_window=memory))
-    places = [place for _ in range(3) for place in next(run).slots]
-    assert [place.index for place in places] == list(range(3 * 4096))
-    assert all(place.rows[0].row == 0 for place in places)
-
-
 # --- reading ----------------------------------------------------------------------------------------------
-
-
-def counted(read: list[str], texts: Iterable[str]) -> Iterator[str]:
-    for text in texts:
-        read.append(text)
-        yield text
-
-
-def test_a_source_is_read_one_text_beyond_the_batch_that_was_asked_for() -> None:
-    read: list[str] = []
-    run = batches(counted(read, (f"t{i}" for i in range(100))), BatchPlanner(limits()))
-    assert read == []
-    for number in (1, 2, 3):
-        next(run)
-        assert len(read) == 10 * number + 1
 
 
 def failing() -> Iterator[str]:
     yield from ["a", "b", "c"]
     raise OSError("the disk is gone")
-
-
-def test_an_error_of_the_source_comes_after_the_batches_of_what_it_gave() -> None:
-    run = batches(failing(), BatchPlanner(limits(rows=2)))
-    assert [next(run).texts, next(run).texts] == [["a", "b"], ["c"]]
-    with pytest.raises(OSError, match="disk"):
-        next(run)
 
 
 async def test_asynchronous_sources_are_cut_and_checked_alike() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import functools
 import json
 import pickle
 import re
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
-from client_helpers import client_for
+from client_helpers import AsyncCalls, SyncCalls, client_for
 
 from dashscope_embeddings import (
     AuthenticationError,
@@ -189,27 +190,14 @@ def blocking(emulator: Emulator) -> Emulator:
     return emulator
 
 
-def _stream_all(client: EmbeddingClient, texts: list[str]) -> None:
-    for _ in client.stream(texts):
-        pass
-
-
-def _astream_all(client: EmbeddingClient, texts: list[str]) -> None:
-    async def run() -> None:
-        async for _ in client.astream(texts):
-            pass
-
-    asyncio.run(run())
-
-
 @pytest.mark.parametrize(
     "ask",
     [
-        lambda client, texts: client.embed(texts),
-        lambda client, texts: client.embed(texts, array=True),
-        lambda client, texts: asyncio.run(client.aembed(texts)),
-        _stream_all,
-        _astream_all,
+        SyncCalls().embed,
+        functools.partial(SyncCalls().embed, array=True),
+        AsyncCalls().embed,
+        SyncCalls().stream,
+        AsyncCalls().stream,
     ],
     ids=["embed", "array", "aembed", "stream", "astream"],
 )
