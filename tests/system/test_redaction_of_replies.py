@@ -6,14 +6,13 @@ import asyncio
 import base64
 import json
 import logging
-import socket
-import threading
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import httpx
 import pytest
 from pydantic import SecretStr
+from raw_server import serve_raw
 from secret_scanner import find_secret
 
 from dashscope_embeddings import DashScopeError, EmbeddingClient
@@ -166,33 +165,6 @@ def test_letters_of_any_language_stay_as_they_are() -> None:
     assert escape_control_characters("a\x1b") == "a\\x1b"
 
 
-class Raw:
-    """Says the same bytes to every request."""
-
-    def __init__(self, said: bytes) -> None:
-        self._said = said
-        self._socket = socket.create_server(("127.0.0.1", 0))
-        self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
-        threading.Thread(target=self._serve, daemon=True).start()
-
-    def _serve(self) -> None:
-        while True:
-            try:
-                connection, _ = self._socket.accept()
-            except OSError:
-                return
-            with connection:
-                connection.recv(65536)
-                connection.sendall(self._said)
-
-    def __enter__(self) -> Raw:  # noqa: PYI034 - Self is in typing from Python 3.11 on
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._socket.shutdown(socket.SHUT_RDWR)
-        self._socket.close()
-
-
 HEADS = {
     "a status line": f"HTTP/1.1 Bearer {KEY}\r\n\r\n",
     "no status line": f"{KEY} '\" {GATEWAY}\r\n\r\n",
@@ -207,7 +179,7 @@ HEADS = {
 @pytest.mark.parametrize("way", ["sync", "async"])
 @pytest.mark.parametrize("head", HEADS)
 def test_the_head_of_a_malformed_reply_is_not_quoted(head: str, way: str) -> None:
-    with Raw(HEADS[head].encode()) as server:
+    with serve_raw(lambda *_: HEADS[head].encode()) as server:
         client = EmbeddingClient(
             api_key=KEY, base_url=server.url, default_headers={"X-Gateway-Key": GATEWAY}, max_retries=0
         )

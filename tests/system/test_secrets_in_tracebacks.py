@@ -61,10 +61,12 @@ WRONG: dict[str, dict[str, Any]] = {
     "a range": {"timeout": -1.0},
     "a choice": {"protocol": "soap"},
     "plain http": {"base_url": "http://plain.example"},
+    "a workspace": {"workspace": "a.b"},
     "no such setting": {"nonsense": 1},
     "headers that are none": {"default_headers": {"X-Key": 1, "X-Gateway-Key": CANARY}},
     "headers in a list": {"default_headers": [("X-Gateway-Key", CANARY)]},
-    "a header that cannot be sent": {"default_headers": {"X-Gateway-Key": f"{CANARY}\n"}},
+    "a header with a line break": {"default_headers": {"X-Gateway-Key": f"{CANARY}\n"}},
+    "a header that is not ASCII": {"default_headers": {"X-Gateway-Key": f"{CANARY}\u00e4"}},
 }
 
 
