@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
-from langchain_core.documents import Document
-from langchain_core.indexing import InMemoryRecordManager, index
 from langchain_core.rate_limiters import InMemoryRateLimiter
 from langchain_core.vectorstores import InMemoryVectorStore
 from langchain_tests.integration_tests import EmbeddingsIntegrationTests
@@ -204,17 +202,6 @@ async def test_a_vector_store_finds_texts_by_query_sync_and_async(emulator: Emul
         ("query", 1),
         ("query", 1),
     ]
-
-
-def test_indexing_the_same_documents_again_asks_nothing(emulator: Emulator, served: Server) -> None:
-    store, records = InMemoryVectorStore(made(served)), InMemoryRecordManager(namespace="poems")
-    records.create_schema()
-    documents = [Document(page_content=text, metadata={"source": text}) for text in [*POEMS, POEMS[0]]]
-    settings: dict[str, Any] = {"cleanup": "incremental", "source_id_key": "source", "key_encoder": "blake2b"}
-    assert index(documents, records, store, **settings)["num_added"] == 4
-    assert emulator.billed_texts == 4
-    assert index(documents, records, store, **settings)["num_skipped"] == 5
-    assert emulator.billed_texts == 4
 
 
 def test_a_retriever_asks_from_worker_threads(emulator: Emulator, served: Server) -> None:

@@ -25,7 +25,7 @@ from llama_index.core.instrumentation.event_handlers import BaseEventHandler
 from llama_index.core.instrumentation.events import BaseEvent  # noqa: TC002 - singledispatch reads it at run time
 from llama_index.core.instrumentation.events.embedding import EmbeddingEndEvent, EmbeddingStartEvent
 from llama_index.core.instrumentation.span_handlers import SimpleSpanHandler
-from llama_index.core.node_parser import SemanticSplitterNodeParser, SentenceSplitter
+from llama_index.core.node_parser import SentenceSplitter
 from llama_index.core.postprocessor import SentenceEmbeddingOptimizer
 from llama_index.core.schema import ImageNode, MetadataMode, NodeWithScore, QueryBundle, TextNode
 from llama_index.core.storage.kvstore import SimpleKVStore
@@ -310,15 +310,6 @@ def test_the_sentence_optimizer_hands_over_all_sentences_at_once(emulator: Emula
     assert POEMS[1] in found[0].node.get_content()
     assert POEMS[3] not in found[0].node.get_content()
     assert sizes(emulator) == [1, 4, 10]
-
-
-def test_the_semantic_splitter_embeds_its_sentences_as_documents(emulator: Emulator, served: Server) -> None:
-    splitter = SemanticSplitterNodeParser.from_defaults(
-        embed_model=made(served), sentence_splitter=str.splitlines, buffer_size=0
-    )
-    nodes = splitter.get_nodes_from_documents([Document(text="\n".join(TEXTS_14))])
-    assert "".join(node.get_content() for node in nodes) == "".join(TEXTS_14)
-    assert sizes(emulator) == [4, 10]
 
 
 # --- nodes without text ------------------------------------------------------------------------------------

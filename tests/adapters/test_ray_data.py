@@ -217,11 +217,6 @@ def test_settings_that_cannot_work_are_refused_at_construction(how: Any, words: 
         embedder(emulator, **how)
 
 
-def test_an_unknown_argument_is_an_error(emulator: Emulator) -> None:
-    with pytest.raises(TypeError, match="modle"):
-        embedder(emulator, modle="text-embedding-v4")
-
-
 @pytest.mark.parametrize(
     ("how", "columns", "words"),
     [
@@ -242,7 +237,7 @@ def test_columns_that_do_not_fit_are_named_before_anything_is_sent(
 
 # --- Ray itself --------------------------------------------------------------------------------------------
 
-ROWS = 120
+ROWS = 60
 REFUSED_ROW = 47
 # Ray warns of what is its own: numbers of blocks that would suit it better, and what it is going to rename.
 ITS_OWN = pytest.mark.filterwarnings("ignore:::ray")
@@ -286,17 +281,6 @@ def _observed() -> type[EmbedBatch]:
     return Observed
 
 
-def _adapted(ds: Any, url: str, emulator: Emulator) -> dict[int, list[float]]:
-    """Vectors by id, where no quota is stated and each actor finds its part by itself."""
-    from dashscope_embeddings import ray_data  # noqa: PLC0415
-
-    emulator.faults, billed = [], emulator.billed_texts
-    out = ray_data.embed_dataset(ds, workers=2, batch_size=20, api_key=KEY, base_url=url, dimensions=DIMENSIONS)
-    found = {row["id"]: list(row["embedding"]) for row in out.take_all()}
-    assert emulator.billed_texts - billed == ROWS
-    return found
-
-
 @ITS_OWN
 def test_two_actors_embed_what_one_machine_does_and_a_block_costs_only_itself(
     started: tuple[Any, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -308,8 +292,8 @@ def test_two_actors_embed_what_one_machine_does_and_a_block_costs_only_itself(
     emulator = Emulator(api_key=KEY, requests_per_second=20, faults=[RowRefused(match=f"text {REFUSED_ROW} ")])
     texts = [f"text {number} of the corpus" for number in range(ROWS)]
     (tmp_path / "in").mkdir()
-    for start in range(0, ROWS, 30):
-        part = pa.table({"id": list(range(start, start + 30)), "text": texts[start : start + 30]})
+    for start in range(0, ROWS, 15):
+        part = pa.table({"id": list(range(start, start + 15)), "text": texts[start : start + 15]})
         pq.write_table(part, tmp_path / "in" / f"{start}.parquet")
     ds = ray.data.read_parquet(str(tmp_path / "in")).repartition(6)
     ds.context.wait_for_min_actors_s = 120
@@ -334,9 +318,6 @@ def test_two_actors_embed_what_one_machine_does_and_a_block_costs_only_itself(
         assert {row["part"] for row in found} == {600.0}
 
         monkeypatch.undo()
-        vectors = _adapted(ds, server.url, emulator)
-        assert all(vectors[row["id"]] == row["embedding"] for row in found)
-
         with pytest.raises(TypeError, match="modle"):
             ray_data.embed_dataset(ds, workers=2, api_key=KEY, modle="text-embedding-v4")
         with pytest.raises(InvalidInput, match="no API key"):
