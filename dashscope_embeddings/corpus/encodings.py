@@ -39,14 +39,6 @@ def encoding_from_bom(head: bytes) -> str | None:
     return next((name for mark, name in _BYTE_ORDER_MARKS if head.startswith(mark)), None)
 
 
-def guess_utf16_or_utf32(head: bytes) -> str | None:
-    """The variant of UTF-16 or UTF-32 that a file without a byte order mark seems to have; None: neither.
-
-    Bytes of UTF-16 and UTF-32 are valid UTF-8 if the text is ASCII, and often if it is Chinese.
-    """
-    return next((name for name in _UTF16_AND_UTF32 if _is_plausible_text(head, name)), None) if b"\0" in head else None
-
-
 def _is_plausible_text(head: bytes, name: str) -> bool:
     try:
         # Not final: the head may end within a character.
@@ -78,47 +70,31 @@ _MIN_COMMON_SHARE = 0.7
 """Share of the non-ASCII bytes that must belong to common characters."""
 _MIN_NON_ASCII_BYTES = 3
 """Fewer non-ASCII bytes than this are not enough for a guess."""
-_KOREAN_PENALTY = 0.5
-"""Divided by the number of non-ASCII bytes: a penalty on Korean for short texts."""
-_NON_ASCII_BYTE = re.compile(rb"[\x80-\xff]")
 
 
 def guess_encoding(sample: bytes, expected: str) -> str | None:
     """The most likely encoding of a sample that is not in the `expected` one; None: unclear."""
     if expected != "utf-8" and _can_decode(sample, "utf-8"):
         return "utf-8"
-    high = len(_NON_ASCII_BYTE.findall(sample))
+    high = _count_non_ascii(sample)
     if high < _MIN_NON_ASCII_BYTES or (
         _is_mostly_utf8(sample) if expected == "utf-8" else _can_decode(sample, expected)
     ):
         return None
+    # The bytes of common Korean and Japanese characters are common in Chinese too; longer Chinese texts have others.
+    penalties = {"gb18030": 0.02, "euc_jp": 0.03, "euc_kr": 0.5 / high}
     shares = {
-        name: _common_share(sample, pattern)
+        name: sum(map(_count_non_ascii, re.findall(pattern, sample))) / high - penalties.get(name, 0.0)
         for name, pattern in _COMMON_CHARACTERS.items()
         if _can_decode(sample, name)
     }
-    # The bytes of common Korean and Japanese characters are common in Chinese too; longer Chinese texts have others.
-    penalties = {"gb18030": 0.02, "euc_jp": 0.03, "euc_kr": _KOREAN_PENALTY / high}
-    shares = {name: share - penalties.get(name, 0.0) for name, share in shares.items()}
     likely = max(shares, key=lambda name: shares[name], default="")
     if shares.get(likely, 0.0) < _MIN_COMMON_SHARE:
         return None
-    if likely == "cp1251":
-        likely = max(("cp1251", "koi8-r"), key=lambda name: _russian_score(sample, name))
+    # Lower-case letters of KOI8-R are upper case in CP1251, and most letters of a text are lower case.
+    if likely == "cp1251" and len(re.findall(rb"[\xc0-\xdf]", sample)) > len(re.findall(rb"[\xe0-\xff]", sample)):
+        likely = "koi8-r"
     return likely if likely != expected else None
-
-
-_COMMON_CYRILLIC_LETTERS = frozenset("\u043e\u0435\u0430\u0438\u043d\u0442\u0441\u0440")
-_LOWER_CASE_WEIGHT = 0.25
-
-
-def _russian_score(sample: bytes, name: str) -> float:
-    """Counts common Russian letters and lower-case letters, to choose between CP1251 and KOI8-R.
-
-    Letters that are lower case in one of the two encodings are upper case in the other.
-    """
-    text = sample.decode(name, "ignore")
-    return sum(c in _COMMON_CYRILLIC_LETTERS for c in text.lower()) + _LOWER_CASE_WEIGHT * sum(map(str.islower, text))
 
 
 def _can_decode(sample: bytes, name: str) -> bool:
@@ -135,20 +111,12 @@ def _is_mostly_utf8(sample: bytes) -> bool:
     return sum(not c.isascii() for c in text) > 5 * damaged
 
 
-def _common_share(sample: bytes, pattern: bytes) -> float:
-    high = len(_NON_ASCII_BYTE.findall(sample))
-    common = sum(len(_NON_ASCII_BYTE.findall(group)) for group in re.findall(pattern, sample))
-    # The second byte of a character may be ASCII: it is counted in neither number.
-    return common / max(high, 1)
+def _count_non_ascii(part: bytes) -> int:
+    return len(re.findall(rb"[\x80-\xff]", part))
 
 
 _CESU8_PAIR = re.compile(rb"\xed[\xa0-\xaf][\x80-\xbf]\xed[\xb0-\xbf][\x80-\xbf]")
-
-
-def has_surrogate_pairs(raw: bytes) -> bool:
-    """Whether bytes hold surrogate pairs encoded as UTF-8 (CESU-8), as some database exports do."""
-    return _CESU8_PAIR.search(raw) is not None
-
+"""A surrogate pair encoded as UTF-8, as some database exports do."""
 
 # --- open files --------------------------------------------------------------------------------------------
 
@@ -168,19 +136,21 @@ class TextFile:
     @property
     def undeclared_encoding(self) -> str | None:
         """The variant of UTF-16 or UTF-32 that the file seems to have, without a mark and without the option."""
-        wide = self.encoding.startswith(("utf-16", "utf-32"))
-        return None if wide else guess_utf16_or_utf32(self.head)
+        # Their bytes are valid UTF-8 if the text is ASCII, and often if it is Chinese.
+        if b"\0" not in self.head or self.encoding.startswith(("utf-16", "utf-32")):
+            return None
+        return next((name for name in _UTF16_AND_UTF32 if _is_plausible_text(self.head, name)), None)
 
-    def lines(self) -> Iterator[tuple[int, str]]:
-        """Number and content of all lines that are not blank."""
+    def lines(self) -> Iterator[tuple[int, str, str | None]]:
+        """Number and content of all lines that are not blank, and why one cannot be decoded."""
         for number, line in enumerate(self.file, start=1):
             if not line.isspace():
-                yield number, line.rstrip("\r\n")
+                yield number, line.rstrip("\r\n"), self.decode_problem(line) if has_lone_surrogates(line) else None
 
     def decode_problem(self, line: str) -> str:
         """The error message for a line that is not in the file's encoding."""
         raw = self._raw(line)
-        if self._codec_name == "utf-8" and has_surrogate_pairs(raw):
+        if self._codec_name == "utf-8" and _CESU8_PAIR.search(raw):
             return (
                 "holds surrogate pairs in place of characters (CESU-8): convert the file's bytes with "
                 '.decode("utf-8", "surrogatepass").encode("utf-16", "surrogatepass").decode("utf-16")'

@@ -38,7 +38,7 @@ def read_records(source: Source, options: InputOptions) -> Iterator[Record]:
         with open_text(source, options.encoding) as text:
             if (wide := text.undeclared_encoding) is not None:
                 message = f"looks like {wide} without a byte order mark: set the encoding (encoding, --encoding {wide})"
-                yield Record(f"{source}:1", None, None, message, affects_whole_file=True)
+                yield Record.bad(f"{source}:1", message, affects_whole_file=True)
             else:
                 yield from _TEXT_READERS[source.format](text, options)
     except UnicodeError as error:
@@ -58,8 +58,7 @@ def _text_lines(text: TextFile, options: InputOptions) -> Iterator[Record]:
         _log.warning(message, text.source)
     # Positions would change whenever a file is added to the folder.
     path = text.source.path_in_folder if options.id_field == AUTO else None
-    for number, line in text.lines():
-        problem = text.decode_problem(line) if has_lone_surrogates(line) else None
+    for number, line, problem in text.lines():
         yield Record(f"{text.source}:{number}", line, None if path is None else f"{path}:{number}", problem)
 
 
@@ -74,41 +73,37 @@ def _build_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 _decode_json = json.JSONDecoder(object_pairs_hook=_build_object).decode
-_NO_OBJECT = "is a JSON {}, not an object with fields"
 _ARRAY_HINT = "an array is read as the format json (format, --format json)"
 
 
+def _from_value(place: str, value: Any, options: InputOptions) -> Record:
+    if isinstance(value, dict):
+        return record_from_fields(place, value, Fields.of(options, value))
+    return Record.bad(place, f"is a JSON {type(value).__name__}, not an object with fields")
+
+
 def _json_lines(text: TextFile, options: InputOptions) -> Iterator[Record]:
-    for number, line in text.lines():
+    for number, line, decode_problem in text.lines():
         place = f"{text.source}:{number}"
-        if has_lone_surrogates(line):
-            yield Record(place, None, None, text.decode_problem(line))
+        if decode_problem is not None:
+            yield Record.bad(place, decode_problem)
             continue
         try:
             value = _decode_json(line)
         except (ValueError, RecursionError) as error:
-            several = line.startswith("{") and str(error).startswith("Extra data")
-            message = "holds several JSON values: write one object per line, as jq -c . FILE does"
-            yield Record(
-                place, None, None, message if several else _json_problem(line, error), affects_whole_file=several
-            )
+            problem = _syntax_problem(error)
+            if several := line.startswith("{") and str(error).startswith("Extra data"):
+                problem = "holds several JSON values: write one object per line, as jq -c . FILE does"
+            elif line.strip() in {"[", "{"}:
+                problem = f"begins JSON of several lines: {_ARRAY_HINT}; jq -c . FILE writes one object per line"
+            yield Record.bad(place, problem, affects_whole_file=several)
             continue
         if isinstance(value, list):
             several = sum(isinstance(item, dict) for item in value) > 1
-            message = f"is a JSON array: write one object per line; {_ARRAY_HINT}"
-            yield Record(place, None, None, message, affects_whole_file=several)
-        elif isinstance(value, dict):
-            yield record_from_fields(place, value, Fields.of(options, value))
+            problem = f"is a JSON array: write one object per line; {_ARRAY_HINT}"
+            yield Record.bad(place, problem, affects_whole_file=several)
         else:
-            yield Record(place, None, None, _NO_OBJECT.format(type(value).__name__))
-
-
-def _json_problem(line: str, error: Exception) -> str:
-    if line.strip() in {"[", "{"}:
-        return f"begins JSON of several lines: {_ARRAY_HINT}; jq -c . FILE writes one object per line"
-    if isinstance(error, ValueError) and not isinstance(error, json.JSONDecodeError):
-        return "holds a whole number of thousands of digits: write it as a string"
-    return _syntax_problem(error)
+            yield _from_value(place, value, options)
 
 
 def _syntax_problem(error: Exception) -> str:
@@ -117,7 +112,7 @@ def _syntax_problem(error: Exception) -> str:
         return f"is no JSON: {error.msg} at character {error.colno}"
     if isinstance(error, RecursionError):
         return "is nested too deeply: the text must be a field of the record, or of an object in it"
-    return f"is no JSON: {error}"
+    return "holds a whole number of thousands of digits: write it as a string"
 
 
 def _json_array(text: TextFile, options: InputOptions) -> Iterator[Record]:
@@ -134,19 +129,14 @@ def _json_array(text: TextFile, options: InputOptions) -> Iterator[Record]:
         except (ValueError, RecursionError) as error:
             several = str(error).startswith("Extra data")
             lines = "holds several JSON values: one object per line is the format jsonl (format, --format jsonl)"
-            problem = lines if several else _syntax_problem(error)
-            line = getattr(error, "lineno", 1)
+            problem, line = lines if several else _syntax_problem(error), getattr(error, "lineno", 1)
     if problem is None and not isinstance(values, list):
         problem = "is not a JSON array of objects: take the array out, as jq '.NAME' FILE does"
     if problem is not None:
-        yield Record(f"{text.source}:{line}", None, None, problem, affects_whole_file=True)
+        yield Record.bad(f"{text.source}:{line}", problem, affects_whole_file=True)
         return
     for number, value in enumerate(values, start=1):
-        place = f"{text.source}:{number}"
-        if isinstance(value, dict):
-            yield record_from_fields(place, value, Fields.of(options, value))
-        else:
-            yield Record(place, None, None, _NO_OBJECT.format(type(value).__name__))
+        yield _from_value(f"{text.source}:{number}", value, options)
 
 
 _TEXT_READERS = {"txt": _text_lines, "json": _json_array, "jsonl": _json_lines, "csv": read_table, "tsv": read_table}

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from dashscope_embeddings.corpus.options import AUTO, InputOptions
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Collection
+
+    from typing_extensions import Self
 
 
 class Record(NamedTuple):
@@ -22,6 +24,11 @@ class Record(NamedTuple):
     """Why the record has no usable text; None: it may have one."""
     affects_whole_file: bool = False
     """Whether the problem concerns the whole file: skipping this record alone would lose others."""
+
+    @classmethod
+    def bad(cls, place: str, problem: str, *, affects_whole_file: bool = False) -> Self:
+        """A record without a usable text."""
+        return cls(place, None, None, problem, affects_whole_file)
 
 
 POSITIONS_OPTION = '(id_field=None, --id-field "")'
@@ -45,18 +52,6 @@ class Fields(NamedTuple):
         """The fields to read."""
         return [self.text] if self.id is None else [self.text, self.id]
 
-    def missing(self, wanted: str, present: Sequence[str], objects: Sequence[str] = ()) -> str:
-        """The problem of a record without a wanted field; `objects`: the fields that contain it."""
-        shown = 8
-        names = ", ".join(map(repr, present[:shown])) + (", …" if len(present) > shown else "")
-        role = "the text (text_field, --text-field)" if wanted == self.text else "the id (id_field, --id-field)"
-        found = f", such as {objects[0]}.{wanted}" if objects else ""
-        return f"has no field {wanted!r}; it has {names or 'none'}: name the one that holds {role}{found}"
-
-
-class _DuplicateFieldError(Exception):
-    """A record has several fields of one name."""
-
 
 class DuplicateKeys(dict[str, Any]):
     """The fields of a record that may have several of one name."""
@@ -71,11 +66,11 @@ def _lookup(values: dict[str, Any], path: str) -> Any:
 
     Raises:
         KeyError: there is none.
-        _DuplicateFieldError: there are several.
+        ValueError: there are several.
     """
     if path in values:
         if isinstance(values, DuplicateKeys) and values.all_keys.count(path) > 1:
-            raise _DuplicateFieldError(f"has more than one field {path!r}: rename or remove all but one")
+            raise ValueError(f"has more than one field {path!r}: rename or remove all but one")
         return values[path]
     for name, value in values.items():
         if isinstance(value, dict) and path.startswith(f"{name}."):
@@ -88,19 +83,25 @@ def _lookup(values: dict[str, Any], path: str) -> Any:
 
 def record_from_fields(place: str, values: dict[str, Any], fields: Fields) -> Record:
     """The record of a JSON object, or of the named cells of a row; with names alone, whether they have the fields."""
-    wanted = fields.text
     try:
-        text = _lookup(values, wanted)
-        if fields.id is None:
-            return Record(place, text)
-        wanted = fields.id
-        return Record(place, text, _lookup(values, wanted))
-    except KeyError:
-        present = list(values)
-        for name, value in values.items():
-            if isinstance(value, dict) and wanted.startswith(f"{name}."):
-                present = [f"{name}.{inner}" for inner in value]
-        objects = [name for name, value in values.items() if isinstance(value, dict) and wanted in value]
-        return Record(place, None, None, fields.missing(wanted, present, objects))
-    except _DuplicateFieldError as error:
-        return Record(place, None, None, str(error))
+        return Record(place, *(_lookup(values, name) for name in fields.wanted()))
+    except KeyError as missing:
+        return Record.bad(place, _missing_field(values, missing.args[0], fields))
+    except ValueError as duplicate:
+        return Record.bad(place, str(duplicate))
+
+
+_MAX_NAMES = 8
+
+
+def _missing_field(values: dict[str, Any], wanted: str, fields: Fields) -> str:
+    present = list(values)
+    for name, value in values.items():
+        if isinstance(value, dict) and wanted.startswith(f"{name}."):
+            present = [f"{name}.{inner}" for inner in value]
+    names = ", ".join(map(repr, present[:_MAX_NAMES])) + (", …" if len(present) > _MAX_NAMES else "")
+    role = "the text (text_field, --text-field)" if wanted == fields.text else "the id (id_field, --id-field)"
+    nested = (
+        f", such as {name}.{wanted}" for name, value in values.items() if isinstance(value, dict) and wanted in value
+    )
+    return f"has no field {wanted!r}; it has {names or 'none'}: name the one that holds {role}{next(nested, '')}"
