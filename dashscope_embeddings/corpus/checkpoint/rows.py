@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import array
 import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple
@@ -40,11 +39,6 @@ class PackedVectors(NamedTuple):
             None if sparse is None else struct.pack(f"{len(sparse)}I", *sparse.indices),
             None if sparse is None else struct.pack(f"{len(sparse)}f", *sparse.values),
         )
-
-    @property
-    def floats(self) -> list[float]:
-        """The numbers of the dense vector."""
-        return array.array("f", self.dense or b"").tolist()
 
 
 class OutputRow(NamedTuple):

@@ -7,6 +7,8 @@ not synced at each commit: a power failure may lose the last replies, never earl
 
 from __future__ import annotations
 
+import array
+import contextlib
 from typing import TYPE_CHECKING, Any
 
 from dashscope_embeddings._core.text_length import estimate_tokens
@@ -50,12 +52,10 @@ class CheckpointStore:
             InvalidInput: the file is not a checkpoint or is damaged, or one of its files is missing.
             sqlite3.Error: another process has locked it, it cannot be read, or the disk is full.
         """
-        database = open_database(path)
-        try:
-            return cls(database)
-        except BaseException:
-            database.close()
-            raise
+        with contextlib.ExitStack() as stack:
+            store = cls(stack.enter_context(contextlib.closing(open_database(path))))
+            stack.pop_all()
+        return store
 
     def close(self) -> None:
         """Closes the database; other runs may then open it."""
@@ -155,12 +155,11 @@ class CheckpointStore:
             f"WHERE part_of IS NULL AND hash IN ({marks})",
             hashes,
         ):
-            is_embedded = checksum is not None
-            if is_embedded and not checksums.is_intact(digest, checksum, PackedVectors(*vectors)):
+            needs_text = checksum is None or not checksums.is_intact(digest, checksum, PackedVectors(*vectors))
+            if needs_text and checksum is not None:
                 self.database.fetch_all("DELETE FROM vectors WHERE unit = ?", (unit,))
                 self.damaged_texts += 1
-                is_embedded = False
-            known[digest] = unit, not is_embedded
+            known[digest] = unit, needs_text
         return known
 
     def _split_duplicates(self, items: Sequence[InputText]) -> tuple[list[InputText], list[tuple[InputText, str]]]:
@@ -245,12 +244,9 @@ class CheckpointStore:
         parts = []
         for digest, text, checksum, *columns in rows:
             vectors = PackedVectors(*columns)
-            if (
-                isinstance(text, str)
-                and digest == checksums.part_hash(whole_hash, text)
-                and checksums.is_intact(digest, checksum, vectors)
-            ):
-                parts.append(Part(vectors.floats, None, float(len(text))))
+            is_intact = isinstance(text, str) and digest == checksums.part_hash(whole_hash, text)
+            if is_intact and checksums.is_intact(digest, checksum, vectors):
+                parts.append(Part(array.array("f", vectors.dense or b"").tolist(), None, float(len(text))))
         self.drop_parts(whole)
         if len(parts) != count:
             return False
@@ -259,12 +255,11 @@ class CheckpointStore:
 
     def drop_parts(self, whole: int) -> None:
         """Deletes the parts of a text; those under way stay until their line has ended, without belonging to it."""
-        self.database.fetch_all(
-            "DELETE FROM vectors WHERE unit IN (SELECT unit FROM units WHERE part_of = ?)", (whole,)
-        )
-        self.database.fetch_all("UPDATE units SET part_of = 0 WHERE part_of = ?", (whole,))
-        self.database.fetch_all("DELETE FROM units WHERE part_of = 0 AND line IS NULL")
-        self.database.fetch_all("UPDATE units SET parts = 0 WHERE unit = ?", (whole,))
+        fetch_all = self.database.fetch_all
+        fetch_all("DELETE FROM vectors WHERE unit IN (SELECT unit FROM units WHERE part_of = ?)", (whole,))
+        fetch_all("UPDATE units SET part_of = 0 WHERE part_of = ?", (whole,))
+        fetch_all("DELETE FROM units WHERE part_of = 0 AND line IS NULL")
+        fetch_all("UPDATE units SET parts = 0 WHERE unit = ?", (whole,))
 
     def reject(self, unit: int, reason: DashScopeError | str) -> None:
         """Commits that the service refused a text, or a part of it; or why it was not sent."""
@@ -282,8 +277,7 @@ class CheckpointStore:
 
     def total_billed(self) -> tuple[int, int, int]:
         """Requests, texts and tokens billed in all runs."""
-        requests, texts, tokens = self.database.fetch_all("SELECT requests, texts, tokens FROM checkpoint")[0]
-        return requests, texts, tokens
+        return self.database.fetch_all("SELECT requests, texts, tokens FROM checkpoint")[0]  # type: ignore[no-any-return] # NOT NULL
 
     @property
     def dimension(self) -> int | None:
@@ -292,14 +286,11 @@ class CheckpointStore:
 
     def _find_vector_bytes(self) -> int:
         """The bytes of the first intact dense vector; 0: there is none."""
-        query = (
+        rows = self.database.connection.execute(
             f"SELECT hash, {_VECTOR_COLUMNS} FROM vectors JOIN units USING (unit) WHERE dense IS NOT NULL ORDER BY unit"  # noqa: S608 - our own names
         )
-        for digest, checksum, *columns in self.database.connection.execute(query):
-            vectors = PackedVectors(*columns)
-            if checksums.is_intact(digest, checksum, vectors):
-                return len(vectors.dense or b"")
-        return 0
+        vectors = ((digest, checksum, PackedVectors(*columns)) for digest, checksum, *columns in rows)
+        return next((len(row[2].dense or b"") for row in vectors if checksums.is_intact(*row)), 0)
 
     # --- the output -----------------------------------------------------------------------------------------
 
@@ -341,9 +332,9 @@ class CheckpointStore:
             "SELECT position, id, place, reason, NULL, NULL, 1 FROM skipped ORDER BY 1"
         )
         for position, record_id, place, reason, code, request_id, is_invalid in rows:
-            # The id of an invalid record may not be an integer even if all others are.
-            keeps_id = is_invalid and record_id is not None
-            output_id = record_id if keeps_id else position if is_invalid else self._output_id(position, record_id)
+            output_id: int | str = self._output_id(position, record_id)
+            if is_invalid:  # its id may not be an integer even if all others are
+                output_id = position if record_id is None else record_id
             yield {"id": output_id, "place": place, "reason": reason, "code": code, "request_id": request_id}
 
     def _output_id(self, position: int, record_id: str | None) -> int | str:
