@@ -108,14 +108,6 @@ def test_ids_that_were_found_and_cannot_be_used_are_refused_with_the_way_out(
     assert [row[0] for row in embed(emulator, "in.jsonl", id_field=None)] == list(range(len(rows)))
 
 
-def test_positions_never_meet_ids_of_another_file(emulator: Emulator) -> None:
-    write_json_lines(Path("a.jsonl"), [{"text": "a"}])
-    write_json_lines(Path("b.jsonl"), [{"id": 0, "text": "b"}])
-    with pytest.raises(InvalidInput, match=r"b\.jsonl:1 has an id, and a\.jsonl:1 has none"):
-        embed(emulator, ["a.jsonl", "b.jsonl"])
-    assert emulator.requests == 0
-
-
 @pytest.mark.parametrize("batch", [False, True])
 @pytest.mark.parametrize("ending", ["jsonl", "parquet"])
 def test_a_file_that_is_added_to_a_folder_shifts_no_id(
@@ -253,12 +245,6 @@ def test_tables_are_read_as_their_programs_write_them(
 def test_options_of_tables_are_checked_before_anything_is_read(how: Any, problem: str, emulator: Emulator) -> None:
     with pytest.raises(InvalidInput, match=problem):
         embed(emulator, "nowhere.csv", **how)
-
-
-def test_an_unclosed_quote_names_the_option_that_reads_it(emulator: Emulator) -> None:
-    Path("in.tsv").write_text('id\ttext\n1\t"abc\n2\tdef\n', "utf-8")
-    with pytest.raises(InvalidInput, match=r"in\.tsv:2: a quote .* never closed.*\(quoting, --quoting none\)"):
-        embed(emulator, "in.tsv")
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 
 
 TEXTS = ["风急天高猿啸哀", "one, two", 'say "hello"', "tab\tand more", "渚清沙白鸟飞回 🐦"]
-ROWS = [{"name": f"n{number}", "body": text, "more": 1} for number, text in enumerate(TEXTS)]
 
 
 def embed(emulator: Emulator, inputs: Any, output: Path, **how: Any) -> corpus.Summary:
@@ -41,44 +40,6 @@ def embed(emulator: Emulator, inputs: Any, output: Path, **how: Any) -> corpus.S
 
 
 # --- in ----------------------------------------------------------------------------------------------------
-
-
-def _as_jsonl(path: Path) -> Path:
-    return write_json_lines(path.with_suffix(".jsonl"), ROWS)
-
-
-def _as_table(path: Path, ending: str, dialect: str) -> Path:
-    import csv  # noqa: PLC0415 - here alone
-
-    with path.with_suffix(ending).open("w", encoding="utf-8-sig", newline="") as file:
-        writer = csv.DictWriter(file, ["name", "body", "more"], dialect=dialect)
-        writer.writeheader()
-        writer.writerows(ROWS)
-    return path.with_suffix(ending)
-
-
-def _as_csv(path: Path) -> Path:
-    return _as_table(path, ".csv", "excel")
-
-
-def _as_tsv(path: Path) -> Path:
-    return _as_table(path, ".tsv", "excel-tab")
-
-
-def _as_parquet(path: Path) -> Path:
-    pa = pytest.importorskip("pyarrow")
-    pq = pytest.importorskip("pyarrow.parquet")
-    pq.write_table(pa.Table.from_pylist(ROWS), path.with_suffix(".parquet"), row_group_size=2)
-    return path.with_suffix(".parquet")
-
-
-@pytest.mark.parametrize("made", [_as_jsonl, _as_csv, _as_tsv, _as_parquet])
-def test_fields_of_every_format_are_read(made: Callable[[Path], Path], tmp_path: Path, emulator: Emulator) -> None:
-    output = tmp_path / "out.jsonl"
-    summary = embed(emulator, made(tmp_path / "in"), output, text_field="body", id_field="name", with_text=True)
-    assert (summary.texts, summary.embedded, summary.rejects, summary.finished) == (5, 5, None, True)
-    assert [(row.id, row.text) for row in read_vectors(output)] == [(row["name"], row["body"]) for row in ROWS]
-    assert [row.dense for row in read_vectors(output)] == [expected_vector(emulator, text) for text in TEXTS]
 
 
 def test_a_text_file_has_a_text_a_line_and_its_positions_are_ids(tmp_path: Path, emulator: Emulator) -> None:
@@ -195,23 +156,6 @@ def test_bad_input_is_named_by_file_and_line_before_anything_is_spent(
     (reject,) = read_rejects(output)
     assert (reject["place"], reject["code"]) == (f"{tmp_path / name}:{line}", None)
     assert said in reject["reason"]
-
-
-def test_skipped_records_keep_their_positions(tmp_path: Path, emulator: Emulator) -> None:
-    output = tmp_path / "out.jsonl"
-    source = write_json_lines(tmp_path / "in.jsonl", [{"text": "a"}, {"text": ""}, {"text": "b"}])
-    embed(emulator, source, output, on_bad_input="skip")
-    assert [row.id for row in read_vectors(output)] == [0, 2]
-    assert [row["id"] for row in read_rejects(output)] == [1]
-
-
-@pytest.mark.parametrize("on_bad_input", ["fail", "skip"])
-def test_a_file_without_the_column_is_not_one_bad_record(on_bad_input: str, tmp_path: Path, emulator: Emulator) -> None:
-    (tmp_path / "in.csv").write_text("body\nx\ny\n", "utf-8")
-    write_lines(tmp_path / "in.txt", ["good"])
-    with pytest.raises(InvalidInput, match=r"in\.csv:1: has no field 'text'; it has 'body': .*--text-field"):
-        embed(emulator, tmp_path, tmp_path / "out.jsonl", on_bad_input=on_bad_input)
-    assert emulator.requests == 0
 
 
 def test_many_bad_records_are_named_up_to_some(tmp_path: Path, emulator: Emulator) -> None:
@@ -344,23 +288,23 @@ def test_writing_it_does_not_load_pandas(tmp_path: Path) -> None:
     assert done.stdout.strip() == "False"
 
 
-def test_pandas_reads_it_without_us(parquet: Path, emulator: Emulator) -> None:
-    frame = pytest.importorskip("pandas").read_parquet(parquet)
-    assert frame["embedding"][2].tolist() == expected_vector(emulator, TEXTS[2])
-    assert frame["id"].tolist() == [0, 1, 2, 3, 4]
+def _pandas(path: Path) -> Any:
+    return pytest.importorskip("pandas").read_parquet(path)["embedding"].to_list()
 
 
-def test_polars_reads_it_without_us(parquet: Path, emulator: Emulator) -> None:
-    frame = pytest.importorskip("polars").read_parquet(parquet)
-    assert frame["embedding"].to_list()[2] == expected_vector(emulator, TEXTS[2])
-    assert [len(row) for row in frame["sparse_indices"]] == [len(row.sparse or ()) for row in read_vectors(parquet)]
+def _polars(path: Path) -> Any:
+    return pytest.importorskip("polars").read_parquet(path)["embedding"].to_list()
 
 
-def test_duckdb_reads_it_without_us(parquet: Path, emulator: Emulator) -> None:
-    duckdb = pytest.importorskip("duckdb")
-    with duckdb.connect() as database:
-        found = database.execute("SELECT embedding FROM read_parquet(?) WHERE id = 2", [str(parquet)]).fetchall()
-    assert list(found[0][0]) == expected_vector(emulator, TEXTS[2])
+def _duckdb(path: Path) -> Any:
+    with pytest.importorskip("duckdb").connect() as database:
+        rows = database.execute("SELECT embedding FROM read_parquet(?) ORDER BY id", [str(path)]).fetchall()
+        return [row[0] for row in rows]
+
+
+@pytest.mark.parametrize("read", [_pandas, _polars, _duckdb])
+def test_other_programs_read_it_without_us(read: Callable[[Path], Any], parquet: Path, emulator: Emulator) -> None:
+    assert [list(row) for row in read(parquet)] == [expected_vector(emulator, text) for text in TEXTS]
 
 
 def test_numpy_loads_the_array_without_us(tmp_path: Path, emulator: Emulator) -> None:
@@ -381,26 +325,8 @@ def test_an_array_without_its_ids_is_not_believed(tmp_path: Path, emulator: Emul
     embed(emulator, tmp_path / "in.txt", output)
     assert [row.id for row in read_vectors(output)] == [0, 1, 2, 3, 4]
     assert emulator.billed_texts == 5
-
-
-def test_reading_another_ending_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match="must be one of"):
         read_vectors(tmp_path / "out.csv")
-
-
-@pytest.mark.parametrize("on_bad_input", ["fail", "skip"])
-def test_a_quote_that_never_ends_is_not_one_bad_record(tmp_path: Path, on_bad_input: str) -> None:
-    """Skipping it would lose the rest of the file without a word."""
-    (tmp_path / "in.csv").write_text('text,n\ngood,1\n"never ends,2\nx,3\n', "utf-8")
-    emulator = Emulator()
-    with pytest.raises(InvalidInput, match=r"in\.csv:3: a quote that is opened here is never closed"):
-        corpus.embed_corpus(
-            tmp_path / "in.csv",
-            tmp_path / "out.jsonl",
-            client=client_for(emulator),
-            on_bad_input=on_bad_input,  # type: ignore[arg-type] # one of the two
-        )
-    assert emulator.requests == 0
 
 
 # --- signatures --------------------------------------------------------------------------------------------

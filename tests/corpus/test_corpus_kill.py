@@ -90,22 +90,27 @@ COMMANDS = {
 }
 
 
+def start(arguments: list[str], url: str) -> BaseProcess:
+    """The command in a process of its own."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["dashscope_embeddings.cli.embed", "corpus_helpers"])
+    environment = {"DASHSCOPE_HTTP_BASE_URL": url, "DASHSCOPE_API_KEY": "sk-made-up"}
+    arguments = [*arguments, "--id-field", "id", "--dimensions", "64"]
+    process = context.Process(target=run_command, args=(arguments, environment))
+    process.start()
+    return process
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="no fork server")
 @pytest.mark.parametrize("name", COMMANDS)
 def test_killed_at_any_moment_the_same_command_goes_on(name: str, source: Path, tmp_path: Path) -> None:
     command = COMMANDS[name]
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["dashscope_embeddings.cli.embed", "corpus_helpers"])
     chance = random.Random(7)  # noqa: S311 - the same moments in every run, as far as that goes
     watch = Watch()
     emulator = Emulator(faults=[watch, command.fault], log=0, batches=BatchSettings(seconds=0.1))
 
     def begin(output: Path) -> BaseProcess:
-        options = ["--id-field", "id", "--dimensions", "64", "--with-text"]
-        arguments = [*command.arguments, str(source), "-o", str(output), *options]
-        process = context.Process(target=run_command, args=(arguments, environment, str(tmp_path)))
-        process.start()
-        return process
+        return start([*command.arguments, str(source), "-o", str(output), "--with-text"], server.url)
 
     def killed(process: BaseProcess, moment: int) -> bool:
         """Half of the moments are chosen by what was asked, half by the clock, which also meets the other steps."""
@@ -121,7 +126,6 @@ def test_killed_at_any_moment_the_same_command_goes_on(name: str, source: Path, 
 
     output, whole = tmp_path / "out.jsonl", tmp_path / "whole.jsonl"
     with emulator.serve(latency=0.005) as server:
-        environment = {"DASHSCOPE_HTTP_BASE_URL": server.url, "DASHSCOPE_API_KEY": "sk-made-up"}
         kills = sum(killed(begin(output), moment) for moment in range(KILLS))
         spoiled = emulator.billed_texts
         if output.exists():
@@ -146,32 +150,21 @@ def test_killed_at_any_moment_the_same_command_goes_on(name: str, source: Path, 
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no fork server")
-@pytest.mark.parametrize("ending", ["jsonl", "npy"])
-def test_killed_while_the_output_is_written_it_is_the_old_or_the_new_one(
-    ending: str, source: Path, tmp_path: Path
-) -> None:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["dashscope_embeddings.cli.embed", "corpus_helpers"])
+def test_killed_while_the_output_is_written_it_is_the_old_or_the_new_one(source: Path, tmp_path: Path) -> None:
     chance = random.Random(11)  # noqa: S311 - as above
-    emulator, output = Emulator(log=0), tmp_path / f"out.{ending}"
-
-    def begin() -> BaseProcess:
-        arguments = ["embed", str(source), "-o", str(output), "--id-field", "id", "--dimensions", "64"]
-        process = context.Process(target=run_command, args=(arguments, environment, str(tmp_path)))
-        process.start()
-        return process
+    emulator, output = Emulator(log=0), tmp_path / "out.npy"  # two files: the hardest to replace
 
     with emulator.serve() as server:
-        environment = {"DASHSCOPE_HTTP_BASE_URL": server.url, "DASHSCOPE_API_KEY": "sk-made-up"}
-        first = begin()
+        arguments = ["embed", str(source), "-o", str(output)]
+        first = start(arguments, server.url)
         first.join()
         wanted = [row.dense for row in read_vectors(output)]
         for _ in range(KILLS):  # all is paid for: what is left to interrupt is reading, checking and writing
-            process = begin()
+            process = start(arguments, server.url)
             process.join(chance.uniform(0.0, 0.6))
             process.kill()
             process.join()
             assert [row.dense for row in read_vectors(output)] == wanted
-        last = begin()
+        last = start(arguments, server.url)
         last.join()
     assert (first.exitcode, last.exitcode, len(wanted), emulator.billed_texts) == (0, 0, TEXTS, TEXTS - 100)

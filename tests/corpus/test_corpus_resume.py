@@ -153,14 +153,6 @@ def test_long_texts_may_be_shortened_later_but_not_in_two_ways(source: Path, out
     assert emulator.billed_texts == len(TEXTS)
 
 
-def test_an_output_without_its_checkpoint_is_not_overwritten(source: Path, output: Path, emulator: Emulator) -> None:
-    output.write_text("somebody's", "utf-8")
-    with pytest.raises(InvalidInput, match=r"exists, but its checkpoint .* does not"):
-        embed(emulator, source, output)
-    assert output.read_text("utf-8") == "somebody's"
-    assert emulator.requests == 0
-
-
 def test_a_checkpoint_that_is_none_is_not_touched(source: Path, output: Path, emulator: Emulator) -> None:
     beside = corpus.ledger_beside(output)
     beside.write_text("somebody's notes " * 100, "utf-8")
@@ -445,27 +437,6 @@ def test_while_an_output_is_replaced_it_is_the_old_or_the_new_one(ending: str, t
             break
     assert nth > 5
     assert emulator.billed_texts == len(TEXTS)
-
-
-def test_a_full_disk_is_an_error_that_can_be_gone_on_from(
-    source: Path, output: Path, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    commit, calls = Database._commit, itertools.count(1)
-
-    def full(self: Database) -> None:
-        if next(calls) > 4:
-            raise sqlite3.OperationalError("database or disk is full")
-        commit(self)
-
-    monkeypatch.setattr(Database, "_commit", full)
-    with pytest.raises(OSError, match="disk is full"):
-        embed(emulator, source, output, settings={"max_concurrency": 2, "dimensions": 1024})
-    monkeypatch.undo()
-    lost = emulator.billed_texts
-    assert lost < len(TEXTS)
-    summary = embed(emulator, source, output, settings={"dimensions": 1024})
-    assert summary.finished
-    assert emulator.billed_texts <= len(TEXTS) + 3 * 10
 
 
 # --- before it runs ----------------------------------------------------------------------------------------

@@ -52,12 +52,11 @@ def read_rejects(output: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in corpus.rejects_beside(output).read_text("utf-8").splitlines()]
 
 
-def run_command(arguments: list[str], environment: dict[str, str], folder: str) -> None:
+def run_command(arguments: list[str], environment: dict[str, str]) -> None:
     """Runs the command line; call it in a child process."""
     from dashscope_embeddings.cli import app  # noqa: PLC0415 - not every test has its extra
 
     os.environ.update(environment)
-    os.chdir(folder)
     with Path(os.devnull).open("w", encoding="utf-8") as nowhere:
         sys.stdout = sys.stderr = nowhere
         app.app(arguments)
