@@ -15,8 +15,6 @@ from dashscope_embeddings import InvalidInput, corpus
 from dashscope_embeddings.corpus.encodings import guess_encoding
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from dashscope_embeddings.emulator import Emulator
 
 
@@ -37,42 +35,25 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 # --- a run never reads what a run wrote ----------------------------------------------------------------------
 
 
-def _from_inside(folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, str]:
-    monkeypatch.chdir(folder)
-    return "../docs", "out.jsonl"
-
-
-def _through_a_link(folder: Path, _: pytest.MonkeyPatch) -> tuple[str, str]:
-    Path("link").symlink_to(folder)
-    return "link", "docs/out.jsonl"
-
-
-def _through_a_linked_output(folder: Path, _: pytest.MonkeyPatch) -> tuple[str, str]:
-    Path("link").symlink_to(folder)
-    return "docs", "link/out.jsonl"
-
-
-def _by_a_glob(_: Path, __: pytest.MonkeyPatch) -> tuple[str, str]:
-    return "./docs/../docs/*.jsonl", "docs/out.jsonl"
-
-
-def _by_a_link_to_the_output(folder: Path, _: pytest.MonkeyPatch) -> tuple[str, str]:
-    (folder / "z.jsonl").symlink_to("out.jsonl")
-    return "docs", "docs/out.jsonl"
-
-
 @pytest.mark.parametrize(
-    "spelled", [_from_inside, _through_a_link, _through_a_linked_output, _by_a_glob, _by_a_link_to_the_output]
+    "spelled",
+    [
+        ("", "docs", "../docs", "out.jsonl"),
+        ("link", ".", "link", "docs/out.jsonl"),
+        ("link", ".", "docs", "link/out.jsonl"),
+        ("", ".", "./docs/../docs/*.jsonl", "docs/out.jsonl"),
+        ("docs/z.jsonl", ".", "docs", "docs/out.jsonl"),
+    ],
 )
 def test_the_output_is_no_input_however_it_is_spelled(
-    spelled: Callable[[Path, pytest.MonkeyPatch], tuple[str, str]],
-    tmp_path: Path,
-    emulator: Emulator,
-    monkeypatch: pytest.MonkeyPatch,
+    spelled: tuple[str, str, str, str], emulator: Emulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "docs").mkdir()
-    write_json_lines(tmp_path / "docs" / "a.jsonl", [{"text": "one"}, {"text": "two"}])
-    source, output = spelled(tmp_path / "docs", monkeypatch)
+    link, folder, source, output = spelled
+    Path("docs").mkdir()
+    write_json_lines(Path("docs/a.jsonl"), [{"text": "one"}, {"text": "two"}])
+    if link:
+        Path(link).symlink_to("docs" if link == "link" else "out.jsonl")
+    monkeypatch.chdir(folder)
     for _ in range(3):
         embed(emulator, source, output)
         assert texts(output) == ["one", "two"]
