@@ -151,7 +151,6 @@ class ConnectionPool:
         request.extensions = {**request.extensions, "trace": attempt.trace}
         response: Any = await attempt.run(connection.core.handle_async_request(core_request(request)))
         connection.streams.append(response.extensions["network_stream"])
-        _join_writes(connection.streams[-1])
         return response
 
     async def release(self, connection: Connection, body: Any) -> None:
@@ -214,39 +213,17 @@ class _Response(PooledResponse):
             await self._pool.release(self._connection, self._body if self._is_complete else None)
 
 
-def _join_writes(stream: Any) -> None:
-    """Has the head of a request wait for its body: one packet and one TLS record, in place of two."""
-    stream_type, stream_ref = type(stream), weakref.ref(stream)
-    held: list[bytes] = []
-
-    async def write(buffer: bytes, timeout: float | None = None) -> None:
-        if held:
-            buffer = held.pop() + buffer
-        elif buffer.endswith(b"\r\n\r\n"):
-            held.append(buffer)
-            return
-        await stream_type.write(stream_ref(), buffer, timeout)
-
-    async def read(max_bytes: int, timeout: float | None = None) -> bytes:
-        if held:
-            await stream_type.write(stream_ref(), held.pop(), timeout)
-        data: bytes = await stream_type.read(stream_ref(), max_bytes, timeout)
-        return data
-
-    stream.write, stream.read = write, read
-
-
 # --- shutdown of loops --------------------------------------------------------------------------------
 
-_shutdown_hooks: dict[ConnectionPool, tuple[asyncio.AbstractEventLoop, AsyncGenerator[None, None]]] = {}
+_shutdown_hooks: dict[Any, tuple[asyncio.AbstractEventLoop, AsyncGenerator[None, None]]] = {}
+"""Pool → its loop, and a generator that was started there and closes the pool at its end."""
 _CLOSE_DELAY_SECONDS = 1.0
 
 
-async def close_on_loop_shutdown(pool: ConnectionPool) -> AsyncGenerator[None, None]:
-    """Closes the pool via `loop.shutdown_asyncgens()`, the only hook that a loop awaits at shutdown.
+async def close_on_loop_shutdown(pool: Any) -> None:
+    """Has a pool closed by `loop.shutdown_asyncgens()`, the only hook that a loop awaits at shutdown.
 
-    Returns the started generator whose end closes the pool. `weakref.finalize` and `__del__` cannot await, and may
-    run when the loop is closed already.
+    `weakref.finalize` and `__del__` cannot await, and may run when the loop is closed already.
     """
 
     async def close_at_end() -> AsyncGenerator[None, None]:
@@ -256,27 +233,30 @@ async def close_on_loop_shutdown(pool: ConnectionPool) -> AsyncGenerator[None, N
             _shutdown_hooks.pop(pool, None)
             await pool.aclose()
 
+    if pool in _shutdown_hooks:
+        return
     for stale in [other for other, (loop, _) in list(_shutdown_hooks.items()) if loop.is_closed()]:
         _shutdown_hooks.pop(stale, None)
-    hook = close_at_end()
-    await anext(hook)
-    _shutdown_hooks[pool] = asyncio.get_running_loop(), hook
-    return hook
+    _shutdown_hooks[pool] = asyncio.get_running_loop(), close_at_end()
+    await anext(_shutdown_hooks[pool][1])
 
 
-def close_soon(loop: asyncio.AbstractEventLoop, pool: ConnectionPool, pid: int) -> None:
+async def close_now(pool: Any) -> None:
+    """Closes a pool on its loop, which runs."""
+    if (hook := _shutdown_hooks.get(pool)) is not None:
+        await hook[1].aclose()
+
+
+def close_soon(loop: asyncio.AbstractEventLoop, pool: Any, pid: int) -> None:
     """Schedules the closing of a pool that nobody uses any more on its loop, if that still runs."""
     if os.getpid() != pid or loop.is_closed() or pool not in _shutdown_hooks:
         return
     with contextlib.suppress(RuntimeError):  # another thread closed the loop
         # Not at once: `asyncio.run` cancels remaining tasks at its end, so a closing task would be cancelled halfway,
         # and right after that the loop's own shutdown closes everything.
-        loop.call_soon_threadsafe(loop.call_later, _CLOSE_DELAY_SECONDS, _close_now, pool)
-
-
-def _close_now(pool: ConnectionPool) -> None:
-    if (hook := _shutdown_hooks.get(pool)) is not None:
-        _keep(asyncio.ensure_future(hook[1].aclose()))
+        loop.call_soon_threadsafe(
+            loop.call_later, _CLOSE_DELAY_SECONDS, lambda: _keep(loop.create_task(close_now(pool)))
+        )
 
 
 def running_loop() -> asyncio.AbstractEventLoop | None:

@@ -84,45 +84,29 @@ def apply_deadline(stream: Any) -> None:
     """Bounds every read and write of a connection by the deadline of the request that performs it.
 
     httpcore's timeouts limit silence only: headers that arrive byte by byte, or endless "100 Continue" replies, would
-    never time out. The head of a request also waits for its body here: one packet and one TLS record, in place of two.
+    never time out.
     """
     stream_type, stream_ref = type(stream), weakref.ref(stream)
-    held: list[bytes] = []
 
     def read(max_bytes: int, timeout: float | None = None) -> bytes:
         connection: Any = stream_ref()
-        if held:
-            _write(connection, held.pop(), timeout)
-        seconds, signals = _remaining_timeout(timeout, connection), signals_of_this_thread()
-        if signals is not None:
-            return _read_between_signals(
-                signals, functools.partial(stream_type.read, connection, max_bytes), connection, seconds
-            )
-        data: bytes = stream_type.read(connection, max_bytes, seconds)
+        seconds, read_some = _remaining_timeout(timeout, connection), functools.partial(stream_type.read, connection)
+        if (signals := signals_of_this_thread()) is not None:
+            return _read_between_signals(signals, functools.partial(read_some, max_bytes), connection, seconds)
+        data: bytes = read_some(max_bytes, seconds)
         return data
 
     def write(buffer: bytes, timeout: float | None = None) -> None:
-        connection = stream_ref()
-        if getattr(connection, "discarded", False):
-            thread_state.unsent = True
-        if held:
-            _write(connection, held.pop() + buffer, timeout)
-        elif buffer.endswith(_HEAD_END):
-            held.append(buffer)
-        else:
-            _write(connection, buffer, timeout)
+        connection: Any = stream_ref()
+        thread_state.unsent = getattr(connection, "discarded", False)
+        for start in range(0, len(buffer), _MAX_WRITE_BYTES):
+            part, seconds = buffer[start : start + _MAX_WRITE_BYTES], _remaining_timeout(timeout, connection)
+            if (signals := signals_of_this_thread()) is not None:
+                _write_between_signals(signals, part, connection, seconds)
+            else:
+                stream_type.write(connection, part, seconds)
 
     stream.read, stream.write = read, write
-
-
-def _write(connection: Any, buffer: bytes, timeout: float | None) -> None:
-    for start in range(0, len(buffer), _MAX_WRITE_BYTES):
-        part = buffer[start : start + _MAX_WRITE_BYTES] if len(buffer) > _MAX_WRITE_BYTES else buffer
-        seconds, signals = _remaining_timeout(timeout, connection), signals_of_this_thread()
-        if signals is None:
-            type(connection).write(connection, part, seconds)
-        else:
-            _write_between_signals(signals, part, connection, seconds)
 
 
 def _read_between_signals(
@@ -156,7 +140,6 @@ def _write_between_signals(signals: DeferredSignals, buffer: bytes, connection: 
             raise httpcore.WriteError(str(error)) from error
 
 
-_HEAD_END = b"\r\n\r\n"
 _MAX_READ_SECONDS = 0.25
 _MIN_SECONDS = 0.001
 """A timeout of 0 would make a socket non-blocking: it would fail with another error than a timeout."""

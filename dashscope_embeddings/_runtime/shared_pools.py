@@ -7,20 +7,19 @@ import weakref
 from typing import TYPE_CHECKING, Any
 
 from dashscope_embeddings._process import ForkSafeLock
+from dashscope_embeddings._runtime.http_request import ReplyTurns
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import AsyncGenerator, Callable
+    from collections.abc import Callable
 
 
 class SharedPool:
     """A pool for threads, or for one event loop, and who uses it. It is closed with its last user."""
 
     def __init__(self, pool: Any) -> None:
-        self.pool = pool
+        self.pool, self.turns = pool, ReplyTurns()
         self.users: weakref.WeakSet[Any] = weakref.WeakSet()
-        self.shutdown_hook: AsyncGenerator[None, None] | None = None
-        """Closes the pool at the shutdown of its loop."""
 
     def leave(self, user: object) -> bool:
         """Takes a user out; returns whether it was the last one, who must close the pool."""

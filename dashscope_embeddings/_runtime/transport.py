@@ -13,7 +13,6 @@ import hashlib
 import os
 import threading
 import weakref
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -25,6 +24,7 @@ from dashscope_embeddings._runtime import connect_errors, environment
 from dashscope_embeddings._runtime.connections import (
     CancellableRequest,
     ConnectionPool,
+    close_now,
     close_on_loop_shutdown,
     close_soon,
 )
@@ -32,7 +32,7 @@ from dashscope_embeddings._runtime.core_http import PreparedRequest, RequestTemp
 from dashscope_embeddings._runtime.deadlines import Clock, Deadline, DeadlineExceeded, run_with_deadline
 from dashscope_embeddings._runtime.deferred_signals import IS_SUPPORTED
 from dashscope_embeddings._runtime.file_transfer import FileTransfer
-from dashscope_embeddings._runtime.http_request import ReplyTurns, asend_and_read, send_and_read
+from dashscope_embeddings._runtime.http_request import asend_and_read, send_and_read
 from dashscope_embeddings._runtime.reply_body import ACCEPT_ENCODING, UnusableBody
 from dashscope_embeddings._runtime.shared_pools import SharedPool, join_shared_pool
 from dashscope_embeddings._runtime.sync_connections import SyncConnectionPool, close_unless_forked
@@ -43,20 +43,11 @@ if TYPE_CHECKING:
     from dashscope_embeddings._core.protocol import Reply
     from dashscope_embeddings._core.settings import Settings
     from dashscope_embeddings._core.steps import Send
+    from dashscope_embeddings._runtime.http_request import ReplyTurns
 
 _IDLE_SECONDS = 30.0
 """Seconds until an idle connection is closed: gateways drop idle ones silently after about a minute."""
 _CONNECT_TIMEOUT_SECONDS = 10.0
-
-
-@dataclass
-class _LoopResources:
-    """What sends on one event loop."""
-
-    client: Any
-    """The pool of the loop, or the user's client."""
-    shared: SharedPool | None = None
-    turns: ReplyTurns = field(default_factory=ReplyTurns)
 
 
 class Transport:
@@ -78,7 +69,7 @@ class Transport:
         self._sync_pool: SharedPool | None = None
         self._proxy: environment.Proxy | None = None
         """From the environment; a user's client has its own."""
-        self._loops: dict[asyncio.AbstractEventLoop, _LoopResources] = {}
+        self._loops: dict[asyncio.AbstractEventLoop, SharedPool] = {}
         self._parent_resources: list[object] = []
         self._is_closed = False
         on_fork(self)
@@ -144,28 +135,26 @@ class Transport:
         """Sends one request on the running loop; transfers files in a thread, because disk access blocks."""
         if step.endpoint is not None and step.endpoint.has_file:
             return await asyncio.to_thread(self.send, step)
-        resources = await self._loop_resources()
-        client = resources.client
+        shared = await self._pool_of_loop()
         try:
-            if client is self._user_resources.async_client:
-                return await self._send_with_user_client(client, step, resources.turns)
-            sending = asend_and_read(client, self._build_request(client, step), step, resources.turns)
+            sending = self._asend(shared.pool, step, shared.turns)
             return await run_with_deadline(self._deadline_of(step), sending)
         except Exception as error:
             if (failure := self._failure_of(error)) is not None:
                 return failure
             raise
 
-    async def _send_with_user_client(self, client: Any, step: Send, turns: ReplyTurns) -> Reply:
-        """Sends with the user's client; a cancellation waits for a step where its pool cannot leak."""
+    async def _asend(self, client: Any, step: Send, turns: ReplyTurns) -> Reply:
+        request = self._build_request(client, step)
+        if client is not self._user_resources.async_client:
+            return await asend_and_read(client, request, step, turns)
+        # A cancellation waits for a step where the pool of the user's client cannot leak.
         check_open("http_async_client", client)
         attempt = CancellableRequest(client)
-        request = self._build_request(client, step)
         request.extensions = {**request.extensions, "trace": attempt.trace}
-        sending = attempt.run(asend_and_read(client, request, step, turns))
-        return await run_with_deadline(self._deadline_of(step), sending)
+        return await attempt.run(asend_and_read(client, request, step, turns))
 
-    async def _loop_resources(self) -> _LoopResources:
+    async def _pool_of_loop(self) -> SharedPool:
         """What sends on the running loop, made on first use; that of closed loops is dropped."""
         self._check_usable()
         loop = asyncio.get_running_loop()
@@ -175,14 +164,12 @@ class Transport:
             for closed_loop in [other for other in self._loops if other.is_closed()]:
                 del self._loops[closed_loop]
         if self._user_resources.async_client is not None:
-            resources = _LoopResources(self._user_resources.async_client)
+            shared = SharedPool(self._user_resources.async_client)
         else:
             shared = self._join_pool(loop)
-            if shared.shutdown_hook is None:
-                shared.shutdown_hook = await close_on_loop_shutdown(shared.pool)
-            resources = _LoopResources(shared.pool, shared)
+            await close_on_loop_shutdown(shared.pool)
         with self._lock:
-            return self._loops.setdefault(loop, resources)
+            return self._loops.setdefault(loop, shared)
 
     # --- both ---------------------------------------------------------------------------------------------
 
@@ -196,11 +183,9 @@ class Transport:
     async def aclose(self) -> None:
         """`close`, for the pool of the running loop too."""
         self.close()
-        resources = self._loops.pop(asyncio.get_running_loop(), None)
-        if resources is None or (shared := resources.shared) is None or not shared.leave(self):
-            return
-        if shared.shutdown_hook is not None:
-            await shared.shutdown_hook.aclose()
+        shared = self._loops.pop(asyncio.get_running_loop(), None)
+        if shared is not None and shared.leave(self):
+            await close_now(shared.pool)
 
     def _check_usable(self) -> None:
         if self._is_closed:

@@ -60,7 +60,7 @@ async def storm(call: Callable[[int], Awaitable[object]], calls: int, longest: f
 
 def open_connections(client: EmbeddingClient) -> tuple[int, int]:
     """Of the running loop: how many there are, and how many of them are idle."""
-    kept = client._transport._loops[asyncio.get_running_loop()].client
+    kept = client._transport._loops[asyncio.get_running_loop()].pool
     assert isinstance(kept, ConnectionPool)
     return len(kept._connections), len(kept.idle)
 
