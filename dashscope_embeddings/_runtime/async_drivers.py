@@ -15,11 +15,10 @@ from dashscope_embeddings._core.failures import CANCELLED
 from dashscope_embeddings._core.steps import Send
 from dashscope_embeddings._core.text_batcher import BatchCall
 from dashscope_embeddings._runtime import flow_runs
-from dashscope_embeddings._runtime.flow_runs import Started
 from dashscope_embeddings._runtime.thread_pool import SignalSafeEvent, WorkItem
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Generator
 
     from dashscope_embeddings._core.exchange import Exchange, RequestContext
     from dashscope_embeddings._core.steps import Sleep, Step, StepResult
@@ -42,34 +41,34 @@ class AsyncDriver:
         """`ThreadDriver.run_many` for a loop. If the caller is cancelled, every request in flight is too."""
         errors: list[BaseException] = []
         labels = flow_runs.auntil_error(labels, errors)
-        started: deque[Started[T, asyncio.Task[Outcome | BaseException]]] = deque()
+        started: deque[asyncio.Task[Outcome | BaseException]] = deque()
+        started_labels: deque[T] = deque()
         progress = asyncio.Event()
         try:
             while True:
                 while (
                     not halt.is_set()
-                    and context.has_use_for_another([one.has_ended for one in started])
+                    and context.has_use_for_another([one.done() for one in started])
                     and (label := await anext(labels, None)) is not None
                 ):
-                    task = asyncio.create_task(self._run_or_error(flow_of(label), halt))
-                    task.add_done_callback(lambda _: progress.set())
-                    started.append(Started(label, task))
+                    started.append(asyncio.create_task(self._run_or_error(flow_of(label), halt)))
+                    started[-1].add_done_callback(lambda _: progress.set())
+                    started_labels.append(label)
                 if not started:
                     break
-                if not started[0].has_ended:
+                if not started[0].done():
                     await progress.wait()
                     progress.clear()
                     continue
-                oldest = started.popleft()
-                outcome = await oldest.running
+                label, outcome = started_labels.popleft(), await started.popleft()
                 if isinstance(outcome, Outcome):
-                    yield oldest.label, outcome
+                    yield label, outcome
                 else:
                     halt.set()
                     errors.append(outcome)
         finally:
             halt.set()
-            await cancel_all([other.running for other in started])
+            await cancel_all(started)
         if errors:
             raise errors[0]
 
@@ -186,7 +185,7 @@ def set_event_threadsafe(loop: asyncio.AbstractEventLoop, woken: asyncio.Event) 
         loop.call_soon_threadsafe(woken.set)
 
 
-async def cancel_all(tasks: list[asyncio.Task[T]]) -> None:
+async def cancel_all(tasks: Collection[asyncio.Task[T]]) -> None:
     """Cancels tasks, and waits until they have ended."""
     for task in tasks:
         task.cancel()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import TypeAlias, TypeVar
 
@@ -22,7 +22,6 @@ from dashscope_embeddings._core.rate_limiter import Limiter
 from dashscope_embeddings._core.results import ResultCollector
 from dashscope_embeddings._core.settings import Settings
 from dashscope_embeddings._core.stale_replies import seen_replies_of
-from dashscope_embeddings._core.steps import Step, StepResult
 from dashscope_embeddings._core.text_batcher import SingleText, TextBatcher
 from dashscope_embeddings._core.text_inputs import OnRefused
 from dashscope_embeddings._core.text_length import shared_limits
@@ -30,7 +29,6 @@ from dashscope_embeddings._process import ForkSafeLock
 from dashscope_embeddings._runtime.async_drivers import AsyncDriver, run_in_thread
 from dashscope_embeddings._runtime.quota_question import QuotaQuestion, is_long_job
 from dashscope_embeddings._runtime.thread_drivers import ThreadDriver
-from dashscope_embeddings._runtime.thread_pool import StopEvent
 from dashscope_embeddings._runtime.transport import Transport
 from dashscope_embeddings._runtime.user_resources import UserResources
 from dashscope_embeddings.errors import InvalidInput
@@ -54,6 +52,8 @@ class ClientBase:
         self._user_resources = user_resources
         self._transport = Transport(settings, user_resources)
         self._thread_driver = ThreadDriver(self._transport)
+        self.run, self.drain = self._thread_driver.run_steps, self._thread_driver.drain
+        self.run_uninterrupted = self._thread_driver.run_uninterrupted
         self._async_driver = AsyncDriver(self._transport)
         self._bound = InFlightBound(settings.max_concurrency)
         self._limits = shared_limits(settings.address.host, settings.model)
@@ -155,18 +155,6 @@ class ClientBase:
             max_tokens=settings.tokens_per_request,
             dedup_window=dedup_window,
         )
-
-    def run(self, flow: Generator[Step, StepResult, T], halt: StopEvent) -> T:
-        """What a flow returns, run with this client's connections on the caller's thread."""
-        return self._thread_driver.run_steps(flow, halt)
-
-    def run_uninterrupted(self, function: Callable[[], T]) -> T:
-        """Calls it where no signal handler can raise; for a call that others wait for."""
-        return self._thread_driver.run_uninterrupted(function)
-
-    def drain(self) -> None:
-        """Waits for requests of sync code that are still in flight after their caller was interrupted."""
-        self._thread_driver.drain()
 
     def _new_collector(self, output: Output, *, array_rows: int | None = None) -> ResultCollector:
         return ResultCollector(output, self.settings.price, array_rows=array_rows)

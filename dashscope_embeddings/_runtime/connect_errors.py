@@ -85,7 +85,7 @@ def _connect_failure(error: Exception, message: str, host: str, proxy: Proxy | N
     if match := _CERTIFICATE_ERROR.search(message):
         return Failure(_certificate_message(f"CERTIFICATE_VERIFY_FAILED: {match[1]}", host), is_retryable=False)
     if any(sign in message for sign in _NOT_TLS_SIGNS):
-        if proxy is not None and proxy.scheme == "https":
+        if proxy is not None and proxy.httpx_proxy.url.scheme == "https":
             return Failure(f"the proxy {proxy} does not speak TLS. Write http:// in {proxy.variable}")
         return Failure(f"the server does not speak TLS ({error}). Is it the right host and port?")
     first_hop = f"the proxy {proxy}" if proxy else "it"
@@ -95,7 +95,11 @@ def _connect_failure(error: Exception, message: str, host: str, proxy: Proxy | N
     if proxy is None:
         return Failure(message)
     # Nearly all proxies for https expect plain HTTP, and one that waits for a request stays silent during a handshake.
-    tls = f". If it does not speak TLS itself, write http:// in {proxy.variable}" if proxy.scheme == "https" else ""
+    tls = (
+        f". If it does not speak TLS itself, write http:// in {proxy.variable}"
+        if proxy.httpx_proxy.url.scheme == "https"
+        else ""
+    )
     return Failure(f"{first_hop} cannot be reached: {message}{tls}")
 
 

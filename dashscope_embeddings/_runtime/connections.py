@@ -22,6 +22,7 @@ from dashscope_embeddings.errors import InvalidInput
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
 
+    import httpcore
     import httpx
 
 T = TypeVar("T")
@@ -126,8 +127,9 @@ class ConnectionPool:
         """The next look for expired connections; None if no connection is idle."""
         self._is_closed = False
 
-    async def handle_async_request(self, request: httpx.Request) -> PooledResponse:
+    async def handle_async_request(self, request: httpx.Request | httpcore.Request) -> PooledResponse:
         """Sends a request on an idle connection, or on a new one, and reads the head of its reply."""
+        request = core_request(request)
         connection, unusable = self.idle.take()
         await self._close(unusable)
         is_new = connection is None
@@ -138,18 +140,18 @@ class ConnectionPool:
             if is_new:
                 response = await self._send_first(connection, request)
             else:
-                response = await connection.core.handle_async_request(core_request(request))
+                response = await connection.core.handle_async_request(request)
         # After any other BaseException the loop is ending and cannot await; `aclose` still closes the connection.
         except (Exception, asyncio.CancelledError):
             await self._close([connection])
             raise
         return _Response(response, self, connection)
 
-    async def _send_first(self, connection: Connection, request: httpx.Request) -> Any:
+    async def _send_first(self, connection: Connection, request: httpcore.Request) -> Any:
         attempt = CancellableRequest()
         connection.streams = attempt.opened_streams
         request.extensions = {**request.extensions, "trace": attempt.trace}
-        response: Any = await attempt.run(connection.core.handle_async_request(core_request(request)))
+        response: Any = await attempt.run(connection.core.handle_async_request(request))
         connection.streams.append(response.extensions["network_stream"])
         return response
 

@@ -21,36 +21,34 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-class RequestTemplate:
-    """What all requests for embeddings of a client have in common, with the headers that httpx's client would add."""
+class RequestMaker:
+    """Makes requests for embeddings from their bodies, with the headers that httpx's client would add."""
 
     def __init__(self, url: httpx.URL, headers: httpx.Headers, timeout: httpx.Timeout) -> None:
         defaults = httpx.Headers({"Connection": "keep-alive", "User-Agent": f"python-httpx/{httpx.__version__}"})
         defaults.update(headers)
-        self.raw_headers = [(b"Host", url.netloc), *defaults.raw]
-        self.url, self.core_url, self.extensions = url, _core_url(url), {"timeout": timeout.as_dict()}
+        self._url, self._headers = _core_url(url), [(b"Host", url.netloc), *defaults.raw]
+        self._extensions = {"timeout": timeout.as_dict()}
+
+    def __call__(self, body: bytes) -> httpcore.Request:
+        # At once, as below: no variable holds the headers with the key, because tracebacks may show it.
+        return httpcore.Request(
+            "POST",
+            self._url,
+            headers=[*self._headers, (b"Content-Length", b"%d" % len(body))],
+            content=body,
+            extensions=self._extensions,
+        )
 
 
-class PreparedRequest(httpx.Request):
-    """A POST request whose address, headers and timeouts are those of `template`, because httpx builds them slowly."""
-
-    def __init__(self, template: RequestTemplate, body: bytes) -> None:  # no `super()`: that is what takes the time
-        self.method, self.url, self.core_url = "POST", template.url, template.core_url
-        self.raw_headers = [*template.raw_headers, (b"Content-Length", b"%d" % len(body))]
-        self.stream, self.extensions = httpx.ByteStream(body), template.extensions
-
-    @property
-    def headers(self) -> httpx.Headers:  # type: ignore[override] # an attribute there, which takes time to make
-        """A copy, for transports other than ours."""
-        return httpx.Headers(self.raw_headers)
-
-
-def core_request(request: httpx.Request) -> httpcore.Request:
-    """The request for httpcore. Returned at once: no variable holds the headers with the key."""
+def core_request(request: httpx.Request | httpcore.Request) -> httpcore.Request:
+    """The same request, of httpcore."""
+    if isinstance(request, httpcore.Request):
+        return request
     return httpcore.Request(
         request.method,
-        request.core_url if isinstance(request, PreparedRequest) else _core_url(request.url),
-        headers=request.raw_headers if isinstance(request, PreparedRequest) else request.headers.raw,
+        _core_url(request.url),
+        headers=request.headers.raw,
         content=request.stream,
         extensions=request.extensions,
     )

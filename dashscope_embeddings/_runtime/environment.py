@@ -51,11 +51,6 @@ class Proxy:
     variable: str
     httpx_proxy: httpx.Proxy
 
-    @property
-    def scheme(self) -> str:
-        """Such as "http" or "socks5"."""
-        return self.httpx_proxy.url.scheme
-
     def __str__(self) -> str:
         """Without user and password."""
         return f"{self.variable}={_without_credentials(str(self.httpx_proxy.url))}"

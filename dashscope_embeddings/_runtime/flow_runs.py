@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import contextvars
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from dashscope_embeddings._core.exchange import Outcome, exchange
 from dashscope_embeddings._core.failures import CANCELLED
@@ -59,28 +58,6 @@ async def arun(flow: Generator[StepT, AnswerT, T], perform: Callable[[StepT], Aw
 
 
 # --- the flows of a job -----------------------------------------------------------------------------------
-
-
-class Running(Protocol):
-    """A `WorkItem`, or an `asyncio.Task`."""
-
-    def done(self) -> bool:
-        """Whether it has ended."""
-
-
-RunningT = TypeVar("RunningT", bound=Running)
-
-
-@dataclass(slots=True, eq=False)
-class Started(Generic[T, RunningT]):
-    """A flow that runs on a thread or in a task of its own."""
-
-    label: T
-    running: RunningT
-
-    @property
-    def has_ended(self) -> bool:
-        return self.running.done()
 
 
 def until_error(items: Iterator[T], errors: list[BaseException]) -> Iterator[T]:

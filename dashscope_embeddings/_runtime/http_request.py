@@ -12,7 +12,6 @@ import contextlib
 import itertools
 import time
 import weakref
-from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from dashscope_embeddings._core.protocol import Reply
@@ -23,14 +22,12 @@ from dashscope_embeddings._runtime.reply_body import BodyReader
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    import httpx
-
     from dashscope_embeddings._core.steps import Send
 
 # --- sync -------------------------------------------------------------------------------------------------
 
 
-def send_and_read(client: Any, request: httpx.Request, step: Send, deadline: Deadline) -> Reply:
+def send_and_read(client: Any, request: Any, step: Send, deadline: Deadline) -> Reply:
     """Sends a request and reads its whole reply.
 
     Raises:
@@ -47,7 +44,7 @@ def send_and_read(client: Any, request: httpx.Request, step: Send, deadline: Dea
 
 
 @contextlib.contextmanager
-def open_response(client: Any, request: httpx.Request, deadline: Deadline) -> Iterator[Any]:
+def open_response(client: Any, request: Any, deadline: Deadline) -> Iterator[Any]:
     """Sends a request; gives the response with its head read, and closes it."""
     thread_state.deadline = deadline
     try:
@@ -61,7 +58,7 @@ def open_response(client: Any, request: httpx.Request, deadline: Deadline) -> It
         thread_state.deadline = None
 
 
-def _send(client: Any, request: httpx.Request, deadline: Deadline) -> Any:
+def _send(client: Any, request: Any, deadline: Deadline) -> Any:
     if not hasattr(client, "send"):
         return client.handle_request(request)
     request.extensions = {**request.extensions, "trace": apply_deadlines}
@@ -99,7 +96,7 @@ def close_connection(response: Any) -> None:
 # --- async ------------------------------------------------------------------------------------------------
 
 
-async def asend_and_read(client: Any, request: httpx.Request, step: Send, turns: ReplyTurns) -> Reply:
+async def asend_and_read(client: Any, request: Any, step: Send, turns: asyncio.Lock) -> Reply:
     """`send_and_read` on the running loop, without a deadline."""
     if hasattr(client, "send"):
         response = await client.send(request, stream=True, follow_redirects=False)
@@ -107,7 +104,7 @@ async def asend_and_read(client: Any, request: httpx.Request, step: Send, turns:
         response = await client.handle_async_request(request)
     try:
         reply = make_reply(response, await _aread_body(response, step.max_reply_bytes))
-        if not await turns.parse(step, reply) and (stream := _network_stream(response)) is not None:
+        if not await _parse(step, reply, turns) and (stream := _network_stream(response)) is not None:
             await stream.aclose()
         return reply
     finally:
@@ -126,41 +123,18 @@ async def _aread_body(response: Any, max_bytes: int) -> bytes:
     return b"".join(parts)
 
 
-class ReplyTurns:
-    """Has an event loop parse one reply to documents per turn, because a backlog of them must not delay a query."""
-
-    def __init__(self) -> None:
-        self._waiting: deque[asyncio.Future[None]] = deque()
-        self._is_taken = False
-        """Whether the present turn has its reply."""
-
-    async def parse(self, step: Send, reply: Reply) -> bool:
-        """Calls `step.read_reply` when it is its turn; returns whether the connection may be reused."""
-        if step.read_reply is None:
-            return True
-        try:
-            if not step.is_urgent:
-                await self._next_turn(asyncio.get_running_loop())
-        finally:  # also if the caller is cancelled meanwhile: the reply is paid for
-            may_reuse = step.read_reply(reply)
-        return may_reuse
-
-    async def _next_turn(self, loop: asyncio.AbstractEventLoop) -> None:
-        if self._is_taken:
-            turn = loop.create_future()
-            self._waiting.append(turn)
-            await turn
-        else:
-            self._is_taken = True
-            loop.call_soon(self._pass_on, loop)
-
-    def _pass_on(self, loop: asyncio.AbstractEventLoop) -> None:
-        while self._waiting:
-            if not (turn := self._waiting.popleft()).done():
-                turn.set_result(None)
-                loop.call_soon(self._pass_on, loop)
-                return
-        self._is_taken = False
+async def _parse(step: Send, reply: Reply, turns: asyncio.Lock) -> bool:
+    """Calls `step.read_reply`; returns whether the connection may be reused."""
+    if step.read_reply is None:
+        return True
+    try:
+        if not step.is_urgent:
+            # One reply to documents per turn of the loop: a backlog of them must not delay a query.
+            async with turns:
+                await asyncio.sleep(0)
+    finally:  # also if the caller is cancelled meanwhile: the reply is paid for
+        may_reuse = step.read_reply(reply)
+    return may_reuse
 
 
 # --- both -------------------------------------------------------------------------------------------------

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import weakref
 from typing import TYPE_CHECKING, Any
 
 from dashscope_embeddings._process import ForkSafeLock
-from dashscope_embeddings._runtime.http_request import ReplyTurns
 
 if TYPE_CHECKING:
-    import asyncio
     from collections.abc import Callable
 
 
@@ -18,7 +17,9 @@ class SharedPool:
     """A pool for threads, or for one event loop, and who uses it. It is closed with its last user."""
 
     def __init__(self, pool: Any) -> None:
-        self.pool, self.turns = pool, ReplyTurns()
+        self.pool = pool
+        self.turns = asyncio.Lock()
+        """Held by a reply for one turn of the loop before it is parsed."""
         self.users: weakref.WeakSet[Any] = weakref.WeakSet()
 
     def leave(self, user: object) -> bool:

@@ -18,6 +18,7 @@ from dashscope_embeddings._runtime.deadlines import apply_deadline, apply_deadli
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    import httpcore
     import httpx
 
 _SWEEP_SECONDS = 5.0
@@ -32,8 +33,9 @@ class SyncConnectionPool:
         self._connections: set[Connection] = set()
         self._is_closed = False
 
-    def handle_request(self, request: httpx.Request) -> PooledResponse:
+    def handle_request(self, request: httpx.Request | httpcore.Request) -> PooledResponse:
         """Sends a request on an idle connection, or on a new one, and reads the head of its reply."""
+        request = core_request(request)
         connection, unusable = self.idle.take()
         self._close(unusable)
         if connection is None:
@@ -41,7 +43,7 @@ class SyncConnectionPool:
             self._connections.add(connection)
             request.extensions = {**request.extensions, "trace": apply_deadlines}
         try:
-            response = connection.core.handle_request(core_request(request))
+            response = connection.core.handle_request(request)
         except BaseException:
             self._close([connection])
             raise

@@ -20,7 +20,6 @@ from dashscope_embeddings._core.text_batcher import BatchCall
 from dashscope_embeddings._process import ForkSafeLock, on_fork
 from dashscope_embeddings._runtime import flow_runs
 from dashscope_embeddings._runtime.deferred_signals import DeferredSignals, signals_of_this_thread
-from dashscope_embeddings._runtime.flow_runs import Started
 from dashscope_embeddings._runtime.thread_pool import SignalSafeEvent, WorkItem, is_main_thread, shared_pool
 from dashscope_embeddings.errors import Cancelled
 
@@ -98,34 +97,36 @@ class ThreadDriver:
                 only = first.pop()
                 yield only, self._run_here(flow_of(only), halt)  # then the loop below ends at once: there are no more
             labels = itertools.chain(first, labels)
-        started: deque[Started[T, WorkItem[Outcome]]] = deque()
+        started: deque[WorkItem[Outcome]] = deque()
+        started_labels: deque[T] = deque()
         progress = SignalSafeEvent()
         try:
             while True:
                 while (
                     not halt.is_set()
-                    and context.has_use_for_another([one.has_ended for one in started])
+                    and context.has_use_for_another([one.done() for one in started])
                     and (label := next(labels, None)) is not None
                 ):
                     run = _in_own_context(self.run, flow_of(label), halt)
                     # Appended first: an interruption in between must find it there.
-                    started.append(Started(label, WorkItem(run, on_done=progress.set)))
-                    shared_pool.submit(started[-1].running)
+                    started.append(WorkItem(run, on_done=progress.set))
+                    started_labels.append(label)
+                    shared_pool.submit(started[-1])
                 if not started:
                     break
-                if not started[0].has_ended:
+                if not started[0].done():
                     progress.wait(_POLL_SECONDS)
                     progress.clear()
                     continue
-                oldest = started.popleft()
-                if oldest.running.error is None:
-                    yield oldest.label, oldest.running.result()
+                label, call = started_labels.popleft(), started.popleft()
+                if call.error is None:
+                    yield label, call.result()
                 else:
                     halt.set()
-                    errors.append(oldest.running.error)
+                    errors.append(call.error)
         finally:
             halt.set()
-            self._abandon([other.running for other in started if not other.running.cancel()])
+            self._abandon([call for call in started if not call.cancel()])
         if errors:
             raise errors[0]
 

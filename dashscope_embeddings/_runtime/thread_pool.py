@@ -68,18 +68,15 @@ class SignalSafeEvent:
         self._waiters: list[Callable[[], object]] = []
 
     def is_set(self) -> bool:
-        """Whether it is set."""
         return self._set
 
     def set(self) -> None:
-        """Sets it and calls all waiters."""
         self._set = True
         for wake in tuple(self._waiters):
             with contextlib.suppress(RuntimeError):  # released already
                 wake()
 
     def clear(self) -> None:
-        """Unsets it."""
         self._set = False
 
     def wait(self, seconds: float) -> bool:
@@ -101,7 +98,6 @@ class SignalSafeEvent:
         self._waiters.append(wake)
 
     def remove_waiter(self, wake: Callable[[], object]) -> None:
-        """No longer calls `wake`."""
         self._waiters.remove(wake)
 
 
@@ -150,13 +146,11 @@ class WorkItem(Generic[T]):
         return self._is_done
 
     def wait(self) -> None:
-        """Waits until it is done."""
         while not self._is_done:
             if _acquire(self._done_lock, _POLL_SECONDS):
                 self._done_lock.release()  # for the next waiter
 
     def result(self) -> T:
-        """What it returned; raises what it raised."""
         self.wait()
         if self.error is None:
             return self._result[0]
@@ -198,12 +192,13 @@ class DaemonThreadPool:
         return call
 
     def _run_on_new_thread(self, call: WorkItem[Any]) -> None:
+        worker = _Worker(call, self._idle)
         try:
             if is_main_thread():
                 # `Thread.start` takes locks in Python code, so another thread calls it.
-                _thread.start_new_thread(_start_thread_or_work, (self._idle, call))
+                _thread.start_new_thread(worker.start_or_work, ())
             else:
-                _new_thread(self._idle, call).start()
+                worker.start()
         except (RuntimeError, MemoryError):
             call.execute()
 
@@ -215,38 +210,37 @@ shared_pool = DaemonThreadPool()
 class _Worker:
     """A thread of the pool: its next call, and the lock that it waits for while idle."""
 
-    __slots__ = ("call", "wake")
+    __slots__ = ("_idle", "call", "wake")
 
-    def __init__(self, call: WorkItem[Any]) -> None:
+    def __init__(self, call: WorkItem[Any], idle: list[_Worker]) -> None:
         self.call: WorkItem[Any] | None = call
         self.wake = threading.Lock()
         self.wake.acquire()
+        self._idle = idle
 
-    def work(self, idle: list[_Worker]) -> None:
+    def start(self) -> None:
+        name = f"dashscope_{next(_thread_numbers)}"
+        threading.Thread(target=self.work, name=name, daemon=True).start()
+
+    def start_or_work(self) -> None:
+        try:
+            self.start()
+        except (RuntimeError, MemoryError):
+            self.work()  # no second thread can start: this one works
+
+    def work(self) -> None:
         """Executes calls until none has come for `_IDLE_SECONDS`. Keeps no reference to a finished call."""
         while self.call is not None:
             call, self.call = self.call, None
             call.execute()
             del call
-            idle.append(self)
+            self._idle.append(self)
             if self.wake.acquire(timeout=_IDLE_SECONDS):
                 continue
             try:
-                idle.remove(self)
+                self._idle.remove(self)
             except ValueError:  # `submit` has taken this thread, and is about to give it a call
                 self.wake.acquire()
 
 
-def _new_thread(idle: list[_Worker], call: WorkItem[Any]) -> threading.Thread:
-    name = f"dashscope_{next(_thread_numbers)}"
-    return threading.Thread(target=_Worker(call).work, args=(idle,), name=name, daemon=True)
-
-
 _thread_numbers = itertools.count(1)
-
-
-def _start_thread_or_work(idle: list[_Worker], call: WorkItem[Any]) -> None:
-    try:
-        _new_thread(idle, call).start()
-    except (RuntimeError, MemoryError):
-        _Worker(call).work(idle)  # no second thread can start: this one works

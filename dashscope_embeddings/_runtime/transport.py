@@ -28,7 +28,7 @@ from dashscope_embeddings._runtime.connections import (
     close_on_loop_shutdown,
     close_soon,
 )
-from dashscope_embeddings._runtime.core_http import PreparedRequest, RequestTemplate, connection_maker
+from dashscope_embeddings._runtime.core_http import RequestMaker, connection_maker
 from dashscope_embeddings._runtime.deadlines import Clock, Deadline, DeadlineExceeded, run_with_deadline
 from dashscope_embeddings._runtime.deferred_signals import IS_SUPPORTED
 from dashscope_embeddings._runtime.file_transfer import FileTransfer
@@ -43,7 +43,6 @@ if TYPE_CHECKING:
     from dashscope_embeddings._core.protocol import Reply
     from dashscope_embeddings._core.settings import Settings
     from dashscope_embeddings._core.steps import Send
-    from dashscope_embeddings._runtime.http_request import ReplyTurns
 
 _IDLE_SECONDS = 30.0
 """Seconds until an idle connection is closed: gateways drop idle ones silently after about a minute."""
@@ -61,7 +60,7 @@ class Transport:
         # Parsed once: httpx needs a tenth of a request's CPU time for it.
         self._embeddings_url = _parse_url(self._root_url + protocol.embeddings_path(settings.protocol))
         self._http_options = _build_http_options(settings)
-        self._template = RequestTemplate(self._embeddings_url, **self._http_options)
+        self._make_request = RequestMaker(self._embeddings_url, **self._http_options)
         self._deadline_seconds = settings.deadline_seconds
         self._file_transfer = FileTransfer(self._root_url, self._http_options, settings.deadline_seconds)
         self._lock = threading.Lock()
@@ -144,7 +143,7 @@ class Transport:
                 return failure
             raise
 
-    async def _asend(self, client: Any, step: Send, turns: ReplyTurns) -> Reply:
+    async def _asend(self, client: Any, step: Send, turns: asyncio.Lock) -> Reply:
         request = self._build_request(client, step)
         if client is not self._user_resources.async_client:
             return await asend_and_read(client, request, step, turns)
@@ -233,21 +232,20 @@ class Transport:
             weakref.finalize(shared, close_soon, loop, shared.pool, os.getpid()).atexit = False
         return shared
 
-    def _build_request(self, client: Any, step: Send) -> httpx.Request:
+    def _build_request(self, client: Any, step: Send) -> Any:
         """The request for a step. No local variable holds the headers with the key: tracebacks may show them."""
         if step.endpoint is not None:
             return self._file_transfer.build_request(client, step, step.endpoint)
-        if client is not self._user_resources.client and client is not self._user_resources.async_client:
-            return PreparedRequest(self._template, step.body)
+        if isinstance(client, SyncConnectionPool | ConnectionPool):
+            return self._make_request(step.body)
         # By types that httpx2 takes too: text, and a dict of timeouts.
-        request: httpx.Request = client.build_request(
+        return getattr(client, "build_request", httpx.Request)(
             "POST",
             str(self._embeddings_url),
             content=step.body,
             headers=self._http_options["headers"],
-            extensions=self._template.extensions,
+            extensions={"timeout": self._http_options["timeout"].as_dict()},
         )
-        return request
 
     def _deadline_of(self, step: Send) -> float:
         return (step.endpoint and step.endpoint.deadline_seconds) or self._deadline_seconds

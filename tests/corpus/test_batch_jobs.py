@@ -414,7 +414,7 @@ def dies_at(asking: EmbeddingClient, step: int, *, sent: bool) -> list[int]:
         except StopIteration as done:
             return done.value
 
-    asking.run = run  # type: ignore[method-assign, assignment]
+    asking.run = run  # type: ignore[assignment]
     return count
 
 

@@ -79,35 +79,6 @@ def test_arguments_by_position_are_refused_with_the_names_to_use() -> None:
     assert "sk-" not in str(caught.value)
 
 
-@pytest.mark.parametrize("end", [SystemExit, KeyboardInterrupt])
-def test_an_end_of_the_program_in_a_task_carries_what_arrived(end: type[BaseException]) -> None:
-    class Limiter:
-        asked = 0
-
-        async def aacquire(self) -> bool:
-            self.asked += 1
-            if self.asked == 20:
-                raise end
-            return True
-
-    with serve_raw(lambda asked, _: good_reply(asked, f"id-{asked.number}")) as server:
-        client = EmbeddingClient(api_key=KEY, base_url=server.url, dimensions=64, rate_limiter=Limiter())
-        with pytest.raises(end) as caught:
-            asyncio.run(client.aembed([f"text {n}" for n in range(400)]))
-    partial: dict[int, Any] = caught.value.partial  # type: ignore[attr-defined] # set on any exception
-    assert len(partial) >= 100
-    assert all(vector == content_of(index) for index, vector in partial.items())
-
-
-def content_of(index: int) -> Any:
-    class One:
-        texts = (f"text {index}",)
-        body = b'{"input":{}}'
-
-    rows = reply_content(One())["output"]["embeddings"]  # type: ignore[arg-type]
-    return rows[0]["embedding"]
-
-
 @pytest.mark.parametrize("body", [b"plain text blocked", b"<?xml version='1.0'?><Denied/>"])
 def test_a_refusal_in_other_words_than_the_services_is_no_matter_of_regions(body: bytes) -> None:
     with (

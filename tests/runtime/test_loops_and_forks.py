@@ -1,62 +1,32 @@
-"""Processes, event loops and sudden ends, as they come in servers, notebooks and scripts.
-
-What is promised                                   where it is proven
-fork before and after the first use                test_process: parent_and_child_never_read_each_others_replies
-fork of a limiter, a cache, an emulator in use     test_rate_limiter, test_hybrid_concurrency, test_emulator
-fork under load; while any lock is held            here: a_child_forked_under_load..., a_child_does_not_wait...
-workers forked by a server that was used before    here: workers_forked_from_a_used_parent...
-spawn, with a pickled client or adapter            here: a_spawned_worker..., ingestion_workers...
-pickle, copy, deepcopy                             test_process: only_configuration_is_pickled;
-                                                   test_dense_adapters: a_copy_of_a_used_object...
-IngestionPipeline(num_workers=2)                   here: ingestion_workers...
-asyncio.run three times                            test_process: three_loops...; test_dense_adapters
-two live loops in two threads, one adapter         test_dense_adapters: two_event_loops_side_by_side...
-sync calls inside a running loop                   test_process, test_dense_adapters
-a notebook's loop, cell by cell                    here: cells_of_a_notebook...; test_notebooks in real kernels
-PropertyGraphIndex, which runs two loops           here: a_property_graph_index...
-cancellation: nothing is sent afterwards           test_process: nothing_is_sent_after_a_cancellation;
-                                                   test_dense_adapters: after_a_cancellation_no_request_starts
-Ctrl-C: prompt, nothing sent afterwards, and the   here: ctrl_c...
-exception carries what arrived
-cancellation carries what arrived                  here: a_cancelled_job...
-interpreter exit with work under way               here: a_program_ends...
-forgotten clients leave no ResourceWarning         test_process: forgotten_clients...; here: an_abandoned_stream...
-closed clients say so                              test_process: a_closed_client_says_so; here: every_call_of...
-"""
+"""Processes, event loops and sudden ends, as they come in servers, notebooks and scripts."""
 
 from __future__ import annotations
 
 import asyncio
+import copy
 import gc
 import hashlib
 import json
 import multiprocessing
 import os
+import pickle
 import signal
 import subprocess
 import sys
 import textwrap
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
+import httpx
 import pytest
 from client_helpers import KEY
 
-pytest.importorskip("langchain_core")
-pytest.importorskip("llama_index.core")
-
-from llama_index.core import Document, PropertyGraphIndex
-from llama_index.core.graph_stores.types import KG_NODES_KEY, KG_RELATIONS_KEY, EntityNode
-from llama_index.core.ingestion import IngestionPipeline
-from llama_index.core.llms import MockLLM
-from llama_index.core.schema import BaseNode, TextNode, TransformComponent
-
 from dashscope_embeddings import EmbeddingClient, InvalidInput
 from dashscope_embeddings.emulator import Emulator, faults
-from dashscope_embeddings.llama_index import DashScopeEmbedding
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator
 
     from dashscope_embeddings.emulator.http import Server
 
@@ -222,11 +192,14 @@ def test_a_child_does_not_wait_for_a_lock_that_its_parents_thread_held(served: S
 
 
 @needs_fork
-def test_workers_forked_from_a_used_parent_serve_the_right_vectors(served: Server, emulator: Emulator) -> None:
+@pytest.mark.parametrize("used", [True, False])
+def test_forked_workers_serve_the_right_vectors_and_so_does_their_parent(
+    served: Server, emulator: Emulator, *, used: bool
+) -> None:
     program = """
     from dashscope_embeddings.langchain import DashScopeEmbeddings
     embeddings = DashScopeEmbeddings(api_key=key, base_url=url, max_concurrency=4)
-    assert right(embeddings.client, "before")
+    assert not USED or right(embeddings.client, "before")
 
     def serve(name):
         def work():
@@ -236,19 +209,15 @@ def test_workers_forked_from_a_used_parent_serve_the_right_vectors(served: Serve
             return fine and right(embeddings.client, name)
         return work
 
-    workers = [child(serve(f"worker {n}")) for n in range(3)]
+    workers = [child(serve(f"worker {n}")) for n in range(2)]
     mine = serve("master")()
     print(mine, [code(pid) for pid in workers])
     """
-    assert ran(RIGHT, program, served) == (0, "True [0, 0, 0]\n", "")
-    assert emulator.billed_texts == 2 * 60 + 4 * (10 + 2 * 60)
+    assert ran(RIGHT, program.replace("USED", str(used)), served) == (0, "True [0, 0]\n", "")
+    assert emulator.billed_texts == used * 2 * 60 + 3 * (10 + 2 * 60)
 
 
-# --- spawned workers ----------------------------------------------------------------------------------------
-
-
-def only_key_was_ours(emulator: Emulator) -> bool:
-    return emulator.keys_seen == {hashlib.sha256(KEY.encode()).hexdigest()}
+# --- pickles ------------------------------------------------------------------------------------------------
 
 
 def test_a_spawned_worker_embeds_with_what_was_pickled(served: Server, emulator: Emulator) -> None:
@@ -260,47 +229,62 @@ def test_a_spawned_worker_embeds_with_what_was_pickled(served: Server, emulator:
         pool.join()
     assert found.dense == [emulator.dense(text, dimension=64) for text in TEXTS]
     assert emulator.billed_texts == 1 + len(TEXTS)
-    assert only_key_was_ours(emulator)
+    assert emulator.keys_seen == {hashlib.sha256(KEY.encode()).hexdigest()}
 
 
 @pytest.mark.filterwarnings("ignore:Specified num_workers exceed")
 def test_ingestion_workers_ask_the_service_with_the_key(served: Server, emulator: Emulator) -> None:
+    ingestion = pytest.importorskip("llama_index.core.ingestion")
+    schema = pytest.importorskip("llama_index.core.schema")
+    from dashscope_embeddings.llama_index import DashScopeEmbedding  # noqa: PLC0415 - used by this test alone
+
     embedding = DashScopeEmbedding(api_key=KEY, base_url=served.url, dimensions=64)
     embedding.get_text_embedding("used before")
-    pipeline = IngestionPipeline(transformations=[embedding], disable_cache=True)
-    nodes = pipeline.run(documents=[Document(text=text) for text in TEXTS[:30]], num_workers=2)
+    pipeline = ingestion.IngestionPipeline(transformations=[embedding], disable_cache=True)
+    nodes = pipeline.run(documents=[schema.Document(text=text) for text in TEXTS[:30]], num_workers=2)
     assert [node.embedding for node in nodes] == [emulator.dense(text, dimension=64) for text in TEXTS[:30]]
     assert emulator.billed_texts == 1 + 30
-    assert only_key_was_ours(emulator)
+    assert emulator.keys_seen == {hashlib.sha256(KEY.encode()).hexdigest()}
+
+
+def test_only_configuration_is_pickled(emulator: Emulator, served: Server) -> None:
+    client = EmbeddingClient(api_key=KEY, base_url=served.url)
+    client.embed("warm")
+    for copied in (pickle.loads(pickle.dumps(client)), copy.deepcopy(client)):  # noqa: S301 - our own bytes
+        assert copied.settings == client.settings
+        assert copied.embed("a").dense == [emulator.dense("a")]
+    with httpx.Client() as http, pytest.raises(InvalidInput, match="cannot be pickled"):
+        pickle.dumps(EmbeddingClient(api_key=KEY, http_client=http))
+    client = EmbeddingClient(base_url="emulator")
+    restored = pickle.loads(pickle.dumps(client))  # noqa: S301 - our own bytes
+    assert restored.embed(TEXTS).dense == client.embed(TEXTS).dense
 
 
 # --- loops --------------------------------------------------------------------------------------------------
 
 
-class Naming(TransformComponent):
-    """Finds one entity in each node, without asking anybody."""
+def test_loops_one_after_the_other_and_side_by_side_and_threads_share_a_client(
+    emulator: Emulator, served: Server
+) -> None:
+    client = EmbeddingClient(api_key=KEY, base_url=served.url, dimensions=64)
+    wanted = [emulator.dense(text, dimension=64) for text in TEXTS]
+    for _ in range(3):
+        assert asyncio.run(client.aembed(TEXTS)).dense == wanted
+    assert len(client._transport._loops) == 1  # those of closed loops were let go
+    with ThreadPoolExecutor(4) as pool:
+        loops = [pool.submit(lambda: asyncio.run(client.aembed(TEXTS)).dense) for _ in range(2)]
+        threads = [pool.submit(lambda: client.embed(TEXTS).dense) for _ in range(2)]
+        assert all(job.result() == wanted for job in loops + threads)
 
-    def __call__(self, nodes: Sequence[BaseNode], **_: Any) -> Sequence[BaseNode]:
-        for node in nodes:
-            node.metadata[KG_NODES_KEY] = [EntityNode(name=f"entity of {node.node_id}", label="ENTITY")]
-            node.metadata[KG_RELATIONS_KEY] = []
-        return nodes
 
-
-def test_a_property_graph_index_runs_its_two_loops(served: Server, emulator: Emulator) -> None:
-    """It embeds nodes in one `asyncio.run` and entities in another, with the same object."""
-    embedding = DashScopeEmbedding(api_key=KEY, base_url=served.url, dimensions=64)
-    nodes = [TextNode(text=text, id_=f"node {i}") for i, text in enumerate(TEXTS[:25])]
-    index = PropertyGraphIndex(
-        nodes=nodes, llm=MockLLM(), kg_extractors=[Naming()], embed_model=embedding, use_async=True
-    )
-    asked = [asked.texts for asked in emulator.asked]
-    assert sorted(len(texts) for texts in asked) == [5, 5, 10, 10, 10, 10]
-    assert sum("entity of" in text and "text number" not in text for texts in asked for text in texts) == 25
-    assert {asked.text_type for asked in emulator.asked} == {"document"}
-    stored = index.property_graph_store.get(ids=["entity of node 7"])
-    assert len(stored) == 1
-    assert embedding.usage.texts == emulator.billed_texts == 50
+@both_ways
+def test_no_more_connections_than_asked_for(emulator: Emulator, way: str) -> None:
+    many = [f"text {i}" for i in range(400)]
+    with emulator.serve(latency=0.005) as server:
+        client = EmbeddingClient(api_key=KEY, base_url=server.url, dimensions=64, max_concurrency=5)
+        client.embed(many) if way == "sync" else asyncio.run(client.aembed(many))
+        assert emulator.requests == 40
+        assert server.peak_connections <= 5
 
 
 def test_cells_of_a_notebook_may_mix_sync_and_async_calls(served: Server, emulator: Emulator) -> None:
@@ -348,12 +332,12 @@ def stalling() -> Iterator[tuple[Emulator, Server]]:
         yield emulator, server
 
 
-def until(condition: Callable[[], bool], process: subprocess.Popen[str], *, may_end: bool = False) -> None:
+def until(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
     pause = threading.Event()
     for _ in range(4_000):
         if condition():
             return
-        if not may_end and process.poll() is not None:
+        if process.poll() is not None:
             pytest.fail(f"it ended too early: {process.communicate()}")
         pause.wait(0.005)
     process.kill()
@@ -397,7 +381,8 @@ CTRL_C = f"""
     import json, sys
     from dashscope_embeddings import EmbeddingClient
 
-    client = EmbeddingClient(api_key=key, base_url=url, max_concurrency={IN_FLIGHT}, dimensions=64, timeout=600)
+    settings = dict(api_key=key, base_url=url, max_concurrency={IN_FLIGHT}, dimensions=64, timeout=600)
+    client, *clients = [EmbeddingClient(**settings) for _ in range(3)]
     texts = {JOB!r}
 
     def tell(stopped):
@@ -405,38 +390,25 @@ CTRL_C = f"""
 """
 
 
-def interrupted(way: str, stalling: tuple[Emulator, Server]) -> tuple[Emulator, subprocess.Popen[str]]:
+@needs_signals
+@pytest.mark.parametrize("way", INTERRUPTED)
+def test_ctrl_c_ends_a_program_at_once_with_what_arrived_and_sends_nothing_more(
+    way: str, stalling: tuple[Emulator, Server]
+) -> None:
+    """Although no reply to the requests in flight ever comes."""
     emulator, served = stalling
     process = started(textwrap.dedent(CTRL_C) + textwrap.dedent(INTERRUPTED[way]), served)
     until(lambda: emulator.requests >= ANSWERED + IN_FLIGHT, process)
     process.send_signal(signal.SIGINT)
-    return emulator, process
-
-
-@needs_signals
-@pytest.mark.parametrize("way", INTERRUPTED)
-def test_ctrl_c_brings_along_what_arrived_and_sends_nothing_more(way: str, stalling: tuple[Emulator, Server]) -> None:
-    emulator, process = interrupted(way, stalling)
-    assert process.stdout is not None
-    line = process.stdout.readline()
-    process.kill()  # whether it would have ended by itself is the next test's claim
-    process.communicate()
-    partial, failed, billed = json.loads(line)
+    code, out, err = ended(process, 10.0)
+    assert (code, err) == (0, "")
+    partial, failed, billed = json.loads(out)
     assert len(partial) == ANSWERED * 10
     for index, vector in partial.items():
         assert vector == emulator.dense(JOB[int(index)], dimension=64)
     known = {*map(int, partial), *failed}
     assert known == set(range(MANY)) if way != "stream" else len(known) == len(partial) + len(failed)
     assert billed == ANSWERED
-    assert emulator.requests == ANSWERED + IN_FLIGHT
-
-
-@needs_signals
-@pytest.mark.parametrize("way", ["sync", "async"])
-def test_ctrl_c_ends_a_program_though_no_reply_ever_comes(way: str, stalling: tuple[Emulator, Server]) -> None:
-    emulator, process = interrupted(way, stalling)
-    code, _, err = ended(process, 4.0)
-    assert (code, err) == (0, "")
     assert emulator.requests == ANSWERED + IN_FLIGHT
 
 
@@ -458,50 +430,38 @@ async def test_a_cancelled_job_brings_along_what_arrived(stalling: tuple[Emulato
 
 
 LEFT = {
-    "nothing": "client.embed(texts[:20])",
-    "a daemon thread": """
-    import threading
+    "threads": """
+    import asyncio, threading
     threading.Thread(target=client.embed, args=(texts,), daemon=True).start()
-    sys.stdin.read()
-    """,
-    "a stream that was begun": """
-    left = client.stream(texts)
+    threading.Thread(target=lambda: asyncio.run(clients[0].aembed(texts)), daemon=True).start()
+    left = clients[1].stream(texts)
     for _ in range(41):
         next(left)
     sys.stdin.read()
     """,
-    "a task that nobody awaits": """
+    "tasks": """
     import asyncio
     async def main():
         task = asyncio.create_task(client.aembed(texts))
-        await asyncio.to_thread(sys.stdin.read)
-    asyncio.run(main())
-    """,
-    "an async stream that was begun": """
-    import asyncio
-    async def main():
-        left = client.astream(texts)
+        left = clients[0].astream(texts)
         for _ in range(41):
             await anext(left)
         await asyncio.to_thread(sys.stdin.read)
     asyncio.run(main())
-    """,
-    "a loop in a daemon thread": """
-    import asyncio, threading
-    threading.Thread(target=lambda: asyncio.run(client.aembed(texts)), daemon=True).start()
-    sys.stdin.read()
     """,
 }
 
 
 @pytest.mark.parametrize("left", LEFT)
 def test_a_program_ends_by_itself_with_work_under_way(left: str, stalling: tuple[Emulator, Server]) -> None:
+    """In daemon threads, in streams that were begun, in tasks that nobody awaits."""
     emulator, served = stalling
     # A stream has asked for nothing more when the first vector of the fifth request was taken.
-    expected = 2 if left == "nothing" else ANSWERED + IN_FLIGHT - ("stream" in left)
+    jobs = {"threads": 3, "tasks": 2}[left]
+    expected = jobs * (ANSWERED + IN_FLIGHT) - 1
     process = started(textwrap.dedent(CTRL_C) + textwrap.dedent(LEFT[left]), served)
-    until(lambda: emulator.requests >= expected, process, may_end=left == "nothing")
-    assert ended(process, 4.0) == (0, "", "")
+    until(lambda: emulator.requests >= expected, process)
+    assert ended(process, 10.0) == (0, "", "")
     assert emulator.requests == expected
 
 
@@ -533,14 +493,39 @@ def test_an_abandoned_stream_leaves_no_socket_open_and_no_request_behind(
     client.close()
 
 
-@pytest.mark.parametrize("closing", ["close", "aclose"])
+def test_forgotten_clients_leave_no_sockets(served: Server, leaks: Callable[[Callable[[], object]], list[str]]) -> None:
+    async def forget() -> None:
+        inner = EmbeddingClient(api_key=KEY, base_url=served.url, dimensions=64)
+        await inner.aembed(TEXTS)
+        del inner
+        gc.collect()
+        await asyncio.sleep(0.01)
+
+    def run() -> None:
+        client = EmbeddingClient(api_key=KEY, base_url=served.url, dimensions=64)
+        client.embed(TEXTS)
+        asyncio.run(client.aembed(TEXTS))
+        asyncio.run(forget())
+
+    assert leaks(run) == []
+
+
+@pytest.mark.parametrize("closing", ["with", "close", "async with", "aclose"])
 async def test_every_call_of_a_closed_client_says_so(served: Server, emulator: Emulator, closing: str) -> None:
     client = EmbeddingClient(api_key=KEY, base_url=served.url, dimensions=64)
-    client.embed("a")
-    await client.aembed("a")
-    if closing == "close":
-        client.close()
-    await client.aclose()
+    if closing == "with":
+        with client as entered:
+            entered.embed("a")
+    elif closing == "async with":
+        async with client as entered:
+            await entered.aembed("a")
+            entered.embed("a")
+    else:
+        client.embed("a")
+        await client.aembed("a")
+        if closing == "close":
+            client.close()
+        await client.aclose()
     asked = emulator.requests
     for texts, role in ((["a"], "document"), (TEXTS, "document"), (["a"], "query")):
         with pytest.raises(InvalidInput, match="closed"):

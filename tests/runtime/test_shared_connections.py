@@ -217,7 +217,7 @@ def test_a_users_client_is_neither_shared_nor_closed(server: RawServer) -> None:
 def test_nothing_that_is_shared_shows_the_key(server: RawServer) -> None:
     client = client_of(server, api_key="sk-canary-5d1")
     client.embed(["a"])
-    shown = [*map(repr, shared_pools._shared), repr(vars(client._transport)), repr(client._transport._template)]
+    shown = [*map(repr, shared_pools._shared), repr(vars(client._transport)), repr(client._transport._make_request)]
     assert len(shown) > 2
     assert "canary" not in "".join(shown)
     client.close()
