@@ -26,8 +26,9 @@ if TYPE_CHECKING:
 
 # Pydantic checks it while it parses the JSON: that is faster than to check every number afterwards. A component that
 # was not requested is typed `Any`: its value does not affect the requested vectors.
+_STRICT_FINITE = ConfigDict(strict=True, allow_inf_nan=False)
 # Other fields are kept as they are: `protocol` reads some of them leniently, as they do not change the vectors.
-_STRICT_FINITE = ConfigDict(strict=True, allow_inf_nan=False, extra="allow")
+_WITH_OTHER_FIELDS = ConfigDict(**_STRICT_FINITE, extra="allow")
 _MAX_FLOAT32 = 3.4028234e38
 """Vectors are computed and stored as float32."""
 _Float32 = Annotated[float, Field(ge=-_MAX_FLOAT32, le=_MAX_FLOAT32)]
@@ -39,6 +40,7 @@ class SparseEntry(TypedDict):
 
     index: Annotated[int, Field(ge=0, le=2**32 - 1)]
     value: _Float32
+    token: NotRequired[Any]
 
 
 # Some gateways send base64 of float32, and null in place of a missing component.
@@ -48,30 +50,30 @@ _DenseT = TypeVar("_DenseT")
 _SparseT = TypeVar("_SparseT")
 
 
-@with_config(_STRICT_FINITE)
+@with_config(_WITH_OTHER_FIELDS)
 class _NativeRow(TypedDict, Generic[_DenseT, _SparseT]):
     text_index: int
     embedding: NotRequired[_DenseT]
     sparse_embedding: NotRequired[_SparseT]
 
 
-@with_config(_STRICT_FINITE)
+@with_config(_WITH_OTHER_FIELDS)
 class _NativeOutput(TypedDict, Generic[_DenseT, _SparseT]):
     embeddings: list[_NativeRow[_DenseT, _SparseT]]
 
 
-@with_config(_STRICT_FINITE)
+@with_config(_WITH_OTHER_FIELDS)
 class _NativeReply(TypedDict, Generic[_DenseT, _SparseT]):
     output: _NativeOutput[_DenseT, _SparseT]
 
 
-@with_config(_STRICT_FINITE)
+@with_config(_WITH_OTHER_FIELDS)
 class _CompatibleRow(TypedDict):
     index: int
     embedding: NotRequired[_Dense]
 
 
-@with_config(_STRICT_FINITE)
+@with_config(_WITH_OTHER_FIELDS)
 class _CompatibleReply(TypedDict):
     data: list[_CompatibleRow]
 

@@ -126,6 +126,7 @@ def test_equal_texts_are_asked_once_within_the_memory() -> None:
     assert (first.slots[2].rows, first.slots[2].is_duplicate) == (first.slots[0].rows, True)
     assert (second.slots[-2].rows, second.slots[-2].is_duplicate) == ((RowRef(0, 0),), True)
     assert not first.slots[0].is_duplicate
+    assert first.oldest_referenced == 0  # the later "a" needs it
 
 
 def test_a_text_that_is_asked_again_is_the_known_one_from_then_on() -> None:

@@ -104,3 +104,8 @@ def test_the_policy_decides_what_stands_for_a_long_text() -> None:
     assert max(map(estimate_tokens, fit_rows(text, "average", 50))) <= 45  # a refusal costs a round trip
     for policy in ("error", "truncate", "average"):
         assert fit_rows(text, policy, 125) == [text]
+
+
+def test_the_beginning_of_a_text_is_never_blank() -> None:
+    (row,) = fit_rows(" " * 400 + "word " * 100, "truncate", 50)
+    assert row.strip()
