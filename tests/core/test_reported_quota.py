@@ -3,17 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from client_helpers import FakeClock
 
 from dashscope_embeddings._core.rate_limiter import Limiter, Permit
 from dashscope_embeddings.quota import Quota, QuotaLimit
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1_000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 def quota(requests: tuple[float, float] | None = None, tokens: tuple[float, float] | None = None) -> Quota:
@@ -23,23 +16,23 @@ def quota(requests: tuple[float, float] | None = None, tokens: tuple[float, floa
     return Quota("text-embedding-v4", tuple(limits))
 
 
-def send(limiter: Limiter, clock: Clock, tokens: int = 1) -> Permit:
+def send(limiter: Limiter, clock: FakeClock, tokens: int = 1) -> Permit:
     permit = limiter.create_permit(tokens)
     while wait := limiter.try_acquire(permit):
-        clock.now += wait
+        clock.time += wait
     return permit
 
 
-def seconds_for(limiter: Limiter, clock: Clock, requests: int, tokens: int = 1) -> float:
-    began = clock.now
+def seconds_for(limiter: Limiter, clock: FakeClock, requests: int, tokens: int = 1) -> float:
+    began = clock.time
     for _ in range(requests):
         limiter.on_success(send(limiter, clock, tokens), tokens)
-    return clock.now - began
+    return clock.time - began
 
 
 @pytest.fixture
-def clock() -> Clock:
-    return Clock()
+def clock() -> FakeClock:
+    return FakeClock()
 
 
 @pytest.mark.parametrize(
@@ -51,74 +44,74 @@ def clock() -> Clock:
     ],
 )
 def test_a_reported_quota_leaves_room_for_the_burst_of_one_period(
-    reported: tuple[float, float], requests: int, seconds: float, clock: Clock
+    reported: tuple[float, float], requests: int, seconds: float, clock: FakeClock
 ) -> None:
-    limiter = Limiter(clock)
+    limiter = Limiter(clock.now)
     limiter.apply_reported_quota(quota(reported))
     assert seconds_for(limiter, clock, requests) == pytest.approx(seconds)
 
 
-def test_reported_tokens_are_an_upper_bound_by_what_is_billed(clock: Clock) -> None:
-    limiter = Limiter(clock)
+def test_reported_tokens_are_an_upper_bound_by_what_is_billed(clock: FakeClock) -> None:
+    limiter = Limiter(clock.now)
     limiter.apply_reported_quota(quota(tokens=(60_000, 60)))
     assert seconds_for(limiter, clock, 90, tokens=1_000) == pytest.approx(30.0)
     for _ in range(10):  # estimated too low: the bill counts
         limiter.on_success(send(limiter, clock, 100), 1_000)
-    began = clock.now
-    assert seconds_for(limiter, clock, 1, tokens=1_000) + began - clock.now == pytest.approx(0.0)
+    began = clock.time
+    assert seconds_for(limiter, clock, 1, tokens=1_000) + began - clock.time == pytest.approx(0.0)
     assert seconds_for(limiter, clock, 10, tokens=1_000) == pytest.approx(10.0)
 
 
-def test_a_request_of_more_tokens_than_the_quota_goes_all_the_same(clock: Clock) -> None:
-    limiter = Limiter(clock)
+def test_a_request_of_more_tokens_than_the_quota_goes_all_the_same(clock: FakeClock) -> None:
+    limiter = Limiter(clock.now)
     limiter.apply_reported_quota(quota(tokens=(600, 60)))
     assert seconds_for(limiter, clock, 1, tokens=1_000) == 0.0
     assert seconds_for(limiter, clock, 1, tokens=1_000) == pytest.approx(100.0)
 
 
-def test_what_the_service_refuses_does_not_use_it_up(clock: Clock) -> None:
-    limiter = Limiter(clock)
+def test_what_the_service_refuses_does_not_use_it_up(clock: FakeClock) -> None:
+    limiter = Limiter(clock.now)
     limiter.apply_reported_quota(quota((100, 60), (100_000, 60)))
     for _ in range(3):
         limiter.on_throttled(send(limiter, clock, 10_000))
-    assert limiter._reported_quota.available_at(limiter.create_permit(1)) <= clock.now - 60.0 + 60.0 / 100
+    assert limiter._reported_quota.available_at(limiter.create_permit(1)) <= clock.time - 60.0 + 60.0 / 100
 
 
 def test_the_smaller_of_a_configured_and_a_reported_quota_holds() -> None:
     for configured, reported in ((60, 6_000), (6_000, 60)):
-        clock = Clock()
-        limiter = Limiter(clock, requests_per_minute=configured)
+        clock = FakeClock()
+        limiter = Limiter(clock.now, requests_per_minute=configured)
         limiter.apply_reported_quota(quota((reported, 60)))
         assert 59.0 < seconds_for(limiter, clock, 120) < 125.0
 
 
-def test_once_a_limit_was_met_the_search_does_not_probe_above_what_is_reported(clock: Clock) -> None:
-    limiter = Limiter(clock)
+def test_once_a_limit_was_met_the_search_does_not_probe_above_what_is_reported(clock: FakeClock) -> None:
+    limiter = Limiter(clock.now)
     limiter.apply_reported_quota(quota((1_800, 60)))
-    limiter._estimator._set_limit(29.0, 2.0, clock.now - 60.0)  # long after the last 429: it would probe far above
+    limiter._estimator._set_limit(29.0, 2.0, clock.time - 60.0)  # long after the last 429: it would probe far above
     assert seconds_for(limiter, clock, 300) == pytest.approx(299 / 30.0, rel=0.01)
 
 
-def test_below_the_reported_quota_the_search_decides(clock: Clock) -> None:
-    limiter = Limiter(clock)
+def test_below_the_reported_quota_the_search_decides(clock: FakeClock) -> None:
+    limiter = Limiter(clock.now)
     limiter.apply_reported_quota(quota((60_000, 60)))
-    limiter._estimator._set_limit(10.0, 2.0, clock.now)
+    limiter._estimator._set_limit(10.0, 2.0, clock.time)
     assert seconds_for(limiter, clock, 21) >= 1.9
 
 
-def test_a_later_report_replaces_the_earlier_one(clock: Clock) -> None:
-    limiter = Limiter(clock)
+def test_a_later_report_replaces_the_earlier_one(clock: FakeClock) -> None:
+    limiter = Limiter(clock.now)
     limiter.apply_reported_quota(quota((1, 60)))
     assert seconds_for(limiter, clock, 2) == pytest.approx(60.0)
     limiter.apply_reported_quota(quota())
     assert seconds_for(limiter, clock, 100) == 0.0
 
 
-def test_it_is_asked_for_once_and_not_where_a_quota_is_configured(clock: Clock) -> None:
-    limiter = Limiter(clock)
+def test_it_is_asked_for_once_and_not_where_a_quota_is_configured(clock: FakeClock) -> None:
+    limiter = Limiter(clock.now)
     assert [limiter.claim_quota_request() for _ in range(3)] == [True, False, False]
-    assert not Limiter(clock, tokens_per_minute=1_000).claim_quota_request()
-    told = Limiter(clock)
+    assert not Limiter(clock.now, tokens_per_minute=1_000).claim_quota_request()
+    told = Limiter(clock.now)
     told.apply_reported_quota(quota())
     assert not told.claim_quota_request()
 

@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from client_helpers import FakeClock
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     Bundle,
@@ -41,16 +42,6 @@ FULL_SHARE = 0.98
 """Of a given quota."""
 
 
-class Clock:
-    """A clock that a test moves."""
-
-    def __init__(self) -> None:
-        self.now = 500.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 def tighter(one: float | None, other: float | None) -> float | None:
     return min((value for value in (one, other) if value is not None), default=None)
 
@@ -70,8 +61,8 @@ class LimiterMachine(RuleBasedStateMachine):
         tokens=st.none() | st.sampled_from([600.0, 60_000.0, 1e9]),
     )
     def begin(self, requests: float | None, tokens: float | None) -> None:
-        self.clock = Clock()
-        self.limiter = Limiter(self.clock, requests, tokens)
+        self.clock = FakeClock()
+        self.limiter = Limiter(self.clock.now, requests, tokens)
         self.requests, self.tokens = requests, tokens
         self.open: set[Permit] = set()
         """Granted and not ended."""
@@ -85,7 +76,7 @@ class LimiterMachine(RuleBasedStateMachine):
 
     @rule(seconds=SECONDS)
     def time_passes(self, seconds: float) -> None:
-        self.clock.now += seconds
+        self.clock.time += seconds
 
     @rule(target=waiting, tokens=st.integers(0, 3_000), high_priority=st.booleans())
     def ask(self, tokens: int, high_priority: bool) -> Permit:  # noqa: FBT001
@@ -104,7 +95,7 @@ class LimiterMachine(RuleBasedStateMachine):
             wait = self.reserve(permit)
             if not wait:
                 return multiple(permit)
-            self.clock.now += wait + late
+            self.clock.time += wait + late
         if self.reserve(permit):
             self.limiter.cancel(permit)
             self.queued.discard(permit)
@@ -122,7 +113,7 @@ class LimiterMachine(RuleBasedStateMachine):
         assert 0.0 <= wait <= 0.25
         if wait or already:
             return wait
-        now = self.clock.now
+        now = self.clock.time
         assert permit.sent_at == now
         assert now >= self.retry_at - EPSILON, "granted while the service had asked to be left alone"
         self.queued.discard(permit)
@@ -159,7 +150,7 @@ class LimiterMachine(RuleBasedStateMachine):
         self.billed += permit.estimated_tokens * 3
         self.open.discard(permit)
         if retry_after:
-            self.retry_at = max(self.retry_at, self.clock.now + min(retry_after, 60.0))
+            self.retry_at = max(self.retry_at, self.clock.time + min(retry_after, 60.0))
         return permit
 
     @rule(target=ended, permit=consumes(in_flight) | consumes(waiting))
@@ -183,7 +174,7 @@ class LimiterMachine(RuleBasedStateMachine):
     def end_once_more(self, permit: Permit, seconds: float | None) -> None:
         before = (
             self.limiter.in_flight,
-            self.limiter._estimator.next_send_at(self.clock.now),
+            self.limiter._estimator.next_send_at(self.clock.time),
             self.limiter._token_quota.next_at,
         )
         self.limiter.on_throttled(permit, seconds)
@@ -192,7 +183,7 @@ class LimiterMachine(RuleBasedStateMachine):
         assert self.limiter.try_acquire(permit) == 0.0
         after = (
             self.limiter.in_flight,
-            self.limiter._estimator.next_send_at(self.clock.now),
+            self.limiter._estimator.next_send_at(self.clock.time),
             self.limiter._token_quota.next_at,
         )
         assert after == before
@@ -213,12 +204,12 @@ class LimiterMachine(RuleBasedStateMachine):
         assert len(set(queues)) == len(queues)
         assert self.queued.issuperset(queues)
         assert all(permit.high_priority for permit in self.limiter._high_priority_queue.waiting.values())
-        young = sum(self.clock.now <= (permit.sent_at or 0.0) + 60.0 for permit in self.open)
+        young = sum(self.clock.time <= (permit.sent_at or 0.0) + 60.0 for permit in self.open)
         assert young <= self.limiter.in_flight <= len(self.open), "only one without an answer for a minute is given up"
 
     @invariant()
     def the_pace_is_a_pace(self) -> None:
-        rate = self.limiter._estimator.rate(self.clock.now)
+        rate = self.limiter._estimator.rate(self.clock.time)
         assert 0.0 < rate < math.inf
         assert self.limiter._estimator.steady.limit is None or self.limiter._estimator.steady.limit > 0.0
 
@@ -237,10 +228,10 @@ class LimiterMachine(RuleBasedStateMachine):
                 * (self.billed + sum(waiting.estimated_tokens for waiting in self.queued) * 3 + 10_000)
                 / self.tokens
             )
-        until = self.clock.now + longest
+        until = self.clock.time + longest
         while wait := self.limiter.try_acquire(permit):
-            assert self.clock.now < until, "held although nothing is under way"
-            self.clock.now += wait
+            assert self.clock.time < until, "held although nothing is under way"
+            self.clock.time += wait
 
 
 def test_a_limiter_forgets_nobody_and_keeps_to_what_it_was_given() -> None:
@@ -249,33 +240,33 @@ def test_a_limiter_forgets_nobody_and_keeps_to_what_it_was_given() -> None:
 
 def test_a_given_quota_of_requests_holds_where_tokens_turn_out_to_be_short() -> None:
     """Requests of very different sizes are refused whenever a second's tokens pass 5,000; then come small ones."""
-    clock = Clock()
-    limiter = Limiter(clock, requests_per_minute=1_200)
+    clock = FakeClock()
+    limiter = Limiter(clock.now, requests_per_minute=1_200)
     sizes = itertools.cycle([10, 2_500, 100, 600, 2_500, 10, 600, 2_500, 2_500, 100, 600])
     passed: list[tuple[float, int]] = []
 
     def ask(tokens: int) -> Permit:
         permit = limiter.create_permit(tokens)
         while wait := limiter.try_acquire(permit):
-            clock.now += wait
+            clock.time += wait
         return permit
 
     for tokens in itertools.islice(sizes, 2_000):
         permit = ask(tokens)
-        clock.now += 0.005
-        if sum(used for at, used in passed if at > clock.now - 1.0) + tokens > 5_000:
+        clock.time += 0.005
+        if sum(used for at, used in passed if at > clock.time - 1.0) + tokens > 5_000:
             limiter.on_throttled(permit)
         else:
-            passed.append((clock.now, tokens))
+            passed.append((clock.time, tokens))
             limiter.on_success(permit, tokens)
         if limiter._estimator._resource.tokens_per_unit is not None:
             break
     assert limiter._estimator._resource.tokens_per_unit is not None
-    clock.now += 1.0
-    began = clock.now
+    clock.time += 1.0
+    began = clock.time
     for _ in range(200):
         limiter.on_success(ask(1), 1)
-    assert clock.now - began >= 199 * 60.0 / 1_200
+    assert clock.time - began >= 199 * 60.0 / 1_200
 
 
 # --- the text batcher --------------------------------------------------------------------------------------
@@ -322,8 +313,8 @@ class TextBatcherMachine(RuleBasedStateMachine):
         max_in_flight=st.integers(1, 3), rows=st.integers(1, 4), quota=st.none() | st.sampled_from([60.0, 6_000.0])
     )
     def begin(self, max_in_flight: int, rows: int, quota: float | None) -> None:
-        self.clock = Clock()
-        self.limiter = Limiter(self.clock, quota)
+        self.clock = FakeClock()
+        self.limiter = Limiter(self.clock.now, quota)
         self.rows, self.max_in_flight = rows, max_in_flight
         limits = Limits(rows, 8192, None)
         bound = InFlightBound(max_in_flight)
@@ -339,7 +330,7 @@ class TextBatcherMachine(RuleBasedStateMachine):
 
     @rule(seconds=SECONDS.filter(lambda seconds: seconds < 5))
     def time_passes(self, seconds: float) -> None:
-        self.clock.now += seconds
+        self.clock.time += seconds
 
     @rule(where=st.integers(0, 2), texts=st.lists(st.integers(0, 99), min_size=1, max_size=6))
     def join(self, where: int, texts: list[int]) -> None:
@@ -370,7 +361,7 @@ class TextBatcherMachine(RuleBasedStateMachine):
     def all_look(self, pause: float, backwards: bool) -> None:  # noqa: FBT001
         for caller in reversed(self.present()) if backwards else self.present():
             self.act(caller)
-            self.clock.now += pause
+            self.clock.time += pause
 
     def act(self, caller: Caller) -> BatchCall | None:
         """What a driver does: polls, and performs the action."""
@@ -395,7 +386,7 @@ class TextBatcherMachine(RuleBasedStateMachine):
         assert 1 <= len(batch_call.members) <= self.rows
         assert len(set(batch_call.members)) == len(batch_call.members)
         assert batch_call.members[0] is caller.query
-        assert batch_call.permit.sent_at == self.clock.now
+        assert batch_call.permit.sent_at == self.clock.time
         self.in_flight.add(batch_call)
         assert len(self.in_flight) <= self.max_in_flight
         for query in batch_call.members:
@@ -525,13 +516,13 @@ class TextBatcherMachine(RuleBasedStateMachine):
         for batch_call in list(self.in_flight):
             if not batch_call.is_orphaned:
                 self.complete(batch_call, "answered")
-        until = self.clock.now + 60.0 + 3.0 * len(self.all)
+        until = self.clock.time + 60.0 + 3.0 * len(self.all)
         while left := self.present():
-            assert self.clock.now < until, f"{len(left)} wait for ever"
+            assert self.clock.time < until, f"{len(left)} wait for ever"
             for caller in left:
                 if (started := self.act(caller)) is not None:
                     self.complete(started, "answered")
-            self.clock.now += 0.05
+            self.clock.time += 0.05
         assert self.limiter.in_flight == sum(not batch_call.permit.is_closed for batch_call in self.waiting._in_flight)
 
 
