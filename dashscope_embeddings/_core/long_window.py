@@ -22,6 +22,10 @@ class LongWindow:
     _counted: deque[Permit] = field(default_factory=deque)
     _total: float = 0.0
     _next_try_at: float = -math.inf
+    _found_amount: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._found_amount = self.amount
 
     @property
     def rate(self) -> float:
@@ -29,9 +33,19 @@ class LongWindow:
         return max(constants.LONG_WINDOW_PACE * self.amount / self.seconds, 1.0 / constants.LONG_WINDOW_TRY_SECONDS)
 
     @property
-    def is_nearly_full(self) -> bool:
+    def is_full(self) -> bool:
         """Whether a 429 is to be expected."""
-        return self._total >= self.amount - 1.0
+        return self._total > self.amount - 1.0
+
+    @property
+    def has_room(self) -> bool:
+        """Whether a 429 contradicts the window."""
+        return self._total < constants.LONG_WINDOW_ROOM * self.amount
+
+    @property
+    def has_grown(self) -> bool:
+        """Whether far more passes than was found."""
+        return self.amount > constants.LONG_WINDOW_GROWTH * self._found_amount
 
     def add(self, permit: Permit, now: float) -> None:
         """A request is sent."""
@@ -70,6 +84,7 @@ class LongWindow:
         before, self._total = self._total, sum(send.weight for send in self._counted if not send.is_uncounted)
         if before > 0.0:
             self.amount *= self._total / before
+            self._found_amount *= self._total / before
 
     def on_throttled(self, now: float) -> None:
         """No more than what is in the window passes."""

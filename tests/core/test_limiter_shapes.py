@@ -76,6 +76,9 @@ def test_services_at_random_are_used_well() -> None:
         pytest.param(1410, 1.7, 0.08, id="a cap that was taken for the limit is tested although the window is small"),
         pytest.param(7316, 2.3, 0.05, id="the room of a small bucket is not held for long where 429s ask for silence"),
         pytest.param(7143, 2.5, 0.05, id="a refused second of silence does not halve the limit"),
+        pytest.param(1048, 2.4, 0.3, id="429s in a long window that has room show that there is no such window"),
+        pytest.param(1082, 1.7, 0.04, id="a long window that lets far more pass than its amount is given up"),
+        pytest.param(1469, 1.4, 0.25, id="random 429s do not lower the amount of a long window for good"),
         pytest.param(1061, 2.2, 0.4, id="a probe refused at random does not show a window of many seconds"),
     ],
 )
