@@ -76,14 +76,6 @@ def test_documents_are_billed_once_for_both_components(emulator: Emulator, ask: 
 
 
 @both_ways
-def test_without_a_partner_each_component_is_requested_alone(emulator: Emulator, ask: Ask) -> None:
-    hybrid = unpaired(emulator)
-    ask(hybrid, "dense", texts(3))
-    ask(hybrid, "sparse", [QUESTION], "query")
-    assert asked(emulator) == [("document", "dense", 3), ("query", "sparse", 1)]
-
-
-@both_ways
 def test_equal_documents_are_sent_once_and_taken_as_often_as_requested(emulator: Emulator, ask: Ask) -> None:
     hybrid = paired(emulator)
     repeated = ["a word", "another", "a word", "a word"]
@@ -232,16 +224,6 @@ def test_the_error_of_sparse_documents_names_them_by_the_callers_index(emulator:
 
 
 @both_ways
-def test_what_was_prefetched_costs_nothing_one_by_one(emulator: Emulator, ask: Ask) -> None:
-    hybrid = paired(emulator)
-    ask(hybrid, "prefetch", texts(25))
-    assert asked(emulator) == [("document", "sparse", n) for n in (5, 10, 10)]
-    for text in texts(25):
-        ask(hybrid, "sparse", [text])
-    assert (emulator.requests, emulator.billed_texts, cached(hybrid)) == (3, 25, 0)
-
-
-@both_ways
 def test_only_what_is_missing_is_prefetched(emulator: Emulator, ask: Ask) -> None:
     hybrid = paired(emulator)
     ask(hybrid, "dense", texts(10))
@@ -253,25 +235,12 @@ def test_only_what_is_missing_is_prefetched(emulator: Emulator, ask: Ask) -> Non
 
 
 @both_ways
-def test_without_a_cache_nothing_is_prefetched(emulator: Emulator, ask: Ask) -> None:
-    ask(unpaired(emulator), "prefetch", texts(3))
-    assert emulator.requests == 0
-
-
-@both_ways
-def test_prefetching_into_a_full_cache_bills_no_text_twice(emulator: Emulator, ask: Ask) -> None:
+def test_what_was_prefetched_costs_nothing_one_by_one_though_the_cache_is_full(emulator: Emulator, ask: Ask) -> None:
     hybrid = paired(emulator, HybridCache(capacity=10))
+    ask(hybrid, "dense", [f"with metadata: {text}" for text in texts(10)])
     ask(hybrid, "prefetch", texts(30))
     for text in texts(30):
         ask(hybrid, "sparse", [text])
-    assert emulator.billed_texts == 30
-
-
-@both_ways
-def test_prefetching_needs_no_room_among_documents_that_nobody_fetches(emulator: Emulator, ask: Ask) -> None:
-    hybrid = paired(emulator, HybridCache(capacity=10))
-    ask(hybrid, "dense", [f"with metadata: {text}" for text in texts(10)])
-    ask(hybrid, "prefetch", texts(20))
-    for text in texts(20):
-        ask(hybrid, "sparse", [text])
-    assert (emulator.requests, emulator.billed_texts) == (1 + 2, 10 + 20)
+    assert (emulator.requests, emulator.billed_texts) == (1 + 3, 10 + 30)
+    ask(unpaired(emulator), "prefetch", texts(3))  # has no cache
+    assert emulator.requests == 4

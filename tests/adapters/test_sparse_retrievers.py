@@ -148,7 +148,10 @@ def ranking(emulator: Emulator, texts: list[str], question: str = QUESTION) -> l
 
 @every_way
 def test_it_finds_by_sparse_vectors_of_requests_of_its_own(of: Any, emulator: Emulator, served: Server) -> None:
-    retriever = of.made(TEXTS[:15], **settings(served))
+    retriever = of.made([], **settings(served))
+    assert of.found(retriever) == []
+    assert emulator.requests == 0
+    of.add(retriever, TEXTS[:15])
     of.add(retriever, TEXTS[15:])
     emulator_asked = asked(emulator)
     assert sorted(emulator_asked) == [("document", "sparse", 5)] * 2 + [("document", "sparse", 10)] * 2
@@ -191,13 +194,6 @@ def test_dense_vectors_wait_up_to_memo_size(of: Any, emulator: Emulator, served:
     assert dense.hybrid.cache.size == 12
     of.add(retriever, TEXTS[:10])
     assert asked(emulator) == [("document", "dense&sparse", 10)] * 3 + [("document", "sparse", 10)]
-
-
-@every_way
-def test_an_empty_retriever_asks_nothing(of: Any, emulator: Emulator, served: Server) -> None:
-    retriever = of.made([], **settings(served))
-    assert of.found(retriever) == []
-    assert emulator.requests == 0
 
 
 @every_way
