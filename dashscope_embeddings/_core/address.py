@@ -276,20 +276,17 @@ def resolve_api_key(api_key: str | SecretStr | None, address: Address) -> Secret
     )
 
 
+_KEY_PROBLEMS = {
+    r"\s.*|.*\s": "has blanks or a line break around the key: remove them",
+    r"[\"'].*|.*[\"']": "has quotes around the key: remove them",
+    r"(?i:bearer ).*": 'begins with "Bearer", which is not part of the key: remove it',
+    r".*[^!-~].*": "contains characters that no key has: copy it again",
+}
+"""Pattern of a badly pasted key → what to do about it."""
+
+
 def _validated_key(key: SecretStr, origin: str) -> SecretStr:
-    if (problem := _key_problem(key)) is not None:
-        raise InvalidInput(f"{origin} {problem}")
+    for pattern, problem in _KEY_PROBLEMS.items():
+        if re.fullmatch(pattern, key.get_secret_value(), re.DOTALL):
+            raise InvalidInput(f"{origin} {problem}")
     return key
-
-
-def _key_problem(secret_key: SecretStr) -> str | None:
-    key = secret_key.get_secret_value()
-    if key != key.strip():
-        return "has blanks or a line break around the key: remove them"
-    if key[0] in "\"'" or key[-1] in "\"'":
-        return "has quotes around the key: remove them"
-    if key.lower().startswith("bearer "):
-        return 'begins with "Bearer", which is not part of the key: remove it'
-    if not key.isascii() or not key.isprintable() or " " in key:
-        return "contains characters that no key has: copy it again"
-    return None

@@ -190,12 +190,7 @@ RETRY_AFTER = {
     "an hour of many digits": (f"Fri, 31 Dec 2026 {'9' * 30}:00:00 GMT", format_datetime(SOON)),
     "a date of many digits": (format_datetime(SOON + timedelta(hours=9)), f"Fri, {'9' * 30} Dec 2026 00:00:00 GMT"),
     "seconds of a year": ("31536000", ""),
-    "many digits": ("9" * 400, ""),
-    "many more digits": ("9" * 5_000, ""),
-    "an exponent": ("1e308", ""),
-    "infinity": ("inf", ""),
-    "no number": ("nan", ""),
-    "less than nothing": ("-5", ""),
+    "many digits": ("9" * 5_000, ""),
 }
 
 

@@ -15,6 +15,7 @@ from dashscope_embeddings._core.rate_limiter import InFlightBound, Limiter
 from dashscope_embeddings._core.text_batcher import BatchCall, SingleText, TextBatcher
 from dashscope_embeddings._core.text_length import Limits
 from dashscope_embeddings.catalogue import model
+from dashscope_embeddings.errors import AuthenticationError
 from dashscope_embeddings.vectors import Part
 
 if TYPE_CHECKING:
@@ -23,18 +24,20 @@ if TYPE_CHECKING:
 THROTTLED = service_error(ErrorReply(429, "Throttling.RateQuota"))
 
 
+class Stopped:
+    """A loop that will run no more."""
+
+    def is_running(self) -> bool:
+        return False
+
+
 def batcher(
-    max_in_flight: int,
-    clock: FakeClock,
-    max_retries: int = 6,
-    *,
-    role: TextType = "query",
-    max_tokens: int | None = None,
+    max_in_flight: int, clock: FakeClock, *, role: TextType = "query", max_tokens: int | None = None
 ) -> tuple[TextBatcher, RequestContext]:
     limits = Limits.from_model(model("text-embedding-v4"))
     options = RequestOptions("native", "text-embedding-v4", role)
     bound = InFlightBound(max_in_flight)
-    context = RequestContext(options, limits, Limiter(clock.now), max_retries=max_retries, bound=bound)
+    context = RequestContext(options, limits, Limiter(clock.now), bound=bound)
     return TextBatcher(BatchPlanner(limits, max_tokens=max_tokens)), context
 
 
@@ -64,6 +67,32 @@ def test_throttled_queries_go_back_to_the_front_and_travel_with_later_ones() -> 
         assert isinstance(turn, float)
         clock.time += turn
     assert turn.texts == ["first", "second"]
+
+
+def test_the_queries_of_a_loop_that_stopped_in_flight_are_carried_by_others() -> None:
+    clock = FakeClock()
+    waiting, context = batcher(1, clock)
+    first, second = join(waiting, "a", "b")
+    lost = waiting.poll(first, context, Stopped())
+    assert isinstance(lost, BatchCall)
+    clock.time += 1
+    batch_call = waiting.poll(second, context, None)
+    assert isinstance(batch_call, BatchCall)
+    assert sorted(batch_call.texts) == ["a", "b"]
+    waiting.complete(lost, answer(2), context)  # too late: it counts for nobody
+    assert (second.outcome, second.batch_call) == (None, batch_call)
+
+
+def test_a_failure_of_all_is_an_error_of_its_own_for_each() -> None:
+    waiting, context = batcher(1, FakeClock())
+    queries = join(waiting, "a", "b")
+    batch_call = waiting.poll(queries[0], context, None)
+    assert isinstance(batch_call, BatchCall)
+    stop = service_error(ErrorReply(401, "InvalidApiKey"))
+    waiting.complete(batch_call, Outcome([None, None], {0: stop, 1: stop}, stop), context)
+    errors = [query.outcome.abort_error for query in queries if query.outcome is not None]
+    assert [type(error) for error in errors] == [AuthenticationError, AuthenticationError]
+    assert errors[0] is not errors[1]
 
 
 def test_who_leaves_makes_room_and_wakes_the_next() -> None:

@@ -406,18 +406,6 @@ def test_what_stands_for_a_text_is_the_text_itself_where_it_fits(text: str, poli
         assert rows == [text]
 
 
-@given(LONG, LONG)
-@examples(50)
-def test_an_estimate_grows_with_the_text(one: str, other: str) -> None:
-    assert 0 <= text_length.estimate_tokens(one) < math.inf
-    assert text_length.estimate_tokens(one) >= len(one) / 4.0 - 1e-9
-    assert text_length.estimate_tokens(one + one) == pytest.approx(2 * text_length.estimate_tokens(one))
-    assert (
-        text_length.estimate_tokens(one + other)
-        <= text_length.estimate_tokens(one) + text_length.estimate_tokens(other) + 1e-9
-    )
-
-
 # --- sparse vectors ----------------------------------------------------------------------------------------
 
 WEIGHTS = st.lists(

@@ -235,7 +235,7 @@ class LimiterMachine(RuleBasedStateMachine):
 
 
 def test_a_limiter_forgets_nobody_and_keeps_to_what_it_was_given() -> None:
-    run_state_machine_as_test(LimiterMachine, settings=profile(60, stateful_step_count=40))
+    run_state_machine_as_test(LimiterMachine, settings=profile(90, stateful_step_count=40))
 
 
 def test_a_given_quota_of_requests_holds_where_tokens_turn_out_to_be_short() -> None:
@@ -527,4 +527,4 @@ class TextBatcherMachine(RuleBasedStateMachine):
 
 
 def test_a_text_batcher_forgets_no_caller_and_sends_nothing_twice() -> None:
-    run_state_machine_as_test(TextBatcherMachine, settings=profile(60, stateful_step_count=40))
+    run_state_machine_as_test(TextBatcherMachine, settings=profile(90, stateful_step_count=40))
