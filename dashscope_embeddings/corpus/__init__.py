@@ -27,9 +27,8 @@ from dashscope_embeddings.corpus.realtime import (
     embed_corpus,
     estimate_corpus,
     ledger_beside,
-    rejects_beside,
 )
-from dashscope_embeddings.corpus.writers import Vector, read
+from dashscope_embeddings.corpus.writers import Vector, read, rejects_beside
 
 __all__ = [
     "BatchEstimate",

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
     from dashscope_embeddings.corpus.sources import Source
 
-# --- byte order marks --------------------------------------------------------------------------------------
-
 # UTF-32 before UTF-16: its little-endian mark begins with the one of UTF-16.
 _BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
@@ -51,8 +49,6 @@ def _is_plausible_text(head: bytes, name: str) -> bool:
         return text.count("\n") * 2 >= lines
     return sum(c.isascii() for c in text) * 2 >= len(text)
 
-
-# --- undecodable bytes -------------------------------------------------------------------------------------
 
 # For each encoding, a pattern: its common characters as a group, then its other characters, so that the search stays
 # aligned. Chinese, Japanese and Korean encodings accept nearly all bytes of one another. The share of common characters
@@ -117,8 +113,6 @@ def _count_non_ascii(part: bytes) -> int:
 
 _CESU8_PAIR = re.compile(rb"\xed[\xa0-\xaf][\x80-\xbf]\xed[\xb0-\xbf][\x80-\xbf]")
 """A surrogate pair encoded as UTF-8, as some database exports do."""
-
-# --- open files --------------------------------------------------------------------------------------------
 
 _HEAD_BYTES = 1 << 16
 """Bytes that are inspected to guess a file's encoding; they are buffered in any case."""

@@ -40,9 +40,6 @@ Route = Literal["real-time", "batch"]
 """How vectors are requested. Whether both routes return the same vectors is not documented."""
 
 
-# --- settings ----------------------------------------------------------------------------------------------
-
-
 def settings_fingerprint(client: EmbeddingClient, text_type: TextType, kind: Output, route: Route) -> dict[str, Any]:
     """The settings that all vectors of one output must share."""
     if kind not in get_args(Output):
@@ -91,8 +88,6 @@ def open_checkpoint(path: Path | None, output: Path | None = None) -> Iterator[C
         if path is not None and created and is_empty:
             path.unlink(missing_ok=True)
 
-
-# --- loading -----------------------------------------------------------------------------------------------
 
 _RECORDS_PER_INSERT = 400
 """Records per insert. Older versions of SQLite accept at most 999 values per statement."""

@@ -62,8 +62,6 @@ def _text_lines(text: TextFile, options: InputOptions) -> Iterator[Record]:
         yield Record(f"{text.source}:{number}", line, None if path is None else f"{path}:{number}", problem)
 
 
-# --- JSON --------------------------------------------------------------------------------------------------
-
 _MAX_ARRAY_CHARACTERS = 1 << 28
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,12 +18,12 @@ from dashscope_embeddings._core.text_length import shared_limits
 from dashscope_embeddings.catalogue import priced_usage
 from dashscope_embeddings.client import EmbeddingClient
 from dashscope_embeddings.corpus import inputs as corpus_inputs
-from dashscope_embeddings.corpus import writers
 from dashscope_embeddings.corpus.checkpoint.store import CheckpointStore
 from dashscope_embeddings.corpus.embedder import Embedder, Progress
 from dashscope_embeddings.corpus.options import InputKeywords, InputOptions, accepts_input_options
 from dashscope_embeddings.corpus.progress import show_progress
 from dashscope_embeddings.corpus.sources import find_sources
+from dashscope_embeddings.corpus.writers import rejects_beside, validate_output, write_output
 from dashscope_embeddings.errors import InvalidInput
 from dashscope_embeddings.vectors import Cost, Output, TextType, Usage, counted
 
@@ -136,7 +136,7 @@ def embed_corpus(  # noqa: PLR0913 - all but two are keywords with defaults
     fingerprint = corpus_inputs.settings_fingerprint(client, text_type, kind, "real-time")
     input_options = InputOptions(**options)
     sources = find_sources(inputs, input_options.format, output=output)
-    writers.validate_output(output, kind)
+    validate_output(output, kind)
     with (
         show_progress(client) if progress is True else contextlib.nullcontext(progress or None) as report,
         corpus_inputs.open_checkpoint(ledger_beside(output), output) as checkpoint,
@@ -230,36 +230,6 @@ def estimate_corpus(
     return Estimate(counts.texts, counts.pending, tokens, counts.invalid, real_time, batch, exact)
 
 
-# --- the output ---------------------------------------------------------------------------------------------
-
-
-def write_output(  # noqa: PLR0913, PLR0917 - the metadata of the output
-    checkpoint: CheckpointStore,
-    output: Path,
-    client: EmbeddingClient,
-    text_type: TextType,
-    kind: Output,
-    extra_columns: Sequence[str],
-) -> None:
-    """Writes all vectors to the output, and all records without vectors to the rejects file."""
-    counts = checkpoint.counts()
-    width = checkpoint.dimension or client.settings.request_options(text_type, kind).expected_width
-    model, rows = client.settings.model.name, counts.texts - counts.rejected
-    metadata = writers.OutputMetadata(model, width if "dense" in kind else None, text_type, kind, extra_columns, rows)
-    writers.write(
-        output,
-        checkpoint.rows(with_text="text" in extra_columns),
-        metadata,
-        rejects_beside(output),
-        checkpoint.rejected_records(),
-    )
-
-
 def ledger_beside(output: Path) -> Path:
     """The path of an output's checkpoint."""
     return output.with_name(f"{output.name}.ledger")
-
-
-def rejects_beside(output: Path) -> Path:
-    """The path of the file that lists an output's records without vectors."""
-    return output.with_name(f"{output.name}.rejects.jsonl")

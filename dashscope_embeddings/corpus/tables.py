@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 _log = logging.getLogger("dashscope_embeddings.corpus")
 
 
-# --- CSV and TSV -------------------------------------------------------------------------------------------
-
 _MAX_FIELD_CHARACTERS = 1 << 30
 
 
@@ -106,8 +104,6 @@ def _set_delimiter(separator: str) -> str:
     shown = "\\t" if separator == "\t" else separator
     return f'set the delimiter (delimiter, --delimiter "{shown}")'
 
-
-# --- Parquet -----------------------------------------------------------------------------------------------
 
 _ROWS_PER_READ = 1024
 

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from pydantic_core import to_json
 
@@ -24,6 +24,10 @@ from dashscope_embeddings.corpus.checkpoint.rows import OutputRow
 from dashscope_embeddings.corpus.sources import OUTPUT_EXTENSIONS
 from dashscope_embeddings.errors import InvalidInput
 from dashscope_embeddings.vectors import Output, SparseVector, TextType
+
+if TYPE_CHECKING:
+    from dashscope_embeddings.client import EmbeddingClient
+    from dashscope_embeddings.corpus.checkpoint.store import CheckpointStore
 
 _FLOAT_BYTES = 4
 
@@ -79,22 +83,30 @@ def validate_output(path: Path, kind: Output) -> None:
         import_pyarrow()
 
 
-def write(
+def write_output(  # noqa: PLR0913, PLR0917 - what the output says of itself
+    checkpoint: CheckpointStore,
     path: Path,
-    rows: Iterable[OutputRow],
-    metadata: OutputMetadata,
-    rejects_path: Path,
-    rejects: Iterable[dict[str, Any]],
+    client: EmbeddingClient,
+    text_type: TextType,
+    kind: Output,
+    extra_columns: Sequence[str],
 ) -> None:
-    """Writes all rows in the format of the path's ending, and the records without vectors to `rejects_path`.
+    """Writes all vectors in the format of the path's ending, and all records without vectors to the rejects file.
 
     Raises:
-        OSError: for example, the disk is full; files of an earlier run are unchanged.
+        InvalidInput: rows of the checkpoint are missing or damaged.
+        OSError: for example, the disk is full. Files of an earlier run are unchanged, as after the error above.
     """
-    ending, ids = path.suffix.lower(), ids_path(path)
+    counts, width = checkpoint.counts(), None
+    if "dense" in kind:
+        width = checkpoint.dimension or client.settings.request_options(text_type, kind).expected_width
+    model = client.settings.model.name
+    metadata = OutputMetadata(model, width, text_type, kind, extra_columns, counts.texts - counts.rejected)
+    rows = checkpoint.rows(with_text="text" in extra_columns)
+    ending, ids, rejects = path.suffix.lower(), ids_path(path), rejects_beside(path)
     if ending == ".npy":
         files.recover_pair(path, ids)
-    with files.write_partials(path, *([ids] if ending == ".npy" else []), rejects_path) as (file, *more):
+    with files.write_partials(path, *([ids] if ending == ".npy" else []), rejects) as (file, *more):
         if ending == ".npy":
             _write_npy(file, more[0], rows, metadata)
         elif ending == ".parquet":
@@ -102,17 +114,22 @@ def write(
         else:
             for row in rows:
                 file.write(to_json(_columns(row, metadata)) + b"\n")
-        for reject in rejects:
+        for reject in checkpoint.rejected_records():
             more[-1].write(to_json(reject) + b"\n")
     if ending == ".npy":
         files.publish_pair(path, ids)
     else:
         files.publish(path)
-    if files.partial_path(rejects_path).stat().st_size:
-        files.publish(rejects_path)
+    if files.partial_path(rejects).stat().st_size:
+        files.publish(rejects)
     else:
-        files.partial_path(rejects_path).unlink()
-        rejects_path.unlink(missing_ok=True)
+        files.partial_path(rejects).unlink()
+        rejects.unlink(missing_ok=True)
+
+
+def rejects_beside(output: Path) -> Path:
+    """The path of the file that lists an output's records without vectors."""
+    return output.with_name(f"{output.name}.rejects.jsonl")
 
 
 def ids_path(path: Path) -> Path:

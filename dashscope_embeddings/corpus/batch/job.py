@@ -16,13 +16,13 @@ from dashscope_embeddings._core.text_length import Limits, shared_limits
 from dashscope_embeddings._runtime.thread_pool import SignalSafeEvent, StopEvent
 from dashscope_embeddings.catalogue import BEIJING, priced_usage
 from dashscope_embeddings.corpus import inputs as corpus_inputs
-from dashscope_embeddings.corpus import writers
 from dashscope_embeddings.corpus.batch import request_file
 from dashscope_embeddings.corpus.batch.types import BatchEstimate, BatchProgress, BatchSummary
 from dashscope_embeddings.corpus.checkpoint.jobs import JobStore
 from dashscope_embeddings.corpus.options import EXTRA_COLUMNS, InputOptions
-from dashscope_embeddings.corpus.realtime import ledger_beside, rejects_beside, write_output
+from dashscope_embeddings.corpus.realtime import ledger_beside
 from dashscope_embeddings.corpus.sources import find_sources
+from dashscope_embeddings.corpus.writers import rejects_beside, validate_output, write_output
 from dashscope_embeddings.errors import Cancelled, DashScopeError, InvalidInput
 
 if TYPE_CHECKING:
@@ -163,7 +163,7 @@ def open_job(  # noqa: PLR0913, PLR0917 - only the first two are required
         batch_options.check()
     input_options, sources = input_options or InputOptions(), None
     if inputs is not None:
-        writers.validate_output(output, "dense")
+        validate_output(output, "dense")
         sources = find_sources(inputs, input_options.format, output=output)
     elif not path.exists():
         raise InvalidInput(f"there is no {path}: nothing was submitted for this output")

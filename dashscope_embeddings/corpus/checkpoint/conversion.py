@@ -132,9 +132,6 @@ def _add_vectors(database: Database, unit: int, digest: bytes, vectors: PackedVe
     database.fetch_all("INSERT OR REPLACE INTO vectors VALUES (?, ?, ?, ?, ?)", row)
 
 
-# --- batches ------------------------------------------------------------------------------------------------
-
-
 def _convert_batches(database: Database) -> None:
     fetch_all = database.fetch_all
     fetch_all("INSERT OR REPLACE INTO settings SELECT name, value FROM batch_notes")

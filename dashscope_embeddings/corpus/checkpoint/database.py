@@ -27,8 +27,6 @@ class Database:
         self.lock = threading.RLock()
         self._uses_wal = False
 
-    # --- statements -----------------------------------------------------------------------------------------
-
     @contextlib.contextmanager
     def transaction(self, *, commit: bool = True) -> Iterator[None]:
         """Groups statements into one transaction, or joins the current one. `commit=False`: always rolls back."""
@@ -66,8 +64,6 @@ class Database:
         with self.lock:
             self.connection.executemany(statement, rows)
 
-    # --- settings -------------------------------------------------------------------------------------------
-
     def set_setting(self, name: str, value: Any) -> None:
         """Stores a value for later runs."""
         self.fetch_all("INSERT OR REPLACE INTO settings VALUES (?, ?)", (name, json.dumps(value)))
@@ -89,8 +85,6 @@ class Database:
         rows = self.fetch_all("SELECT * FROM checkpoint")
         if len(rows) != 1 or not all(isinstance(total, int) and 0 <= total <= _MAX_TOTAL for total in rows[0]):
             raise damage_error(self.path, "its totals cannot be read")
-
-    # --- the write-ahead log --------------------------------------------------------------------------------
 
     def begin_wal(self) -> None:
         """Syncs all to the disk, and records that from here on paid vectors may exist only in the write-ahead log.

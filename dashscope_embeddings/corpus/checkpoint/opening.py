@@ -90,9 +90,6 @@ def _lock(database: Database, *, had_wal: bool) -> int:
     return int(version)
 
 
-# --- damage -------------------------------------------------------------------------------------------------
-
-
 def _is_whole(connection: sqlite3.Connection) -> bool:
     """Whether SQLite can read all of the database; rebuilds indexes that do not match their tables."""
     try:
