@@ -4,17 +4,13 @@ texts = ray.data.read_parquet("texts/")
 embed_dataset(texts, workers=2, requests_per_minute=6_000).write_parquet("vectors/")
 
 Needs the extra `ray`. A batch that raises fails the job: Ray's error contains the message, or has the original class
-if `ds.context.raise_original_map_exception` is set. `DataContext.max_errored_blocks` would drop the rows of a failed
-block instead. If an actor is lost, Ray processes its block again, which is billed again. Source: the code of Ray 2.60;
-the first two statements were tried with it.
+if `ds.context.raise_original_map_exception` is set. If an actor is lost, Ray processes its block again, which is billed
+again. Source: the code of Ray 2.60; the first two statements were tried with it.
 
 Requests are retried inside the actor, one by one. Leave Ray's `max_map_retries` and `actor_task_retry_on_errors` off:
 they would pay for a whole block again. Few small files become one block, which is one actor's work:
 `read_parquet(…, override_num_blocks=8)`. A job that is interrupted starts from the beginning; `embed_corpus` resumes.
-
-Several machines rarely help, because all share the account's quota. Seconds for a job of `texts` with `tokens` each:
-`texts / min(requests_per_minute / 60 * texts_per_request, tokens_per_minute / 60 / tokens)`. One process embedded more
-than 1,600 texts per second in the benchmarks. More of them help if reading or chunking is slower than the quota.
+All machines share the account's quota, so that several help only if reading or chunking is slower than the quota.
 """
 
 from __future__ import annotations
@@ -210,11 +206,10 @@ class EmbedBatch:
     def _input_errors(self, texts: list[Any]) -> dict[int, str]:
         settings = self.client.settings
         limits = shared_limits(settings.address.host, settings.model)
-        problems = {row: text_problem(text, limits, settings.long_text) for row, text in enumerate(texts)}
         return {
-            row: "there is no text" if texts[row] is None else f"the text {problem}; not sent"
-            for row, problem in problems.items()
-            if problem is not None
+            row: "there is no text" if text is None else f"the text {problem}; not sent"
+            for row, text in enumerate(texts)
+            if (problem := text_problem(text, limits, settings.long_text)) is not None
         }
 
     def _batch_error(self, error: DashScopeError, rows: list[int], table: Any) -> DashScopeError:
@@ -260,13 +255,13 @@ def _quota_share(settings: Mapping[str, Any], workers: Any) -> dict[str, Any]:
     """One actor's part of the account's quota."""
     if workers is not None and (isinstance(workers, bool) or not isinstance(workers, int) or workers < 1):
         raise InvalidInput(f"workers={workers!r}: expected a whole number of at least 1")
-    quotas = {name: settings[name] for name in _QUOTA_ARGUMENTS if settings.get(name) is not None}
-    if quotas and workers is None:
-        raise InvalidInput(f"{next(iter(quotas))} is the account's: pass workers=, the number of actors that share it")
-    # A value that is no number is refused by the client.
-    return {
-        name: quota / (workers or 1) if isinstance(quota, (int, float)) else quota for name, quota in quotas.items()
-    }
+    share = {name: settings[name] for name in _QUOTA_ARGUMENTS if settings.get(name) is not None}
+    if share and workers is None:
+        raise InvalidInput(f"{next(iter(share))} is the account's: pass workers=, the number of actors that share it")
+    for name, quota in share.items():
+        if isinstance(quota, (int, float)):  # the client refuses all others
+            share[name] = quota / (workers or 1)
+    return share
 
 
 _QUOTA_ARGUMENTS = ("requests_per_minute", "tokens_per_minute")

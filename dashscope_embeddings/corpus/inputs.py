@@ -113,9 +113,9 @@ class _InputLoader:
         self._first_ids: dict[str, Record] = {}
         """Where ids come from, "field", "line" or "position" → the first such record."""
         self._id_hint = f"; or take positions as ids {POSITIONS_OPTION}" if options.id_field == AUTO else ""
-        self.invalid: dict[int, str] = {}
+        self._invalid: dict[int, str] = {}
         """Position → place and reason, of the records that end the run."""
-        self.all_skippable = not self._skip_invalid
+        self._all_skippable = not self._skip_invalid
         """Whether on_bad_input="skip" would skip all of these."""
 
     def load(self, source: Source) -> None:
@@ -143,7 +143,7 @@ class _InputLoader:
                 self._add_invalid(
                     item, f"has the id {item.id!r}, which {earlier} has already: correct one of them{self._id_hint}"
                 )
-        if first and not has_usable_text and self._skip_invalid and begin not in self.invalid:
+        if first and not has_usable_text and self._skip_invalid and begin not in self._invalid:
             self._add_fatal(
                 begin, f"{first}; the file contains no usable text ({self._position - begin:,} bad records)"
             )
@@ -156,8 +156,8 @@ class _InputLoader:
         Raises:
             InvalidInput: there are bad records, or no records at all.
         """
-        if self.invalid:
-            raise _invalid_input(self.invalid, all_skippable=self.all_skippable)
+        if self._invalid:
+            raise self._invalid_input()
         if self._options.id_field == AUTO:
             self._report_ids()
         if self._empty_sources:
@@ -169,13 +169,8 @@ class _InputLoader:
                 raise InvalidInput(f"{message}: nothing was sent, and no output was written")
             _log.warning(message)
         if self._long_texts:
-            _log.warning(
-                _LONG_TEXTS_WARNING,
-                self._long_texts,
-                self._limits.tokens_per_row,
-                self._settings.model.name,
-                self._first_long_place,
-            )
+            limit, model = self._limits.tokens_per_row, self._settings.model.name
+            _log.warning(_LONG_TEXTS_WARNING, self._long_texts, limit, model, self._first_long_place)
 
     def _report_ids(self) -> None:
         field, line, position = map(self._first_ids.get, ("field", "line", "position"))
@@ -187,11 +182,8 @@ class _InputLoader:
         if field is not None:
             _log.info('ids are taken from the field "id"; to take positions, switch it off %s', POSITIONS_OPTION)
         if line is not None:
-            _log.info(
-                "ids of text files in folders are path and line, such as %s; to take positions, switch it off %s",
-                line.id,
-                POSITIONS_OPTION,
-            )
+            message = "ids of text files in folders are path and line, such as %s; to take positions, switch it off %s"
+            _log.info(message, line.id, POSITIONS_OPTION)
 
     def _add_invalid(self, item: InputText, reason: str, *, affects_whole_file: bool = False) -> None:
         if self._skip_invalid and not affects_whole_file:
@@ -199,13 +191,28 @@ class _InputLoader:
             id_text = None if item.id is None else str(item.id).encode(errors="backslashreplace").decode()
             self._checkpoint.add_invalid(item.position, item.place, id_text, reason)
             return
-        self.all_skippable = self.all_skippable and not affects_whole_file
+        self._all_skippable = self._all_skippable and not affects_whole_file
         self._add_fatal(item.position, f"{item.place}: {reason}")
 
     def _add_fatal(self, position: int, message: str) -> None:
-        self.invalid[position] = message
-        if len(self.invalid) >= _MAX_REPORTED:
-            raise _invalid_input(self.invalid, all_skippable=self.all_skippable, is_truncated=True)
+        self._invalid[position] = message
+        if len(self._invalid) >= _MAX_REPORTED:
+            raise self._invalid_input()
+
+    def _invalid_input(self) -> InvalidInput:
+        error = InvalidInput("")
+        error.reasons = dict(sorted(self._invalid.items()))
+        error.failed = list(error.reasons)
+        first, *others = error.reasons.values()
+        at_least = "at least " if len(self._invalid) >= _MAX_REPORTED else ""
+        more = f" (and {at_least}{len(others)} more)" if others else ""
+        advice = (
+            "Correct it, or skip such records"
+            if self._all_skippable
+            else ("Correct the file, or leave it out: only single records are skipped")
+        )
+        error.message = f"{first}{more}; nothing was sent. {advice} (on_bad_input, --on-bad-input skip)"
+        return error
 
     def _find_problem(self, record: Record) -> str | None:
         """What is wrong with a record; None: nothing."""
@@ -243,11 +250,8 @@ def load_inputs(
     for source in sources:
         loader.load(source)
     loader.finish()
-    if checkpoint.damaged_texts:
-        _log.warning(
-            "the vectors of %d texts are damaged in the checkpoint: these texts are sent again",
-            checkpoint.damaged_texts,
-        )
+    if damaged := checkpoint.damaged_texts:
+        _log.warning("the vectors of %d texts are damaged in the checkpoint: these texts are sent again", damaged)
 
 
 def _id_problem(record_id: object) -> str | None:
@@ -259,17 +263,3 @@ def _id_problem(record_id: object) -> str | None:
         return None if is_valid else "its id is a number of more than 64 bits: write it as a string"
     kind = "nothing" if record_id is None else type(record_id).__name__
     return f"its id must be a string or a whole number of 64 bits, not {kind}"
-
-
-def _invalid_input(reasons: dict[int, str], *, all_skippable: bool, is_truncated: bool = False) -> InvalidInput:
-    reasons = dict(sorted(reasons.items()))
-    first, *others = reasons.values()
-    more = f" (and {'at least ' if is_truncated else ''}{len(others)} more)" if others else ""
-    advice = (
-        "Correct it, or skip such records (on_bad_input, --on-bad-input skip)"
-        if all_skippable
-        else "Correct the file, or leave it out: only single records are skipped (on_bad_input, --on-bad-input skip)"
-    )
-    error = InvalidInput(f"{first}{more}; nothing was sent. {advice}")
-    error.failed, error.reasons = list(reasons), reasons
-    return error
