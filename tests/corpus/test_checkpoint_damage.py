@@ -12,7 +12,7 @@ import sqlite3
 import zipfile
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from client_helpers import FakeClock, client_for
@@ -26,6 +26,9 @@ from dashscope_embeddings.corpus.embedder import Embedder
 from dashscope_embeddings.emulator import Emulator, faults
 from dashscope_embeddings.emulator.batch.service import BatchSettings
 from dashscope_embeddings.vectors import Part, combine
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 TEXTS = [f"text number {number}" for number in range(300)]
 NAME = "out.jsonl.ledger"
@@ -117,7 +120,7 @@ def test_no_damage_anywhere_brings_a_wrong_vector(how: str, kind: Any, made: dic
 def test_a_repair_ends_although_the_number_of_units_is_damaged(
     folder: Path, emulator: Emulator, caplog: pytest.LogCaptureFixture
 ) -> None:
-    set_units(folder / NAME, 2**40)
+    change(folder / NAME, SET_UNITS, 2**40)
     damaged_page(folder / NAME)
     found = embed(emulator, folder)
     (told,) = (message for message in caplog.messages if "cannot be read" in message)
@@ -197,13 +200,14 @@ def test_what_is_damaged_while_a_run_is_at_work_is_not_written(
 
 
 def test_links_between_texts_and_vectors_are_not_believed(folder: Path, emulator: Emulator) -> None:
-    with sqlite3.connect(folder / NAME) as checkpoint:
-        checkpoint.execute("UPDATE vectors SET unit = unit + 1000")
-        checkpoint.execute("UPDATE vectors SET unit = (unit - 1000) % 300 + 1 WHERE unit % 5 = 0")
-        checkpoint.execute("UPDATE vectors SET unit = unit - 1000 WHERE unit > 1000 AND unit % 5 > 1")
-        checkpoint.execute("UPDATE vectors SET sum = 'noise' WHERE unit = 7")
-        checkpoint.execute("UPDATE records SET unit = unit + 1 WHERE position = 5")
-    checkpoint.close()
+    for statement in (
+        "UPDATE vectors SET unit = unit + 1000",
+        "UPDATE vectors SET unit = (unit - 1000) % 300 + 1 WHERE unit % 5 = 0",
+        "UPDATE vectors SET unit = unit - 1000 WHERE unit > 1000 AND unit % 5 > 1",
+        "UPDATE vectors SET sum = 'noise' WHERE unit = 7",
+        "UPDATE records SET unit = unit + 1 WHERE position = 5",
+    ):
+        change(folder / NAME, statement)
     found = embed(emulator, folder)
     assert 60 <= found.embedded == emulator.billed_texts <= 121
     assert right(emulator, folder, TEXTS)
@@ -212,31 +216,21 @@ def test_links_between_texts_and_vectors_are_not_believed(folder: Path, emulator
 # --- files that are none ------------------------------------------------------------------------------------
 
 
-def emptied(path: Path) -> None:
-    os.truncate(path, 0)
-
-
-def other_database(path: Path) -> None:
-    path.unlink()
-    with sqlite3.connect(path) as database:
-        database.executescript("CREATE TABLE t (x); INSERT INTO t VALUES (1)")
-    database.close()
-
-
-def other_version(path: Path) -> None:
-    with sqlite3.connect(path) as checkpoint:
-        checkpoint.execute("PRAGMA user_version=99")
-    checkpoint.close()
-
-
-def torn(path: Path) -> None:
-    """The first pages hold what all others depend on."""
-    overwrite(path, PAGE, random.Random(3).randbytes(PAGE * 3))  # noqa: S311 - noise
+def change(path: Path, statement: str, *values: object) -> None:
+    """Changes a checkpoint as no disk would."""
+    with contextlib.closing(sqlite3.connect(path)) as checkpoint:
+        checkpoint.execute(statement, values)
+        checkpoint.commit()
 
 
 def damaged_page(path: Path) -> None:
     """Has the checkpoint repaired."""
     overwrite(path, path.stat().st_size - PAGE, bytes(512))
+
+
+def other_database(path: Path) -> None:
+    path.unlink()
+    change(path, "CREATE TABLE t (x)")
 
 
 def unreadable_name(path: Path) -> None:
@@ -247,23 +241,9 @@ def unreadable_name(path: Path) -> None:
     damaged_page(path)
 
 
-def set_units(path: Path, units: object) -> None:
-    with contextlib.closing(sqlite3.connect(path)) as database:
-        database.execute("UPDATE checkpoint SET units = ?", (units,))
-        database.commit()
-
-
-def total_of_letters(path: Path) -> None:
-    set_units(path, "many")
-
-
 def negative_total(path: Path) -> None:
-    set_units(path, -5)
+    change(path, SET_UNITS, -5)
     damaged_page(path)
-
-
-def huge_total(path: Path) -> None:
-    set_units(path, 2**63 - 1)
 
 
 def folder_in_its_place(path: Path) -> None:
@@ -271,22 +251,27 @@ def folder_in_its_place(path: Path) -> None:
     path.mkdir()
 
 
-@pytest.mark.parametrize(
-    ("spoiled", "said"),
-    [
-        (emptied, "is empty or was replaced: put the checkpoint back"),
-        (Path.unlink, "out.jsonl exists, but its checkpoint"),
-        (other_database, "is not a checkpoint of this package"),
-        (other_version, "in format 99 .*: go on with that version, or name another output"),
-        (folder_in_its_place, "is a folder"),
-        (torn, "is damaged: .* Put back a copy of it, or delete it"),
-        (unreadable_name, "is damaged: the name of a column cannot be read. Put back a copy of it"),
-        (total_of_letters, "is damaged: its totals cannot be read"),
-        (negative_total, "is damaged: its totals cannot be read"),
-        (huge_total, "is damaged: its totals cannot be read"),
-    ],
-    ids=lambda value: getattr(value, "__name__", ""),
-)
+SET_UNITS = "UPDATE checkpoint SET units = ?"
+# The first pages hold what all others depend on.
+NOISE = random.Random(3).randbytes(PAGE * 3)  # noqa: S311 - noise
+SPOILED: dict[str, tuple[Callable[[Path], object], str]] = {
+    "empty": (lambda path: os.truncate(path, 0), "is empty or was replaced: put the checkpoint back"),
+    "removed": (Path.unlink, "out.jsonl exists, but its checkpoint .* does not: put the checkpoint back"),
+    "another database": (other_database, "is not a checkpoint of this package"),
+    "of another version": (
+        lambda path: change(path, "PRAGMA user_version=99"),
+        "in format 99 .*: go on with that version, or name another output",
+    ),
+    "a folder": (folder_in_its_place, "is a folder"),
+    "torn": (lambda path: overwrite(path, PAGE, NOISE), "is damaged: .* Put back a copy of it, or delete it"),
+    "a name": (unreadable_name, "is damaged: the name of a column cannot be read. Put back a copy of it"),
+    "letters": (lambda path: change(path, SET_UNITS, "many"), "is damaged: its totals cannot be read"),
+    "negative": (negative_total, "is damaged: its totals cannot be read"),
+    "huge": (lambda path: change(path, SET_UNITS, 2**63 - 1), "is damaged: its totals cannot be read"),
+}
+
+
+@pytest.mark.parametrize(("spoiled", "said"), SPOILED.values(), ids=SPOILED)
 def test_what_is_no_checkpoint_is_refused_with_what_to_do(
     spoiled: Any, said: str, folder: Path, made: dict[str, Path], emulator: Emulator
 ) -> None:
@@ -336,7 +321,7 @@ def submitted(tmp_path: Path, asking: EmbeddingClient, clock: FakeClock) -> Path
 
 
 @pytest.mark.parametrize(
-    "change",
+    "statement",
     [
         "UPDATE units SET line = 4 WHERE unit = 3",
         "UPDATE units SET line = NULL WHERE line = 3",
@@ -352,11 +337,9 @@ def submitted(tmp_path: Path, asking: EmbeddingClient, clock: FakeClock) -> Path
     ],
 )
 def test_a_checkpoint_of_batches_that_was_changed_is_refused_before_anything_is_written(
-    change: str, submitted: Path, asking: EmbeddingClient
+    statement: str, submitted: Path, asking: EmbeddingClient
 ) -> None:
-    with sqlite3.connect(corpus.ledger_beside(submitted)) as checkpoint:
-        checkpoint.execute(change)
-    checkpoint.close()
+    change(corpus.ledger_beside(submitted), statement)
     with pytest.raises(InvalidInput, match="damaged"):
         corpus.batch_fetch(submitted, client=asking)
     assert not submitted.exists()
@@ -367,9 +350,7 @@ def test_vectors_of_batches_that_were_damaged_are_named_and_submitted_again_with
 ) -> None:
     assert corpus.batch_fetch(submitted, client=asking).finished
     before = submitted.read_bytes()
-    with sqlite3.connect(corpus.ledger_beside(submitted)) as checkpoint:
-        checkpoint.execute("UPDATE vectors SET dense = zeroblob(256) WHERE unit < 4")
-    checkpoint.close()
+    change(corpus.ledger_beside(submitted), "UPDATE vectors SET dense = zeroblob(256) WHERE unit < 4")
     with pytest.raises(InvalidInput, match="3 of 300 records cannot be written") as caught:
         corpus.batch_fetch(submitted, client=asking)
     assert "Run the command with its input again" in str(caught.value)
@@ -492,11 +473,8 @@ def test_a_batch_that_an_older_version_submitted_is_fetched(
     sent = corpus.batch_fetch(again, client=asking).files[1]
     assert sent.texts == 1
     folder = unpack("batch", tmp_path, texts)
-    with sqlite3.connect(folder / NAME) as checkpoint:  # the service gave other names
-        checkpoint.execute(
-            "UPDATE batches SET batch_id = ?, file_id = ? WHERE number = 2", (sent.batch_id, sent.file_id)
-        )
-    checkpoint.close()
+    statement = "UPDATE batches SET batch_id = ?, file_id = ? WHERE number = 2"  # the service gave other names
+    change(folder / NAME, statement, sent.batch_id, sent.file_id)
     vectors = old_vectors(folder)
     with contextlib.closing(sqlite3.connect(folder / NAME)) as checkpoint:
         first, second = checkpoint.execute("SELECT text, dense FROM batch_pieces ORDER BY piece").fetchall()
