@@ -75,6 +75,8 @@ _KNOWN_PATH_SUFFIX = re.compile(r"/(?:api/v1(?:/services(?:/[^/]+)*)?|compatible
 _SCHEMES = frozenset({"http", "https"})
 _DNS_LABEL_LIMIT = 64
 _BARE_URL_PATTERN = re.compile(r"(?:[a-z]+:/*)?((?:[a-z0-9-]+\.)+[a-z]{2,}(?::\d+)?(?:/[a-z0-9./-]*)?)")
+_LOCAL_URL_PATTERN = re.compile(r"(?:emulator|localhost|127\.0\.0\.1)(:\d+)/?")
+"""An emulator that is served on this machine."""
 _SIMILARITY = 0.7
 _HOST_PATTERN = re.compile(r"[A-Za-z0-9.:_\[\]-]+")
 
@@ -177,10 +179,10 @@ def _region_of_url(host: str, region: str | None) -> Region | None:
 def _url_suggestion(base_url: str) -> str:
     """The end of an error message; empty without a good guess."""
     name = base_url.strip().lower()
-    if difflib.get_close_matches(name, [EMULATOR], cutoff=_SIMILARITY):
+    if ":" not in name and difflib.get_close_matches(name, [EMULATOR], cutoff=_SIMILARITY):
         return f": is {EMULATOR!r} meant?"
-    bare = _BARE_URL_PATTERN.fullmatch(name)
-    meant = f"https://{bare[1]}" if bare else name
+    bare, local = _BARE_URL_PATTERN.fullmatch(name), _LOCAL_URL_PATTERN.fullmatch(name)
+    meant = f"https://{bare[1]}" if bare else f"http://127.0.0.1{local[1]}" if local else name
     return "" if meant == name else f": is {meant} meant?"
 
 

@@ -86,6 +86,7 @@ def test_an_address_that_could_lose_the_key_is_refused_without_showing_it(compla
         ("Dashscope.aliyuncs.com/api/v1", f"{BEIJING}/api/v1"),
         ("htps://dashscope.aliyuncs.com:443", f"{BEIJING}:443"),
         ("https:/dashscope.aliyuncs.com", BEIJING),
+        *((slip, "http://127.0.0.1:8787") for slip in ("emulator:8787", "localhost:8787/", "127.0.0.1:8787")),
     ],
 )
 def test_a_misspelt_address_is_answered_with_the_one_that_was_meant(slip: str, meant: str) -> None:

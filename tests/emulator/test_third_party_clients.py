@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from dashscope_embeddings import EmbeddingClient
 from dashscope_embeddings.emulator import Emulator, faults
 
 if TYPE_CHECKING:
@@ -229,26 +228,3 @@ def test_openais_package_raises_its_own_errors_for_refusals(openai_create: Any, 
     assert throttled.value.code == "insufficient_quota"
     with pytest.raises(openai.AuthenticationError, match="Incorrect API key provided"):
         openai_create(api_key="sk-another", model=MODEL, input="x")
-
-
-@pytest.mark.parametrize("role", ["query", "document"])
-def test_the_vendors_sdk_gets_the_vectors_that_our_client_gets(server: Server, text_embedding: Any, role: Any) -> None:
-    texts = ["deep sea", "深海"]
-    reply = text_embedding.call(
-        model="text-embedding-v4", input=texts, text_type=role, dimension=256, output_type="dense&sparse"
-    )
-    client = EmbeddingClient("text-embedding-v4", api_key="sk-made-up", base_url=server.url, dimensions=256)
-    ours = client.embed(texts, text_type=role, output="dense&sparse")
-    assert [row["embedding"] for row in reply.output["embeddings"]] == ours.dense
-    assert ours.sparse is not None
-    theirs = [{entry["index"] for entry in row["sparse_embedding"]} for row in reply.output["embeddings"]]
-    assert theirs == [set(row.indices) for row in ours.sparse]
-
-
-def test_the_openai_package_gets_the_vectors_that_our_client_gets(server: Server, openai_create: Any) -> None:
-    texts = ["deep sea", "深海"]
-    reply = openai_create(model="text-embedding-v4", input=texts, dimensions=256, encoding_format="float")
-    client = EmbeddingClient(
-        "text-embedding-v4", api_key="sk-made-up", base_url=server.url, dimensions=256, protocol="openai"
-    )
-    assert [row.embedding for row in reply.data] == client.embed(texts).dense
