@@ -265,8 +265,10 @@ def WrongCount(by: int = -1, **when: Unpack[When]) -> EditReply:
     """`by` rows too many, or (negative) too few."""
 
     def change(body: _Body) -> None:
-        rows = body.rows
-        rows[:] = [*rows, *({**rows[-1], body.index_field: len(rows) + i} for i in range(by))][: len(rows) + by]
+        if by < 0:
+            del body.rows[by:]
+        for _ in range(by):
+            body.rows.append({**body.rows[-1], body.index_field: len(body.rows)})
 
     return _edit("WrongCount", change, when)
 
