@@ -19,7 +19,14 @@ from dashscope_embeddings._core.exchange import READ_AHEAD, RequestContext
 from dashscope_embeddings._core.settings import Settings
 from dashscope_embeddings._core.text_inputs import OnRefused
 from dashscope_embeddings._runtime.async_drivers import run_in_thread
-from dashscope_embeddings._runtime.client_base import CallbackGuard, ClientBase, OnBatchDone, add_result, skip_refused
+from dashscope_embeddings._runtime.client_base import (
+    Billing,
+    CallbackGuard,
+    ClientBase,
+    OnBatchDone,
+    add_result,
+    skip_refused,
+)
 from dashscope_embeddings._runtime.connections import check_running_loop, running_loop
 from dashscope_embeddings._runtime.deferred_signals import signals_of_this_thread
 from dashscope_embeddings._runtime.thread_pool import SignalSafeEvent
@@ -113,7 +120,7 @@ class EmbeddingClient(ClientBase):
             batches = planning.batches(checked, self._planner(dedup_window=None))
             flow_of = self._flow_maker(context, collector, self._quota_question(context, self._thread_driver, checked))
             outcomes = self._thread_driver.run_many(batches, flow_of, halt, context, is_lazy=False)
-        with self._billing(collector, checked):
+        with Billing(self, collector, checked):
             with contextlib.closing(outcomes):
                 for batch, outcome in outcomes:
                     done = collector.add(batch, outcome)
@@ -168,7 +175,7 @@ class EmbeddingClient(ClientBase):
         flow_of = self._flow_maker(context, collector, question, arrived)
         outcomes = self._thread_driver.run_many(batches, flow_of, halt, context, is_lazy=True)
         callbacks = CallbackGuard(halt.set)
-        with self._billing(collector), contextlib.closing(outcomes):
+        with Billing(self, collector), contextlib.closing(outcomes):
             for batch, outcome in outcomes:
                 collector.add(batch, outcome)
                 with callbacks:
@@ -274,7 +281,7 @@ class EmbeddingClient(ClientBase):
             batches = planning.abatches(_as_async_iterator(checked), self._planner(dedup_window=None))
             flow_of = self._flow_maker(context, collector, question)
             outcomes = self._async_driver.run_many(batches, flow_of, halt, context)
-        with self._billing(collector, checked):
+        with Billing(self, collector, checked):
             async with contextlib.aclosing(question), contextlib.aclosing(outcomes):
                 async for batch, outcome in outcomes:
                     done = await add_result(collector, batch, outcome)
@@ -314,7 +321,7 @@ class EmbeddingClient(ClientBase):
         flow_of = self._flow_maker(context, collector, question, arrived)
         outcomes = self._async_driver.run_many(batches, flow_of, halt, context)
         callbacks = CallbackGuard(halt.set)
-        with self._billing(collector):
+        with Billing(self, collector):
             async with contextlib.aclosing(question), contextlib.aclosing(outcomes):
                 async for batch, outcome in outcomes:
                     await add_result(collector, batch, outcome)

@@ -175,9 +175,6 @@ class ClientBase:
 
         return flow_of
 
-    def _billing(self, collector: ResultCollector, texts: Sequence[str] | None = None) -> _Billing:
-        return _Billing(self, collector, texts)
-
     def _finish_call(self, collector: ResultCollector) -> None:
         """Counts the usage of a call that ends; outcomes that arrive later are counted by `_count_late`."""
         with self._lock.current:
@@ -242,13 +239,13 @@ class ClientBase:
         return f"EmbeddingClient(model={self.settings.model.name!r}, host={self.settings.address.host!r})"
 
 
-class _Billing:
+class Billing:
     """Counts what a job was billed, however it ends, and gives the exception that ends it `partial` and `failed`.
 
     Not a `contextlib` generator: that assigns to attributes of a passing exception, which some do not allow.
     """
 
-    def __init__(self, client: ClientBase, collector: ResultCollector, texts: Sequence[str] | None) -> None:
+    def __init__(self, client: ClientBase, collector: ResultCollector, texts: Sequence[str] | None = None) -> None:
         self._client, self._collector, self._texts = client, collector, texts
 
     def __enter__(self) -> None:
@@ -278,7 +275,6 @@ class CallbackGuard:
         return True
 
     def raise_first_error(self) -> None:
-        """Raises the first error of a callback, if there was one."""
         if self._failure is not None:
             raise self._failure
 

@@ -103,28 +103,25 @@ class PooledResponse:
         self._is_complete = self._is_closed = False
 
 
-class IdleConnections:
+class IdleConnections(deque[Connection]):
     """Connections that no request uses. That which became idle last is used first, so that the others expire.
 
-    Threads may share it: each method that changes the queue is a single C call.
+    Threads may share it: each change is a single C call.
     """
 
     def __init__(self, max_seconds: float) -> None:
+        super().__init__()
         self._max_seconds = max_seconds
-        self._queue: deque[Connection] = deque()
-
-    def __len__(self) -> int:
-        return len(self._queue)
 
     def add(self, connection: Connection) -> None:
         connection.idle_since = time.monotonic()
-        self._queue.append(connection)
+        self.append(connection)
 
     def take(self) -> tuple[Connection | None, list[Connection]]:
         """A usable connection, if there is one; and those that were found to be unusable."""
         unusable: list[Connection] = []
         with contextlib.suppress(IndexError):
-            while not (connection := self._queue.pop()).is_usable:
+            while not (connection := self.pop()).is_usable:
                 unusable.append(connection)
             return connection, unusable
         return None, unusable
@@ -133,22 +130,18 @@ class IdleConnections:
     def has_usable(self) -> bool:
         """Whether the next request needs no new connection, unless another thread is faster."""
         with contextlib.suppress(IndexError):
-            return self._queue[-1].is_usable
+            return self[-1].is_usable
         return False
 
     def take_expired(self) -> list[Connection]:
-        """Those that have been idle for too long."""
         expired: list[Connection] = []
         with contextlib.suppress(IndexError):
-            while (connection := self._queue.popleft()).idle_since <= time.monotonic() - self._max_seconds:
+            while (connection := self.popleft()).idle_since <= time.monotonic() - self._max_seconds:
                 expired.append(connection)
-            self._queue.appendleft(connection)
+            self.appendleft(connection)
         return expired
 
     @property
     def seconds_to_expiry(self) -> float:
-        """Seconds until the oldest one expires. There must be one."""
-        return self._queue[0].idle_since + self._max_seconds - time.monotonic()
-
-    def clear(self) -> None:
-        self._queue.clear()
+        """Seconds until the oldest one expires; there must be one."""
+        return self[0].idle_since + self._max_seconds - time.monotonic()

@@ -31,7 +31,6 @@ class Clock:
     """Real time; tests replace it."""
 
     def now(self) -> float:
-        """Seconds on a clock that never goes back."""
         return time.monotonic()
 
     def wait(self, halt: StopEvent, seconds: float) -> bool:
@@ -39,7 +38,6 @@ class Clock:
         return halt.wait(seconds)
 
     async def wait_async(self, halt: asyncio.Event, seconds: float) -> bool:
-        """`wait` for a task."""
         try:
             await asyncio.wait_for(halt.wait(), seconds)
         except asyncio.TimeoutError:
@@ -115,7 +113,7 @@ def _read_between_signals(
     """The next data of a connection; signal handlers run only while this waits for it."""
     ends_at = time.monotonic() + (math.inf if timeout is None else timeout)
     while True:
-        signals.wait_until_readable(connection.get_extra_info("socket"), ends_at - time.monotonic())
+        signals.wait_for_socket(connection.get_extra_info("socket"), ends_at - time.monotonic())
         left = max(_MIN_SECONDS, ends_at - time.monotonic())
         try:
             return read(min(left, _MAX_READ_SECONDS))  # not for long: half of a TLS record is readable, but no data
@@ -135,7 +133,7 @@ def _write_between_signals(signals: DeferredSignals, buffer: bytes, connection: 
         except (BlockingIOError, ssl.SSLWantWriteError):  # noqa: PERF203 - raised only if the server is slower
             if (left := ends_at - time.monotonic()) <= 0:
                 raise httpcore.WriteTimeout from None
-            signals.wait_until_writable(network_socket, left)
+            signals.wait_for_socket(network_socket, left, to_write=True)
         except OSError as error:
             raise httpcore.WriteError(str(error)) from error
 

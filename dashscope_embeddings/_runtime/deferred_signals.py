@@ -11,7 +11,6 @@ from __future__ import annotations
 import _signal  # type: ignore[import-not-found] # of `signal`, whose functions take 20 µs each to name their results
 import select
 import signal
-import ssl
 import threading
 import time
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -97,21 +96,12 @@ class DeferredSignals:
         finally:
             self._is_deferring = before
 
-    def wait_until_readable(self, connection: Any, seconds: float) -> None:
-        """Waits until a socket has data, or until the timeout."""
-        if isinstance(connection, ssl.SSLSocket) and connection.pending():
-            return  # data is decrypted already
-        self._wait_for_socket(connection, select.POLLIN, seconds)
-
-    def wait_until_writable(self, connection: Any, seconds: float) -> None:
-        """Waits until a socket takes data, or until the timeout."""
-        self._wait_for_socket(connection, select.POLLOUT, seconds)
-
-    def _wait_for_socket(self, connection: Any, event: int, seconds: float) -> None:
-        if connection.fileno() < 0:
-            return  # closed
+    def wait_for_socket(self, connection: Any, seconds: float, *, to_write: bool = False) -> None:
+        """Waits until a socket has data, or takes some, or until the timeout."""
+        if connection.fileno() < 0 or (not to_write and getattr(connection, "pending", int)()):
+            return  # it is closed, or has decrypted data already
         poller = select.poll()
-        poller.register(connection, event)
+        poller.register(connection, select.POLLOUT if to_write else select.POLLIN)
         ends_at = time.monotonic() + seconds
         while not self.wait(poller.poll, 1e3 * max(0.0, min(seconds, _POLL_SECONDS))):
             if (seconds := ends_at - time.monotonic()) <= 0:

@@ -10,10 +10,12 @@ from __future__ import annotations
 import _signal  # type: ignore[import-not-found] # as in `deferred_signals`
 import _thread
 import contextlib
+import functools
 import itertools
+import queue
 import signal
 import threading
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeAlias, TypeVar
 
 from dashscope_embeddings._process import on_fork
 from dashscope_embeddings._runtime.deferred_signals import signals_of_this_thread
@@ -142,7 +144,6 @@ class WorkItem(Generic[T]):
             self._on_done()
 
     def done(self) -> bool:
-        """Whether it has returned, raised or been cancelled."""
         return self._is_done
 
     def wait(self) -> None:
@@ -169,8 +170,8 @@ class DaemonThreadPool:
     """
 
     def __init__(self) -> None:
-        self._idle: list[_Worker] = []
-        """The last one is taken first, so that the others can end."""
+        self._idle: list[_Inbox] = []
+        """Those of idle threads. The last one is taken first, so that the others can end."""
         on_fork(self)
 
     def reset_after_fork(self) -> None:
@@ -183,64 +184,51 @@ class DaemonThreadPool:
         It may be interrupted anywhere, and takes no lock. An interruption right after `pop` costs one idle thread.
         """
         try:
-            worker = self._idle.pop()
+            inbox = self._idle.pop()
         except IndexError:
-            self._run_on_new_thread(call)
+            inbox = queue.SimpleQueue()
+            inbox.put(call)
+            try:
+                # `Thread.start` takes locks in Python code, so another thread calls it for the main one.
+                start = functools.partial(_thread.start_new_thread, _start_or_work) if is_main_thread() else _start
+                start((self._idle, inbox))
+            except (RuntimeError, MemoryError):
+                call.execute()
         else:
-            worker.call = call
-            worker.wake.release()
+            inbox.put(call)
         return call
-
-    def _run_on_new_thread(self, call: WorkItem[Any]) -> None:
-        worker = _Worker(call, self._idle)
-        try:
-            if is_main_thread():
-                # `Thread.start` takes locks in Python code, so another thread calls it.
-                _thread.start_new_thread(worker.start_or_work, ())
-            else:
-                worker.start()
-        except (RuntimeError, MemoryError):
-            call.execute()
 
 
 shared_pool = DaemonThreadPool()
 """The threads of all clients of this process."""
 
-
-class _Worker:
-    """A thread of the pool: its next call, and the lock that it waits for while idle."""
-
-    __slots__ = ("_idle", "call", "wake")
-
-    def __init__(self, call: WorkItem[Any], idle: list[_Worker]) -> None:
-        self.call: WorkItem[Any] | None = call
-        self.wake = threading.Lock()
-        self.wake.acquire()
-        self._idle = idle
-
-    def start(self) -> None:
-        name = f"dashscope_{next(_thread_numbers)}"
-        threading.Thread(target=self.work, name=name, daemon=True).start()
-
-    def start_or_work(self) -> None:
-        try:
-            self.start()
-        except (RuntimeError, MemoryError):
-            self.work()  # no second thread can start: this one works
-
-    def work(self) -> None:
-        """Executes calls until none has come for `_IDLE_SECONDS`. Keeps no reference to a finished call."""
-        while self.call is not None:
-            call, self.call = self.call, None
-            call.execute()
-            del call
-            self._idle.append(self)
-            if self.wake.acquire(timeout=_IDLE_SECONDS):
-                continue
-            try:
-                self._idle.remove(self)
-            except ValueError:  # `submit` has taken this thread, and is about to give it a call
-                self.wake.acquire()
-
-
+_Inbox: TypeAlias = "queue.SimpleQueue[WorkItem[Any]]"
 _thread_numbers = itertools.count(1)
+
+
+def _start(args: tuple[list[_Inbox], _Inbox]) -> None:
+    threading.Thread(target=_work, args=args, name=f"dashscope_{next(_thread_numbers)}", daemon=True).start()
+
+
+def _start_or_work(*args: Any) -> None:
+    try:
+        _start(args)
+    except (RuntimeError, MemoryError):
+        _work(*args)  # no second thread can start: this one works
+
+
+def _work(idle: list[_Inbox], inbox: _Inbox) -> None:
+    """Executes calls until none has come for `_IDLE_SECONDS`. Keeps no reference to a finished call."""
+    while True:
+        try:
+            call = inbox.get(timeout=_IDLE_SECONDS)
+        except queue.Empty:
+            try:
+                idle.remove(inbox)
+            except ValueError:  # `submit` has taken this thread, and is about to give it a call
+                call = inbox.get()
+            else:
+                return
+        call.execute()
+        del call
+        idle.append(inbox)

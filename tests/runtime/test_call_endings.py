@@ -18,7 +18,6 @@ from dashscope_embeddings import (
     InvalidInput,
     ServiceError,
 )
-from dashscope_embeddings.langchain import DashScopeEmbeddings
 
 if TYPE_CHECKING:
     import socket
@@ -62,21 +61,6 @@ def test_a_loop_that_may_start_no_thread_says_so(monkeypatch: pytest.MonkeyPatch
         pytest.raises(ConnectionFailed, match="cannot start another thread"),
     ):
         asyncio.run(ask(server.url.replace("127.0.0.1", "localhost")))
-
-
-@pytest.mark.parametrize("kind", [EmbeddingClient, lambda name: DashScopeEmbeddings(model=name)])
-def test_a_key_in_the_models_place_is_never_shown(kind: Any, recwarn: pytest.WarningsRecorder) -> None:
-    with pytest.raises(InvalidInput, match="pass the key as api_key=") as caught:
-        kind("sk-abcdefghijk")
-    assert "abcdefghijk" not in str(caught.value)
-    assert not [one for one in recwarn if "abcdefghijk" in str(one.message)]
-
-
-def test_arguments_by_position_are_refused_with_the_names_to_use() -> None:
-    kind: Any = DashScopeEmbeddings
-    with pytest.raises(TypeError, match="DashScopeEmbeddings takes its arguments by name: model=") as caught:
-        kind("text-embedding-v4", "sk-abcdefghijk")
-    assert "sk-" not in str(caught.value)
 
 
 @pytest.mark.parametrize("body", [b"plain text blocked", b"<?xml version='1.0'?><Denied/>"])

@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-import socket
 import ssl
-import threading
 from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
 from client_helpers import KEY
+from raw_server import serve_raw
 
 from dashscope_embeddings import EmbeddingClient, InvalidInput
 from dashscope_embeddings._runtime.connections import ConnectionPool
@@ -65,13 +64,17 @@ def open_connections(client: EmbeddingClient) -> tuple[int, int]:
     return len(kept._connections), len(kept.idle)
 
 
+async def until(condition: Callable[[], bool]) -> None:
+    for _ in range(400):
+        if condition():
+            return
+        await asyncio.sleep(0.025)
+    pytest.fail(f"what was waited for did not come; tasks: {asyncio.all_tasks()}")
+
+
 async def quiet() -> None:
     """Waits until requests are over that carried the queries of several callers, or that a user's pool held."""
-    for _ in range(200):
-        if len(asyncio.all_tasks()) == 1:
-            return
-        await asyncio.sleep(0.05)
-    pytest.fail(f"tasks are left: {asyncio.all_tasks()}")
+    await until(lambda: len(asyncio.all_tasks()) == 1)
 
 
 async def is_well(client: EmbeddingClient, emulator: Emulator) -> None:
@@ -88,29 +91,13 @@ async def is_well(client: EmbeddingClient, emulator: Emulator) -> None:
 
 
 @pytest.mark.parametrize("kind", WAYS)
-async def test_thousands_of_cancelled_calls_leave_the_client_answering(
+async def test_hundreds_of_cancelled_calls_leave_the_client_answering(
     kind: str, slow: Server, emulator: Emulator
 ) -> None:
     client = EmbeddingClient(api_key=KEY, base_url=slow.url, max_concurrency=4, dimensions=64, timeout=5, max_retries=0)
-    assert await storm(lambda n: WAYS[kind](client, n), 1_000) > 300
+    assert await storm(lambda n: WAYS[kind](client, n), 400) > 100
     await is_well(client, emulator)
     await client.aclose()
-
-
-def test_a_storm_on_each_of_several_loops_leaves_nothing_behind(
-    slow: Server, emulator: Emulator, leaks: Callable[[Callable[[], object]], list[str]]
-) -> None:
-    client = EmbeddingClient(api_key=KEY, base_url=slow.url, max_concurrency=4, dimensions=64, timeout=5, max_retries=0)
-
-    async def work() -> None:
-        await storm(lambda n: WAYS["many texts"](client, n), 100)
-        await is_well(client, emulator)
-
-    def run() -> None:
-        for _ in range(3):
-            asyncio.run(work())
-
-    assert leaks(run) == []
 
 
 async def test_a_users_client_answers_after_a_storm_too(slow: Server, emulator: Emulator) -> None:
@@ -126,7 +113,7 @@ async def test_a_users_client_answers_after_a_storm_too(slow: Server, emulator: 
             max_retries=0,
             http_async_client=http,
         )
-        await storm(lambda n: WAYS[("query", "document", "many texts")[n % 3]](client, n), 600)
+        await storm(lambda n: WAYS[("query", "document", "many texts")[n % 3]](client, n), 300)
         await quiet()
         texts = [f"afterwards {i}" for i in range(100)]
         found = await asyncio.wait_for(client.aembed(texts), 5)
@@ -141,7 +128,7 @@ async def test_a_cancellation_at_any_turn_of_the_loop_costs_no_connection(whose:
     client = EmbeddingClient(
         api_key=KEY, base_url=served.url, dimensions=64, timeout=5, max_retries=0, http_async_client=http
     )
-    for turns in [*range(60), *range(60)]:
+    for turns in range(60):
         job = asyncio.create_task(client.aembed([f"text {turns}"]))
         for _ in range(turns):
             await asyncio.sleep(0)
@@ -159,53 +146,20 @@ async def test_a_cancellation_at_any_turn_of_the_loop_costs_no_connection(whose:
 # --- one cancelled call -------------------------------------------------------------------------------------
 
 
-class Silent:
-    """Takes connections, says nothing, and notes which of them its clients closed."""
-
-    def __init__(self) -> None:
-        self._socket = socket.create_server(("127.0.0.1", 0))
-        self.port = self._socket.getsockname()[1]
-        self.heard, self.closed = threading.Event(), threading.Event()
-
-    def _listen(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                connection, _ = self._socket.accept()
-                threading.Thread(target=self._hear, args=(connection,), daemon=True).start()
-
-    def _hear(self, connection: socket.socket) -> None:
-        with connection, contextlib.suppress(OSError):
-            while connection.recv(65_536):
-                self.heard.set()
-        self.closed.set()
-
-    def __enter__(self) -> Silent:  # noqa: PYI034 - Self is in typing from Python 3.11 on
-        threading.Thread(target=self._listen, daemon=True).start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._socket.shutdown(socket.SHUT_RDWR)
-        self._socket.close()
-
-
-@pytest.mark.parametrize("scheme", ["http", "https"])
-@pytest.mark.parametrize("whose", ["our client", "a user's client"])
+@pytest.mark.parametrize(
+    ("scheme", "whose"), [("http", "our client"), ("http", "a user's client"), ("https", "our client")]
+)
 async def test_a_cancelled_request_closes_its_connection_at_once(scheme: str, whose: str) -> None:
     """Over https the server is silent in the TLS handshake: httpcore alone would keep that socket open."""
-    if (scheme, whose) == ("https", "a user's client"):
-        pytest.skip("a pool that is not ours is left alone until the handshake is over or late")
-    with Silent() as server:
-        settings: dict[str, Any] = {} if whose == "our client" else {"http_async_client": httpx.AsyncClient()}
-        client = EmbeddingClient(api_key=KEY, base_url=f"{scheme}://127.0.0.1:{server.port}", timeout=60, **settings)
+    settings: dict[str, Any] = {} if whose == "our client" else {"http_async_client": httpx.AsyncClient()}
+    with serve_raw(lambda _, connection: connection.recv(1) and None) as silent:
+        client = EmbeddingClient(api_key=KEY, base_url=silent.url.replace("http:", f"{scheme}:"), **settings)
         job = asyncio.create_task(client.aembed(["a"]))
-        assert await asyncio.to_thread(server.heard.wait, 10)
-        loop = asyncio.get_running_loop()
-        begun = loop.time()
+        await until(lambda: bool(silent.requests if scheme == "http" else silent.received_bytes))
         job.cancel()
         with pytest.raises(asyncio.CancelledError):
-            await job
-        assert loop.time() - begun < 2
-        assert await asyncio.to_thread(server.closed.wait, 10)
+            await asyncio.wait_for(job, 2)
+        await until(lambda: silent.open_connections == 0)
         assert len(asyncio.all_tasks()) == 1
         await client.aclose()
         for http in settings.values():
@@ -238,7 +192,7 @@ async def test_cancellations_by_anyio_end_a_call_like_any_other(slow: Server, em
     anyio = pytest.importorskip("anyio")
     client = EmbeddingClient(api_key=KEY, base_url=slow.url, max_concurrency=4, dimensions=64, timeout=5, max_retries=0)
     dice = random.Random(5)  # noqa: S311 - moments, no secrets
-    for n in range(150):
+    for n in range(60):
         with anyio.move_on_after(dice.uniform(0, 2 * REPLY)):
             async with anyio.create_task_group() as group:
                 for way in WAYS.values():
@@ -265,12 +219,6 @@ def test_a_client_of_the_wrong_kind_is_refused_with_the_right_one(case: str) -> 
         EmbeddingClient(api_key=KEY, **{name: make()})
 
 
-def test_a_requests_session_is_refused() -> None:
-    requests = pytest.importorskip("requests")
-    with requests.Session() as session, pytest.raises(InvalidInput, match=r"not requests\.sessions\.Session"):
-        EmbeddingClient(api_key=KEY, http_client=session)
-
-
 def test_a_closed_client_is_reported_as_such_at_construction_and_at_the_call(emulator: Emulator) -> None:
     http, ahttp = httpx.Client(transport=emulator.transport()), httpx.AsyncClient(transport=emulator.transport())
     client = EmbeddingClient(api_key=KEY, http_client=http, http_async_client=ahttp)
@@ -280,10 +228,9 @@ def test_a_closed_client_is_reported_as_such_at_construction_and_at_the_call(emu
         client.embed("a")
     with pytest.raises(InvalidInput, match="http_async_client is closed"):
         asyncio.run(client.aembed("a"))
-    with pytest.raises(InvalidInput, match="is closed"):
-        EmbeddingClient(api_key=KEY, http_client=http)
-    with pytest.raises(InvalidInput, match="is closed"):
-        EmbeddingClient(api_key=KEY, http_async_client=ahttp)
+    for closed in ({"http_client": http}, {"http_async_client": ahttp}):
+        with pytest.raises(InvalidInput, match="is closed"):
+            EmbeddingClient(api_key=KEY, **closed)
     assert emulator.requests == 0
 
 

@@ -14,7 +14,7 @@ import pytest
 from client_helpers import KEY
 from raw_server import ReceivedRequest, client_for_url, good_reply, reply_content, serve_raw, vector_of
 
-from dashscope_embeddings import EmbeddingClient, InvalidInput
+from dashscope_embeddings import EmbeddingClient
 
 if TYPE_CHECKING:
     import socket
@@ -218,12 +218,6 @@ def test_an_error_ends_the_waits_of_its_job_at_once(gate: Gate) -> None:
                 job.result(20)
         assert len(server.requests) == 1
         assert in_flight(client) == 0
-
-
-@pytest.mark.parametrize("wrong", [0, -1, 1.5, "many", True], ids=repr)
-def test_a_wrong_number_is_refused_before_anything_is_sent(wrong: Any) -> None:
-    with pytest.raises(InvalidInput, match="max_concurrency"):
-        EmbeddingClient(api_key=KEY, max_concurrency=wrong)
 
 
 async def test_a_backlog_of_replies_to_documents_delays_no_query() -> None:

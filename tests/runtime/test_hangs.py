@@ -42,8 +42,8 @@ def program(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @needs_signals
-@pytest.mark.parametrize("arguments", [["130", "1"], ["70", "2", "--served"]], ids=["in the process", "over http"])
-def test_a_client_answers_after_two_hundred_interruptions_at_random_moments(arguments: list[str]) -> None:
+@pytest.mark.parametrize("arguments", [["50", "1"], ["30", "2", "--served"]], ids=["in the process", "over http"])
+def test_a_client_answers_after_dozens_of_interruptions_at_random_moments(arguments: list[str]) -> None:
     done = program(str(SUPPORT / "interrupt_storm.py"), *arguments)
     assert done.returncode == 0, done.stdout + done.stderr
     assert ": ok" in done.stdout
@@ -60,12 +60,12 @@ SWEEP = """
     sparse = DashScopeSparseEmbeddings(dense)
     alone = DashScopeEmbeddings(**settings)
     texts = [f"text {i}" for i in range(25)]
-    step = 1 if sys.argv[1] == "emulator" else 3
+    step = 3 if sys.argv[1] == "emulator" else 8
     calls = [
         (step, lambda: alone.embed_query("a")),
         (step, lambda: alone.embed_documents(["a"])),
-        (7, lambda: alone.embed_documents(texts)),
-        (2, lambda: [dense.embed_query("a"), sparse.embed_query("a")]),
+        (23, lambda: alone.embed_documents(texts)),
+        (7, lambda: [dense.embed_query("a"), sparse.embed_query("a")]),
     ]
 
     def interrupted_at(moment, call):
@@ -102,7 +102,7 @@ SWEEP = """
             assert in_time(call), moment
         assert call() == right
         counts.append(moment)
-    print(all(count > 50 for count in counts))
+    print(all(count > 100 for count in counts))
     print([batcher._waiting or batcher._in_flight for batcher in alone.client._text_batchers.values()])
     print(alone.client._request_context("query", "dense").limiter.in_flight, alone.client._bound.in_flight)
     print(signal.getsignal(signal.SIGINT) is signal.default_int_handler)
@@ -223,7 +223,7 @@ def scarce(monkeypatch: pytest.MonkeyPatch, threads: int) -> None:
     monkeypatch.setattr(_thread, "start_new_thread", limited_too)
 
 
-@pytest.mark.parametrize("threads", [0, 1, 2, 3, 5])
+@pytest.mark.parametrize("threads", [0, 1, 3])
 def test_where_threads_cannot_be_started_fewer_are_used(
     threads: int, monkeypatch: pytest.MonkeyPatch, emulator: Emulator
 ) -> None:

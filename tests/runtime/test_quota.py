@@ -14,7 +14,7 @@ import httpx
 import pytest
 from client_helpers import KEY, client_for
 
-from dashscope_embeddings import AuthenticationError, BadReply, EmbeddingClient, Quota, ServiceError
+from dashscope_embeddings import AuthenticationError, BadReply, DashScopeError, EmbeddingClient, Quota, ServiceError
 from dashscope_embeddings._core import quota_request
 from dashscope_embeddings.corpus import embed_corpus
 from dashscope_embeddings.emulator import Emulator, faults, in_process
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
     from dashscope_embeddings.emulator.http import Server
 
 PATH = "/api/v1/quotas"
-LONG, SHORT = 1_300, 990
-"""Texts of a job of 130 requests, and of one of 99; the 100th makes a job a long one."""
+LONG, SHORT = 110, 99
+"""Texts, and requests, of a long job and of a short one; the 100th makes a job a long one."""
 ROUTE = "quotas"
-SMALL = 64
-"""Floats in a vector: these tests are about requests."""
+SETTINGS: dict[str, Any] = {"api_key": KEY, "dimensions": 64, "batch_size": 1}
+"""These tests are about requests: small vectors, a text in each."""
 
 Job: TypeAlias = "Callable[[EmbeddingClient, list[str]], object]"
 
@@ -43,17 +43,13 @@ def asked(emulator: Emulator) -> int:
     return sum(request.path == PATH for request in emulator.asked)
 
 
-def until(happened: Callable[[], bool]) -> None:
+def until_asked(emulator: Emulator) -> None:
     """The thread that asks may be later than the job."""
     for _ in range(2_000):
-        if happened():
+        if asked(emulator):
             return
         time.sleep(0.005)
-    pytest.fail("it did not happen")
-
-
-def until_asked(emulator: Emulator) -> None:
-    until(lambda: asked(emulator) > 0)
+    pytest.fail("it was not asked")
 
 
 def told_rate(client: EmbeddingClient) -> float:
@@ -65,23 +61,18 @@ async def _astream(client: EmbeddingClient, inputs: list[str]) -> None:
         pass
 
 
-def _embed_corpus(client: EmbeddingClient, inputs: list[str], folder: Path) -> None:
-    folder.mkdir(exist_ok=True)
-    source = folder / f"{len(inputs)}.txt"
-    source.write_text("\n".join(inputs), "utf-8")
-    embed_corpus(source, folder / f"{len(inputs)}-{time.monotonic_ns()}.npy", client=client)
+@pytest.fixture(params=["embed", "astream"])
+def job(request: pytest.FixtureRequest) -> Job:
+    """Sync, of a known length; async, of an unknown one. The other two combinations, and a corpus, have a test."""
+    return JOBS[request.param]
 
 
-@pytest.fixture(params=["embed", "aembed", "stream", "astream", "embed_corpus"])
-def job(request: pytest.FixtureRequest, tmp_path: Path) -> Job:
-    jobs: dict[str, Job] = {
-        "embed": lambda client, inputs: client.embed(inputs),
-        "aembed": lambda client, inputs: asyncio.run(client.aembed(inputs)),
-        "stream": lambda client, inputs: list(client.stream(inputs)),
-        "astream": lambda client, inputs: asyncio.run(_astream(client, inputs)),
-        "embed_corpus": lambda client, inputs: _embed_corpus(client, inputs, tmp_path),
-    }
-    return jobs[request.param]
+JOBS: dict[str, Job] = {
+    "embed": lambda client, inputs: client.embed(inputs),
+    "aembed": lambda client, inputs: asyncio.run(client.aembed(inputs)),
+    "stream": lambda client, inputs: list(client.stream(inputs)),
+    "astream": lambda client, inputs: asyncio.run(_astream(client, inputs)),
+}
 
 
 @pytest.fixture(params=["sync", "async"])
@@ -94,7 +85,7 @@ def fetch(request: pytest.FixtureRequest) -> Callable[[EmbeddingClient], Quota]:
 @pytest.fixture
 def client(served: Server) -> Iterator[EmbeddingClient]:
     """Of a real socket."""
-    with EmbeddingClient(api_key=KEY, base_url=served.url, dimensions=SMALL) as client:
+    with EmbeddingClient(base_url=served.url, **SETTINGS) as client:
         yield client
 
 
@@ -138,11 +129,20 @@ def test_a_users_own_clients_carry_the_question(fetch: Callable[[EmbeddingClient
     assert request.content == b""
 
 
-def test_a_refused_key_is_final(fetch: Callable[[EmbeddingClient], Quota]) -> None:
-    emulator = Emulator(api_key="sk-another", tells_quota=True)
-    with pytest.raises(AuthenticationError):
+REFUSED: dict[str, tuple[dict[str, Any], type[DashScopeError], str]] = {
+    "a refused key": ({"api_key": "sk-another"}, AuthenticationError, ""),
+    "a model that is not listed": ({"models": []}, BadReply, "lists no quota of text-embedding-v4"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_refusal_is_final(case: str, fetch: Callable[[EmbeddingClient], Quota]) -> None:
+    settings, error, words = REFUSED[case]
+    emulator = Emulator(**settings, tells_quota=True)
+    with pytest.raises(error, match=words or "."):
         fetch(client_for(emulator))
-    assert asked(emulator) == 1
+    if case == "a refused key":
+        assert asked(emulator) == 1
 
 
 @pytest.mark.parametrize(
@@ -152,12 +152,6 @@ def test_a_passing_fault_is_survived(fetch: Callable[[EmbeddingClient], Quota], 
     emulator = Emulator(requests_per_minute=600, tells_quota=True, faults=[fault])
     assert fetch(client_for(emulator)).requests_per_minute == 600
     assert asked(emulator) == 2
-
-
-def test_a_model_that_is_not_listed_is_said_so(fetch: Callable[[EmbeddingClient], Quota]) -> None:
-    emulator = Emulator(models=[], tells_quota=True)
-    with pytest.raises(BadReply, match="lists no quota of text-embedding-v4"):
-        fetch(client_for(emulator))
 
 
 def test_the_emulator_in_this_process_answers_if_it_is_told_to() -> None:
@@ -185,62 +179,32 @@ def test_a_long_job_asks_once_and_a_second_one_not_again(job: Job, emulator: Emu
     until_asked(emulator)
     job(client, [f"more {text}" for text in texts(LONG)])
     assert asked(emulator) == 1
-    assert len(emulator.asked) == 261
-    assert (emulator.requests, emulator.billed_requests) == (260, 260)
+    assert emulator.requests == emulator.billed_requests == len(emulator.asked) - 1 == 2 * LONG
 
 
-def test_what_a_job_is_told_bounds_the_limiter(job: Job) -> None:
+@pytest.mark.parametrize("name", JOBS)
+def test_what_a_job_is_told_bounds_the_limiter(name: str) -> None:
     emulator = Emulator(requests_per_minute=6_000_000, window=60.0, tells_quota=True)
     with emulator.serve() as served:
-        client = EmbeddingClient(api_key=KEY, base_url=served.url, dimensions=SMALL)
-        job(client, texts(LONG))
-        until(lambda: told_rate(client) == 100_000)
+        client = EmbeddingClient(base_url=served.url, **SETTINGS)
+        JOBS[name](client, texts(SHORT + 1))
+        until_asked(emulator)
+        ends_at = time.monotonic() + 10
+        while told_rate(client) != 100_000:
+            assert time.monotonic() < ends_at
+            time.sleep(0.005)
     assert asked(emulator) == 1
 
 
-def test_a_service_that_does_not_know_the_path_gets_one_request_more(
-    job: Job, emulator: Emulator, client: EmbeddingClient
-) -> None:
-    job(client, texts(LONG))
+def test_a_corpus_asks_too(emulator: Emulator, client: EmbeddingClient, tmp_path: Path) -> None:
+    (tmp_path / "in.txt").write_text("\n".join(texts(LONG)), "utf-8")
+    embed_corpus(tmp_path / "in.txt", tmp_path / "out.npy", client=client)
     until_asked(emulator)
-    assert len(emulator.asked) == 131
-    assert emulator.billed_texts == LONG
-    assert told_rate(client) == float("inf")
-
-
-@pytest.mark.parametrize("method", [EmbeddingClient.embed, EmbeddingClient.stream])
-def test_a_hundred_requests_are_a_long_job(
-    method: Callable[..., Any], emulator: Emulator, client: EmbeddingClient
-) -> None:
-    found = method(client, texts(SHORT + 1))
-    if method is EmbeddingClient.stream:
-        list(found)
-    until_asked(emulator)
-
-
-def test_a_short_job_does_not_ask(job: Job, emulator: Emulator, client: EmbeddingClient) -> None:
-    job(client, texts(SHORT))
-    assert len(emulator.asked) == 99
-    assert client._request_context("document", "dense").limiter.claim_quota_request()
-
-
-def test_neither_a_constructor_nor_a_query_asks(emulator: Emulator, client: EmbeddingClient) -> None:
-    for i in range(120):
-        client.embed(f"query {i}", text_type="query")
-    asyncio.run(client.aembed("query", text_type="query"))
-    assert {request.path for request in emulator.asked} != {PATH}
-    assert asked(emulator) == 0
-
-
-def test_one_text_many_times_is_no_long_job(job: Job, emulator: Emulator, client: EmbeddingClient) -> None:
-    job(client, ["again"] * 20_000)
-    assert asked(emulator) == 0
-    assert emulator.requests < 10
 
 
 def test_a_stream_asks_when_it_turns_out_to_be_long(emulator: Emulator, client: EmbeddingClient) -> None:
     stream = client.stream(f"text {i}" for i in itertools.count())
-    for _ in itertools.islice(stream, 200):  # and it reads ahead
+    for _ in itertools.islice(stream, 20):  # and it reads ahead
         pass
     assert asked(emulator) == 0
     for _ in itertools.islice(stream, SHORT):
@@ -249,12 +213,9 @@ def test_a_stream_asks_when_it_turns_out_to_be_long(emulator: Emulator, client: 
     stream.close()  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("given", [{"requests_per_minute": 6e6}, {"tokens_per_minute": 6e9}], ids=str)
-def test_who_has_configured_a_quota_is_not_asked_for_another(
-    job: Job, emulator: Emulator, served: Server, given: dict[str, Any]
-) -> None:
-    job(EmbeddingClient(api_key=KEY, base_url=served.url, dimensions=SMALL, **given), texts(LONG))
-    assert len(emulator.asked) == 130
+def by_hand(client: EmbeddingClient) -> None:
+    with pytest.raises(ServiceError):
+        client.fetch_quota()
 
 
 class _Limiter:
@@ -265,21 +226,42 @@ class _Limiter:
         return blocking
 
 
-def test_a_rate_limiter_of_the_user_stands_for_a_quota(job: Job, emulator: Emulator, served: Server) -> None:
-    client = EmbeddingClient(api_key=KEY, base_url=served.url, dimensions=SMALL, rate_limiter=_Limiter())
-    job(client, texts(LONG))
-    assert len(emulator.asked) == 130
+NOT_ASKED: dict[str, tuple[dict[str, Any], list[str], int]] = {
+    # settings, texts, requests
+    "a short job": ({}, texts(SHORT), SHORT),
+    "one text many times": ({}, ["again"] * 20_000, 1),
+    "requests_per_minute": ({"requests_per_minute": 6e6}, texts(LONG), LONG),
+    "tokens_per_minute": ({"tokens_per_minute": 6e9}, texts(LONG), LONG),
+    "a rate limiter of the user's": ({"rate_limiter": _Limiter()}, texts(LONG), LONG),
+}
+
+
+@pytest.mark.parametrize("case", NOT_ASKED)
+def test_who_has_a_quota_or_needs_none_does_not_ask(case: str, job: Job, emulator: Emulator, served: Server) -> None:
+    settings, inputs, requests = NOT_ASKED[case]
+    client = EmbeddingClient(base_url=served.url, **SETTINGS, **settings)
+    job(client, inputs)
+    assert asked(emulator) == 0
+    assert emulator.requests in range(requests, requests + 8)
+    if not settings:  # the next long job may ask
+        assert client._request_context("document", "dense").limiter.claim_quota_request()
+
+
+def test_neither_a_constructor_nor_a_query_asks(emulator: Emulator, client: EmbeddingClient) -> None:
+    for i in range(LONG):
+        client.embed(f"query {i}", text_type="query")
+    asyncio.run(client.aembed("query", text_type="query"))
+    assert asked(emulator) == 0
 
 
 def test_the_emulator_in_this_process_is_not_asked_by_a_job(job: Job) -> None:
     in_process().tells_quota = True
-    job(EmbeddingClient(base_url="emulator", dimensions=SMALL), texts(LONG))
+    job(EmbeddingClient(base_url="emulator", **SETTINGS), texts(LONG))
     assert asked(in_process()) == 0
 
 
 def test_who_has_asked_by_hand_is_not_asked_again(job: Job, emulator: Emulator, client: EmbeddingClient) -> None:
-    with pytest.raises(ServiceError):
-        client.fetch_quota()
+    by_hand(client)
     job(client, texts(LONG))
     assert asked(emulator) == 1
 
@@ -287,6 +269,7 @@ def test_who_has_asked_by_hand_is_not_asked_again(job: Job, emulator: Emulator, 
 @pytest.mark.parametrize(
     "fault",
     [
+        None,  # the path is not known
         faults.Throttle(route=ROUTE, retry_after=3_600, times=9),
         faults.Status(403, route=ROUTE, times=9),
         faults.Status(503, "html", route=ROUTE, times=9),
@@ -297,13 +280,14 @@ def test_who_has_asked_by_hand_is_not_asked_again(job: Job, emulator: Emulator, 
     ids=repr,
 )
 def test_whatever_the_answer_the_job_is_the_same(
-    job: Job, emulator: Emulator, client: EmbeddingClient, fault: faults.Fault
+    job: Job, emulator: Emulator, client: EmbeddingClient, fault: faults.Fault | None
 ) -> None:
-    emulator.tells_quota, emulator.faults = True, [fault]
+    if fault is not None:
+        emulator.tells_quota, emulator.faults = True, [fault]
     job(client, texts(LONG))
     until_asked(emulator)
     assert asked(emulator) == 1
-    assert (emulator.requests, emulator.billed_texts) == (130, LONG)
+    assert emulator.requests == emulator.billed_texts == LONG
     limiter = client._request_context("document", "dense").limiter
     assert limiter.try_acquire(limiter.create_permit(1)) == 0.0
     assert told_rate(client) == float("inf")
@@ -314,16 +298,14 @@ def test_a_job_does_not_wait_for_the_answer(
 ) -> None:
     monkeypatch.setattr(quota_request, "_DEADLINE_SECONDS", 3_600.0)  # a job that waited would hang
     emulator.faults = [faults.Stall(route=ROUTE)]
-    client = EmbeddingClient(api_key=KEY, base_url=served.url, dimensions=SMALL, max_concurrency=1, timeout=3_600)
-    job(client, texts(LONG))
+    job(EmbeddingClient(base_url=served.url, max_concurrency=1, timeout=3_600, **SETTINGS), texts(LONG))
     until_asked(emulator)
     assert emulator.billed_texts == LONG
 
 
 def test_faults_without_a_route_and_counts_do_not_see_the_question(emulator: Emulator, client: EmbeddingClient) -> None:
     emulator.faults = [faults.Status(500, every=1, times=3)]
-    with pytest.raises(ServiceError, match="tells no quota"):
-        client.fetch_quota()
+    by_hand(client)
     assert (emulator.requests, len(emulator.asked)) == (0, 1)
 
 

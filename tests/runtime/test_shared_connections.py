@@ -41,29 +41,23 @@ def client_of(server: RawServer, **settings: Any) -> EmbeddingClient:
     return EmbeddingClient(**{"api_key": KEY, "base_url": server.url, "dimensions": 64, "max_retries": 0, **settings})
 
 
-def sixty(server: RawServer) -> list[Any]:
+def twenty(server: RawServer) -> list[Any]:
     """The clients of as many objects, adapters' too."""
     langchain = pytest.importorskip("dashscope_embeddings.langchain")
-    llama_index = pytest.importorskip("dashscope_embeddings.llama_index")
-    settings: dict[str, Any] = {"base_url": server.url, "dimensions": 64, "max_retries": 0}
-    made: list[Any] = []
-    for _ in range(20):
-        made.append(client_of(server))
-        made.append(langchain.DashScopeEmbeddings(api_key=KEY, **settings).client)
-        made.append(llama_index.DashScopeEmbedding(api_key=KEY, **settings).client)
-    return made
+    settings: dict[str, Any] = {"api_key": KEY, "base_url": server.url, "dimensions": 64, "max_retries": 0}
+    return [made for _ in range(10) for made in (client_of(server), langchain.DashScopeEmbeddings(**settings).client)]
 
 
 # --- idle ones are closed -----------------------------------------------------------------------------------
 
 
-def test_sixty_objects_hold_the_connections_of_one_and_none_when_idle(
+def test_many_objects_hold_the_connections_of_one_and_none_when_idle(
     server: RawServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(transport, "_IDLE_SECONDS", 0.5)
+    monkeypatch.setattr(transport, "_IDLE_SECONDS", 0.3)
     monkeypatch.setattr(sync_connections, "_SWEEP_SECONDS", 0.02)
     monkeypatch.setattr(sync_connections, "_sweeper", None)  # that of other tests sleeps for longer
-    clients = sixty(server)
+    clients = twenty(server)
     for client in clients:
         assert len(client.embed(TEXTS).dense) == len(TEXTS)
         assert server.open_connections <= 16
@@ -73,8 +67,8 @@ def test_sixty_objects_hold_the_connections_of_one_and_none_when_idle(
 
 
 async def test_so_do_those_of_one_loop(server: RawServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transport, "_IDLE_SECONDS", 0.5)
-    clients = sixty(server)
+    monkeypatch.setattr(transport, "_IDLE_SECONDS", 0.3)
+    clients = twenty(server)
     for client in clients:
         assert len((await client.aembed(TEXTS)).dense) == len(TEXTS)
         assert server.open_connections <= 16
@@ -82,62 +76,46 @@ async def test_so_do_those_of_one_loop(server: RawServer, monkeypatch: pytest.Mo
         if server.open_connections == 0 and len(asyncio.all_tasks()) == 1:
             break
         await asyncio.sleep(0.01)
-    assert server.open_connections == 0
-    assert len(asyncio.all_tasks()) == 1
+    assert (server.open_connections, len(asyncio.all_tasks())) == (0, 1)
     assert len((await clients[0].aembed(TEXTS)).dense) == len(TEXTS)
 
 
 # --- shared by equals ---------------------------------------------------------------------------------------
 
 
+async def ask(client: EmbeddingClient, text: str = "a", *, asynchronous: bool) -> Any:
+    return (await client.aembed([text]) if asynchronous else client.embed([text])).dense[0]
+
+
 @WAYS
-def test_closing_one_client_does_not_close_the_connections_of_another(server: RawServer, *, asynchronous: bool) -> None:
-    async def ask(client: EmbeddingClient) -> None:
-        if asynchronous:
-            await client.aembed(["a"])
-        else:
-            client.embed(["a"])
-
-    async def run() -> None:
-        one, other = client_of(server), client_of(server)
-        await ask(one)
-        await ask(other)
-        await one.aclose()
-        await ask(other)
-        assert (server.connections, server.open_connections) == (1, 1)
-        await other.aclose()
-        assert await asyncio.to_thread(becomes_true, lambda: server.open_connections == 0)
-
-    asyncio.run(run())
-
-
-def test_a_client_that_was_garbage_collected_closes_no_connection_of_another(server: RawServer) -> None:
+@pytest.mark.parametrize("end", ["closed", "collected"])
+async def test_the_end_of_one_client_does_not_close_the_connections_of_another(
+    server: RawServer, end: str, *, asynchronous: bool
+) -> None:
     one, other = client_of(server), client_of(server)
-    one.embed(["a"])
-    other.embed(["a"])
+    await ask(one, asynchronous=asynchronous)
+    await ask(other, asynchronous=asynchronous)
+    if end == "closed":
+        await one.aclose()
     del one
     gc.collect()
-    other.embed(["a"])
-    assert server.connections == 1
+    await ask(other, asynchronous=asynchronous)
+    assert (server.connections, server.open_connections) == (1, 1)
+    if end == "closed":
+        await other.aclose()
     del other
     gc.collect()
-    assert becomes_true(lambda: server.open_connections == 0)
+    assert await asyncio.to_thread(becomes_true, lambda: server.open_connections == 0)
 
 
 @WAYS
-def test_a_copy_of_one_clients_reply_is_not_taken_for_anothers(*, asynchronous: bool) -> None:
+async def test_a_copy_of_one_clients_reply_is_not_taken_for_anothers(*, asynchronous: bool) -> None:
     """The copy stands on the connection that the next client takes."""
-
-    async def run() -> None:
+    with serve_raw(lambda asked, _: good_reply(asked, f"id-{asked.number}") * 2) as doubling:
         clients = [client_of(doubling) for _ in range(8)]
         for number, client in enumerate(clients):
-            texts = [f"text {number}"]
-            found = await client.aembed(texts) if asynchronous else client.embed(texts)
-            assert found.dense == [vector_of(texts[0])]
+            assert await ask(client, f"text {number}", asynchronous=asynchronous) == vector_of(f"text {number}")
         await asyncio.gather(*(client.aclose() for client in clients))
-
-    with serve_raw(lambda asked, _: good_reply(asked, f"id-{asked.number}") * 2) as doubling:
-        asyncio.run(run())
 
 
 def test_a_new_client_after_the_last_one_was_closed_has_new_connections(server: RawServer) -> None:
@@ -158,21 +136,15 @@ DIFFERENT: dict[str, dict[str, Any]] = {
 
 @WAYS
 @pytest.mark.parametrize("difference", DIFFERENT)
-def test_clients_with_different_settings_share_nothing(
+async def test_clients_with_different_settings_share_nothing(
     difference: str, server: RawServer, *, asynchronous: bool
 ) -> None:
-    async def run() -> None:
-        clients = [client_of(server), client_of(server, **DIFFERENT[difference])]
-        for client in clients:
-            if asynchronous:
-                await client.aembed(["a"])
-            else:
-                client.embed(["a"])
-        assert [request.connection for request in server.requests] == [1, 2]
-        for client in clients:
-            await client.aclose()
-
-    asyncio.run(run())
+    clients = [client_of(server), client_of(server, **DIFFERENT[difference])]
+    for client in clients:
+        await ask(client, asynchronous=asynchronous)
+    assert [request.connection for request in server.requests] == [1, 2]
+    for client in clients:
+        await client.aclose()
 
 
 def test_a_proxy_that_was_named_since_is_used_by_new_clients_alone(
@@ -194,12 +166,12 @@ def test_a_proxy_that_was_named_since_is_used_by_new_clients_alone(
 def test_each_loop_has_its_own_connections(server: RawServer) -> None:
     clients = [client_of(server), client_of(server)]
 
-    async def ask() -> None:
+    async def ask_both() -> None:
         for client in clients:
             await client.aembed(["a"])
 
-    asyncio.run(ask())
-    asyncio.run(ask())
+    asyncio.run(ask_both())
+    asyncio.run(ask_both())
     assert [request.connection for request in server.requests] == [1, 1, 2, 2]
 
 
@@ -227,17 +199,11 @@ def test_nothing_that_is_shared_shows_the_key(server: RawServer) -> None:
 
 
 @WAYS
-def test_a_request_on_a_kept_connection_is_as_the_first_one(server: RawServer, *, asynchronous: bool) -> None:
-    async def run() -> None:
-        client = client_of(server, default_headers={"X-Team": "search"})
-        for text in ("one", "another text"):
-            if asynchronous:
-                await client.aembed([text])
-            else:
-                client.embed([text])
-        await client.aclose()
-
-    asyncio.run(run())
+async def test_a_request_on_a_kept_connection_is_as_the_first_one(server: RawServer, *, asynchronous: bool) -> None:
+    client = client_of(server, default_headers={"X-Team": "search"})
+    for text in ("one", "another text"):
+        await ask(client, text, asynchronous=asynchronous)
+    await client.aclose()
     first, second = (without_length(request) for request in server.requests)
     assert first == second
     assert first[0] == "POST /api/v1/services/embeddings/text-embedding/text-embedding HTTP/1.1"

@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-import threading
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, get_args
 
 import httpx
@@ -21,7 +19,6 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
     from dashscope_embeddings import Embeddings
-    from dashscope_embeddings.emulator.http import Server
 
 TEXTS = [f"document {i}" for i in range(64)]
 WIDTH = 64
@@ -90,21 +87,6 @@ def test_a_lone_document_costs_one_request_and_waits_for_nothing(way: SyncCalls 
         assert way.embed(client, [f"text {n}"]).dense == right(emulator, [f"text {n}"])
         assert sizes(emulator) == [1] * n
     assert clock.waits == []
-
-
-def test_documents_of_threads_share_requests(served: Server, emulator: Emulator) -> None:
-    emulator.faults = [faults.Slow(0.2)]  # the first: the others come meanwhile
-    client = EmbeddingClient(api_key=KEY, base_url=served.url, dimensions=WIDTH, max_concurrency=1)
-    ready = threading.Barrier(len(TEXTS))
-
-    def embed(text: str) -> list[float]:
-        ready.wait(20)
-        return client.embed([text]).dense[0]
-
-    with ThreadPoolExecutor(len(TEXTS)) as pool:
-        assert [*pool.map(embed, TEXTS)] == right(emulator, TEXTS)
-    assert emulator.requests <= len(TEXTS) // 2
-    assert emulator.billed_texts == client.usage.texts == len(TEXTS)
 
 
 async def test_batch_size_and_tokens_per_request_bound_what_is_shared(emulator: Emulator) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import json
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -75,30 +74,21 @@ def test_a_reply_that_is_written_twice_answers_its_own_text_only(
         assert len(server.requests) <= (2 * len(TEXTS) if always else len(TEXTS) + 1)
 
 
-@PROTOCOLS
-@SYNC_AND_ASYNC
-def test_a_copy_is_recognised_by_the_header_where_the_body_has_no_id(*, protocol: str, asynchronous: bool) -> None:
-    handle = doubled(lambda _: None, headers=lambda number: {"x_request_id": f"id-{number}"})
-    with serve_raw(handle) as server, client_for_url(server.url, protocol=protocol) as client:
-        assert one_by_one(client, TEXTS, "query", asynchronous=asynchronous) == [vector_of(text) for text in TEXTS]
+SIGNS: dict[str, tuple[Callable[[int], object], Callable[[int], dict[str, Any]], list[str]]] = {
+    # ids of bodies, headers, texts
+    "a header": (lambda _: None, lambda number: {"x_request_id": f"id-{number}"}, TEXTS),
+    "vectors, without ids": (lambda _: None, lambda _: {}, TEXTS),
+    "vectors, with equal ids": (lambda _: "always the same", lambda _: {}, TEXTS),
+    "an id, of equal texts": (lambda number: f"id-{number}", lambda _: {}, ["a", "a", "b", "b", "c"]),
+}
 
 
 @PROTOCOLS
 @SYNC_AND_ASYNC
-@pytest.mark.parametrize("given", [None, "always the same"])
-def test_a_copy_is_recognised_by_its_vectors_where_ids_do_not_help(
-    *, given: str | None, protocol: str, asynchronous: bool
-) -> None:
-    handle = doubled(lambda _: given)
-    with serve_raw(handle) as server, client_for_url(server.url, protocol=protocol) as client:
-        assert one_by_one(client, TEXTS, "query", asynchronous=asynchronous) == [vector_of(text) for text in TEXTS]
-
-
-@SYNC_AND_ASYNC
-def test_the_copy_of_an_answer_to_equal_texts_leaves_no_reply_behind(*, asynchronous: bool) -> None:
-    texts = ["a", "a", "b", "b", "c"]
-    handle = doubled(lambda number: f"id-{number}")
-    with serve_raw(handle) as server, client_for_url(server.url) as client:
+@pytest.mark.parametrize("sign", SIGNS)
+def test_a_copy_is_recognised_by_what_it_has(*, sign: str, protocol: str, asynchronous: bool) -> None:
+    ids, headers, texts = SIGNS[sign]
+    with serve_raw(doubled(ids, headers=headers)) as server, client_for_url(server.url, protocol=protocol) as client:
         assert one_by_one(client, texts, "query", asynchronous=asynchronous) == [vector_of(text) for text in texts]
 
 
@@ -173,40 +163,28 @@ def test_a_server_that_repeats_itself_costs_a_request_or_two_in_all(
 
 @pytest.mark.parametrize("handle", [constant, fake], ids=["one id", "one reply"])
 def test_many_at_once_find_out_at_a_bounded_price(handle: Handle) -> None:
-    texts = [f"text {n}" for n in range(300)]
     with serve_raw(handle) as server, client_for_url(server.url, batch_size=1, max_concurrency=16) as client:
-        client.embed(texts)
-        extra = len(server.requests) - len(texts)
-        client.embed([f"more {n}" for n in range(300)])
+        client.embed([f"text {n}" for n in range(90)])
+        extra = len(server.requests) - 90
+        client.embed([f"more {n}" for n in range(90)])
         assert extra <= 20
-        assert len(server.requests) == 600 + extra
+        assert len(server.requests) == 180 + extra
 
 
 @SYNC_AND_ASYNC
-def test_replies_without_ids_cost_nothing_more(*, asynchronous: bool) -> None:
-    with (
-        serve_raw(lambda asked, _: good_reply(asked)) as server,
-        client_for_url(server.url) as client,
-    ):
-        found = one_by_one(client, [*TEXTS, *TEXTS], "query", asynchronous=asynchronous)
-        assert found == [vector_of(text) for text in [*TEXTS, *TEXTS]]
-        assert len(server.requests) == 12
-        assert server.connections == 1
-
-
-@SYNC_AND_ASYNC
-def test_a_cache_on_the_way_costs_no_request(*, asynchronous: bool) -> None:
-    """It answers equal requests with the same reply, id and all."""
+@pytest.mark.parametrize("cached", [False, True])
+def test_replies_without_ids_and_a_cache_on_the_way_cost_no_request(*, cached: bool, asynchronous: bool) -> None:
+    """A cache answers equal requests with the same reply, id and all."""
     known: dict[bytes, bytes] = {}
 
     def handle(asked: ReceivedRequest, _: socket.socket) -> bytes:
-        return known.setdefault(asked.body, good_reply(asked, f"id-{asked.number}"))
+        return known.setdefault(asked.body, good_reply(asked, f"id-{asked.number}")) if cached else good_reply(asked)
 
     texts = [text for text in TEXTS for _ in range(3)]
     with serve_raw(handle) as server, client_for_url(server.url) as client:
         assert one_by_one(client, texts, "query", asynchronous=asynchronous) == [vector_of(text) for text in texts]
         assert len(server.requests) == len(texts)
-        assert server.connections <= 2
+        assert server.connections <= 1 + cached
 
 
 def test_a_transport_for_tests_may_repeat_itself() -> None:
@@ -215,9 +193,8 @@ def test_a_transport_for_tests_may_repeat_itself() -> None:
     def handler(_: httpx.Request) -> httpx.Response:
         nonlocal count
         count += 1
-        return httpx.Response(
-            200, json={"output": {"embeddings": [{"text_index": 0, "embedding": [0.5] * 64}]}, "request_id": "r"}
-        )
+        rows = [{"text_index": 0, "embedding": [0.5] * 64}]
+        return httpx.Response(200, json={"output": {"embeddings": rows}, "request_id": "r"})
 
     with httpx.Client(transport=httpx.MockTransport(handler)) as http_client:
         client = EmbeddingClient(api_key=KEY, dimensions=64, http_client=http_client)
@@ -225,20 +202,20 @@ def test_a_transport_for_tests_may_repeat_itself() -> None:
     assert count == len(TEXTS)
 
 
-def test_a_users_own_client_meets_no_copy_either() -> None:
-    handle = doubled(lambda number: f"id-{number}")
-    with serve_raw(handle) as server, httpx.Client() as mine, client_for_url(server.url, http_client=mine) as client:
-        assert one_by_one(client, TEXTS, "query", asynchronous=False) == [vector_of(text) for text in TEXTS]
-
-
-def test_a_users_own_asynchronous_client_meets_no_copy_either() -> None:
+@SYNC_AND_ASYNC
+def test_a_users_own_client_meets_no_copy_either(*, asynchronous: bool) -> None:
     async def ask(url: str) -> list[Any]:
         async with httpx.AsyncClient() as mine:
             with client_for_url(url, http_async_client=mine) as client:
                 return [(await client.aembed([text])).dense[0] for text in TEXTS]
 
-    with serve_raw(doubled(lambda number: f"id-{number}")) as server:
-        assert asyncio.run(ask(server.url)) == [vector_of(text) for text in TEXTS]
+    with serve_raw(doubled(lambda number: f"id-{number}")) as server, httpx.Client() as mine:
+        if asynchronous:
+            found = asyncio.run(ask(server.url))
+        else:
+            with client_for_url(server.url, http_client=mine) as client:
+                found = one_by_one(client, TEXTS, "query", asynchronous=False)
+        assert found == [vector_of(text) for text in TEXTS]
 
 
 def late_copy() -> Handle:
@@ -255,25 +232,14 @@ def late_copy() -> Handle:
     return handle
 
 
-def test_clients_that_share_a_users_http_client_know_of_each_others_replies() -> None:
-    with (
-        serve_raw(late_copy()) as server,
-        httpx.Client() as shared,
-        client_for_url(server.url, http_client=shared) as one,
-        client_for_url(server.url, http_client=shared) as other,
-    ):
-        found = [client.embed([text]).dense[0] for client, text in zip([one, other] * 3, TEXTS, strict=True)]
-        assert found == [vector_of(text) for text in TEXTS]
-
-
-def test_a_copied_adapter_knows_of_the_replies_to_the_original() -> None:
+@pytest.mark.parametrize("second", ["a client", "a copied adapter"])
+def test_who_shares_a_users_http_client_knows_of_the_others_replies(second: str) -> None:
     with serve_raw(late_copy()) as server, httpx.Client() as shared:
-        how: Any = {"api_key": KEY, "base_url": server.url, "http_client": shared, "dimensions": 64}
-        first = DashScopeEmbeddings(**how)
-        second = first.model_copy(update={"timeout": 30.0})
-        found = [
-            embeddings.embed_documents([text])[0] for embeddings, text in zip([first, second] * 3, TEXTS, strict=True)
-        ]
+        how: Any = {"api_key": KEY, "base_url": server.url, "http_client": shared, "dimensions": 64, "max_retries": 0}
+        one: Any = DashScopeEmbeddings(**how) if second == "a copied adapter" else EmbeddingClient(**how)
+        other = one.model_copy(update={"timeout": 30.0}) if second == "a copied adapter" else EmbeddingClient(**how)
+        embed = [getattr(made, "client", made).embed for made in (one, other)]
+        found = [ask([text]).dense[0] for ask, text in zip(embed * 3, TEXTS, strict=True)]
         assert found == [vector_of(text) for text in TEXTS]
 
 
@@ -286,27 +252,14 @@ def test_a_copy_that_always_comes_ends_in_an_error() -> None:
 
 
 def test_what_is_remembered_is_bounded() -> None:
-    seen, connections = SeenReplies(), itertools.count()
+    seen = SeenReplies()
     for number in range(5 * _MAX_REMEMBERED_REPLIES):
-        seen.judge(
-            b"request %d" % number,
-            Reply(200, {}, b"", next(connections)),
-            f"id-{number}",
-            has_vectors=True,
-            is_repeat=False,
-        )
+        reply = Reply(200, {}, b"", number)
+        seen.judge(b"request %d" % number, reply, f"id-{number}", has_vectors=True, is_repeat=False)
     assert len(seen._recent) + len(seen._older) <= 2 * _MAX_REMEMBERED_REPLIES
-    late = Reply(200, {}, b"", next(connections))
-    assert (
-        seen.judge(
-            b"another",
-            late,
-            f"id-{5 * _MAX_REMEMBERED_REPLIES - _MAX_REMEMBERED_REPLIES}",
-            has_vectors=True,
-            is_repeat=False,
-        )
-        == "stale"
-    )
+    late = Reply(200, {}, b"", number + 1)
+    known = f"id-{4 * _MAX_REMEMBERED_REPLIES}"
+    assert seen.judge(b"another", late, known, has_vectors=True, is_repeat=False) == "stale"
 
 
 def test_bytes_that_wait_when_the_next_request_is_sent_are_no_reply_to_it() -> None:

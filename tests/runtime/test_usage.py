@@ -16,7 +16,6 @@ from client_helpers import KEY, client_for
 from langchain_core.runnables import RunnableLambda, RunnableParallel
 from langchain_core.vectorstores import InMemoryVectorStore
 from llama_index.core import Document, VectorStoreIndex
-from llama_index.core.async_utils import asyncio_run
 from llama_index.core.instrumentation import get_dispatcher  # type: ignore[attr-defined] # by re-export
 from llama_index.core.instrumentation.event_handlers import BaseEventHandler
 from llama_index.core.instrumentation.events import BaseEvent  # noqa: TC002 - pydantic reads it at run time
@@ -25,7 +24,6 @@ from dashscope_embeddings import (
     Cost,
     DashScopeError,
     EmbeddingClient,
-    InvalidInput,
     Price,
     RequestRecord,
     Usage,
@@ -54,21 +52,13 @@ def test_a_block_sums_up_what_the_service_billed(emulator: Emulator) -> None:
     before = emulator.billed_tokens
     with track_usage() as usage:
         client.embed(TEXTS)
-        client.embed("a query", text_type="query")
-        assert usage.requests == 4
+        with track_usage() as inner:
+            client.embed("a query", text_type="query")
+        assert (usage.requests, inner.requests) == (4, 1)
     client.embed("after")
     assert (usage.requests, usage.texts) == (4, 26)
     assert 0 < usage.tokens < emulator.billed_tokens - before
     assert usage.cost == Cost(Decimal("0.5") * usage.tokens / 1_000_000, "CNY") or usage.cost is None
-
-
-def test_nested_blocks_each_count() -> None:
-    client = EmbeddingClient(base_url="emulator")
-    with track_usage() as outer:
-        client.embed("one")
-        with track_usage() as inner:
-            client.embed("two")
-    assert (outer.requests, inner.requests) == (2, 1)
 
 
 def test_a_failed_call_counts_what_was_paid_before_it_failed(emulator: Emulator) -> None:
@@ -111,12 +101,6 @@ def langchain_threads(embeddings: DashScopeEmbeddings) -> int:
     return 5
 
 
-def langchain_store(embeddings: DashScopeEmbeddings) -> int:
-    store = InMemoryVectorStore.from_texts(TEXTS, embeddings)
-    store.as_retriever().invoke("a question")
-    return 26
-
-
 def langchain_async(embeddings: DashScopeEmbeddings) -> int:
     async def run() -> None:
         store = await InMemoryVectorStore.afrom_texts(TEXTS, embeddings)
@@ -126,33 +110,12 @@ def langchain_async(embeddings: DashScopeEmbeddings) -> int:
     return 28
 
 
-@pytest.mark.parametrize("code", [langchain_threads, langchain_store, langchain_async])
+@pytest.mark.parametrize("code", [langchain_threads, langchain_async])
 def test_langchains_threads_and_tasks_are_counted(code: Callable[[DashScopeEmbeddings], int]) -> None:
     embeddings = DashScopeEmbeddings(base_url="emulator")
     with track_usage() as usage:
         texts = code(embeddings)
     assert usage.texts == texts == embeddings.usage.texts
-
-
-@pytest.mark.parametrize("use_async", [False, True])
-def test_llama_indexs_own_code_is_counted(use_async: bool) -> None:  # noqa: FBT001
-    embed_model = DashScopeEmbedding(base_url="emulator")
-    documents = [Document(text=text) for text in TEXTS]
-    with track_usage() as usage:
-        index = VectorStoreIndex.from_documents(documents, embed_model=embed_model, use_async=use_async)
-        index.as_retriever().retrieve("a question")
-    assert usage.texts == 26 == embed_model.usage.texts
-
-
-def test_llama_indexs_loop_in_a_thread_is_counted() -> None:
-    embed_model = DashScopeEmbedding(base_url="emulator")
-
-    async def notebook() -> int:
-        with track_usage() as usage:
-            asyncio_run(embed_model.aget_text_embedding_batch(TEXTS))
-        return usage.texts
-
-    assert asyncio.run(notebook()) == 25
 
 
 def test_packed_queries_count_for_their_own_callers(emulator: Emulator) -> None:
@@ -194,15 +157,10 @@ def test_the_hook_gets_every_request(emulator: Emulator) -> None:
     assert {r.model for r in records} == {"text-embedding-v4"}
     assert [r.error is None for r in records] == [False, False, True, True, True]
     assert all(r.seconds >= 0 for r in records)
-
-
-def test_a_record_is_frozen_and_holds_no_text(emulator: Emulator) -> None:
-    records: list[RequestRecord] = []
-    client_for(emulator, on_request=records.append).embed("a secret text")
     with pytest.raises(FrozenInstanceError):
         records[0].texts = 2  # type: ignore[misc]
-    assert "secret" not in repr(records)
     assert KEY not in repr(records)
+    assert "a query" not in repr(records)
 
 
 def test_a_hook_that_fails_costs_no_vectors(emulator: Emulator, caplog: pytest.LogCaptureFixture) -> None:
@@ -234,14 +192,6 @@ def test_both_adapters_take_the_hook_and_leave_it_behind_when_they_travel(served
     copies[1].get_query_embedding("four")
     assert len(records) == 2
     assert made[0].on_request is hook
-
-
-def test_langchain_embeddings_with_a_rate_limiter_say_why_they_cannot_travel() -> None:
-    from langchain_core.rate_limiters import InMemoryRateLimiter  # noqa: PLC0415 - used by this test alone
-
-    embeddings = DashScopeEmbeddings(base_url="emulator", rate_limiter=InMemoryRateLimiter(requests_per_second=100))
-    with pytest.raises(InvalidInput, match="requests_per_minute"):
-        pickle.dumps(embeddings)
 
 
 # --- prices ------------------------------------------------------------------------------------------------
@@ -307,11 +257,8 @@ def test_llama_indexs_handlers_hear_what_each_call_was_billed(listening: Listeni
     assert sum(event.tokens for event in listening.heard) == embed_model.usage.tokens
     assert {event.currency for event in listening.heard} == {"CNY"}
     assert all(event.cost and event.span_id for event in listening.heard)
-
-
-def test_a_pair_is_reported_once(listening: Listening) -> None:
-    embed_model = DashScopeEmbedding(base_url="emulator")
+    listening.heard.clear()
     sparse = DashScopeSparseEmbedding(dense=embed_model)
     embed_model.get_text_embedding_batch(TEXTS)
     sparse.encode_documents(TEXTS)
-    assert [event.texts for event in listening.heard] == [25]
+    assert [event.texts for event in listening.heard] == [25], "a pair is reported once"

@@ -46,6 +46,7 @@ class RawServer:
     connections: int = 0
     """Accepted until now."""
     open_connections: int = 0
+    received_bytes: int = 0
     url: str = ""
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -68,6 +69,7 @@ class RawServer:
                 if not (more := connection.recv(65_536)):
                     return
                 buffer += more
+                self.received_bytes += len(more)
             head, _, buffer = buffer.partition(b"\r\n\r\n")
             lines = [line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:")]
             length = int(lines[0].split(b":")[1]) if lines else 0
