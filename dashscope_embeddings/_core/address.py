@@ -13,7 +13,6 @@ import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import get_args
 from urllib.parse import SplitResult, urlsplit
 
 from pydantic import SecretStr
@@ -106,8 +105,6 @@ def resolve_address(
     base_url: str | None = None,
 ) -> Address:
     """The host by `base_url`, or `region` and `workspace`, or the environment; the default is Beijing."""
-    if protocol not in get_args(ApiProtocol):
-        raise InvalidInput(f'protocol={protocol!r}: expected "native" or "openai"')
     region = region or None
     if region is not None:
         _check_region("region", region)
