@@ -12,11 +12,11 @@ from dashscope_embeddings.catalogue import DEFAULT_MODEL, MODELS, REGIONS
 from dashscope_embeddings.cli.common import console, make_table
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from rich.console import RenderableType
 
-    from dashscope_embeddings.catalogue import Model, Price
+    from dashscope_embeddings.catalogue import Model
 
 _DASH = "–"
 _CITIES = {region.id: region.city for region in REGIONS if any(region.id in m.prices for m in MODELS)}
@@ -42,17 +42,16 @@ def _models_on_a_terminal() -> Iterator[RenderableType]:
     prices = make_table("List price of a million tokens", "model", *_CITIES.values())
     for model in MODELS:
         name = f"{model.name} (default)" if model.name == DEFAULT_MODEL else model.name
+        limits.add_row(name, *(cell(model) for cell in _LIMITS))
         source = f"[{sources.index((model.source, model.seen)) + 1}]"
-        limits.add_row(
-            name, str(model.rows), _token_limit(model), _yes_or_dash(model.sparse), _yes_or_dash(model.instruct)
-        )
         dimensions.add_row(name, _dimensions(model, "{}*"), Text(source))
-        prices.add_row(name, *(_price(model.prices.get(region)) for region in _CITIES))
+        prices.add_row(name, *_prices(model))
     for table in (limits, dimensions, prices):
         yield table
         yield ""
     yield Text("(n): a higher limit that another source names. batch: through Batch files.", "dim")
-    yield Text(_free_quotas(), "dim")
+    free = ", ".join(f"{model.free_tokens:,} of {model.name}" for model in MODELS if model.free_tokens is not None)
+    yield Text(f"Free tokens in Beijing for 90 days, according to the newest page: {free}; no others.", "dim")
     for model in MODELS:
         if model.published_quota is not None:
             yield Text(f"Quota of {model.name} in Beijing: {model.published_quota}", "dim", overflow="ignore")
@@ -67,30 +66,14 @@ def _models_on_a_terminal() -> Iterator[RenderableType]:
 
 def models_markdown() -> str:
     """The catalogue as a Markdown table, without a final newline."""
-    heads = [
-        "model",
-        "texts a request",
-        "tokens a text (elsewhere)",
-        "dimensions (**default**)",
-        "sparse",
-        "instruct",
-        *(f"price, {city}" for city in _CITIES.values()),
-        "source",
-    ]
-    rows = [
-        [
-            f"`{model.name}`",
-            str(model.rows),
-            _token_limit(model),
-            _dimensions(model, "**{}**"),
-            _yes_or_dash(model.sparse),
-            _yes_or_dash(model.instruct),
-            *(_price(model.prices.get(region)) for region in _CITIES),
-            f"[{model.seen}]({model.source})",
-        ]
-        for model in MODELS
-    ]
+    heads = ["model", "texts a request", "tokens a text (elsewhere)", "dimensions (**default**)", "sparse", "instruct"]
+    heads += [*(f"price, {city}" for city in _CITIES.values()), "source"]
     rule = ["---", *["---:"] * 2, "---", *[":---:"] * 2, *["---"] * (len(_CITIES) + 1)]
+    rows = []
+    for model in MODELS:
+        texts, tokens, *has = (cell(model) for cell in _LIMITS)
+        sizes, source = _dimensions(model, "**{}**"), f"[{model.seen}]({model.source})"
+        rows.append([f"`{model.name}`", texts, tokens, sizes, *has, *_prices(model), source])
     return "\n".join(f"| {' | '.join(row)} |" for row in [heads, rule, *rows])
 
 
@@ -99,21 +82,20 @@ def _token_limit(model: Model) -> str:
     return f"{model.tokens_per_row:,}" + (f" ({seen:,})" if seen > model.tokens_per_row else "")
 
 
+_LIMITS: tuple[Callable[[Model], str], ...] = (
+    lambda model: str(model.rows),
+    _token_limit,
+    lambda model: "yes" if model.sparse else _DASH,
+    lambda model: "yes" if model.instruct else _DASH,
+)
+
+
 def _dimensions(model: Model, default: str) -> str:
     return " ".join(default.format(size) if size == model.default_dimension else str(size) for size in model.dimensions)
 
 
-def _free_quotas() -> str:
-    free = [f"{model.free_tokens:,} of {model.name}" for model in MODELS if model.free_tokens is not None]
-    return f"Free tokens in Beijing for 90 days, according to the newest page: {', '.join(free)}; no others."
-
-
-def _price(price: Price | None) -> str:
-    if price is None:
-        return _DASH
-    batch = "" if price.batch is None else f", batch {price.batch}"
-    return f"{price.currency} {price.real_time}{batch}"
-
-
-def _yes_or_dash(flag: bool) -> str:  # noqa: FBT001 - formats a flag
-    return "yes" if flag else _DASH
+def _prices(model: Model) -> Iterator[str]:
+    for region in _CITIES:
+        price = model.prices.get(region)
+        batch = f", batch {price.batch}" if price and price.batch is not None else ""
+        yield f"{price.currency} {price.real_time}{batch}" if price else _DASH
