@@ -76,29 +76,27 @@ def _plan_text(plan: Plan) -> str:
 
 
 def _print_report(result: Check) -> None:
-    """On a terminal a table, whose rows about a host's models follow its own; elsewhere a line for each row."""
+    """Hosts, each with what it says of its models: on a terminal as a table, elsewhere as a line for each."""
     out = console()
-    footer = [*_role_lines(result.role), f"billed: {result.usage if result.usage.requests else 'nothing'}"]
-    footer += map(in_words_of_commands, result.notes)
-    if not out.is_terminal:
-        for line in (*(f"{_subject(row)}: {_answer(row)}" for row in result.rows), *footer):
-            typer.echo(line)
-        return
     table = make_table("What the key opens", "host, or model on it", "", align="left")
     for host in result.regions:
-        rows = [row for row in result.rows if row.host == host.host and row.about != "key"] if host.takes_key else []
-        table.add_row(Text(_subject(host)), Text(_answer(host), _COLOURS[host.answers]))
-        for row in rows:
-            colour = "yellow" if row.about == "model" and not row.answers else ""
-            table.add_row(Text(f"  {_subject(row, with_host=False)}"), Text(_answer(row), colour))
-    out.print(table, "", *map(Text, footer), sep="\n")
-
-
-def _subject(row: CheckRow, *, with_host: bool = True) -> str:
-    if row.about == "key":
-        return f"{_CITIES.get(row.region or '', row.region or 'other')}, {row.host or 'no host'}"
-    name = row.model if row.about == "model" else f"quota of {row.model}"
-    return f"{name} on {row.host}" if with_host else name
+        for row in (host, *(row for row in result.rows if row.host == host.host and row.about != "key")):
+            about = f"{'quota of ' if row.about == 'quota' else ''}{row.model}"
+            if row.about == "key":
+                about = f"{_CITIES.get(row.region or '', row.region or 'other')}, {row.host or 'no host'}"
+            if not out.is_terminal:
+                typer.echo(f"{about}{'' if row is host else f' on {row.host}'}: {_answer(row)}")
+                continue
+            colour = (
+                _COLOURS[row.answers] if row is host else "yellow" if row.about == "model" and not row.answers else ""
+            )
+            table.add_row(Text(about if row is host else f"  {about}"), Text(_answer(row), colour))
+    footer = [*_role_lines(result.role), f"billed: {result.usage if result.usage.requests else 'nothing'}"]
+    footer += map(in_words_of_commands, result.notes)
+    if out.is_terminal:
+        out.print(table, "", *map(Text, footer), sep="\n")
+    else:
+        typer.echo("\n".join(footer))
 
 
 def _answer(row: CheckRow) -> str:

@@ -491,10 +491,12 @@ def test_0_tells_the_region_the_models_and_the_role_in_plain_lines(
         "Beijing, dashscope.aliyuncs.com: refuses the key: 401 InvalidApiKey: Invalid API-key prov"
     )
     assert lines[2].startswith("Singapore, dashscope-intl.aliyuncs.com: takes the key (")
-    assert lines[4].startswith("Virginia, dashscope-us.aliyuncs.com: no answer: ConnectError")
-    assert lines[6].startswith("Tokyo, no host: not asked: this region has hosts of workspaces only")
-    assert "without --workspace, requests go to Singapore's" in lines[6]
-    assert any(line.startswith(f"{V4} on {SINGAPORE}: answers, 7 tokens a text (") for line in lines)
+    assert lines[3].startswith(f"qwen3.7-text-embedding on {SINGAPORE}: answers, 23 tokens a text (")
+    assert lines[5].startswith(f"{V4} on {SINGAPORE}: answers, 7 tokens a text (")
+    assert lines[9].startswith(f"quota of {V4} on {SINGAPORE}: not reported: 404")
+    assert lines[11].startswith("Virginia, dashscope-us.aliyuncs.com: no answer: ConnectError")
+    assert lines[13].startswith("Tokyo, no host: not asked: this region has hosts of workspaces only")
+    assert "without --workspace, requests go to Singapore's" in lines[13]
     assert f"{V4} on {SINGAPORE}: the compatible route embeds as query" in lines
     assert "cos(compatible, native query) = 1.0000" in lines
     assert "billed: 13 requests, 13 texts, 123 tokens, cost unknown" in lines
