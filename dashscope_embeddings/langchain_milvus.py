@@ -9,7 +9,6 @@ except ImportError as missing:
         'langchain-milvus is not installed: pip install "dashscope-embeddings[langchain,milvus]"'
     ) from missing
 
-from dashscope_embeddings._adapters.base import as_single_text, as_text_list
 from dashscope_embeddings._adapters.flows import arun, run
 from dashscope_embeddings._adapters.sparse import SparseAdapter
 
@@ -34,16 +33,16 @@ class DashScopeSparseEmbeddings(SparseAdapter, BaseSparseEmbedding):
 
     def embed_documents(self, texts: list[str]) -> list[dict[int, float]]:
         """Index → weight, one dict for each text."""
-        return [row.as_milvus() for row in run(self.hybrid.sparse_flow(as_text_list(texts), self.document_role))]
+        return [row.as_milvus() for row in run(self._documents(texts))]
 
     def embed_query(self, query: str) -> dict[int, float]:
         """The sparse vector of a search query, as index → weight."""
-        return run(self.hybrid.sparse_flow([as_single_text(query)], "query"))[0].as_milvus(query=True)
+        return run(self._query(query)).as_milvus(query=True)
 
     async def aembed_documents(self, texts: list[str]) -> list[dict[int, float]]:
         """`embed_documents` on the running event loop."""
-        return [row.as_milvus() for row in await arun(self.hybrid.sparse_flow(as_text_list(texts), self.document_role))]
+        return [row.as_milvus() for row in await arun(self._documents(texts))]
 
     async def aembed_query(self, query: str) -> dict[int, float]:
         """`embed_query` on the running event loop."""
-        return (await arun(self.hybrid.sparse_flow([as_single_text(query)], "query")))[0].as_milvus(query=True)
+        return (await arun(self._query(query))).as_milvus(query=True)

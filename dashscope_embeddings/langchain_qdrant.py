@@ -11,7 +11,6 @@ except ImportError as missing:
         'langchain-qdrant is not installed: pip install "dashscope-embeddings[langchain,qdrant]"'
     ) from missing
 
-from dashscope_embeddings._adapters.base import as_single_text, as_text_list
 from dashscope_embeddings._adapters.flows import arun, run
 from dashscope_embeddings._adapters.sparse import SparseAdapter
 
@@ -40,19 +39,19 @@ class DashScopeSparseEmbeddings(SparseAdapter, SparseEmbeddings):
 
     def embed_documents(self, texts: list[str]) -> list[SparseVector]:
         """One vector for each text: indices ascending and unique, values float32."""
-        return [_as_qdrant(row) for row in run(self.hybrid.sparse_flow(as_text_list(texts), self.document_role))]
+        return [_as_qdrant(row) for row in run(self._documents(texts))]
 
     def embed_query(self, text: str) -> SparseVector:
         """The vector of a text to search with."""
-        return _as_qdrant(run(self.hybrid.sparse_flow([as_single_text(text)], "query"))[0])
+        return _as_qdrant(run(self._query(text)))
 
     async def aembed_documents(self, texts: list[str]) -> list[SparseVector]:
         """`embed_documents` on the running event loop."""
-        return [_as_qdrant(row) for row in await arun(self.hybrid.sparse_flow(as_text_list(texts), self.document_role))]
+        return [_as_qdrant(row) for row in await arun(self._documents(texts))]
 
     async def aembed_query(self, text: str) -> SparseVector:
         """`embed_query` on the running event loop."""
-        return _as_qdrant((await arun(self.hybrid.sparse_flow([as_single_text(text)], "query")))[0])
+        return _as_qdrant(await arun(self._query(text)))
 
 
 def _as_qdrant(row: vectors.SparseVector) -> SparseVector:

@@ -40,7 +40,7 @@ class DashScopeSparseFunction(SparseAdapter, BaseSparseEmbeddingFunction):
 
     def encode_documents(self, documents: list[str]) -> list[dict[int, float]]:
         """Index → weight, one dict for each text; never empty, because Milvus rejects an empty row."""
-        return [row.as_milvus() for row in run(self.hybrid.sparse_flow(as_text_list(documents), self.document_role))]
+        return [row.as_milvus() for row in run(self._documents(documents))]
 
     def encode_queries(self, queries: list[str]) -> list[dict[int, float]]:
         """`encode_documents` for texts to search with."""
@@ -48,9 +48,7 @@ class DashScopeSparseFunction(SparseAdapter, BaseSparseEmbeddingFunction):
 
     async def async_encode_documents(self, documents: list[str]) -> list[dict[int, float]]:
         """`encode_documents` on the running event loop."""
-        return [
-            row.as_milvus() for row in await arun(self.hybrid.sparse_flow(as_text_list(documents), self.document_role))
-        ]
+        return [row.as_milvus() for row in await arun(self._documents(documents))]
 
     async def async_encode_queries(self, queries: list[str]) -> list[dict[int, float]]:
         """`encode_queries` on the running event loop."""

@@ -7,14 +7,15 @@ from typing import Any, cast
 from pydantic import AliasChoices, ConfigDict, Field, SecretStr
 from typing_extensions import Unpack
 
-from dashscope_embeddings._adapters.base import ClientFields
+from dashscope_embeddings._adapters.base import ClientFields, as_single_text, as_text_list
+from dashscope_embeddings._adapters.flows import Flow
 from dashscope_embeddings._adapters.hybrid import HybridEmbedder
 from dashscope_embeddings._core.client_options import SparseOptions
 from dashscope_embeddings._core.secret_settings import hide_secrets
 from dashscope_embeddings.catalogue import DEFAULT_MODEL
 from dashscope_embeddings.client import EmbeddingClient
 from dashscope_embeddings.errors import InvalidInput
-from dashscope_embeddings.vectors import TextType, Usage
+from dashscope_embeddings.vectors import SparseVector, TextType, Usage
 
 
 class SparseSettings(ClientFields):
@@ -71,6 +72,13 @@ class SparseAdapter:
     def hybrid(self) -> HybridEmbedder:
         """The client, and the cache of a pair."""
         return self._source.hybrid
+
+    def _documents(self, texts: list[str]) -> Flow[list[SparseVector]]:
+        return self.hybrid.sparse_flow(as_text_list(texts), self.document_role)
+
+    def _query(self, text: str) -> Flow[SparseVector]:
+        [row] = yield from self.hybrid.sparse_flow([as_single_text(text)], "query")
+        return row
 
     @property
     def usage(self) -> Usage:

@@ -24,33 +24,26 @@ _VECTORS = "embeddings"
 """The collection in which LlamaIndex stores vectors."""
 
 
-@dataclass(frozen=True)
 class KVCache:
     """A `VectorCache` in a key-value store of LlamaIndex, in the format in which LlamaIndex stores vectors there."""
 
-    store: BaseKVStore
-    collection: str
-    width: int | None
-
-    @classmethod
-    def for_role(cls, store: BaseKVStore, settings: Settings, role: TextType) -> KVCache:
-        """The collection of a store for one role of these settings."""
-        return cls(
-            store, f"{_VECTORS}-{settings.namespace(role)}", settings.request_options(role, "dense").expected_width
-        )
+    def __init__(self, store: BaseKVStore, settings: Settings, role: TextType) -> None:
+        self._store = store
+        self._collection = f"{_VECTORS}-{settings.namespace(role)}"
+        self._width = settings.request_options(role, "dense").expected_width
 
     def read(self, texts: list[str]) -> Flow[list[list[float] | None]]:
         """As in `VectorCache`."""
         vectors: list[list[float] | None] = []
         for text in texts:
-            entry = yield Call(self.store.get, self.store.aget, text, self.collection)
+            entry = yield Call(self._store.get, self._store.aget, text, self._collection)
             vectors.append(self._decode(entry))
         return vectors
 
     def write(self, vectors: dict[str, Sequence[float]]) -> Flow[None]:
         """As in `VectorCache`."""
         for text, vector in vectors.items():
-            yield Call(self.store.put, self.store.aput, text, _entry(vector), self.collection)
+            yield Call(self._store.put, self._store.aput, text, _entry(vector), self._collection)
 
     def as_stored(self, vector: list[float]) -> list[float]:
         """Unchanged."""
@@ -59,7 +52,7 @@ class KVCache:
     def _decode(self, entry: Any) -> list[float] | None:
         """The vector of an entry; None if it is damaged or of another width."""
         vector = next(iter(entry.values()), None) if isinstance(entry, dict) else None
-        if not isinstance(vector, list) or self.width not in {None, len(vector)} or not vector:
+        if not isinstance(vector, list) or self._width not in {None, len(vector)} or not vector:
             return None
         is_finite = all(isinstance(number, (int, float)) and math.isfinite(number) for number in vector)
         return [float(number) for number in vector] if is_finite else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar, cast, get_args
 
@@ -27,7 +26,7 @@ from dashscope_embeddings.llama_index.usage_event import emit_usage
 from dashscope_embeddings.vectors import TextType
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from dashscope_embeddings._adapters.flows import Flow
 
@@ -157,15 +156,14 @@ class DashScopeEmbedding(ClientFields, BaseEmbedding):
         self, texts: list[str], role: TextType, progress: Callable[[int], object] | None = None
     ) -> Flow[list[list[float]]]:
         store = self.embeddings_cache
-        cache = None if store is None else KVCache.for_role(store.wrapped, self.client.settings, role)
-        return cached_dense_flow(cache, self.hybrid, texts, role, progress)
+        cache = None if store is None else KVCache(store.wrapped, self.client.settings, role)
+        with emit_usage(self.hybrid, role) as hybrid:
+            return (yield from cached_dense_flow(cache, hybrid, texts, role, progress))
 
-    @contextlib.contextmanager
-    def _document_call(self, texts: list[Any]) -> Iterator[None]:
-        """Around a call for documents; if blank nodes cause an error, adds a hint how to leave them out."""
+    def _documents(self, texts: list[Any], progress: Callable[[int], object] | None = None) -> Flow[list[list[float]]]:
+        """`_dense`; if blank nodes cause an error, adds a hint how to leave them out."""
         try:
-            with emit_usage(self.hybrid, self.text_type):
-                yield
+            return (yield from self._dense(texts, self.text_type, progress))
         except InvalidInput as error:
             if any(isinstance(text, str) and not text.strip() for text in texts):
                 error.add_hint(BLANK_NODES_HINT)
@@ -202,8 +200,8 @@ class DashScopeEmbedding(ClientFields, BaseEmbedding):
         core = _without_span(super().get_text_embedding_batch)
         if len(texts := as_text_list(texts)) <= self.embed_batch_size:
             return core(texts, show_progress, **kwargs)
-        with progress_bar(len(texts), show=show_progress) as progress, self._document_call(texts):
-            vectors = run(self._dense(texts, self.text_type, progress))
+        with progress_bar(len(texts), show=show_progress) as progress:
+            vectors = run(self._documents(texts, progress))
         with prefetched(texts, vectors):
             return core(texts, **kwargs)
 
@@ -220,8 +218,8 @@ class DashScopeEmbedding(ClientFields, BaseEmbedding):
         core = _without_span(super(DashScopeEmbedding, bare).aget_text_embedding_batch)
         if len(texts := as_text_list(texts)) <= self.embed_batch_size and bare is self:
             return await core(texts, show_progress, **kwargs)
-        with progress_bar(len(texts), show=show_progress) as progress, self._document_call(texts):
-            vectors = await arun(self._dense(texts, self.text_type, progress))
+        with progress_bar(len(texts), show=show_progress) as progress:
+            vectors = await arun(self._documents(texts, progress))
         with prefetched(texts, vectors):
             return await core(texts, **kwargs)
 
@@ -235,12 +233,10 @@ class DashScopeEmbedding(ClientFields, BaseEmbedding):
         }
 
     def _get_query_embedding(self, query: str) -> list[float]:
-        with emit_usage(self.hybrid, "query"):
-            return run(self._dense([as_single_text(query)], "query"))[0]
+        return run(self._dense([as_single_text(query)], "query"))[0]
 
     async def _aget_query_embedding(self, query: str) -> list[float]:
-        with emit_usage(self.hybrid, "query"):
-            return (await arun(self._dense([as_single_text(query)], "query")))[0]
+        return (await arun(self._dense([as_single_text(query)], "query")))[0]
 
     def _get_text_embedding(self, text: str) -> list[float]:
         return self._get_text_embeddings([as_single_text(text)])[0]
@@ -251,14 +247,12 @@ class DashScopeEmbedding(ClientFields, BaseEmbedding):
     def _get_text_embeddings(self, texts: list[str]) -> list[list[float]]:
         if (found := take_prefetched(texts := as_text_list(texts))) is not None:
             return found
-        with self._document_call(texts):
-            return run(self._dense(texts, self.text_type))
+        return run(self._documents(texts))
 
     async def _aget_text_embeddings(self, texts: list[str]) -> list[list[float]]:
         if (found := take_prefetched(texts := as_text_list(texts))) is not None:
             return found
-        with self._document_call(texts):
-            return await arun(self._dense(texts, self.text_type))
+        return await arun(self._documents(texts))
 
 
 def _without_span(method: _Method) -> _Method:

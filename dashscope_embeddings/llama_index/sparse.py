@@ -9,7 +9,7 @@ from pydantic import ConfigDict, Field, PrivateAttr
 from typing_extensions import Unpack
 
 from dashscope_embeddings._adapters.base import ClientFields, as_single_text, as_text_list
-from dashscope_embeddings._adapters.flows import arun, run
+from dashscope_embeddings._adapters.flows import Flow, arun, run
 from dashscope_embeddings._adapters.sparse import SparseAdapter, SparseSettings
 from dashscope_embeddings._core.client_options import SparseOptions
 from dashscope_embeddings._core.secret_settings import hide_secrets
@@ -81,25 +81,24 @@ class DashScopeSparseEmbedding(BaseSparseEmbedding):
 
     def encode_documents(self, texts: list[str]) -> tuple[list[list[int]], list[list[float]]]:
         """Indices and values, one list for each text: the `sparse_doc_fn` of Qdrant's store."""
-        return _indices_and_values(self._embed(as_text_list(texts), self._adapter.document_role))
+        return _indices_and_values(run(self._documents(texts)))
 
     def encode_queries(self, texts: list[str]) -> tuple[list[list[int]], list[list[float]]]:
         """`encode_documents` for texts to search with: the `sparse_query_fn` of Qdrant's store."""
-        return _indices_and_values(self._embed(as_text_list(texts), "query"))
+        return _indices_and_values(run(self._sparse(as_text_list(texts), "query")))
 
-    def _embed(self, texts: list[str], role: TextType) -> list[SparseVector]:
+    def _sparse(self, texts: list[str], role: TextType) -> Flow[list[SparseVector]]:
         with emit_usage(self._adapter.hybrid, role) as hybrid:
-            return run(hybrid.sparse_flow(texts, role))
+            return (yield from hybrid.sparse_flow(texts, role))
 
-    async def _aembed(self, texts: list[str], role: TextType) -> list[SparseVector]:
-        with emit_usage(self._adapter.hybrid, role) as hybrid:
-            return await arun(hybrid.sparse_flow(texts, role))
+    def _documents(self, texts: list[str]) -> Flow[list[SparseVector]]:
+        return self._sparse(as_text_list(texts), self._adapter.document_role)
 
     def _get_query_embedding(self, query: str) -> dict[int, float]:
-        return self._embed([as_single_text(query)], "query")[0].as_dict()
+        return run(self._sparse([as_single_text(query)], "query"))[0].as_dict()
 
     async def _aget_query_embedding(self, query: str) -> dict[int, float]:
-        return (await self._aembed([as_single_text(query)], "query"))[0].as_dict()
+        return (await arun(self._sparse([as_single_text(query)], "query")))[0].as_dict()
 
     def _get_text_embedding(self, text: str) -> dict[int, float]:
         return self._get_text_embeddings([as_single_text(text)])[0]
@@ -108,10 +107,10 @@ class DashScopeSparseEmbedding(BaseSparseEmbedding):
         return (await self._aget_text_embeddings([as_single_text(text)]))[0]
 
     def _get_text_embeddings(self, texts: list[str]) -> list[dict[int, float]]:
-        return [row.as_dict() for row in self._embed(as_text_list(texts), self._adapter.document_role)]
+        return [row.as_dict() for row in run(self._documents(texts))]
 
     async def _aget_text_embeddings(self, texts: list[str]) -> list[dict[int, float]]:
-        return [row.as_dict() for row in await self._aembed(as_text_list(texts), self._adapter.document_role)]
+        return [row.as_dict() for row in await arun(self._documents(texts))]
 
 
 def _indices_and_values(rows: list[SparseVector]) -> tuple[list[list[int]], list[list[float]]]:
