@@ -44,7 +44,10 @@ class DashScopeSparseFunction(SparseAdapter, BaseSparseEmbeddingFunction):
 
     def encode_queries(self, queries: list[str]) -> list[dict[int, float]]:
         """`encode_documents` for texts to search with."""
-        return [row.as_milvus(query=True) for row in run(self.hybrid.sparse_flow(as_text_list(queries), "query"))]
+        return [
+            row.as_milvus(query=True)
+            for row in run(self.hybrid.component_flow("sparse", as_text_list(queries), "query"))
+        ]
 
     async def async_encode_documents(self, documents: list[str]) -> list[dict[int, float]]:
         """`encode_documents` on the running event loop."""
@@ -53,7 +56,8 @@ class DashScopeSparseFunction(SparseAdapter, BaseSparseEmbeddingFunction):
     async def async_encode_queries(self, queries: list[str]) -> list[dict[int, float]]:
         """`encode_queries` on the running event loop."""
         return [
-            row.as_milvus(query=True) for row in await arun(self.hybrid.sparse_flow(as_text_list(queries), "query"))
+            row.as_milvus(query=True)
+            for row in await arun(self.hybrid.component_flow("sparse", as_text_list(queries), "query"))
         ]
 
     def prefetch(self, documents: Sequence[str]) -> None:

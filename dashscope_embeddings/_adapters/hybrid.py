@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from dashscope_embeddings._adapters.flows import Flow
     from dashscope_embeddings._adapters.hybrid_cache import Component, HybridCache, InFlight
     from dashscope_embeddings.client import EmbeddingClient
-    from dashscope_embeddings.vectors import Embedding, Embeddings, Output, SparseVector, TextType
+    from dashscope_embeddings.vectors import Embedding, Embeddings, Output, TextType
 
     Progress: TypeAlias = Callable[[int], object]
     OnVectors: TypeAlias = Callable[[Mapping[int, Any]], Flow[None]]
@@ -43,65 +43,72 @@ class HybridEmbedder:
         self.client = client
         self.cache = cache
 
-    def dense_flow(
-        self, texts: list[str], role: TextType, progress: Progress | None = None, on_vectors: OnVectors | None = None
-    ) -> Flow[list[list[float]]]:
-        """Dense vectors: shape (texts, dimensions).
+    def component_flow(  # noqa: PLR0913 - all but three are keywords
+        self,
+        component: Component,
+        texts: list[str],
+        role: TextType,
+        *,
+        keep_dense: bool = False,
+        progress: Progress | None = None,
+        on_vectors: OnVectors | None = None,
+    ) -> Flow[list[Any]]:
+        """One component of each text: lists of floats, or `SparseVector`s. `on_vectors` is a flow.
 
-        `on_vectors` is a flow that gets index → vector as vectors arrive, as in `EmbeddingClient.embed`.
+        With `keep_dense`, requests for sparse vectors of documents fill the cache with dense ones for the partner. Else
+        they ask for the sparse component alone: every store has requested its dense vectors before.
         """
         cache = self.cache
-        if cache is not None and _is_single_query(texts, role):
-            return [(yield self._shared_query(cache, "dense", texts[0]))]
-        if cache is not None and (vectors := cache.take_all("dense", role, texts)):
-            if progress is not None:
-                progress(len(texts))
-            if on_vectors is not None:
-                yield from on_vectors(dict(enumerate(vectors)))
+        if cache is not None and role == "query" and len(texts) == 1:
+            return [(yield self._shared_query(cache, component, texts[0]))]
+        vectors: list[Any] = [None] * len(texts) if cache is None else cache.take(component, role, texts)
+        cached = {index: vector for index, vector in enumerate(vectors) if vector is not None}
+        if cached and progress is not None:
+            progress(len(cached))
+        if cached and on_vectors is not None:
+            yield from on_vectors(cached)
+        missing_indices = [index for index in range(len(texts)) if index not in cached]
+        if not missing_indices:
             return vectors
-        if cache is None or cache.free_capacity <= 0:
-            result: Embeddings = yield self._embed(texts, role, "dense", progress, on_vectors)
-            return result.dense
-        hook = None if on_vectors is None else lambda embeddings: on_vectors(_component_by_index(embeddings, "dense"))
+        may_keep = cache is not None and (component == "dense" or keep_dense) and cache.free_capacity > 0
+        on_fresh = None if on_vectors is None else lambda found: on_vectors(_renumbered(found, missing_indices))
+        missing = [texts[index] for index in missing_indices]
+        try:
+            fresh = yield from self._request(component, missing, role, cache if may_keep else None, progress, on_fresh)
+        except ANY_EXCEPTION as error:
+            add_cached_to_partial(error, vectors, missing_indices)
+            if cache is not None:
+                # A caller with `keep_dense` adds all texts or none: its next attempt takes what arrived, too.
+                again = partial_of(error) if keep_dense and may_keep else cached
+                cache.put(component, role, [texts[index] for index in again], again.values())
+            raise
+        for index, vector in zip(missing_indices, fresh, strict=True):
+            vectors[index] = vector
+        return vectors
+
+    def _request(  # noqa: PLR0913, PLR0917 - the arguments of one call
+        self,
+        component: Component,
+        texts: list[str],
+        role: TextType,
+        kept_in: HybridCache | None,
+        progress: Progress | None,
+        on_vectors: OnVectors | None,
+    ) -> Flow[list[Any]]:
+        """Requests one component or, with `kept_in`, both, and caches the other one for the partner."""
+        if kept_in is None:
+            return getattr((yield self._embed(texts, role, component, progress, on_vectors)), component) or []
+        other: Component = "sparse" if component == "dense" else "dense"
+        hook = None if on_vectors is None else lambda found: on_vectors(_component_by_index(found, component))
         try:
             result = yield self._embed(texts, role, "dense&sparse", progress, hook)
         except ANY_EXCEPTION as error:
-            _cache_partial(error, cache, "sparse", role, texts)
-            _reduce_partial(error, "dense")
+            for index, embedding in sorted(partial_of(error).items()):  # billed as well
+                kept_in.put(other, role, [texts[index]], [getattr(embedding, other)])
+            _reduce_partial(error, component)
             raise
-        cache.put("sparse", role, texts, result.sparse or [])
-        return result.dense
-
-    def sparse_flow(self, texts: list[str], role: TextType, *, keep_dense: bool = False) -> Flow[list[SparseVector]]:
-        """One sparse vector for each text.
-
-        With `keep_dense`, requests for documents fill the cache with dense vectors for the partner.
-        """
-        cache = self.cache
-        if cache is not None and _is_single_query(texts, role):
-            return [(yield self._shared_query(cache, "sparse", texts[0]))]
-        vectors: list[Any] = [None] * len(texts) if cache is None else cache.take("sparse", role, texts)
-        missing_indices = [i for i, vector in enumerate(vectors) if vector is None]
-        if missing_indices:
-            missing = [texts[i] for i in missing_indices]
-            # Else the sparse component alone: every store has requested the dense vectors of its documents before.
-            kept_in = cache if keep_dense and cache is not None and cache.free_capacity > 0 else None
-            try:
-                fresh = yield self._embed(missing, role, "sparse" if kept_in is None else "dense&sparse")
-            except ANY_EXCEPTION as error:
-                if kept_in is not None:
-                    _cache_partial(error, kept_in, "dense", role, missing)
-                    _reduce_partial(error, "sparse")
-                add_cached_to_partial(error, vectors, missing_indices)
-                if kept_in is not None:  # the caller adds all texts or none: the next attempt takes these
-                    arrived = partial_of(error)
-                    kept_in.put("sparse", role, [texts[i] for i in arrived], arrived.values())
-                raise
-            if kept_in is not None:
-                kept_in.put("dense", role, missing, fresh.dense)
-            for i, vector in zip(missing_indices, fresh.sparse or [], strict=True):
-                vectors[i] = vector
-        return vectors
+        kept_in.put(other, role, texts, getattr(result, other))
+        return getattr(result, component) or []
 
     def check_flow(self, texts: list[str]) -> Flow[None]:
         """Refuses invalid texts, as `embed` does: for a caller that passes them to it in slices."""
@@ -168,10 +175,6 @@ class HybridEmbedder:
         return self.client.run_uninterrupted(functools.partial(run, flow))
 
 
-def _is_single_query(texts: list[str], role: TextType) -> bool:
-    return role == "query" and len(texts) == 1
-
-
 def _wait_until_complete(in_flight: InFlight) -> bool:
     """Waits until a shared request is completed or orphaned; False at once if waiting here could deadlock."""
     if in_flight.loop is not None and running_loop() is not None:
@@ -208,17 +211,13 @@ def _component_by_index(embeddings: Mapping[int, Embedding], component: Componen
     return {index: getattr(embedding, component) for index, embedding in embeddings.items()}
 
 
+def _renumbered(vectors: Mapping[int, Any], indices: Sequence[int]) -> dict[int, Any]:
+    return {indices[index]: vector for index, vector in vectors.items()}
+
+
 def _reduce_partial(error: BaseException, component: Component) -> None:
     """Reduces `partial` to the component that the caller requested."""
     set_attributes(error, partial=_component_by_index(partial_of(error), component))
-
-
-def _cache_partial(
-    error: BaseException, cache: HybridCache, component: Component, role: TextType, texts: list[str]
-) -> None:
-    """Caches the partner's vectors of a failed call as well: they are billed."""
-    for index, embedding in sorted(partial_of(error).items()):
-        cache.put(component, role, [texts[index]], [getattr(embedding, component)])
 
 
 def add_cached_to_partial(error: BaseException, vectors: list[Any], missing_indices: list[int]) -> None:
@@ -227,11 +226,10 @@ def add_cached_to_partial(error: BaseException, vectors: list[Any], missing_indi
     `vectors`: for each text of the caller its cached vector, or None.
     """
     cached = {index: vector for index, vector in enumerate(vectors) if vector is not None}
-    arrived = {missing_indices[index]: vector for index, vector in partial_of(error).items()}
-    set_attributes(error, partial=cached | arrived)
+    set_attributes(error, partial=cached | _renumbered(partial_of(error), missing_indices))
     if cached:
         set_attributes(error, failed=[missing_indices[index] for index in getattr(error, "failed", ())])
     if cached and isinstance(error, DashScopeError):
-        error.reasons = {missing_indices[index]: reason for index, reason in error.reasons.items()}
-        error.refused = {missing_indices[index]: text for index, text in error.refused.items()}
+        error.reasons = _renumbered(error.reasons, missing_indices)
+        error.refused = _renumbered(error.refused, missing_indices)
         error.set_affected(sorted(error.reasons) or error.failed, len(vectors))

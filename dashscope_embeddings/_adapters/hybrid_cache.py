@@ -132,20 +132,12 @@ class HybridCache:
             for text, vector in zip(texts, vectors, strict=True):
                 self._put(component, (role, text), vector, 1, ignore_capacity=ignore_capacity)
 
-    def take(self, component: Component, role: TextType, texts: Sequence[str]) -> list[Vector | None]:
+    def take(self, component: Component, role: TextType, texts: Sequence[Any]) -> list[Vector | None]:
         """The component of each text, or None; uses up one of its entries."""
         with self._lock:
             self._evict_expired()
-            return [self._take(component, (role, text)) for text in texts]
-
-    def take_all(self, component: Component, role: TextType, texts: Sequence[str]) -> list[Any] | None:
-        """The component of each text; None, and nothing is used up, if one is missing."""
-        with self._lock:
-            self._evict_expired()
             # Items that are no strings are refused by the client.
-            if not all(isinstance(text, str) for text in texts) or self._missing(component, role, texts):
-                return None
-            return [self._take(component, (role, text)) for text in texts]
+            return [self._take(component, (role, text)) if isinstance(text, str) else None for text in texts]
 
     def missing(self, component: Component, role: TextType, texts: Sequence[str]) -> list[str]:
         """The texts without enough entries, each as often as an entry is missing."""

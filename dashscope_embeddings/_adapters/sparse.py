@@ -74,10 +74,10 @@ class SparseAdapter:
         return self._source.hybrid
 
     def _documents(self, texts: list[str]) -> Flow[list[SparseVector]]:
-        return self.hybrid.sparse_flow(as_text_list(texts), self.document_role)
+        return self.hybrid.component_flow("sparse", as_text_list(texts), self.document_role)
 
-    def _query(self, text: str) -> Flow[SparseVector]:
-        [row] = yield from self.hybrid.sparse_flow([as_single_text(text)], "query")
+    def _query(self, text: str) -> Flow[Any]:
+        [row] = yield from self.hybrid.component_flow("sparse", [as_single_text(text)], "query")
         return row
 
     @property

@@ -97,7 +97,7 @@ class SparseCollection(Generic[DocumentT]):
         slices = (texts[at : at + _SLICE_TEXTS] for at in range(0, len(texts), _SLICE_TEXTS))
         try:
             for part in slices:
-                added.add((yield from hybrid.sparse_flow(part, role, keep_dense=True)))
+                added.add((yield from hybrid.component_flow("sparse", part, role, keep_dense=True)))
         except ANY_EXCEPTION as error:
             if len(texts) > _SLICE_TEXTS:
                 _renumber(error, added.vectors(), len(texts))
@@ -113,7 +113,7 @@ class SparseCollection(Generic[DocumentT]):
         as_single_text(query)
         if not len(self._index):
             return []
-        [vector] = yield from self.adapter.hybrid.sparse_flow([query], "query")
+        [vector] = yield from self.adapter.hybrid.component_flow("sparse", [query], "query")
         documents = self._documents
         is_accepted = None if accepts is None else lambda row: accepts(documents[row])
         return [(documents[row], score) for row, score in self._index.search(vector, k, is_accepted)]

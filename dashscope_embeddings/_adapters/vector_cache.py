@@ -41,9 +41,9 @@ def cached_dense_flow(
     role: TextType,
     progress: Callable[[int], object] | None = None,
 ) -> Flow[list[list[float]]]:
-    """`HybridEmbedder.dense_flow` for the texts that the cache does not have: shape (texts, dimensions)."""
+    """`HybridEmbedder.component_flow` for the texts that the cache does not have: shape (texts, dimensions)."""
     if cache is None:
-        return (yield from hybrid.dense_flow(texts, role, progress))
+        return (yield from hybrid.component_flow("dense", texts, role, progress=progress))
     vectors = yield from _read(cache, texts)
     missing_indices = [index for index, vector in enumerate(vectors) if vector is None]
     if progress is not None and len(missing_indices) < len(vectors):
@@ -53,7 +53,7 @@ def cached_dense_flow(
     missing = [texts[index] for index in missing_indices]
     writer = _CacheWriter(cache, missing)
     try:
-        fresh = yield from hybrid.dense_flow(missing, role, progress, writer.write)
+        fresh = yield from hybrid.component_flow("dense", missing, role, progress=progress, on_vectors=writer.write)
     except ANY_EXCEPTION as error:
         if not isinstance(error, GeneratorExit):  # a coroutine that is closed cannot await
             yield from writer.write_last(partial_of(error))

@@ -89,7 +89,7 @@ class DashScopeSparseEmbedding(BaseSparseEmbedding):
 
     def _sparse(self, texts: list[str], role: TextType) -> Flow[list[SparseVector]]:
         with emit_usage(self._adapter.hybrid, role) as hybrid:
-            return (yield from hybrid.sparse_flow(texts, role))
+            return (yield from hybrid.component_flow("sparse", texts, role))
 
     def _documents(self, texts: list[str]) -> Flow[list[SparseVector]]:
         return self._sparse(as_text_list(texts), self._adapter.document_role)

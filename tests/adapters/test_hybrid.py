@@ -22,12 +22,18 @@ if TYPE_CHECKING:
 QUESTION = "which words are rare?"
 
 
-def ask(hybrid: HybridEmbedder, component: str, texts: list[str], role: str = "document") -> Any:
-    return run(getattr(hybrid, f"{component}_flow")(texts, role))
+def flow_of(hybrid: HybridEmbedder, component: Any, texts: list[str], role: Any = "document") -> Any:
+    return (
+        hybrid.prefetch_flow(texts, role) if component == "prefetch" else hybrid.component_flow(component, texts, role)
+    )
 
 
-def aask(hybrid: HybridEmbedder, component: str, texts: list[str], role: str = "document") -> Any:
-    return asyncio.run(arun(getattr(hybrid, f"{component}_flow")(texts, role)))
+def ask(*what: Any) -> Any:
+    return run(flow_of(*what))
+
+
+def aask(*what: Any) -> Any:
+    return asyncio.run(arun(flow_of(*what)))
 
 
 Ask: TypeAlias = "Callable[..., Any]"
@@ -96,6 +102,24 @@ def test_a_missing_sparse_document_is_requested_alone(emulator: Emulator, ask: A
         sorted(token.index for token in emulator.sparse(text)) for text in texts(6)
     ]
     assert cached(hybrid) == 0
+
+
+@both_ways
+@pytest.mark.parametrize("component", ["dense", "sparse"])
+def test_what_the_cache_has_of_a_call_is_not_requested_and_after_an_error_not_lost(
+    emulator: Emulator, ask: Ask, component: str
+) -> None:
+    hybrid, of_both = paired(emulator), component == "dense"
+    assert hybrid.cache is not None
+    run(hybrid.component_flow("sparse" if of_both else "dense", texts(4), "document", keep_dense=of_both))
+    emulator.faults = [faults.RowRefused(match="number6")]
+    with pytest.raises(DashScopeError) as caught:
+        ask(hybrid, component, texts(8))
+    assert (caught.value.failed, sorted(caught.value.partial)) == ([6], [0, 1, 2, 3, 4, 5, 7])
+    emulator.faults = []
+    emulator.clear()
+    ask(hybrid, component, texts(5))
+    assert [asked.texts for asked in emulator.asked] == [(texts(5)[4],)]
 
 
 @both_ways

@@ -33,19 +33,19 @@ def asked(emulator: Emulator) -> list[tuple[str | None, str | None, int]]:
 
 
 def dense(hybrid: HybridEmbedder) -> Any:
-    return run(hybrid.dense_flow([QUESTION], "query"))
+    return run(hybrid.component_flow("dense", [QUESTION], "query"))
 
 
 def sparse(hybrid: HybridEmbedder) -> Any:
-    return run(hybrid.sparse_flow([QUESTION], "query"))
+    return run(hybrid.component_flow("sparse", [QUESTION], "query"))
 
 
 def adense(hybrid: HybridEmbedder) -> Any:
-    return arun(hybrid.dense_flow([QUESTION], "query"))
+    return arun(hybrid.component_flow("dense", [QUESTION], "query"))
 
 
 def asparse(hybrid: HybridEmbedder) -> Any:
-    return arun(hybrid.sparse_flow([QUESTION], "query"))
+    return arun(hybrid.component_flow("sparse", [QUESTION], "query"))
 
 
 class Watched(HybridCache):
@@ -266,20 +266,21 @@ class Held(Emulator):
 emulator, question = Held(), {QUESTION!r}
 with emulator.serve() as server:
     hybrid = HybridEmbedder(EmbeddingClient(api_key={KEY!r}, base_url=server.url), HybridCache())
-    leader = threading.Thread(target=lambda: run(hybrid.dense_flow([question], "query")))
+    leader = threading.Thread(target=lambda: run(hybrid.component_flow("dense", [question], "query")))
     leader.start()
     assert under_way.wait(20)
     with hybrid.cache._lock:  # as if a thread of the parent were inside the cache
         child = os.fork()
     if child == 0:
         signal.alarm(20)
-        dense, [sparse] = run(hybrid.dense_flow([question], "query")), run(hybrid.sparse_flow([question], "query"))
+        dense = run(hybrid.component_flow("dense", [question], "query"))
+        [sparse] = run(hybrid.component_flow("sparse", [question], "query"))
         right = dense == [emulator.dense(question, text_type="query")] and len(sparse) > 0
         os._exit(0 if right else 1)
     print("child", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), emulator.requests)
     go.set()
     leader.join()
-    run(hybrid.sparse_flow([question], "query"))
+    run(hybrid.component_flow("sparse", [question], "query"))
     print("both", emulator.requests, emulator.billed_texts, hybrid.cache.size)
 """
 

@@ -206,9 +206,9 @@ def test_of_a_pair_that_failed_both_halves_of_what_arrived_are_kept(run: Callabl
     halves = HybridEmbedder(service.client(), HybridCache())
 
     with pytest.raises(DashScopeError):
-        run(halves.dense_flow(DOCUMENT_TEXTS, "document"))
+        run(halves.component_flow("dense", DOCUMENT_TEXTS, "document"))
     requests = service.emulator.requests
-    run(halves.sparse_flow(DOCUMENT_TEXTS[:10], "document"))
+    run(halves.component_flow("sparse", DOCUMENT_TEXTS[:10], "document"))
     assert service.emulator.requests == requests
 
 
