@@ -115,11 +115,6 @@ def invalid_parameter(message: str) -> ApiError:
     return ApiError(400, "InvalidParameter", message, by_algorithm=True)
 
 
-def invalid_api_key() -> ApiError:
-    """A wrong or missing key: the documents do not distinguish the two."""
-    return ApiError(401, "InvalidApiKey", "Invalid API-key provided.")
-
-
 def path_not_found() -> ApiError:
     """An unknown path; not documented, a guess."""
     return ApiError(404, "NotFound", "The requested path does not exist.")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import hmac
 import json
 import math
 import time
@@ -15,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import httpx
 
 from dashscope_embeddings import _process, catalogue
-from dashscope_embeddings.emulator import embeddings, error_responses, synthetic_vectors
+from dashscope_embeddings.emulator import embeddings, synthetic_vectors
 from dashscope_embeddings.emulator.batch.service import BatchService, BatchSettings
-from dashscope_embeddings.emulator.error_responses import ApiError
+from dashscope_embeddings.emulator.error_responses import ApiError, path_not_found
 from dashscope_embeddings.emulator.fault_schedule import Fault, FaultSchedule
 from dashscope_embeddings.emulator.messages import (
     Asked,
@@ -276,16 +275,16 @@ class Emulator:
     def _authenticate(self, request: Request) -> str:
         """The fingerprint of a request's key; empty if it has none and needs none. Raises ApiError."""
         scheme, _, key = request.headers.get("authorization", "").partition(" ")
-        key = key.strip() if scheme.lower() == "bearer" else ""
-        if not key:
-            if self._key_required:
-                raise error_responses.invalid_api_key()
-            return ""
-        fingerprint = _fingerprint(key)
-        with self._lock.current:
-            self._keys_seen.add(fingerprint)
-        if self._accepted_key is not None and not hmac.compare_digest(self._accepted_key, fingerprint):
-            raise error_responses.invalid_api_key()
+        if scheme.lower() != "bearer" or not key.strip():
+            fingerprint, is_accepted = "", not self._key_required
+        else:
+            fingerprint = _fingerprint(key.strip())
+            is_accepted = self._accepted_key in {None, fingerprint}
+            with self._lock.current:
+                self._keys_seen.add(fingerprint)
+        if not is_accepted:
+            # The documents do not distinguish a missing key from a wrong one.
+            raise ApiError(401, "InvalidApiKey", "Invalid API-key provided.")
         return fingerprint
 
     def _check_request(
@@ -293,7 +292,7 @@ class Emulator:
     ) -> EmbeddingRequest:
         """The checked embedding request. Raises ApiError."""
         if fields.protocol is None:
-            raise error_responses.path_not_found()
+            raise path_not_found()
         self._authenticate(request)
         if request.headers.get("x-dashscope-async") == "enable":
             raise ApiError(403, "AccessDenied", "Current user api does not support asynchronous calls.")

@@ -22,9 +22,7 @@ from dashscope_embeddings import (
     ServiceError,
     corpus,
 )
-from dashscope_embeddings._core.protocol import Reply
 from dashscope_embeddings._core.steps import Send
-from dashscope_embeddings.corpus.batch import messages as batch_protocol
 from dashscope_embeddings.corpus.batch import request_file
 from dashscope_embeddings.corpus.checkpoint import jobs
 from dashscope_embeddings.emulator import BatchSettings, Emulator, faults
@@ -304,6 +302,10 @@ def _shortened(line: bytes) -> bytes:
     return json.dumps(found).encode() + b"\n"
 
 
+def _silent(line: bytes) -> bytes:
+    return json.dumps({**json.loads(line), "response": None}).encode() + b"\n"
+
+
 @pytest.mark.parametrize(
     ("change", "billed"),
     [
@@ -312,8 +314,9 @@ def _shortened(line: bytes) -> bytes:
         (lambda rows: [_shortened(rows[0]), *rows[1:]], 1),
         (lambda rows: [_shortened(rows[0]), *rows], 0),
         (lambda rows: [rows[0].replace(b'"status_code":200', b'"status_code":500'), *rows[1:]], 0),
+        (lambda rows: [_silent(rows[0]), *rows[1:]], 0),
     ],
-    ids=["doubled", "strangers", "short", "short and whole", "500 in an output file"],
+    ids=["doubled", "strangers", "short", "short and whole", "500 in an output file", "neither reply nor error"],
 )
 def test_odd_results_are_joined_or_asked_again(change: Any, billed: int, job: Job) -> None:
     job.change = Changes(_lines(change), 1)
@@ -369,20 +372,6 @@ def test_failed_lines_whose_file_is_missing_are_looked_for_too(job: Job) -> None
     assert (found.finished, found.rejected, changes.left) == (True, 1, 0)
     assert [one["code"] for one in read_rejects(job.output)] == ["DataInspectionFailed"]
     assert job.service.billed_texts == 94
-
-
-def test_a_result_is_read_in_any_shape_that_was_seen_or_documented() -> None:
-    read_line = batch_protocol.read_result
-    refused = read_line(b'{"id":"r","custom_id":"line-1","response":{},"error":{"code":"X","message":"m"}}')
-    assert refused is not None
-    assert refused.refusal is not None
-    assert (refused.refusal.code, refused.refusal.message, refused.refusal.request_id) == ("X", "m", "r")
-    silent = read_line(b'{"custom_id":"line-1","response":null,"error":null}')
-    assert silent is not None
-    assert silent.refusal is not None
-    assert read_line(b'{"custom_id":null}') is None
-    empty = Reply(200, {}, b'{"object":"list","data":null,"has_more":false}')
-    assert batch_protocol.read_batch_list(empty) == ([], None)
 
 
 # --- killed ------------------------------------------------------------------------------------------------

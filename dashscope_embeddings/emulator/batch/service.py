@@ -7,16 +7,11 @@ retrieve, list and cancel batches. Nothing sleeps and there are no threads: a ba
 whenever a request for a file or a batch comes. `validating`, `in_progress` and `finalizing` last
 `BatchSettings.seconds` each; in `in_progress` the lines are processed evenly. With 0 seconds the reply to its creation
 still says `validating`, and the next request finds it ended. A cancelled batch is `cancelling` for one more stage.
-
-`emulator.batches.settings` may be replaced; a batch keeps those of its creation. `emulator.clear()` keeps files and
-batches. `emulator.batch_lines` lists every processed line. Faults of requests apply to these paths, too:
-`Throttle(route="POST .*/batches$")`, `Drop(route="/content$", billed=True)`.
+Faults of requests apply to these paths, too: `Throttle(route="POST .*/batches$")`, `Drop(route="/content$")`.
 
 Shapes, codes and limits: https://help.aliyun.com/zh/model-studio/batch-interfaces-compatible-with-openai, its
-English edition, and replies quoted in public, read 2026-11-20. Not documented, and guessed: all validation codes but
-`url_not_found`, `mismatched_model`, `duplicate_custom_id` and `model_not_found`; the messages of refusals of these
-paths; the error of an embedding line; the results for lines that were not processed when a batch expires or is
-cancelled (OpenAI writes `batch_expired` errors for them).
+English edition, and replies quoted in public, read 2026-11-20. Not documented, and guessed: the messages of refusals of
+these paths; the error of an embedding line; the results for lines that were not processed.
 """
 
 from __future__ import annotations
