@@ -11,10 +11,10 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from frameworks import Framework, each_framework
 
 import dashscope_embeddings.llama_index as ours_for_llama_index
 from dashscope_embeddings.emulator import Emulator
-from dashscope_embeddings.errors import AuthenticationError
 from dashscope_embeddings.langchain import DashScopeEmbeddings
 from dashscope_embeddings.llama_index import DashScopeEmbedding
 
@@ -189,31 +189,16 @@ def two_accounts() -> Iterator[dict[str, Server]]:
         server.close()
 
 
-@pytest.mark.parametrize("framework", ["langchain", "llama_index"])
-def test_two_objects_with_two_keys_each_send_their_own(two_accounts: dict[str, Server], framework: str) -> None:
+@each_framework
+def test_two_objects_with_two_keys_each_send_their_own(of: Framework, two_accounts: dict[str, Server]) -> None:
     """The key of langchain_community's class was the process's: the last one made won."""
-    made: dict[str, Any] = {
-        key: DashScopeEmbeddings(dashscope_api_key=key, base_url=server.url)
-        if framework == "langchain"
-        else DashScopeEmbedding(api_key=key, base_url=server.url)
-        for key, server in two_accounts.items()
-    }
+    made = {key: of.made(server, api_key=key) for key, server in two_accounts.items()}
     for key in [*made, *made]:
-        if framework == "langchain":
-            made[key].embed_query("a")
-            made[key].embed_documents(TEXTS)
-        else:
-            made[key].get_query_embedding("a")
-            made[key].get_text_embedding_batch(TEXTS)
+        of.query(made[key])
+        of.documents(made[key], TEXTS)
     for key, server in two_accounts.items():
         assert server.emulator.keys_seen == {_fingerprint(key)}
         assert [asked.status for asked in server.emulator.asked] == [200] * 8
-
-
-def test_the_other_accounts_key_is_refused(two_accounts: dict[str, Server]) -> None:
-    """So that the test above means something."""
-    with pytest.raises(AuthenticationError):
-        DashScopeEmbeddings(dashscope_api_key="sk-first", base_url=two_accounts["sk-second"].url).embed_query("a")
 
 
 def test_both_frameworks_side_by_side_give_the_same_vectors_for_two_keys(emulator: Emulator) -> None:

@@ -16,8 +16,7 @@ from langchain_core.rate_limiters import InMemoryRateLimiter
 from llama_index.core import Document, VectorStoreIndex
 from llama_index.core.async_utils import asyncio_run
 from llama_index.core.base.embeddings.base import BaseEmbedding
-from llama_index.core.callbacks import CallbackManager, CBEventType, EventPayload
-from llama_index.core.callbacks.base_handler import BaseCallbackHandler
+from llama_index.core.callbacks import CallbackManager, CBEventType, EventPayload, LlamaDebugHandler
 from llama_index.core.embeddings import resolve_embed_model
 from llama_index.core.ingestion import IngestionPipeline
 from llama_index.core.ingestion.pipeline import get_transformation_hash
@@ -184,110 +183,6 @@ def test_the_ingestion_hash_moves_with_what_changes_a_vector_and_with_nothing_el
         assert (after != before) == (change in MOVING), change
 
 
-def test_an_ingestion_cache_is_not_believed_after_a_change_of_dimensions(emulator: Emulator, served: Server) -> None:
-    nodes = [TextNode(text=text, id_=text) for text in TEXTS_14]
-    pipeline = IngestionPipeline(transformations=[made(served, dimensions=64)], disable_cache=False)
-    pipeline.run(nodes=nodes)
-    pipeline.transformations = [made(served, dimensions=64, timeout=5)]
-    pipeline.run(nodes=nodes)
-    assert emulator.billed_texts == 14
-    pipeline.transformations = [made(served, dimensions=128)]
-    assert {len(node.embedding or []) for node in pipeline.run(nodes=nodes)} == {128}
-    assert emulator.billed_texts == 28
-
-
-# --- events ------------------------------------------------------------------------------------------------
-
-Recorded = list[tuple[str, str, int]]
-
-
-class _Callbacks(BaseCallbackHandler):
-    """Notes kind, what is shown, and the number of chunks."""
-
-    def __init__(self) -> None:
-        super().__init__([], [])
-        self.seen: Recorded = []
-
-    def on_event_start(
-        self,
-        event_type: CBEventType,
-        payload: dict[str, Any] | None = None,
-        event_id: str = "",
-        parent_id: str = "",
-        **_: Any,
-    ) -> str:
-        del parent_id
-        assert event_type is CBEventType.EMBEDDING
-        assert payload is not None
-        self.seen.append(("start", f"{payload}", 0))
-        return event_id
-
-    def on_event_end(
-        self, event_type: CBEventType, payload: dict[str, Any] | None = None, event_id: str = "", **_: Any
-    ) -> None:
-        del event_id
-        assert event_type is CBEventType.EMBEDDING
-        assert payload is not None
-        assert len(payload[EventPayload.CHUNKS]) == len(payload[EventPayload.EMBEDDINGS])
-        self.seen.append(("end", f"{payload}", len(payload[EventPayload.CHUNKS])))
-
-    def start_trace(self, trace_id: str | None = None) -> None:
-        del trace_id
-
-    def end_trace(self, trace_id: str | None = None, trace_map: dict[str, list[str]] | None = None) -> None:
-        del trace_id, trace_map
-
-
-class _Events(BaseEventHandler):
-    """The same of instrumentation's events."""
-
-    seen: Recorded = []  # noqa: RUF012 - a pydantic field: each instance has its own
-
-    @classmethod
-    def class_name(cls) -> str:
-        return "Events"
-
-    def handle(self, event: Any, **_: Any) -> None:
-        if isinstance(event, EmbeddingStartEvent):
-            self.seen.append(("start", f"{event!r}", 0))
-        elif isinstance(event, EmbeddingEndEvent):
-            assert len(event.chunks) == len(event.embeddings)
-            self.seen.append(("end", f"{event!r}", len(event.chunks)))
-        else:
-            self.seen.append((event.class_name(), f"{event!r}", 0))
-
-
-@pytest.fixture
-def events() -> Iterator[_Events]:
-    dispatcher, handler = get_dispatcher("llama_index.core.base.embeddings.base"), _Events()
-    dispatcher.add_event_handler(handler)
-    yield handler
-    dispatcher.event_handlers.remove(handler)
-
-
-@pytest.mark.parametrize("way", ["sync", "async"])
-def test_events_count_the_chunks_and_show_no_key(served: Server, events: _Events, way: str) -> None:
-    callbacks = _Callbacks()
-    embedding = made(served, embed_batch_size=5, callback_manager=CallbackManager([callbacks]))
-    if way == "sync":
-        embedding.get_text_embedding_batch(TEXTS_14)
-        embedding.get_query_embedding("a")
-        order = ["start", "end"] * 4
-    else:
-
-        async def ask() -> None:
-            await embedding.aget_text_embedding_batch(TEXTS_14)
-            await embedding.aget_query_embedding("a")
-
-        asyncio.run(ask())
-        order = ["start"] * 3 + ["end"] * 3 + ["start", "end"]
-    for seen in (callbacks.seen, events.seen):
-        assert [kind for kind, _, _ in seen] == order
-        assert [count for kind, _, count in seen if kind == "end"] == [5, 5, 4, 1]
-        assert KEY not in str(seen)
-        assert V4 in seen[0][1]
-
-
 # --- indexes and the parts of LlamaIndex that embed --------------------------------------------------------
 
 POEMS = ["the moon above the lake", "a horse in the snow", "tea in the morning", "rain on the roof"]
@@ -408,6 +303,33 @@ def traced() -> Iterator[tuple[Spans, Events]]:
     root.event_handlers.remove(events)
 
 
+@pytest.fixture
+def events() -> Iterator[Events]:
+    """What handlers of the dispatcher of LlamaIndex's own methods get."""
+    dispatcher, handler = get_dispatcher("llama_index.core.base.embeddings.base"), Events()
+    dispatcher.add_event_handler(handler)
+    yield handler
+    dispatcher.event_handlers.remove(handler)
+
+
+@WAYS
+def test_events_count_the_chunks_and_show_no_key(served: Server, events: Events, way: str) -> None:
+    callbacks = LlamaDebugHandler(print_trace_on_end=False)
+    embedding = made(served, embed_batch_size=5, callback_manager=CallbackManager([callbacks]))
+    batch(embedding, TEXTS_14, way)
+    asyncio.run(embedding.aget_query_embedding("a")) if way == "async" else embedding.get_query_embedding("a")
+    pairs = callbacks.get_event_pairs(CBEventType.EMBEDDING)
+    payloads = [[event.payload or {} for event in pair] for pair in pairs]
+    assert sorted(len(end[EventPayload.CHUNKS]) for _, end in payloads) == [1, 4, 5, 5]
+    assert all(len(end[EventPayload.CHUNKS]) == len(end[EventPayload.EMBEDDINGS]) for _, end in payloads)
+    ends = [event for event in events.seen if isinstance(event, EmbeddingEndEvent)]
+    assert [len(event.chunks) for event in ends] == [len(event.embeddings) for event in ends] == [5, 5, 4, 1]
+    assert len([event for event in events.seen if isinstance(event, EmbeddingStartEvent)]) == 4
+    for shown in (str(payloads), str(events.seen)):
+        assert KEY not in shown
+        assert V4 in shown
+
+
 CALLS: dict[str, Callable[[Any], Any]] = {
     "get_query_embedding": lambda e: e.get_query_embedding("a"),
     "get_text_embedding": lambda e: e.get_text_embedding("a"),
@@ -440,11 +362,12 @@ def test_a_public_method_makes_one_span_of_its_name(
     assert name(usage[0].span_id or "") in names
 
 
-def test_a_failed_call_ends_its_span_as_dropped(served: Server, traced: tuple[Spans, Events]) -> None:
+def test_a_failed_call_ends_its_span_as_dropped(served: Server, traced: tuple[Spans, Events], events: Events) -> None:
     spans, _ = traced
     with pytest.raises(InvalidInput):
         made(served, embeddings_cache=SimpleKVStore()).get_text_embedding_batch(["a", " "])
     assert [name(span.id_) for span in spans.dropped_spans] == ["get_text_embedding_batch"]
+    assert "SpanDropEvent" in [event.class_name() for event in events.seen]
 
 
 def test_integrations_that_choose_by_class_know_the_usage_event(served: Server, traced: tuple[Spans, Events]) -> None:
