@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import json
 import logging
 import os
+import re
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +18,7 @@ from dashscope_embeddings._core.redaction import escape_control_characters
 from dashscope_embeddings.errors import InvalidInput
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Sequence
 
 _log = logging.getLogger("dashscope_embeddings.corpus")
 
@@ -97,14 +99,14 @@ def find_sources(
         InvalidInput: there is no file to read, or the format of one is unknown.
     """
     patterns = [str(path) for path in ([inputs] if isinstance(inputs, (str, Path)) else inputs)]
-    passed_over: list[Path] = []
-    candidates = [candidate for pattern in patterns for candidate in _candidates(pattern, file_format, passed_over)]
-    if sum(candidate.path == STDIN for candidate in candidates) > 1:
+    if patterns.count(STDIN) > 1:
         raise InvalidInput("standard input can be read only once")
+    passed_over: list[Path] = []
+    candidates = _deduplicate(file for pattern in patterns for file in _candidates(pattern, file_format, passed_over))
     read: list[_Candidate] = []
     own_files: list[_Candidate] = []
     other_outputs: list[_Candidate] = []
-    for candidate in _deduplicate(candidates):
+    for candidate in candidates.values():
         if candidate.path == STDIN:
             read.append(candidate)
         elif output is not None and _belongs_to_output(Path(candidate.path), output):
@@ -112,27 +114,18 @@ def find_sources(
         else:
             (other_outputs if _is_our_output(Path(candidate.path), file_format) else read).append(candidate)
     if not read:
-        read = [candidate for candidate in other_outputs if candidate.is_explicit]
-        other_outputs = [candidate for candidate in other_outputs if not candidate.is_explicit]
+        read = [file for file in other_outputs if file.is_explicit]
+        other_outputs = [file for file in other_outputs if not file.is_explicit]
     if not read:
         raise _no_input(own_files, other_outputs)
-    _warn_of(
-        "not read, because this package wrote it",
-        [candidate.path for candidate in own_files if candidate.is_explicit] + [file.path for file in other_outputs],
-    )
-    _warn_of(
-        "symbolic links to folders are not followed, name them to read them",
-        [path for path in passed_over if path.is_dir() and not _is_covered(path, patterns)],
-    )
-    named = {_file_identity(candidate.path) for candidate in candidates}
-    if unnamed := [path for path in passed_over if path.is_file() and _file_identity(str(path)) not in named]:
-        _log.info(
-            "not read from a folder, name them to read them (prose as lines, --format txt): %s", _join_names(unnamed)
-        )
-    return [
-        Source(candidate.path, file_format or _format_of(candidate.path), candidate.path_in_folder)
-        for candidate in read
-    ]
+    left_out = [file for file in own_files if file.is_explicit] + other_outputs
+    _warn_of("not read, because this package wrote it", [file.path for file in left_out])
+    links = [path for path in passed_over if path.is_dir() and not _is_covered(path, patterns)]
+    _warn_of("symbolic links to folders are not followed, name them to read them", links)
+    if unnamed := [path for path in passed_over if path.is_file() and _file_identity(str(path)) not in candidates]:
+        message = "not read from a folder, name them to read them (prose as lines, --format txt): %s"
+        _log.info(message, _join_names(unnamed))
+    return [Source(file.path, file_format or _format_of(file.path), file.path_in_folder) for file in read]
 
 
 _MAX_NAMES = 5
@@ -192,8 +185,8 @@ def _is_hidden_or_system(path: Path, root: Path) -> bool:
     return any(part.startswith((".", "~$")) or part in _SYSTEM_FILES for part in path.parts if part not in root.parts)
 
 
-def _deduplicate(candidates: Iterable[_Candidate]) -> Iterator[_Candidate]:
-    """Keeps each file once, at its first position; it is explicit if any of its names was explicit."""
+def _deduplicate(candidates: Iterable[_Candidate]) -> dict[object, _Candidate]:
+    """Each file once, at its first position, by its identity; it is explicit if any of its names was explicit."""
     files: dict[object, _Candidate] = {}
     for candidate in candidates:
         identity = _file_identity(candidate.path)
@@ -202,7 +195,7 @@ def _deduplicate(candidates: Iterable[_Candidate]) -> Iterator[_Candidate]:
             is_explicit=first.is_explicit or candidate.is_explicit,
             path_in_folder=first.path_in_folder or candidate.path_in_folder,
         )
-    yield from files.values()
+    return files
 
 
 def _file_identity(path: str) -> object:
@@ -218,15 +211,14 @@ def _file_identity(path: str) -> object:
 
 
 def _no_input(own_files: list[_Candidate], other_outputs: list[_Candidate]) -> InvalidInput:
-    if own_files and not other_outputs:
-        return InvalidInput(
-            f"{printable_name(own_files[0].path)} is the output, or belongs to it: there is nothing else to read"
-        )
     if other_outputs:
         return InvalidInput(
             f"this package wrote all files that were found, such as {printable_name(other_outputs[0].path)}: "
             "to embed its texts again, name the file itself"
         )
+    if own_files:
+        name = printable_name(own_files[0].path)
+        return InvalidInput(f"{name} is the output, or belongs to it: there is nothing else to read")
     return InvalidInput("no input given")
 
 
@@ -245,48 +237,37 @@ _REQUIRED_COLUMNS = frozenset({"id", "model", "dimension", "role"})
 _OUTPUT_COLUMNS = _REQUIRED_COLUMNS | {"text", "source", "embedding", "sparse_indices", "sparse_values"}
 _REJECTS_COLUMNS = frozenset({"id", "place", "reason", "code", "request_id"})
 _MAX_ROW_BYTES = 4 << 20
+_OUTPUT_EXTENSION_PATTERN = r"(?<=.)\.(parquet|jsonl|npy)(?=\.|$)"
 
 
 def _belongs_to_output(path: Path, output: Path) -> bool:
     """Whether a file is the output, or lies beside it with a name that begins with the output's."""
     try:
-        if not output.parent.is_dir():
-            return False
         for candidate in (path, path.resolve()) if path.is_symlink() else (path,):
-            has_its_name = candidate.name == output.name or candidate.name.startswith(f"{output.name}.")
-            if has_its_name and candidate.parent.samefile(output.parent):
+            if f"{candidate.name}.".startswith(f"{output.name}.") and candidate.parent.samefile(output.parent):
                 return True
-        return output.exists() and path.samefile(output)
-    except OSError:
+        return path.samefile(output)
+    except OSError:  # the output does not exist yet
         return False
 
 
 def _is_our_output(path: Path, file_format: Format | None) -> bool:
     """Whether a run into another output wrote a file: a checkpoint lies beside it, or it has our columns."""
-    parts = path.name.split(".")
-    for length in range(2, len(parts) + 1):
-        # Only after an output's ending: other programs write .ledger files too.
-        if f".{parts[length - 1]}" in OUTPUT_EXTENSIONS:
-            name = ".".join(parts[:length])
-            if path.with_name(f"{name}.ledger").exists():
-                return True
-    kind = file_format or _EXTENSIONS.get(path.suffix.lower())
-    columns = _columns(path, kind)
+    # Only after an output's ending: other programs write .ledger files too.
+    names = (path.name[: match.end()] for match in re.finditer(_OUTPUT_EXTENSION_PATTERN, path.name))
+    if any(path.with_name(f"{name}.ledger").exists() for name in names):
+        return True
+    columns = _columns(path, file_format or _EXTENSIONS.get(path.suffix.lower()))
     return _REQUIRED_COLUMNS <= columns <= _OUTPUT_COLUMNS or columns == _REJECTS_COLUMNS
 
 
 def _columns(path: Path, kind: Format | None) -> frozenset[str]:
     """The columns of the first row; empty if it cannot be read."""
-    if not path.is_file():
-        return frozenset()  # a pipe can be read only once
-    try:
-        if kind == "jsonl":
+    with contextlib.suppress(Exception):  # reading it will raise the error
+        if path.is_file() and kind == "jsonl":  # a pipe can be read only once
             with path.open("rb") as file:
                 first = file.readline(_MAX_ROW_BYTES)
-            row = json.loads(first) if first.startswith(b'{"id":') else None
-            return frozenset(row) if isinstance(row, dict) else frozenset()
-        if kind == "parquet":
+            return frozenset(json.loads(first) if first.startswith(b'{"id":') else ())
+        if path.is_file() and kind == "parquet":
             return frozenset(import_pyarrow().parquet.read_schema(path).names)
-    except Exception:  # noqa: BLE001 - reading it will raise the error
-        return frozenset()
     return frozenset()
