@@ -142,25 +142,22 @@ _MIN_UNIT_BYTES = 32
 def _copy_rows(source: sqlite3.Connection, target: sqlite3.Connection) -> int:
     """Copies all rows that can be read; returns the number of units with rows that cannot."""
 
-    def copy(table: str, condition: str = "", values: tuple[int, ...] = ()) -> None:
-        rows = source.execute(f"SELECT * FROM {table} {condition}", values)  # noqa: S608 - our own names
-        marks = ",".join("?" * len(rows.description))
-        target.executemany(f"INSERT INTO {table} VALUES ({marks})", rows)  # noqa: S608 - only question marks
-
-    def try_copy(table: str, condition: str = "", values: tuple[int, ...] = ()) -> bool:
+    def copy(table: str, condition: str = "", *values: int, is_essential: bool = False) -> bool:
         try:
-            copy(table, condition, values)
-        except sqlite3.OperationalError:
-            raise
-        except (sqlite3.DatabaseError, MemoryError):
+            rows = source.execute(f"SELECT * FROM {table} {condition}", values)  # noqa: S608 - our own names
+            marks = ",".join("?" * len(rows.description))
+            target.executemany(f"INSERT INTO {table} VALUES ({marks})", rows)  # noqa: S608 - only question marks
+        except (sqlite3.DatabaseError, MemoryError) as error:
+            if is_essential or isinstance(error, sqlite3.OperationalError):
+                raise
             return False
         return True
 
     target.execute("DELETE FROM checkpoint")
     for table in ("checkpoint", "settings", "batches", "lines", "sqlite_sequence"):
-        copy(table)
-    has_all_records = try_copy("records")
-    try_copy("skipped")
+        copy(table, is_essential=True)
+    has_all_records = copy("records")
+    copy("skipped")
     (units,) = source.execute("SELECT units FROM checkpoint").fetchone()
     (size,) = source.execute("SELECT page_count * page_size FROM pragma_page_count, pragma_page_size").fetchone()
     units = min(units, size // _MIN_UNIT_BYTES)  # a damaged total would have this loop run for ever
@@ -168,7 +165,7 @@ def _copy_rows(source: sqlite3.Connection, target: sqlite3.Connection) -> int:
         unit
         for table in ("units", "vectors")
         for unit in range(1, units + 1)
-        if not try_copy(table, "WHERE unit = ?", (unit,))
+        if not copy(table, "WHERE unit = ?", unit)
     }
     if has_all_records:  # units above the true number look lost where the page that would hold them is damaged
         lost &= {unit for (unit,) in target.execute("SELECT DISTINCT unit FROM records")}
