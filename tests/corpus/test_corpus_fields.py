@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from client_helpers import client_for
-from corpus_helpers import DIMENSIONS, read_rejects, read_vectors, write_json_lines, write_lines
+from corpus_helpers import (
+    DIMENSIONS,
+    ENDINGS,
+    read_rejects,
+    read_vectors,
+    write_json_lines,
+    write_lines,
+    write_rows,
+)
 
 from dashscope_embeddings import InvalidInput, corpus
 
@@ -45,27 +52,14 @@ def test_a_column_without_a_name_is_told(emulator: Emulator, caplog: pytest.LogC
 
 
 ROWS = [{"id": 7, "text": "a", "key": "k7"}, {"id": 9, "text": "b", "key": "k9"}]
-FILES = {
-    "in.jsonl": "".join(f"{json.dumps(row)}\n" for row in ROWS),
-    "in.json": json.dumps(ROWS, indent=1),
-    "in.csv": "id,text,key\n7,a,k7\n9,b,k9\n",
-    "in.parquet": "",
-}
-
-
-def write(name: str) -> None:
-    if name.endswith(".parquet"):
-        table = pytest.importorskip("pyarrow").Table.from_pylist(ROWS)
-        pytest.importorskip("pyarrow.parquet").write_table(table, name)
-    else:
-        Path(name).write_text(FILES[name], "utf-8")
+FILES = ["in.jsonl", "in.json", "in.csv", "in.parquet"]
 
 
 @pytest.mark.parametrize("name", FILES)
 def test_a_field_named_id_is_the_id_unless_another_is_named_or_none(
     name: str, emulator: Emulator, caplog: pytest.LogCaptureFixture
 ) -> None:
-    write(name)
+    write_rows(Path(name), ROWS)
     kind = str if name.endswith(".csv") else int
     assert [row[0] for row in embed(emulator, name)] == [kind(7), kind(9)]
     assert 'ids are taken from the field "id"; to take positions, switch it off (id_field=None, --id-field "")' in (
@@ -108,28 +102,23 @@ def test_ids_that_were_found_and_cannot_be_used_are_refused_with_the_way_out(
     assert [row[0] for row in embed(emulator, "in.jsonl", id_field=None)] == list(range(len(rows)))
 
 
-@pytest.mark.parametrize("batch", [False, True])
-@pytest.mark.parametrize("ending", ["jsonl", "parquet"])
+@pytest.mark.parametrize("route", ["real-time", "batch"])
+@pytest.mark.parametrize("ending", ENDINGS)
 def test_a_file_that_is_added_to_a_folder_shifts_no_id(
-    ending: str,
-    tmp_path: Path,
-    emulator: Emulator,
-    batch: bool,  # noqa: FBT001 - a case
+    ending: str, route: str, tmp_path: Path, emulator: Emulator
 ) -> None:
-    if ending == "parquet":
-        pytest.importorskip("pyarrow")
     docs = tmp_path / "docs"
     (docs / "sub").mkdir(parents=True)
     (docs / "b.txt").write_bytes(b"\xef\xbb\xbfone\r\n\r\ntwo\r\n")
     write_lines(docs / "sub" / "c.txt", ["three"])
     before = {"docs/b.txt:1": "one", "docs/b.txt:3": "two", "docs/sub/c.txt:1": "three"}
-    output = f"out.{ending}"
-    assert dict(embed(emulator, "docs", output, batch=batch)) == before
+    output, how = f"out{ending}", {"batch": route == "batch"}
+    assert dict(embed(emulator, "docs", output, **how)) == before
     write_lines(docs / "a.txt", ["zero"])
     write_json_lines(docs / "d.jsonl", [{"text": "a position, from here on"}])
     after = {"docs/a.txt:1": "zero", **before, "3": "a position, from here on"}
     for spelled in ("docs", "./docs/", docs, "docs/../docs", "docs/**/*.[tj]*[tl]"):
-        assert dict(embed(emulator, spelled, output, batch=batch)) == after
+        assert dict(embed(emulator, spelled, output, **how)) == after
     assert emulator.billed_texts == 5
 
 
@@ -142,19 +131,13 @@ def test_files_that_are_named_and_folders_without_ids_have_positions(emulator: E
     assert embed(emulator, ["one", "two"]) == [("one/a.txt:1", "one"), ("two/a.txt:1", "two")]
 
 
-@pytest.mark.parametrize("batch", [False, True])
-@pytest.mark.parametrize("ending", ["jsonl", "parquet", "npy"])
-def test_the_source_of_each_text_is_written_on_request(
-    ending: str,
-    emulator: Emulator,
-    batch: bool,  # noqa: FBT001 - a case
-) -> None:
-    if ending == "parquet":
-        pytest.importorskip("pyarrow")
+@pytest.mark.parametrize("route", ["real-time", "batch"])
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_the_source_of_each_text_is_written_on_request(ending: str, route: str, emulator: Emulator) -> None:
     Path("docs").mkdir()
     write_lines(Path("docs/a.txt"), ["a"])
     write_json_lines(Path("b.jsonl"), [{"text": "b"}])
-    output = Path(f"out.{ending}")
+    output, batch = Path(f"out{ending}"), route == "batch"
     embed(emulator, ["docs", "b.jsonl"], str(output), with_source=True, batch=batch)
     assert [(row.source, row.text) for row in read_vectors(output)] == [("docs/a.txt", "a"), ("b.jsonl", "b")]
     embed(emulator, ["docs", "b.jsonl"], str(output), batch=batch)
@@ -177,22 +160,14 @@ NESTED = [
 @pytest.mark.parametrize("case", NESTED, ids=[str(case[0]) for case in NESTED])
 def test_a_path_reads_a_nested_field_and_a_name_with_dots_goes_first(name: str, case: Any, emulator: Emulator) -> None:
     row, text_field, id_field, expected = case
-    if name == "in.parquet":
-        table = pytest.importorskip("pyarrow").Table.from_pylist([row])
-        pytest.importorskip("pyarrow.parquet").write_table(table, name)
-    else:
-        Path(name).write_text(json.dumps([row] if name == "in.json" else row), "utf-8")
+    write_rows(Path(name), [row])
     assert embed(emulator, name, text_field=text_field, id_field=id_field) == [expected]
 
 
 @pytest.mark.parametrize("name", ["in.jsonl", "in.parquet"])
 def test_an_object_that_is_missing_is_one_bad_record(name: str, emulator: Emulator) -> None:
     rows: list[dict[str, Any]] = [{"data": {"text": "a"}}, {"data": None}, {"data": {"text": None}}]
-    if name == "in.parquet":
-        table = pytest.importorskip("pyarrow").Table.from_pylist(rows)
-        pytest.importorskip("pyarrow.parquet").write_table(table, name)
-    else:
-        write_json_lines(Path(name), rows)
+    write_rows(Path(name), rows)
     assert embed(emulator, name, text_field="data.text", on_bad_input="skip") == [(0, "a")]
     assert [row["id"] for row in read_rejects(Path("out.jsonl"))] == [1, 2]
     with pytest.raises(InvalidInput, match=r"has no field 'text'; it has 'data': .*--text-field\), such as data\.text"):

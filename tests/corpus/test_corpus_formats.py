@@ -15,6 +15,7 @@ import pytest
 from client_helpers import client_for
 from corpus_helpers import (
     DIMENSIONS,
+    ENDINGS,
     MODEL,
     as_float32,
     expected_vector,
@@ -218,10 +219,8 @@ def test_parquet_without_pyarrow_names_the_extra_before_anything_is_spent(
 
 
 @pytest.mark.parametrize("kind", ["dense", "sparse", "dense&sparse"])
-@pytest.mark.parametrize("ending", [".parquet", ".jsonl", ".npy"])
+@pytest.mark.parametrize("ending", ENDINGS)
 def test_what_is_written_is_read_back(ending: str, kind: Any, tmp_path: Path, emulator: Emulator) -> None:
-    if ending == ".parquet":
-        pytest.importorskip("pyarrow")
     if ending == ".npy" and kind != "dense":
         pytest.skip("refused, as another test says")
     texts = [f"{text} {number}" for number in range(30) for text in TEXTS]
@@ -243,10 +242,8 @@ def test_what_is_written_is_read_back(ending: str, kind: Any, tmp_path: Path, em
         assert row.sparse.values == as_float32(value for _, value in weights)
 
 
-@pytest.mark.parametrize("ending", [".parquet", ".jsonl", ".npy"])
+@pytest.mark.parametrize("ending", ENDINGS)
 def test_a_corpus_whose_texts_are_all_refused_gives_an_empty_output(ending: str, tmp_path: Path) -> None:
-    if ending == ".parquet":
-        pytest.importorskip("pyarrow")
     output = tmp_path / f"out{ending}"
     emulator = Emulator(faults=[faults.Blocked(match="refused")])
     assert embed(emulator, write_lines(tmp_path / "in.txt", ["refused"]), output).finished

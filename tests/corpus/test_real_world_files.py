@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from client_helpers import client_for
-from corpus_helpers import DIMENSIONS, read_rejects, read_vectors, write_json_lines, write_lines
+from corpus_helpers import DIMENSIONS, ENDINGS, read_rejects, read_vectors, write_json_lines, write_lines
 
 from dashscope_embeddings import InvalidInput, corpus
 from dashscope_embeddings.corpus.encodings import guess_encoding
@@ -60,13 +60,11 @@ def test_the_output_is_no_input_however_it_is_spelled(
     assert emulator.billed_texts == 2
 
 
-@pytest.mark.parametrize("ending", [".jsonl", ".parquet"])
+@pytest.mark.parametrize("ending", ENDINGS[::2])
 @pytest.mark.parametrize("known_by", ["its checkpoint", "its columns"])
 def test_outputs_of_other_runs_are_left_out_and_named(
     known_by: str, ending: str, tmp_path: Path, emulator: Emulator
 ) -> None:
-    if ending == ".parquet":
-        pytest.importorskip("pyarrow")
     docs = tmp_path / "docs"
     docs.mkdir()
     write_json_lines(docs / "a.jsonl", [{"text": "one"}, {"text": ""}])
@@ -387,11 +385,6 @@ def test_texts_that_may_be_too_long_are_counted_and_the_first_is_named(
     assert not caplog.messages
 
 
-def _empty_parquet(path: Path) -> None:
-    parquet = pytest.importorskip("pyarrow.parquet")
-    parquet.write_table(pytest.importorskip("pyarrow").table({"text": []}), path)
-
-
 EMPTY = [
     ("in.txt", b""),
     ("in.txt", b"\n \n"),
@@ -406,9 +399,10 @@ EMPTY = [
 def test_an_input_without_records_is_an_error_and_a_file_without_any_is_told(
     name: str, content: bytes, tmp_path: Path, emulator: Emulator, caplog: pytest.LogCaptureFixture
 ) -> None:
-    (tmp_path / name).write_bytes(content)
     if name == "in.parquet":
-        _empty_parquet(tmp_path / name)
+        pytest.importorskip("pyarrow.parquet").write_table(pytest.importorskip("pyarrow").table({"text": []}), name)
+    else:
+        Path(name).write_bytes(content)
     write_lines(tmp_path / "good.txt", ["good"])
     embed(emulator, [name, "good.txt"], "out.jsonl")
     assert caplog.messages == [f"{name} holds no records"]

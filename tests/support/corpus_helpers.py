@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import array
+import importlib.util
 import json
 import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import pytest
 
 from dashscope_embeddings import corpus
 
@@ -19,6 +22,8 @@ if TYPE_CHECKING:
 
 MODEL = "text-embedding-v4"
 DIMENSIONS = 64
+no_pyarrow = importlib.util.find_spec("pyarrow") is None
+ENDINGS = [".jsonl", ".npy", pytest.param(".parquet", marks=pytest.mark.skipif(no_pyarrow, reason="no pyarrow"))]
 
 
 def write_lines(path: Path, texts: Iterable[str]) -> Path:
@@ -30,6 +35,20 @@ def write_lines(path: Path, texts: Iterable[str]) -> Path:
 def write_json_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> Path:
     """Writes one JSON object a line."""
     return write_lines(path, (json.dumps(row, ensure_ascii=False) for row in rows))
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
+    """Writes rows in the format of the path's ending."""
+    if path.suffix == ".parquet":
+        table = pytest.importorskip("pyarrow").Table.from_pylist(rows)
+        pytest.importorskip("pyarrow.parquet").write_table(table, path)
+    elif path.suffix == ".json":
+        path.write_text(json.dumps(rows, indent=1), "utf-8")
+    elif path.suffix == ".csv":
+        write_lines(path, [",".join(map(str, line)) for line in (rows[0], *(row.values() for row in rows))])
+    else:
+        write_json_lines(path, rows)
+    return path
 
 
 def as_float32(floats: Iterable[float]) -> list[float]:
