@@ -144,12 +144,12 @@ class Embedder:
     def _on_reply(self, texts: Sequence[str], outcome: Outcome) -> None:
         """Called in the thread of the request. Texts split into chunks are stored when the stream yields them."""
         vectors_by_unit = {}
-        # A chunk of a long text may equal a whole one: its vectors are needed for both.
-        is_chunk_possible = self._client.settings.long_text != "error"
+        # If long texts are cut, a chunk may equal a whole text: then its vectors are needed for both.
+        are_rows_whole = self._client.settings.long_text == "error"
         for row, (text, part) in enumerate(zip(texts, outcome.vectors, strict=True)):
             if part is not None and (unit := self._unstored.pop(text, None)) is not None:
                 vectors_by_unit[unit] = PackedVectors.pack(part.dense, part.sparse)
-                if not is_chunk_possible:
+                if are_rows_whole:
                     outcome.vectors[row] = _STORED
         if vectors_by_unit or outcome.requests:
             self._store_reply(vectors_by_unit, outcome.requests, outcome.texts, outcome.tokens)

@@ -20,13 +20,8 @@ CHECKSUM_BYTES = 4
 """Bytes of a checksum. A CRC takes a third of the time of the fastest hash and is enough against accidental damage."""
 
 
-def text_hash(text: str) -> bytes:
-    """The hash that identifies a text."""
-    return hashlib.blake2b(text.encode(), digest_size=16).digest()
-
-
-def part_hash(whole: bytes, text: str) -> bytes:
-    """The hash of a part and of the text that it is a part of."""
+def text_hash(text: str, whole: bytes = b"") -> bytes:
+    """The hash that identifies a text, or a part of the text whose hash is `whole`."""
     return hashlib.blake2b(whole + text.encode(), digest_size=16).digest()
 
 

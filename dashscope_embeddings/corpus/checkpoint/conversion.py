@@ -160,7 +160,7 @@ def _convert_parts(database: Database) -> dict[int, int]:
     for piece, whole, text, dense, whole_hash in fetch_all(
         "SELECT piece, key, batch_pieces.text, dense, hash FROM batch_pieces JOIN units ON unit = key ORDER BY piece"
     ):
-        number, digest = number + 1, checksums.part_hash(whole_hash, text)
+        number, digest = number + 1, checksums.text_hash(text, whole_hash)
         units[-piece] = number
         fetch_all(
             "INSERT INTO units (unit, hash, tokens, part_of, text) VALUES (?, ?, ?, ?, ?)",

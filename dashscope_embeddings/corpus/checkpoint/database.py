@@ -59,6 +59,13 @@ class Database:
         rows = self.fetch_all(statement, values)
         return rows[0][0] if rows else None
 
+    def fetch_paged(self, statement: str, *values: Any, page_size: int = 512) -> Iterator[Any]:
+        """The rows of a statement, while tables may change; its last values are the highest key so far and a LIMIT."""
+        last = 0
+        while rows := self.fetch_all(statement, (*values, last, page_size)):
+            last = rows[-1][0]
+            yield from rows
+
     def execute_many(self, statement: str, rows: Iterable[Sequence[Any]]) -> None:
         """Executes a statement once per row."""
         with self.lock:

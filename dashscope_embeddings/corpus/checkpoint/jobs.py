@@ -133,12 +133,9 @@ class JobStore:
 
     def lines_without_vectors(self, batch: BatchFile) -> Iterator[tuple[int, list[int]]]:
         """Number and units of the lines of a batch that have no vectors, in order."""
-        last = 0
-        query = "SELECT line FROM lines WHERE batch = ? AND line > ? AND NOT done ORDER BY line LIMIT 1000"
-        while rows := self._fetch_all(query, (batch.number, last)):
-            for (line,) in rows:
-                yield line, self.line_units(batch, line) or []
-            last = rows[-1][0]
+        query = "SELECT line FROM lines WHERE batch = ? AND line > ? AND NOT done ORDER BY line LIMIT ?"
+        for (line,) in self._database.fetch_paged(query, batch.number):
+            yield line, self.line_units(batch, line) or []
 
     def mark_done(self, lines: Iterable[int]) -> None:
         """Records that the vectors of these lines are stored."""
@@ -150,7 +147,7 @@ class JobStore:
 
     # --- units ----------------------------------------------------------------------------------------------
 
-    def units_to_submit(self, selection: Selection, page_size: int = 512) -> Iterator[Unit]:
+    def units_to_submit(self, selection: Selection) -> Iterator[Unit]:
         """The units to submit, in order. Tables may change during the iteration: new parts of texts come last.
 
         Raises:
@@ -165,16 +162,11 @@ class JobStore:
             f"AND NOT EXISTS (SELECT 1 FROM vectors WHERE vectors.unit = units.unit) AND {_SELECTIONS[selection]} "
             "ORDER BY units.unit LIMIT ?"
         )
-        last = 0
-        while rows := self._fetch_all(query, (last, page_size)):
-            last = rows[-1][0]
-            for *columns, whole_hash in rows:
-                unit = Unit(*columns)
-                is_whole = unit.part_of is None
-                expected = checksums.text_hash(unit.text) if is_whole else checksums.part_hash(whole_hash, unit.text)
-                if unit.digest != expected:
-                    raise checksums.damage_error(self._database.path, f"text {unit.number} differs from what was read")
-                yield unit
+        for *columns, whole_hash in self._database.fetch_paged(query):
+            unit = Unit(*columns)
+            if unit.digest != checksums.text_hash(unit.text, whole_hash or b""):
+                raise checksums.damage_error(self._database.path, f"text {unit.number} differs from what was read")
+            yield unit
 
     def counts(self) -> tuple[int, int]:
         """Different texts that are under way, and different texts that failed too often in this submission."""
@@ -229,7 +221,7 @@ class JobStore:
             (digest,) = self._fetch_all("SELECT hash FROM units WHERE unit = ?", (whole,))[0]
             last = self._fetch_value("SELECT units FROM checkpoint")
             rows = [
-                (number, checksums.part_hash(digest, text), estimate_tokens(text), whole, text)
+                (number, checksums.text_hash(text, digest), estimate_tokens(text), whole, text)
                 for number, text in enumerate(texts, last + 1)
             ]
             self._database.execute_many(

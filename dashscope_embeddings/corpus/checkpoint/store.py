@@ -191,13 +191,10 @@ class CheckpointStore:
 
     # --- replies --------------------------------------------------------------------------------------------
 
-    def pending_texts(self, page_size: int = 512) -> Iterator[tuple[int, str]]:
-        """Unit and text of pending texts, in the order of the input. The tables may change during the iteration."""
+    def pending_texts(self) -> Iterator[tuple[int, str]]:
+        """Unit and text of pending texts, in the order of the input."""
         query = f"SELECT unit, text FROM units WHERE unit > ? AND {PENDING} ORDER BY unit LIMIT ?"  # noqa: S608 - no input in it
-        last = 0
-        while rows := self.database.fetch_all(query, (last, page_size)):
-            last = rows[-1][0]
-            yield from rows
+        return self.database.fetch_paged(query)
 
     def store_reply(
         self, vectors_by_unit: Mapping[int, PackedVectors], requests: int = 0, texts: int = 0, tokens: int = 0
@@ -244,7 +241,7 @@ class CheckpointStore:
         parts = []
         for digest, text, checksum, *columns in rows:
             vectors = PackedVectors(*columns)
-            is_intact = isinstance(text, str) and digest == checksums.part_hash(whole_hash, text)
+            is_intact = isinstance(text, str) and digest == checksums.text_hash(text, whole_hash)
             if is_intact and checksums.is_intact(digest, checksum, vectors):
                 parts.append(Part(array.array("f", vectors.dense or b"").tolist(), None, float(len(text))))
         self.drop_parts(whole)
