@@ -7,7 +7,7 @@ import io
 import re
 import sys
 import unicodedata
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -143,7 +143,9 @@ class TextFile:
 
     def decode_problem(self, line: str) -> str:
         """The error message for a line that is not in the file's encoding."""
-        raw = self._raw(line)
+        raw = b""
+        with suppress(UnicodeError):  # an encoding may have no way to write such a line again
+            raw = line.encode(self.encoding, "surrogateescape")
         if self._codec_name == "utf-8" and _CESU8_PAIR.search(raw):
             return (
                 "holds surrogate pairs in place of characters (CESU-8): convert the file's bytes with "
@@ -163,12 +165,6 @@ class TextFile:
     @cached_property
     def _guessed_encoding(self) -> str | None:
         return guess_encoding(self.head, self._codec_name)
-
-    def _raw(self, line: str) -> bytes:
-        try:
-            return line.encode(self.encoding, "surrogateescape")
-        except UnicodeError:
-            return b""
 
 
 @contextmanager

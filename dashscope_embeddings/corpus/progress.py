@@ -158,7 +158,6 @@ class _Bar:
         )
 
     def show(self, status: RunStatus) -> None:
-        """Draws the bar."""
         if (progress := status.progress) is not None:
             if self._bar.total is None:
                 self._bar.reset(total=progress.total)  # the time left is counted from here
@@ -166,6 +165,5 @@ class _Bar:
         self._bar.set_postfix_str(status.outage() or status.speed())
 
     def close(self, status: RunStatus) -> None:
-        """Draws the bar for the last time, and leaves it."""
         self.show(status)
         self._bar.close()
