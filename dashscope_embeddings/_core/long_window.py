@@ -22,10 +22,6 @@ class LongWindow:
     _counted: deque[Permit] = field(default_factory=deque)
     _total: float = 0.0
     _next_try_at: float = -math.inf
-    _found_amount: float = field(init=False)
-
-    def __post_init__(self) -> None:
-        self._found_amount = self.amount
 
     @property
     def rate(self) -> float:
@@ -41,11 +37,6 @@ class LongWindow:
     def has_room(self) -> bool:
         """Whether a 429 contradicts the window."""
         return self._total < constants.LONG_WINDOW_ROOM * self.amount
-
-    @property
-    def has_grown(self) -> bool:
-        """Whether far more passes than was found."""
-        return self.amount > constants.LONG_WINDOW_GROWTH * self._found_amount
 
     def add(self, permit: Permit, now: float) -> None:
         """A request is sent."""
@@ -84,7 +75,6 @@ class LongWindow:
         before, self._total = self._total, sum(send.weight for send in self._counted if not send.is_uncounted)
         if before > 0.0:
             self.amount *= self._total / before
-            self._found_amount *= self._total / before
 
     def on_throttled(self, now: float) -> None:
         """No more than what is in the window passes."""

@@ -18,7 +18,7 @@ terms of congestion control:
                                          └→ WINDOWED   passed only later
     STEADY ──→ STEADY   a single 429 while the rate exceeds the limit: the limit is lowered a little
     WINDOWED ──→ WINDOWED   a 429: the amount that passed in the window is the limit
-    WINDOWED ──→ STEADY     429s of a limit while the window has room, or far more passes than its amount
+    WINDOWED ──→ STEADY     429s of a limit while the window has room
 
 `throttle_detector` distinguishes random 429s from a limit (CUSUM); limits on concurrent requests are tested by
 `concurrency_window`. Constants, with the simulated service that fixes each, are in `search_constants`.
@@ -149,8 +149,6 @@ class RateEstimator:
             self._close_circuit(self._circuit, permit.sent_at or now, now)
         elif self.long_window is not None:
             self.long_window.on_success()
-            if self.long_window.has_grown:
-                self._leave_window(self.long_window, now)
 
     def on_throttled(self, permit: Permit, now: float, retry_after_seconds: float | None) -> None:
         """A request was throttled; nothing is sent for `retry_after_seconds`, if the service asked for them."""
@@ -311,16 +309,12 @@ class RateEstimator:
         """WINDOWED: a 429 while the window has room is random; many of them show that there is no such window."""
         is_limit = self._detector.find_limit(self.log, self._reacted_at, now) is not None
         if is_limit and window.has_room:
-            self._leave_window(window, now)
+            self.long_window = None  # its rate does no harm, whatever the limit is
+            self._set_limit(window.amount / window.seconds, constants.FIRST_HOLD, now)
         elif is_limit or window.is_full:
             self._update_resource(sent_at)
             window.on_throttled(now)
             self._reacted_at = now
-
-    def _leave_window(self, window: LongWindow, now: float) -> None:
-        """The limit does not count what is sent in this window: its rate is held instead, evenly."""
-        self.long_window = None
-        self._set_limit(window.amount / window.seconds, constants.FIRST_HOLD, now)
 
     def _set_limit(self, limit: float, hold_seconds: float, now: float) -> None:
         self.steady.set(limit, hold_seconds, now)

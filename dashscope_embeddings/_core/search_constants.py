@@ -104,10 +104,7 @@ LONG_WINDOW_PACE = 4.0
 """Times the mean rate at which the amount is used up: the service may limit bursts as well ("600 in 60 s")."""
 LONG_WINDOW_ROOM = 0.8
 """A limit that is met while less than this share of the amount is in use is not this window's ("46/s, 396 ms, random
-429s 13%")..."""
-LONG_WINDOW_GROWTH = 1.5
-"""...nor one that lets this multiple of the found amount pass: it was found too early ("2,400 in 60 s, 624 ms, random
-429s 3%")."""
+429s 13%")."""
 
 # --- requests in flight ------------------------------------------------------------------------------------
 START_IN_FLIGHT = 16

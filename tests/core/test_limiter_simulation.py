@@ -10,7 +10,6 @@ import pytest
 from ideal_times import informed_seconds
 from limiter_simulation import shape_of
 from listed_shapes import FURTHER_SHAPES, LONG_SHAPES, TABLE_SHAPES
-from random_shapes import random_shape
 from service_shapes import (
     Constant,
     Crowded,
@@ -177,16 +176,6 @@ def test_an_informed_client_needs_a_round_trip_for_each_doubling() -> None:
     assert informed_seconds(16, 1e9, 1.0) == pytest.approx(1.0)
     assert informed_seconds(16 + 32 + 64, 1e9, 1.0) == pytest.approx(3.0, abs=0.01)
     assert informed_seconds(300, 30, 0.1) == pytest.approx(10.0, abs=0.1)
-
-
-@pytest.mark.parametrize("seed", range(40))
-def test_a_random_shape_is_the_same_again_and_its_job_ends(seed: int) -> None:
-    shape = random_shape(seed)
-    assert shape.name == random_shape(seed).name
-    result = shape.run(0)
-    assert result.answered <= shape.requests
-    assert result.ideal_seconds > 0.0
-    assert len(result.sends) == result.answered + result.refused
 
 
 def test_names_of_shapes_are_unique() -> None:

@@ -1,4 +1,4 @@
-"""The limiter: turns, holds, what it learns, and how it fares against the quotas of `limiter_simulation.py`."""
+"""The limiter: turns, holds, what it learns, and whose quota holds."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import random
 import signal
 import threading
 
-import limiter_simulation
 import pytest
+from limiter_simulation import shape_of
 
 from dashscope_embeddings._core import rate_limiter as module
 from dashscope_embeddings._core.rate_estimator import SearchState
@@ -448,71 +448,13 @@ def test_a_forked_child_starts_afresh_and_never_inherits_a_locked_lock() -> None
     assert held(limiter)
 
 
-ROWS = {row.name: row for row in limiter_simulation.SCENARIOS}
-TARGETS = [
-    # shape, time / ideal at most, throttled at most: each seed
-    ("known 1 s sliding, 10 ms", 1.05, 0.005),
-    ("known 1 s sliding, 80 ms", 1.05, 0.005),
-    ("known, 30 ms of jitter", 1.05, 0.005),
-    ("1 s sliding, 10 ms", 1.05, 0.03),
-    ("1 s sliding, 80 ms", 1.06, 0.07),
-    ("1 s sliding, 80 ms, long", 1.05, 0.012),
-    ("1 s sliding, Retry-After 1", 1.15, 0.055),
-    ("1 s fixed, 10 ms", 1.05, 0.04),
-    ("1 s fixed, 80 ms", 1.06, 0.075),
-    ("1 a second", 1.20, 0.30),
-    ("6 s window of 60", 0.90, 0.06),
-    ("minute of 1,800", 0.70, 0.04),
-    ("minute, Retry-After 20", 0.70, 0.04),
-    ("burst-sensitive", 1.8, 0.03),
-    ("half the limit at 5 s", 1.15, 0.055),
-    ("twice the limit at 5 s", 1.10, 0.02),
-    ("none, 80 ms, 100", 0.75 / 0.56, 0.0),
-    ("none, 80 ms, 1,000", 0.35, 0.0),
-    ("two processes", 1.06, 0.055),
-    ("second 3 s late", 1.20, 0.125),
-    ("erratic 3 %, no quota", 0.4, 0.04),
-    ("erratic 3 %, 10 ms", 3.3, 0.04),
-    ("erratic 5 %, no quota", 0.4, 0.07),
-    ("erratic 3 %, 1 s sliding", 1.60, 0.09),
-    ("erratic 3 %, known", 1.10, 0.05),
-    ("tokens known", 1 / 0.95, 0.005),
-    ("tokens known, estimate / 2", 1 / 0.95, 0.01),
-    ("tokens known, estimate x 2", 1 / 0.95, 0.01),
-    ("tokens known, lenient", 1 / 0.95, 0.005),
-    ("tokens known, coarse", 1.13, 0.01),
-    ("tokens known, coarse, lenient", 1.10, 0.01),
-    ("tokens unknown", 1.20, 0.03),
-    ("tokens unknown, lenient", 1.20, 0.03),
-    ("tokens unknown, coarse", 1.32, 0.065),
-    ("tokens unknown, coarse, lenient", 1.27, 0.065),
-]
-
-
-@pytest.mark.parametrize(("shape", "time", "throttled"), TARGETS)
-@pytest.mark.parametrize("seed", range(4))
-def test_a_job_under_this_quota_is_about_as_fast_as_can_be(
-    shape: str, time: float, throttled: float, seed: int
-) -> None:
-    row = ROWS[shape]
-    outcome = row.run(seed)
-    assert outcome.answered == row.requests
-    assert outcome.slowness <= time
-    assert outcome.throttled_share <= throttled
-
-
-def test_every_simulated_shape_has_a_target() -> None:
-    assert set(ROWS) == {shape for shape, _, _ in TARGETS}
-
-
 def test_the_simulation_repeats_itself() -> None:
-    row = ROWS["1 s sliding, 80 ms"]
+    row = shape_of("1 s sliding, 80 ms")
     assert row.run(7).sends == row.run(7).sends != row.run(8).sends
 
 
 def test_a_killed_process_of_waiters_does_not_slow_the_others() -> None:
-    row = ROWS["known 1 s sliding, 10 ms"]
-    simulation, jobs = row.simulate(0)
+    simulation, jobs = shape_of("known 1 s sliding, 10 ms").simulate(0)
     for _ in range(50):
         jobs[0].limiter.try_acquire(jobs[0].limiter.create_permit(100))
     assert simulation.run(*jobs).seconds <= 11.0

@@ -5,16 +5,18 @@ from __future__ import annotations
 import math
 import random
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ideal_times import START_IN_FLIGHT, Ideal, by_tokens, evenly, in_phases, ramp
 from service_shapes import (
     Constant,
     Crowded,
     FixedWindow,
+    Latency,
     Lognormal,
     Neighbour,
     Queue,
+    Quota,
     Service,
     Shards,
     SlidingWindow,
@@ -98,78 +100,68 @@ class Shape:
 # --- the listed ones ---------------------------------------------------------------------------------------
 
 
-def sliding(rate: float, latency: float, **service: float | bool) -> Callable[[int], Service]:
-    return lambda seed: Service(Constant(latency), SlidingWindow(rate), seed, **service)  # type: ignore[arg-type]
+def served(
+    latency: float | Callable[[], Latency], quota: Callable[[int], Quota | None] = lambda _: None, **options: Any
+) -> Callable[[int], Service]:
+    """Makes the service for a seed; a latency in seconds is constant."""
+    return lambda seed: Service(latency() if callable(latency) else Constant(latency), quota(seed), seed, **options)
 
 
-def _shards(nodes: int, rate: float, latency: float) -> Callable[[int], Service]:
-    return lambda seed: Service(
-        Constant(latency),
-        Shards([SlidingWindow(rate) for _ in range(nodes)], random.Random(seed)),  # noqa: S311 - no secret
-        seed,
-    )
+def sliding(limit: float, seconds: float = 1.0, **options: Any) -> Callable[[int], Quota]:
+    return lambda _: SlidingWindow(limit, seconds, **options)
+
+
+def bucket(rate: float, burst: float) -> Callable[[int], Quota]:
+    return lambda _: TokenBucket(rate, burst)
+
+
+def shards(nodes: int, limit: float) -> Callable[[int], Quota]:
+    return lambda seed: Shards([SlidingWindow(limit) for _ in range(nodes)], random.Random(seed))  # noqa: S311 - no secret
+
+
+def neighbour(limit: float, *on_off: float) -> Callable[[int], Quota]:
+    """Another tenant takes half of it."""
+    return lambda _: Neighbour(SlidingWindow(limit), limit / 2, *on_off)
 
 
 def _of_latency(latency: float, throttled: float) -> tuple[Shape, ...]:
     """The shapes whose latency the table leaves open."""
 
-    def shape(name: str, service: Callable[[int], Service], ideal: Ideal, time: float) -> Shape:
-        return Shape(f"{name}, {latency * 1000:.0f} ms", service, ideal, Bars(time, throttled))
+    def shape(name: str, service: Callable[[int], Service], ideal: Ideal, time: float, **bars: Any) -> Shape:
+        return Shape(
+            f"{name}, {latency * 1000:.0f} ms", service, ideal, Bars(**{"throttled": throttled, **bars}, time=time)
+        )
 
-    work = Constant(latency)
-    queue = shape("queue 40/s", lambda seed: Service(Queue(40, latency), None, seed), evenly(40, latency), 1.15)
+    taken, most = in_phases([(3.0, 20.0), (3.0, 40.0)], latency), 2 * max(START_IN_FLIGHT, round(40 * latency))
+    fixed = served(latency, lambda seed: FixedWindow(30, phase=seed * 0.37 % 1.0))
+    queue = served(lambda: Queue(40, latency))
     return (
-        shape(
-            "GCRA 30/s, room for 3",
-            lambda seed: Service(work, TokenBucket(30, 3), seed),
-            evenly(30, latency, 3),
-            1.2,
-        ),
-        shape("two shards of 20/s", _shards(2, 20, latency), evenly(40, latency), 1.25),
-        shape("Retry-After 1, 30/s", sliding(30, latency, retry_after=1.0), evenly(30, latency), 1.2),
-        shape(
-            "neighbour half of 40/s",
-            lambda seed: Service(work, Neighbour(SlidingWindow(40), 20, 3.0, 3.0), seed),
-            in_phases([(3.0, 20.0), (3.0, 40.0)], latency),
-            1.3,
-        ),
-        shape(
-            "fixed second 30",
-            lambda seed: Service(work, FixedWindow(30, phase=seed * 0.37 % 1.0), seed),
-            evenly(30, latency),
-            1.15,
-        ),
-        shape(
-            "bucket 30/s, room for 60",
-            lambda seed: Service(work, TokenBucket(30, 60), seed),
-            evenly(30, latency, 60),
-            1.15,
-        ),
-        replace(queue, bars=Bars(1.15, 0.0, in_flight=2 * max(START_IN_FLIGHT, round(40 * latency)))),
+        shape("GCRA 30/s, room for 3", served(latency, bucket(30, 3)), evenly(30, latency, 3), 1.2),
+        shape("two shards of 20/s", served(latency, shards(2, 20)), evenly(40, latency), 1.25),
+        shape("Retry-After 1, 30/s", served(latency, sliding(30), retry_after=1.0), evenly(30, latency), 1.2),
+        shape("neighbour half of 40/s", served(latency, neighbour(40, 3.0, 3.0)), taken, 1.3),
+        shape("fixed second 30", fixed, evenly(30, latency), 1.15),
+        shape("bucket 30/s, room for 60", served(latency, bucket(30, 60)), evenly(30, latency, 60), 1.15),
+        shape("queue 40/s", queue, evenly(40, latency), 1.15, throttled=0.0, in_flight=most),
     )
 
 
-_NEAR = Bars(1.15, 0.03)
+_NEAR, _NEAR_30 = Bars(1.15, 0.03), served(0.01, sliding(30))
 
 TABLE_SHAPES = (
-    Shape("100/s, 300 ms", sliding(100, 0.3), evenly(100, 0.3), Bars(1.25)),
-    Shape("100/s, 1 s", sliding(100, 1.0), evenly(100, 1.0), Bars(1.6)),
-    Shape("no quota, 500 ms", lambda seed: Service(Constant(0.5), None, seed), lambda *_: 1.0, Bars(3.0, 0.0)),
-    Shape(
-        "50/s, lognormal 0.2 s",
-        lambda seed: Service(Lognormal(0.2, 0.7), SlidingWindow(50), seed),
-        evenly(50, 0.2),
-        Bars(1.25),
-    ),
-    Shape("cap 8, 200 ms", lambda seed: Service(Constant(0.2), None, seed, cap=8), evenly(8 / 0.21, 0.2), Bars(1.3)),
-    Shape("arrival 30/s, 10 ms", sliding(30, 0.01), evenly(30, 0.01), _NEAR),
-    Shape("arrival 30/s, 10 ms, slow connects", sliding(30, 0.01), evenly(30, 0.01), _NEAR, machine=SLOW_CONNECTS),
-    Shape("answer 30/s, 10 ms", sliding(30, 0.01, counts_at_answer=True), evenly(30, 0.01), _NEAR),
-    Shape("arrival 30/s, 200 ms", sliding(30, 0.2), evenly(30, 0.2), Bars(1.25)),
-    Shape("answer 30/s, 200 ms", sliding(30, 0.2, counts_at_answer=True), evenly(30, 0.2), Bars(1.25)),
+    Shape("100/s, 300 ms", served(0.3, sliding(100)), evenly(100, 0.3), Bars(1.25)),
+    Shape("100/s, 1 s", served(1.0, sliding(100)), evenly(100, 1.0), Bars(1.6)),
+    Shape("no quota, 500 ms", served(0.5), lambda *_: 1.0, Bars(3.0, 0.0)),
+    Shape("50/s, lognormal 0.2 s", served(lambda: Lognormal(0.2, 0.7), sliding(50)), evenly(50, 0.2), Bars(1.25)),
+    Shape("cap 8, 200 ms", served(0.2, cap=8), evenly(8 / 0.21, 0.2), Bars(1.3)),
+    Shape("arrival 30/s, 10 ms", _NEAR_30, evenly(30, 0.01), _NEAR),
+    Shape("arrival 30/s, 10 ms, slow connects", _NEAR_30, evenly(30, 0.01), _NEAR, machine=SLOW_CONNECTS),
+    Shape("answer 30/s, 10 ms", served(0.01, sliding(30), counts_at_answer=True), evenly(30, 0.01), _NEAR),
+    Shape("arrival 30/s, 200 ms", served(0.2, sliding(30)), evenly(30, 0.2), Bars(1.25)),
+    Shape("answer 30/s, 200 ms", served(0.2, sliding(30), counts_at_answer=True), evenly(30, 0.2), Bars(1.25)),
     Shape(
         "tokens 60,000 in 6 s",
-        lambda seed: Service(Constant(0.15), SlidingWindow(60_000, 6.0, counts_tokens=True), seed),
+        served(0.15, sliding(60_000, 6.0, counts_tokens=True)),
         by_tokens(10_000, 0.15),
         Bars(1.25),
         tokens=(900, 1900),
@@ -183,15 +175,27 @@ _LATENCY = 0.05
 """Of the further shapes that do not say."""
 
 
+def _further(
+    name: str, quota: Callable[[int], Quota], ideal: float | Ideal, time: float, requests: int = 300, **settings: Any
+) -> Shape:
+    """`ideal`: requests a second, if they are even."""
+    even = ideal if callable(ideal) else evenly(ideal, _LATENCY)
+    return Shape(name, served(_LATENCY, quota), even, Bars(time), requests, **settings)
+
+
 def _strays(share: float, rate: float | None, latency: float = 0.08) -> Shape:
     """Its share of 429s is the service's own, and the throttled share of a quota comes on top."""
-    where = "no quota" if rate is None else f"{rate:g}/s"
-    return Shape(
-        f"random 429s {share:.0%}, {where}",
-        lambda seed: Service(Constant(latency), SlidingWindow(rate) if rate else None, seed, stray_share=share),
-        ramp(latency, share) if rate is None else evenly(rate, latency),
-        Bars(2.0 if rate is None else 1.3, share + (0.04 if rate is None else 0.12)),
-    )
+    if rate is None:
+        name, service, ideal, bars = (
+            "no quota",
+            served(latency, stray_share=share),
+            ramp(latency, share),
+            Bars(2.0, share + 0.04),
+        )
+    else:
+        service = served(latency, sliding(rate), stray_share=share)
+        name, ideal, bars = f"{rate:g}/s", evenly(rate, latency), Bars(1.3, share + 0.12)
+    return Shape(f"random 429s {share:.0%}, {name}", service, ideal, bars)
 
 
 def _loaded(shape: Shape) -> Shape:
@@ -199,48 +203,20 @@ def _loaded(shape: Shape) -> Shape:
 
 
 def _changed(before: float, after: float) -> Shape:
-    phases = [(5.0, before), (math.inf, after)]
-    return Shape(
-        f"{before:g}/s, {after:g}/s from 5 s",
-        lambda seed: Service(Constant(_LATENCY), SlidingWindow(before, limit_change=(5.0, after)), seed),
-        in_phases(phases, _LATENCY),
-        Bars(1.3),
-        requests=450,
-    )
+    ideal = in_phases([(5.0, before), (math.inf, after)], _LATENCY)
+    return _further(f"{before:g}/s, {after:g}/s from 5 s", sliding(before, limit_change=(5.0, after)), ideal, 1.3, 450)
 
 
 FURTHER_SHAPES = (
-    Shape(
-        "180 in 6 s",
-        lambda seed: Service(Constant(_LATENCY), SlidingWindow(180, 6.0), seed),
-        evenly(30, _LATENCY),
-        Bars(1.15),
-    ),
-    Shape(
-        "600 in 60 s",
-        lambda seed: Service(Constant(_LATENCY), SlidingWindow(600, 60.0), seed),
-        evenly(10, _LATENCY),
-        Bars(1.15),
-        requests=1200,
-    ),
-    Shape(
-        "fixed minute 600",
-        lambda seed: Service(Constant(_LATENCY), FixedWindow(600, 60.0, phase=seed * 17.0 % 60.0), seed),
-        evenly(10, _LATENCY),
-        Bars(1.25),
-        requests=1200,
-    ),
-    Shape("four shards of 10/s", _shards(4, 10, _LATENCY), evenly(40, _LATENCY), Bars(1.4)),
-    Shape(
-        "neighbour always half of 40/s",
-        lambda seed: Service(Constant(_LATENCY), Neighbour(SlidingWindow(40), 20), seed),
-        evenly(20, _LATENCY),
-        Bars(1.25),
-    ),
+    _further("180 in 6 s", sliding(180, 6.0), 30, 1.15),
+    _further("600 in 60 s", sliding(600, 60.0), 10, 1.15, 1200),
+    _further("fixed minute 600", lambda seed: FixedWindow(600, 60.0, phase=seed * 17.0 % 60.0), 10, 1.25, 1200),
+    _further("four shards of 10/s", shards(4, 10), 40, 1.4),
+    _further("neighbour always half of 40/s", neighbour(40), 20, 1.25),
     *(
         Shape(
             f"cap {cap}, {latency * 1000:.0f} ms",
-            lambda seed, cap=cap, latency=latency: Service(Constant(latency), None, seed, cap=cap),  # type: ignore[misc]
+            served(latency, cap=cap),
             evenly(cap / (1.05 * latency), latency),
             Bars(1.3),
         )
@@ -248,43 +224,27 @@ FURTHER_SHAPES = (
     ),
     Shape(
         "30/s, slow 429s, lognormal 0.3 s",
-        lambda seed: Service(Lognormal(0.3, 0.5), SlidingWindow(30), seed, slow_refusals=True),
+        served(lambda: Lognormal(0.3, 0.5), sliding(30), slow_refusals=True),
         evenly(30, 0.3),
         Bars(1.25),
     ),
-    Shape(
-        "crowded above 10, 200 ms",
-        lambda seed: Service(Crowded(0.2, 10, 1.0), None, seed),
-        evenly(10 / 0.21, 0.2),
-        Bars(1.15, in_flight=32),
-    ),
-    Shape(
-        "crowded above 24, wasteful",
-        lambda seed: Service(Crowded(0.3, 24, 1.3), None, seed),
-        evenly(24 / 0.315, 0.3),
-        Bars(1.3, in_flight=60),
-    ),
-    Shape(
-        "queue 10/s, 500 ms",
-        lambda seed: Service(Queue(10, 0.5), None, seed),
-        evenly(10, 0.5),
-        Bars(1.15, in_flight=24),
+    *(
+        Shape(name, served(latency), ideal, Bars(time, in_flight=in_flight))
+        for name, latency, ideal, time, in_flight in (
+            ("crowded above 10, 200 ms", lambda: Crowded(0.2, 10, 1.0), evenly(10 / 0.21, 0.2), 1.15, 32),
+            ("crowded above 24, wasteful", lambda: Crowded(0.3, 24, 1.3), evenly(24 / 0.315, 0.3), 1.3, 60),
+            ("queue 10/s, 500 ms", lambda: Queue(10, 0.5), evenly(10, 0.5), 1.15, 24),
+        )
     ),
     *(_strays(share, rate) for rate in (None, 30.0) for share in (0.01, 0.05, 0.2)),
     _changed(30, 15),
     _changed(30, 60),
     *(
-        Shape(
-            f"two processes, 30/s, second after {late:g} s",
-            sliding(30, _LATENCY),
-            evenly(30, _LATENCY),
-            Bars(1.6),
-            process_starts=(0.0, late),
-        )
+        _further(f"two processes, 30/s, second after {late:g} s", sliding(30), 30, 1.6, process_starts=(0.0, late))
         for late in (0.0, 3.0)
     ),
     *(_loaded(shape) for shape in TABLE_SHAPES if shape.name in {"100/s, 300 ms", "arrival 30/s, 10 ms"}),
-    _loaded(Shape("150/s, 100 ms", sliding(150, 0.1), evenly(150, 0.1), Bars(1.25), requests=1000)),
+    _loaded(Shape("150/s, 100 ms", served(0.1, sliding(150)), evenly(150, 0.1), Bars(1.25), requests=1000)),
 )
 """More kinds of service, with bars of the same measure."""
 

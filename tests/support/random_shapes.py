@@ -4,26 +4,16 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from ideal_times import MOST_IN_FLIGHT, Ideal, in_phases, informed_seconds, unlimited_seconds
-from listed_shapes import Shape
-from service_shapes import (
-    Constant,
-    Crowded,
-    FixedWindow,
-    Latency,
-    Lognormal,
-    Neighbour,
-    Queue,
-    Quota,
-    Service,
-    Shards,
-    SlidingWindow,
-    TokenBucket,
-)
+from listed_shapes import Shape, bucket, neighbour, served, shards, sliding
+from service_shapes import Constant, Crowded, FixedWindow, Latency, Lognormal, Queue, Quota, Service
 from simulated_client import Machine
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _KINDS = (
     *("sliding second",) * 5,
@@ -66,18 +56,19 @@ def random_shape(seed: int) -> Shape:
     retry_after = chance.choice((None, None, None, 1.0)) if stray_share == 0.0 and draw.kind != "cap" else None
     handshake = draw.span(0.003, 0.3)
     late = chance.choice(((0.0, 0.002), (0.0, 0.002), (0.005, 0.02)))
-    make, requests, rate, quota_words = _KIND_MAKERS[draw.kind](draw, latency, mean)
+    kind = _drawn(draw, latency, mean)
+    requests, rate = kind.requests, kind.rate
     requests = chance.choice((requests, requests, 3 * requests))
     starts = (0.0, chance.choice((0.0, 2.0))) if draw.kind == "processes" else (0.0,)
 
     def service(run: int) -> Service:
-        made = make(run)
+        made = kind.make(run)
         made.stray_share, made.retry_after = stray_share, retry_after
         made.counts_at_answer, made.slow_refusals = refused["counts_at_answer"], refused["slow_refusals"]
         return made
 
     extras = [
-        quota_words,
+        kind.words,
         f"{draw.latency * 1000:.0f} ms of which {2000 * one_way:.0f} ms network",
         f"sigma {sigma}" if sigma else "",
         *(name.replace("_", " ") for name, is_on in refused.items() if is_on),
@@ -109,139 +100,73 @@ def random_shape(seed: int) -> Shape:
     )
 
 
-# --- the kinds: what makes the service, requests of the job, requests a second or the ideal, words --------------
+@dataclass
+class _Kind:
+    """What makes the service, requests a second or the ideal, what it is, and the requests of the job."""
 
-_Made = tuple["Callable[[int], Service]", int, "float | Ideal", str]
+    make: Callable[[int], Service]
+    rate: float | Ideal
+    words: str
+    requests: int = 300
 
 
-def _quota(draw: _Draw, latency: Latency, quota: Callable[[int], Quota], rate: float, words: str) -> _Made:
-    del draw
-    return lambda run: Service(latency, quota(run), run), 300, rate, words
-
-
-def _sliding(draw: _Draw, latency: Latency, _: float) -> _Made:
+def _drawn(draw: _Draw, latency: Latency, mean: float) -> _Kind:  # noqa: C901, PLR0911, PLR0912 - a case for each kind
     limit = max(5, round(draw.rate))
-    return _quota(draw, latency, lambda _: SlidingWindow(limit), float(limit), f"{limit} in a sliding second")
 
+    def quota(make: Callable[[int], Quota], rate: float | Ideal, words: str, requests: int = 300) -> _Kind:
+        return _Kind(served(lambda: latency, make), rate, words, requests)
 
-def _fixed(draw: _Draw, latency: Latency, _: float) -> _Made:
-    limit = max(5, round(draw.rate))
-    return _quota(
-        draw, latency, lambda run: FixedWindow(limit, phase=run * 0.37 % 1.0), float(limit), f"{limit} a fixed second"
-    )
-
-
-def _bucket(draw: _Draw, latency: Latency, _: float) -> _Made:
-    burst = round(draw.span(8, 80))
-    return (
-        lambda run: Service(latency, TokenBucket(draw.rate, burst), run),
-        300,
-        lambda count, _: max(0, count - burst) / draw.rate,
-        f"bucket {draw.rate}/s, room for {burst}",
-    )
-
-
-def _gcra(draw: _Draw, latency: Latency, _: float) -> _Made:
-    burst = draw.chance.randint(2, 6)
-    return _quota(
-        draw, latency, lambda _: TokenBucket(draw.rate, burst), draw.rate, f"GCRA {draw.rate}/s, room for {burst}"
-    )
-
-
-def _shards(draw: _Draw, latency: Latency, _: float) -> _Made:
-    nodes = draw.chance.choice((2, 4))
-    limit = max(4, round(draw.rate / nodes))
-
-    def quota(run: int) -> Quota:
-        return Shards([SlidingWindow(limit) for _ in range(nodes)], random.Random(run))  # noqa: S311 - no secret
-
-    return _quota(draw, latency, quota, float(nodes * limit), f"{nodes} shards of {limit}/s")
-
-
-def _cap(draw: _Draw, latency: Latency, mean: float) -> _Made:
-    cap = round(draw.span(2, 32))
-    return lambda run: Service(latency, None, run, cap=cap), 300, cap / mean, f"at most {cap} at once"
-
-
-def _neighbour(draw: _Draw, latency: Latency, _: float) -> _Made:
-    limit = max(8, round(draw.rate))
-    on, off = draw.chance.choice(((math.inf, 0.0), (3.0, 3.0), (draw.span(1, 8), draw.span(1, 8))))
-    constant = math.isinf(on)
-    ideal = in_phases([(on, limit / 2)] if constant else [(on, limit / 2), (off, float(limit))], 0.0)
-    return (
-        lambda run: Service(latency, Neighbour(SlidingWindow(limit), limit / 2, on, off), run),
-        300,
-        limit / 2 if constant else ideal,
-        f"neighbour takes half of {limit}/s" + ("" if constant else f", {on:.1f} s on, {off:.1f} s off"),
-    )
-
-
-def _tokens(draw: _Draw, latency: Latency, _: float) -> _Made:
-    seconds = draw.chance.choice((1.0, 6.0, 6.0))
-    tokens = round(min(draw.rate, 60.0) * 1400)
-    return (
-        lambda run: Service(latency, SlidingWindow(tokens * seconds, seconds, counts_tokens=True), run),
-        300,
-        lambda _, total: total / tokens,
-        f"{tokens} tokens/s over {seconds:g} s",
-    )
-
-
-def _changed(draw: _Draw, latency: Latency, _: float) -> _Made:
-    before = max(8, round(min(draw.rate, 80)))
-    after = draw.chance.choice((before // 2, before * 2))
-    at = draw.span(3.0, 8.0)
-    requests = round(before * at + 8 * after)
-    return (
-        lambda run: Service(latency, SlidingWindow(before, limit_change=(at, after)), run),
-        requests,
-        in_phases([(at, float(before)), (math.inf, float(after))], 0.0),
-        f"{before}/s, {after}/s from {at:.1f} s",
-    )
-
-
-def _long_window(draw: _Draw, latency: Latency, _: float) -> _Made:
-    seconds = draw.chance.choice((6.0, 6.0, 60.0))
-    rate = min(draw.rate, 40.0)
-    limit = round(rate * seconds)
-    return (
-        lambda run: Service(latency, SlidingWindow(limit, seconds), run),
-        max(300, round(1.5 * limit)),
-        limit / seconds,
-        f"{limit} in sliding {seconds:g} s",
-    )
-
-
-def _none(_: _Draw, latency: Latency, __: float) -> _Made:
-    return lambda run: Service(latency, None, run), 300, 1e9, "no quota"
-
-
-def _queue(draw: _Draw, latency: Latency, _: float) -> _Made:
-    del latency
-    return lambda run: Service(Queue(draw.rate, draw.latency), None, run), 300, draw.rate, f"queue {draw.rate}/s"
-
-
-def _crowded(draw: _Draw, latency: Latency, _: float) -> _Made:
-    del latency
-    knee, exponent = round(draw.span(4, 40)), draw.chance.choice((1.0, 1.2))
-    rate = knee / (1.05 * draw.latency)
-    words = f"slower above {knee} at once, exponent {exponent}"
-    return lambda run: Service(Crowded(draw.latency, knee, exponent), None, run), 300, rate, words
-
-
-_KIND_MAKERS: dict[str, Callable[[_Draw, Latency, float], _Made]] = {
-    "sliding second": _sliding,
-    "fixed second": _fixed,
-    "bucket": _bucket,
-    "gcra": _gcra,
-    "shards": _shards,
-    "cap": _cap,
-    "neighbour": _neighbour,
-    "tokens": _tokens,
-    "changed": _changed,
-    "processes": _sliding,
-    "long window": _long_window,
-    "none": _none,
-    "queue": _queue,
-    "crowded": _crowded,
-}
+    match draw.kind:
+        case "sliding second" | "processes":
+            return quota(sliding(limit), float(limit), f"{limit} in a sliding second")
+        case "fixed second":
+            words = f"{limit} a fixed second"
+            return quota(lambda run: FixedWindow(limit, phase=run * 0.37 % 1.0), float(limit), words)
+        case "bucket":
+            room = round(draw.span(8, 80))
+            words = f"bucket {draw.rate}/s, room for {room}"
+            return quota(bucket(draw.rate, room), lambda count, _: max(0, count - room) / draw.rate, words)
+        case "gcra":
+            room = draw.chance.randint(2, 6)
+            return quota(bucket(draw.rate, room), draw.rate, f"GCRA {draw.rate}/s, room for {room}")
+        case "shards":
+            nodes = draw.chance.choice((2, 4))
+            limit = max(4, round(draw.rate / nodes))
+            return quota(shards(nodes, limit), float(nodes * limit), f"{nodes} shards of {limit}/s")
+        case "cap":
+            cap = round(draw.span(2, 32))
+            return _Kind(served(lambda: latency, cap=cap), cap / mean, f"at most {cap} at once")
+        case "neighbour":
+            limit = max(8, limit)
+            on, off = draw.chance.choice(((math.inf, 0.0), (3.0, 3.0), (draw.span(1, 8), draw.span(1, 8))))
+            words = f"neighbour takes half of {limit}/s"
+            if math.isinf(on):
+                return quota(neighbour(limit, on, off), limit / 2, words)
+            phases = in_phases([(on, limit / 2), (off, float(limit))], 0.0)
+            return quota(neighbour(limit, on, off), phases, f"{words}, {on:.1f} s on, {off:.1f} s off")
+        case "tokens":
+            seconds = draw.chance.choice((1.0, 6.0, 6.0))
+            tokens = round(min(draw.rate, 60.0) * 1400)
+            window = sliding(tokens * seconds, seconds, counts_tokens=True)
+            return quota(window, lambda _, total: total / tokens, f"{tokens} tokens/s over {seconds:g} s")
+        case "changed":
+            before = max(8, round(min(draw.rate, 80)))
+            after = draw.chance.choice((before // 2, before * 2))
+            at = draw.span(3.0, 8.0)
+            phases = in_phases([(at, float(before)), (math.inf, float(after))], 0.0)
+            words = f"{before}/s, {after}/s from {at:.1f} s"
+            return quota(sliding(before, limit_change=(at, after)), phases, words, round(before * at + 8 * after))
+        case "long window":
+            seconds = draw.chance.choice((6.0, 6.0, 60.0))
+            limit = round(min(draw.rate, 40.0) * seconds)
+            words = f"{limit} in sliding {seconds:g} s"
+            return quota(sliding(limit, seconds), limit / seconds, words, max(300, round(1.5 * limit)))
+        case "queue":
+            return _Kind(served(lambda: Queue(draw.rate, draw.latency)), draw.rate, f"queue {draw.rate}/s")
+        case "crowded":
+            knee, exponent = round(draw.span(4, 40)), draw.chance.choice((1.0, 1.2))
+            words = f"slower above {knee} at once, exponent {exponent}"
+            service = served(lambda: Crowded(draw.latency, knee, exponent))
+            return _Kind(service, knee / (1.05 * draw.latency), words)
+        case _:
+            return _Kind(served(lambda: latency), 1e9, "no quota")
