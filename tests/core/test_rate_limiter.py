@@ -118,17 +118,6 @@ def test_a_request_above_a_seconds_tokens_goes_all_the_same() -> None:
     assert 9.0 < clock.now - began < 12.0
 
 
-def test_of_several_settings_the_tightest_wins() -> None:
-    limiter, owner = Limiter(Clock(), requests_per_minute=600), Owner()
-    limiter.apply_limits(owner, None, 5000)
-    limiter.apply_limits(owner, 900, 9000)
-    assert (limiter.requests_per_minute, limiter.tokens_per_minute) == (600, 5000)
-    limiter.apply_limits(owner, 300, None)
-    assert (limiter.requests_per_minute, limiter.tokens_per_minute) == (300, 5000)
-    assert limiter.try_acquire(limiter.create_permit(1)) == 0.0
-    assert limiter.try_acquire(limiter.create_permit(1)) == pytest.approx(60 / (0.98 * 300))
-
-
 def waiters(limiter: Limiter, count: int) -> list[Permit]:
     """A request on its way, and so many that wait."""
     limiter.try_acquire(limiter.create_permit(10))
@@ -173,21 +162,14 @@ def test_queries_go_before_waiting_documents() -> None:
     assert served(limiter, clock, documents + queries) == queries + documents
 
 
-def test_a_waiter_that_never_comes_back_holds_up_nobody_for_long() -> None:
+def test_a_waiter_that_does_not_come_back_holds_up_nobody_for_long_and_is_next_when_it_does() -> None:
     clock = Clock()
     limiter = Limiter(clock, requests_per_minute=600)
-    _, second, third = waiters(limiter, 3)
+    late, second, third, fourth = waiters(limiter, 4)
     began = clock.now
     assert served(limiter, clock, [third, second]) == [second, third]
     assert clock.now - began < 2 * 60 / (0.98 * 600) + 0.25
-
-
-def test_a_waiter_that_comes_back_late_is_next() -> None:
-    clock = Clock()
-    limiter = Limiter(clock, requests_per_minute=600)
-    late, second, third = waiters(limiter, 3)
-    assert served(limiter, clock, [second]) == [second]
-    assert served(limiter, clock, [third, late]) == [late, third]
+    assert served(limiter, clock, [fourth, late]) == [late, fourth]
 
 
 def test_a_cancelled_waiter_leaves_the_queue_at_once() -> None:
@@ -289,16 +271,6 @@ def test_a_probe_that_is_not_refused_soon_is_taken_to_have_passed() -> None:
     limiter.on_success(second, 100)
     clock.now += 0.1
     assert not held(limiter)
-
-
-def test_an_answer_from_before_a_wall_does_not_end_the_hold() -> None:
-    clock = Clock()
-    limiter = Limiter(clock)
-    early = send(limiter, clock)
-    clock.now += 0.5
-    hit_wall(limiter, clock)
-    limiter.on_success(early, 100)
-    assert held(limiter)
 
 
 def test_a_look_from_before_a_hold_does_not_end_it() -> None:
@@ -464,28 +436,21 @@ def test_a_killed_process_of_waiters_does_not_slow_the_others() -> None:
 
 
 def test_the_smallest_quota_of_the_living_clients_holds() -> None:
-    limiter, tight, loose = Limiter(Clock()), Owner(), Owner()
-    limiter.apply_limits(loose, 600.0, 9_000.0)
-    limiter.apply_limits(tight, 60.0, None)
-    assert (limiter.requests_per_minute, limiter.tokens_per_minute) == (60.0, 9_000.0)
-    del tight
-    gc.collect()
-    limiter.on_success(send(limiter, limiter.clock))  # type: ignore[arg-type] # a Clock
-    assert (limiter.requests_per_minute, limiter.tokens_per_minute) == (600.0, 9_000.0)
-
-
-def test_a_client_that_is_gone_slows_nobody_down() -> None:
-    clock = Clock()
-    limiter, owner = Limiter(clock), Owner()
-    limiter.apply_limits(owner, 60.0, None)
+    clock, loose, tight = Clock(), Owner(), Owner()
+    limiter = Limiter(clock, requests_per_minute=6000)
+    limiter.apply_limits(loose, 600, 9000)
+    assert (limiter.requests_per_minute, limiter.tokens_per_minute) == (600, 9000)
+    limiter.apply_limits(tight, 60, None)
+    assert (limiter.requests_per_minute, limiter.tokens_per_minute) == (60, 9000)
     limiter.on_success(send(limiter, clock))
-    del owner
+    assert limiter.try_acquire(limiter.create_permit(1)) == 0.25
+    del tight, loose
     gc.collect()
     begun = clock.now
     for _ in range(100):
         limiter.on_success(send(limiter, clock))
-    assert clock.now - begun < 1.0
-    assert limiter.requests_per_minute is None
+    assert clock.now - begun < 1.1
+    assert (limiter.requests_per_minute, limiter.tokens_per_minute) == (6000, None)
 
 
 def test_a_second_client_with_the_same_quota_gives_no_burst() -> None:

@@ -51,7 +51,7 @@ def _tokens(
     requests, largest = (600, 2000) if coarse else (2000, 600)
     quota = partial(SlidingWindow, TOKENS_PER_SECOND, counts_tokens=True, lenient=lenient)
     ideal = by_tokens(TOKENS_PER_SECOND, 0.0)
-    sizes = {"requests": requests, "tokens": (20, largest)}
+    sizes: dict[str, Any] = {"requests": requests, "tokens": (20, largest)}
     return _shape(f"tokens {name}", quota, 0.0, (time, throttled), ideal=ideal, **sizes, **settings)
 
 

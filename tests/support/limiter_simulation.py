@@ -13,6 +13,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import statistics
 import sys
@@ -20,15 +21,13 @@ from concurrent.futures import ProcessPoolExecutor
 from typing import TYPE_CHECKING
 
 from known_quota_shapes import SCENARIOS
-from listed_shapes import FURTHER_SHAPES, LONG_SHAPES, TABLE_SHAPES, Shape
+from listed_shapes import FURTHER_SHAPES, LONG_SHAPES, TABLE_SHAPES, Bars, Shape
 from random_shapes import random_shape
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from simulated_client import Result
-
-__all__ = ["SCENARIOS"]
 
 
 def shape_of(name: str) -> Shape:
@@ -63,17 +62,14 @@ def print_table(shapes: Sequence[Shape], seeds: Sequence[int]) -> bool:
         times = [result.slowness for result in results]
         shares = [result.throttled_share for result in results]
         peak = max(result.peak_in_flight for result in results)
-        time, share = statistics.median(times), statistics.median(shares)
-        line = f"{shape.name:44}{time:6.2f}{max(times):7.2f}"
-        if shape.bars is None:
-            say(f"{line}{'':8}{share:6.1%}{max(shares):7.1%}{'':8}{peak:9}")
-            continue
-        bars = shape.bars
+        time, share, bars = statistics.median(times), statistics.median(shares), shape.bars or Bars(math.inf, 1.0)
         marks = [time > bars.time, share > bars.throttled, bars.in_flight is not None and peak > bars.in_flight]
         missed += any(marks)
         time_mark, share_mark, peak_mark = ("*" if mark else " " for mark in marks)
-        line += f"{bars.time:6.2f}{time_mark} {share:6.1%}{max(shares):7.1%}{bars.throttled:6.0%}{share_mark} {peak:9}"
-        line += peak_mark + (f" of {bars.in_flight}" if bars.in_flight else "")
+        line = f"{shape.name:44}{time:6.2f}{max(times):7.2f}{bars.time:6.2f}{time_mark} {share:6.1%}{max(shares):7.1%}"
+        line += f"{bars.throttled:6.0%}{share_mark} {peak:9}{peak_mark}" + (
+            f" of {bars.in_flight}" if bars.in_flight else ""
+        )
         unfinished = sum(result.answered < shape.requests for result in results)
         say(line + (f"  {unfinished} runs given up" if unfinished else ""))
     say(f"{missed} of {len(shapes)} shapes miss a bar")
@@ -81,41 +77,30 @@ def print_table(shapes: Sequence[Shape], seeds: Sequence[int]) -> bool:
 
 
 def print_random(count: int, first_seed: int) -> None:
-    """Prints median, 90th percentile and worst of random shapes, and the ten worst; the median of three runs each.
+    """Prints median, 90th percentile and worst of random shapes, by kind too, and the worst ones.
 
-    One run in some ends late for no fault of the client: where replies are lognormal, the last one may take long.
+    Of three runs of each the median counts: where replies are lognormal, the last one may take long by chance.
     """
-    seeds = range(first_seed, first_seed + count)
-    names = [f"random:{seed}" for seed in seeds]
-    results = [sorted(runs, key=lambda run: run.slowness)[1] for runs in measure(names, range(3))]
-    for what, values in (
-        ("time", [result.slowness for result in results]),
-        ("429s", [result.throttled_share for result in results]),
-        ("in flight", [float(result.peak_in_flight) for result in results]),
-    ):
-        ordered = sorted(values)
-        say(f"{what:10} median {_at(ordered, 0.5):8.3f}  p90 {_at(ordered, 0.9):8.3f}  worst {ordered[-1]:8.3f}")
-    kinds: dict[str, list[Result]] = {}
-    for name, result in zip(names, results, strict=True):
-        kinds.setdefault(shape_of(name).kind, []).append(result)
-    for kind, found in sorted(kinds.items()):
-        times = [result.slowness for result in found]
-        share = statistics.median(result.throttled_share for result in found)
-        say(f"  {kind:16}{len(found):4}  {statistics.median(times):8.2f}  worst {max(times):6.2f}  429s {share:6.1%}")
-    worst = sorted(zip(seeds, results, strict=True), key=lambda pair: -pair[1].slowness)
-    for seed, result in worst[:10]:
-        say(
-            f"{result.slowness:6.2f} {result.throttled_share:6.1%} {result.peak_in_flight:4}  {random_shape(seed).name}"
-        )
-    say("the most 429s")
-    for seed, result in sorted(worst, key=lambda pair: -pair[1].throttled_share)[:5]:
-        say(
-            f"{result.slowness:6.2f} {result.throttled_share:6.1%} {result.peak_in_flight:4}  {random_shape(seed).name}"
-        )
+    shapes = [random_shape(seed) for seed in range(first_seed, first_seed + count)]
+    runs = measure([f"random:{seed}" for seed in range(first_seed, first_seed + count)], range(3))
+    found = [
+        (shape, *(statistics.median(getattr(run, name) for run in results) for name in _MEASURED))
+        for shape, results in zip(shapes, runs, strict=True)
+    ]
+    for kind in ("", *sorted({shape.kind for shape in shapes})):
+        rows = [row for row in found if kind in ("", row[0].kind)]
+        say(f"{kind or 'all'}, {len(rows)}")
+        for column, name in enumerate(_MEASURED, 1):
+            values = sorted(row[column] for row in rows)
+            p90 = values[min(len(values) - 1, int(0.9 * len(values)))]
+            say(f"    {name:16} median {statistics.median(values):8.3f}  p90 {p90:8.3f}  worst {values[-1]:8.3f}")
+    for column, name in enumerate(_MEASURED[:2], 1):
+        say(f"worst {name}")
+        for shape, time, share, peak in sorted(found, key=lambda row: -row[column])[:10]:
+            say(f"{time:6.2f} {share:6.1%} {peak:4.0f}  {shape.name}")
 
 
-def _at(ordered: list[float], share: float) -> float:
-    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+_MEASURED = ("slowness", "throttled_share", "peak_in_flight")
 
 
 def say(text: str) -> None:

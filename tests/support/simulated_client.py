@@ -20,9 +20,6 @@ if TYPE_CHECKING:
 
     from dashscope_embeddings._core.rate_limiter import Limiter, Permit
 
-_FIXED_CONCURRENCY = 16
-"""Requests under way where the limiter has no `concurrency`."""
-
 
 @dataclass(frozen=True)
 class Machine:
@@ -79,14 +76,12 @@ class Job:
     start_seconds: float = 0.0
     estimate_factor: float = 1.0
     """Estimated tokens of a request, which the limiter gets, divided by its actual tokens."""
-    max_concurrency: int | None = None
     next: int = 0
     under_way: int = 0
     idle_connections: int = 0
 
     def concurrency(self) -> int:
-        allowed: int = getattr(self.limiter, "concurrency", _FIXED_CONCURRENCY)
-        return allowed if self.max_concurrency is None else min(allowed, self.max_concurrency)
+        return self.limiter.concurrency
 
 
 @dataclass(slots=True, eq=False)
@@ -151,8 +146,7 @@ class Simulation:
     def _begin(self, job: Job, size: int) -> None:
         permit = job.limiter.create_permit(max(1, round(size * job.estimate_factor)))
         request = _Request(job, size, permit)
-        if hasattr(permit, "wake"):
-            permit.wake = lambda: self._wake(request)
+        permit.wake = lambda: self._wake(request)
         self._ask(request, 0)
 
     def _wake(self, request: _Request) -> None:
