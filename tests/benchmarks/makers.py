@@ -7,11 +7,10 @@ never part of a measurement while everything that a client builds for itself is.
 from __future__ import annotations
 
 import asyncio
-import functools
 import importlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import httpx
 from load import IN_FLIGHT, KEY, MODEL, PATH, ROWS, Load
@@ -21,27 +20,13 @@ from typing_extensions import TypedDict
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
-    from typing import TypeAlias
 
     Vectors: TypeAlias = Sequence[Sequence[float]]
 
 
-class Calls(Protocol):
-    """What every client offers, whatever it calls it."""
-
-    @property
-    def documents(self) -> Callable[[list[str]], Vectors]: ...
-    @property
-    def query(self) -> Callable[[str], Sequence[float]]: ...
-    @property
-    def adocuments(self) -> Callable[[list[str]], Awaitable[Vectors]]: ...
-    @property
-    def aquery(self) -> Callable[[str], Awaitable[Sequence[float]]]: ...
-
-
 @dataclass
-class Made:
-    """The calls of a client that has them under other names."""
+class Calls:
+    """What every client offers, whatever it calls it."""
 
     documents: Callable[[list[str]], Vectors]
     query: Callable[[str], Sequence[float]]
@@ -49,27 +34,13 @@ class Made:
     aquery: Callable[[str], Awaitable[Sequence[float]]]
 
 
-class _Client:
-    """Ours without a framework."""
+def _of_langchain(made: Any) -> Calls:
+    return Calls(made.embed_documents, made.embed_query, made.aembed_documents, made.aembed_query)
 
-    def __init__(self, client: Any) -> None:
-        self.client = client
 
-    def documents(self, texts: list[str]) -> Vectors:
-        dense: Vectors = self.client.embed(texts).dense
-        return dense
-
-    def query(self, text: str) -> Sequence[float]:
-        dense: Vectors = self.client.embed(text, text_type="query").dense
-        return dense[0]
-
-    async def adocuments(self, texts: list[str]) -> Vectors:
-        dense: Vectors = (await self.client.aembed(texts)).dense
-        return dense
-
-    async def aquery(self, text: str) -> Sequence[float]:
-        dense: Vectors = (await self.client.aembed(text, text_type="query")).dense
-        return dense[0]
+def _of_llama_index(made: Any) -> Calls:
+    batch, abatch = made.get_text_embedding_batch, made.aget_text_embedding_batch
+    return Calls(batch, made.get_query_embedding, abatch, made.aget_query_embedding)
 
 
 Maker: TypeAlias = "Callable[[str, Load], Calls]"
@@ -91,84 +62,73 @@ def our_client(url: str, load: Load) -> Any:
 
 def _ours() -> Maker:
     importlib.import_module("dashscope_embeddings")
-    return lambda url, load: _Client(our_client(url, load))
 
+    def make(url: str, load: Load) -> Calls:
+        client = our_client(url, load)
 
-def _ours_langchain() -> Maker:
-    kind = importlib.import_module("dashscope_embeddings.langchain").DashScopeEmbeddings
+        async def adocuments(texts: list[str]) -> Vectors:
+            dense: Vectors = (await client.aembed(texts)).dense
+            return dense
 
-    def make(url: str, load: Load) -> Made:
-        made = kind(model=MODEL, api_key=KEY, base_url=url, **load.quota())
-        return Made(made.embed_documents, made.embed_query, made.aembed_documents, made.aembed_query)
+        async def aquery(text: str) -> Sequence[float]:
+            dense: Vectors = (await client.aembed(text, text_type="query")).dense
+            return dense[0]
 
-    return make
-
-
-def _ours_llama_index() -> Maker:
-    kind = importlib.import_module("dashscope_embeddings.llama_index").DashScopeEmbedding
-
-    def make(url: str, load: Load) -> Made:
-        made = kind(MODEL, api_key=KEY, base_url=url, **load.quota())
-        return Made(
-            made.get_text_embedding_batch,
-            made.get_query_embedding,
-            made.aget_text_embedding_batch,
-            made.aget_query_embedding,
+        return Calls(
+            lambda texts: client.embed(texts).dense,
+            lambda text: client.embed(text, text_type="query").dense[0],
+            adocuments,
+            aquery,
         )
 
     return make
 
 
+def _ours_langchain() -> Maker:
+    kind = importlib.import_module("dashscope_embeddings.langchain").DashScopeEmbeddings
+    return lambda url, load: _of_langchain(kind(model=MODEL, api_key=KEY, base_url=url, **load.quota()))
+
+
+def _ours_llama_index() -> Maker:
+    kind = importlib.import_module("dashscope_embeddings.llama_index").DashScopeEmbedding
+    return lambda url, load: _of_llama_index(kind(MODEL, api_key=KEY, base_url=url, **load.quota()))
+
+
 # --- peers -------------------------------------------------------------------------------------------------
+
+
+def _with_sdk(url: str) -> None:
+    """Leads the vendor's SDK, on which two peers stand, to the server."""
+    sdk: Any = importlib.import_module("dashscope")
+    sdk.base_http_api_url = f"{url}/api/v1"
 
 
 def _langchain_community() -> Maker:
     kind = importlib.import_module("langchain_community.embeddings.dashscope").DashScopeEmbeddings
-    sdk: Any = importlib.import_module("dashscope")
+    importlib.import_module("dashscope")
 
-    def make(url: str, load: Load) -> Made:
-        del load
-        sdk.base_http_api_url = f"{url}/api/v1"
-        made = kind(model=MODEL, dashscope_api_key=KEY)
-        return Made(made.embed_documents, made.embed_query, made.aembed_documents, made.aembed_query)
+    def make(url: str, _: Load) -> Calls:
+        _with_sdk(url)
+        return _of_langchain(kind(model=MODEL, dashscope_api_key=KEY))
 
     return make
 
 
 def _llama_index_dashscope() -> Maker:
     kind = importlib.import_module("llama_index.embeddings.dashscope").DashScopeEmbedding
-    sdk: Any = importlib.import_module("dashscope")
 
-    def make(url: str, load: Load) -> Made:
-        del load
-        sdk.base_http_api_url = f"{url}/api/v1"
+    def make(url: str, _: Load) -> Calls:
+        _with_sdk(url)
         # Its default of 25 texts a request is refused for this model.
-        made = kind(model_name=MODEL, api_key=KEY, embed_batch_size=ROWS)
-        return Made(
-            made.get_text_embedding_batch,
-            made.get_query_embedding,
-            made.aget_text_embedding_batch,
-            made.aget_query_embedding,
-        )
+        return _of_llama_index(kind(model_name=MODEL, api_key=KEY, embed_batch_size=ROWS))
 
     return make
 
 
 def _langchain_openai() -> Maker:
     kind = importlib.import_module("langchain_openai").OpenAIEmbeddings
-
-    def make(url: str, load: Load) -> Made:
-        del load
-        made = kind(
-            model=MODEL,
-            api_key=KEY,
-            base_url=f"{url}/compatible-mode/v1",
-            check_embedding_ctx_length=False,
-            chunk_size=ROWS,
-        )
-        return Made(made.embed_documents, made.embed_query, made.aembed_documents, made.aembed_query)
-
-    return make
+    how = {"model": MODEL, "api_key": KEY, "check_embedding_ctx_length": False, "chunk_size": ROWS}
+    return lambda url, _: _of_langchain(kind(base_url=f"{url}/compatible-mode/v1", **how))
 
 
 # --- the floor ---------------------------------------------------------------------------------------------
@@ -190,18 +150,24 @@ class _Reply(TypedDict):
 REPLY = TypeAdapter(_Reply)
 
 
-class _Bare:
+def _bare() -> Maker:
     """What a careful user writes without a library: no retry, no pace, no check beyond types and order."""
+    return lambda url, _: _calls_of_httpx(url + PATH)
 
-    def __init__(self, url: str) -> None:
-        self._url = url + PATH
 
-    def documents(self, texts: list[str]) -> Vectors:
+def _calls_of_httpx(url: str) -> Calls:
+    def post(client: httpx.Client, texts: list[str], role: str) -> Vectors:
+        return _vectors(client.post(url, content=_body(texts, role)))
+
+    async def apost(client: httpx.AsyncClient, texts: list[str], role: str) -> Vectors:
+        return _vectors(await client.post(url, content=_body(texts, role)))
+
+    def documents(texts: list[str]) -> Vectors:
         with httpx.Client(**_SETTINGS) as client, ThreadPoolExecutor(IN_FLIGHT) as pool:
-            found = pool.map(lambda batch: self._post(client, batch, "document"), _batches(texts))
+            found = pool.map(lambda batch: post(client, batch, "document"), _batches(texts))
             return [vector for some in found for vector in some]
 
-    async def adocuments(self, texts: list[str]) -> Vectors:
+    async def adocuments(texts: list[str]) -> Vectors:
         batches = _batches(texts)
         found: list[Vectors] = [[] for _ in batches]
         waiting = iter(range(len(batches)))
@@ -210,30 +176,22 @@ class _Bare:
 
             async def work() -> None:
                 for number in waiting:
-                    found[number] = await self._apost(client, batches[number], "document")
+                    found[number] = await apost(client, batches[number], "document")
 
             await asyncio.gather(*(work() for _ in range(IN_FLIGHT)))
         return [vector for some in found for vector in some]
 
-    @functools.cached_property
-    def query(self) -> Callable[[str], Sequence[float]]:
-        client = httpx.Client(**_SETTINGS)
-        return lambda text: self._post(client, [text], "query")[0]
+    kept: dict[str, Any] = {}  # made at the first query, as part of its time
 
-    @functools.cached_property
-    def aquery(self) -> Callable[[str], Awaitable[Sequence[float]]]:
-        client = httpx.AsyncClient(**_SETTINGS)
+    def query(text: str) -> Sequence[float]:
+        client = kept.get("client") or kept.setdefault("client", httpx.Client(**_SETTINGS))
+        return post(client, [text], "query")[0]
 
-        async def ask(text: str) -> Sequence[float]:
-            return (await self._apost(client, [text], "query"))[0]
+    async def aquery(text: str) -> Sequence[float]:
+        client = kept.get("client") or kept.setdefault("client", httpx.AsyncClient(**_SETTINGS))
+        return (await apost(client, [text], "query"))[0]
 
-        return ask
-
-    def _post(self, client: httpx.Client, texts: list[str], role: str) -> Vectors:
-        return _vectors(client.post(self._url, content=_body(texts, role)))
-
-    async def _apost(self, client: httpx.AsyncClient, texts: list[str], role: str) -> Vectors:
-        return _vectors(await client.post(self._url, content=_body(texts, role)))
+    return Calls(documents, query, adocuments, aquery)
 
 
 _SETTINGS: dict[str, Any] = {
@@ -265,5 +223,5 @@ _MAKERS: dict[str, Callable[[], Maker]] = {
     "langchain-community": _langchain_community,
     "llama-index-dashscope": _llama_index_dashscope,
     "langchain-openai": _langchain_openai,
-    "httpx": lambda: lambda url, _: _Bare(url),
+    "httpx": _bare,
 }
