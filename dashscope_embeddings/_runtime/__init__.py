@@ -3,8 +3,10 @@
 thread_drivers           and async_drivers: run flows on threads, and in tasks of an event loop
 flow_runs                what the two have in common
 client_base              the parts of a client that sync and async calls share
-transport                sends requests; with http_request, deadlines, environment, connect_errors, file_transfer
-sync_connections         the connection pool for threads; connections: for an event loop; shared_pools: who uses them
+transport                sends requests; with http_request, reply_body, deadlines, connect_errors, file_transfer
+environment              proxies and certificates
+sync_connections         the connection pool for threads; connections: for an event loop; core_http: for both
+shared_pools             the pools of clients with equal settings
 deferred_signals         lets the main thread send a request that no signal handler can break
 thread_pool              daemon threads, and waiting that a signal handler cannot break
 files                    exclusive and atomic writes

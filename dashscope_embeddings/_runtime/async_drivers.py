@@ -18,7 +18,7 @@ from dashscope_embeddings._runtime import flow_runs
 from dashscope_embeddings._runtime.thread_pool import SignalSafeEvent, WorkItem
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Generator
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator
 
     from dashscope_embeddings._core.exchange import Exchange, RequestContext
     from dashscope_embeddings._core.steps import Sleep, Step, StepResult
@@ -41,34 +41,35 @@ class AsyncDriver:
         """`ThreadDriver.run_many` for a loop. If the caller is cancelled, every request in flight is too."""
         errors: list[BaseException] = []
         labels = flow_runs.auntil_error(labels, errors)
-        started: deque[asyncio.Task[Outcome | BaseException]] = deque()
-        started_labels: deque[T] = deque()
+        started: deque[tuple[T, asyncio.Task[Outcome | BaseException]]] = deque()
         progress = asyncio.Event()
+
+        async def start_more() -> None:
+            while not halt.is_set() and context.has_use_for_another([task.done() for _, task in started]):
+                if (label := await anext(labels, None)) is None:
+                    return
+                task = asyncio.create_task(self._run_or_error(flow_of(label), halt))
+                task.add_done_callback(lambda _: progress.set())
+                started.append((label, task))
+
         try:
-            while True:
-                while (
-                    not halt.is_set()
-                    and context.has_use_for_another([one.done() for one in started])
-                    and (label := await anext(labels, None)) is not None
-                ):
-                    started.append(asyncio.create_task(self._run_or_error(flow_of(label), halt)))
-                    started[-1].add_done_callback(lambda _: progress.set())
-                    started_labels.append(label)
-                if not started:
-                    break
-                if not started[0].done():
+            await start_more()
+            while started:
+                label, task = started[0]
+                if not task.done():
                     await progress.wait()
                     progress.clear()
-                    continue
-                label, outcome = started_labels.popleft(), await started.popleft()
-                if isinstance(outcome, Outcome):
-                    yield label, outcome
                 else:
-                    halt.set()
-                    errors.append(outcome)
+                    started.popleft()
+                    if isinstance(outcome := task.result(), Outcome):
+                        yield label, outcome
+                    else:
+                        halt.set()
+                        errors.append(outcome)
+                await start_more()
         finally:
             halt.set()
-            await cancel_all(started)
+            await cancel_all([task for _, task in started])
         if errors:
             raise errors[0]
 
@@ -185,7 +186,7 @@ def set_event_threadsafe(loop: asyncio.AbstractEventLoop, woken: asyncio.Event) 
         loop.call_soon_threadsafe(woken.set)
 
 
-async def cancel_all(tasks: Collection[asyncio.Task[T]]) -> None:
+async def cancel_all(tasks: list[asyncio.Task[T]]) -> None:
     """Cancels tasks, and waits until they have ended."""
     for task in tasks:
         task.cancel()

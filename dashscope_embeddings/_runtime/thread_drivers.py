@@ -97,36 +97,35 @@ class ThreadDriver:
                 only = first.pop()
                 yield only, self._run_here(flow_of(only), halt)  # then the loop below ends at once: there are no more
             labels = itertools.chain(first, labels)
-        started: deque[WorkItem[Outcome]] = deque()
-        started_labels: deque[T] = deque()
+        started: deque[tuple[T, WorkItem[Outcome]]] = deque()
         progress = SignalSafeEvent()
+
+        def start_more() -> None:
+            while not halt.is_set() and context.has_use_for_another([call.done() for _, call in started]):
+                if (label := next(labels, None)) is None:
+                    return
+                call = WorkItem(_in_own_context(self.run, flow_of(label), halt), on_done=progress.set)
+                started.append((label, call))  # first: an interruption in between must find it there
+                shared_pool.submit(call)
+
         try:
-            while True:
-                while (
-                    not halt.is_set()
-                    and context.has_use_for_another([one.done() for one in started])
-                    and (label := next(labels, None)) is not None
-                ):
-                    run = _in_own_context(self.run, flow_of(label), halt)
-                    # Appended first: an interruption in between must find it there.
-                    started.append(WorkItem(run, on_done=progress.set))
-                    started_labels.append(label)
-                    shared_pool.submit(started[-1])
-                if not started:
-                    break
-                if not started[0].done():
+            start_more()
+            while started:
+                label, call = started[0]
+                if not call.done():
                     progress.wait(_POLL_SECONDS)
                     progress.clear()
-                    continue
-                label, call = started_labels.popleft(), started.popleft()
-                if call.error is None:
-                    yield label, call.result()
                 else:
-                    halt.set()
-                    errors.append(call.error)
+                    started.popleft()
+                    if call.error is None:
+                        yield label, call.result()
+                    else:
+                        halt.set()
+                        errors.append(call.error)
+                start_more()
         finally:
             halt.set()
-            self._abandon([call for call in started if not call.cancel()])
+            self._abandon([call for _, call in started if not call.cancel()])
         if errors:
             raise errors[0]
 

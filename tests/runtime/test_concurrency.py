@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
-from client_helpers import KEY
+from client_helpers import KEY, becomes_true
 from raw_server import ReceivedRequest, client_for_url, good_reply, reply_content, serve_raw, vector_of
 
 from dashscope_embeddings import EmbeddingClient
@@ -77,13 +76,6 @@ def others_wait(client: EmbeddingClient) -> bool:
     """Whether the limiter has refused a request, which waits for one in flight to end."""
     head = client._request_context("document", "dense").limiter._next_waiting
     return bool(client._bound.waiting) or (head is not None and head.needs_slot)
-
-
-def becomes_true(condition: Callable[[], bool]) -> bool:
-    ends_at = time.monotonic() + 10
-    while not (fulfilled := condition()) and time.monotonic() < ends_at:
-        time.sleep(0.005)
-    return fulfilled
 
 
 def several_loops(client: EmbeddingClient, texts: list[list[str]]) -> list[Callable[[], Any]]:

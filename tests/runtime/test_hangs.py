@@ -10,18 +10,23 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from client_helpers import KEY, FakeClock
+from client_helpers import KEY, FakeClock, becomes_true
+from raw_server import serve_raw
 
 from dashscope_embeddings import EmbeddingClient
 from dashscope_embeddings._core import rate_limiter
 from dashscope_embeddings.emulator import Emulator, faults
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable
+
+    from raw_server import ReceivedRequest
 
 needs_signals = pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="this system has no such signals")
 TEXTS = [f"text {i}" for i in range(45)]
@@ -146,56 +151,38 @@ def test_a_query_that_was_interrupted_does_not_hold_up_the_next_one() -> None:
         assert client.embed("next", text_type="query").dense == [right]
 
 
-STALLED = """
-    import socket, sys, threading, time
+def silent(_: ReceivedRequest, connection: socket.socket) -> None:
+    connection.recv(1)
 
-    server = socket.create_server(("127.0.0.1", 0))
-    print(server.getsockname()[1], flush=True)
 
-    def answer(connection):
-        connection.recv(65536)
-        print("asked", flush=True)
-        if "drip" in sys.argv:
-            connection.sendall(b"HTTP/1.1 200 OK\\r\\ncontent-length: 100000\\r\\n\\r\\n")
-            while True:
-                connection.sendall(b" ")
-                time.sleep(0.05)
-        time.sleep(300)
-
+def dripping(_: ReceivedRequest, connection: socket.socket) -> None:
+    connection.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 100000\r\n\r\n")
     while True:
-        threading.Thread(target=answer, args=(server.accept()[0],), daemon=True).start()
-"""
+        connection.sendall(b" ")
+        time.sleep(0.05)
 
 
 @needs_signals
-@pytest.mark.parametrize("kind", ["silent", "drip"])
-def test_a_second_ctrl_c_ends_embed_at_once_whatever_the_server_does(kind: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("handle", [silent, dripping])
+def test_a_second_ctrl_c_ends_embed_at_once_whatever_the_server_does(handle: Any, tmp_path: Path) -> None:
     pytest.importorskip("typer")
     (tmp_path / "in.txt").write_text("".join(f"{text}\n" for text in TEXTS))
-    server = subprocess.Popen(  # noqa: S603 - our own program
-        [sys.executable, "-c", textwrap.dedent(STALLED), kind], stdout=subprocess.PIPE, text=True
-    )
-    try:
-        assert server.stdout is not None
-        address = f"http://127.0.0.1:{server.stdout.readline().strip()}"
+    with serve_raw(handle) as server:
         command = [sys.executable, "-m", "dashscope_embeddings", "embed", str(tmp_path / "in.txt")]
-        embed = subprocess.Popen(  # noqa: S603 - same
-            [*command, "-o", str(tmp_path / "out.jsonl"), "--base-url", address],
+        embed = subprocess.Popen(  # noqa: S603 - our own program
+            [*command, "-o", str(tmp_path / "out.jsonl"), "--base-url", server.url],
             env={**os.environ, "DASHSCOPE_API_KEY": KEY},
             stderr=subprocess.PIPE,
             text=True,
         )
-        assert embed.stderr is not None
-        assert server.stdout.readline().startswith("asked")  # requests may tell it at the same time
-        embed.send_signal(signal.SIGINT)
-        assert any("again to end at once" in line for line in iter(embed.stderr.readline, ""))
-        embed.send_signal(signal.SIGINT)
-        assert embed.wait(15) == 130
-        assert "Traceback" not in embed.stderr.read()
-        embed.stderr.close()
-    finally:
-        server.kill()
-        server.communicate()
+        with embed:
+            assert embed.stderr is not None
+            assert becomes_true(lambda: bool(server.requests), seconds=60)
+            embed.send_signal(signal.SIGINT)
+            assert any("again to end at once" in line for line in iter(embed.stderr.readline, ""))
+            embed.send_signal(signal.SIGINT)
+            assert embed.wait(15) == 130
+            assert "Traceback" not in embed.stderr.read()
 
 
 # --- threads -----------------------------------------------------------------------------------------------

@@ -273,12 +273,6 @@ def test_a_long_text_that_arrived_in_part_is_not_in_partial(emulator: Emulator) 
     assert end.failed == [1]
 
 
-def test_an_interrupted_query_has_nothing_to_carry(emulator: Emulator) -> None:
-    client = EmbeddingClient(api_key=KEY, http_client=interrupting(emulator, 1))
-    end = ended(lambda: client.embed("a query", text_type="query"))
-    assert (end.partial, end.failed) == ({}, [0])
-
-
 @pytest.mark.parametrize("paired", [False, True])
 def test_adapters_and_pairs_carry_it_in_the_shape_that_was_asked(paired: bool, emulator: Emulator) -> None:  # noqa: FBT001
     http = interrupting(emulator, 3)

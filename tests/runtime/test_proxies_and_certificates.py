@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from raw_server import RawServer, ReceivedRequest
+
     from dashscope_embeddings.emulator.http import Server
 
 WAYS = pytest.mark.parametrize("way", [SyncCalls(), AsyncCalls()], ids=["sync", "async"])
@@ -66,41 +68,26 @@ def refused(way: SyncCalls | AsyncCalls, client: EmbeddingClient, words: str | N
     return caught.value
 
 
-class Relay:
+@contextlib.contextmanager
+def relay(reply: str = "200 OK", port: int = 0) -> Iterator[RawServer]:
     """A proxy on this machine: it answers CONNECT with `reply` and, where that is 200, leads to `port`."""
 
-    def __init__(self, reply: str = "200 OK", port: int = 0) -> None:
-        self.asked: list[bytes] = []
-        self._reply, self._to = reply, port
-        self._socket = socket.create_server(("127.0.0.1", 0))
-        self.port = self._socket.getsockname()[1]
-        self.address = f"http://someone:{CANARY}@127.0.0.1:{self.port}"
+    def handle(_: ReceivedRequest, connection: socket.socket) -> None:
+        length = "" if port else "content-length: 0\r\n"
+        connection.sendall(f"HTTP/1.1 {reply}\r\n{length}\r\n".encode())
+        if port:
+            with socket.create_connection(("127.0.0.1", port)) as other:
+                back = threading.Thread(target=_pass_on, args=(other, connection), daemon=True)
+                back.start()
+                _pass_on(connection, other)
+                back.join(5)
 
-    def _listen(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                connection, _ = self._socket.accept()
-                threading.Thread(target=self._relay, args=(connection,), daemon=True).start()
+    with serve_raw(handle) as server:
+        yield server
 
-    def _relay(self, connection: socket.socket) -> None:
-        with connection, contextlib.suppress(OSError):
-            self.asked.append(connection.recv(65_536))
-            length = "" if self._to else "content-length: 0\r\n"
-            connection.sendall(f"HTTP/1.1 {self._reply}\r\n{length}\r\n".encode())
-            if self._to:
-                with socket.create_connection(("127.0.0.1", self._to)) as other:
-                    back = threading.Thread(target=_pass_on, args=(other, connection), daemon=True)
-                    back.start()
-                    _pass_on(connection, other)
-                    back.join(5)
 
-    def __enter__(self) -> Relay:  # noqa: PYI034 - Self is in typing from Python 3.11 on
-        threading.Thread(target=self._listen, daemon=True).start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._socket.shutdown(socket.SHUT_RDWR)
-        self._socket.close()
+def address_of(proxy: RawServer) -> str:
+    return proxy.url.replace("http://", f"http://someone:{CANARY}@")
 
 
 def _pass_on(from_: socket.socket, to: socket.socket) -> None:
@@ -119,12 +106,12 @@ def _pass_on(from_: socket.socket, to: socket.socket) -> None:
 def test_what_is_asked_of_this_machine_never_goes_through_a_proxy(
     host: str, variable: str, way: SyncCalls | AsyncCalls, served: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with Relay() as proxy:
-        monkeypatch.setenv(variable, proxy.address)
+    with relay() as proxy:
+        monkeypatch.setenv(variable, address_of(proxy))
         client = client_at(served.url.replace("127.0.0.1", host))
         assert way.embed(client, ["a"]).dense == [served.emulator.dense("a", dimension=64)]
         client.close()
-    assert proxy.asked == []
+    assert proxy.requests == []
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.9.10", "::1", "localhost", "LocalHost", "::ffff:127.0.0.1"])
@@ -221,10 +208,10 @@ def test_a_variable_that_is_mended_is_heard_by_the_same_client(monkeypatch: pyte
     client = client_at(max_retries=0)
     monkeypatch.setenv("HTTPS_PROXY", "socks://127.0.0.1:1")
     assert type(refused(SyncCalls(), client)) is InvalidInput
-    with Relay("403 Forbidden") as proxy:
-        monkeypatch.setenv("HTTPS_PROXY", proxy.address)
+    with relay("403 Forbidden") as proxy:
+        monkeypatch.setenv("HTTPS_PROXY", address_of(proxy))
         assert type(refused(SyncCalls(), client)) is ConnectionFailed
-        assert len(proxy.asked) == 1
+        assert len(proxy.requests) == 1
         monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:1")
         assert "the proxy HTTPS_PROXY=http://127.0.0.1:1 cannot be reached" in str(refused(AsyncCalls(), client))
 
@@ -241,25 +228,23 @@ def test_a_variable_that_is_mended_is_heard_by_the_same_client(monkeypatch: pyte
 def test_a_refusal_of_a_proxy_is_reported_as_the_proxys(
     reply: str, tries: int, words: str, way: SyncCalls | AsyncCalls, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with Relay(reply) as proxy:
-        monkeypatch.setenv("HTTPS_PROXY", proxy.address)
-        error = refused(way, client_at(), rf"the proxy HTTPS_PROXY=http://127.0.0.1:{proxy.port} {words}")
+    with relay(reply) as proxy:
+        monkeypatch.setenv("HTTPS_PROXY", address_of(proxy))
+        error = refused(way, client_at(), rf"the proxy HTTPS_PROXY={proxy.url} {words}")
     assert type(error) is ConnectionFailed
-    assert len(proxy.asked) == tries
+    assert len(proxy.requests) == tries
     assert reply in str(error)
     assert "region" not in str(error)
 
 
 @WAYS
 def test_a_proxy_that_is_not_there_and_one_without_tls_are_named(
-    way: SyncCalls | AsyncCalls, monkeypatch: pytest.MonkeyPatch
+    way: SyncCalls | AsyncCalls, served: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HTTPS_PROXY", f"http://someone:{CANARY}@127.0.0.1:1")
     refused(way, client_at(), "the proxy HTTPS_PROXY=http://127.0.0.1:1 cannot be reached")
-    with Relay() as proxy:
-        monkeypatch.setenv("HTTPS_PROXY", proxy.address.replace("http:", "https:"))
-        named = f"HTTPS_PROXY=https://127.0.0.1:{proxy.port}"
-        refused(way, client_at(), f"the proxy {named} does not speak TLS. Write http:// in HTTPS_PROXY")
+    monkeypatch.setenv("HTTPS_PROXY", proxy := served.url.replace("http:", "https:"))
+    refused(way, client_at(), f"the proxy HTTPS_PROXY={proxy} does not speak TLS. Write http:// in HTTPS_PROXY")
 
 
 def test_a_proxy_that_waits_for_a_request_and_not_for_tls_is_reported_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -317,7 +302,7 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def company(authority: Path, emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> Iterator[Relay]:
+def company(authority: Path, emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> Iterator[RawServer]:
     """A proxy that decrypts TLS and signs with its own authority, as companies use."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(authority / "host.pem")
@@ -326,9 +311,9 @@ def company(authority: Path, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
         with context.wrap_socket(connection, server_side=True) as wrapped:
             server.answer(wrapped)
 
-    with serving(FaultyServer(emulator, secure, range(100))) as url, Relay(port=int(url.rpartition(":")[2])) as relay:
-        monkeypatch.setenv("HTTPS_PROXY", relay.address)
-        yield relay
+    with serving(FaultyServer(emulator, secure, range(100))) as url, relay(port=int(url.rpartition(":")[2])) as proxy:
+        monkeypatch.setenv("HTTPS_PROXY", address_of(proxy))
+        yield proxy
 
 
 @WAYS
@@ -345,7 +330,7 @@ def company(authority: Path, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
 def test_a_companys_authority_is_trusted_by_any_of_the_usual_variables(
     variable: tuple[str, str],
     way: SyncCalls | AsyncCalls,
-    company: Relay,
+    company: RawServer,
     authority: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -353,12 +338,12 @@ def test_a_companys_authority_is_trusted_by_any_of_the_usual_variables(
     client = client_at()
     assert way.embed(client, ["a"]).dense == [Emulator().dense("a", dimension=64)]
     client.close()
-    assert company.asked[0].startswith(f"CONNECT {HOST}:443 HTTP/1.1\r\n".encode())
+    assert company.requests[0].head.startswith(f"CONNECT {HOST}:443 HTTP/1.1\r\n")
 
 
 @WAYS
 def test_a_companys_authority_that_is_not_trusted_is_reported_with_the_variable_to_set(
-    way: SyncCalls | AsyncCalls, company: Relay, emulator: Emulator
+    way: SyncCalls | AsyncCalls, company: RawServer, emulator: Emulator
 ) -> None:
     words = (
         f"certificate of {HOST} is not signed by an authority that this machine trusts .* set SSL_CERT_FILE to a PEM"
@@ -366,16 +351,16 @@ def test_a_companys_authority_that_is_not_trusted_is_reported_with_the_variable_
     error = refused(way, client_at(), f"{words} file that holds it. At present the authorities of the package c")
     assert type(error) is ConnectionFailed
     assert "Correct HTTPS_PROXY" not in str(error)
-    assert (len(company.asked), emulator.requests) == (1, 0)
+    assert (len(company.requests), emulator.requests) == (1, 0)
 
 
 @WAYS
 def test_a_certificate_for_another_host_is_reported_as_such(
-    way: SyncCalls | AsyncCalls, company: Relay, authority: Path, monkeypatch: pytest.MonkeyPatch
+    way: SyncCalls | AsyncCalls, company: RawServer, authority: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SSL_CERT_FILE", str(authority / "ca.pem"))
     refused(way, client_at("https://gateway.example"), "the certificate shown for gateway.example is for another host")
-    assert len(company.asked) == 1
+    assert len(company.requests) == 1
 
 
 @WAYS

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import time
 from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
-from client_helpers import KEY
+from client_helpers import KEY, becomes_true
 from raw_server import RawServer, good_reply, http_response, serve_raw, vector_of
 
 from dashscope_embeddings import EmbeddingClient
 from dashscope_embeddings._runtime import environment, shared_pools, sync_connections, transport
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from raw_server import ReceivedRequest
 
@@ -28,13 +27,6 @@ TEXTS = [f"text {i}" for i in range(60)]
 def server() -> Iterator[RawServer]:
     with serve_raw(lambda asked, _: good_reply(asked, f"id-{asked.number}")) as running:
         yield running
-
-
-def becomes_true(condition: Callable[[], bool]) -> bool:
-    ends_at = time.monotonic() + 10
-    while not (fulfilled := condition()) and time.monotonic() < ends_at:
-        time.sleep(0.005)
-    return fulfilled
 
 
 def client_of(server: RawServer, **settings: Any) -> EmbeddingClient:

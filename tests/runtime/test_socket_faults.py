@@ -76,11 +76,6 @@ def right(emulator: Emulator, texts: list[str]) -> list[list[float]]:
 
 _STALLS = {"stalled before the head", "stalled in the body", "slower than the timeout"}
 _IN_THE_TABLE = [
-    "reset before the work",
-    "reset after the work",
-    "closed before the work",
-    "closed after the work",
-    "closed within the body",
     *sorted(_STALLS),
     "half a body",
     "garbage",

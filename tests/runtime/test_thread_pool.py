@@ -5,10 +5,9 @@ from __future__ import annotations
 import functools
 import re
 import threading
-import time
 from typing import TYPE_CHECKING
 
-from client_helpers import KEY
+from client_helpers import KEY, becomes_true
 from raw_server import good_reply, serve_raw
 
 from dashscope_embeddings import EmbeddingClient
@@ -16,8 +15,6 @@ from dashscope_embeddings._runtime import thread_pool
 from dashscope_embeddings._runtime.thread_pool import DaemonThreadPool, WorkItem, shared_pool
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     import pytest
 
 TEXTS = [f"text {i}" for i in range(60)]
@@ -25,13 +22,6 @@ TEXTS = [f"text {i}" for i in range(60)]
 
 def pool_threads() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if re.fullmatch(r"dashscope_\d+", thread.name)]
-
-
-def becomes_true(condition: Callable[[], bool]) -> bool:
-    ends_at = time.monotonic() + 10
-    while not (fulfilled := condition()) and time.monotonic() < ends_at:
-        time.sleep(0.005)
-    return fulfilled
 
 
 def test_sixty_clients_use_the_threads_of_one(monkeypatch: pytest.MonkeyPatch) -> None:

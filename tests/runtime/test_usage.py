@@ -26,7 +26,6 @@ from dashscope_embeddings import (
     EmbeddingClient,
     Price,
     RequestRecord,
-    Usage,
     track_usage,
 )
 from dashscope_embeddings.emulator.faults import Status, Throttle
@@ -116,23 +115,6 @@ def test_langchains_threads_and_tasks_are_counted(code: Callable[[DashScopeEmbed
     with track_usage() as usage:
         texts = code(embeddings)
     assert usage.texts == texts == embeddings.usage.texts
-
-
-def test_packed_queries_count_for_their_own_callers(emulator: Emulator) -> None:
-    client = client_for(emulator, requests_per_minute=60)  # queries that wait for the rate limit share a request
-
-    async def one(text: str) -> Usage:
-        with track_usage() as usage:
-            await client.aembed(text, text_type="query")
-        return usage.usage
-
-    async def all_of_them() -> list[Usage]:
-        return await asyncio.gather(*(one(text) for text in TEXTS))
-
-    found = asyncio.run(all_of_them())
-    assert [usage.texts for usage in found] == [1] * 25
-    assert sum(usage.requests for usage in found) == emulator.billed_requests < 25
-    assert sum(usage.tokens for usage in found) == emulator.billed_tokens
 
 
 # --- a record for every request ----------------------------------------------------------------------------

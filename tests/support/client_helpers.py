@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 import weakref
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ from dashscope_embeddings import EmbeddingClient
 
 if TYPE_CHECKING:
     import threading
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from dashscope_embeddings import Embedding, Embeddings
     from dashscope_embeddings.emulator import Emulator
@@ -56,6 +57,14 @@ def client_for(emulator: Emulator, clock: FakeClock | None = None, **settings: A
 
 
 _clocks: weakref.WeakKeyDictionary[Emulator, FakeClock] = weakref.WeakKeyDictionary()
+
+
+def becomes_true(condition: Callable[[], bool], seconds: float = 10.0) -> bool:
+    """Waits until a condition holds; returns whether it does before the time is over."""
+    ends_at = time.monotonic() + seconds
+    while not (fulfilled := condition()) and time.monotonic() < ends_at:
+        time.sleep(0.005)
+    return fulfilled
 
 
 class SyncCalls:
