@@ -113,6 +113,16 @@ def test_a_key_given_by_position_is_not_shown(kind: str) -> None:
     assert CANARY not in shown
 
 
+@pytest.mark.parametrize(
+    ("args", "settings"),
+    [(("text-embedding-v4", CANARY), {}), (("text-embedding-v4",), {"model": "text-embedding-v3", "api_key": CANARY})],
+)
+def test_a_key_beside_wrong_positions_is_not_shown(args: tuple[Any, ...], settings: dict[str, Any]) -> None:
+    error, shown = printed(lambda: EmbeddingClient(*args, **settings))
+    assert "by position" in str(error)
+    assert CANARY not in shown
+
+
 @pytest.mark.parametrize("address", [f"https://me:{CANARY[3:]}@gw.example", f"https://gw.example/?key={CANARY[3:]}"])
 @pytest.mark.parametrize("kind", ["client", "langchain", "llama_index", "ray"])
 def test_credentials_in_an_address_are_refused_and_not_shown(kind: str, address: str) -> None:
