@@ -496,12 +496,14 @@ def test_a_save_that_fails_leaves_the_old_file(of: Any, served: Server, tmp_path
     assert of.found(getattr(of.sparse, load)(tmp_path, **settings(served)), "word2")[0] == TEXTS[2]
 
 
-def test_importing_langchains_adapter_loads_neither_numpy_nor_retrievers() -> None:
+def test_importing_an_adapter_loads_what_it_needs_alone() -> None:
+    """A Ray actor needs neither SQLite nor the Batch route, and LangChain's adapter no retriever before its first."""
     code = (
-        "import sys, dashscope_embeddings.langchain as m; before = set(sys.modules); m.DashScopeSparseRetriever; "
+        "import sys, dashscope_embeddings.ray_data; print([n for n in sys.modules if 'sqlite' in n or 'corpus' in n]); "
+        "import dashscope_embeddings.langchain as m; before = set(sys.modules); m.DashScopeSparseRetriever; "
         "print([n for n in ('numpy', 'langchain_core.retrievers') if n in before or n not in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)  # noqa: S603 - our own interpreter
-    assert done.stdout.strip() == "[]"
+    assert done.stdout.split() == ["[]", "[]"]
     with pytest.raises(AttributeError, match="Absent"):
         lc.Absent  # noqa: B018 - the attribute is what is asked for
