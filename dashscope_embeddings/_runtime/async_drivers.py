@@ -117,7 +117,6 @@ class AsyncDriver:
         yield label, await flow_runs.arun(flow, perform)
 
     def start(self, flow: Generator[Step, StepResult, T]) -> asyncio.Task[T]:
-        """Runs a flow in a task of its own."""
         return asyncio.create_task(self.run_steps(flow, SignalSafeEvent()))
 
     async def run_steps(self, flow: Generator[Step, StepResult, T], halt: SignalSafeEvent) -> T:

@@ -159,11 +159,7 @@ def _remaining_timeout(timeout: float | None, connection: Any) -> float | None:
 
 
 async def run_with_deadline(seconds: float, request: Coroutine[Any, Any, Reply]) -> Reply:
-    """The reply to a request on the running loop, which is cancelled at the deadline.
-
-    Raises:
-        DeadlineExceeded: it took too long.
-    """
+    """The reply to a request on the running loop, which is cancelled at the deadline: `DeadlineExceeded`."""
     task, is_overdue = asyncio.current_task(), False
 
     def cancel_overdue() -> None:

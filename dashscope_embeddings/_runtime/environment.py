@@ -57,11 +57,7 @@ class Proxy:
 
 
 def proxy_for(url: httpx.URL) -> Proxy | None:
-    """The proxy for requests to an address; None for a direct connection, as always to this machine.
-
-    Raises:
-        InvalidInput: the variable's proxy cannot be used.
-    """
+    """The proxy for requests to an address; None for a direct connection, as always to this machine."""
     setting = None if is_loopback(url.host) else _proxy_variable(url)
     return None if setting is None else Proxy(setting[0], _parse_proxy(*setting, url.host))
 
@@ -154,11 +150,7 @@ def certificates_version() -> tuple[object, ...]:
 
 
 def make_ssl_context(url: httpx.URL) -> ssl.SSLContext:
-    """The TLS settings for an address, with the certificate authorities that the environment names.
-
-    Raises:
-        InvalidInput: a variable names a file or folder that does not exist or holds no certificates.
-    """
+    """The TLS settings for an address, with the certificate authorities that the environment names."""
     if url.scheme == "http":
         return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # never used; loading certificates is slow
     variable = _certificate_variable()

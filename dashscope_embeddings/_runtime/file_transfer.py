@@ -35,11 +35,7 @@ class FileTransfer:
     def send(self, client: Any, step: Send, endpoint: Endpoint) -> Reply:
         """Sends one request and reads its whole reply, to a file if the endpoint names one.
 
-        Raises:
-            Exception: `is_request_error`: no reply came, or not all of it.
-            UnusableBody: its body is broken or too large.
-            DeadlineExceeded: it took too long; the deadline is extended for the bytes of files.
-            OSError: a file cannot be read or written.
+        Raises what `send_and_read` raises, and OSError. The deadline is extended for the bytes of files.
         """
         deadline_seconds = endpoint.deadline_seconds or self._deadline_seconds
         if endpoint.upload_file is None:

@@ -22,21 +22,12 @@ _EXCLUSIVE_FLAGS = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW"
 
 
 def create_exclusive(path: Path, mode: int = PRIVATE_MODE) -> IO[bytes]:
-    """Creates a file for reading and writing.
-
-    Raises:
-        FileExistsError: the path exists, even as a dangling symbolic link: links are never written through.
-    """
+    """Creates a file for reading and writing, not one that exists: symbolic links are never written through."""
     return os.fdopen(os.open(path, _EXCLUSIVE_FLAGS, mode), "w+b")
 
 
 def ensure_private_file(path: Path) -> None:
-    """Creates an empty private file if the path does not exist.
-
-    Raises:
-        InvalidInput: the path is a dangling symbolic link.
-        FileExistsError: another process created it at the same time.
-    """
+    """Creates an empty private file if the path does not exist; FileExistsError: another process was faster."""
     if path.exists():
         return
     if path.is_symlink():

@@ -55,7 +55,6 @@ class SyncConnectionPool:
         return _Response(response, self, connection)
 
     def release(self, connection: Connection, *, is_reusable: bool) -> None:
-        """Returns a connection to the pool, or closes it."""
         if not is_reusable or self._is_closed:
             self._close([connection])
             return
@@ -63,7 +62,6 @@ class SyncConnectionPool:
         _sweep_later(self)
 
     def close_expired(self) -> None:
-        """Closes connections that have been idle for too long."""
         self._close(self.idle.take_expired())
 
     def _close(self, connections: list[Connection]) -> None:

@@ -228,7 +228,6 @@ class ThreadDriver:
         return self.run_steps(flow_runs.cancellable(flow, halt.set), halt)
 
     def run_steps(self, flow: Generator[Step, StepResult, T], halt: StopEvent) -> T:
-        """What a flow returns, run on this thread."""
         return flow_runs.run(flow, lambda step: self._perform_step(step, halt))
 
     def _perform_step(self, step: Step, halt: StopEvent) -> StepResult:

@@ -81,12 +81,10 @@ class Transport:
         self._sync_pool, self._loops, self._is_forked = None, {}, True
 
     def acquire_user_limiter(self) -> None:
-        """Waits for the user's rate limiter, before every request."""
         if self._user_resources.rate_limiter is not None:
             self._user_resources.rate_limiter.acquire()
 
     async def aacquire_user_limiter(self) -> None:
-        """`acquire_user_limiter` on the running loop."""
         if (limiter := self._user_resources.rate_limiter) is not None:
             await (limiter.aacquire() if hasattr(limiter, "aacquire") else limiter.async_acquire())
 
@@ -180,7 +178,6 @@ class Transport:
             shared.pool.close()
 
     async def aclose(self) -> None:
-        """`close`, for the pool of the running loop too."""
         self.close()
         shared = self._loops.pop(asyncio.get_running_loop(), None)
         if shared is not None and shared.leave(self):

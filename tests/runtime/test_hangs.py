@@ -47,9 +47,8 @@ def program(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @needs_signals
-@pytest.mark.parametrize("arguments", [["50", "1"], ["30", "2", "--served"]], ids=["in the process", "over http"])
-def test_a_client_answers_after_dozens_of_interruptions_at_random_moments(arguments: list[str]) -> None:
-    done = program(str(SUPPORT / "interrupt_storm.py"), *arguments)
+def test_a_client_answers_after_dozens_of_interruptions_at_random_moments() -> None:
+    done = program(str(SUPPORT / "interrupt_storm.py"), "40", "2", "--served")
     assert done.returncode == 0, done.stdout + done.stderr
     assert ": ok" in done.stdout
 
