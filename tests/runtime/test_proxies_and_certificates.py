@@ -335,6 +335,7 @@ def test_a_companys_authority_is_trusted_by_any_of_the_usual_variables(
     assert way.embed(client, ["a"]).dense == [Emulator().dense("a", dimension=64)]
     client.close()
     assert company.requests[0].head.startswith(f"CONNECT {HOST}:443 HTTP/1.1\r\n")
+    assert "proxy-authorization: basic" in company.requests[0].head.lower()
 
 
 @WAYS
