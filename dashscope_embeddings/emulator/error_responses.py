@@ -70,6 +70,8 @@ class ApiError(Exception):
         known_message = _COMPATIBLE_MESSAGES.get(code, message)
         self._compatible_message = known_message if compatible_message is None else compatible_message
         self._by_algorithm = by_algorithm
+        self.retry_headers: dict[str, str] = {}
+        """When to retry after an exceeded quota."""
 
     def response(self, protocol: WireProtocol, request_id: str) -> Response:
         """The response in the envelope of the protocol."""

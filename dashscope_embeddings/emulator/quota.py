@@ -8,11 +8,12 @@ model; no reply with an embedding model was seen, so the emulator answers only o
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl
 
-from dashscope_embeddings.emulator.error_responses import json_headers, throttled, to_json
+from dashscope_embeddings.emulator.error_responses import ApiError, json_headers, throttled, to_json
 from dashscope_embeddings.emulator.messages import Request, Response
 
 if TYPE_CHECKING:
@@ -28,11 +29,16 @@ class SlidingWindow:
         self._entries: deque[tuple[float, float]] = deque()
         """Time when it leaves the window, and amount."""
 
-    def has_room(self, amount: float, now: float) -> bool:
-        """Whether the amount fits now."""
+    def seconds_until_fits(self, amount: float, now: float) -> float:
+        """Seconds until the amount fits; 0.0: now."""
         while self._entries and self._entries[0][0] <= now:
             self._used -= self._entries.popleft()[1]
-        return not self._entries or self._used + amount <= self._limit
+        used, until = self._used, now
+        for expiry, entry_amount in self._entries:
+            if used + amount <= self._limit:
+                break
+            used, until = used - entry_amount, expiry
+        return until - now
 
     def add(self, amount: float, now: float) -> None:
         """Counts an amount, for which there must be room."""
@@ -57,10 +63,17 @@ class Quota:
         """Counts one request. Raises ApiError, and counts nothing, if it exceeds a limit."""
         amounts = {"Throttling.RateQuota": 1, "Throttling.AllocationQuota": tokens}
         for code, window in self._windows.items():
-            if not window.has_room(amounts[code], now):
-                raise throttled(code)
+            if seconds := window.seconds_until_fits(amounts[code], now):
+                raise _exceeded(code, seconds)
         for code, window in self._windows.items():
             window.add(amounts[code], now)
+
+
+def _exceeded(code: str, seconds: float) -> ApiError:
+    """HTTP 429; the vendor's newer SDK code reads both headers, neither of which has been seen in a reply."""
+    error = throttled(code)
+    error.retry_headers = {"retry-after": str(math.ceil(seconds)), "retry-after-ms": str(math.ceil(seconds * 1000))}
+    return error
 
 
 # --- the list of quotas ------------------------------------------------------------------------------------

@@ -62,6 +62,7 @@ class Emulator:
         tells_quota: whether `GET /api/v1/quotas` lists these quotas; False: 404. No page says that the service lists
             embedding models. May be changed at any time. This request is in `asked`, but does not count as one of
             `requests`, nor for faults without a `route`: a client may send it at any time beside its job.
+        retry_after: whether a reply to an exceeded quota has headers that say when to retry.
         faults: what goes wrong, and when: `[faults.Throttle(probability=0.05), faults.Drop(after=10)]`; see the module
             `faults`. Setting the attribute `faults` replaces them.
         clock: returns seconds; for quotas, batches and the log.
@@ -83,6 +84,7 @@ class Emulator:
         tokens_per_minute: float | None = None,
         window: float = 1.0,
         tells_quota: bool = False,
+        retry_after: bool = False,
         faults: Sequence[Fault] = (),
         clock: Callable[[], float] = time.monotonic,
         log: int | None = None,
@@ -98,6 +100,7 @@ class Emulator:
             requests_per_minute = min(requests_per_second * 60, requests_per_minute or math.inf)
         self._quota_settings = (requests_per_minute, tokens_per_minute, window)
         self.tells_quota = tells_quota
+        self._sends_retry_after = retry_after
         self._clock = clock
         self._on_request = on_request
         self._lock = _process.ForkSafeLock()
@@ -252,7 +255,10 @@ class Emulator:
             return embeddings.success_response(checked, request_id), checked.tokens
         except ApiError as error:
             is_compatible = request.path.startswith("/compatible-mode/")
-            return error.response("openai" if is_compatible else "native", request_id), 0
+            response = error.response("openai" if is_compatible else "native", request_id)
+            if self._sends_retry_after:
+                response = dataclasses.replace(response, headers=response.headers | error.retry_headers)
+            return response, 0
 
     def _trigger_fault(
         self, texts: tuple[str, ...], name: str, target: Target, *, is_counted: bool = True

@@ -40,11 +40,12 @@ def test_requests_beyond_the_window_are_refused_and_do_not_count() -> None:
 
 
 def test_quotas_are_kept_per_model_and_speak_each_protocols_words() -> None:
-    emulator = Emulator(requests_per_second=1, clock=Clock())
+    emulator = Emulator(requests_per_second=1, clock=Clock(), retry_after=True)
     assert native(emulator, "x").status_code == native(emulator, "x", V3).status_code == 200
     refused = native(emulator, "x")
     assert refused.json()["code"] == "Throttling.RateQuota"
     assert refused.json()["message"] == "Requests rate limit exceeded, please try again later."
+    assert (refused.headers["retry-after"], refused.headers["retry-after-ms"]) == ("1", "1000")
     assert compatible(emulator, "x").json()["error"]["code"] == "limit_requests"
 
 
