@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 KILLS = 20
 IN_FLIGHT = 4
 ROWS = 10
-TEXTS = 1_500
+TEXTS = 900
 
 
 class Watch(faults.Fault):
@@ -75,8 +75,8 @@ COMMANDS = {
     "embed": Command(
         ["embed", "--kind", "dense&sparse", "--max-concurrency", str(IN_FLIGHT)],
         faults.Blocked(match="number 777"),
-        requests=140,
-        seconds=1.0,
+        requests=84,
+        seconds=0.6,
         in_flight=IN_FLIGHT * ROWS,
     ),
     # A batch that exists is found again: a kill costs nothing.
@@ -161,7 +161,7 @@ def test_killed_while_the_output_is_written_it_is_the_old_or_the_new_one(source:
         wanted = [row.dense for row in read_vectors(output)]
         for _ in range(KILLS):  # all is paid for: what is left to interrupt is reading, checking and writing
             process = start(arguments, server.url)
-            process.join(chance.uniform(0.0, 0.6))
+            process.join(chance.uniform(0.0, 0.4))
             process.kill()
             process.join()
             assert [row.dense for row in read_vectors(output)] == wanted
