@@ -159,7 +159,8 @@ class Embedder:
             self._store_reply({unit: PackedVectors.pack(embedding.dense, embedding.sparse)}, 0, 0, 0)
 
     def _on_rejected(self, index: int, error: DashScopeError) -> None:
-        unit = self._unstored.pop(self._in_stream.pop(index))
+        if (unit := self._unstored.pop(self._in_stream.pop(index), None)) is None:
+            return  # a chunk that equals it brought its vectors
         # It was checked when it was read, but a lower limit may have been learned since then.
         is_ours = isinstance(error, InvalidInput)
         with self._errors_collected():
