@@ -19,14 +19,7 @@ from dashscope_embeddings._core.exchange import READ_AHEAD, RequestContext
 from dashscope_embeddings._core.settings import Settings
 from dashscope_embeddings._core.text_inputs import OnRefused
 from dashscope_embeddings._runtime.async_drivers import run_in_thread
-from dashscope_embeddings._runtime.client_base import (
-    Billing,
-    CallbackGuard,
-    ClientBase,
-    OnBatchDone,
-    add_result,
-    skip_refused,
-)
+from dashscope_embeddings._runtime.client_base import Billing, CallbackGuard, ClientBase, OnBatchDone, add_result
 from dashscope_embeddings._runtime.connections import check_running_loop, running_loop
 from dashscope_embeddings._runtime.deferred_signals import signals_of_this_thread
 from dashscope_embeddings._runtime.thread_pool import SignalSafeEvent
@@ -179,7 +172,7 @@ class EmbeddingClient(ClientBase):
             for batch, outcome in outcomes:
                 collector.add(batch, outcome)
                 with callbacks:
-                    skip_refused(collector, outcome, refused)
+                    self._skip_refused(collector, outcome, refused)
                 if collector.has_failed:
                     halt.set()
                 yield from collector.pop_ready()
@@ -326,7 +319,7 @@ class EmbeddingClient(ClientBase):
                 async for batch, outcome in outcomes:
                     await add_result(collector, batch, outcome)
                     with callbacks:
-                        skip_refused(collector, outcome, refused)
+                        self._skip_refused(collector, outcome, refused)
                     if collector.has_failed:
                         halt.set()
                     for embedding in collector.pop_ready():

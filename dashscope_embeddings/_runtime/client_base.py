@@ -204,6 +204,13 @@ class ClientBase:
             arrived(batch.texts, outcome)
         return outcome
 
+    @staticmethod
+    def _skip_refused(collector: ResultCollector, outcome: Outcome, refused: OnRefused | None) -> None:
+        """Reports per-text refusals, and leaves the texts out; not if the job was aborted, which may be their cause."""
+        if refused is not None and outcome.abort_error is None:
+            for index, error in collector.skip_refused().items():
+                refused(index, error)
+
     # --- copies and processes -----------------------------------------------------------------------------
 
     def __eq__(self, other: object) -> bool:
@@ -277,13 +284,6 @@ class CallbackGuard:
     def raise_first_error(self) -> None:
         if self._failure is not None:
             raise self._failure
-
-
-def skip_refused(collector: ResultCollector, outcome: Outcome, refused: OnRefused | None) -> None:
-    """Reports per-text refusals, and leaves the texts out; not if the job was aborted, which may be their cause."""
-    if refused is not None and outcome.abort_error is None:
-        for index, error in collector.skip_refused().items():
-            refused(index, error)
 
 
 async def add_result(collector: ResultCollector, batch: Batch, outcome: Outcome) -> int:
