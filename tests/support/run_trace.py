@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from simulated_client import Result
 
 _STEP_SECONDS = 0.1
-_SHOWN = ("state", "rate", "limit_per_second", "limit", "window")
+_SHOWN = ("state", "rate", "limit")
 """Attributes that a trace shows where the limiter or one of its parts has them."""
 
 
