@@ -28,9 +28,9 @@ DESCRIPTIONS: Mapping[tuple[str, ...], str] = {
     (_URLS["native"], _URL): "Address of the service; takes precedence over the region's variable, with a warning "
     "if they contradict each other.",
     (_URLS["openai"],): 'The same for `protocol="openai"`.',
-    REGION_VARIABLES: "Region of the key, by id or city; without it Beijing.",
-    WORKSPACE_VARIABLES: "Workspace whose own host gets the requests. If no region or Beijing is set, the shared host "
-    "does, as in the vendor's SDK.",
+    REGION_VARIABLES: "Region of the key, by id or city, in English or Chinese; without it Beijing.",
+    WORKSPACE_VARIABLES: "Workspace whose own host gets the requests. If the region's variable is unset or Beijing, the "
+    "shared host does, as in the vendor's SDK.",
 }
 """Spellings of each variable → what it says, for README."""
 
