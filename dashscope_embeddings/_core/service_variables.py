@@ -29,8 +29,8 @@ DESCRIPTIONS: Mapping[tuple[str, ...], str] = {
     "if they contradict each other.",
     (_URLS["openai"],): 'The same for `protocol="openai"`.',
     REGION_VARIABLES: "Region of the key, by id or city, in English or Chinese; without it Beijing.",
-    WORKSPACE_VARIABLES: "Workspace whose own host gets the requests. If the region's variable is unset or Beijing, the "
-    "shared host does, as in the vendor's SDK.",
+    WORKSPACE_VARIABLES: "Workspace whose own host gets the requests. If the region's variable is unset or Beijing, "
+    "the shared host does, as in the vendor's SDK.",
 }
 """Spellings of each variable → what it says, for README."""
 
