@@ -64,12 +64,12 @@ SWEEP = """
     sparse = DashScopeSparseEmbeddings(dense)
     alone = DashScopeEmbeddings(**settings)
     texts = [f"text {i}" for i in range(25)]
-    step = 3 if sys.argv[1] == "emulator" else 8
+    step = 7 if sys.argv[1] == "emulator" else 19
     calls = [
         (step, lambda: alone.embed_query("a")),
         (step, lambda: alone.embed_documents(["a"])),
-        (23, lambda: alone.embed_documents(texts)),
-        (7, lambda: [dense.embed_query("a"), sparse.embed_query("a")]),
+        (53, lambda: alone.embed_documents(texts)),
+        (17, lambda: [dense.embed_query("a"), sparse.embed_query("a")]),
     ]
 
     def interrupted_at(moment, call):
