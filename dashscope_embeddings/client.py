@@ -1,4 +1,4 @@
-"""`EmbeddingClient`: turns texts into vectors, sync and async."""
+"""`EmbeddingClient`: embeds, streams, counts and estimates texts, sync and async."""
 
 from __future__ import annotations
 

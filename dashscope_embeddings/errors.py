@@ -183,7 +183,7 @@ class BadRequestError(ServiceError):
 class ServerError(ServiceError):
     """The service failed on every attempt.
 
-    Try again later with the texts in `failed`; report it with `request_id`.
+    Try again later with the texts in `failed`; if it goes on, report `request_id` to Alibaba Cloud.
     """
 
 

@@ -75,7 +75,7 @@ class DashScopeSparseFunction(SparseAdapter, BaseSparseEmbeddingFunction):
 class BatchedMilvusVectorStore(MilvusVectorStore):
     """LlamaIndex's Milvus store, which requests the sparse vectors of its nodes in batches instead of one by one.
 
-    Takes the same arguments; `sparse_embedding_function` should be a `DashScopeSparseFunction` with `dense`.
+    Takes the same arguments; `sparse_embedding_function` should be a `DashScopeSparseFunction(dense)`.
     """
 
     def add(self, nodes: list[BaseNode], **add_kwargs: Any) -> list[str]:

@@ -1,4 +1,4 @@
-"""A cache for paired adapters: keeps the second component of a `dense&sparse` reply until it is fetched.
+"""A cache for paired adapters: keeps what arrived for the partner, or for the next attempt, until it is taken.
 
 Stores call the dense and the sparse adapter one after the other (or at once) with the same texts. The first call
 requests both components; the cache holds the other one. Concurrent calls for the same query share one request

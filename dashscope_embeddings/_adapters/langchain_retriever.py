@@ -155,7 +155,7 @@ class DashScopeSparseRetriever(BaseRetriever):
 
     @classmethod
     def load_local(cls, folder_path: str | Path, **options: Unpack[_FactoryOptions]) -> Self:
-        """The retriever that `save_local` wrote.
+        """A retriever made from `options`, with the documents and vectors that `save_local` wrote.
 
         Raises:
             InvalidInput: there is no file, it is damaged, or it was written with another model or other settings.

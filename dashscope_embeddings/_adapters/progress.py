@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def import_tqdm() -> Any:
-    """The class of a bar."""
+    """Imports and returns tqdm's class of progress bars; an ImportError says what to install."""
     try:
         from tqdm.auto import tqdm  # noqa: PLC0415 - an optional dependency
     except ImportError as missing:

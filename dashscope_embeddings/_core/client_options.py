@@ -202,7 +202,7 @@ def with_defaults(options: ClientOptions) -> dict[str, Any]:
 
 
 def signature() -> inspect.Signature:
-    """What editors and agents are shown of `EmbeddingClient(model, **options)`."""
+    """The signature of `EmbeddingClient` with each option by name; editors show it instead of `**options`."""
     types = get_type_hints(ClientOptions)
     this = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
     model = inspect.Parameter("model", inspect.Parameter.POSITIONAL_OR_KEYWORD, default=DEFAULT_MODEL, annotation=str)

@@ -1,7 +1,7 @@
 """Embeds one batch: makes every decision about retries and splits, without I/O.
 
 `exchange` is a generator. It yields steps (`Send`, `Sleep`), receives their results, and returns an `Outcome`.
-A driver performs the steps and decides nothing. It has no socket and no `await`; the limiter's clock is passed in.
+A driver performs the steps and decides nothing. This module has no socket and no `await`; the clock is passed in.
 
 The unit of retry is one request, so a text that was answered is never sent again. A refused text does not affect
 the other texts of its batch: the request is bisected until that text is found.
@@ -75,7 +75,7 @@ class RequestContext:
     bound: InFlightBound = UNBOUNDED
     """The client's requests in flight."""
     blocked_loop: Sender | None = None
-    """The event loop on whose thread a sync call was made."""
+    """The event loop, or deferred signals, on whose thread a sync call was made."""
     observed_widths: dict[str, int] | None = None
     """The width of a call's first vector, if the model's width is not known."""
 

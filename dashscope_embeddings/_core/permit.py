@@ -14,7 +14,7 @@ _SLOW_SECONDS = 60.0
 
 
 class Sender(Protocol):
-    """An event loop, or a task on one, that sends requests."""
+    """What sends requests: an event loop, a task on one, or a thread whose signals are deferred."""
 
     def is_running(self) -> bool:
         """Whether it can go on: the requests of a stopped one never end."""
@@ -44,11 +44,11 @@ class Permit:
     """True for a query, which precedes waiting documents."""
     bound: InFlightBound = UNBOUNDED
     blocked_loop: Sender | None = None
-    """The event loop that its caller blocks, because it makes a sync call on the loop's thread."""
+    """The event loop, or deferred signals, that its caller blocks by a sync call on its thread."""
     wake: Callable[[], object] | None = None
     """Called when asking again earlier than at `retry_at` may help; set it before waiting."""
     loop: Sender | None = None
-    """The event loop that sends it; None: a thread."""
+    """The event loop that sends it, or the deferred signals of its thread; None: another thread."""
     sent_at: float | None = None
     is_closed: bool = False
     in_flight: int = 0

@@ -235,8 +235,8 @@ def _checked_reply(options: RequestOptions, reply: Reply, content: Any, text_cou
 def _sparse_entries(row: Any, output: Output) -> list[SparseEntry] | None:
     """The sparse weights of a row.
 
-    No recorded reply with these alone is known. Four third parties read `sparse_embedding`, and one of them `embedding`
-    where that is missing (seen 2026-11-27).
+    No recorded reply to `output_type=sparse` is known. Four third parties read `sparse_embedding`; one of them reads
+    `embedding` if there is no `sparse_embedding` (seen 2026-11-27).
     """
     entries: list[SparseEntry] | None = row.get("sparse_embedding")
     other = row.get("embedding")

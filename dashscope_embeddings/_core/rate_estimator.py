@@ -21,7 +21,7 @@ terms of congestion control:
     WINDOWED ──→ STEADY     429s of a limit while the window has room
 
 `throttle_detector` distinguishes random 429s from a limit (CUSUM); limits on concurrent requests are tested by
-`concurrency_window`. Constants, with the simulated service that fixes each, are in `search_constants`.
+`concurrency_window`. Most constants, with the simulated service that fixes them, are in `search_constants`.
 """
 
 from __future__ import annotations
@@ -281,7 +281,7 @@ class RateEstimator:
         return True
 
     def _on_isolated_throttle(self, sent_at: float, now: float) -> None:
-        """A single 429: random, or the rate is slightly above the limit."""
+        """Reacts to a single 429: it is random, or the rate is slightly above the limit, which is then lowered."""
         limit = self.steady.limit
         if limit is None or self._is_expected():
             return

@@ -312,7 +312,7 @@ class Limiter:
         return not has_quota and self._estimator.state is SearchState.SLOW_START and self._window.in_flight == 0
 
     def _is_behind_starved(self, permit: Permit) -> bool:
-        """Whether it waits because the one ahead of it needs a free place, not because of the rate."""
+        """Whether it waits only because the first permit of the queue waits for a request in flight to end."""
         head = self._next_waiting
         return head is not None and head is not permit and head.needs_slot
 

@@ -1,4 +1,4 @@
-"""Removes keys, header values, the caller's texts and control characters from messages of the service.
+"""Removes keys, header values, texts and control characters from messages of the service and of HTTP libraries.
 
 An error reply may repeat any part of its request, and its message goes into exceptions, logs and terminals.
 """

@@ -1,4 +1,4 @@
-"""The constants of the search for rate and concurrency: value, unit, reason, and the simulated service that fixes it.
+"""The constants of the search for rate and concurrency: value, unit, reason, and the simulated service if one fixes it.
 
 The services are those of `tests/support/limiter_simulation.py`, which shows what a change does to each.
 """

@@ -48,7 +48,7 @@ class Send:
     read_reply: Callable[[Reply], bool] | None = field(default=None, compare=False, repr=False)
     """Called with the reply while its connection is still held; returns whether it may be reused."""
     permit: Permit | None = field(default=None, compare=False, repr=False)
-    """The driver notes in it which event loop sends it."""
+    """The driver notes in it what sends it."""
 
     @property
     def is_urgent(self) -> bool:

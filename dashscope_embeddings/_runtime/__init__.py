@@ -1,4 +1,4 @@
-"""Performs the steps that `_core` yields: sockets, threads, event loops, clocks and files. It decides nothing.
+"""Performs the steps that `_core` yields: sockets, threads, event loops, clocks, files. No decisions about requests.
 
 thread_drivers           and async_drivers: run flows on threads, and in tasks of an event loop
 flow_runs                what the two have in common

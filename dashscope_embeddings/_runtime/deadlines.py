@@ -57,7 +57,7 @@ class Deadline:
         self.ends_at = time.monotonic() + seconds + upload_bytes / _MIN_BYTES_PER_SECOND
 
     def extend_for(self, byte_count: int) -> None:
-        """Extends the deadline for received bytes of a file."""
+        """Moves the deadline later, by the time that so many bytes of a downloaded file may take."""
         self.ends_at += byte_count / _MIN_BYTES_PER_SECOND
 
     @property

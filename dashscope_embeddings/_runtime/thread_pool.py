@@ -164,9 +164,9 @@ class WorkItem(Generic[T]):
 class DaemonThreadPool:
     """A thread pool that never delays the end of the program. The process has one: `shared_pool`.
 
-    A call goes to an idle thread, else to a new one: the pool has no bound, because each job bounds what it submits.
-    `ThreadPoolExecutor` would make the program wait at exit for every thread, and so for replies that are no longer
-    needed, for instance after Ctrl-C.
+    A work item goes to an idle thread or to a new one: the pool has no limit, because each job limits what it submits.
+    `ThreadPoolExecutor` would make the program wait at exit for all threads, also for those that read a reply which
+    nobody needs any more, as after Ctrl-C.
     """
 
     def __init__(self) -> None:

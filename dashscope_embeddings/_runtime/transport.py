@@ -2,7 +2,7 @@
 
 Clients with equal settings share them. A user's client is used as it is.
 
-`connections` and `environment` provide their parts. The modules above these use neither httpx nor a clock.
+The pools are in `sync_connections` and `connections`, proxies and certificates in `environment`.
 """
 
 from __future__ import annotations
@@ -202,7 +202,10 @@ class Transport:
         return join_shared_pool(self, self._digest(), loop, functools.partial(self._make_pool, loop))
 
     def _digest(self) -> bytes:
-        """Equal for clients whose connections and requests are equal. One expression: no variable holds the key."""
+        """A hash of address, headers, timeouts, proxy and certificates: clients with the same one share connections.
+
+        One expression, so that no local variable, which tracebacks can show, holds the key.
+        """
         return hashlib.sha256(
             repr(
                 (

@@ -136,7 +136,7 @@ for different ones (qwen3.7-text-embedding, 2026-09-25)."""
 
 @dataclass(frozen=True, slots=True)
 class RoleCheck:
-    """Cosine similarities between the compatible route's vector of one text and its native vectors in both roles."""
+    """How the compatible route's vector of one text compares with its native vectors, and with what they differ by."""
 
     query: float
     """Compatible and native `text_type=query`."""

@@ -103,7 +103,7 @@ CHINESE: Mapping[str, str] = {
     "The service refuses this request or this text.": "服务拒绝该请求或其中的文本。",
     "Leave out the texts in `failed`; the other vectors are in `partial`.": "去掉 `failed` 所指的文本；其余文本的向量在 `partial` 中。",
     "The service failed on every attempt.": "服务端故障，每次尝试都失败。",
-    "Try again later with the texts in `failed`; report it with `request_id`.": "稍后用 `failed` 所指的文本重试；反馈问题时附上 `request_id`。",
+    "Try again later with the texts in `failed`; if it goes on, report `request_id` to Alibaba Cloud.": "稍后用 `failed` 所指的文本重试；若仍然失败，向阿里云反馈时附上 `request_id`。",
     "No attempt got an answer: the host was not reached, or the connection broke or stalled.": "每次尝试都没有得到响应：连不上主机，或连接中断、卡住。",
     "Check the network and the proxy, then continue with the texts in `failed`.": "检查网络和代理，然后用 `failed` 所指的文本继续。",
     "An answer that breaks the contract: rows missing, duplicate or of the wrong width, numbers not finite.": "响应不符合约定：缺行、重复、维度不对，或数值中有 NaN 或无穷大。",

@@ -71,7 +71,7 @@ class BatchFlow:
         yield from self._submit("all")
 
     def status(self) -> RequestFlow[None]:
-        """Requests the status of all batches; submits and downloads nothing."""
+        """Requests the status of the batches under way, interrupted ones included; submits and downloads nothing."""
         yield from self._resume_interrupted(create=False)
         yield from self._poll(download=False)
 

@@ -40,7 +40,7 @@ _MIN_WINDOW_HOURS, _MAX_WINDOW_HOURS = 24, 336
 
 
 class BatchOptions(NamedTuple):
-    """How new batches are created."""
+    """Settings of the batches that a command submits."""
 
     window: str
     """Time that the service may take: "24h" to "336h", or "1d" to "14d"."""

@@ -1,1 +1,1 @@
-"""The checkpoint of a corpus: one SQLite file that records everything that was paid for."""
+"""The checkpoint of a corpus: one SQLite file of what was paid for, refused and skipped, and of its batches."""

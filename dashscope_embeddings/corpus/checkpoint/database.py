@@ -115,7 +115,7 @@ class Database:
             self._uses_wal = False
 
     def close(self) -> None:
-        """Moves the write-ahead log into the database and closes it; other runs may then open it."""
+        """Moves the write-ahead log into the database, then closes the database: other runs may open it."""
         with self.lock:
             with contextlib.suppress(sqlite3.Error):  # the disk may be full
                 if self._uses_wal:
