@@ -2,8 +2,8 @@
 
 At most one fault triggers per request: the first in the list that is due. A list thus reads as a script:
 `[Throttle(), Drop(), Slow(2)]` affects three requests, one after another. Each name here is a function that makes a
-`Fault`; all take its conditions (`fault_schedule`) as keywords. `emulator.faults = [...]` replaces them at any time, and
-starts their counts anew. The transports break connections: a socket is closed, the in-process transport raises the
+`Fault`; all take its conditions (`fault_schedule`) as keywords. `emulator.faults = [...]` replaces them at any time,
+and starts their counts anew. The transports break connections: a socket is closed, the in-process transport raises the
 exception of httpx.
 
 A fault of your own is an `EditReply`, such as `EditReply(lambda reply: dataclasses.replace(reply, status=418))`, or a
