@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Any, TypeAlias
 
@@ -339,6 +339,6 @@ class EmbeddingClient(ClientBase):
         await self._transport.aclose()
 
 
-async def _as_async_iterator(items: Iterable[str]) -> AsyncIterator[str]:
+async def _as_async_iterator(items: Iterable[str]) -> AsyncGenerator[str, None]:
     for item in items:
         yield item

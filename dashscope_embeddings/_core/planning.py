@@ -6,6 +6,7 @@ refers to all of them.
 
 from __future__ import annotations
 
+import contextlib
 from collections import OrderedDict
 from dataclasses import dataclass, field
 from itertools import islice
@@ -15,7 +16,7 @@ from dashscope_embeddings._core.text_length import chunks, estimate_tokens, trun
 from dashscope_embeddings.errors import Action, DashScopeError, ServiceError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
+    from collections.abc import AsyncGenerator, Iterable, Iterator
 
     from dashscope_embeddings._core.text_length import CountTokens, Limits, LongText
 
@@ -169,12 +170,13 @@ def batches(texts: Iterable[str | None], planner: BatchPlanner) -> Iterator[Batc
     yield from planner.finish()
 
 
-async def abatches(texts: AsyncIterable[str | None], planner: BatchPlanner) -> AsyncIterator[Batch]:
-    """`batches` of an asynchronous source."""
+async def abatches(texts: AsyncGenerator[str | None, None], planner: BatchPlanner) -> AsyncGenerator[Batch, None]:
+    """`batches` of an asynchronous source, which it closes."""
     try:
-        async for text in texts:
-            for batch in planner.add(text):
-                yield batch
+        async with contextlib.aclosing(texts):
+            async for text in texts:
+                for batch in planner.add(text):
+                    yield batch
     except Exception:
         for batch in planner.finish():
             yield batch

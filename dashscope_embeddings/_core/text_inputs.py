@@ -6,8 +6,8 @@ import io
 import os
 import re
 from collections.abc import (
+    AsyncGenerator,
     AsyncIterable,
-    AsyncIterator,
     Awaitable,
     Callable,
     Iterable,
@@ -163,7 +163,7 @@ async def avalidate_each(
     on_refused: OnRefused | None = None,
     *,
     in_thread: Callable[..., Awaitable[str | None]],
-) -> AsyncIterator[str | None]:
+) -> AsyncGenerator[str | None, None]:
     """`validate_each` of an asynchronous source; `in_thread` checks very long texts."""
     index = 0
     async for text in texts:

@@ -18,7 +18,7 @@ from dashscope_embeddings._runtime import flow_runs
 from dashscope_embeddings._runtime.thread_pool import SignalSafeEvent, WorkItem
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator
+    from collections.abc import AsyncGenerator, Callable, Generator
 
     from dashscope_embeddings._core.exchange import Exchange, RequestContext
     from dashscope_embeddings._core.steps import Sleep, Step, StepResult
@@ -36,7 +36,11 @@ class AsyncDriver:
         self._batch_tasks: set[asyncio.Task[None]] = set()
 
     async def run_many(
-        self, labels: AsyncIterator[T], flow_of: Callable[[T], Exchange], halt: SignalSafeEvent, context: RequestContext
+        self,
+        labels: AsyncGenerator[T, None],
+        flow_of: Callable[[T], Exchange],
+        halt: SignalSafeEvent,
+        context: RequestContext,
     ) -> AsyncGenerator[tuple[T, Outcome], None]:
         """`ThreadDriver.run_many` for a loop. If the caller is cancelled, every request in flight is too."""
         errors: list[BaseException] = []
@@ -70,6 +74,7 @@ class AsyncDriver:
         finally:
             halt.set()
             await cancel_all([task for _, task in started])
+            await labels.aclose()
         if errors:
             raise errors[0]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 from typing import TYPE_CHECKING, TypeVar
 
@@ -9,7 +10,7 @@ from dashscope_embeddings._core.exchange import Outcome, exchange
 from dashscope_embeddings._core.failures import CANCELLED
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterator
 
     from dashscope_embeddings._core.exchange import Exchange, RequestContext
     from dashscope_embeddings._core.permit import Sender
@@ -68,11 +69,12 @@ def until_error(items: Iterator[T], errors: list[BaseException]) -> Iterator[T]:
         errors.append(error)
 
 
-async def auntil_error(items: AsyncIterator[T], errors: list[BaseException]) -> AsyncIterator[T]:
-    """`until_error` for a loop."""
+async def auntil_error(items: AsyncGenerator[T, None], errors: list[BaseException]) -> AsyncGenerator[T, None]:
+    """`until_error` for a loop; closes `items`, which else the loop would do later, if it is not closed by then."""
     try:
-        async for item in items:
-            yield item
+        async with contextlib.aclosing(items):
+            async for item in items:
+                yield item
     except Exception as error:  # noqa: BLE001 - `run_many` raises it
         errors.append(error)
 

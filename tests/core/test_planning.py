@@ -15,7 +15,7 @@ from dashscope_embeddings._runtime.async_drivers import run_in_thread
 from dashscope_embeddings.errors import InvalidInput
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable, Iterator
+    from collections.abc import AsyncGenerator, Iterable, Iterator
     from pathlib import Path
 
 
@@ -143,7 +143,7 @@ def failing() -> Iterator[str]:
 
 
 async def test_asynchronous_sources_are_cut_and_checked_alike() -> None:
-    async def source(texts: Iterable[str]) -> AsyncIterator[str]:
+    async def source(texts: Iterable[str]) -> AsyncGenerator[str, None]:
         for text in texts:
             yield text
 

@@ -49,6 +49,7 @@ def test_many_objects_hold_the_connections_of_one_and_none_when_idle(
     monkeypatch.setattr(transport, "_IDLE_SECONDS", 0.3)
     monkeypatch.setattr(sync_connections, "_SWEEP_SECONDS", 0.02)
     monkeypatch.setattr(sync_connections, "_sweeper", None)  # that of other tests sleeps for longer
+    monkeypatch.setattr(sync_connections, "_pools_with_idle", set())  # theirs stay idle for longer
     clients = twenty(server)
     for client in clients:
         assert len(client.embed(TEXTS).dense) == len(TEXTS)
