@@ -152,6 +152,9 @@ def _address_from_url(base_url: str, region: str | None, workspace: str | None) 
 
 def _split_url(base_url: str) -> tuple[SplitResult, str]:
     """The parts of an http or https URL, and its host, which a request can be sent to."""
+    if len(base_url.split()) > 1:
+        del base_url  # it may hold a key
+        raise InvalidInput("base_url has a blank inside: pass the address alone, without what was pasted behind it")
     with contextlib.suppress(ValueError):  # of a malformed port or IPv6 address
         url = urlsplit(base_url.strip())
         host_and_port = url.netloc.rpartition("@")[2]

@@ -54,6 +54,7 @@ class Settings:
     @classmethod
     def from_options(cls, model: str, options: ClientOptions) -> Settings:
         """Fills in defaults, and finds the address and the key."""
+        _check_strings(model, options)
         known_model = catalogue.model(model)  # first: what is passed as a model may be the key
         given = with_defaults(options)
         dimension, price, headers = given.pop("dimension"), given.pop("price"), given.pop("default_headers")
@@ -161,6 +162,13 @@ _UNSAFE_CHARACTERS = re.compile(r"[^A-Za-z0-9.-]+")
 
 
 # --- checks ----------------------------------------------------------------------------------------------
+
+
+def _check_strings(model: object, options: ClientOptions) -> None:
+    given = {"model": model, **{name: options.get(name) or "" for name in ("region", "workspace", "base_url")}}
+    for name, value in given.items():
+        if not isinstance(value, str):
+            raise InvalidInput(f"{name} must be a string, not {type(value).__name__}")
 
 
 def _check_protocol(settings: Settings) -> None:

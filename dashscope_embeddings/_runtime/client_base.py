@@ -75,8 +75,9 @@ class ClientBase:
         return self._usage
 
     def _request_context(self, text_type: TextType, output: Output) -> RequestContext:
-        if (known := self._contexts.get((text_type, output))) is not None:
-            return known
+        with contextlib.suppress(TypeError):  # of a list, which is refused below
+            if (known := self._contexts.get((text_type, output))) is not None:
+                return known
         settings = self.settings
         options = settings.request_options(text_type, output)
         rate_limiter = core_rate_limiter.shared_limiter(settings.quota_key, self._transport.clock.now)

@@ -81,11 +81,11 @@ def emulator(  # noqa: PLR0913 - one for each option
             f"The emulator listens at {server.url}",
             "\nTo use it, paste one of these; the key may be anything:",
             "\n  # this package, the vendor's SDK",
-            f"  export DASHSCOPE_HTTP_BASE_URL={native} DASHSCOPE_API_KEY=emulator",
+            f"  export DASHSCOPE_HTTP_BASE_URL={native}\n  export DASHSCOPE_API_KEY=emulator",
             '\n  # the OpenAI-compatible protocol: this package with protocol="openai"',
-            f"  export DASHSCOPE_COMPATIBLE_BASE_URL={compatible} DASHSCOPE_API_KEY=emulator",
+            f"  export DASHSCOPE_COMPATIBLE_BASE_URL={compatible}\n  export DASHSCOPE_API_KEY=emulator",
             "\n  # the same protocol: OpenAI's package",
-            f"  export OPENAI_BASE_URL={compatible} OPENAI_API_KEY=emulator",
+            f"  export OPENAI_BASE_URL={compatible}\n  export OPENAI_API_KEY=emulator",
             "\nCtrl-C stops it.",
         ):
             # Not through rich, which would wrap lines that are meant to be copied.

@@ -160,7 +160,7 @@ class Embedder:
 
     def _on_rejected(self, index: int, error: DashScopeError) -> None:
         if (unit := self._unstored.pop(self._in_stream.pop(index), None)) is None:
-            return  # a chunk that equals it brought its vectors
+            return  # its vectors came with a chunk that equals it
         # It was checked when it was read, but a lower limit may have been learned since then.
         is_ours = isinstance(error, InvalidInput)
         with self._errors_collected():

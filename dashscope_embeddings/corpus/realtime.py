@@ -132,6 +132,10 @@ def embed_corpus(  # noqa: PLR0913 - all but two are keywords with defaults
         OSError: for example, the disk is full. The same call continues later.
         ImportError: Parquet without pyarrow.
     """
+    if not isinstance(client, EmbeddingClient):
+        raise InvalidInput(
+            f"client must be an EmbeddingClient, not {type(client).__name__}; an adapter's is its attribute `client`"
+        )
     output = Path(output)
     fingerprint = corpus_inputs.settings_fingerprint(client, text_type, kind, "real-time")
     input_options = InputOptions(**options)

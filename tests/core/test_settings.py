@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from pydantic import SecretStr
 
-from dashscope_embeddings import _process, catalogue
+from dashscope_embeddings import EmbeddingClient, _process, catalogue
 from dashscope_embeddings._core.address import EMULATOR, Address, resolve_address, resolve_api_key
 from dashscope_embeddings._core.client_options import ClientOptions, SettingFields, with_defaults
 from dashscope_embeddings._core.protocol import RequestOptions
@@ -65,9 +65,10 @@ def test_a_proxys_prefix_may_look_like_an_endpoint() -> None:
 @pytest.mark.parametrize(
     ("complaint", "addresses"),
     [
-        ("must start with https", ["https://[::1", "https://host:port", "https://host:99999", "https://ho st"]),
+        ("must start with https", ["https://[::1", "https://host:port", "https://host:99999"]),
         ("must start with https", ["", " ", "dashscope.aliyuncs.com", "ftp://h.example", "https://", "Emulator"]),
         ("plain http", [f"http://{h}" for h in ("h.example", "localhost.example", "127.0.0.1.x", "0.0.0.0:80")]),
+        ("blank inside", ["https://ho st", f"https://h.x/api/v1 DASHSCOPE_API_KEY={KEY}", f"https://h.x\n{KEY}"]),
         ("no user", [f"https://{h}" for h in (f"{KEY}@h.x", f"u:{KEY}@h.x", f"h.x?key={KEY}", f"h.x/#{KEY}")]),
     ],
 )
@@ -418,3 +419,15 @@ def test_the_fields_of_adapters_have_the_types_of_the_clients_arguments() -> Non
     fields, arguments = SettingFields.model_fields, get_type_hints(ClientOptions)
     assert arguments.keys() - fields.keys() == {"api_key", "dimension"}
     assert {name for name in fields if fields[name].annotation != arguments[name]} == {"default_headers"}
+
+
+@pytest.mark.parametrize("name", ["model", "region", "workspace", "base_url"])
+def test_what_must_be_a_string_says_so(name: str) -> None:
+    with pytest.raises(InvalidInput, match=f"^{name} must be a string, not list$"):
+        EmbeddingClient(**{"api_key": KEY, name: ["x"]})  # type: ignore[arg-type] # that is the test
+
+
+@pytest.mark.parametrize("name", ["text_type", "output"])
+def test_what_is_one_of_some_words_says_so(name: str) -> None:
+    with pytest.raises(InvalidInput, match=rf"^{name}=\['x'\]: expected"):
+        EmbeddingClient(base_url="emulator").embed(["a"], **{name: ["x"]})  # type: ignore[arg-type] # same
