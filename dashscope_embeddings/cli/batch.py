@@ -12,6 +12,7 @@ from dashscope_embeddings.cli import messages, options
 from dashscope_embeddings.cli.common import exit_on_error, make_app, stop_signals
 from dashscope_embeddings.client import EmbeddingClient
 from dashscope_embeddings.corpus.sources import printable_name
+from dashscope_embeddings.errors import InvalidInput
 from dashscope_embeddings.vectors import counted
 
 if TYPE_CHECKING:
@@ -31,7 +32,13 @@ def submit(inputs: options.Inputs, *, output: options.Output, **settings: Any) -
     `batch run`.
     """
     with _hints(output), stop_signals(_STOPPING_MESSAGE) as stop:
-        summary = corpus.batch_submit(inputs, output, stop=stop, **_submission(settings))
+        submission = _submission(settings)
+        if submission["client"].settings.address.is_emulator:
+            raise InvalidInput(
+                'base_url="emulator" ends with this command, and its batches with it: use `batch run`, or pass the '
+                "address of `dashscope-embeddings emulator`"
+            )
+        summary = corpus.batch_submit(inputs, output, stop=stop, **submission)
         if summary.under_way and not summary.stopped:
             command = f"`batch fetch -o {printable_name(output)}`"
             typer.echo(f"{counted(summary.under_way, 'text')} under way: {command} fetches the vectors")

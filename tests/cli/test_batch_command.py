@@ -66,6 +66,14 @@ def test_run_0_says_the_price_and_the_doubt_before_and_the_bill_after(tmp_path: 
     assert len(read_vectors(tmp_path / "out.jsonl")) == emulator.billed_texts == 25
 
 
+def test_single_steps_refuse_an_emulator_that_ends_with_them(tmp_path: Path) -> None:
+    (tmp_path / "in.txt").write_text("text\n", "utf-8")
+    refused = batch("submit", str(tmp_path / "in.txt"), "-o", str(tmp_path / "out.jsonl"), "--base-url", "emulator")
+    assert refused.exit_code == 2
+    assert "use `batch run`" in " ".join(refused.output.split())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.txt"]
+
+
 def test_submit_status_fetch_need_the_output_alone(tmp_path: Path, emulator: Emulator) -> None:
     sent = batch("submit", "in.txt", "-o", "out.jsonl", "--dimensions", "64", "--name", "mine")
     assert sent.exit_code == 0

@@ -175,7 +175,7 @@ FIGURES = (
 
 
 def benchmarks(translate: Translate) -> str:
-    """A few rows of the table that `run.py --markdown` prints."""
+    """A few rows of the table that `run.py` prints."""
     lines = page("tests/benchmarks/README.md").splitlines()
     measured = {tuple(cells[:2]): cells for line in lines if len(cells := line.strip("| ").split(" | ")) > _MANY_CELLS}
     rows = []
