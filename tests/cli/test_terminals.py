@@ -160,7 +160,7 @@ def test_a_text_that_is_far_too_long_stops_a_dry_run_with_its_place(tmp_path: Pa
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="names of files are bytes on Linux alone")
-@pytest.mark.parametrize("command", [["embed"], ["batch", "submit"], ["batch", "run", "--poll", "0.1"]])
+@pytest.mark.parametrize("command", [["embed"], ["batch", "run", "--poll", "0.1"]])
 def test_an_output_whose_name_is_not_utf8_is_written_and_shown_with_escapes(command: list[str], tmp_path: Path) -> None:
     write_lines(tmp_path / "in.jsonl", ['{"text": "a"}', '{"text": null}'])
     output = os.fsdecode(b"\xce\xc8.jsonl")
@@ -170,7 +170,7 @@ def test_an_output_whose_name_is_not_utf8_is_written_and_shown_with_escapes(comm
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="links need rights there")
-@pytest.mark.parametrize("command", [["embed"], ["batch", "submit"]])
+@pytest.mark.parametrize("command", [["embed"], ["batch", "run"]])
 def test_a_link_to_nothing_in_place_of_a_checkpoint_is_reported_without_a_word_of_payment(
     command: list[str], tmp_path: Path
 ) -> None:
