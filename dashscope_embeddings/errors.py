@@ -118,9 +118,9 @@ def _rebuild(cls: type[_ErrorT], message: str, state: dict[str, Any]) -> _ErrorT
 
 
 class InvalidInput(DashScopeError):  # noqa: N818 - the name says what is wrong, as BadReply does
-    """An invalid text or setting, found before anything was sent.
+    """A text or a setting is invalid; nothing was sent.
 
-    Correct what the message names: a text, a setting, a missing key.
+    Correct what the message names.
     """
 
 
@@ -153,44 +153,44 @@ class ServiceError(DashScopeError):
 
 
 class AuthenticationError(ServiceError):
-    """The key is wrong, belongs to another region, or may not use this model or workspace.
+    """Wrong key, other region, or no access to the model or workspace.
 
-    Pass the region of the key; `dashscope-embeddings check` finds it.
+    Pass the key's region; `dashscope-embeddings check` finds it.
     """
 
 
 class QuotaError(ServiceError):
-    """The free quota is used up, a bill is overdue, or the model is not purchased; waiting does not help.
+    """Free quota used up, bill overdue, or model not purchased.
 
-    Pay the bill or activate the model in the console.
+    Pay the bill or activate the model in the console; waiting does not help.
     """
 
 
 class RateLimitError(ServiceError):
     """Throttled for longer than the client waits.
 
-    Send less at once, or have the quota raised: other programs may share it.
+    Send less at once, or have the quota raised; others may share it.
     """
 
 
 class BadRequestError(ServiceError):
-    """The service refuses this request or this text.
+    """The service refuses this request or a text.
 
-    Leave out the texts in `failed`; the other vectors are in `partial`.
+    Leave out `failed`; the other vectors are in `partial`.
     """
 
 
 class ServerError(ServiceError):
     """The service failed on every attempt.
 
-    Try again later with the texts in `failed`; if it goes on, report `request_id` to Alibaba Cloud.
+    Embed `failed` later; if it goes on, report `request_id` to Alibaba Cloud.
     """
 
 
 class ConnectionFailed(DashScopeError):  # noqa: N818 - the name is the event
-    """No attempt got an answer: the host was not reached, or the connection broke or stalled.
+    """No answer: host not reached, connection broken or stalled.
 
-    Check the network and the proxy, then continue with the texts in `failed`.
+    Check network and proxy, then embed `failed`.
     """
 
     action = Action.RETRY
@@ -203,9 +203,9 @@ class Cancelled(ConnectionFailed):
 
 
 class BadReply(DashScopeError):  # noqa: N818 - the name is the event
-    """An answer that breaks the contract: rows missing, duplicate or of the wrong width, numbers not finite.
+    """Rows missing, duplicate or of the wrong width, or numbers not finite.
 
-    Look for a gateway that changes replies, then continue with the texts in `failed`.
+    Look for a gateway that changes replies, then embed `failed`.
     """
 
     action = Action.RETRY

@@ -44,6 +44,11 @@ def _setting(
     )
 
 
+_QUOTA = "The account's quota, if known; None: the rate is found."
+_HTTP_CLIENT = "Your `httpx.Client`, or `AsyncClient` of one event loop, for proxies and the like; never closed here."
+"""One sentence for two settings: README's table then has them in one row."""
+
+
 class SettingFields(BaseModel):
     """The settings as fields, which the adapters inherit; the model and the key have other names in each framework."""
 
@@ -54,75 +59,61 @@ class SettingFields(BaseModel):
     )
     instruct: str | None = _setting("What queries are for, in a sentence; sent with queries only.", shown=True)
     protocol: ApiProtocol | None = _setting(
-        '"openai": the OpenAI-compatible endpoint, without roles and sparse vectors. None: native, with a warning if '
-        "the address is a compatible one.",
+        '"openai": the OpenAI-compatible endpoint, without roles and sparse vectors. None: native, with a warning at a '
+        "compatible address.",
         shown=True,
     )
     long_text: LongText = _setting(
-        'Of a text that is longer than the model takes, "error" says so, "truncate" embeds the beginning, and '
-        '"average" takes the length-weighted mean of its pieces at unit length (sparse: each token\'s largest weight).',
+        '"error" refuses a text over the model\'s limit, "truncate" embeds its beginning, "average" the '
+        "length-weighted mean of its pieces at unit length (sparse: each token's largest weight).",
         default="error",
         shown=True,
     )
-    region: str | None = _setting(
-        'Such as "cn-beijing" (default) or "ap-southeast-1"; a key belongs to one.', shown=True
-    )
+    region: str | None = _setting('Region of the key, such as "ap-southeast-1"; None: "cn-beijing".', shown=True)
     workspace: str | None = _setting(
-        "The workspace whose own host, `{workspace}.{region}.maas.aliyuncs.com`, gets the requests.", shown=True
+        "Workspace, to whose own host requests go: `{workspace}.{region}.maas.aliyuncs.com`.", shown=True
     )
     base_url: str | None = _setting(
-        'Another address: a root or anything pasted from the vendor\'s pages; "emulator": no service at all.',
+        'Another address, as any page of the vendor has it; "emulator": no service at all.',
         shown=True,  # so that vectors of the emulator are not mistaken for the service's
         aliases=("base_url", "api_base"),
     )
     timeout: float = _setting(
-        "Seconds without an answer, or without more of it, before a request is sent again.",
+        "Seconds of silence, before or within an answer, until a request is sent again.",
         default=60.0,
         aliases=("timeout", "request_timeout"),
     )
     request_deadline: float | None = _setting(
-        "Seconds for one request as a whole, even if its answer never pauses for `timeout`; more for large Batch "
-        "files. None: ten times `timeout`."
+        "Seconds for a request as a whole, more for large Batch files; None: ten times `timeout`."
     )
     max_retries: int = _setting(
-        "Further tries of one request after network errors, 5xx and broken replies. Throttled ones are tried for five "
-        "minutes (not with 0).",
+        "Further tries after network errors, 5xx and broken replies; throttled requests are tried for five minutes "
+        "(not with 0).",
         default=6,
     )
     max_concurrency: int | None = _setting(
-        "Most requests of one client in flight, over all threads and event loops. None: found from the replies, 16 at "
-        "first and 128 at most."
+        "Most requests in flight, over all threads and event loops; None: found, 16 at first, 128 at most."
     )
-    requests_per_minute: float | None = _setting(
-        "The account's quota of requests a minute, if known; without it the rate is found by itself."
-    )
-    tokens_per_minute: float | None = _setting("The same for tokens.")
+    requests_per_minute: float | None = _setting(_QUOTA)
+    tokens_per_minute: float | None = _setting(_QUOTA)
     batch_size: int | None = _setting(
-        "Texts in one request at most; None: the model's limit.", aliases=("batch_size", "chunk_size")
+        "Most texts in a request; None: the model's limit.", aliases=("batch_size", "chunk_size")
     )
-    tokens_per_request: int | None = _setting(
-        "Tokens in one request at most, by estimate; None: the model's limit, if it has one."
-    )
-    default_headers: dict[str, SecretStr] | None = _setting("Headers that are sent with every request.", secret=True)
+    tokens_per_request: int | None = _setting("Most tokens in a request, by estimate; None: the model's limit, if any.")
+    default_headers: dict[str, SecretStr] | None = _setting("Headers of every request.", secret=True)
     rate_limiter: Any = _setting(
-        "One of LangChain's or LlamaIndex's, asked before every request, besides our own limiter.", secret=True
+        "LangChain's or LlamaIndex's, asked before every request, besides our own.", secret=True
     )
-    http_client: Any = _setting(
-        "Your `httpx.Client`, for proxies, certificates and the like; it is never closed here.", secret=True
-    )
-    http_async_client: Any = _setting("Your `httpx.AsyncClient`; it belongs to one event loop.", secret=True)
+    http_client: Any = _setting(_HTTP_CLIENT, secret=True)
+    http_async_client: Any = _setting(_HTTP_CLIENT, secret=True)
     price: SkipValidation[Price | None] = _setting("What you pay for a million tokens, in place of the list price.")
     on_request: SkipValidation[OnRequest | None] = _setting(
-        "Called with a `RequestRecord` after every request, in the thread or task that sent it; it stays in this "
-        "process when the client is pickled.",
-        secret=True,
+        "Called with a `RequestRecord` after every request, in its thread or task; not pickled.", secret=True
     )
 
 
 _NO_FIELDS = {
-    "api_key": _setting(
-        "None: `DASHSCOPE_API_KEY`, the file that `DASHSCOPE_API_KEY_FILE_PATH` names, or `~/.dashscope/api_key`."
-    ),
+    "api_key": _setting("The key; None: from the environment, or from `~/.dashscope/api_key`."),
     "dimension": _setting("The same as `dimensions`."),
 }
 

@@ -23,14 +23,12 @@ REGION_VARIABLES = ("DASHSCOPE_API_REGION", "DASHSCOPE_REGION")
 WORKSPACE_VARIABLES = ("DASHSCOPE_WORKSPACE_ID", "DASHSCOPE_WORKSPACE")
 
 DESCRIPTIONS: Mapping[tuple[str, ...], str] = {
-    ("DASHSCOPE_API_KEY",): "The API key.",
-    ("DASHSCOPE_API_KEY_FILE_PATH",): "A file that holds the key; without both variables, `~/.dashscope/api_key`.",
-    (_URLS["native"], _URL): "Address of the service; takes precedence over the region's variable, with a warning "
-    "if they contradict each other.",
+    ("DASHSCOPE_API_KEY",): "The key.",
+    ("DASHSCOPE_API_KEY_FILE_PATH",): "A file that holds it; without both, `~/.dashscope/api_key`.",
+    (_URLS["native"], _URL): "Address of the service; beats the region's variable, with a warning if they differ.",
     (_URLS["openai"],): 'The same for `protocol="openai"`.',
-    REGION_VARIABLES: "Region of the key, by id or city, in English or Chinese; without it Beijing.",
-    WORKSPACE_VARIABLES: "Workspace whose own host gets the requests. If the region's variable is unset or Beijing, "
-    "the shared host does, as in the vendor's SDK.",
+    REGION_VARIABLES: "Region of the key, by id or city, in English or Chinese; else Beijing.",
+    WORKSPACE_VARIABLES: "Workspace, to whose own host requests go, unless the region's variable is unset or Beijing.",
 }
 """Spellings of each variable → what it says, for README."""
 

@@ -61,8 +61,8 @@ def run(
     This may take days.
 
     Exit codes: 0 all embedded, 1 failed, stopped or still under way (run it
-    again to continue), 2 wrong use or bad input, 3 some texts were rejected or
-    skipped (OUTPUT.rejects.jsonl).
+    again to continue), 2 wrong use or bad input, 3 texts rejected or skipped
+    (OUTPUT.rejects.jsonl).
     """
     with _hints(output), stop_signals(_STOPPING_MESSAGE) as stop:
         summary = corpus.batch_run(inputs, output, poll=poll, stop=stop, **_submission(settings))
@@ -136,5 +136,6 @@ def _hints(output: Path) -> Iterator[None]:
 
 app = make_app(
     (submit, run, status, fetch, cancel),
-    "Embed files at half the price, within a day or days, through the service's Batch files.",
+    "Embed files at half the price, within days, through the service's Batch files.\n\n"
+    "Exit codes: as for `embed`; with `run` and `fetch`, 1 too while anything is under way.",
 )

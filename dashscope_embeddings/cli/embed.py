@@ -30,8 +30,7 @@ def embed(
     equal texts, not in a later run over a changed input.
 
     Exit codes: 0 all embedded, 1 failed or stopped (run it again to continue),
-    2 wrong use or bad input, 3 some texts were rejected or skipped
-    (OUTPUT.rejects.jsonl).
+    2 wrong use or bad input, 3 texts rejected or skipped (OUTPUT.rejects.jsonl).
     """
     if settings["instruct"] and settings["text_type"] != "query":
         fail("--instruct is for queries: add --text-type query, or leave it out", EXIT_USAGE)

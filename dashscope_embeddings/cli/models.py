@@ -26,7 +26,7 @@ def models(
     *,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print a table for GitHub.")] = False,
 ) -> None:
-    """Show the limits, dimensions and prices of each model, with their sources."""
+    """Show limits, dimensions, prices and sources of each model."""
     if markdown:
         typer.echo(models_markdown())
     else:

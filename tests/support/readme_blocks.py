@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[2]
 PAGES = {name: (ROOT / name).read_text("utf-8") for name in ("README.md", "README.zh.md")}
-SEPARATE = ("langchain_chroma", "langchain_milvus", "llama_index_milvus")
-"""What environments of their own install, in which blocks with these names run."""
 
 
 def code_blocks(language: str, page: str) -> list[str]:
@@ -32,15 +30,19 @@ def parameters(language: str, wanted: Callable[[str], bool]) -> list[object]:
     """The blocks of both pages for `parametrize`, each with its page and line; equal ones once."""
     blocks = {block: page for page in reversed(PAGES) for block in code_blocks(language, page) if wanted(block)}
     return [
-        pytest.param(block, id=f"{page}:{PAGES[page][: PAGES[page].index(block)].count(chr(10)) + 1}")
+        pytest.param(
+            _quick_start(block, page) + block, id=f"{page}:{PAGES[page][: PAGES[page].index(block)].count(chr(10)) + 1}"
+        )
         for block, page in blocks.items()
-        if page == "README.md" or "import ray\n" not in block
     ]
 
 
-def is_separate(block: str) -> bool:
-    """Whether a block needs an environment of its own."""
-    return any(name in block for name in SEPARATE)
+def _quick_start(block: str, page: str) -> str:
+    """What a block goes on from: one that opens with a framework's name in a comment continues its quick start."""
+    if (framework := re.match(r"# (LangChain|LlamaIndex)\b", block)) is None:
+        return ""
+    section = PAGES[page].split(f"\n### {framework[1]}\n")[1]
+    return section.split("```python\n", 1)[1].split("```", 1)[0]
 
 
 def matches(expected: str, found: str) -> bool:
@@ -63,9 +65,6 @@ def _run_python(block: str, folder: Path) -> str:
         return _run(
             [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_app.py"], folder
         ).splitlines()[-1]
-    if "import ray\n" in block:  # it would outlive the block in this process
-        (folder / "app.py").write_text(block, "utf-8")
-        return _run([sys.executable, "app.py"], folder)
     out = io.StringIO()
     with contextlib.redirect_stdout(out), warnings.catch_warnings():
         warnings.simplefilter("default")  # the frameworks' and stores' own

@@ -2,9 +2,9 @@
 
     python tests/support/readme_tables.py [--write]
 
-Each is made from its one definition in the package, or from the table in tests/benchmarks/README.md, and stands
-between `<!-- NAME: … -->` and `<!-- end of NAME -->`. Without `--write` the command exits with 1 if a page is out of
-date, as a test does.
+Each is made from its one definition in the package, or from the table in tests/benchmarks/README.md, and is the rest
+of its section from the first line of the table on. Without `--write` the command exits with 1 if a page is out of date,
+as a test does.
 """
 
 from __future__ import annotations
@@ -36,9 +36,12 @@ Rows: TypeAlias = Iterable[tuple[str, ...]]
 
 
 def table(translate: Translate, heads: str, rows: Rows) -> str:
-    """A table of Markdown; `heads` are separated by bars."""
+    """A table of Markdown; `heads` are separated by bars. Rows that differ in their first cell alone become one."""
     names = [translate(head) for head in heads.split(" | ")]
-    lines = [names, ["---"] * len(names), *rows]
+    merged: dict[tuple[str, ...], list[str]] = {}
+    for name, *cells in rows:
+        merged.setdefault(tuple(cells), []).append(name)
+    lines = [names, ["---"] * len(names), *([", ".join(first), *cells] for cells, first in merged.items())]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
@@ -46,35 +49,41 @@ def table(translate: Translate, heads: str, rows: Rows) -> str:
 
 
 def models(translate: Translate) -> str:
-    """The catalogue, as the command `models --markdown` prints it."""
-    heads, rule, *rows = models_markdown().splitlines()
-    heads = " | ".join(translate(head) for head in heads.strip("| ").split(" | "))
-    rows = [row.replace(" yes ", f" {translate('yes')} ").replace(", batch ", translate(", batch ")) for row in rows]
-    free = ", ".join(f"{model.free_tokens:,} ({model.name})" for model in MODELS if model.free_tokens is not None)
-    notes = translate("Prices are list prices for a million input tokens. Free tokens in Beijing for 90 days: {}.")
-    return "\n".join([f"| {heads} |", rule, *rows, "", notes.format(free)])
+    """The catalogue, as the command `models --markdown` prints it, with the sources below it."""
+    lines = [line.strip("| ").split(" | ") for line in models_markdown().splitlines()]
+    heads, _, *rows = [cells[:-1] for cells in lines]
+    sources = dict.fromkeys(cells[-1] for cells in lines[2:])
+    words = {", batch ": translate(", batch "), "yes": translate("yes")}
+    cells = (tuple(re.sub(", batch |yes", lambda found: words[found[0]], cell) for cell in row) for row in rows)
+    free: dict[str, list[str]] = {}
+    for model in MODELS:
+        if model.free_tokens is not None:
+            free.setdefault(f"{model.free_tokens:,}", []).append(f"`{model.name}`")
+    notes = translate(
+        "List prices for a million input tokens. Free in Beijing for 90 days, each: {}. Sources: {}. Other models work "
+        "too, with cautious limits and a warning."
+    )
+    amounts = "; ".join(f"{amount} ({', '.join(names)})" for amount, names in free.items())
+    return "\n\n".join([table(translate, " | ".join(heads), cells), notes.format(amounts, ", ".join(sources))])
 
 
 # --- settings ----------------------------------------------------------------------------------------------
 
 
 def client_settings(translate: Translate) -> str:
-    """The settings of `EmbeddingClient`."""
-    hints = {"model": str, **get_type_hints(ClientOptions)}
-    defaults: dict[str, object] = {"model": DEFAULT_MODEL, **{name: one.default for name, one in settings().items()}}
-    sentences = {"model": "A model's name; see Models.", **{name: one.description for name, one in settings().items()}}
-    return table(
-        translate,
-        "setting | type | default | what it does",
-        (
-            (f"`{name}`", type_words(translate, hints[name]), _code(default), translate(str(sentences[name])))
-            for name, default in defaults.items()
-        ),
-    )
+    """The settings of `EmbeddingClient`; what is the same as another stands in the other's row."""
+    hints = get_type_hints(ClientOptions)
+    sentences = {name: str(setting.description) for name, setting in settings().items()}
+    rows = [("`model`", f'`"{DEFAULT_MODEL}"`', translate("A model's name; see Models."))]
+    for name, setting in settings().items():
+        kind = type_words(translate, hints[name]) if setting.default is None else _code(setting.default)
+        same = sentences[name].removeprefix("The same as `").removesuffix("`.")
+        rows.append((f"`{name}`", kind, translate(sentences.get(same, sentences[name]))))
+    return table(translate, "setting | type or default | what it does", rows)
 
 
 def type_words(translate: Translate, hint: Any) -> str:
-    """A type as users write its values, without None: the column of defaults shows that."""
+    """A type as users write its values, without None: that is the default."""
     parts = [part for part in get_args(hint) if part is not SecretStr and part is not type(None)]
     if get_origin(hint) in {Union, types.UnionType}:
         return translate(" or ").join(dict.fromkeys(type_words(translate, part) for part in parts))
@@ -110,17 +119,20 @@ def variables(translate: Translate) -> str:
 
 
 def commands(translate: Translate) -> str:
-    """The commands of `dashscope-embeddings`, with their arguments and exit codes."""
+    """The commands of `dashscope-embeddings`, with their arguments and exit codes; those of a group in one row."""
     return table(translate, "command | what it does | exit codes", _command_rows(translate))
 
 
 def _command_rows(translate: Translate) -> Iterator[tuple[str, ...]]:
-    for path, command in _leaves("", typer.main.get_command(app)):
+    root: Any = typer.main.get_command(app)
+    for name, command in root.commands.items():
         arguments = [_argument(one) for one in command.params if one.param_type_name == "argument"]
+        first, *others = getattr(command, "commands", {}) or [""]
+        names = [" ".join(filter(None, [name, first, *arguments])), *others]
         summary, *paragraphs = inspect.cleandoc(command.help).split("\n\n")
         codes = [text.removeprefix("Exit codes: ") for text in paragraphs if text.startswith("Exit codes: ")]
         yield (
-            f"`{' '.join([path, *arguments])}`",
+            ", ".join(f"`{one}`" for one in names),
             translate(summary),
             translate(" ".join(codes[0].rstrip(".").split())) if codes else "",
         )
@@ -129,13 +141,6 @@ def _command_rows(translate: Translate) -> Iterator[tuple[str, ...]]:
 def _argument(parameter: Any) -> str:
     name = parameter.metavar or parameter.name.upper()
     return name if parameter.required else f"[{name}]"
-
-
-def _leaves(path: str, command: Any) -> Iterator[tuple[str, Any]]:
-    """The commands below one, by their path."""
-    for name, child in getattr(command, "commands", {}).items():
-        below = f"{path} {name}".strip()
-        yield from _leaves(below, child) if hasattr(child, "commands") else [(below, child)]
 
 
 # --- errors ------------------------------------------------------------------------------------------------
@@ -194,13 +199,14 @@ _MANY_CELLS = 5
 # --- pages -------------------------------------------------------------------------------------------------
 
 PARTS: Mapping[str, Callable[[Translate], str]] = {
-    "models": models,
-    "settings": client_settings,
-    "variables": variables,
-    "commands": commands,
-    "errors": errors,
-    "benchmarks": benchmarks,
+    "Client settings": client_settings,
+    "Environment variables": variables,
+    "Command line": commands,
+    "Models": models,
+    "Errors": errors,
+    "Benchmarks": benchmarks,
 }
+"""Title of its section → what makes it."""
 TRANSLATIONS: Mapping[str, Translate] = {"README.md": str, "README.zh.md": CHINESE.__getitem__}
 
 
@@ -211,16 +217,15 @@ def page(name: str) -> str:
 
 def rendered(name: str) -> str:
     """A page's text with its generated parts made anew."""
-    text = page(name)
-    for part, make in PARTS.items():
-        places = list(re.finditer(rf"(?<=<!-- {part}: {_NOTE} -->\n).*?(?=\n<!-- end of {part} -->)", text, re.DOTALL))
-        if len(places) != 1:
-            raise SystemExit(f"{name} has {len(places)} places for {part}: expected one")
-        text = text[: places[0].start()] + make(TRANSLATIONS[name]) + text[places[0].end() :]
+    text, translate = page(name), TRANSLATIONS[name]
+    for title, make in PARTS.items():
+        section = re.search(
+            rf"(?<=\n### {re.escape(translate(title))}\n)(.*?)^\|.*?(?=\n\n#)", text, re.DOTALL | re.MULTILINE
+        )
+        if section is None:
+            raise SystemExit(f"{name} has no table below {translate(title)}")
+        text = text[: section.end(1)] + make(translate) + text[section.end() :]
     return text
-
-
-_NOTE = "written by tests/support/readme_tables.py"
 
 
 def main() -> int:
