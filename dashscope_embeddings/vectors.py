@@ -213,6 +213,10 @@ class Part(NamedTuple):
     sparse: SparseVector | None
     weight: float
 
+    def copy(self) -> Part:
+        """A copy with its own lists, for another text: a caller may change one of them."""
+        return Part(self.dense and list(self.dense), self.sparse and self.sparse.copy(), self.weight)
+
 
 def combine(parts: Sequence[Part]) -> Part:
     """One vector for a long text from those of its parts; a single part stays as it is.

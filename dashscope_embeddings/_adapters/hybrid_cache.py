@@ -1,8 +1,7 @@
 """A cache for paired adapters: keeps what arrived for the partner, or for the next attempt, until it is taken.
 
-Stores call the dense and the sparse adapter one after the other (or at once) with the same texts. The first call
-requests both components; the cache holds the other one. Concurrent calls for the same query share one request
-(single-flight): the first caller leads and sends it, the others wait for its `InFlight`.
+Stores call the dense and the sparse adapter one after the other with the same texts. The first call requests both
+components; the cache holds the other one.
 
 A component can be taken as often as it was put, and is then deleted. A full cache refuses new entries instead of
 evicting old ones, because stores fetch the oldest first; entries that are never fetched expire. Nothing here sends
@@ -11,22 +10,20 @@ requests, so the lock is only held for a moment.
 
 from __future__ import annotations
 
-import asyncio
 import threading
 import time
 from array import array
 from collections import Counter, OrderedDict
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from dashscope_embeddings import _process
-from dashscope_embeddings._runtime.thread_pool import SignalSafeEvent
 from dashscope_embeddings.vectors import SparseVector
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from dashscope_embeddings.vectors import Embeddings, TextType
+    from dashscope_embeddings.vectors import TextType
 
 Component: TypeAlias = Literal["dense", "sparse"]
 Vector: TypeAlias = "SparseVector | list[float]"
@@ -61,27 +58,6 @@ class _Entry:
         return SparseVector(self.indices.tolist(), self.values.tolist())
 
 
-@dataclass(slots=True, eq=False)
-class InFlight:
-    """A request for both components of one query, shared by all callers that want one of them."""
-
-    loop: asyncio.AbstractEventLoop | None
-    """The leader's running loop; None if a thread without a loop leads."""
-    leader_task: asyncio.Task[Any] | None = None
-    completed: SignalSafeEvent = field(default_factory=SignalSafeEvent)
-    result: Embeddings | None = None
-    """None if the request failed: the waiting callers then send their own."""
-    request_counts: Counter[str] = field(default_factory=Counter)
-    """Callers by component."""
-
-    @property
-    def is_orphaned(self) -> bool:
-        """Whether this request will never be completed: its loop has stopped, or Ctrl-C ended the leader's task."""
-        return self.loop is not None and (
-            not self.loop.is_running() or (self.leader_task is not None and self.leader_task.done())
-        )
-
-
 class HybridCache:
     """The cache of one pair of adapters; safe to use from any thread, task or loop."""
 
@@ -100,19 +76,17 @@ class HybridCache:
         self._lock = threading.Lock()
         self._documents: OrderedDict[tuple[Component, CacheKey], _Entry] = OrderedDict()
         self._queries: OrderedDict[tuple[Component, CacheKey], _Entry] = OrderedDict()
-        self._in_flight: dict[CacheKey, InFlight] = {}
 
     @property
     def size(self) -> int:
         with self._lock:
             return len(self._documents) + len(self._queries)
 
-    @property
-    def free_capacity(self) -> int:
-        """Number of further entries of documents that fit."""
+    def free_capacity(self, role: TextType) -> int:
+        """Number of further entries of documents, or of queries, that fit."""
         with self._lock:
             self._evict_expired()
-            return self._capacity - len(self._documents)
+            return self._capacity - len(self._partition(role))
 
     def put(
         self,
@@ -130,7 +104,21 @@ class HybridCache:
         with self._lock:
             self._evict_expired()
             for text, vector in zip(texts, vectors, strict=True):
-                self._put(component, (role, text), vector, 1, ignore_capacity=ignore_capacity)
+                self._put(component, (role, text), vector, ignore_capacity=ignore_capacity)
+
+    def put_for_partner(
+        self, component: Component, role: TextType, texts: Sequence[str], vectors: Iterable[Vector]
+    ) -> None:
+        """Stores one component of each text, of which the caller wanted the other one.
+
+        If both were requested at the same time, the partner has stored a vector for this caller: it is dropped instead.
+        """
+        other: Component = "sparse" if component == "dense" else "dense"
+        with self._lock:
+            self._evict_expired()
+            for text, vector in zip(texts, vectors, strict=True):
+                if self._take(other, (role, text)) is None:
+                    self._put(component, (role, text), vector)
 
     def take(self, component: Component, role: TextType, texts: Sequence[Any]) -> list[Vector | None]:
         """The component of each text, or None; uses up one of its entries."""
@@ -145,65 +133,33 @@ class HybridCache:
             self._evict_expired()
             return self._missing(component, role, texts)
 
-    def join_or_start(
-        self, component: Component, key: CacheKey, loop: asyncio.AbstractEventLoop | None
-    ) -> Vector | tuple[InFlight, bool]:
-        """The component of one text if it is cached; else (request, is_leader): a leader sends it, others wait for it.
-
-        A leader must call `complete`, however its request ends. `loop` is the caller's running loop.
-        """
-        with self._lock:
-            self._evict_expired()
-            if (vector := self._take(component, key)) is not None:
-                return vector
-            in_flight = self._in_flight.get(key)
-            is_leader = in_flight is None or in_flight.is_orphaned
-            if in_flight is None or is_leader:
-                in_flight = self._in_flight[key] = InFlight(loop, None if loop is None else asyncio.current_task(loop))
-            in_flight.request_counts[component] += 1
-            return in_flight, is_leader
-
-    def complete(self, key: CacheKey, in_flight: InFlight, result: Embeddings | None) -> None:
-        """Hands the result to the waiting callers, and stores the component that fewer of them requested."""
-        with self._lock:
-            if self._in_flight.get(key) is in_flight:
-                del self._in_flight[key]
-            surplus = in_flight.request_counts["dense"] - in_flight.request_counts["sparse"]
-            if result is not None and surplus:
-                component: Component = "sparse" if surplus > 0 else "dense"
-                self._put(component, key, getattr(result, component)[0], abs(surplus))
-        in_flight.result = result
-        in_flight.completed.set()
-
     # --- with the lock held -------------------------------------------------------------------------------
 
-    def _partition(self, key: CacheKey) -> OrderedDict[tuple[Component, CacheKey], _Entry]:
+    def _partition(self, role: TextType) -> OrderedDict[tuple[Component, CacheKey], _Entry]:
         """Queries have their own capacity, so that documents which are never fetched cannot use it up."""
-        return self._queries if key[0] == "query" else self._documents
+        return self._queries if role == "query" else self._documents
 
     def _missing(self, component: Component, role: TextType, texts: Sequence[str]) -> list[str]:
         missing: list[str] = []
         for text, count in Counter(texts).items():
-            entry = self._partition((role, text)).get((component, (role, text)))
+            entry = self._partition(role).get((component, (role, text)))
             missing += [text] * (count - (entry.remaining_uses if entry else 0))
         return missing
 
-    def _put(
-        self, component: Component, key: CacheKey, vector: Vector, count: int, *, ignore_capacity: bool = False
-    ) -> None:
-        partition = self._partition(key)
+    def _put(self, component: Component, key: CacheKey, vector: Vector, *, ignore_capacity: bool = False) -> None:
+        partition = self._partition(key[0])
         entry = partition.get((component, key))
         expires_at = self._clock() + self._expiry_seconds
         if entry is None:
             if len(partition) >= self._capacity and not ignore_capacity:
                 return
             entry = partition[component, key] = _Entry.pack(vector, expires_at)
-        entry.remaining_uses += count
+        entry.remaining_uses += 1
         entry.expires_at = expires_at
         partition.move_to_end((component, key))
 
     def _take(self, component: Component, key: CacheKey) -> Vector | None:
-        partition = self._partition(key)
+        partition = self._partition(key[0])
         entry = partition.get((component, key))
         if entry is None:
             return None

@@ -15,7 +15,7 @@ except ImportError as missing:
     raise ImportError('a sparse retriever needs numpy: pip install "dashscope-embeddings[numpy]"') from missing
 
 from dashscope_embeddings._adapters.base import as_single_text
-from dashscope_embeddings._adapters.hybrid import ANY_EXCEPTION, add_cached_to_partial
+from dashscope_embeddings._adapters.partial_results import ANY_EXCEPTION, add_cached_to_partial
 from dashscope_embeddings._adapters.sparse import SparseAdapter, SparseSettings
 from dashscope_embeddings._adapters.sparse_index import SparseIndex
 from dashscope_embeddings._core.results import set_attributes

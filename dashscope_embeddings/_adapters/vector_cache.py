@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from dashscope_embeddings._adapters.hybrid import ANY_EXCEPTION, add_cached_to_partial
+from dashscope_embeddings._adapters.partial_results import ANY_EXCEPTION, fill_missing
 from dashscope_embeddings._core.results import partial_of
 from dashscope_embeddings.catalogue import warn_once
 
@@ -44,25 +44,20 @@ def cached_dense_flow(
     """`HybridEmbedder.component_flow` for the texts that the cache does not have: shape (texts, dimensions)."""
     if cache is None:
         return (yield from hybrid.component_flow("dense", texts, role, progress=progress))
-    vectors = yield from _read(cache, texts)
-    missing_indices = [index for index, vector in enumerate(vectors) if vector is None]
-    if progress is not None and len(missing_indices) < len(vectors):
-        progress(len(vectors) - len(missing_indices))
-    if not missing_indices:
-        return vectors
-    missing = [texts[index] for index in missing_indices]
-    writer = _CacheWriter(cache, missing)
-    try:
-        fresh = yield from hybrid.component_flow("dense", missing, role, progress=progress, on_vectors=writer.write)
-    except ANY_EXCEPTION as error:
-        if not isinstance(error, GeneratorExit):  # a coroutine that is closed cannot await
-            yield from writer.write_last(partial_of(error))
-        add_cached_to_partial(error, vectors, missing_indices)
-        raise
-    yield from writer.write_last(dict(enumerate(fresh)))
-    for index, vector in zip(missing_indices, fresh, strict=True):
-        vectors[index] = cache.as_stored(vector)
-    return vectors
+
+    def request(missing: list[int]) -> Flow[list[list[float]]]:
+        asked = [texts[index] for index in missing]
+        writer = _CacheWriter(cache, asked)
+        try:
+            fresh = yield from hybrid.component_flow("dense", asked, role, progress=progress, on_vectors=writer.write)
+        except ANY_EXCEPTION as error:
+            if not isinstance(error, GeneratorExit):  # a coroutine that is closed cannot await
+                yield from writer.write_last(partial_of(error))
+            raise
+        yield from writer.write_last(dict(enumerate(fresh)))
+        return [cache.as_stored(vector) for vector in fresh]
+
+    return (yield from fill_missing((yield from _read(cache, texts)), request, progress))
 
 
 def _read(cache: VectorCache, texts: list[Any]) -> Flow[list[Any]]:

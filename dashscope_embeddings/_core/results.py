@@ -41,9 +41,7 @@ class VectorBuffer:
 
     def store(self, index: int, vectors: Part, *, copy: bool) -> None:
         """Stores a text's vectors; `copy`: another text holds the same lists."""
-        dense, sparse = vectors.dense, vectors.sparse
-        if copy:
-            dense, sparse = dense and list(dense), sparse and sparse.copy()
+        dense, sparse, _ = vectors.copy() if copy else vectors
         if dense is not None and self._array_rows is not None:
             if not self._matrix:
                 self._matrix = array("f", bytes(4 * len(dense) * self._array_rows))

@@ -1,7 +1,8 @@
 """Micro-batching: single texts of several callers that wait at the same time are sent in one request.
 
 A text that waits alone is sent alone, at once. If texts have to wait, for a request to end or for the limiter, the
-first one also takes the texts behind it into its request, just before it is sent.
+first one also takes the texts behind it into its request, just before it is sent. Equal texts share a row: a text that
+is equal to one in flight joins that request, and is billed nothing.
 
 Leaderless: each caller polls `poll` and performs the returned action, which is to wait, to send a batch, or to take
 its result. So a cancelled caller cannot block the rest. The first text in the queue is woken when it is its turn;
@@ -33,6 +34,8 @@ _POLL_SECONDS = 0.25
 """Seconds after which a waiting caller polls again by itself, so that no caller depends on being woken."""
 _FULL_RATE_CALLERS = 64
 """With more waiting callers each polls less often: all together they poll as often as this many."""
+_JOINED_SECONDS = 10.0
+"""Seconds after which a text that joined a request sends its own: its caller may block the loop that sends that one."""
 
 
 @dataclass(slots=True, eq=False)
@@ -49,11 +52,18 @@ class SingleText:
     permit: Permit | None = None
     batch_call: BatchCall | None = None
     """The request that contains it now."""
+    joined_at: float | None = None
+    """When it joined a request in flight, which a text does once."""
     throttled_since: float = math.inf
     outcome: Outcome | None = None
     """Its result, of one row."""
     has_left: bool = False
     """Whether its caller stopped waiting."""
+
+    @property
+    def is_abandoned(self) -> bool:
+        """Whether nobody wants its result."""
+        return self.has_left or self.is_interrupted()
 
 
 @dataclass(slots=True, eq=False)
@@ -61,13 +71,18 @@ class BatchCall:
     """A request that may be sent now, for one text or several."""
 
     members: list[SingleText]
+    tokens: dict[str, int]
+    """Text of each row → its tokens. Equal texts share a row."""
     permit: Permit
     task: Sender | None
     """The task that sends it; None: a thread, which cannot disappear."""
+    joined: list[SingleText] = field(default_factory=list)
+    """Equal to members, and added while it was in flight."""
 
     @property
     def texts(self) -> list[str]:
-        return [member.text for member in self.members]
+        """One for each row."""
+        return list(self.tokens)
 
     @property
     def is_orphaned(self) -> bool:
@@ -113,35 +128,32 @@ class TextBatcher:
             if text.outcome is not None:
                 return text.outcome
             now = context.limiter.clock()
-            pause = _POLL_SECONDS * max(1.0, len(self._waiting) / _FULL_RATE_CALLERS)
-            if text.batch_call is not None:
-                return pause
-            is_first = next(iter(self._waiting), text) is text
-            if not is_first and now - self._last_moved_at < _POLL_SECONDS:
-                if text not in self._waiting:
-                    self._put_first(text)
-                return pause
-            members = self._next_batch(text)
+            if self._is_in_flight(text, now) or not self._may_act(text, now):
+                return _POLL_SECONDS * max(1.0, len(self._waiting) / _FULL_RATE_CALLERS)
+            members, tokens = self._next_batch(text)
             if text.permit is None:
                 text.permit = context.create_permit(text.estimated_tokens)
             text.permit.wake = text.wake
-            text.permit.estimated_tokens = sum(member.estimated_tokens for member in members)
+            text.permit.estimated_tokens = sum(tokens.values())
             if wait := context.limiter.try_acquire(text.permit):
                 return min(wait, _POLL_SECONDS)
-            return self._start_batch(members, context, task, now)
+            return self._start_batch(BatchCall(members, tokens, text.permit, task), context, now)
 
     def complete(self, batch_call: BatchCall, outcome: Outcome | None, context: RequestContext) -> None:
         """Hands the outcome of a request to its texts; None: it was interrupted, and they wait again."""
         with self._lock:
             now = context.limiter.clock()
-            for row, member in reversed(list(enumerate(batch_call.members))):
+            payers = {member.text: member for member in reversed(batch_call.members)}
+            rows = {text: row for row, text in enumerate(batch_call.tokens)}
+            for member in reversed([*batch_call.members, *batch_call.joined]):
                 if member.batch_call is not batch_call:
                     continue  # this request was taken for orphaned, and another one contains the text
                 member.batch_call = None
+                row = rows[member.text]
                 if outcome is None or self._should_retry(member, row, outcome, context, now):
                     self._requeue(member)
                 else:
-                    member.outcome = _outcome_of_row(outcome, row, batch_call)
+                    member.outcome = _share(outcome, row, is_payer=payers[member.text] is member)
                     _report_if_late(member)
                     member.wake()
             # Last: if an interruption ends this method early, the request is still found to be orphaned.
@@ -161,9 +173,70 @@ class TextBatcher:
 
     # --- with the lock held -------------------------------------------------------------------------------
 
+    def _is_in_flight(self, text: SingleText, now: float) -> bool:
+        """Whether a request in flight contains the text, or an equal one, which it then joins."""
+        if text.batch_call is not None:
+            if text.joined_at is None or now < text.joined_at + _JOINED_SECONDS:
+                return True
+            text.batch_call = None
+        elif text.joined_at is None:
+            equal = next((call for call in self._in_flight if text.text in call.tokens), None)
+            if equal is not None:
+                text.joined_at, text.batch_call = now, equal
+                equal.joined.append(text)
+                self._waiting.pop(text, None)
+                return True
+        return False
+
+    def _may_act(self, text: SingleText, now: float) -> bool:
+        """Whether it is this text's turn, or nothing has moved for so long that any text may act."""
+        if next(iter(self._waiting), text) is text or now - self._last_moved_at >= _POLL_SECONDS:
+            return True
+        if text not in self._waiting:
+            self._put_first(text)
+        return False
+
+    def _next_batch(self, first: SingleText) -> tuple[list[SingleText], dict[str, int]]:
+        """This text and those that wait longest, as many as fit into one request, and the tokens of each row.
+
+        Removes those that nobody wants.
+        """
+        members, tokens = [first], {first.text: first.estimated_tokens}
+        abandoned: list[SingleText] = []
+        for other in self._waiting:
+            if other is first:
+                continue
+            if other.is_abandoned:
+                abandoned.append(other)
+                continue
+            if other.text not in tokens:
+                if not self.planner.has_room(len(tokens), sum(tokens.values()), other.estimated_tokens):
+                    break
+                tokens[other.text] = other.estimated_tokens
+            members.append(other)
+        for other in abandoned:
+            del self._waiting[other]
+        return members, tokens
+
+    def _start_batch(self, batch_call: BatchCall, context: RequestContext, now: float) -> BatchCall:
+        self._in_flight.add(batch_call)
+        for member in batch_call.members:
+            # An earlier interruption in this method may have removed it from the queue already.
+            self._waiting.pop(member, None)
+            if member.permit is not None and member.permit is not batch_call.permit:
+                context.limiter.cancel(member.permit)
+            member.permit = None
+            member.batch_call = batch_call
+        self._wake_first(now)
+        return batch_call
+
     def _should_retry(self, text: SingleText, row: int, outcome: Outcome, context: RequestContext, now: float) -> bool:
-        """Whether a throttled text is sent again; not if it has a result of its own."""
-        if _is_final(outcome, row) or outcome.abort_error is None or outcome.abort_error.action is not Action.BACK_OFF:
+        """Whether a text without a result of its own waits again: it was throttled, or had joined another's request."""
+        if _is_final(outcome, row) or outcome.abort_error is None:
+            return False
+        if text.joined_at is not None:
+            return True
+        if outcome.abort_error.action is not Action.BACK_OFF:
             return False
         text.throttled_since = min(text.throttled_since, now)
         should_retry = context.max_retries > 0 and now - text.throttled_since <= context.max_throttled_seconds
@@ -172,47 +245,12 @@ class TextBatcher:
         return should_retry
 
     def _requeue(self, text: SingleText) -> None:
-        if not text.has_left and not text.is_interrupted():
+        if not text.is_abandoned:
             self._put_first(text)
 
     def _put_first(self, text: SingleText) -> None:
         self._waiting[text] = None
         self._waiting.move_to_end(text, last=False)
-
-    def _next_batch(self, first: SingleText) -> list[SingleText]:
-        """This text and those that wait longest, as many as fit into one request; removes those whose callers left."""
-        members, tokens, abandoned = [first], first.estimated_tokens, []
-        for other in self._waiting:
-            if other is first:
-                continue
-            if other.has_left or other.is_interrupted():
-                abandoned.append(other)
-                continue
-            if not self.planner.has_room(len(members), tokens, other.estimated_tokens):
-                break
-            members.append(other)
-            tokens += other.estimated_tokens
-        for other in abandoned:
-            del self._waiting[other]
-        return members
-
-    def _start_batch(
-        self, members: list[SingleText], context: RequestContext, task: Sender | None, now: float
-    ) -> BatchCall:
-        if (permit := members[0].permit) is None:
-            raise RuntimeError("a text without a permit cannot be sent")
-        members[0].permit = None
-        batch_call = BatchCall(members, permit, task)
-        self._in_flight.add(batch_call)
-        for member in members:
-            # An earlier interruption in this method may have removed it from the queue already.
-            self._waiting.pop(member, None)
-            if member.permit is not None:
-                context.limiter.cancel(member.permit)
-                member.permit = None
-            member.batch_call = batch_call
-        self._wake_first(now)
-        return batch_call
 
     def _wake_first(self, now: float) -> None:
         self._last_moved_at = now
@@ -222,7 +260,7 @@ class TextBatcher:
     def _requeue_orphaned(self, context: RequestContext) -> None:
         for orphan in [call for call in self._in_flight if call.is_orphaned]:
             context.limiter.cancel(orphan.permit)
-            for member in reversed(orphan.members):
+            for member in reversed([*orphan.members, *orphan.joined]):
                 if member.batch_call is orphan:
                     member.batch_call = None
                     self._requeue(member)
@@ -240,21 +278,27 @@ def _is_final(outcome: Outcome, row: int) -> bool:
     return outcome.vectors[row] is not None or (error is not None and error is not outcome.abort_error)
 
 
-def _outcome_of_row(outcome: Outcome, row: int, batch_call: BatchCall) -> Outcome:
-    """One text's share of the outcome. Each answered text gets its share of the tokens; the first, all requests."""
-    count = len(batch_call.members)
-    answered = [i for i in range(count) if outcome.vectors[i] is not None]
-    billed = answered or [0]  # no row is complete, but chunks of a long text may have been answered
-    own = Outcome([outcome.vectors[row]])
+def _share(outcome: Outcome, row: int, *, is_payer: bool) -> Outcome:
+    """One text's share of the outcome; of equal texts, the first one pays."""
+    part = outcome.vectors[row]
+    own = Outcome([part and (part if is_payer else part.copy())])
     own.request_ids = list(outcome.request_ids)
-    if row in billed:
-        own.texts, own.tokens = min(1, len(answered)), outcome.tokens // len(billed)
-        if row == billed[0]:
-            own.requests = outcome.requests
-            own.texts += outcome.texts - len(answered)
-            own.tokens += outcome.tokens % len(billed)
+    if is_payer:
+        _bill(own, row, outcome)
     if (error := outcome.errors.get(row)) is not None:
-        own.errors[0] = error.copy() if count > 1 else error
+        own.errors[0] = error.copy()
     if outcome.abort_error is not None and not _is_final(outcome, row):
         own.abort_error = own.errors.get(0) or outcome.abort_error.copy()
     return own
+
+
+def _bill(own: Outcome, row: int, outcome: Outcome) -> None:
+    """Each answered row is billed its share of the tokens; the first one, all requests and what is left over."""
+    answered = [i for i, part in enumerate(outcome.vectors) if part is not None]
+    billed = answered or [0]  # no row is complete, but chunks of a long text may have been answered
+    if row in billed:
+        own.texts, own.tokens = min(1, len(answered)), outcome.tokens // len(billed)
+    if row == billed[0]:
+        own.requests = outcome.requests
+        own.texts += outcome.texts - len(answered)
+        own.tokens += outcome.tokens % len(billed)

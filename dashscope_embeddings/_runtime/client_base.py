@@ -53,7 +53,6 @@ class ClientBase:
         self._transport = Transport(settings, user_resources)
         self._thread_driver = ThreadDriver(self._transport)
         self.run, self.drain = self._thread_driver.run_steps, self._thread_driver.drain
-        self.run_uninterrupted = self._thread_driver.run_uninterrupted
         self._async_driver = AsyncDriver(self._transport)
         self._bound = InFlightBound(settings.max_concurrency)
         self._limits = shared_limits(settings.address.host, settings.model)

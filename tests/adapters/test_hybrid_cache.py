@@ -94,10 +94,10 @@ def test_a_row_of_two_hundred_weights_takes_about_two_kibibytes() -> None:
 def test_a_full_cache_refuses_new_entries_and_keeps_old_ones() -> None:
     cache = HybridCache(capacity=2)
     fill(cache, "a", "b", "c", "a")
-    assert (cache.size, cache.free_capacity) == (2, 0)
+    assert (cache.size, cache.free_capacity("document")) == (2, 0)
     assert taken(cache, "a", "b", "c", "a") == [row(97), row(98), None, row(97)]
     fill(cache, "c")
-    assert (cache.size, cache.free_capacity) == (1, 1)
+    assert (cache.size, cache.free_capacity("document")) == (1, 1)
     assert taken(cache, "c") == [row(99)]
 
 
@@ -108,9 +108,9 @@ def test_what_nobody_fetches_expires_and_makes_room() -> None:
     clock.time += 30.0
     fill(cache, "b")
     clock.time += 29.9
-    assert cache.free_capacity == 0
+    assert cache.free_capacity("document") == 0
     clock.time += 0.1
-    assert cache.free_capacity == 1
+    assert cache.free_capacity("document") == 1
     assert taken(cache, "a", "b") == [None, row(98)]
 
 

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -22,8 +23,6 @@ from dashscope_embeddings.emulator import Emulator, faults
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
-
-    from dashscope_embeddings._adapters.hybrid_cache import CacheKey, Component, InFlight, Vector
 
 QUESTION = "which words are rare?"
 
@@ -48,29 +47,25 @@ def asparse(hybrid: HybridEmbedder) -> Any:
     return arun(hybrid.component_flow("sparse", [QUESTION], "query"))
 
 
-class Watched(HybridCache):
-    """Counts the callers that join a request in flight."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen = threading.Semaphore(0)
-
-    def join_or_start(
-        self, component: Component, key: CacheKey, loop: asyncio.AbstractEventLoop | None
-    ) -> Vector | tuple[InFlight, bool]:
-        found = super().join_or_start(component, key, loop)
-        if isinstance(found, tuple):
-            self.seen.release()
-        return found
+def joined(client: EmbeddingClient) -> int:
+    """Callers that joined a request in flight for both components."""
+    batcher = client._text_batchers["query", "dense&sparse"]
+    return sum(len(call.joined) for call in tuple(batcher._in_flight))
 
 
-def patient(emulator: Emulator, callers: int) -> tuple[HybridEmbedder, Watched]:
-    """Over a service that answers its first request when so many callers have joined it."""
-    cache, waits = Watched(), iter([callers])
+def wait_for_joined(client: EmbeddingClient, callers: int) -> None:
+    until = time.monotonic() + 10
+    while joined(client) < callers:
+        assert time.monotonic() < until
+        time.sleep(0.001)
+
+
+def patient(emulator: Emulator, callers: int) -> tuple[HybridEmbedder, HybridCache]:
+    """Over a service that answers its first request when so many callers wait for it."""
+    cache, waits = HybridCache(), iter([callers])
 
     def reply(request: httpx.Request) -> httpx.Response:
-        for _ in range(next(waits, 0)):
-            assert cache.seen.acquire(timeout=10)
+        wait_for_joined(client, next(waits, 1) - 1)
         return emulator(request)
 
     async def areply(request: httpx.Request) -> httpx.Response:
@@ -169,7 +164,7 @@ class Held:
 
     def __init__(self, emulator: Emulator) -> None:
         self.under_way, self.go, self.calls = asyncio.Event(), asyncio.Event(), 0
-        self.cache, self._emulator = Watched(), emulator
+        self.cache, self._emulator = HybridCache(), emulator
         client = EmbeddingClient(
             api_key=KEY,
             http_client=httpx.Client(transport=emulator.transport()),
@@ -189,8 +184,7 @@ class Held:
         leader = asyncio.create_task(adense(self.hybrid))
         await self.under_way.wait()
         waiter = asyncio.create_task(asparse(self.hybrid))
-        for _ in range(2):
-            assert await asyncio.to_thread(self.cache.seen.acquire, timeout=10)
+        await asyncio.to_thread(wait_for_joined, self.hybrid.client, 1)
         return leader, waiter
 
 
@@ -222,7 +216,7 @@ def test_a_sync_call_on_the_thread_of_a_loop_does_not_wait_for_that_loops_reques
         leader = asyncio.create_task(adense(held.hybrid))
         await held.under_way.wait()
         found = sparse(held.hybrid)
-        assert asked(emulator) == [("query", "sparse", 1)]
+        assert asked(emulator) == [("query", "dense&sparse", 1)]
         held.go.set()
         vectors = await leader
         assert held.cache.size == 0

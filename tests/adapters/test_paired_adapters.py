@@ -95,7 +95,7 @@ def test_memo_size_bounds_what_waits_for_the_store(of: Framework, emulator: Emul
     dense = made(of, served)
     sparse = of.sparse(dense, memo_size=4)
     of.documents(dense, TEXTS[:10])
-    assert (dense.hybrid.cache.size, dense.hybrid.cache.free_capacity) == (4, 0)
+    assert (dense.hybrid.cache.size, dense.hybrid.cache.free_capacity("document")) == (4, 0)
     assert of.sparse_documents(sparse, TEXTS[:10])[9] == right(emulator, TEXTS[9], "document")
     assert [len(asked.texts) for asked in emulator.asked] == [10, 6]
 
@@ -132,7 +132,11 @@ def test_a_pickled_pair_is_restored_as_a_pair_and_carries_no_vectors(
     pickled = pickle.dumps(here)
     dense, sparse = pickle.loads(pickled)  # noqa: S301 - our own
     assert len(pickled) < 5_000
-    assert (dense.hybrid.cache.size, dense.hybrid.cache.free_capacity, here[0].hybrid.cache.size) == (0, 70, 12)
+    assert (dense.hybrid.cache.size, dense.hybrid.cache.free_capacity("document"), here[0].hybrid.cache.size) == (
+        0,
+        70,
+        12,
+    )
     assert dense.hybrid.cache is not here[0].hybrid.cache
     of.query(dense, QUESTION)
     of.sparse_query(sparse)

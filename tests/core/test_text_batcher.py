@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING
 
+import pytest
 from client_helpers import FakeClock
 
 from dashscope_embeddings._core.error_codes import ErrorReply, service_error
@@ -136,3 +137,56 @@ def test_thousands_of_waiting_callers_poll_no_more_often_than_a_few() -> None:
         pauses = [waiting.poll(text, context, None) for text in texts]
         polls_per_second = sum(1 / pause for pause in pauses[1:] if isinstance(pause, float))
         assert polls_per_second <= 64 / 0.25
+
+
+def test_equal_texts_share_a_row_and_the_first_of_them_pays() -> None:
+    waiting, context = batcher(1, FakeClock(), max_tokens=10)
+    queries = join(waiting, "a", "a", "b", "a")
+    batch_call = waiting.poll(queries[0], context, None)
+    assert isinstance(batch_call, BatchCall)
+    assert (batch_call.texts, batch_call.permit.estimated_tokens) == (["a", "b"], 10)
+    waiting.complete(batch_call, answer(2), context)
+    found = [query.outcome for query in queries if query.outcome is not None]
+    assert [outcome.dense for outcome in found] == [[[0.0]], [[0.0]], [[1.0]], [[0.0]]]
+    assert len({id(outcome.dense[0]) for outcome in found}) == 4
+    assert [(own.requests, own.texts, own.tokens) for own in found] == [(1, 1, 4), (0, 0, 0), (0, 1, 3), (0, 0, 0)]
+
+
+def test_a_text_that_is_in_flight_is_not_sent_again_for_another_caller() -> None:
+    clock = FakeClock()
+    waiting, context = batcher(2, clock)
+    (first,) = join(waiting, "a")
+    batch_call = waiting.poll(first, context, None)
+    assert isinstance(batch_call, BatchCall)
+    joined, other = join(waiting, "a", "b")
+    assert isinstance(waiting.poll(joined, context, None), float)
+    assert list(waiting._waiting) == [other]
+    waiting.complete(batch_call, answer(1), context)
+    assert waiting.poll(joined, context, None) == Outcome([Part([0.0], None, 1.0)], request_ids=["r"])
+
+
+@pytest.mark.parametrize("event", ["failed", "cancelled", "late"])
+def test_a_text_that_joined_another_request_sends_its_own_if_that_one_brings_nothing(event: str) -> None:
+    clock = FakeClock()
+    waiting, context = batcher(2, clock)
+    (first,) = join(waiting, "a")
+    batch_call = waiting.poll(first, context, None)
+    assert isinstance(batch_call, BatchCall)
+    (joined,) = join(waiting, "a")
+    assert isinstance(waiting.poll(joined, context, None), float)
+    clock.time += 9.9
+    if event == "late":
+        assert isinstance(waiting.poll(joined, context, None), float)
+        clock.time += 0.1
+    else:
+        stop = service_error(ErrorReply(401, "InvalidApiKey"))
+        outcome = Outcome([None], {0: stop}, stop) if event == "failed" else None
+        waiting.leave(first, context)
+        waiting.complete(batch_call, outcome, context)
+    own = waiting.poll(joined, context, None)
+    assert isinstance(own, BatchCall)
+    assert own.members == [joined]
+    waiting.complete(own, answer(1), context)
+    waiting.complete(batch_call, answer(1), context)
+    assert joined.outcome is not None
+    assert joined.outcome.requests == 1

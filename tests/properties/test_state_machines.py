@@ -373,6 +373,10 @@ class TextBatcherMachine(RuleBasedStateMachine):
             self.end(batch_call, "orphaned")
             self.orphaned.append(batch_call)
         if isinstance(turn, float):
+            if (joined := caller.query.batch_call) is not None and joined not in caller.batch_calls:
+                assert caller.query in joined.joined
+                assert caller.query.text in joined.texts
+                caller.batch_calls.append(joined)
             assert 0.0 <= turn <= 0.25 * max(1.0, len(self.waiting._waiting) / 64)
             return None
         if isinstance(turn, Outcome):
@@ -383,7 +387,8 @@ class TextBatcherMachine(RuleBasedStateMachine):
         return turn
 
     def check_batch_call(self, caller: Caller, batch_call: BatchCall) -> None:
-        assert 1 <= len(batch_call.members) <= self.rows
+        assert 1 <= len(batch_call.texts) <= self.rows
+        assert set(batch_call.texts) == {query.text for query in batch_call.members}
         assert len(set(batch_call.members)) == len(batch_call.members)
         assert batch_call.members[0] is caller.query
         assert batch_call.permit.sent_at == self.clock.time
@@ -393,7 +398,9 @@ class TextBatcherMachine(RuleBasedStateMachine):
             member = self.all[query]
             assert query.outcome is None
             assert not member.gone
-            assert all(self.done.get(before) in {"throttled", "broken", "orphaned"} for before in member.batch_calls)
+            for before in member.batch_calls:
+                others_failed = {"failed"} if query in before.joined else set()
+                assert self.done.get(before) in {"throttled", "broken", "orphaned"} | others_failed
             member.batch_calls.append(batch_call)
 
     def check_outcome(self, caller: Caller, outcome: Outcome) -> None:
@@ -422,10 +429,14 @@ class TextBatcherMachine(RuleBasedStateMachine):
         candidates = [batch_call for batch_call in self.orphaned if not batch_call.is_orphaned]
         if candidates:
             self.orphaned.remove(candidates[0])
-            before = {query: (query.outcome, query.batch_call) for query in candidates[0].members}
+            before = {
+                query: (query.outcome, query.batch_call) for query in (*candidates[0].members, *candidates[0].joined)
+            }
             queue = list(self.waiting._waiting)
             self.waiting.complete(candidates[0], self.outcome_of(candidates[0], how), self.context)
-            assert before == {query: (query.outcome, query.batch_call) for query in candidates[0].members}
+            assert before == {
+                query: (query.outcome, query.batch_call) for query in (*candidates[0].members, *candidates[0].joined)
+            }
             assert queue == list(self.waiting._waiting)
 
     @rule(which=st.integers(1, 2))
@@ -440,7 +451,7 @@ class TextBatcherMachine(RuleBasedStateMachine):
         if batch_call not in self.in_flight:
             return
         self.end(batch_call, how)
-        count = len(batch_call.members)
+        count = len(batch_call.texts)
         outcome = self.outcome_of(batch_call, how)
         if how in {"answered", "refused"}:
             self.limiter.on_success(batch_call.permit, 7 * count + 2)
@@ -451,15 +462,18 @@ class TextBatcherMachine(RuleBasedStateMachine):
         if outcome is None or how == "throttled":
             return
         rows = [query.outcome for query in batch_call.members if query.outcome is not None]
-        assert len(rows) == count
+        assert len(rows) == len(batch_call.members)
+        if how != "failed":
+            rows += [query.outcome for query in batch_call.joined if query.outcome is not None]
+        assert sum(row.texts for row in rows) == outcome.texts
         assert sum(row.tokens for row in rows) == outcome.tokens
         assert sum(row.requests for row in rows) == outcome.requests
         assert all(self.all[query].woken for query in batch_call.members)
 
     def outcome_of(self, batch_call: BatchCall, how: str) -> Outcome | None:
-        count = len(batch_call.members)
+        count = len(batch_call.texts)
         if how in {"answered", "refused"}:
-            rows: list[Part | None] = [Part([float(query.text.split()[1])], None, 1.0) for query in batch_call.members]
+            rows: list[Part | None] = [Part([float(text.split()[1])], None, 1.0) for text in batch_call.texts]
             outcome = Outcome(rows, requests=1, texts=count, tokens=7 * count + 2, request_ids=["r"])
             if how == "refused":
                 outcome.vectors[-1], outcome.errors[count - 1] = None, REFUSED

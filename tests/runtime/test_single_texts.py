@@ -259,3 +259,18 @@ async def test_an_error_of_a_callback_is_its_callers_own(emulator: Emulator) -> 
     assert isinstance(results[2], ZeroDivisionError)
     assert dense_of(results) == right(emulator, [*TEXTS[:2], *TEXTS[3:5]])
     assert sizes(emulator) == [1, 4]
+
+
+async def test_equal_texts_are_billed_once_whether_they_wait_or_are_in_flight(emulator: Emulator) -> None:
+    gate = Gate(emulator)
+    async with client_behind(gate) as client:
+        first = asyncio.create_task(client.aembed(TEXTS[:1]))
+        await gate.reached.wait()
+        others = [asyncio.create_task(client.aembed([text])) for text in (*TEXTS[:3], *TEXTS[:3])]
+        await asyncio.sleep(0)
+        gate.opened.set()
+        results = await asyncio.gather(first, *others)
+    assert dense_of(results) == right(emulator, [*TEXTS[:1], *TEXTS[:3], *TEXTS[:3]])
+    assert [asked.texts for asked in emulator.asked] == [tuple(TEXTS[:1]), tuple(TEXTS[1:3])]
+    assert [result.usage.texts for result in results] == [1, 0, 1, 1, 0, 0, 0]
+    assert (client.usage.texts, client.usage.tokens) == (emulator.billed_texts, emulator.billed_tokens)
