@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import inspect
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
 from dataclasses import replace
@@ -19,9 +18,10 @@ from dashscope_embeddings._core.exchange import READ_AHEAD, RequestContext
 from dashscope_embeddings._core.settings import Settings
 from dashscope_embeddings._core.text_inputs import OnRefused
 from dashscope_embeddings._runtime.async_drivers import run_in_thread
-from dashscope_embeddings._runtime.client_base import Billing, CallbackGuard, ClientBase, OnBatchDone, add_result
+from dashscope_embeddings._runtime.client_base import ClientBase
 from dashscope_embeddings._runtime.connections import check_running_loop, running_loop
 from dashscope_embeddings._runtime.deferred_signals import signals_of_this_thread
+from dashscope_embeddings._runtime.job import OnBatchDone
 from dashscope_embeddings._runtime.thread_pool import SignalSafeEvent
 from dashscope_embeddings._runtime.user_resources import UserResources
 from dashscope_embeddings.quota import Quota
@@ -104,27 +104,24 @@ class EmbeddingClient(ClientBase):
         """
         context = self._sync_context(text_type, output)
         checked = text_inputs.validate(text_inputs.iterate_texts(texts), self._limits, context.long_text)
-        collector = self._new_collector(output, array_rows=len(checked) if array else None)
-        halt = SignalSafeEvent()
-        callbacks = CallbackGuard(halt.set)
+        job = self._new_job(output, checked, array=array)
         if (single := self._prepare_single(checked, context)) is not None and context.blocked_loop is None:
-            outcomes = self._thread_driver.run_single(*single, context, functools.partial(self._count_late, collector))
+            outcomes = self._thread_driver.run_single(*single, context, job.count_late)
         else:
             batches = planning.batches(checked, self._planner(dedup_window=None))
-            flow_of = self._flow_maker(context, collector, self._quota_question(context, self._thread_driver, checked))
-            outcomes = self._thread_driver.run_many(batches, flow_of, halt, context, is_lazy=False)
-        with Billing(self, collector, checked):
+            flow_of = job.flow_maker(context, self._quota_question(context, self._thread_driver, checked))
+            outcomes = self._thread_driver.run_many(batches, flow_of, job.halt, context, is_lazy=False)
+        with job:
             with contextlib.closing(outcomes):
                 for batch, outcome in outcomes:
-                    done = collector.add(batch, outcome)
-                    with callbacks:
+                    done = job.collector.add(batch, outcome)
+                    with job.callbacks:
                         if progress is not None:
                             progress(done)
-                    with callbacks:
+                    with job.callbacks:
                         if on_vectors is not None:
-                            on_vectors(collector.completed(batch))
-            callbacks.raise_first_error()
-            return collector.result(checked)
+                            on_vectors(job.collector.completed(batch))
+            return job.result()
 
     @reject_unknown_keywords
     def stream(
@@ -162,23 +159,21 @@ class EmbeddingClient(ClientBase):
         self, texts: Iterator[str], context: RequestContext, refused: OnRefused | None, arrived: OnBatchDone | None
     ) -> Iterator[Embedding]:
         checked = text_inputs.validate_each(texts, self._limits, context.long_text, refused)
-        collector, halt = self._new_collector(context.options.output), SignalSafeEvent()
         batches = planning.batches(checked, self._planner(dedup_window=READ_AHEAD))
-        question = self._quota_question(context, self._thread_driver)
-        flow_of = self._flow_maker(context, collector, question, arrived)
-        outcomes = self._thread_driver.run_many(batches, flow_of, halt, context, is_lazy=True)
-        callbacks = CallbackGuard(halt.set)
-        with Billing(self, collector), contextlib.closing(outcomes):
+        job = self._new_job(context.options.output)
+        flow_of = job.flow_maker(context, self._quota_question(context, self._thread_driver), arrived)
+        outcomes = self._thread_driver.run_many(batches, flow_of, job.halt, context, is_lazy=True)
+        with job, contextlib.closing(outcomes):
             for batch, outcome in outcomes:
-                collector.add(batch, outcome)
-                with callbacks:
-                    self._skip_refused(collector, outcome, refused)
-                if collector.has_failed:
-                    halt.set()
-                yield from collector.pop_ready()
-            callbacks.raise_first_error()
-        if collector.has_failed:
-            raise collector.build_error()
+                job.collector.add(batch, outcome)
+                with job.callbacks:
+                    job.skip_refused(outcome, refused)
+                if job.collector.has_failed:
+                    job.halt.set()
+                yield from job.collector.pop_ready()
+            job.callbacks.raise_first_error()
+        if job.collector.has_failed:
+            raise job.collector.build_error()
 
     @reject_unknown_keywords
     def count_tokens(self, texts: Texts) -> TokenCounts:
@@ -264,30 +259,26 @@ class EmbeddingClient(ClientBase):
             checked = await run_in_thread(text_inputs.validate, text_list, self._limits, context.long_text)
         else:
             checked = text_inputs.validate(text_list, self._limits, context.long_text)
-        collector = self._new_collector(output, array_rows=len(checked) if array else None)
-        halt = SignalSafeEvent()
-        callbacks = CallbackGuard(halt.set)
+        job = self._new_job(output, checked, array=array)
         question = self._quota_question(context, self._async_driver, checked)
         if (single := self._prepare_single(checked, context)) is not None:
-            outcomes = self._async_driver.run_single(*single, context, functools.partial(self._count_late, collector))
+            outcomes = self._async_driver.run_single(*single, context, job.count_late)
         else:
             batches = planning.abatches(_as_async_iterator(checked), self._planner(dedup_window=None))
-            flow_of = self._flow_maker(context, collector, question)
-            outcomes = self._async_driver.run_many(batches, flow_of, halt, context)
-        with Billing(self, collector, checked):
+            outcomes = self._async_driver.run_many(batches, job.flow_maker(context, question), job.halt, context)
+        with job:
             async with contextlib.aclosing(question), contextlib.aclosing(outcomes):
                 async for batch, outcome in outcomes:
-                    done = await add_result(collector, batch, outcome)
-                    with callbacks:
+                    done = await job.add(batch, outcome)
+                    with job.callbacks:
                         if progress is not None:
                             progress(done)
-                    with callbacks:
+                    with job.callbacks:
                         if on_vectors is not None:
-                            returned = on_vectors(collector.completed(batch))
+                            returned = on_vectors(job.collector.completed(batch))
                             if inspect.isawaitable(returned):
                                 await returned
-            callbacks.raise_first_error()
-            return collector.result(checked)
+            return job.result()
 
     @reject_unknown_keywords
     def astream(
@@ -308,25 +299,23 @@ class EmbeddingClient(ClientBase):
     ) -> AsyncIterator[Embedding]:
         check_running_loop()
         checked = text_inputs.avalidate_each(texts, self._limits, context.long_text, refused, in_thread=run_in_thread)
-        collector, halt = self._new_collector(context.options.output), SignalSafeEvent()
         batches = planning.abatches(checked, self._planner(dedup_window=READ_AHEAD))
-        question = self._quota_question(context, self._async_driver)
-        flow_of = self._flow_maker(context, collector, question, arrived)
-        outcomes = self._async_driver.run_many(batches, flow_of, halt, context)
-        callbacks = CallbackGuard(halt.set)
-        with Billing(self, collector):
+        job, question = self._new_job(context.options.output), self._quota_question(context, self._async_driver)
+        flow_of = job.flow_maker(context, question, arrived)
+        outcomes = self._async_driver.run_many(batches, flow_of, job.halt, context)
+        with job:
             async with contextlib.aclosing(question), contextlib.aclosing(outcomes):
                 async for batch, outcome in outcomes:
-                    await add_result(collector, batch, outcome)
-                    with callbacks:
-                        self._skip_refused(collector, outcome, refused)
-                    if collector.has_failed:
-                        halt.set()
-                    for embedding in collector.pop_ready():
+                    await job.add(batch, outcome)
+                    with job.callbacks:
+                        job.skip_refused(outcome, refused)
+                    if job.collector.has_failed:
+                        job.halt.set()
+                    for embedding in job.collector.pop_ready():
                         yield embedding
-            callbacks.raise_first_error()
-        if collector.has_failed:
-            raise collector.build_error()
+            job.callbacks.raise_first_error()
+        if job.collector.has_failed:
+            raise job.collector.build_error()
 
     async def afetch_quota(self) -> Quota:
         """`fetch_quota` for a running event loop."""

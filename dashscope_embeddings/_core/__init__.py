@@ -10,7 +10,7 @@ steps that they yield:
           client.py                         EmbeddingClient.embed; _adapters/base.py made the client from its fields
             _core/text_inputs.py              refuses invalid texts before anything is sent
             _core/planning.py                 texts → batches, made lazily: without duplicates, cut by rows and tokens
-            _runtime/client_base.py           makes one exchange for each batch, when a driver has use for it
+            _runtime/job.py                   makes one exchange for each batch, when a driver has use for it
             _runtime/thread_drivers.py        runs exchanges: several on threads, a single one on the caller's if it can
               _core/exchange.py                 a flow: Send → answer; then retry, split or return
                 _core/protocol.py                 writes the body

@@ -123,8 +123,6 @@ class ResultCollector:
         self._request_ids: list[str] = []
         self.finished: dict[int, tuple[Batch, Outcome]] = {}
         """Batches that have ended but were not added yet: an interrupted call still collects them."""
-        self.is_abandoned = False
-        """Whether the caller has left: what arrives later is billed separately."""
         self._vectors = VectorBuffer(output, array_rows)
         self._frees_dense = array_rows is not None
         self._outcomes: dict[int, Outcome] = {}

@@ -44,7 +44,8 @@ class SingleText:
 
     text: str
     estimated_tokens: int
-    wake: Callable[[], object]
+    wake: Callable[[], object] = lambda: None
+    """Set by a caller that waits."""
     is_interrupted: Callable[[], bool] = lambda: False
     """Whether its caller was interrupted; the thread that acts for it may go on for long."""
     on_late_outcome: Callable[[Outcome], object] | None = None

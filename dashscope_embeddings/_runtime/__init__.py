@@ -3,6 +3,7 @@
 thread_drivers           and async_drivers: run flows on threads, and in tasks of an event loop
 flow_runs                what the two have in common
 client_base              the parts of a client that sync and async calls share
+job                      one call of a client: its exchanges, results, bill and callbacks
 transport                sends requests; with http_request, reply_body, deadlines, connect_errors, file_transfer
 environment              proxies and certificates
 sync_connections         the connection pool for threads; connections: for an event loop; core_http: for both

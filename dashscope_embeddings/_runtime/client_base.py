@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import TypeAlias, TypeVar
 
 from pydantic import SecretStr
 from typing_extensions import Self
@@ -15,7 +14,7 @@ from dashscope_embeddings import usage as dashscope_embeddings_usage
 from dashscope_embeddings._core import planning, quota_request
 from dashscope_embeddings._core import rate_limiter as core_rate_limiter
 from dashscope_embeddings._core.endpoint_requests import RequestFlow
-from dashscope_embeddings._core.exchange import Exchange, Outcome, RequestContext, exchange
+from dashscope_embeddings._core.exchange import RequestContext
 from dashscope_embeddings._core.permit import InFlightBound
 from dashscope_embeddings._core.planning import Batch
 from dashscope_embeddings._core.rate_limiter import Limiter
@@ -23,10 +22,10 @@ from dashscope_embeddings._core.results import ResultCollector
 from dashscope_embeddings._core.settings import Settings
 from dashscope_embeddings._core.stale_replies import seen_replies_of
 from dashscope_embeddings._core.text_batcher import SingleText, TextBatcher
-from dashscope_embeddings._core.text_inputs import OnRefused
 from dashscope_embeddings._core.text_length import shared_limits
 from dashscope_embeddings._process import ForkSafeLock
-from dashscope_embeddings._runtime.async_drivers import AsyncDriver, run_in_thread
+from dashscope_embeddings._runtime.async_drivers import AsyncDriver
+from dashscope_embeddings._runtime.job import Job
 from dashscope_embeddings._runtime.quota_question import QuotaQuestion, is_long_job
 from dashscope_embeddings._runtime.thread_drivers import ThreadDriver
 from dashscope_embeddings._runtime.transport import Transport
@@ -35,10 +34,6 @@ from dashscope_embeddings.errors import InvalidInput
 from dashscope_embeddings.quota import Quota
 from dashscope_embeddings.usage import OnRequest, RequestRecord
 from dashscope_embeddings.vectors import Output, TextType, Usage
-
-OnBatchDone: TypeAlias = Callable[[Sequence[str], Outcome], object]
-
-T = TypeVar("T")
 
 
 class ClientBase:
@@ -105,7 +100,7 @@ class ClientBase:
         key = context.options.text_type, context.options.output
         if (batcher := self._text_batchers.get(key)) is None:
             batcher = self._text_batchers.setdefault(key, TextBatcher(self._planner(dedup_window=None)))
-        return batch, SingleText(batch.texts[0], max(1, round(batch.estimated_tokens)), _no_op), batcher
+        return batch, SingleText(batch.texts[0], max(1, round(batch.estimated_tokens))), batcher
 
     @contextlib.contextmanager
     def observe(self, observer: OnRequest) -> Iterator[None]:
@@ -156,60 +151,15 @@ class ClientBase:
             dedup_window=dedup_window,
         )
 
-    def _new_collector(self, output: Output, *, array_rows: int | None = None) -> ResultCollector:
-        return ResultCollector(output, self.settings.price, array_rows=array_rows)
-
-    def _flow_maker(
-        self,
-        context: RequestContext,
-        collector: ResultCollector,
-        question: QuotaQuestion,
-        arrived: OnBatchDone | None = None,
-    ) -> Callable[[Batch], Exchange]:
-        """Makes the flow for each batch of a job, when it is its turn."""
-        context = context.for_one_call()
-
-        def flow_of(batch: Batch) -> Exchange:
-            question.ask_if_due(batch)
-            return self._exchange(batch, context, collector, arrived)
-
-        return flow_of
-
-    def _finish_call(self, collector: ResultCollector) -> None:
-        """Counts the usage of a call that ends; outcomes that arrive later are counted by `_count_late`."""
-        with self._lock.current:
-            collector.is_abandoned = True
-        collector.count_abandoned()
-        self._add_usage(collector.usage)
-
-    def _count_late(self, collector: ResultCollector, outcome: Outcome) -> None:
-        """Counts an outcome that arrived after its caller had left: it is billed."""
-        self._add_usage(collector.usage_of(outcome))
+    def _new_job(self, output: Output, texts: Sequence[str] | None = None, *, array: bool = False) -> Job:
+        array_rows = len(texts) if array and texts is not None else None
+        collector = ResultCollector(output, self.settings.price, array_rows=array_rows)
+        return Job(collector, self._lock, self._add_usage, texts)
 
     def _add_usage(self, usage: Usage) -> None:
         with self._lock.current:
             self._usage += usage
         dashscope_embeddings_usage.add_to_trackers(usage)
-
-    def _exchange(
-        self, batch: Batch, context: RequestContext, collector: ResultCollector, arrived: OnBatchDone | None
-    ) -> Exchange:
-        outcome = yield from exchange(batch.texts, context)
-        with self._lock.current:
-            if not collector.is_abandoned:
-                collector.finished[batch.number] = batch, outcome
-        if collector.is_abandoned:
-            self._count_late(collector, outcome)
-        if arrived is not None:
-            arrived(batch.texts, outcome)
-        return outcome
-
-    @staticmethod
-    def _skip_refused(collector: ResultCollector, outcome: Outcome, refused: OnRefused | None) -> None:
-        """Reports per-text refusals, and leaves the texts out; not if the job was aborted, which may be their cause."""
-        if refused is not None and outcome.abort_error is None:
-            for index, error in collector.skip_refused().items():
-                refused(index, error)
 
     # --- copies and processes -----------------------------------------------------------------------------
 
@@ -244,57 +194,3 @@ class ClientBase:
         if not hasattr(self, "settings"):
             return "EmbeddingClient()"  # its settings were refused
         return f"EmbeddingClient(model={self.settings.model.name!r}, host={self.settings.address.host!r})"
-
-
-class Billing:
-    """Counts what a job was billed, however it ends, and gives the exception that ends it `partial` and `failed`.
-
-    Not a `contextlib` generator: that assigns to attributes of a passing exception, which some do not allow.
-    """
-
-    def __init__(self, client: ClientBase, collector: ResultCollector, texts: Sequence[str] | None = None) -> None:
-        self._client, self._collector, self._texts = client, collector, texts
-
-    def __enter__(self) -> None:
-        """Does nothing."""
-
-    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
-        if error is not None and not isinstance(error, GeneratorExit):
-            self._collector.attach_partial(error, self._texts)
-        self._client._finish_call(self._collector)  # noqa: SLF001 - a part of it
-
-
-class CallbackGuard:
-    """Around calls of a caller's callbacks: the first error stops the job, and is raised once nothing is in flight."""
-
-    def __init__(self, stop: Callable[[], object]) -> None:
-        self._stop = stop
-        self._failure: Exception | None = None
-
-    def __enter__(self) -> None:
-        """Does nothing."""
-
-    def __exit__(self, _: object, failure: BaseException | None, __: object) -> bool:
-        if not isinstance(failure, Exception):
-            return False  # an interruption ends the call at once
-        self._failure = self._failure or failure
-        self._stop()
-        return True
-
-    def raise_first_error(self) -> None:
-        if self._failure is not None:
-            raise self._failure
-
-
-async def add_result(collector: ResultCollector, batch: Batch, outcome: Outcome) -> int:
-    """`ResultCollector.add`; in a thread if a text has so many rows that their mean would take long."""
-    if max((len(slot.rows) for slot in batch.slots), default=0) < _MIN_ROWS_FOR_THREAD:
-        return collector.add(batch, outcome)
-    return await run_in_thread(collector.add, batch, outcome)
-
-
-_MIN_ROWS_FOR_THREAD = 50
-
-
-def _no_op() -> None:
-    """Wakes nothing: the caller of this text does not wait yet."""

@@ -270,7 +270,7 @@ def test_two_event_loops_side_by_side_use_one_object(of: Framework, emulator: Em
     found: dict[str, list[list[float]]] = {}
 
     async def ask(name: str) -> None:
-        await of.aquery(dense)
+        await of.aquery(dense, name)
         together.wait(timeout=10)
         found[name] = await of.adocuments(dense, [f"{name} {text}" for text in TEXTS_25])
         together.wait(timeout=10)

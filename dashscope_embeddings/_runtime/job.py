@@ -1,0 +1,120 @@
+"""One call of a client: makes its exchanges, collects their outcomes, counts its bill and calls its callbacks."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, TypeAlias
+
+from dashscope_embeddings._core.exchange import Outcome, exchange
+from dashscope_embeddings._runtime.async_drivers import run_in_thread
+from dashscope_embeddings._runtime.thread_pool import SignalSafeEvent
+
+if TYPE_CHECKING:
+    from dashscope_embeddings._core.exchange import Exchange, RequestContext
+    from dashscope_embeddings._core.planning import Batch
+    from dashscope_embeddings._core.results import ResultCollector
+    from dashscope_embeddings._core.text_inputs import OnRefused
+    from dashscope_embeddings._process import ForkSafeLock
+    from dashscope_embeddings._runtime.quota_question import QuotaQuestion
+    from dashscope_embeddings.vectors import Embeddings, Usage
+
+OnBatchDone: TypeAlias = Callable[[Sequence[str], Outcome], object]
+
+
+class Job(contextlib.AbstractContextManager["Job"]):
+    """As a context manager, counts what the call was billed, however it ends.
+
+    The exception that ends it gets `partial` and `failed`. Not a `contextlib` generator: that assigns to attributes of
+    a passing exception, which some do not allow.
+    """
+
+    def __init__(
+        self,
+        collector: ResultCollector,
+        lock: ForkSafeLock,
+        add_usage: Callable[[Usage], None],
+        texts: Sequence[str] | None = None,
+    ) -> None:
+        """`add_usage` counts a bill; `texts`: those of the call, None for a stream."""
+        self.collector = collector
+        self._lock, self._add_usage, self._texts = lock, add_usage, texts
+        self.halt = SignalSafeEvent()
+        """Set: nothing more is sent."""
+        self.callbacks = CallbackGuard(self.halt)
+        self._is_abandoned = False
+        """Whether the caller has left: what arrives later is billed separately."""
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        if error is not None and not isinstance(error, GeneratorExit):
+            self.collector.attach_partial(error, self._texts)
+        with self._lock.current:
+            self._is_abandoned = True
+        self.collector.count_abandoned()
+        self._add_usage(self.collector.usage)
+
+    def flow_maker(
+        self, context: RequestContext, question: QuotaQuestion, arrived: OnBatchDone | None = None
+    ) -> Callable[[Batch], Exchange]:
+        """Makes the flow for each batch, when it is its turn."""
+        context = context.for_one_call()
+
+        def flow_of(batch: Batch) -> Exchange:
+            question.ask_if_due(batch)
+            return self._exchange(batch, context, arrived)
+
+        return flow_of
+
+    def _exchange(self, batch: Batch, context: RequestContext, arrived: OnBatchDone | None) -> Exchange:
+        outcome = yield from exchange(batch.texts, context)
+        with self._lock.current:
+            if not self._is_abandoned:
+                self.collector.finished[batch.number] = batch, outcome
+        if self._is_abandoned:
+            self.count_late(outcome)
+        if arrived is not None:
+            arrived(batch.texts, outcome)
+        return outcome
+
+    def count_late(self, outcome: Outcome) -> None:
+        """Counts an outcome that arrived after its caller had left: it is billed."""
+        self._add_usage(self.collector.usage_of(outcome))
+
+    async def add(self, batch: Batch, outcome: Outcome) -> int:
+        """`ResultCollector.add` on a loop; in a thread if a text has so many rows that their mean would take long."""
+        if max((len(slot.rows) for slot in batch.slots), default=0) < _MIN_ROWS_FOR_THREAD:
+            return self.collector.add(batch, outcome)
+        return await run_in_thread(self.collector.add, batch, outcome)
+
+    def skip_refused(self, outcome: Outcome, refused: OnRefused | None) -> None:
+        """Reports per-text refusals, and leaves the texts out; not if the job was aborted, which may be their cause."""
+        if refused is not None and outcome.abort_error is None:
+            for index, error in self.collector.skip_refused().items():
+                refused(index, error)
+
+    def result(self) -> Embeddings:
+        """All vectors; raises the first error of a callback, or that of the call."""
+        self.callbacks.raise_first_error()
+        return self.collector.result(self._texts or ())
+
+
+_MIN_ROWS_FOR_THREAD = 50
+
+
+class CallbackGuard(contextlib.AbstractContextManager[object]):
+    """Around calls of a caller's callbacks: the first error stops the job, and is raised once nothing is in flight."""
+
+    def __init__(self, halt: SignalSafeEvent) -> None:
+        self._halt = halt
+        self._failure: Exception | None = None
+
+    def __exit__(self, _: object, failure: BaseException | None, __: object) -> bool:
+        if not isinstance(failure, Exception):
+            return False  # an interruption ends the call at once
+        self._failure = self._failure or failure
+        self._halt.set()
+        return True
+
+    def raise_first_error(self) -> None:
+        if self._failure is not None:
+            raise self._failure
