@@ -143,7 +143,7 @@ def test_an_end_of_the_program_in_a_task_carries_what_arrived(
 
 def test_a_hook_that_exits_the_program_costs_its_own_request_at_most(emulator: Emulator, served: Server) -> None:
     served.latency = 0.01
-    client = client_of(served, on_request=raising(SystemExit(1)))
+    client = client_of(served, on_request=raising(SystemExit(1)), max_concurrency=4)
     end = ended(lambda: client.embed(TEXTS), SystemExit)
     assert len(end.partial) == client.usage.texts >= emulator.billed_texts - 10
     assert emulator.requests < len(TEXTS) / 10
