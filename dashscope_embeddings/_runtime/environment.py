@@ -33,8 +33,7 @@ _CERTIFICATE_VARIABLES = ("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE",
 _MAX_PORT = 65_535
 
 DESCRIPTIONS: Mapping[tuple[str, ...], str] = {
-    ("HTTPS_PROXY", "ALL_PROXY"): "Proxy, such as `http://127.0.0.1:7890`, with `httpx[socks]` also `socks5h://…`; "
-    "never for this machine.",
+    ("HTTPS_PROXY", "ALL_PROXY"): "Proxy, such as `http://127.0.0.1:7890` or `socks5h://…`; never for this machine.",
     ("NO_PROXY",): "Hosts without a proxy: `.example.com`, `10.0.0.0/8`, `[::1]`, `*`.",
     _CERTIFICATE_VARIABLES: "Certificate authorities in place of certifi's; the first that is set.",
 }

@@ -66,7 +66,7 @@ CHINESE: Mapping[str, str] = {
     'The same for `protocol="openai"`.': '同上，用于 `protocol="openai"`。',
     "Region of the key, by id or city, in English or Chinese; else Beijing.": "API Key 所属地域，写地域 ID 或城市名（中英文均可）；不设则为北京。",
     "Workspace, to whose own host requests go, unless the region's variable is unset or Beijing.": "业务空间 ID，请求发往其专属域名；地域变量未设或为北京时除外。",
-    "Proxy, such as `http://127.0.0.1:7890`, with `httpx[socks]` also `socks5h://…`; never for this machine.": "代理，如 `http://127.0.0.1:7890`；装有 `httpx[socks]` 时也可用 `socks5h://…`。访问本机时从不走代理。",
+    "Proxy, such as `http://127.0.0.1:7890` or `socks5h://…`; never for this machine.": "代理，如 `http://127.0.0.1:7890`、`socks5h://…`；访问本机时从不走代理。",
     "Hosts without a proxy: `.example.com`, `10.0.0.0/8`, `[::1]`, `*`.": "不走代理的主机：`.example.com`、`10.0.0.0/8`、`[::1]`、`*`。",
     "Certificate authorities in place of certifi's; the first that is set.": "用来代替 certifi 的 CA 证书；设置了多个时，以排在前面的为准。",
     # commands
