@@ -17,9 +17,9 @@ from dashscope_embeddings._core.client_options import ClientOptions, documented
 from dashscope_embeddings._core.exchange import READ_AHEAD, RequestContext
 from dashscope_embeddings._core.settings import Settings
 from dashscope_embeddings._core.text_inputs import OnRefused
+from dashscope_embeddings._runtime.async_connections import check_running_loop, running_loop
 from dashscope_embeddings._runtime.async_drivers import run_in_thread
 from dashscope_embeddings._runtime.client_base import ClientBase
-from dashscope_embeddings._runtime.connections import check_running_loop, running_loop
 from dashscope_embeddings._runtime.deferred_signals import signals_of_this_thread
 from dashscope_embeddings._runtime.job import OnBatchDone
 from dashscope_embeddings._runtime.thread_pool import SignalSafeEvent
@@ -230,7 +230,7 @@ class EmbeddingClient(ClientBase):
             BadReply: the reply does not list the model.
             ConnectionFailed: there was no answer.
         """
-        return self.run(self._quota_request(), SignalSafeEvent())
+        return self.run_steps(self._quota_request(), SignalSafeEvent())
 
     def close(self) -> None:
         """Closes the connections of sync code. Optional: they are closed when the client is garbage-collected."""

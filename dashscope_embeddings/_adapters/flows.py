@@ -37,9 +37,9 @@ Flow: TypeAlias = Generator[Call, Any, T]
 
 def run(flow: Flow[T]) -> T:
     """The result of a flow, on this thread. Whatever a call raises is thrown into the flow, which may call again."""
-    return flow_runs.run(flow, Call.make)
+    return flow_runs.run_flow(flow, Call.make)
 
 
 async def arun(flow: Flow[T]) -> T:
     """`run` on the running loop."""
-    return await flow_runs.arun(flow, Call.amake)
+    return await flow_runs.arun_flow(flow, Call.amake)

@@ -13,7 +13,7 @@ import urllib.parse
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from dashscope_embeddings._core.endpoint_requests import RequestSender
+from dashscope_embeddings._core.other_endpoints import RequestSender
 from dashscope_embeddings._core.protocol import parse_json
 from dashscope_embeddings._core.reply_fields import first_string, request_id_of
 from dashscope_embeddings._core.steps import Endpoint, Send
@@ -23,7 +23,7 @@ from dashscope_embeddings.quota import Quota, QuotaLimit
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from dashscope_embeddings._core.endpoint_requests import RequestFlow
+    from dashscope_embeddings._core.other_endpoints import RequestFlow
     from dashscope_embeddings._core.protocol import Reply
     from dashscope_embeddings._core.rate_limiter import Limiter
     from dashscope_embeddings._core.settings import Settings

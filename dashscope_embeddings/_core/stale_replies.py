@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import weakref
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
 if TYPE_CHECKING:
     from dashscope_embeddings._core.protocol import Reply
@@ -26,13 +26,21 @@ accepted and its connection closed."""
 _MAX_DOUBTED_FINGERPRINTS = 64
 
 
+class _Origin(NamedTuple):
+    """Where a reply comes from."""
+
+    request: int
+    """Hash of the request that it answers."""
+    connection: int | None
+
+
 @dataclass
 class SeenReplies:
-    """Fingerprints of the latest replies on some connections. May be shared by threads and tasks."""
+    """Fingerprints, hashes of ids or bodies, of the latest replies. Threads and tasks may share it."""
 
-    _recent: dict[int, tuple[int, int | None]] = field(default_factory=dict)
-    """Fingerprint (hash of an id or body) → hash of the first request that it answered, and its connection."""
-    _older: dict[int, tuple[int, int | None]] = field(default_factory=dict)
+    _recent: dict[int, _Origin] = field(default_factory=dict)
+    """Fingerprint → origin of the first reply that had it."""
+    _older: dict[int, _Origin] = field(default_factory=dict)
     _ambiguous_kinds: set[str] = field(default_factory=set)
     """Fingerprint kinds, "id" or "body", that this server repeats for different requests."""
     _repeats_replies: bool = False
@@ -50,60 +58,56 @@ class SeenReplies:
         """
         if reply.connection_id is None:
             return "keep"
+        this = _Origin(hash(request), reply.connection_id)
         if request_id is not None and "id" not in self._ambiguous_kinds:
-            decision = self._decide("id", hash(request_id), request, reply, is_repeat=is_repeat)
+            decision = self._judge_by("id", hash(request_id), this, is_repeat=is_repeat)
             if "id" not in self._ambiguous_kinds:
                 return decision
         if not has_vectors:
             # A copy of an error without an id could not be recognised, so do not read from this connection again.
-            return "stale" if self._is_copy_of_vectors(request, reply) else "close"
-        return (
-            "keep"
-            if "body" in self._ambiguous_kinds
-            else self._decide("body", hash(reply.body), request, reply, is_repeat=is_repeat)
-        )
-
-    def _decide(self, kind: str, fingerprint: int, request: bytes, reply: Reply, *, is_repeat: bool) -> Decision:
-        first_request, connection = self._first_seen(fingerprint, hash(request), reply.connection_id)
-        same_connection = connection == reply.connection_id
-        if first_request == hash(request):
-            if connection is not None and kind == "id":
-                return self._decide_equal_request(same_connection=same_connection)
+            return "stale" if self._is_copy_of_vectors(hash(reply.body), this) else "close"
+        if "body" in self._ambiguous_kinds:
             return "keep"
-        if is_repeat and not same_connection and fingerprint in self._doubted_fingerprints:
+        return self._judge_by("body", hash(reply.body), this, is_repeat=is_repeat)
+
+    def _judge_by(self, kind: str, fingerprint: int, this: _Origin, *, is_repeat: bool) -> Decision:
+        first = self._find(fingerprint)
+        if first is None:
+            self._remember(fingerprint, this)
+            return "keep"
+        same_connection = first.connection == this.connection
+        if first.request == this.request:
+            return self._judge_equal_request(same_connection=same_connection) if kind == "id" else "keep"
+        if not same_connection and is_repeat and fingerprint in self._doubted_fingerprints:
             self._ambiguous_kinds.add(kind)
             return "keep"
-        if not same_connection:
-            if self._doubt_count >= _MAX_DOUBTED_IDS:
-                return "close"
-            self._doubt_count += 1
+        if not same_connection and self._doubt_count >= _MAX_DOUBTED_IDS:
+            return "close"
+        self._doubt_count += not same_connection
         if len(self._doubted_fingerprints) >= _MAX_DOUBTED_FINGERPRINTS:
             self._doubted_fingerprints.clear()
         self._doubted_fingerprints.add(fingerprint)
         return "stale"
 
-    def _is_copy_of_vectors(self, request: bytes, reply: Reply) -> bool:
-        """Whether an unusable reply was the reply to another request on its connection, of more texts or fewer."""
-        fingerprint = hash(reply.body)
-        first = self._recent.get(fingerprint) or self._older.get(fingerprint)
-        return first is not None and first[0] != hash(request) and first[1] == reply.connection_id
-
-    def _first_seen(self, fingerprint: int, request_hash: int, connection: int | None) -> tuple[int, int | None]:
-        """The request and connection of the first reply with this fingerprint; (`request_hash`, None) if this is it."""
-        first = self._recent.get(fingerprint) or self._older.get(fingerprint)
-        if first is not None:
-            return first
-        if len(self._recent) >= _MAX_REMEMBERED_REPLIES:
-            self._older, self._recent = self._recent, {}
-        self._recent[fingerprint] = request_hash, connection
-        return request_hash, None
-
-    def _decide_equal_request(self, *, same_connection: bool) -> Decision:
+    def _judge_equal_request(self, *, same_connection: bool) -> Decision:
         """A copy is a valid answer to an equal request, but the real reply is then still on the connection."""
         if self._repeats_replies:
             return "keep"
         self._repeats_replies = not same_connection
         return "close" if same_connection else "keep"
+
+    def _is_copy_of_vectors(self, fingerprint: int, this: _Origin) -> bool:
+        """Whether an unusable reply was the reply to another request on its connection, of more texts or fewer."""
+        first = self._find(fingerprint)
+        return first is not None and first.request != this.request and first.connection == this.connection
+
+    def _find(self, fingerprint: int) -> _Origin | None:
+        return self._recent.get(fingerprint) or self._older.get(fingerprint)
+
+    def _remember(self, fingerprint: int, this: _Origin) -> None:
+        if len(self._recent) >= _MAX_REMEMBERED_REPLIES:
+            self._older, self._recent = self._recent, {}
+        self._recent[fingerprint] = this
 
 
 _seen_by_server: weakref.WeakValueDictionary[str, SeenReplies] = weakref.WeakValueDictionary()

@@ -6,7 +6,7 @@ client_base              the parts of a client that sync and async calls share
 job                      one call of a client: its exchanges, results, bill and callbacks
 transport                sends requests; with http_request, reply_body, deadlines, connect_errors, file_transfer
 environment              proxies and certificates
-sync_connections         the connection pool for threads; connections: for an event loop; core_http: for both
+sync_connections         the connection pool for threads; async_connections: for a loop; core_http: for both
 shared_pools             the pools of clients with equal settings
 deferred_signals         lets the main thread send a request that no signal handler can break
 thread_pool              daemon threads, and waiting that a signal handler cannot break

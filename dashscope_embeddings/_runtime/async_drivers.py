@@ -119,14 +119,14 @@ class AsyncDriver:
 
         own_task = _SendingTask(loop, asyncio.current_task())
         flow = flow_runs.single_text(text, batcher, context, own_task, on_late_outcome)
-        yield label, await flow_runs.arun(flow, perform)
+        yield label, await flow_runs.arun_flow(flow, perform)
 
     def start(self, flow: Generator[Step, StepResult, T]) -> asyncio.Task[T]:
         return asyncio.create_task(self.run_steps(flow, SignalSafeEvent()))
 
     async def run_steps(self, flow: Generator[Step, StepResult, T], halt: SignalSafeEvent) -> T:
         """What a flow returns, run in this task."""
-        return await flow_runs.arun(flow, lambda step: self._perform_step(step, halt))
+        return await flow_runs.arun_flow(flow, lambda step: self._perform_step(step, halt))
 
     async def _perform_step(self, step: Step, halt: SignalSafeEvent) -> StepResult:
         if halt.is_set():

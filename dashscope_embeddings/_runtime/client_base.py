@@ -13,8 +13,8 @@ from typing_extensions import Self
 from dashscope_embeddings import usage as dashscope_embeddings_usage
 from dashscope_embeddings._core import planning, quota_request
 from dashscope_embeddings._core import rate_limiter as core_rate_limiter
-from dashscope_embeddings._core.endpoint_requests import RequestFlow
 from dashscope_embeddings._core.exchange import RequestContext
+from dashscope_embeddings._core.other_endpoints import RequestFlow
 from dashscope_embeddings._core.permit import InFlightBound
 from dashscope_embeddings._core.planning import Batch
 from dashscope_embeddings._core.rate_limiter import Limiter
@@ -47,7 +47,7 @@ class ClientBase:
         self._user_resources = user_resources
         self._transport = Transport(settings, user_resources)
         self._thread_driver = ThreadDriver(self._transport)
-        self.run, self.drain = self._thread_driver.run_steps, self._thread_driver.drain
+        self.run_steps, self.drain = self._thread_driver.run_steps, self._thread_driver.drain
         self._async_driver = AsyncDriver(self._transport)
         self._bound = InFlightBound(settings.max_concurrency)
         self._limits = shared_limits(settings.address.host, settings.model)

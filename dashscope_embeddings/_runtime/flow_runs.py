@@ -22,7 +22,7 @@ StepT = TypeVar("StepT")
 AnswerT = TypeVar("AnswerT")
 
 
-def run(flow: Generator[StepT, AnswerT, T], perform: Callable[[StepT], AnswerT]) -> T:
+def run_flow(flow: Generator[StepT, AnswerT, T], perform: Callable[[StepT], AnswerT]) -> T:
     """What a flow returns. What `perform` raises is raised in the flow, at its step."""
     try:
         step = next(flow)
@@ -40,8 +40,8 @@ def run(flow: Generator[StepT, AnswerT, T], perform: Callable[[StepT], AnswerT])
         flow.close()
 
 
-async def arun(flow: Generator[StepT, AnswerT, T], perform: Callable[[StepT], Awaitable[AnswerT]]) -> T:
-    """`run` for a task. A flow that is thrown `GeneratorExit` must not yield: its coroutine is closed."""
+async def arun_flow(flow: Generator[StepT, AnswerT, T], perform: Callable[[StepT], Awaitable[AnswerT]]) -> T:
+    """`run_flow` for a task. A flow that is thrown `GeneratorExit` must not yield: its coroutine is closed."""
     try:
         step = next(flow)
         while True:

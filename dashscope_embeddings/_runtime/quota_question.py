@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable, Sequence
 
-    from dashscope_embeddings._core.endpoint_requests import RequestFlow
+    from dashscope_embeddings._core.other_endpoints import RequestFlow
     from dashscope_embeddings._core.planning import Batch
 
 LONG_JOB_REQUESTS = 100

@@ -193,7 +193,7 @@ class ThreadDriver:
                 self._transport.clock.wait(woken, action)
                 woken.clear()
 
-        outcome = flow_runs.run(flow_runs.single_text(text, batcher, context, None, on_late_outcome), perform)
+        outcome = flow_runs.run_flow(flow_runs.single_text(text, batcher, context, None, on_late_outcome), perform)
         if caller_left.is_set():
             on_late_outcome(outcome)
         return outcome
@@ -228,7 +228,7 @@ class ThreadDriver:
         return self.run_steps(flow_runs.cancellable(flow, halt.set), halt)
 
     def run_steps(self, flow: Generator[Step, StepResult, T], halt: StopEvent) -> T:
-        return flow_runs.run(flow, lambda step: self._perform_step(step, halt))
+        return flow_runs.run_flow(flow, lambda step: self._perform_step(step, halt))
 
     def _perform_step(self, step: Step, halt: StopEvent) -> StepResult:
         if halt.is_set():

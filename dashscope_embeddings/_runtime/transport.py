@@ -2,7 +2,7 @@
 
 Clients with equal settings share them. A user's client is used as it is.
 
-The pools are in `sync_connections` and `connections`, proxies and certificates in `environment`.
+The pools are in `sync_connections` and `async_connections`, proxies and certificates in `environment`.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from dashscope_embeddings._core import protocol
 from dashscope_embeddings._core.failures import Failure
 from dashscope_embeddings._process import on_fork
 from dashscope_embeddings._runtime import connect_errors, environment
-from dashscope_embeddings._runtime.connections import (
+from dashscope_embeddings._runtime.async_connections import (
+    AsyncConnectionPool,
     CancellableRequest,
-    ConnectionPool,
     close_now,
     close_on_loop_shutdown,
     close_soon,
@@ -228,7 +228,7 @@ class Transport:
             shared = SharedPool(SyncConnectionPool(connect, _IDLE_SECONDS))
             weakref.finalize(shared, close_unless_forked, shared.pool, os.getpid())
         else:
-            shared = SharedPool(ConnectionPool(connect, _IDLE_SECONDS))
+            shared = SharedPool(AsyncConnectionPool(connect, _IDLE_SECONDS))
             weakref.finalize(shared, close_soon, loop, shared.pool, os.getpid()).atexit = False
         return shared
 
@@ -236,7 +236,7 @@ class Transport:
         """The request for a step. No local variable holds the headers with the key: tracebacks may show them."""
         if step.endpoint is not None:
             return self._file_transfer.build_request(client, step, step.endpoint)
-        if isinstance(client, SyncConnectionPool | ConnectionPool):
+        if isinstance(client, SyncConnectionPool | AsyncConnectionPool):
             return self._make_request(step.body)
         # By types that httpx2 takes too: text, and a dict of timeouts.
         return getattr(client, "build_request", httpx.Request)(

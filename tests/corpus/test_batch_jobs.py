@@ -404,7 +404,7 @@ def dies_at(asking: EmbeddingClient, step: int, *, sent: bool) -> list[int]:
         except StopIteration as done:
             return done.value
 
-    asking.run = run  # type: ignore[assignment]
+    asking.run_steps = run  # type: ignore[assignment]
     return count
 
 

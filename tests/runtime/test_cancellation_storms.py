@@ -14,7 +14,7 @@ from client_helpers import KEY
 from raw_server import serve_raw
 
 from dashscope_embeddings import EmbeddingClient, InvalidInput
-from dashscope_embeddings._runtime.connections import ConnectionPool
+from dashscope_embeddings._runtime.async_connections import AsyncConnectionPool
 from dashscope_embeddings.emulator import Emulator, faults
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ async def storm(call: Callable[[int], Awaitable[object]], calls: int, longest: f
 def open_connections(client: EmbeddingClient) -> tuple[int, int]:
     """Of the running loop: how many there are, and how many of them are idle."""
     kept = client._transport._loops[asyncio.get_running_loop()].pool
-    assert isinstance(kept, ConnectionPool)
+    assert isinstance(kept, AsyncConnectionPool)
     return len(kept._connections), len(kept.idle)
 
 

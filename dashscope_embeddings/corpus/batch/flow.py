@@ -11,7 +11,7 @@ from dataclasses import replace
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
-from dashscope_embeddings._core.endpoint_requests import RETRYABLE_ACTIONS, RequestSender, sleep
+from dashscope_embeddings._core.other_endpoints import RETRYABLE_ACTIONS, RequestSender, sleep
 from dashscope_embeddings.corpus.batch import messages
 from dashscope_embeddings.corpus.batch.request_file import RequestFileWriter, line_name
 from dashscope_embeddings.corpus.batch.results import ResultImporter
@@ -28,7 +28,7 @@ from dashscope_embeddings.vectors import counted
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from dashscope_embeddings._core.endpoint_requests import RequestFlow
+    from dashscope_embeddings._core.other_endpoints import RequestFlow
     from dashscope_embeddings.corpus.batch.job import BatchJob
     from dashscope_embeddings.corpus.batch.messages import BatchStatus
     from dashscope_embeddings.corpus.checkpoint.jobs import Selection

@@ -26,7 +26,7 @@ from dashscope_embeddings.corpus.writers import rejects_beside, validate_output,
 from dashscope_embeddings.errors import Cancelled, DashScopeError, InvalidInput
 
 if TYPE_CHECKING:
-    from dashscope_embeddings._core.endpoint_requests import RequestFlow
+    from dashscope_embeddings._core.other_endpoints import RequestFlow
     from dashscope_embeddings._core.protocol import RequestOptions
     from dashscope_embeddings._core.settings import Settings
     from dashscope_embeddings.client import EmbeddingClient
@@ -113,7 +113,7 @@ class BatchJob:
         checkpoint, price = self.checkpoint, self.settings.price
         billed_before, stopped = checkpoint.total_billed(), False
         try:
-            self.client.run(flow, stop or SignalSafeEvent())
+            self.client.run_steps(flow, stop or SignalSafeEvent())
         except Cancelled:
             stopped = True
         counts = checkpoint.counts()

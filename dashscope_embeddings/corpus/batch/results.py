@@ -7,8 +7,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from dashscope_embeddings._core import protocol
-from dashscope_embeddings._core.endpoint_requests import RETRYABLE_ACTIONS
 from dashscope_embeddings._core.failures import error_from_reply, redact_bad_reply
+from dashscope_embeddings._core.other_endpoints import RETRYABLE_ACTIONS
 from dashscope_embeddings._core.planning import Chunk, split_request
 from dashscope_embeddings._core.protocol import ParsedReply
 from dashscope_embeddings.corpus.batch import messages

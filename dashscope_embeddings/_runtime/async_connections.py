@@ -1,9 +1,8 @@
 """A connection pool for one event loop whose requests may be cancelled at any time without leaking connections.
 
 httpx's own pool can leak: if a task is cancelled between two steps of a request, the clean-up is itself interrupted,
-and the connection counts as in use for good. So `ConnectionPool` gives every connection a transport of its own, and a
-cancelled request closes the one that it used. A user's client has only httpx's pool: there a request is cancelled only
-at the steps where httpx cleans up after itself.
+and the connection counts as in use for good. Here a cancelled request closes the one connection that it used. A user's
+client has only httpx's pool: there a request is cancelled only at the steps where httpx cleans up after itself.
 """
 
 from __future__ import annotations
@@ -117,7 +116,7 @@ async def _wait_despite_cancellation(task: asyncio.Task[Any], seconds: float = m
     return cancelled
 
 
-class ConnectionPool:
+class AsyncConnectionPool:
     """As many connections as requests are in flight, each made by `connect`; idle ones are closed after some time."""
 
     def __init__(self, connect: Callable[[], Any], idle_seconds: float) -> None:
