@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import inspect
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
-from dataclasses import replace
 from typing import Any, TypeAlias
 
 from typing_extensions import Self, Unpack
@@ -17,10 +16,10 @@ from dashscope_embeddings._core.client_options import ClientOptions, documented
 from dashscope_embeddings._core.exchange import READ_AHEAD, RequestContext
 from dashscope_embeddings._core.settings import Settings
 from dashscope_embeddings._core.text_inputs import OnRefused
-from dashscope_embeddings._runtime.async_connections import check_running_loop, running_loop
+from dashscope_embeddings._runtime.async_connections import check_running_loop
 from dashscope_embeddings._runtime.async_drivers import run_in_thread
 from dashscope_embeddings._runtime.client_base import ClientBase
-from dashscope_embeddings._runtime.deferred_signals import signals_of_this_thread
+from dashscope_embeddings._runtime.deadlines import GracePeriod
 from dashscope_embeddings._runtime.job import OnBatchDone
 from dashscope_embeddings._runtime.thread_pool import SignalSafeEvent
 from dashscope_embeddings._runtime.user_resources import UserResources
@@ -102,7 +101,7 @@ class EmbeddingClient(ClientBase):
             KeyboardInterrupt, asyncio.CancelledError: nothing more is sent. Both carry `partial` and `failed` as well,
                 but on Python 3.10 a task that awaits the cancelled one does not see them.
         """
-        context = self._sync_context(text_type, output)
+        context = self.sync_context(text_type, output)
         checked = text_inputs.validate(text_inputs.iterate_texts(texts), self._limits, context.long_text)
         job = self._new_job(output, checked, array=array)
         if (single := self._prepare_single(checked, context)) is not None and context.blocked_loop is None:
@@ -110,7 +109,7 @@ class EmbeddingClient(ClientBase):
         else:
             batches = planning.batches(checked, self._planner(dedup_window=None))
             flow_of = job.flow_maker(context, self._quota_question(context, self._thread_driver, checked))
-            outcomes = self._thread_driver.run_many(batches, flow_of, job.halt, context, is_lazy=False)
+            outcomes = self._thread_driver.run_many(batches, flow_of, job.halt, context)
         with job:
             with contextlib.closing(outcomes):
                 for batch, outcome in outcomes:
@@ -148,32 +147,8 @@ class EmbeddingClient(ClientBase):
             arrived: Called with the texts of a request and their outcome when the request ends: out of order, in the
                 thread that sent it. It lets a caller store each result as soon as it is paid for.
         """
-        return self._stream(text_inputs.iterate_texts(texts), self._sync_context(text_type, output), refused, arrived)
-
-    def _sync_context(self, text_type: TextType, output: Output) -> RequestContext:
-        context = self._request_context(text_type, output)
-        blocked_sender = running_loop() or signals_of_this_thread()
-        return context if blocked_sender is None else replace(context, blocked_loop=blocked_sender)
-
-    def _stream(
-        self, texts: Iterator[str], context: RequestContext, refused: OnRefused | None, arrived: OnBatchDone | None
-    ) -> Iterator[Embedding]:
-        checked = text_inputs.validate_each(texts, self._limits, context.long_text, refused)
-        batches = planning.batches(checked, self._planner(dedup_window=READ_AHEAD))
-        job = self._new_job(context.options.output)
-        flow_of = job.flow_maker(context, self._quota_question(context, self._thread_driver), arrived)
-        outcomes = self._thread_driver.run_many(batches, flow_of, job.halt, context, is_lazy=True)
-        with job, contextlib.closing(outcomes):
-            for batch, outcome in outcomes:
-                job.collector.add(batch, outcome)
-                with job.callbacks:
-                    job.skip_refused(outcome, refused)
-                if job.collector.has_failed:
-                    job.halt.set()
-                yield from job.collector.pop_ready()
-            job.callbacks.raise_first_error()
-        if job.collector.has_failed:
-            raise job.collector.build_error()
+        context = self.sync_context(text_type, output)
+        return self.run_stream(text_inputs.iterate_texts(texts), context, refused, arrived, GracePeriod(bool))
 
     @reject_unknown_keywords
     def count_tokens(self, texts: Texts) -> TokenCounts:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import replace
 
 from pydantic import SecretStr
 from typing_extensions import Self
 
 from dashscope_embeddings import usage as dashscope_embeddings_usage
-from dashscope_embeddings._core import planning, quota_request
+from dashscope_embeddings._core import planning, quota_request, text_inputs
 from dashscope_embeddings._core import rate_limiter as core_rate_limiter
-from dashscope_embeddings._core.exchange import RequestContext
+from dashscope_embeddings._core.exchange import READ_AHEAD, RequestContext
 from dashscope_embeddings._core.other_endpoints import RequestFlow
 from dashscope_embeddings._core.permit import InFlightBound
 from dashscope_embeddings._core.planning import Batch
@@ -22,10 +22,14 @@ from dashscope_embeddings._core.results import ResultCollector
 from dashscope_embeddings._core.settings import Settings
 from dashscope_embeddings._core.stale_replies import seen_replies_of
 from dashscope_embeddings._core.text_batcher import SingleText, TextBatcher
+from dashscope_embeddings._core.text_inputs import OnRefused
 from dashscope_embeddings._core.text_length import shared_limits
 from dashscope_embeddings._process import ForkSafeLock
+from dashscope_embeddings._runtime.async_connections import running_loop
 from dashscope_embeddings._runtime.async_drivers import AsyncDriver
-from dashscope_embeddings._runtime.job import Job
+from dashscope_embeddings._runtime.deadlines import GracePeriod
+from dashscope_embeddings._runtime.deferred_signals import signals_of_this_thread
+from dashscope_embeddings._runtime.job import Job, OnBatchDone
 from dashscope_embeddings._runtime.quota_question import QuotaQuestion, is_long_job
 from dashscope_embeddings._runtime.thread_drivers import ThreadDriver
 from dashscope_embeddings._runtime.transport import Transport
@@ -33,7 +37,7 @@ from dashscope_embeddings._runtime.user_resources import UserResources
 from dashscope_embeddings.errors import InvalidInput
 from dashscope_embeddings.quota import Quota
 from dashscope_embeddings.usage import OnRequest, RequestRecord
-from dashscope_embeddings.vectors import Output, TextType, Usage
+from dashscope_embeddings.vectors import Embedding, Output, TextType, Usage
 
 
 class ClientBase:
@@ -155,6 +159,38 @@ class ClientBase:
         array_rows = len(texts) if array and texts is not None else None
         collector = ResultCollector(output, self.settings.price, array_rows=array_rows)
         return Job(collector, self._lock, self._add_usage, texts)
+
+    def sync_context(self, text_type: TextType, output: Output) -> RequestContext:
+        """What all batches of a call on this thread share."""
+        context = self._request_context(text_type, output)
+        blocked_sender = running_loop() or signals_of_this_thread()
+        return context if blocked_sender is None else replace(context, blocked_loop=blocked_sender)
+
+    def run_stream(
+        self,
+        texts: Iterator[str],
+        context: RequestContext,
+        refused: OnRefused | None,
+        arrived: OnBatchDone | None,
+        grace: GracePeriod,
+    ) -> Generator[Embedding, None, None]:
+        """`stream`, until the caller wants to stop: then it yields what is still answered, and raises `Cancelled`."""
+        checked = text_inputs.validate_each(texts, self._limits, context.long_text, refused)
+        batches = planning.batches(checked, self._planner(dedup_window=READ_AHEAD))
+        job = self._new_job(context.options.output)
+        flow_of = job.flow_maker(context, self._quota_question(context, self._thread_driver), arrived)
+        outcomes = self._thread_driver.run_many(batches, flow_of, job.halt, context, grace)
+        with job, contextlib.closing(outcomes):
+            for batch, outcome in outcomes:
+                job.collector.add(batch, outcome)
+                with job.callbacks:
+                    job.skip_refused(outcome, refused)
+                if job.collector.has_failed:
+                    job.halt.set()
+                yield from job.collector.pop_ready()
+            job.callbacks.raise_first_error()
+        if job.collector.has_failed:
+            raise job.collector.build_error()
 
     def _add_usage(self, usage: Usage) -> None:
         with self._lock.current:

@@ -66,6 +66,28 @@ class Deadline:
         return self.ends_at - time.monotonic()
 
 
+class GracePeriod:
+    """How long a caller that wants to stop waits for what is in flight: it is paid for, if it is answered."""
+
+    def __init__(self, is_stopped: Callable[[], bool], seconds: Callable[[], float] = lambda: GRACE_SECONDS) -> None:
+        """`is_stopped`: whether the caller wants to stop; called by its own thread only."""
+        self._is_stopped, self._seconds = is_stopped, seconds
+        self._ends_at = math.inf
+
+    def has_begun(self) -> bool:
+        """Whether the caller wants to stop."""
+        if self._ends_at == math.inf and self._is_stopped():
+            self._ends_at = time.monotonic() + self._seconds()
+        return self._ends_at < math.inf
+
+    def is_over(self) -> bool:
+        """Whether the caller waits no longer."""
+        return self.has_begun() and time.monotonic() >= self._ends_at
+
+
+GRACE_SECONDS = 2.0
+"""Seconds that a request in flight has to be answered when its caller wants to stop."""
+
 # --- sync -------------------------------------------------------------------------------------------------
 
 thread_state = threading.local()

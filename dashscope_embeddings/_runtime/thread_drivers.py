@@ -11,6 +11,8 @@ import contextlib
 import contextvars
 import functools
 import itertools
+import math
+import time
 from collections import deque
 from typing import TYPE_CHECKING, TypeVar
 
@@ -19,6 +21,7 @@ from dashscope_embeddings._core.steps import Send
 from dashscope_embeddings._core.text_batcher import BatchCall
 from dashscope_embeddings._process import ForkSafeLock, on_fork
 from dashscope_embeddings._runtime import flow_runs
+from dashscope_embeddings._runtime.deadlines import GracePeriod
 from dashscope_embeddings._runtime.deferred_signals import DeferredSignals, signals_of_this_thread
 from dashscope_embeddings._runtime.thread_pool import SignalSafeEvent, WorkItem, is_main_thread, shared_pool
 from dashscope_embeddings.errors import Cancelled
@@ -79,19 +82,20 @@ class ThreadDriver:
         flow_of: Callable[[T], Exchange],
         halt: SignalSafeEvent,
         context: RequestContext,
-        *,
-        is_lazy: bool,
+        grace: GracePeriod | None = None,
     ) -> Generator[tuple[T, Outcome], None, None]:
         """Yields the outcomes in the order of `labels`, with as many flows at once as the limiter has use for.
 
-        `is_lazy`: the next label may come late. Otherwise a flow that is the only one runs on this thread.
+        `grace`: of a stream, whose caller may stop it, and whose labels may come late. Without it, a flow that is the
+        only one runs on this thread.
 
-        Once `halt` is set (by an error, or by an outcome that aborts the job), nothing more is started or sent, and the
-        outcomes of requests in flight are still yielded. The first error of `labels` or of a flow is raised after them.
+        Once `halt` is set (by an error, by an outcome that aborts the job, or when the grace begins), nothing more is
+        started or sent, and the outcomes of requests in flight are still yielded. The first error of `labels` or of a
+        flow is raised after them; `Cancelled` if the grace is over before.
         """
         errors: list[BaseException] = []
         labels = flow_runs.until_error(labels, errors)
-        if not is_lazy and (not is_main_thread() or self._may_defer_signals(context)):
+        if grace is None and (not is_main_thread() or self._may_defer_signals(context)):
             first = [*itertools.islice(labels, 2)]
             if len(first) == 1:
                 only = first.pop()
@@ -113,8 +117,7 @@ class ThreadDriver:
             while started:
                 label, call = started[0]
                 if not call.done():
-                    progress.wait(_POLL_SECONDS)
-                    progress.clear()
+                    self._wait_for_progress(progress, halt, grace)
                 else:
                     started.popleft()
                     if call.error is None:
@@ -129,6 +132,16 @@ class ThreadDriver:
         if errors:
             raise errors[0]
 
+    @staticmethod
+    def _wait_for_progress(progress: SignalSafeEvent, halt: SignalSafeEvent, grace: GracePeriod | None) -> None:
+        """Waits until a flow has ended, but not for long. Halts the job if its caller has stopped it."""
+        if grace is not None and grace.has_begun():
+            halt.set()
+            if grace.is_over():
+                raise Cancelled(CANCELLED.reason)
+        progress.wait(_POLL_SECONDS)
+        progress.clear()
+
     def _run_here(self, flow: Exchange, halt: SignalSafeEvent) -> Outcome:
         with DeferredSignals() if is_main_thread() else contextlib.nullcontext():
             return self.run(flow, halt)
@@ -137,10 +150,13 @@ class ThreadDriver:
         with self._lock.current:
             self._abandoned = [call for call in (*self._abandoned, *running) if not call.done()]
 
-    def drain(self) -> None:
-        """Waits for flows that were running when their caller was interrupted; they send no further requests."""
-        for call in tuple(self._abandoned):
-            call.wait()
+    def drain(self, seconds: float = math.inf) -> int:
+        """Waits for flows that were running when their caller was interrupted; they send no further requests.
+
+        Returns how many are still running when the time is over.
+        """
+        ends_at = time.monotonic() + seconds
+        return sum(not call.wait(ends_at - time.monotonic()) for call in tuple(self._abandoned))
 
     # --- a single text ------------------------------------------------------------------------------------
 
@@ -237,9 +253,21 @@ class ThreadDriver:
             if step.permit is not None:
                 step.permit.loop = signals_of_this_thread()
             self._transport.acquire_user_limiter()
-            return CANCELLED if halt.is_set() else self.run_uninterrupted(functools.partial(self._transport.send, step))
+            if halt.is_set():
+                return CANCELLED
+            send = functools.partial(self._transport.send, step)
+            return self.run_uninterrupted(send) if step.endpoint is None else self._run_until_stopped(send, halt)
         self._sleep(step, halt)
         return CANCELLED if halt.is_set() else None
+
+    def _run_until_stopped(self, send: Callable[[], StepResult], halt: StopEvent) -> StepResult:
+        """A request that is not billed, on another thread: this one waits until it is answered or given up."""
+        call = shared_pool.submit(WorkItem(_in_own_context(send)))
+        grace = GracePeriod(halt.is_set)
+        while not call.wait(_POLL_SECONDS):
+            if grace.is_over():
+                return CANCELLED
+        return call.result()
 
     def _sleep(self, step: Sleep, halt: StopEvent) -> None:
         """Waits until time is over, `halt` is set, or the limiter wakes the step's permit."""

@@ -12,9 +12,11 @@ import _thread
 import contextlib
 import functools
 import itertools
+import math
 import queue
 import signal
 import threading
+import time
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeAlias, TypeVar
 
 from dashscope_embeddings._process import on_fork
@@ -146,10 +148,13 @@ class WorkItem(Generic[T]):
     def done(self) -> bool:
         return self._is_done
 
-    def wait(self) -> None:
-        while not self._is_done:
-            if _acquire(self._done_lock, _POLL_SECONDS):
+    def wait(self, seconds: float = math.inf) -> bool:
+        """Waits until it is done, or until the timeout; returns whether it is done."""
+        ends_at = time.monotonic() + seconds
+        while not self._is_done and (left := ends_at - time.monotonic()) > 0:
+            if _acquire(self._done_lock, min(left, _POLL_SECONDS)):
                 self._done_lock.release()  # for the next waiter
+        return self._is_done
 
     def result(self) -> T:
         self.wait()

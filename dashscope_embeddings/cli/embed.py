@@ -43,6 +43,6 @@ def embed(
         fail("--output is missing: name the file to write, such as -o vectors.parquet", EXIT_USAGE)
     with exit_on_error(f"{corpus.ledger_beside(output)} keeps what is paid for"):
         client = EmbeddingClient(**options.take_client_settings(settings))
-        with stop_signals("stopping when what is in flight has arrived; again to end at once") as stopped:
+        with stop_signals("stopping: a few seconds for what is in flight; again to end at once") as stopped:
             summary = corpus.embed_corpus(inputs, output, client=client, progress=True, stop=stopped.is_set, **settings)
         messages.print_summary(summary, output)

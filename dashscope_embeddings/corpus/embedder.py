@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import operator
 import sqlite3
 import threading
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from dashscope_embeddings._core.failures import ASK_AGAIN_HINT
 from dashscope_embeddings._core.results import as_embedding, set_attributes
+from dashscope_embeddings._runtime.deadlines import GRACE_SECONDS, GracePeriod
 from dashscope_embeddings.catalogue import priced_usage
 from dashscope_embeddings.corpus.checkpoint.rows import PackedVectors
-from dashscope_embeddings.errors import DashScopeError, InvalidInput
+from dashscope_embeddings.errors import Cancelled, DashScopeError, InvalidInput
 from dashscope_embeddings.vectors import Embedding, Part, Usage, counted
 
 if TYPE_CHECKING:
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from dashscope_embeddings._core.exchange import Outcome
     from dashscope_embeddings.client import EmbeddingClient
     from dashscope_embeddings.corpus.checkpoint.store import CheckpointStore
+    from dashscope_embeddings.usage import RequestRecord
     from dashscope_embeddings.vectors import Output, TextType
 
 
@@ -41,6 +44,8 @@ class Progress:
     """What this run has been billed so far."""
 
 
+_log = logging.getLogger("dashscope_embeddings.corpus")
+
 RUN_AGAIN_HINT = "Run it again: it sends only the texts that have no vectors yet"
 _TEXTS_PER_REPORT = 16
 """Texts between two calls of `progress`."""
@@ -59,7 +64,8 @@ class Embedder:
         kind: Output,
         stop: Callable[[], bool] | None,
     ) -> None:
-        self._checkpoint, self._client, self._stop = checkpoint, client, stop
+        self._checkpoint, self._client = checkpoint, client
+        self._grace, self._slowest_answer = GracePeriod(stop or bool, self._grace_seconds), 0.0
         self._text_type, self._kind = text_type, kind
         self._in_stream: dict[int, str] = {}
         """Index in the stream → text, until the stream yields its vectors."""
@@ -79,7 +85,7 @@ class Embedder:
         return priced_usage(self._client.settings.price, *billed)
 
     def run(self, progress: Callable[[Progress], object] | None) -> None:
-        """Embeds all pending texts.
+        """Embeds all pending texts, or as many as are answered until the caller wants to stop.
 
         Raises:
             DashScopeError: the remaining texts would fail as well; replies that arrived are stored.
@@ -94,17 +100,9 @@ class Embedder:
                 reported = done
                 progress(Progress(done, counts.pending, counts.tokens, self._rejected, self.usage))
 
-        skip_drain = False
-        embeddings = self._client.stream(
-            self._pending_texts(),
-            text_type=self._text_type,
-            output=self._kind,
-            refused=self._on_rejected,
-            arrived=self._on_reply,
-        )
         try:
             # Closing the stream at an interruption stops it from sending more.
-            with contextlib.closing(cast("Generator[Embedding, None, None]", embeddings)):
+            with self._client.observe(self._on_request), contextlib.closing(self._stream()) as embeddings:
                 for embedding in embeddings:
                     self._store_embedding(embedding.index, embedding)
                     report(_TEXTS_PER_REPORT)
@@ -112,7 +110,8 @@ class Embedder:
         except DashScopeError as error:
             for index, vectors in error.partial.items():
                 self._store_embedding(index, as_embedding(index, vectors))
-            self._client.drain()
+            if isinstance(error, Cancelled) or (error.reasons and self._grace.has_begun()):
+                return  # texts that were refused meanwhile are refused again by the next run
             error.partial, error.failed = {}, []  # by index in the stream, which the caller does not know
             error.replace_hint(ASK_AGAIN_HINT, RUN_AGAIN_HINT)
             left = counts.pending - self.embedded - self._rejected
@@ -122,20 +121,34 @@ class Embedder:
             raise
         except KeyboardInterrupt as interruption:
             set_attributes(interruption, partial={}, failed=[])
-            # `stop` waits for replies in flight; an interruption after it ends the run at once.
-            skip_drain = self._stop is not None and self._stop()
             raise
         finally:
-            # Requests in flight are paid for: store their replies even if the caller interrupts.
-            if not skip_drain:
-                self._client.drain()
+            # Replies to requests in flight are stored even if the caller interrupts; not again after the grace, and
+            # not if it interrupts a second time.
+            unanswered = self._client.drain(0.0 if self._grace.has_begun() else self._grace_seconds())
+            if unanswered:
+                _log.warning(
+                    "gave up %s in flight without an answer: the service may bill what it still answers",
+                    counted(unanswered, "request"),
+                )
             if self._errors:
                 self._retry_failed_writes()
                 raise self._errors[0]
 
+    def _stream(self) -> Generator[Embedding, None, None]:
+        context = self._client.sync_context(self._text_type, self._kind)
+        return self._client.run_stream(self._pending_texts(), context, self._on_rejected, self._on_reply, self._grace)
+
+    def _on_request(self, record: RequestRecord) -> None:
+        if record.outcome == "answered":
+            self._slowest_answer = max(self._slowest_answer, record.seconds)
+
+    def _grace_seconds(self) -> float:
+        return max(GRACE_SECONDS, 2.0 * self._slowest_answer)
+
     def _pending_texts(self) -> Iterator[str]:
         for index, (unit, text) in enumerate(self._checkpoint.pending_texts()):
-            if self._errors or (self._stop is not None and self._stop()):
+            if self._errors or self._grace.has_begun():
                 return
             self._in_stream[index] = text
             self._unstored[text] = unit

@@ -198,7 +198,7 @@ def test_a_signal_lets_what_is_in_flight_arrive_and_the_same_command_goes_on(
         patch.setattr("dashscope_embeddings.corpus.embedder._TEXTS_PER_REPORT", 1)
         result = offline(source, "-o", "out.jsonl", "--max-concurrency", "1")
     assert result.exit_code == 1
-    assert "stopping when what is in flight has arrived" in result.stderr
+    assert "stopping: a few seconds for what is in flight; again to end at once" in result.stderr
     assert re.search(r"stopped after \d+ texts .*the same command goes on", result.stderr)
     assert signal.getsignal(getattr(signal, name)) == before
     assert 20 <= in_process().billed_texts < 95

@@ -162,26 +162,40 @@ def dripping(_: ReceivedRequest, connection: socket.socket) -> None:
 
 
 @needs_signals
-@pytest.mark.parametrize("handle", [silent, dripping])
-def test_a_second_ctrl_c_ends_embed_at_once_whatever_the_server_does(handle: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("command", "handle", "signals"),
+    [
+        ("embed", silent, [signal.SIGINT, signal.SIGINT]),
+        ("embed", dripping, [signal.SIGINT, signal.SIGINT]),
+        ("embed", silent, [signal.SIGTERM]),
+        ("batch run", silent, [signal.SIGINT]),
+    ],
+)
+def test_one_ctrl_c_ends_a_command_soon_and_two_at_once_whatever_the_server_does(
+    command: str, handle: Any, signals: list[signal.Signals], tmp_path: Path
+) -> None:
     pytest.importorskip("typer")
     (tmp_path / "in.txt").write_text("".join(f"{text}\n" for text in TEXTS))
     with serve_raw(handle) as server:
-        command = [sys.executable, "-m", "dashscope_embeddings", "embed", str(tmp_path / "in.txt")]
-        embed = subprocess.Popen(  # noqa: S603 - our own program
-            [*command, "-o", str(tmp_path / "out.jsonl"), "--base-url", server.url],
+        program = [sys.executable, "-m", "dashscope_embeddings", *command.split(), str(tmp_path / "in.txt")]
+        running = subprocess.Popen(  # noqa: S603 - our own program
+            [*program, "-o", str(tmp_path / "out.jsonl"), "--base-url", server.url],
             env={**os.environ, "DASHSCOPE_API_KEY": KEY},
+            stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
         )
-        with embed:
-            assert embed.stderr is not None
+        with running:
+            assert running.stderr is not None
             assert becomes_true(lambda: bool(server.requests), seconds=60)
-            embed.send_signal(signal.SIGINT)
-            assert any("again to end at once" in line for line in iter(embed.stderr.readline, ""))
-            embed.send_signal(signal.SIGINT)
-            assert embed.wait(15) == 130
-            assert "Traceback" not in embed.stderr.read()
+            running.send_signal(signals[0])
+            assert any("stopping" in line for line in iter(running.stderr.readline, ""))
+            for number in signals[1:]:
+                running.send_signal(number)
+            assert running.wait(15) == (130 if len(signals) > 1 else 1)
+            said = running.stderr.read()
+    assert "Traceback" not in said
+    assert ("the same command goes on" in said) == (len(signals) == 1)
 
 
 # --- threads -----------------------------------------------------------------------------------------------

@@ -56,7 +56,8 @@ def batch_submit(  # noqa: PLR0913 - all but two are keywords with defaults
         description: Shown in the service's console, at most 200 characters.
         before: Called with an estimate before anything is sent; an exception that it raises ends the call.
         progress: Called in the caller's thread after each event.
-        stop: Once it is set, nothing more is sent; submitted batches go on.
+        stop: Once it is set, nothing more is sent, and a request in flight is given up after 2 seconds; submitted
+            batches go on.
         **options: How the input is read, as in `embed_corpus`.
 
     Raises:

@@ -6,6 +6,7 @@ two steps; another one continues from there, on another machine too.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from dataclasses import replace
 from http import HTTPStatus
@@ -157,7 +158,7 @@ class BatchFlow:
                 self._discard(batch)
                 raise
             finally:
-                path.unlink(missing_ok=True)
+                _remove(path)
             yield from self._create(batch, may_exist=False)
 
     def _submit_failed(self) -> RequestFlow[None]:
@@ -201,7 +202,7 @@ class BatchFlow:
 
     def _discard(self, batch: BatchFile) -> None:
         self._job_store.close(batch)
-        self._batch_path(batch.number, "jsonl").unlink(missing_ok=True)
+        _remove(self._batch_path(batch.number, "jsonl"))
 
     # --- polling --------------------------------------------------------------------------------------------
 
@@ -276,7 +277,7 @@ class BatchFlow:
                     raise
                 return batch.lines  # a file that the status names does not exist yet
             finally:
-                path.unlink(missing_ok=True)
+                _remove(path)
         return update.expected_results(batch.lines) - len(importer.lines_seen)
 
     def _close(self, batch: BatchFile, update: BatchStatus, importer: ResultImporter, embedded: int) -> None:
@@ -318,6 +319,11 @@ class BatchFlow:
 
     def _batch_path(self, number: int, ending: str) -> Path:
         return self._job.output.with_name(f"{self._job.output.name}.batch-{number}.{ending}")
+
+
+def _remove(path: Path) -> None:
+    with contextlib.suppress(PermissionError):  # Windows: a request that was given up still reads or writes it
+        path.unlink(missing_ok=True)
 
 
 def _is_of_refused_file(error: DashScopeError) -> bool:
