@@ -166,7 +166,7 @@ class DashScopeSparseRetriever(BaseRetriever):
 
     @property
     def usage(self) -> Usage:
-        """What was billed so far; with `dense`, to both together."""
+        """What was billed so far; with `dense`, to both adapters together."""
         usage: Usage = self.collection.adapter.usage
         return usage
 

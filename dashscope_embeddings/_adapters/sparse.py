@@ -82,7 +82,7 @@ class SparseAdapter:
 
     @property
     def usage(self) -> Usage:
-        """What was billed so far; of a linked pair, to both together."""
+        """What was billed so far; of a pair, to both adapters together."""
         return self._source.usage
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -80,10 +80,10 @@ class RequestContext:
     """The width of a call's first vector, if the model's width is not known."""
 
     def has_use_for_another(self, ended: Sequence[bool]) -> bool:
-        """Whether a job should start another exchange. `ended`: which of those that it has not yielded yet have ended.
+        """Whether a job should start another exchange.
 
-        Outcomes are yielded in order. So that a slow reply does not hold up those behind it, a job reads ahead; not if
-        it is the caller who is slow.
+        `ended`: whether each exchange has ended that was started and whose outcome was not yielded yet, in order. A job
+        reads ahead, so that a slow reply does not hold up the requests behind it; not if its caller is the slow one.
         """
         concurrency = min(self.limiter.concurrency, self.bound.limit or sys.maxsize)
         if len(ended) < concurrency:

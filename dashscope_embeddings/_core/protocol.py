@@ -290,7 +290,7 @@ _SHOULD_RETRY = {"true": True, "false": False}
 
 
 def _error_reply(reply: Reply, content: Any) -> ErrorReply:
-    """Reads the error format of either protocol: gateways, and the service itself, use that of the other one too."""
+    """Reads the error formats of both protocols: gateways, and the service itself, do not always use the right one."""
     sources = [content.get("error"), content, content.get("output")] if isinstance(content, dict) else []
     source = next((source for source in sources if first_string(source, _ERROR_FIELDS)), content)
     code = first_string(source, ("code", "type"))

@@ -130,7 +130,7 @@ def _rows_of_model(content: Any, settings: Settings) -> list[dict[str, Any]]:
 
 
 def _limits(row: dict[str, Any], scope: _Scope) -> Iterator[QuotaLimit | str]:
-    """The limits of the account or of the workspace; in words, what is there but cannot be a limit."""
+    """The limits of the account or of the workspace; a string describes a value that cannot be a limit."""
     field = _FIELDS_BY_SCOPE[scope]
     if (source := row.get(field)) is None:
         return

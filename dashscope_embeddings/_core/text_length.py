@@ -49,7 +49,7 @@ def estimate_tokens(text: str) -> float:
 
 
 def _may_exceed(text: str, tokens: float) -> bool:
-    """Whether any count of a text may be above `tokens`: most texts need no exact one, nor the tokenizer for it."""
+    """Whether a text may have more than `tokens` by any count. Most have not: the tokenizer need not be loaded."""
     return len(text) * _MOST_TOKENS_PER_CHARACTER > tokens - 1 and (
         estimate_tokens(text) > (tokens - 1) * _LEAST_TOKENS_PER_BYTE
     )

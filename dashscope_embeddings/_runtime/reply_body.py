@@ -66,7 +66,7 @@ class BodyReader:
         return self._inflater is None or self._inflater.eof
 
     def _make_inflater(self, first_byte: int) -> Any:
-        """Checks the first byte as well: some servers name an encoding and send plain JSON."""
+        """None for a plain body. Checks the first byte as well: some servers name an encoding and send plain JSON."""
         if "gzip" in self._encoding and first_byte == _GZIP_MAGIC[0]:
             return zlib.decompressobj(_GZIP_WBITS)
         if "deflate" in self._encoding and first_byte not in b"{[ \t\r\n":

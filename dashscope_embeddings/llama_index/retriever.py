@@ -127,7 +127,7 @@ class DashScopeSparseRetriever(BaseRetriever):
 
     @property
     def usage(self) -> Usage:
-        """What was billed so far; with `dense`, to both together."""
+        """What was billed so far; with `dense`, to both adapters together."""
         return self._collection.adapter.usage
 
     def _add(self, nodes: Sequence[BaseNode]) -> Flow[None]:
