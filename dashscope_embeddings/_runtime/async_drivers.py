@@ -95,7 +95,7 @@ class AsyncDriver:
     ) -> AsyncGenerator[tuple[T, Outcome], None]:
         """Yields the outcome of a text that may share a request; `on_late_outcome` gets it if the caller has left."""
         loop = asyncio.get_running_loop()
-        woken: asyncio.Event | None = None
+        woken: _WakeEvent | None = None
 
         async def perform(action: BatchCall | float) -> None:
             nonlocal woken
@@ -111,8 +111,7 @@ class AsyncDriver:
                 task.add_done_callback(self._batch_tasks.discard)
             elif woken is None:
                 # Created only if this text must wait. The next poll sees what has happened until now.
-                woken = asyncio.Event()
-                text.wake = functools.partial(set_event_threadsafe, loop, woken)
+                woken = text.wake = _WakeEvent()
             else:
                 await self._transport.clock.wait_async(woken, action)
                 woken.clear()
@@ -141,14 +140,12 @@ class AsyncDriver:
 
     async def _sleep(self, step: Sleep, halt: SignalSafeEvent) -> None:
         """`ThreadDriver._sleep` for a task."""
-        permit = step.permit
-        if permit is None:
-            woken = asyncio.Event()
-        elif permit.wake is None:
-            permit.wake = functools.partial(set_event_threadsafe, asyncio.get_running_loop(), asyncio.Event())
-            return
-        else:
-            woken = permit.wake.args[1]  # type: ignore[attr-defined] # of the partial made above
+        woken = asyncio.Event()
+        if step.permit is not None:
+            if not isinstance(step.permit.wake, _WakeEvent):
+                step.permit.wake = _WakeEvent()
+                return
+            woken = step.permit.wake
         halt.add_waiter(woken.set)
         try:
             await self._transport.clock.wait_async(woken, step.seconds)
@@ -184,10 +181,16 @@ async def run_in_thread(call: Callable[..., T], *args: Any) -> T:
     return item.result()
 
 
-def set_event_threadsafe(loop: asyncio.AbstractEventLoop, woken: asyncio.Event) -> None:
-    """Sets an event of the loop `loop`, from any thread."""
-    with contextlib.suppress(RuntimeError):  # the loop is closed: nothing waits there
-        loop.call_soon_threadsafe(woken.set)
+class _WakeEvent(asyncio.Event):
+    """An event of the running loop. Calling it sets it, from any thread."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._waiting_loop = asyncio.get_running_loop()
+
+    def __call__(self) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nothing waits there
+            self._waiting_loop.call_soon_threadsafe(self.set)
 
 
 async def cancel_all(tasks: list[asyncio.Task[T]]) -> None:

@@ -1,7 +1,7 @@
 """The driver for threads: performs the steps that flows yield, and decides nothing.
 
-`run` drives one flow; `run_many` keeps several in flight and yields their outcomes in order; `run_single` drives a
-text that may share a request with those of other callers. `async_drivers` does the same for tasks. The two modules
+`run_exchange` drives one flow; `run_many` keeps several in flight and yields their outcomes in order; `run_single`
+drives a text that may share a request with those of other callers. `async_drivers` does the same for tasks. The two
 mirror each other on purpose: what need not differ between threads and tasks belongs in the flow, or in `flow_runs`.
 """
 
@@ -108,7 +108,7 @@ class ThreadDriver:
             while not halt.is_set() and context.has_use_for_another([call.done() for _, call in started]):
                 if (label := next(labels, None)) is None:
                     return
-                call = WorkItem(_in_own_context(self.run, flow_of(label), halt), on_done=progress.set)
+                call = WorkItem(_in_own_context(self.run_exchange, flow_of(label), halt), on_done=progress.set)
                 started.append((label, call))  # first: an interruption in between must find it there
                 shared_pool.submit(call)
 
@@ -144,7 +144,7 @@ class ThreadDriver:
 
     def _run_here(self, flow: Exchange, halt: SignalSafeEvent) -> Outcome:
         with DeferredSignals() if is_main_thread() else contextlib.nullcontext():
-            return self.run(flow, halt)
+            return self.run_exchange(flow, halt)
 
     def _abandon(self, running: list[WorkItem[Outcome]]) -> None:
         with self._lock.current:
@@ -170,18 +170,20 @@ class ThreadDriver:
     ) -> Generator[tuple[T, Outcome], None, None]:
         """Yields the outcome of a text that may share a request; `on_late_outcome` gets it if the caller has left."""
         run = functools.partial(self._run_single, text, batcher, context, on_late_outcome)
-        if not is_main_thread() or not self._may_defer_signals(context):
-            yield label, self.run_uninterrupted(run)
-            return
+        may_defer = is_main_thread() and self._may_defer_signals(context)
+        yield label, self._run_deferring(run, on_late_outcome) if may_defer else self._run_uninterrupted(run)
+
+    @staticmethod
+    def _run_deferring(run: Callable[[], Outcome], on_late_outcome: Callable[[Outcome], object]) -> Outcome:
         outcome = None
         try:
             with DeferredSignals():
                 outcome = run()
         except BaseException:
-            if outcome is not None:  # by a handler that was noted after the reply
+            if outcome is not None:  # raised by a handler that was noted after the reply
                 on_late_outcome(outcome)
             raise
-        yield label, outcome
+        return outcome
 
     def _run_single(
         self,
@@ -191,18 +193,11 @@ class ThreadDriver:
         on_late_outcome: Callable[[Outcome], object],
     ) -> Outcome:
         caller_left, woken = _caller_left.get(), SignalSafeEvent()
-        text.is_interrupted, text.wake = caller_left.is_set, woken.set
+        text.is_interrupted, text.wake = caller_left.is_set, woken
 
         def perform(action: BatchCall | float) -> None:
             if isinstance(action, BatchCall):
-                # A request that carries other callers' texts too is not cancelled with this caller.
-                is_alone = len(action.members) == 1
-                flow = flow_runs.batch_exchange(action, batcher, context)
-                send = functools.partial(self.run_steps, flow, caller_left if is_alone else _NEVER_SET)
-                if is_alone or not _is_deferring_signals():
-                    send()
-                else:  # nor interrupted
-                    shared_pool.submit(WorkItem(_in_own_context(send)))
+                self._send_batch(action, flow_runs.batch_exchange(action, batcher, context), caller_left)
             elif caller_left.is_set():
                 raise Cancelled(CANCELLED.reason)
             else:
@@ -214,6 +209,17 @@ class ThreadDriver:
             on_late_outcome(outcome)
         return outcome
 
+    def _send_batch(
+        self, batch_call: BatchCall, flow: Generator[Step, StepResult, None], caller_left: SignalSafeEvent
+    ) -> None:
+        """Sends it here; what has texts of other callers too is neither cancelled nor interrupted with this caller."""
+        if len(batch_call.members) == 1:
+            self.run_steps(flow, caller_left)
+        elif not _is_deferring_signals():
+            self.run_steps(flow, _NEVER_SET)
+        else:
+            self.start(flow)
+
     # --- one flow -----------------------------------------------------------------------------------------
 
     def _may_defer_signals(self, context: RequestContext) -> bool:
@@ -221,10 +227,15 @@ class ThreadDriver:
         is_free = context.on_request is None and signals_of_this_thread() is None
         return is_free and self._transport.can_send_interruptibly
 
-    def run_uninterrupted(self, function: Callable[[], T]) -> T:
-        """Calls it where no signal handler can raise: on this thread, or on another one if this is the main thread."""
-        if not is_main_thread() or (_is_deferring_signals() and self._transport.can_send_interruptibly):
-            return function()
+    def _run_uninterrupted(self, function: Callable[[], T]) -> T:
+        """Calls it where no signal handler can raise: not on the main thread, unless that defers signals."""
+        if is_main_thread() and not (_is_deferring_signals() and self._transport.can_send_interruptibly):
+            return self._run_for_main_thread(function)
+        return function()
+
+    @staticmethod
+    def _run_for_main_thread(function: Callable[[], T]) -> T:
+        """Calls it on another thread, which `_caller_left` tells if this one is interrupted meanwhile."""
         context, caller_left = contextvars.copy_context(), SignalSafeEvent()
         context.run(_caller_left.set, caller_left)
         call = WorkItem(functools.partial(context.run, function))
@@ -237,9 +248,9 @@ class ThreadDriver:
 
     def start(self, flow: Generator[Step, StepResult, object]) -> None:
         """Runs a flow on another thread; nobody waits for it."""
-        shared_pool.submit(WorkItem(functools.partial(self.run_steps, flow, _NEVER_SET)))
+        shared_pool.submit(WorkItem(_in_own_context(self.run_steps, flow, _NEVER_SET)))
 
-    def run(self, flow: Exchange, halt: SignalSafeEvent) -> Outcome:
+    def run_exchange(self, flow: Exchange, halt: SignalSafeEvent) -> Outcome:
         """The outcome of one flow, run on this thread. Whatever ends it, it keeps what arrived."""
         return self.run_steps(flow_runs.cancellable(flow, halt.set), halt)
 
@@ -256,7 +267,7 @@ class ThreadDriver:
             if halt.is_set():
                 return CANCELLED
             send = functools.partial(self._transport.send, step)
-            return self.run_uninterrupted(send) if step.endpoint is None else self._run_until_stopped(send, halt)
+            return self._run_uninterrupted(send) if step.endpoint is None else self._run_until_stopped(send, halt)
         self._sleep(step, halt)
         return CANCELLED if halt.is_set() else None
 
@@ -271,17 +282,15 @@ class ThreadDriver:
 
     def _sleep(self, step: Sleep, halt: StopEvent) -> None:
         """Waits until time is over, `halt` is set, or the limiter wakes the step's permit."""
-        permit = step.permit
-        if permit is None or not isinstance(halt, SignalSafeEvent):
+        if step.permit is None or not isinstance(halt, SignalSafeEvent):
             self._transport.clock.wait(halt, step.seconds)
-        elif permit.wake is None:
+        elif not isinstance(woken := step.permit.wake, SignalSafeEvent):
             # The flow asks the limiter again: until now nothing could wake it.
-            permit.wake = SignalSafeEvent().set
+            step.permit.wake = SignalSafeEvent()
         else:
-            woken: SignalSafeEvent = permit.wake.__self__  # type: ignore[attr-defined] # the event of the line above
-            halt.add_waiter(woken.set)
+            halt.add_waiter(woken)
             try:
                 self._transport.clock.wait(woken, step.seconds)
             finally:
-                halt.remove_waiter(woken.set)
+                halt.remove_waiter(woken)
             woken.clear()

@@ -63,7 +63,10 @@ class StopEvent(Protocol):
 
 
 class SignalSafeEvent:
-    """`threading.Event` that no exception of a signal handler can leave locked, and that a handler may set."""
+    """`threading.Event` that no exception of a signal handler can leave locked, and that a handler may set.
+
+    Calling it sets it.
+    """
 
     __slots__ = ("_set", "_waiters")
 
@@ -79,6 +82,9 @@ class SignalSafeEvent:
         for wake in tuple(self._waiters):
             with contextlib.suppress(RuntimeError):  # released already
                 wake()
+
+    def __call__(self) -> None:
+        self.set()
 
     def clear(self) -> None:
         self._set = False

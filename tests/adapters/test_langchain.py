@@ -71,7 +71,7 @@ class TestStandardIntegration(EmbeddingsIntegrationTests):
 def test_nothing_waits_for_the_rate_limiter_to_be_sent_after_the_key_was_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    perform, over, both = ThreadDriver.run, threading.Event(), threading.Barrier(2)
+    perform, over, both = ThreadDriver.run_exchange, threading.Event(), threading.Barrier(2)
 
     def performed(self: ThreadDriver, flow: Exchange, halt: SignalSafeEvent) -> Outcome:
         outcome = perform(self, flow, halt)
@@ -84,7 +84,7 @@ def test_nothing_waits_for_the_rate_limiter_to_be_sent_after_the_key_was_refused
                 over.wait(timeout=10)
             return blocking
 
-    monkeypatch.setattr(ThreadDriver, "run", performed)
+    monkeypatch.setattr(ThreadDriver, "run_exchange", performed)
     service = Emulator(api_key="sk-another")
     with httpx.Client(transport=service.transport()) as client:
         embeddings = DashScopeEmbeddings(api_key=KEY, http_client=client, rate_limiter=Slow(), max_concurrency=2)
