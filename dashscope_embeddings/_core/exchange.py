@@ -25,7 +25,7 @@ from dashscope_embeddings._core.planning import Chunk, split_request
 from dashscope_embeddings._core.protocol import ParsedReply, Reply
 from dashscope_embeddings._core.reply_reader import ReplyReader, interpret, request_record
 from dashscope_embeddings._core.stale_replies import SeenReplies
-from dashscope_embeddings._core.steps import Send, Sleep, Step, StepResult
+from dashscope_embeddings._core.steps import AskUserLimiter, Send, Sleep, Step, StepResult
 from dashscope_embeddings.errors import Action, DashScopeError, ServiceError
 from dashscope_embeddings.vectors import Part, combine
 
@@ -76,6 +76,8 @@ class RequestContext:
     """The client's requests in flight."""
     blocked_loop: Sender | None = None
     """The event loop, or deferred signals, on whose thread a sync call was made."""
+    has_user_limiter: bool = False
+    """Whether the user's own `rate_limiter` is asked before every request."""
     observed_widths: dict[str, int] | None = None
     """The width of a call's first vector, if the model's width is not known."""
 
@@ -195,9 +197,13 @@ class _Request:
     def send_until_final(self, permit: Permit | None) -> Generator[Step, StepResult, _Answer]:
         """Sends the request until it is answered, or until it fails with an error that retries cannot change.
 
-        `permit`: already granted, for the first attempt.
+        `permit`: already granted, for the first attempt. The user's limiter, which was asked for it, is asked again for
+        each further one: before our own, so that its wait holds no place in flight and counts as nobody's latency.
         """
         while True:
+            must_ask = permit is None and self._context.has_user_limiter
+            if must_ask and (cancelled := (yield AskUserLimiter())) is not None:
+                return interpret(cancelled, self._context, self._texts)
             permit = permit or self._context.create_permit(self._tokens)
             try:
                 answer = yield from self._send(permit)

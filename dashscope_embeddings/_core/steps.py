@@ -65,5 +65,10 @@ class Sleep:
     """The wait is for this permit, and ends early when the limiter wakes it."""
 
 
-Step: TypeAlias = Send | Sleep
+@dataclass(frozen=True, slots=True)
+class AskUserLimiter:
+    """Wait until the user's `rate_limiter` lets one request through. Result: as of `Sleep`."""
+
+
+Step: TypeAlias = Send | Sleep | AskUserLimiter
 StepResult: TypeAlias = Reply | Failure | None

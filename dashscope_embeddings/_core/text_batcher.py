@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from dashscope_embeddings import _process
 from dashscope_embeddings._core.exchange import Outcome, warn_of_throttling
+from dashscope_embeddings._core.steps import AskUserLimiter
 from dashscope_embeddings.errors import Action
 
 if TYPE_CHECKING:
@@ -93,8 +94,8 @@ class BatchCall:
         return len(self.members) == 1 and self.members[0].is_interrupted()
 
 
-PollResult: TypeAlias = float | BatchCall | Outcome
-"""Wait at most this many seconds; or send this batch and call `complete`; or the result."""
+PollResult: TypeAlias = float | BatchCall | AskUserLimiter | Outcome
+"""Wait at most this many seconds; or send this batch and call `complete`; or ask and call `grant`; or the result."""
 
 
 @dataclass(eq=False)
@@ -108,6 +109,10 @@ class TextBatcher:
     _in_flight: set[BatchCall] = field(default_factory=set)
     _last_moved_at: float = -math.inf
     """When a request last started or ended."""
+    _asking: tuple[SingleText, Sender | None] | None = None
+    """Who asks the user's limiter, for the next request, whichever texts that will contain."""
+    _grants: int = 0
+    """Requests that it has let through and that have not started yet."""
 
     def __post_init__(self) -> None:
         _process.on_fork(self)
@@ -115,7 +120,7 @@ class TextBatcher:
     def reset_after_fork(self) -> None:
         """Starts with an empty queue: the callers of the parent process are not in the child."""
         self._lock = threading.Lock()
-        self._waiting, self._in_flight = OrderedDict(), set()
+        self._waiting, self._in_flight, self._asking = OrderedDict(), set(), None
 
     def enqueue(self, text: SingleText) -> None:
         """Queues a text. Its caller must call `leave` in every case."""
@@ -131,6 +136,11 @@ class TextBatcher:
             now = context.limiter.clock()
             if self._is_in_flight(text, now) or not self._may_act(text, now):
                 return _POLL_SECONDS * max(1.0, len(self._waiting) / _FULL_RATE_CALLERS)
+            if context.has_user_limiter and not self._grants:
+                if self._is_asking():
+                    return _POLL_SECONDS
+                self._asking = text, task
+                return AskUserLimiter()
             members, tokens = self._next_batch(text)
             if text.permit is None:
                 text.permit = context.create_permit(text.estimated_tokens)
@@ -139,6 +149,12 @@ class TextBatcher:
             if wait := context.limiter.try_acquire(text.permit):
                 return min(wait, _POLL_SECONDS)
             return self._start_batch(BatchCall(members, tokens, text.permit, task), context, now)
+
+    def grant(self, text: SingleText) -> None:
+        """The user's limiter, which the caller of `text` has asked, lets a request through."""
+        with self._lock:
+            self._grants += 1
+            self._end_asking(text)
 
     def complete(self, batch_call: BatchCall, outcome: Outcome | None, context: RequestContext) -> None:
         """Hands the outcome of a request to its texts; None: it was interrupted, and they wait again."""
@@ -165,6 +181,7 @@ class TextBatcher:
         """Removes a text: its caller has the result, or stopped waiting."""
         with self._lock:
             text.has_left = True
+            self._end_asking(text)
             _report_if_late(text)
             if text.permit is not None:
                 context.limiter.cancel(text.permit)
@@ -197,6 +214,17 @@ class TextBatcher:
             self._put_first(text)
         return False
 
+    def _is_asking(self) -> bool:
+        """Whether the user's limiter is being asked, by a caller that can still go on."""
+        if self._asking is None:
+            return False
+        text, task = self._asking
+        return not text.is_abandoned and (task is None or task.is_running())
+
+    def _end_asking(self, text: SingleText) -> None:
+        if self._asking is not None and self._asking[0] is text:
+            self._asking = None
+
     def _next_batch(self, first: SingleText) -> tuple[list[SingleText], dict[str, int]]:
         """This text and those that wait longest, as many as fit into one request, and the tokens of each row.
 
@@ -221,6 +249,7 @@ class TextBatcher:
 
     def _start_batch(self, batch_call: BatchCall, context: RequestContext, now: float) -> BatchCall:
         self._in_flight.add(batch_call)
+        self._grants -= context.has_user_limiter
         for member in batch_call.members:
             # An earlier interruption in this method may have removed it from the queue already.
             self._waiting.pop(member, None)

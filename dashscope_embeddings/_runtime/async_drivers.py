@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from dashscope_embeddings._core.exchange import Outcome
 from dashscope_embeddings._core.failures import CANCELLED
-from dashscope_embeddings._core.steps import Send
+from dashscope_embeddings._core.steps import AskUserLimiter, Send, Sleep
 from dashscope_embeddings._core.text_batcher import BatchCall
 from dashscope_embeddings._runtime import flow_runs
 from dashscope_embeddings._runtime.thread_pool import SignalSafeEvent, WorkItem
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Generator
 
     from dashscope_embeddings._core.exchange import Exchange, RequestContext
-    from dashscope_embeddings._core.steps import Sleep, Step, StepResult
+    from dashscope_embeddings._core.steps import Step, StepResult
     from dashscope_embeddings._core.text_batcher import SingleText, TextBatcher
     from dashscope_embeddings._runtime.transport import Transport
 
@@ -97,7 +97,7 @@ class AsyncDriver:
         loop = asyncio.get_running_loop()
         woken: _WakeEvent | None = None
 
-        async def perform(action: BatchCall | float) -> None:
+        async def perform(action: BatchCall | AskUserLimiter | float) -> None:
             nonlocal woken
             if isinstance(action, BatchCall):
                 sending = self.run_steps(flow_runs.batch_exchange(action, batcher, context), SignalSafeEvent())
@@ -109,6 +109,8 @@ class AsyncDriver:
                 action.task = _SendingTask(loop, task)
                 self._batch_tasks.add(task)
                 task.add_done_callback(self._batch_tasks.discard)
+            elif isinstance(action, AskUserLimiter):
+                await self._transport.aacquire_user_limiter()
             elif woken is None:
                 # Created only if this text must wait. The next poll sees what has happened until now.
                 woken = text.wake = _WakeEvent()
@@ -133,9 +135,13 @@ class AsyncDriver:
         if isinstance(step, Send):
             if step.permit is not None:
                 step.permit.loop = asyncio.get_running_loop()
-            await self._transport.aacquire_user_limiter()
+            if step.endpoint is not None:
+                await self._transport.aacquire_user_limiter()
             return CANCELLED if halt.is_set() else await self._transport.asend(step)
-        await self._sleep(step, halt)
+        if isinstance(step, Sleep):
+            await self._sleep(step, halt)
+        else:
+            await self._transport.aacquire_user_limiter()
         return CANCELLED if halt.is_set() else None
 
     async def _sleep(self, step: Sleep, halt: SignalSafeEvent) -> None:

@@ -90,6 +90,7 @@ class ClientBase:
             error_context=settings.error_context,
             seen_replies=self._seen_replies,
             bound=self._bound,
+            has_user_limiter=self._user_resources.rate_limiter is not None,
         )
         return context
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from dashscope_embeddings._core.exchange import Outcome, exchange
 from dashscope_embeddings._core.failures import CANCELLED
+from dashscope_embeddings._core.steps import AskUserLimiter
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterator
@@ -113,15 +114,18 @@ def single_text(
     context: RequestContext,
     task: Sender | None,
     on_late_outcome: Callable[[Outcome], object],
-) -> Generator[BatchCall | float, None, Outcome]:
-    """The outcome of a text that may share a request. Yields batches to send, and seconds to wait for `text.wake`.
+) -> Generator[BatchCall | AskUserLimiter | float, None, Outcome]:
+    """The outcome of a text that may share a request.
 
+    Yields batches to send, seconds to wait for `text.wake`, and when to ask the user's limiter.
     `on_late_outcome` gets the outcome if the caller has left. `task`: the caller's; None for a thread.
     """
     try:
         batcher.enqueue(text)
         while not isinstance(action := batcher.poll(text, context, task), Outcome):
             yield action
+            if isinstance(action, AskUserLimiter):
+                batcher.grant(text)
     except BaseException:
         # In a copy of this caller's context: usage trackers are context variables, and another caller completes it.
         own_context = contextvars.copy_context()

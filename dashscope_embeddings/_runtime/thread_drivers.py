@@ -17,7 +17,7 @@ from collections import deque
 from typing import TYPE_CHECKING, TypeVar
 
 from dashscope_embeddings._core.failures import CANCELLED
-from dashscope_embeddings._core.steps import Send
+from dashscope_embeddings._core.steps import AskUserLimiter, Send, Sleep
 from dashscope_embeddings._core.text_batcher import BatchCall
 from dashscope_embeddings._process import ForkSafeLock, on_fork
 from dashscope_embeddings._runtime import flow_runs
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
 
     from dashscope_embeddings._core.exchange import Exchange, Outcome, RequestContext
-    from dashscope_embeddings._core.steps import Sleep, Step, StepResult
+    from dashscope_embeddings._core.steps import Step, StepResult
     from dashscope_embeddings._core.text_batcher import SingleText, TextBatcher
     from dashscope_embeddings._runtime.thread_pool import StopEvent
     from dashscope_embeddings._runtime.transport import Transport
@@ -195,11 +195,13 @@ class ThreadDriver:
         caller_left, woken = _caller_left.get(), SignalSafeEvent()
         text.is_interrupted, text.wake = caller_left.is_set, woken
 
-        def perform(action: BatchCall | float) -> None:
+        def perform(action: BatchCall | AskUserLimiter | float) -> None:
             if isinstance(action, BatchCall):
                 self._send_batch(action, flow_runs.batch_exchange(action, batcher, context), caller_left)
             elif caller_left.is_set():
                 raise Cancelled(CANCELLED.reason)
+            elif isinstance(action, AskUserLimiter):
+                self._transport.acquire_user_limiter()
             else:
                 self._transport.clock.wait(woken, action)
                 woken.clear()
@@ -263,17 +265,21 @@ class ThreadDriver:
         if isinstance(step, Send):
             if step.permit is not None:
                 step.permit.loop = signals_of_this_thread()
+            if step.endpoint is not None:
+                return self._send_until_stopped(step, halt)
+            return self._run_uninterrupted(functools.partial(self._transport.send, step))
+        if isinstance(step, Sleep):
+            self._sleep(step, halt)
+        else:
             self._transport.acquire_user_limiter()
-            if halt.is_set():
-                return CANCELLED
-            send = functools.partial(self._transport.send, step)
-            return self._run_uninterrupted(send) if step.endpoint is None else self._run_until_stopped(send, halt)
-        self._sleep(step, halt)
         return CANCELLED if halt.is_set() else None
 
-    def _run_until_stopped(self, send: Callable[[], StepResult], halt: StopEvent) -> StepResult:
+    def _send_until_stopped(self, step: Send, halt: StopEvent) -> StepResult:
         """A request that is not billed, on another thread: this one waits until it is answered or given up."""
-        call = shared_pool.submit(WorkItem(_in_own_context(send)))
+        self._transport.acquire_user_limiter()
+        if halt.is_set():
+            return CANCELLED
+        call = shared_pool.submit(WorkItem(_in_own_context(self._transport.send, step)))
         grace = GracePeriod(halt.is_set)
         while not call.wait(_POLL_SECONDS):
             if grace.is_over():

@@ -96,6 +96,7 @@ class Talk:
                     self.sizes.append(len(self.sent[-1]))
                     answer = service(self.sent[-1])
                 else:
+                    assert isinstance(step, Sleep)
                     self.slept.append(step.seconds)
                     self.limiter.now += step.seconds
         except StopIteration as done:

@@ -30,7 +30,7 @@ from dashscope_embeddings._core.exchange import RequestContext, exchange
 from dashscope_embeddings._core.failures import ErrorContext, Failure
 from dashscope_embeddings._core.protocol import ParsedReply, Reply, RequestOptions
 from dashscope_embeddings._core.rate_limiter import Limiter
-from dashscope_embeddings._core.steps import Send
+from dashscope_embeddings._core.steps import Send, Sleep
 from dashscope_embeddings._core.text_length import Limits
 from dashscope_embeddings.corpus import readers, sources
 from dashscope_embeddings.corpus.options import InputOptions
@@ -326,6 +326,7 @@ def test_an_exchange_ends_with_vectors_or_errors_whatever_is_answered(
         while True:
             step = flow.send(answer)
             if not isinstance(step, Send):
+                assert isinstance(step, Sleep)
                 assert 0 < step.seconds < 100
                 clock.time += step.seconds
                 answer = None

@@ -383,6 +383,7 @@ class TextBatcherMachine(RuleBasedStateMachine):
             self.check_outcome(caller, turn)
             self.leave(caller)
             return None
+        assert isinstance(turn, BatchCall)
         self.check_batch_call(caller, turn)
         return turn
 
