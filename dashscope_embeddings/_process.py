@@ -1,9 +1,11 @@
-"""State that exists once per process: what clients share, with one reset, and what a forked child must rebuild."""
+"""State that exists once per process, with one reset: what clients share, warnings shown, what a fork invalidates."""
 
 from __future__ import annotations
 
 import os
+import sys
 import threading
+import warnings
 import weakref
 from typing import TYPE_CHECKING, Protocol
 
@@ -32,6 +34,31 @@ def reset(*, learned_only: bool = False) -> None:
     for reset_state, learned in _resets.values():
         if learned or not learned_only:
             reset_state()
+
+
+# --- warnings ---------------------------------------------------------------------------------------------
+
+_warned: set[str] = set()
+on_reset("warnings shown", _warned.clear)
+
+
+def warn_once(key: str, message: str) -> None:
+    """Emits a `UserWarning` once per process and `key`."""
+    if key in _warned:
+        return
+    _warned.add(key)
+    warnings.warn(message, UserWarning, stacklevel=_user_stacklevel())
+
+
+def _user_stacklevel() -> int:
+    """The `stacklevel` at which `warn_once` points to the caller of this package, possibly behind pydantic."""
+    level, frame = 2, sys._getframe(2)  # noqa: SLF001 - `skip_file_prefixes` needs Python 3.12
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in _INTERNAL_PACKAGES:
+        level, frame = level + 1, frame.f_back
+    return level
+
+
+_INTERNAL_PACKAGES = frozenset({"dashscope_embeddings", "pydantic"})
 
 
 # --- forks -------------------------------------------------------------------------------------------------

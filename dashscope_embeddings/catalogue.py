@@ -6,13 +6,11 @@ Nothing here was measured by this project. Prices are list prices without free q
 from __future__ import annotations
 
 import difflib
-import sys
-import warnings
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
-from dashscope_embeddings import _process
+from dashscope_embeddings._process import warn_once
 from dashscope_embeddings.errors import InvalidInput
 from dashscope_embeddings.vectors import Cost, Usage
 
@@ -247,28 +245,6 @@ _UNKNOWN_MODEL = Model(
     seen="2026-11-20",
     known=False,
 )
-
-_warned: set[str] = set()
-_process.on_reset("warnings shown", _warned.clear)
-
-
-def warn_once(key: str, message: str) -> None:
-    """Emits a `UserWarning` once per process and `key`."""
-    if key in _warned:
-        return
-    _warned.add(key)
-    warnings.warn(message, UserWarning, stacklevel=_user_stacklevel())
-
-
-def _user_stacklevel() -> int:
-    """The `stacklevel` at which `warn_once` points to the caller of this package, possibly behind pydantic."""
-    level, frame = 2, sys._getframe(2)  # noqa: SLF001 - `skip_file_prefixes` needs Python 3.12
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in _INTERNAL_PACKAGES:
-        level, frame = level + 1, frame.f_back
-    return level
-
-
-_INTERNAL_PACKAGES = frozenset({"dashscope_embeddings", "pydantic"})
 
 
 def model(name: str) -> Model:

@@ -15,8 +15,7 @@ from dashscope_embeddings._core.argument_names import check_argument_names, sugg
 from dashscope_embeddings._core.client_options import SettingFields
 from dashscope_embeddings._core.secret_settings import hide_secrets
 from dashscope_embeddings._core.text_inputs import iterate_texts
-from dashscope_embeddings._process import ForkSafeLock
-from dashscope_embeddings.catalogue import warn_once
+from dashscope_embeddings._process import ForkSafeLock, warn_once
 from dashscope_embeddings.client import EmbeddingClient
 from dashscope_embeddings.errors import InvalidInput
 from dashscope_embeddings.vectors import TextType, Usage

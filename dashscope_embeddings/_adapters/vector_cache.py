@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from dashscope_embeddings._adapters.partial_results import ANY_EXCEPTION, fill_missing
 from dashscope_embeddings._core.results import partial_of
-from dashscope_embeddings.catalogue import warn_once
+from dashscope_embeddings._process import warn_once
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

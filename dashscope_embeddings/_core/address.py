@@ -27,6 +27,7 @@ from dashscope_embeddings._core.service_variables import (
     is_compatible_url,
     read_variable,
 )
+from dashscope_embeddings._process import warn_once
 from dashscope_embeddings.catalogue import REGIONS, WORKSPACE_DOMAIN, Region, region_of_host
 from dashscope_embeddings.errors import InvalidInput
 
@@ -88,7 +89,7 @@ def resolve_protocol(protocol: ApiProtocol | None, *, region: str | None, base_u
     if base_url is None and not region and (variable := base_url_variable("native")) is not None:
         origin, base_url = variable
     if origin != "DASHSCOPE_COMPATIBLE_BASE_URL" and is_compatible_url(base_url or ""):
-        catalogue.warn_once(
+        warn_once(
             "protocol",
             f"{origin} is an OpenAI-compatible address, but the native protocol of its host is used, because no "
             'protocol was chosen. Their vectors differ: protocol="openai" matches an index that was built through '
@@ -125,7 +126,7 @@ def _warn_of_other_region(origin: str, address: Address) -> None:
     if address.region is None or (variable := read_variable(REGION_VARIABLES)) is None:
         return
     if (named := _find_region(variable.value)) is not None and named != address.region:
-        catalogue.warn_once(
+        warn_once(
             f"region of {origin}",
             f"{origin} is in {address.region.id}, but {variable.name} names {named.id}: requests go to the address. "
             "A key belongs to one region: unset the variable that is wrong",
