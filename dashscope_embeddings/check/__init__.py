@@ -30,7 +30,7 @@ from dashscope_embeddings.check.probes import (
     native_calls,
 )
 from dashscope_embeddings.client import EmbeddingClient
-from dashscope_embeddings.errors import ConnectionFailed, ServiceError
+from dashscope_embeddings.errors import Action, ConnectionFailed, ServiceError
 from dashscope_embeddings.quota import Quota
 from dashscope_embeddings.vectors import Embeddings, Usage
 
@@ -144,7 +144,8 @@ def check(  # noqa: PLR0913 - independent settings
 ) -> Check:
     """Sends one short text to all hosts at once, then probes models and routes on those that accept the key.
 
-    No request is retried, so throttling and broken connections are reported as they occur.
+    No request is retried, so broken connections are reported as they occur; only a throttled one is repeated, for a few
+    seconds.
 
     Args:
         model: Model that the key is tried with, and whose time and role are measured.
@@ -231,11 +232,13 @@ def _row(probe: Probe, attempts: Sequence[Attempt]) -> CheckRow:
     # A reply without a code may come from a proxy or another server.
     error, said = first.error, first.said
     answers = False if isinstance(error, ServiceError) and error.code and error.status < _SERVER_ERROR else None
-    if about != "key":
-        return replace(row, answers=answers, said=f"not reported: {said}" if about == "quota" else said)
-    if answers is False and isinstance(error, ServiceError) and error.status != _UNAUTHORIZED:
+    if error is not None and error.action is Action.BACK_OFF:
+        answers, said = True if about == "key" else None, f"throttled, so run it again in a minute: {said}"
+    elif about == "quota":
+        said = f"not reported: {said}"
+    elif about == "key" and answers is False and isinstance(error, ServiceError) and error.status != _UNAUTHORIZED:
         answers, said = True, f"takes the key, but not the request: {said}"
-    seconds_taken = None if isinstance(error, ConnectionFailed) else first.seconds
+    seconds_taken = None if about != "key" or isinstance(error, ConnectionFailed) else first.seconds
     return replace(row, answers=answers, said=said, seconds=seconds_taken)
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from dashscope_embeddings import catalogue
 from dashscope_embeddings.client import EmbeddingClient
-from dashscope_embeddings.errors import DashScopeError
+from dashscope_embeddings.errors import Action, DashScopeError
 from dashscope_embeddings.vectors import Embeddings
 
 if TYPE_CHECKING:
@@ -26,7 +26,10 @@ if TYPE_CHECKING:
 TEXT = "The cat sleeps in the sun."
 """The only text that is ever sent."""
 NO_ANSWER_IN_TIME = "no answer in time"
-_JOIN_MARGIN_SECONDS = 2.0
+_THROTTLED_SECONDS = 5.0
+"""Seconds for which the requests of a probe are repeated while they are throttled: a 429 says nothing of the model."""
+_MIN_PAUSE_SECONDS = 1.0
+_JOIN_MARGIN_SECONDS = 2.0 + _THROTTLED_SECONDS
 """Seconds to wait beyond the timeout, which does not cover a slow name lookup."""
 _CALLS: dict[str, Callable[[EmbeddingClient], Embeddings | Quota]] = {
     "query": lambda client: client.embed(TEXT, text_type="query"),
@@ -110,19 +113,28 @@ class Prober:
             workspace=probe.address.workspace,
             protocol=probe.protocol,
             timeout=self.timeout,
-            # With retries the client would also wait up to five minutes when throttled, instead of reporting it.
+            # With retries the client would also wait up to five minutes when throttled.
             max_retries=0,
         )
         attempts: list[Attempt] = []
+        repeats_until = time.monotonic() + _THROTTLED_SECONDS
         with client:
             for name in probe.calls:
-                start = self.clock()
-                try:
-                    attempts.append(Attempt(_CALLS[name](client), None, self.clock() - start))
-                except DashScopeError as error:
-                    attempts.append(Attempt(None, error, self.clock() - start))
+                attempts.append(self._attempt(client, name, repeats_until))
+                if attempts[-1].error is not None:
                     break
         return attempts
+
+    def _attempt(self, client: EmbeddingClient, call: str, repeats_until: float) -> Attempt:
+        while True:
+            start = self.clock()
+            try:
+                return Attempt(_CALLS[call](client), None, self.clock() - start)
+            except DashScopeError as error:
+                pause = max(_MIN_PAUSE_SECONDS, client.seconds_blocked())
+                if error.action is not Action.BACK_OFF or time.monotonic() + pause > repeats_until:
+                    return Attempt(None, error, self.clock() - start)
+            time.sleep(pause)
 
 
 # --- the role of the compatible route -----------------------------------------------------------------------

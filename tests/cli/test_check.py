@@ -13,7 +13,7 @@ import pytest
 
 from dashscope_embeddings import EmbeddingClient, InvalidInput, catalogue, check
 from dashscope_embeddings.check import probes
-from dashscope_embeddings.emulator import Emulator, in_process
+from dashscope_embeddings.emulator import Emulator, faults, in_process
 from dashscope_embeddings.emulator.embeddings import COMPATIBLE_PATH, NATIVE_PATH
 
 if TYPE_CHECKING:
@@ -152,7 +152,6 @@ def test_who_names_an_address_has_it_asked_alone_and_the_services_own_together(
     ("answer", "takes", "message"),
     [
         (saying(403, "Model.AccessDenied", "Model access denied."), True, "takes the key, but not the request: 403"),
-        (saying(429, "Throttling.RateQuota", "Too many."), True, "429 Throttling.RateQuota: Too many"),
         (saying(400, "Arrearage", "Access denied, good standing"), True, "400 Arrearage"),
         (saying(401, "NOT AUTHORIZED", "Access denied: workspace"), False, "401 NOT AUTHORIZED: Access denied"),
         (saying(500, "InternalError", "Internal server error!"), None, "500 InternalError"),
@@ -174,6 +173,22 @@ def test_only_the_services_own_words_say_whether_it_takes_the_key(
     assert found.usage.requests == 0
     assert found.role is None
     assert any("role of the compatible route was not measured" in note for note in found.notes) == bool(takes)
+
+
+@pytest.mark.parametrize("seconds", [0.5, 20.0])
+def test_a_throttled_request_is_repeated_for_a_while_and_says_nothing_of_the_model(
+    seconds: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(probes, "_THROTTLED_SECONDS", seconds)
+    monkeypatch.setattr(probes, "_MIN_PAUSE_SECONDS", 0.01)
+    throttled = faults.Throttle(times=2 if seconds > 1 else None, every=1)
+    found = Net({BEIJING: Emulator(api_key=KEY, faults=[throttled])}).check(region="cn-beijing", models=())
+    (host, model) = (*found.regions, *found.models)
+    if seconds > 1:
+        assert (host.answers, model.answers, host.said) == (True, True, "takes the key")
+    else:
+        assert (host.answers, model.answers) == (True, None)
+        assert model.said.startswith("throttled, so run it again in a minute: 429 Throttling.RateQuota")
 
 
 def test_a_host_that_does_not_answer_in_time_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
