@@ -27,7 +27,7 @@ class RequestRecord:
     tokens: int | None
     """Billed tokens: 0 for a request without vectors, None if the service did not say."""
     seconds: float
-    """From our limiter's permission, and so with the wait for a `rate_limiter` of yours, to reading the whole reply."""
+    """From our limiter's permission, after the wait for a `rate_limiter` of yours, to reading the whole reply."""
     attempt: int
     """1 for the first time that these texts are sent, 2 for the second, and so on."""
     request_id: str | None

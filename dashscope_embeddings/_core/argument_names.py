@@ -13,6 +13,7 @@ from pydantic_core import PydanticCustomError
 from dashscope_embeddings._core.client_options import settings as client_settings
 from dashscope_embeddings._core.client_options import signature
 from dashscope_embeddings._core.secret_settings import hide_secrets
+from dashscope_embeddings.errors import InvalidInput
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
@@ -52,6 +53,7 @@ _HTTPX_OPTIONS = {
 """What is set in the HTTP client: names elsewhere → httpx's, and the environment variable that says the same."""
 _CALL_OPTIONS = ("text_type", "output", "array", "progress", "on_vectors")
 """Keywords of `embed`, which are sometimes passed to the constructor."""
+_CALLBACKS = ("progress", "on_vectors", "refused", "arrived", "before")
 
 
 def closest_name(name: str, known_names: Collection[str]) -> str | None:
@@ -108,8 +110,10 @@ def _init_hint(name: str, names: Collection[str]) -> str:
 
 
 def reject_unknown_keywords(call: Callable[Params, ReturnT]) -> Callable[Params, ReturnT]:
-    """Decorates a method: an unknown keyword is refused with the name that was probably meant."""
-    names = frozenset(inspect.signature(call).parameters)
+    """Decorates a method: refuses an unknown keyword with the name that was probably meant, and unusable callbacks."""
+    parameters = inspect.signature(call).parameters
+    names = frozenset(parameters)
+    callbacks = [name for name in _CALLBACKS if name in names]
 
     def hint(name: str) -> str:
         if found := suggestion(name, names):
@@ -121,6 +125,12 @@ def reject_unknown_keywords(call: Callable[Params, ReturnT]) -> Callable[Params,
         if unknown := [name for name in keywords if name not in names]:
             problem = "; ".join(f"has no argument {name}{hint(name)}" for name in unknown)
             raise TypeError(f"{call.__name__}(…) {problem}")
+        for name in callbacks:
+            is_flag = isinstance(keywords.get(name), bool) and "bool" in str(parameters[name].annotation)
+            if not is_flag:
+                check_callback(
+                    name, keywords.get(name), may_be_async=name == "on_vectors" and call.__name__ == "aembed"
+                )
 
     if inspect.iscoroutinefunction(call):
 
@@ -137,6 +147,16 @@ def reject_unknown_keywords(call: Callable[Params, ReturnT]) -> Callable[Params,
         return call(*args, **keywords)
 
     return checked
+
+
+def check_callback(name: str, value: object, *, may_be_async: bool = False) -> None:
+    """Raises InvalidInput if a callback of the user's cannot be called, or would never be awaited."""
+    if value is None:
+        return
+    if not callable(value):
+        raise InvalidInput(f"{name} must be a function, not {type(value).__name__}")
+    if not may_be_async and any(map(inspect.iscoroutinefunction, (value, getattr(value, "__call__", None)))):  # noqa: B004 - its code
+        raise InvalidInput(f"{name} is async, and nobody would await it: pass a function that returns at once")
 
 
 def check_argument_names(model_class: type[BaseModel], settings: Collection[str], known_names: Collection[str]) -> None:

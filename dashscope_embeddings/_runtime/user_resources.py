@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from dashscope_embeddings._core.argument_names import check_callback
 from dashscope_embeddings.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -22,9 +23,22 @@ class UserResources:
     on_request: OnRequest | None = None
 
     def __post_init__(self) -> None:
-        """Raises: InvalidInput: a client of the wrong kind, or a closed one."""
+        """Raises: InvalidInput: an object of the wrong kind, or a closed client."""
         _check_client("http_client", self.client, close_method="close")
         _check_client("http_async_client", self.async_client, close_method="aclose")
+        check_callback("on_request", self.on_request)
+        _check_rate_limiter(self.rate_limiter)
+
+
+def _check_rate_limiter(limiter: Any) -> None:
+    is_async = callable(getattr(limiter, "aacquire", None)) or callable(getattr(limiter, "async_acquire", None))
+    if limiter is not None and (
+        isinstance(limiter, type) or not (callable(getattr(limiter, "acquire", None)) and is_async)
+    ):
+        raise InvalidInput(
+            "rate_limiter must be one of LangChain's or LlamaIndex's, with the methods acquire and aacquire or "
+            f"async_acquire, not {type(limiter).__name__}; for a number, set requests_per_minute"
+        )
 
 
 def _check_client(name: str, client: Any, close_method: str) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from typing_extensions import Unpack
 
+from dashscope_embeddings._core.argument_names import check_callback
 from dashscope_embeddings._core.text_length import shared_limits
 from dashscope_embeddings.catalogue import priced_usage
 from dashscope_embeddings.client import EmbeddingClient
@@ -138,6 +139,7 @@ def embed_corpus(  # noqa: PLR0913 - all but two are keywords with defaults
         raise InvalidInput(
             f"client must be an EmbeddingClient, not {type(client).__name__}; an adapter's is its attribute `client`"
         )
+    check_callback("stop", stop)
     output = Path(output)
     fingerprint = corpus_inputs.settings_fingerprint(client, text_type, kind, "real-time")
     input_options = InputOptions(**options)

@@ -16,7 +16,8 @@ from client_helpers import KEY, becomes_true
 from corpus_helpers import DIMENSIONS, write_lines
 from raw_server import good_reply, http_response, serve_raw
 
-from dashscope_embeddings import EmbeddingClient, corpus
+from dashscope_embeddings import EmbeddingClient, InvalidInput, corpus
+from dashscope_embeddings.emulator import in_process
 
 if TYPE_CHECKING:
     import socket
@@ -105,6 +106,17 @@ def test_a_stopped_job_that_gets_no_answer_asks_nothing_again(
     assert (summary.finished, summary.embedded) == (False, 0)
     assert set(Counter(request.body[:200] for request in server.requests).values()) == {1}
     assert {path.name for path in source.parent.iterdir()} == {"in.txt", "out.jsonl.ledger"}
+
+
+def test_a_stop_of_the_wrong_kind_is_refused_before_anything_is_sent(source: Path) -> None:
+    event: Any = threading.Event()
+    how: Any = {"output": source.with_name("out.jsonl"), "client": EmbeddingClient(base_url="emulator")}
+    with pytest.raises(InvalidInput, match="stop must be a function, not Event"):
+        corpus.embed_corpus(source, stop=event, **how)
+    how["client"] = EmbeddingClient(base_url="emulator", protocol="openai")
+    with pytest.raises(InvalidInput, match=r"stop must be a threading\.Event, not method"):
+        corpus.batch_run(source, stop=event.is_set, **how)
+    assert in_process().requests == 0
 
 
 @pytest.mark.parametrize("last", ["a text", "word " * 9_000], ids=["a text", "a text of two parts"])

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import random
 import ssl
 from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
-from client_helpers import KEY
+from client_helpers import KEY, client_for
+from langchain_core.rate_limiters import InMemoryRateLimiter
 from raw_server import serve_raw
 
 from dashscope_embeddings import EmbeddingClient, InvalidInput
@@ -209,14 +211,37 @@ WRONG: dict[str, tuple[str, Callable[[], Any], str]] = {
     "a class": ("http_client", lambda: httpx.Client, r"http_client=Client\(\)"),
     "a context of TLS": ("http_client", ssl.create_default_context, "must be an httpx.Client, not ssl.SSLContext"),
     "a string": ("http_async_client", lambda: "http://127.0.0.1:1", "must be an httpx.AsyncClient, not builtins.str"),
+    "a hook that is a string": ("on_request", lambda: "x", "on_request must be a function, not str"),
+    "a hook that is async": ("on_request", lambda: asyncio.sleep, "on_request is async, and nobody would await it"),
+    "a number of requests": ("rate_limiter", lambda: 5, "rate_limiter must be .*, not int; for a number, set requests"),
+    "a limiter's class": ("rate_limiter", lambda: InMemoryRateLimiter, "rate_limiter must be one of LangChain's"),
 }
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_a_client_of_the_wrong_kind_is_refused_with_the_right_one(case: str) -> None:
+def test_an_object_of_the_wrong_kind_is_refused_with_the_right_one(case: str) -> None:
     name, make, words = WRONG[case]
     with pytest.raises(InvalidInput, match=words):
         EmbeddingClient(api_key=KEY, **{name: make()})
+
+
+async def _hook(*_: object) -> None:
+    """Awaited by nobody, except as `on_vectors` of `aembed`."""
+
+
+@pytest.mark.parametrize("name", ["progress", "on_vectors", "refused", "arrived"])
+@pytest.mark.parametrize("value", [_hook, 5, functools.partial(_hook)])
+async def test_a_callback_that_cannot_be_called_or_awaited_is_refused_before_anything_is_sent(
+    name: str, value: Any, emulator: Emulator
+) -> None:
+    client: Any = client_for(emulator)
+    calls = [client.embed, client.aembed] if name in {"progress", "on_vectors"} else [client.stream, client.astream]
+    if name == "on_vectors" and value != 5:
+        del calls[1]  # which awaits it
+    for call in calls:
+        with pytest.raises(InvalidInput, match=rf"{name} (must be a function, not int|is async, and nobody would)"):
+            await call("a", **{name: value})
+    assert emulator.requests == 0
 
 
 def test_a_closed_client_is_reported_as_such_at_construction_and_at_the_call(emulator: Emulator) -> None:

@@ -110,6 +110,8 @@ class BatchJob:
 
     def run(self, flow: RequestFlow[None], stop: StopEvent | None = None, *, write: bool = True) -> BatchSummary:
         """Runs a flow to its end, writes the output if all texts are done, and returns the state of the job."""
+        if stop is not None and not (hasattr(stop, "is_set") and hasattr(stop, "wait")):
+            raise InvalidInput(f"stop must be a threading.Event, not {type(stop).__name__}")
         checkpoint, price = self.checkpoint, self.settings.price
         billed_before, stopped = checkpoint.total_billed(), False
         try:
