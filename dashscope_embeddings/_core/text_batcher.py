@@ -120,7 +120,7 @@ class TextBatcher:
     def reset_after_fork(self) -> None:
         """Starts with an empty queue: the callers of the parent process are not in the child."""
         self._lock = threading.Lock()
-        self._waiting, self._in_flight, self._asking = OrderedDict(), set(), None
+        self._waiting, self._in_flight, self._asking, self._grants = OrderedDict(), set(), None, 0
 
     def enqueue(self, text: SingleText) -> None:
         """Queues a text. Its caller must call `leave` in every case."""
@@ -162,12 +162,16 @@ class TextBatcher:
             now = context.limiter.clock()
             payers = {member.text: member for member in reversed(batch_call.members)}
             rows = {text: row for row, text in enumerate(batch_call.tokens)}
+            joined = set(batch_call.joined)
             for member in reversed([*batch_call.members, *batch_call.joined]):
                 if member.batch_call is not batch_call:
                     continue  # this request was taken for orphaned, and another one contains the text
                 member.batch_call = None
                 row = rows[member.text]
-                if outcome is None or self._should_retry(member, row, outcome, context, now):
+                if outcome is None or (
+                    not _is_final(outcome, row)
+                    and (member in joined or self._should_retry(member, outcome, context, now))
+                ):
                     self._requeue(member)
                 else:
                     member.outcome = _share(outcome, row, is_payer=payers[member.text] is member)
@@ -260,13 +264,9 @@ class TextBatcher:
         self._wake_first(now)
         return batch_call
 
-    def _should_retry(self, text: SingleText, row: int, outcome: Outcome, context: RequestContext, now: float) -> bool:
-        """Whether a text without a result of its own waits again: it was throttled, or had joined another's request."""
-        if _is_final(outcome, row) or outcome.abort_error is None:
-            return False
-        if text.joined_at is not None:
-            return True
-        if outcome.abort_error.action is not Action.BACK_OFF:
+    def _should_retry(self, text: SingleText, outcome: Outcome, context: RequestContext, now: float) -> bool:
+        """Whether a text whose own request failed waits again: it was throttled."""
+        if outcome.abort_error is None or outcome.abort_error.action is not Action.BACK_OFF:
             return False
         text.throttled_since = min(text.throttled_since, now)
         should_retry = context.max_retries > 0 and now - text.throttled_since <= context.max_throttled_seconds

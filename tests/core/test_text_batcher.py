@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -13,6 +14,7 @@ from dashscope_embeddings._core.exchange import Outcome, RequestContext
 from dashscope_embeddings._core.planning import BatchPlanner
 from dashscope_embeddings._core.protocol import RequestOptions
 from dashscope_embeddings._core.rate_limiter import InFlightBound, Limiter
+from dashscope_embeddings._core.steps import AskUserLimiter
 from dashscope_embeddings._core.text_batcher import BatchCall, SingleText, TextBatcher
 from dashscope_embeddings._core.text_length import Limits
 from dashscope_embeddings.catalogue import model
@@ -186,7 +188,22 @@ def test_a_text_that_joined_another_request_sends_its_own_if_that_one_brings_not
     own = waiting.poll(joined, context, None)
     assert isinstance(own, BatchCall)
     assert own.members == [joined]
+    if event == "failed":
+        waiting.complete(own, outcome, context)
+        assert isinstance(waiting.poll(joined, context, None), Outcome)  # its own failure is its last
+        return
     waiting.complete(own, answer(1), context)
     waiting.complete(batch_call, answer(1), context)
     assert joined.outcome is not None
     assert joined.outcome.requests == 1
+
+
+def test_a_forked_child_asks_the_users_limiter_itself() -> None:
+    waiting, context = batcher(2, FakeClock())
+    context = replace(context, has_user_limiter=True)
+    (parents,) = join(waiting, "a")
+    assert isinstance(waiting.poll(parents, context, None), AskUserLimiter)
+    waiting.grant(parents)
+    waiting.reset_after_fork()
+    (childs,) = join(waiting, "b")
+    assert isinstance(waiting.poll(childs, context, None), AskUserLimiter)
