@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 def submit(inputs: options.Inputs, *, output: options.Output, **settings: Any) -> None:
     """Submit all texts of some files; `batch fetch` fetches the vectors.
 
-    From then on only OUTPUT.ledger is needed, on
+    From then on only the checkpoint OUTPUT.ledger is needed, on
     another machine too. Texts that are paid for or under way are not sent
     again.
 
@@ -86,7 +86,7 @@ def fetch(
 ) -> None:
     """Fetch the results of ended batches; after the last, write the output.
 
-    Needs OUTPUT.ledger, but not the input.
+    Needs the checkpoint OUTPUT.ledger, but not the input.
 
     Exit codes: as for `batch run`; 1 while anything is under way.
     """

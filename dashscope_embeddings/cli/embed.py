@@ -25,9 +25,9 @@ def embed(
 ) -> None:
     """Embed files of texts into one file of vectors.
 
-    After any interruption, the same command continues. OUTPUT.ledger keeps
-    what was paid for. It is not paid for again: not after a crash, not for
-    equal texts, not in a later run over a changed input.
+    After any interruption, the same command continues. The checkpoint
+    OUTPUT.ledger keeps what was paid for. It is not paid for again: not after
+    a crash, not for equal texts, not in a later run over a changed input.
 
     Exit codes: 0 all embedded, 1 failed or stopped (run it again to continue),
     2 wrong use or bad input, 3 texts rejected or skipped (OUTPUT.rejects.jsonl).

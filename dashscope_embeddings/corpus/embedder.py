@@ -8,13 +8,14 @@ import operator
 import sqlite3
 import threading
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dashscope_embeddings._core.failures import ASK_AGAIN_HINT
 from dashscope_embeddings._core.results import as_embedding, set_attributes
 from dashscope_embeddings._runtime.deadlines import GRACE_SECONDS, GracePeriod
 from dashscope_embeddings.catalogue import priced_usage
-from dashscope_embeddings.corpus.checkpoint.rows import PackedVectors
+from dashscope_embeddings.corpus.checkpoint.checksums import text_hash
+from dashscope_embeddings.corpus.checkpoint.rows import PackedVectors, PaidReply
 from dashscope_embeddings.errors import Cancelled, DashScopeError, InvalidInput
 from dashscope_embeddings.vectors import Embedding, Part, Usage, counted
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
     from dashscope_embeddings._core.exchange import Outcome
     from dashscope_embeddings.client import EmbeddingClient
+    from dashscope_embeddings.corpus.checkpoint.rows import Counts
     from dashscope_embeddings.corpus.checkpoint.store import CheckpointStore
     from dashscope_embeddings.usage import RequestRecord
     from dashscope_embeddings.vectors import Output, TextType
@@ -72,8 +74,8 @@ class Embedder:
         self._unstored: dict[str, int] = {}
         """Text → unit, until its vectors are in the checkpoint."""
         self._errors: list[Exception] = []
-        self._failed_writes: list[tuple[dict[int, PackedVectors], int, int, int]] = []
-        """Paid replies that could not be written (vectors, requests, texts, tokens); retried when the run ends."""
+        self._failed_writes: list[PaidReply] = []
+        """Those that could not be written; retried when the run ends."""
         self._lock = threading.Lock()
         self._billed_before = checkpoint.total_billed()
         self._rejected = self.embedded = 0
@@ -84,14 +86,14 @@ class Embedder:
         billed = map(operator.sub, self._checkpoint.total_billed(), self._billed_before)
         return priced_usage(self._client.settings.price, *billed)
 
-    def run(self, progress: Callable[[Progress], object] | None) -> None:
-        """Embeds all pending texts, or as many as are answered until the caller wants to stop.
+    def run(self, counts: Counts, progress: Callable[[Progress], object] | None) -> None:
+        """Embeds all pending texts, whose number is in `counts`, or as many as are answered until the caller stops it.
 
         Raises:
             DashScopeError: the remaining texts would fail as well; replies that arrived are stored.
             sqlite3.Error: the checkpoint cannot be written; what was stored before is kept.
         """
-        counts, reported = self._checkpoint.counts(), 0
+        reported = 0
 
         def report(min_texts: int) -> None:
             nonlocal reported
@@ -156,20 +158,23 @@ class Embedder:
 
     def _on_reply(self, texts: Sequence[str], outcome: Outcome) -> None:
         """Called in the thread of the request. Texts split into chunks are stored when the stream yields them."""
-        vectors_by_unit = {}
+        reply = PaidReply((outcome.requests, outcome.texts, outcome.tokens))
         # If long texts are cut, a chunk may equal a whole text: then its vectors are needed for both.
         are_rows_whole = self._client.settings.long_text == "error"
         for row, (text, part) in enumerate(zip(texts, outcome.vectors, strict=True)):
             if part is not None and (unit := self._unstored.pop(text, None)) is not None:
-                vectors_by_unit[unit] = PackedVectors.pack(part.dense, part.sparse)
+                reply.add(unit, text_hash(text), PackedVectors.pack(part.dense, part.sparse))
                 if are_rows_whole:
                     outcome.vectors[row] = _STORED
-        if vectors_by_unit or outcome.requests:
-            self._store_reply(vectors_by_unit, outcome.requests, outcome.texts, outcome.tokens)
+        if reply.rows or outcome.requests:
+            self._store_reply(reply)
 
     def _store_embedding(self, index: int, embedding: Embedding) -> None:
-        if (unit := self._unstored.pop(self._in_stream.pop(index), None)) is not None:
-            self._store_reply({unit: PackedVectors.pack(embedding.dense, embedding.sparse)}, 0, 0, 0)
+        text = self._in_stream.pop(index)
+        if (unit := self._unstored.pop(text, None)) is not None:
+            reply = PaidReply()
+            reply.add(unit, text_hash(text), PackedVectors.pack(embedding.dense, embedding.sparse))
+            self._store_reply(reply)
 
     def _on_rejected(self, index: int, error: DashScopeError) -> None:
         if (unit := self._unstored.pop(self._in_stream.pop(index), None)) is None:
@@ -180,14 +185,14 @@ class Embedder:
             self._checkpoint.reject(unit, f"the text {error.reasons[index]}; not sent" if is_ours else error)
             self._rejected += 1
 
-    def _store_reply(self, vectors_by_unit: dict[int, PackedVectors], *billed: int) -> None:
-        with self._errors_collected((vectors_by_unit, *billed)):
-            self._checkpoint.store_reply(vectors_by_unit, *billed)
+    def _store_reply(self, reply: PaidReply) -> None:
+        with self._errors_collected(reply):
+            self._checkpoint.store_reply(reply)
             with self._lock:
-                self.embedded += len(vectors_by_unit)
+                self.embedded += len(reply.rows)
 
     @contextlib.contextmanager
-    def _errors_collected(self, reply: Any = None) -> Iterator[None]:
+    def _errors_collected(self, reply: PaidReply | None = None) -> Iterator[None]:
         """Collects errors instead of raising: a failed write ends the run only after replies in flight have arrived."""
         try:
             yield
@@ -202,11 +207,11 @@ class Embedder:
         Raises:
             OSError: they still cannot be written; the message says what was billed, because no total includes it.
         """
-        pending_writes, self._failed_writes = self._failed_writes, []
-        for write in pending_writes:
-            self._store_reply(*write)
+        replies, self._failed_writes = self._failed_writes, []
+        for reply in replies:
+            self._store_reply(reply)
         if self._failed_writes and isinstance(self._errors[0], (OSError, sqlite3.OperationalError)):
-            requests, texts, tokens = map(sum, list(zip(*self._failed_writes, strict=True))[1:])
+            requests, texts, tokens = map(sum, zip(*(reply.billed for reply in self._failed_writes), strict=True))
             raise OSError(
                 f"the checkpoint cannot be written: {self._errors[0]}. Billed but not stored: "
                 f"{counted(requests, 'request')} with {counted(texts, 'text')} ({counted(tokens, 'token')}), "

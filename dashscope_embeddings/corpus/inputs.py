@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from dashscope_embeddings._core.text_inputs import text_problem
 from dashscope_embeddings._core.text_length import shared_limits
+from dashscope_embeddings.client import EmbeddingClient
 from dashscope_embeddings.corpus.checkpoint.opening import translate_error
 from dashscope_embeddings.corpus.checkpoint.rows import InputText
 from dashscope_embeddings.corpus.checkpoint.store import CheckpointStore
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from dashscope_embeddings._core.settings import Settings
-    from dashscope_embeddings.client import EmbeddingClient
     from dashscope_embeddings.corpus.options import InputOptions
     from dashscope_embeddings.corpus.records import Record
     from dashscope_embeddings.corpus.sources import Source
@@ -41,7 +41,11 @@ Route = Literal["real-time", "batch"]
 
 
 def settings_fingerprint(client: EmbeddingClient, text_type: TextType, kind: Output, route: Route) -> dict[str, Any]:
-    """The settings that all vectors of one output must share."""
+    """The settings that all vectors of one output must share; InvalidInput: the client or the kind is none."""
+    if not isinstance(client, EmbeddingClient):
+        raise InvalidInput(
+            f"client must be an EmbeddingClient, not {type(client).__name__}; an adapter's is its attribute `client`"
+        )
     if kind not in get_args(Output):
         raise InvalidInput(f'kind={kind!r}: expected "dense", "sparse" or "dense&sparse"')
     settings = client.settings

@@ -19,7 +19,7 @@ from dashscope_embeddings._core.text_length import shared_limits
 from dashscope_embeddings.catalogue import priced_usage
 from dashscope_embeddings.client import EmbeddingClient
 from dashscope_embeddings.corpus import inputs as corpus_inputs
-from dashscope_embeddings.corpus.checkpoint.store import CheckpointStore
+from dashscope_embeddings.corpus.checkpoint.rows import Counts
 from dashscope_embeddings.corpus.embedder import Embedder, Progress
 from dashscope_embeddings.corpus.options import InputKeywords, InputOptions, accepts_input_options
 from dashscope_embeddings.corpus.progress import show_progress
@@ -135,10 +135,6 @@ def embed_corpus(  # noqa: PLR0913 - all but two are keywords with defaults
         OSError: for example, the disk is full. The same call continues later.
         ImportError: Parquet without pyarrow.
     """
-    if not isinstance(client, EmbeddingClient):
-        raise InvalidInput(
-            f"client must be an EmbeddingClient, not {type(client).__name__}; an adapter's is its attribute `client`"
-        )
     check_callback("stop", stop)
     output = Path(output)
     fingerprint = corpus_inputs.settings_fingerprint(client, text_type, kind, "real-time")
@@ -151,16 +147,16 @@ def embed_corpus(  # noqa: PLR0913 - all but two are keywords with defaults
     ):
         with checkpoint.transaction():
             corpus_inputs.load_inputs(checkpoint, sources, input_options, client.settings, fingerprint)
-            _require_disk_space(checkpoint, output, fingerprint["dimension"] if "dense" in kind else 0)
+            counts = checkpoint.counts()
+            _require_disk_space(counts, output, fingerprint["dimension"] if "dense" in kind else 0)
         embedder = Embedder(checkpoint, client, text_type, kind, stop)
         _log.info(_describe(client))
         if progress is True and report is not None:
-            counts = checkpoint.counts()  # shown until the first reply arrives
-            report(Progress(0, counts.pending, counts.tokens, 0, embedder.usage))
-        embedder.run(report)
+            report(Progress(0, counts.pending, counts.tokens, 0, embedder.usage))  # shown until the first reply
+        embedder.run(counts, report)
         counts = checkpoint.counts()
         if finished := not counts.pending:
-            write_output(checkpoint, output, client, text_type, kind, input_options.extra_columns)
+            write_output(checkpoint, counts, output, client, text_type, kind, input_options.extra_columns)
         return Summary(
             texts=counts.texts,
             embedded=embedder.embedded,
@@ -173,9 +169,9 @@ def embed_corpus(  # noqa: PLR0913 - all but two are keywords with defaults
         )
 
 
-def _require_disk_space(checkpoint: CheckpointStore, output: Path, width: int | None) -> None:
+def _require_disk_space(counts: Counts, output: Path, width: int | None) -> None:
     """Refuses a run whose dense vectors, 4 bytes a number, cannot fit into the checkpoint and the output."""
-    counts, disk = checkpoint.counts(), shutil.disk_usage(output.absolute().parent)
+    disk = shutil.disk_usage(output.absolute().parent)
     needed = (counts.pending + counts.texts - counts.rejected) * (width or 0) * 4
     if counts.pending and disk.total and disk.free < needed:  # file systems of a network may report no size at all
         raise InvalidInput(

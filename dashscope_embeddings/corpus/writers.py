@@ -27,6 +27,7 @@ from dashscope_embeddings.vectors import Output, SparseVector, TextType
 
 if TYPE_CHECKING:
     from dashscope_embeddings.client import EmbeddingClient
+    from dashscope_embeddings.corpus.checkpoint.rows import Counts
     from dashscope_embeddings.corpus.checkpoint.store import CheckpointStore
 
 _FLOAT_BYTES = 4
@@ -85,6 +86,7 @@ def validate_output(path: Path, kind: Output) -> None:
 
 def write_output(  # noqa: PLR0913, PLR0917 - what the output says of itself
     checkpoint: CheckpointStore,
+    counts: Counts,
     path: Path,
     client: EmbeddingClient,
     text_type: TextType,
@@ -97,7 +99,7 @@ def write_output(  # noqa: PLR0913, PLR0917 - what the output says of itself
         InvalidInput: rows of the checkpoint are missing or damaged.
         OSError: for example, the disk is full. Files of an earlier run are unchanged, as after the error above.
     """
-    counts, width = checkpoint.counts(), None
+    width = None
     if "dense" in kind:
         width = checkpoint.dimension or client.settings.request_options(text_type, kind).expected_width
     model = client.settings.model.name
@@ -181,7 +183,7 @@ def _read_npy(path: Path) -> Iterator[Vector]:
 
 # --- Parquet -----------------------------------------------------------------------------------------------
 
-_ROW_GROUP_BYTES = 2 << 20
+_ROW_GROUP_BYTES = 1 << 20
 """Approximate size of a row group, which is held in memory."""
 _MAX_ROW_GROUP_ROWS = 16_384
 _PAGE_BYTES = 1 << 16

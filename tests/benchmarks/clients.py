@@ -11,23 +11,27 @@ import asyncio
 import contextlib
 import dataclasses
 import functools
+import importlib
 import json
 import os
 import statistics
 import sys
+import tempfile
 import threading
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import httpx
 from load import Load, belongs, complaint, texts
 from makers import maker, our_client
 from measuring import Result, Work, memory, spread
+from pydantic_core import to_json
 from replies import compare_readers, module_seconds
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Sequence
+    from collections.abc import Callable, Coroutine, Iterator, Sequence
 
     from makers import Calls, Vectors
 
@@ -245,6 +249,27 @@ def keep(make: Callable[[], Any], load: Load, result: Result) -> None:
     result.more = {"bytes_a_vector": kept.nbytes / len(kept)}
 
 
+def files(make: Callable[[], Any], load: Load, result: Result) -> None:
+    """A file of JSON lines to Parquet, on the disk of TMPDIR; then a stream over the same lines that keeps nothing."""
+    client, corpus = make(), importlib.import_module("dashscope_embeddings.corpus")
+    before = memory("VmRSS")
+    importlib.import_module("pyarrow.parquet")
+    imported = memory("VmRSS") - before
+    with tempfile.TemporaryDirectory() as folder:
+        source, output = Path(folder, "texts.jsonl"), Path(folder, "vectors.parquet")
+        with source.open("wb") as file:
+            file.writelines(to_json({"id": f"n{n}", "text": text}) + b"\n" for n, text in enumerate(_texts_of(load)))
+        with result.measuring():
+            corpus.embed_corpus(source, output, client=client)
+        streaming = Result()
+        with streaming.measuring(), source.open("rb") as lines:
+            streaming.vectors = sum(1 for _ in client.stream(json.loads(line)["text"] for line in lines))
+        rows = zip(corpus.read(output), _texts_of(load), strict=True)
+        wrong = sum(not belongs(row.dense, text, "document", KEPT_TOLERANCE) for row, text in rows)
+    result.vectors, result.error = load.texts + streaming.vectors, f"{wrong} wrong vectors" if wrong else None
+    result.more = {"imported": imported, "stream": streaming.wall, "stream_cpu": streaming.cpu}
+
+
 # --- shared ------------------------------------------------------------------------------------------------
 
 
@@ -263,7 +288,15 @@ _TOGETHER_ASYNC: dict[str, Callable[[Callable[[], Calls], Load, Result], Corouti
     "callers": acallers,
     "busy": abusy,
 }
-_OURS_ALONE: dict[str, Callable[[Callable[[], Any], Load, Result], None]] = {"stream": stream, "keep": keep}
+_OURS_ALONE: dict[str, Callable[[Callable[[], Any], Load, Result], None]] = {
+    "stream": stream,
+    "keep": keep,
+    "files": files,
+}
+
+
+def _texts_of(load: Load) -> Iterator[str]:
+    return texts(load.texts, load.words, least_words=load.least_words)
 
 
 def _warm(url: str) -> None:

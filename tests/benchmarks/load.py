@@ -28,7 +28,7 @@ class Load:
     """What one client is to do; travels as text on its command line, as `documents,texts=1000,words=60`."""
 
     kind: str
-    """documents, order, query, lone, callers, busy, stream, keep, reply, hybrid or module."""
+    """documents, order, query, lone, callers, busy, stream, keep, files, reply, hybrid or module."""
     texts: int = 1000
     words: int = 60
     """Words a text; 0: mixed lengths, 5 to 200."""

@@ -80,6 +80,7 @@ def _cpu(bench: Bench) -> Iterator[Figure]:
 
 
 def _corpus(bench: Bench) -> Iterator[Figure]:
+    """The texts of a corpus as one list, and no files: those are the row `files`."""
     job = Load("documents", texts=bench.size(10_000, 2_000))
     for side, ending in SIDES:
         runs = bench.by_turns([f"ours{ending}", f"httpx{ending}"], job, FAR, bench.rounds(2))
@@ -87,6 +88,22 @@ def _corpus(bench: Bench) -> Iterator[Figure]:
         what, floor = f"{job.texts:,} texts, 80 ms a reply: {side}", (least(bare), f"httpx {side}")
         note = f"CPU {least(mine, 'cpu'):.2f} s, httpx {least(bare, 'cpu'):.2f} s"
         yield Figure("corpus", what, (least(mine), "s"), 1.15, floor, trouble=trouble(mine), note=note)
+
+
+def _files(bench: Bench) -> Iterator[Figure]:
+    """A corpus with its checkpoint and its output beside a stream that keeps nothing; no latency hides the work."""
+    job = Load("files", texts=bench.size(200_000, 20_000), words=12)
+    runs = bench.by_turns(["ours"], job, NEAR, bench.rounds(2))["ours"]
+    floor = (job.texts / least(runs, "stream"), "stream")
+    note = f"CPU {least(runs, 'cpu'):.1f} s, stream {least(runs, 'stream_cpu'):.1f} s"
+    speed = (job.texts / least(runs), "texts/s")
+    what = f"embed_corpus: {job.texts:,} texts, JSON lines to Parquet"
+    yield Figure("files", what, speed, 0.8, floor, at_least=True, trouble=trouble(runs), note=note)
+    grown, note = (
+        least(runs, "rss_growth") / _MB,
+        f"importing pyarrow before took {least(runs, 'imported') / _MB:.0f} MB",
+    )
+    yield Figure("files", "  peak memory growth", (grown, "MB"), 60.0, trouble=trouble(runs), note=note)
 
 
 def _reply(bench: Bench, row: str = "reply", beside: str = "", bar: float = 1.35) -> Iterator[Figure]:
@@ -174,6 +191,7 @@ SPEED_ROWS: dict[str, Callable[[Bench], Iterator[Figure]]] = {
     "no-quota": _no_quota,
     "cpu": _cpu,
     "corpus": _corpus,
+    "files": _files,
     "reply": _reply,
     "hybrid": _hybrid,
     "query": _query,

@@ -473,6 +473,12 @@ def test_wrong_use_is_refused_before_anything_is_sent(protocol: str, how: Any, m
     assert not corpus.ledger_beside(job.output).exists()
 
 
+@pytest.mark.parametrize("name", ["embed_corpus", "estimate_corpus", "batch_submit", "batch_run"])
+def test_a_client_that_is_none_is_refused_with_where_it_is(name: str, job: Job) -> None:
+    with pytest.raises(InvalidInput, match="an EmbeddingClient, not object; an adapter's is its attribute `client`"):
+        getattr(corpus, name)(job.source, job.output, client=object())
+
+
 def test_vectors_of_two_routes_do_not_mix(job: Job) -> None:
     corpus.embed_corpus(job.source, job.output, client=job.client())
     with pytest.raises(InvalidInput, match="route was 'real-time' and is now 'batch'"):

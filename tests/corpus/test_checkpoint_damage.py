@@ -25,7 +25,7 @@ from dashscope_embeddings.corpus.checkpoint import checksums
 from dashscope_embeddings.corpus.embedder import Embedder
 from dashscope_embeddings.emulator import Emulator, faults
 from dashscope_embeddings.emulator.batch.service import BatchSettings
-from dashscope_embeddings.vectors import Part, combine
+from dashscope_embeddings.vectors import Part, combine, counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -124,7 +124,9 @@ def test_a_repair_ends_although_the_number_of_units_is_damaged(
     damaged_page(folder / NAME)
     found = embed(emulator, folder)
     (told,) = (message for message in caplog.messages if "cannot be read" in message)
-    assert told.startswith(f"{folder / NAME} is damaged, at most {found.embedded} texts in it cannot be read: "), told
+    assert told.startswith(
+        f"{folder / NAME} is damaged, at most {counted(found.embedded, 'text')} in it cannot be read"
+    )
     assert emulator.billed_texts == found.embedded <= 15
     assert right(emulator, folder, TEXTS)
 
@@ -184,8 +186,8 @@ def test_what_is_damaged_while_a_run_is_at_work_is_not_written(
 ) -> None:
     before, run = (folder / "out.jsonl").read_bytes(), Embedder.run
 
-    def spoiling(self: Embedder, progress: Any) -> None:
-        run(self, progress)
+    def spoiling(self: Embedder, *arguments: Any) -> None:
+        run(self, *arguments)
         self._checkpoint.database.fetch_all("UPDATE vectors SET dense = zeroblob(256) WHERE unit < 4")
         self._checkpoint.database.fetch_all("UPDATE vectors SET dense = 'text' WHERE unit = 4")
 

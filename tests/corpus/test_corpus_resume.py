@@ -25,8 +25,9 @@ from dashscope_embeddings import (
     corpus,
 )
 from dashscope_embeddings._core.text_length import shared_limits
+from dashscope_embeddings.corpus.checkpoint.checksums import text_hash
 from dashscope_embeddings.corpus.checkpoint.database import Database
-from dashscope_embeddings.corpus.checkpoint.rows import InputText, PackedVectors
+from dashscope_embeddings.corpus.checkpoint.rows import InputText, PackedVectors, PaidReply
 from dashscope_embeddings.corpus.checkpoint.store import CheckpointStore
 from dashscope_embeddings.emulator import Emulator, faults
 
@@ -165,17 +166,23 @@ def test_two_runs_into_one_output_are_not_let_in(source: Path, output: Path, emu
     assert said
 
 
+def reply_of_width(width: int) -> PaidReply:
+    reply = PaidReply((1, 1, 4))
+    reply.add(1, text_hash("a text"), PackedVectors(bytes(4 * width)))
+    return reply
+
+
 def test_vectors_of_another_width_are_not_kept(tmp_path: Path) -> None:
     checkpoint = CheckpointStore.open(tmp_path / "checkpoint")
     checkpoint.add_items([InputText(0, None, "in.txt:1", "a text")], with_text=False)
-    checkpoint.store_reply({1: PackedVectors(bytes(8), None, None)})
+    checkpoint.store_reply(reply_of_width(2))
     with pytest.raises(BadReply, match="different widths"):
-        checkpoint.store_reply({2: PackedVectors(bytes(12), None, None)})
+        checkpoint.store_reply(reply_of_width(3))
     checkpoint.close()
     checkpoint = CheckpointStore.open(tmp_path / "checkpoint")
     assert checkpoint.dimension == 2
     with pytest.raises(BadReply, match="different widths"):
-        checkpoint.store_reply({2: PackedVectors(bytes(12), None, None)})
+        checkpoint.store_reply(reply_of_width(3))
     checkpoint.close()
 
 
@@ -319,12 +326,11 @@ def test_a_reply_is_in_the_checkpoint_before_a_slower_one_arrives(
     kept: list[list[int]] = []
     store_reply = CheckpointStore.store_reply
 
-    def noted(self: CheckpointStore, vectors: Any, *billed: int) -> int:
-        stored = store_reply(self, vectors, *billed)
-        kept.append(list(vectors))
+    def noted(self: CheckpointStore, reply: PaidReply) -> None:
+        store_reply(self, reply)
+        kept.append([row[0] for row in reply.rows])
         if len(kept) == 2:
             later.set()
-        return stored
 
     monkeypatch.setattr(CheckpointStore, "store_reply", noted)
     client = EmbeddingClient(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -72,3 +73,16 @@ def test_a_job_under_a_shape_is_billed_once(url: str) -> None:
     counters = seen(url)
     assert len(result.dense) == counters["texts"] == 300
     assert counters["answered"] == result.usage.requests == 30
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="tells no peak of memory")
+def test_a_corpus_of_any_size_takes_60_mb(url: str) -> None:
+    begin(url)
+    client = SERVER.with_name("clients.py")
+    command = [sys.executable, str(client), "ours", "files,texts=10000,words=12", url]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)  # noqa: S603 - our own program
+    result = json.loads(done.stdout)
+    assert (result["error"], result["vectors"]) == (None, 20_000)
+    # Its vectors alone, if they were kept, would take 40 MB as bytes and 320 MB as floats; pyarrow is imported before.
+    assert result["rss_growth"] < 60e6
+    assert seen(url)["texts"] == 20_000

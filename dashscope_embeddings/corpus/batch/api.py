@@ -100,12 +100,12 @@ def batch_run(  # noqa: PLR0913 - as batch_submit
     """
     if poll is not None and not 0 < poll < float("inf"):
         raise InvalidInput(f"poll={poll!r}: expected seconds, above 0")
-    if poll is None and client.settings.address.is_emulator:
-        poll = 0.2  # its batches end at once
     batch_options = BatchOptions(window, name, description)
     with open_job(output, client, progress, inputs, InputOptions(**options), batch_options) as job:
         if before is not None:
             before(job.estimate())
+        if poll is None and client.settings.address.is_emulator:
+            poll = 0.2  # its batches end at once
         return job.run(BatchFlow(job).run(poll), stop)
 
 

@@ -122,7 +122,7 @@ class BatchJob:
         finished = write and not counts.pending and not stopped
         if finished:
             columns = [name for name in EXTRA_COLUMNS if self.job_store.get_setting(f"with_{name}")]
-            write_output(checkpoint, self.output, self.client, "document", "dense", columns)
+            write_output(checkpoint, counts, self.output, self.client, "document", "dense", columns)
         if self.errors:
             raise self.errors[0]
         billed, (under_way, given_up) = checkpoint.total_billed(), self.job_store.counts()
@@ -157,6 +157,7 @@ def open_job(  # noqa: PLR0913, PLR0917 - only the first two are required
     Raises:
         InvalidInput: the client or the options cannot work, the input is bad, or there is no such job.
     """
+    fingerprint = corpus_inputs.settings_fingerprint(client, "document", "dense", "batch")
     if client.settings.protocol != "openai":
         raise InvalidInput('Batch files are OpenAI-compatible: create the client with protocol="openai"')
     output = Path(output)
@@ -169,7 +170,6 @@ def open_job(  # noqa: PLR0913, PLR0917 - only the first two are required
         sources = find_sources(inputs, input_options.format, output=output)
     elif not path.exists():
         raise InvalidInput(f"there is no {path}: nothing was submitted for this output")
-    fingerprint = corpus_inputs.settings_fingerprint(client, "document", "dense", "batch")
     with corpus_inputs.open_checkpoint(path, output) as checkpoint:
         with checkpoint.transaction(commit=False):
             checkpoint.check_settings(fingerprint)

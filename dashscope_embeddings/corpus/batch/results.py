@@ -13,7 +13,7 @@ from dashscope_embeddings._core.planning import Chunk, split_request
 from dashscope_embeddings._core.protocol import ParsedReply
 from dashscope_embeddings.corpus.batch import messages
 from dashscope_embeddings.corpus.batch.request_file import line_number
-from dashscope_embeddings.corpus.checkpoint.rows import PackedVectors
+from dashscope_embeddings.corpus.checkpoint.rows import PackedVectors, PaidReply
 from dashscope_embeddings.errors import Action, BadReply, DashScopeError, ServiceError
 
 if TYPE_CHECKING:
@@ -60,11 +60,10 @@ class ResultImporter:
             return
         try:
             vectors = self._read_vectors(result, units)
-            self._job.embedded += self._checkpoint.store_reply(vectors, 1, len(units), result.tokens)
+            self._job.embedded += self._job_store.store_line(line, vectors, result.tokens)
         except (BadReply, ServiceError) as error:
             self._failed_lines.setdefault(line, (error, None if result.reply is None else result.tokens))
         else:
-            self._job_store.mark_done([line])
             self._failed_lines.pop(line, None)
 
     def _read_vectors(self, result: LineResult, units: Sequence[int]) -> dict[int, PackedVectors]:
@@ -101,7 +100,7 @@ class ResultImporter:
             for line, units in job_store.lines_without_vectors(self._batch):
                 error, tokens = self._failed_lines.get(line, (None, None))
                 if tokens is not None:
-                    checkpoint.store_reply({}, 1, len(units), tokens)
+                    checkpoint.store_reply(PaidReply((1, len(units), tokens)))
                 if error is None or error.action in RETRYABLE_ACTIONS or job_error is not None:
                     job_store.schedule_retry(units, invalid=invalid, deferred=deferred or job_error is not None)
                 elif error.action is Action.ABORT:

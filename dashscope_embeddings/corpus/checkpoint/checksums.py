@@ -48,9 +48,9 @@ def row_checksum(*values: object) -> bytes:
     return zlib.crc32(" ".join(map(ascii, values)).encode()).to_bytes(CHECKSUM_BYTES, "little")
 
 
-def text_differs(text: object, digest: object) -> bool:
-    """Whether a stored text does not have its hash; False for None: no text was stored."""
-    return text is not None and not (isinstance(text, str) and text_hash(text) == digest)
+def is_text_intact(text: object, digest: object, whole: bytes = b"") -> bool:
+    """Whether a text, as read from a row that may be damaged, has this hash; `whole`: as for `text_hash`."""
+    return isinstance(text, str) and text_hash(text, whole) == digest
 
 
 def damage_error(name: object, what: str) -> InvalidInput:

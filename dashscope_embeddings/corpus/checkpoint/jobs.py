@@ -8,15 +8,17 @@ A line consists of units: texts, or parts of long ones. While a unit is under wa
 
 from __future__ import annotations
 
+import array
 from typing import TYPE_CHECKING, Any, Literal
 
 from dashscope_embeddings._core.text_length import estimate_tokens
 from dashscope_embeddings.corpus.checkpoint import checksums
-from dashscope_embeddings.corpus.checkpoint.rows import BatchFile, Unit
-from dashscope_embeddings.corpus.checkpoint.schema import PENDING
+from dashscope_embeddings.corpus.checkpoint.rows import BatchFile, PackedVectors, PaidReply, Unit
+from dashscope_embeddings.corpus.checkpoint.schema import PENDING, VECTOR_COLUMNS
+from dashscope_embeddings.vectors import Part, combine
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from dashscope_embeddings.corpus.checkpoint.rows import BatchState
     from dashscope_embeddings.corpus.checkpoint.store import CheckpointStore
@@ -137,13 +139,47 @@ class JobStore:
         for (line,) in self._database.fetch_paged(query, batch.number):
             yield line, self.line_units(batch, line) or []
 
-    def mark_done(self, lines: Iterable[int]) -> None:
-        """Records that the vectors of these lines are stored."""
-        numbers = [(line,) for line in lines]
-        self._database.execute_many("UPDATE lines SET done = 1 WHERE line = ?", numbers)
-        self._database.execute_many(
-            "UPDATE units SET line = NULL, rounds = 0, refused_files = 0, max_per_line = 0 WHERE line = ?", numbers
+    def store_line(self, line: int, vectors_by_unit: Mapping[int, PackedVectors], tokens: int) -> int:
+        """Stores the vectors of a line, and what was billed; returns how many texts are complete with it.
+
+        Raises:
+            BadReply: the width of the vectors differs from earlier ones.
+        """
+        with self._database.transaction():
+            units = self._fetch_all("SELECT unit, hash, part_of FROM units WHERE line = ?", (line,))
+            reply = PaidReply((1, len(units), tokens))
+            for unit, digest, _ in units:
+                reply.add(unit, digest, vectors_by_unit[unit])
+            self._checkpoint.store_reply(reply)
+            self._fetch_all("UPDATE lines SET done = 1 WHERE line = ?", (line,))
+            self._fetch_all(
+                "UPDATE units SET line = NULL, rounds = 0, refused_files = 0, max_per_line = 0 WHERE line = ?", (line,)
+            )
+            wholes = {whole for _, _, whole in units if whole}
+            return sum(whole is None for _, _, whole in units) + sum(map(self._combine_parts, wholes))
+
+    def _combine_parts(self, whole: int) -> bool:
+        """Stores the vector of a long text whose parts all have one; if one is damaged, the text is pending again."""
+        rows = self._fetch_all(
+            f"SELECT hash, text, {VECTOR_COLUMNS} FROM units LEFT JOIN vectors USING (unit) "  # noqa: S608 - our own names
+            "WHERE part_of = ? ORDER BY unit",
+            (whole,),
         )
+        if any(checksum is None for _, _, checksum, *_ in rows):
+            return False
+        ((whole_hash, count),) = self._fetch_all("SELECT hash, parts FROM units WHERE unit = ?", (whole,))
+        parts = []
+        for digest, text, checksum, *columns in rows:
+            vectors = PackedVectors(*columns)
+            if checksums.is_text_intact(text, digest, whole_hash) and checksums.is_intact(digest, checksum, vectors):
+                parts.append(Part(array.array("f", vectors.dense or b"").tolist(), None, float(len(text))))
+        self._checkpoint.drop_parts(whole)
+        if len(parts) != count:
+            return False
+        reply = PaidReply()
+        reply.add(whole, whole_hash, PackedVectors.pack(combine(parts).dense))
+        self._checkpoint.store_reply(reply)
+        return True
 
     # --- units ----------------------------------------------------------------------------------------------
 
@@ -164,7 +200,7 @@ class JobStore:
         )
         for *columns, whole_hash in self._database.fetch_paged(query):
             unit = Unit(*columns)
-            if unit.digest != checksums.text_hash(unit.text, whole_hash or b""):
+            if not checksums.is_text_intact(unit.text, unit.digest, whole_hash or b""):
                 raise checksums.damage_error(self._database.path, f"text {unit.number} differs from what was read")
             yield unit
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from dashscope_embeddings.corpus.checkpoint import checksums
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -39,6 +41,19 @@ class PackedVectors(NamedTuple):
             None if sparse is None else struct.pack(f"{len(sparse)}I", *sparse.indices),
             None if sparse is None else struct.pack(f"{len(sparse)}f", *sparse.values),
         )
+
+
+@dataclass(eq=False, slots=True)
+class PaidReply:
+    """What a reply brings: rows of the table `vectors`, and what was billed for them."""
+
+    billed: tuple[int, int, int] = (0, 0, 0)
+    """Requests, texts and tokens."""
+    rows: list[tuple[Any, ...]] = field(default_factory=list)
+
+    def add(self, unit: int, digest: bytes, vectors: PackedVectors) -> None:
+        """Adds the vectors of a unit; `digest`: the hash of its text."""
+        self.rows.append((unit, checksums.vectors_checksum(digest, vectors), *vectors))
 
 
 class OutputRow(NamedTuple):

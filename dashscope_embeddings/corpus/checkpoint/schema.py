@@ -73,9 +73,10 @@ INSERT INTO checkpoint VALUES (0, 0, 0, 0, 0, 0);
 
 PENDING = (
     "units.text IS NOT NULL AND units.reason IS NULL AND units.part_of IS NULL "
-    "AND NOT EXISTS (SELECT 1 FROM vectors WHERE vectors.unit = units.unit)"
+    "AND units.unit NOT IN (SELECT unit FROM vectors)"
 )
 """Condition for a text of the input that needs a vector."""
+VECTOR_COLUMNS = "vectors.sum, dense, sparse_indices, sparse_values"
 
 
 def create_tables(connection: sqlite3.Connection) -> None:

@@ -7,17 +7,17 @@ not synced at each commit: a power failure may lose the last replies, never earl
 
 from __future__ import annotations
 
-import array
 import contextlib
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from dashscope_embeddings._core.text_length import estimate_tokens
 from dashscope_embeddings.corpus.checkpoint import checksums
 from dashscope_embeddings.corpus.checkpoint.opening import open_database
 from dashscope_embeddings.corpus.checkpoint.rows import Counts, OutputRow, PackedVectors
-from dashscope_embeddings.corpus.checkpoint.schema import PENDING
+from dashscope_embeddings.corpus.checkpoint.schema import PENDING, VECTOR_COLUMNS
 from dashscope_embeddings.errors import BadReply, DashScopeError, InvalidInput, ServiceError
-from dashscope_embeddings.vectors import Part, combine, counted
+from dashscope_embeddings.vectors import counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -27,9 +27,7 @@ if TYPE_CHECKING:
 
     from dashscope_embeddings._core.text_length import CountTokens
     from dashscope_embeddings.corpus.checkpoint.database import Database
-    from dashscope_embeddings.corpus.checkpoint.rows import InputText
-
-_VECTOR_COLUMNS = "vectors.sum, dense, sparse_indices, sparse_values"
+    from dashscope_embeddings.corpus.checkpoint.rows import InputText, PaidReply
 
 
 class CheckpointStore:
@@ -151,7 +149,7 @@ class CheckpointStore:
         marks = ",".join("?" * len(hashes))
         known: dict[bytes, tuple[int, bool]] = {}
         for digest, unit, checksum, *vectors in self.database.fetch_all(
-            f"SELECT hash, unit, {_VECTOR_COLUMNS} FROM units LEFT JOIN vectors USING (unit) "  # noqa: S608 - our own names
+            f"SELECT hash, unit, {VECTOR_COLUMNS} FROM units LEFT JOIN vectors USING (unit) "  # noqa: S608 - our own names
             f"WHERE part_of IS NULL AND hash IN ({marks})",
             hashes,
         ):
@@ -184,9 +182,11 @@ class CheckpointStore:
         """Counts texts of the input by state."""
         with self.database.lock:
             ((pending, tokens),) = self.database.fetch_all(f"SELECT count(*), total(tokens) FROM units WHERE {PENDING}")  # noqa: S608 - no input in it
-            refused = "records CROSS JOIN units USING (unit) WHERE reason IS NOT NULL"
-            counts = ("count(*) FROM records", f"count(*) FROM {refused}", "count(*) FROM skipped")
-            texts, rejected, invalid = (self.database.fetch_value(f"SELECT {count}") for count in counts)
+            refused = "records WHERE unit IN (SELECT unit FROM units WHERE reason IS NOT NULL)"
+            texts, rejected, invalid = (
+                self.database.fetch_value(f"SELECT count(*) FROM {rows}")  # noqa: S608 - no input in it
+                for rows in ("records", refused, "skipped")
+            )
             return Counts(texts, pending, tokens, rejected, invalid)
 
     # --- replies --------------------------------------------------------------------------------------------
@@ -196,59 +196,25 @@ class CheckpointStore:
         query = f"SELECT unit, text FROM units WHERE unit > ? AND {PENDING} ORDER BY unit LIMIT ?"  # noqa: S608 - no input in it
         return self.database.fetch_paged(query)
 
-    def store_reply(
-        self, vectors_by_unit: Mapping[int, PackedVectors], requests: int = 0, texts: int = 0, tokens: int = 0
-    ) -> int:
-        """Commits a reply: vectors by unit, and what was billed; returns how many texts are complete with it.
+    def store_reply(self, reply: PaidReply) -> None:
+        """Commits a reply.
 
         Raises:
             BadReply: the width of the dense vectors differs from earlier ones.
         """
-        widths = {len(vectors.dense) for vectors in vectors_by_unit.values() if vectors.dense is not None}
+        widths = {len(dense) for _, _, dense, *_ in reply.rows if dense is not None}
         with self.transaction():
             if len(widths | ({self._vector_bytes} - {0})) > 1:
                 raise BadReply(
                     f"dense vectors of different widths: {sorted(widths)} bytes, before {self._vector_bytes}"
                 )
             self._vector_bytes = max(widths, default=self._vector_bytes)
-            marks = ",".join("?" * len(vectors_by_unit))
-            query = f"SELECT unit, hash, part_of FROM units WHERE unit IN ({marks})"  # noqa: S608 - only question marks
-            units = self.database.fetch_all(query, tuple(vectors_by_unit))
-            values: list[Any] = []
-            for unit, digest, _ in units:
-                vectors = vectors_by_unit[unit]
-                values += (unit, checksums.vectors_checksum(digest, vectors), *vectors)
-            if units:  # in one statement: before each one, this thread waits for the others that run Python code
-                rows = ", ".join(["(?, ?, ?, ?, ?)"] * len(units))
-                self.database.fetch_all(f"INSERT OR REPLACE INTO vectors VALUES {rows}", values)  # noqa: S608 - only question marks
+            if reply.rows:  # in one statement: before each one, this thread waits for the others that run Python code
+                marks = ", ".join(["(?, ?, ?, ?, ?)"] * len(reply.rows))
+                self.database.fetch_all(f"INSERT OR REPLACE INTO vectors VALUES {marks}", [*chain(*reply.rows)])  # noqa: S608 - only question marks
             self.database.fetch_all(
-                "UPDATE checkpoint SET requests = requests + ?, texts = texts + ?, tokens = tokens + ?",
-                (requests, texts, tokens),
+                "UPDATE checkpoint SET requests = requests + ?, texts = texts + ?, tokens = tokens + ?", reply.billed
             )
-            wholes = {whole for _, _, whole in units if whole}
-            return sum(part_of is None for _, _, part_of in units) + sum(map(self._combine_parts, wholes))
-
-    def _combine_parts(self, whole: int) -> bool:
-        """Stores the vector of a long text whose parts all have one; if one is damaged, the text is pending again."""
-        rows = self.database.fetch_all(
-            f"SELECT hash, text, {_VECTOR_COLUMNS} FROM units LEFT JOIN vectors USING (unit) "  # noqa: S608 - our own names
-            "WHERE part_of = ? ORDER BY unit",
-            (whole,),
-        )
-        if any(checksum is None for _, _, checksum, *_ in rows):
-            return False
-        ((whole_hash, count),) = self.database.fetch_all("SELECT hash, parts FROM units WHERE unit = ?", (whole,))
-        parts = []
-        for digest, text, checksum, *columns in rows:
-            vectors = PackedVectors(*columns)
-            is_intact = isinstance(text, str) and digest == checksums.text_hash(text, whole_hash)
-            if is_intact and checksums.is_intact(digest, checksum, vectors):
-                parts.append(Part(array.array("f", vectors.dense or b"").tolist(), None, float(len(text))))
-        self.drop_parts(whole)
-        if len(parts) != count:
-            return False
-        self.store_reply({whole: PackedVectors.pack(combine(parts).dense)})
-        return True
 
     def drop_parts(self, whole: int) -> None:
         """Deletes the parts of a text; those under way stay until their line has ended, without belonging to it."""
@@ -284,7 +250,7 @@ class CheckpointStore:
     def _find_vector_bytes(self) -> int:
         """The bytes of the first intact dense vector; 0: there is none."""
         rows = self.database.connection.execute(
-            f"SELECT hash, {_VECTOR_COLUMNS} FROM vectors JOIN units USING (unit) WHERE dense IS NOT NULL ORDER BY unit"  # noqa: S608 - our own names
+            f"SELECT hash, {VECTOR_COLUMNS} FROM vectors JOIN units USING (unit) WHERE dense IS NOT NULL ORDER BY unit"  # noqa: S608 - our own names
         )
         vectors = ((digest, checksum, PackedVectors(*columns)) for digest, checksum, *columns in rows)
         return next((len(row[2].dense or b"") for row in vectors if checksums.is_intact(*row)), 0)
@@ -299,20 +265,21 @@ class CheckpointStore:
         """
         total = self.database.fetch_value("SELECT records FROM checkpoint")
         readable = self.database.fetch_value("SELECT count(*) FROM skipped")
+        text_column = "text" if with_text else "NULL"
         rows = self.database.connection.execute(
-            f"SELECT position, id, place, hash, records.sum, text, reason, {_VECTOR_COLUMNS} FROM records "  # noqa: S608 - our own names
+            f"SELECT position, id, place, hash, records.sum, {text_column}, reason, {VECTOR_COLUMNS} FROM records "  # noqa: S608 - our own names
             "LEFT JOIN units USING (unit) LEFT JOIN vectors USING (unit) ORDER BY position"
         )
         for *record, checksum, text, reason, vectors_checksum, dense, indices, values in rows:
             position, record_id, place, digest = record
             if checksum != checksums.row_checksum(*record):
                 continue
-            if checksums.text_differs(text, digest) or (with_text and text is None):
+            if with_text and not checksums.is_text_intact(text, digest):
                 continue
             vectors = PackedVectors(dense, indices, values)
             if checksums.is_intact(digest, vectors_checksum, vectors):
                 readable += 1
-                yield OutputRow(self._output_id(position, record_id), text if with_text else None, vectors, place)
+                yield OutputRow(self._output_id(position, record_id), text, vectors, place)
             elif reason is not None and vectors_checksum is None:
                 readable += 1
         if readable != total:
