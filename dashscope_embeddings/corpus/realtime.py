@@ -215,9 +215,9 @@ def estimate_corpus(
     path = None if output is None else ledger_beside(output)
     input_options = InputOptions(**options)
     sources = find_sources(inputs, input_options.format, output=output)
+    fingerprint = corpus_inputs.settings_fingerprint(client, text_type, kind, "real-time")
     limits = shared_limits(client.settings.address.host, client.settings.model)
     is_temporary = path is None or not path.exists() or not path.stat().st_size
-    fingerprint = corpus_inputs.settings_fingerprint(client, text_type, kind, "real-time")
     with (
         corpus_inputs.open_checkpoint(None if is_temporary else path) as checkpoint,
         checkpoint.transaction(commit=False),
