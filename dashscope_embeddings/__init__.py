@@ -1,5 +1,7 @@
 """Alibaba Cloud Model Studio (DashScope) text embeddings for LangChain, LlamaIndex and notebooks."""
 
+import typing
+
 from dashscope_embeddings.catalogue import Price
 from dashscope_embeddings.client import EmbeddingClient
 from dashscope_embeddings.errors import (
@@ -44,3 +46,15 @@ __all__ = [
     "Usage",
     "track_usage",
 ]
+
+__version__: str
+
+if not typing.TYPE_CHECKING:  # type checkers would take any name for one of this module
+
+    def __getattr__(name: str) -> str:
+        """The installed version, which takes a look at the disk to find."""
+        if name != "__version__":
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from importlib.metadata import version  # noqa: PLC0415 - as above
+
+        return version("dashscope-embeddings")

@@ -223,8 +223,8 @@ def _address_from_region(region: str | None, workspace: str | None) -> Address:
     host = known and (known.shared_host or known.fallback_host)
     if host is None:
         raise InvalidInput(
-            f"region {name!r} has no shared host that is known: pass workspace= as well, or another region. "
-            f"Known regions: {_region_names()}"
+            f"region {name!r} has no shared host that is known{_region_suggestion(name)}: pass workspace= as well, or "
+            f"another region. Known regions: {_region_names()}"
         )
     return Address(f"https://{host}", known)
 
@@ -240,8 +240,26 @@ def _workspace_of_environment() -> str | None:
 def _check_region(origin: str, name: str) -> None:
     if _find_region(name) is None and not _REGION_PATTERN.fullmatch(name):
         raise InvalidInput(
-            f"{origin}={name!r} is no region: expected one of {_region_names()}, or the id of a newer one"
+            f"{origin}={name!r} is no region{_region_suggestion(name)}: expected one of {_region_names()}, or the id "
+            "of a newer one"
         )
+
+
+def _region_suggestion(name: str) -> str:
+    """Part of an error message; empty without a good guess."""
+    ids = {_plain(spelling): region.id for region in REGIONS for spelling in (region.id, region.city)} | _EVERYDAY_NAMES
+    meant = difflib.get_close_matches(_plain(name), ids, n=1, cutoff=_SIMILARITY)
+    return f" (is {ids[meant[0]]!r} meant?)" if meant else ""
+
+
+_EVERYDAY_NAMES = {
+    **dict.fromkeys(("cn", "china", "mainland"), "cn-beijing"),
+    **dict.fromkeys(("intl", "international", "global", "sg"), "ap-southeast-1"),
+    **dict.fromkeys(("us", "usa"), "us-east-1"),
+    **dict.fromkeys(("eu", "europe", "de", "germany"), "eu-central-1"),
+    **dict.fromkeys(("jp", "japan"), "ap-northeast-1"),
+    "hk": "cn-hongkong",
+}
 
 
 def _region_names() -> str:

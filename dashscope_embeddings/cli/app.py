@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import io
 import sys
 from typing import Annotated
+
+import dashscope_embeddings
 
 try:
     import typer
@@ -25,7 +26,7 @@ _CLI_INSTALL_COMMAND = 'pip install "dashscope-embeddings[cli]"'
 
 def _print_version(value: bool) -> None:  # noqa: FBT001 - as typer calls it
     if value:
-        typer.echo(f"dashscope-embeddings {importlib.metadata.version('dashscope-embeddings')}")
+        typer.echo(f"dashscope-embeddings {dashscope_embeddings.__version__}")
         raise typer.Exit
 
 

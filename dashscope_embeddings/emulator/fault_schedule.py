@@ -28,6 +28,30 @@ class When(TypedDict, total=False):
     route: str | None
 
 
+def check_number(name: str, value: object, least: float, most: float = math.inf) -> None:
+    """Raises TypeError or ValueError if an argument is neither None nor a number within these bounds."""
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name} must be a number, not {value!r}")
+    if not least <= value <= most:
+        raise ValueError(
+            f"{name}={value!r}: expected at least {least:g}{'' if most == math.inf else f', at most {most:g}'}"
+        )
+
+
+def check_kind(name: str, value: object, kind: type) -> None:
+    """Raises TypeError if an argument is not of this kind."""
+    if not isinstance(value, kind):
+        raise TypeError(f"{name} must be {kind.__name__}, not {value!r}")
+
+
+def check_choice(name: str, value: object, *choices: object) -> None:
+    """Raises ValueError if an argument is none of these."""
+    if value not in choices:
+        raise ValueError(f"{name}={value!r}: expected {' or '.join(map(repr, choices))}")
+
+
 @dataclass(frozen=True)
 class Fault:
     """The conditions under which a fault triggers; subclasses define the effect. A bare `Fault` has none."""
@@ -49,6 +73,18 @@ class Fault:
     route: str | None = None
     """Only requests whose method and path, as in `GET /compatible-mode/v1/batches`, contain this pattern; others are
     not counted."""
+
+    def __post_init__(self) -> None:
+        """Raises: TypeError, ValueError: a condition that cannot work."""
+        for name, least in (("after", 0), ("times", 0), ("every", 1), ("probability", 0), ("seed", -math.inf)):
+            check_number(name, getattr(self, name), least, 1 if name == "probability" else math.inf)
+        for name, text in (("match", self.match), ("route", self.route)):
+            if text is not None:
+                check_kind(name, text, str)
+        try:
+            re.compile(self.route or "")
+        except re.error as error:
+            raise ValueError(f"route={self.route!r} is no regular expression: {error}") from None
 
     @property
     def label(self) -> str:
@@ -89,6 +125,11 @@ class Refuse(Fault):
     """Makes the reply, from the protocol and the request id."""
     label: str = "Refuse"
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not callable(self.reply):
+            raise TypeError("Refuse takes a function that makes the reply; for a status, write Status(503)")
+
     def intercept(self, protocol: WireProtocol, request_id: str) -> Response:  # noqa: D102
         return self.reply(protocol, request_id)
 
@@ -99,6 +140,11 @@ class EditReply(Fault):
 
     change: Callable[[Response], Response] = field(repr=False)
     label: str = "EditReply"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not callable(self.change):
+            raise TypeError("EditReply takes a function that changes a reply")
 
     def corrupt(self, response: Response) -> Response:  # noqa: D102
         return self.change(response)

@@ -38,7 +38,7 @@ from dashscope_embeddings.emulator.fault_schedule import EditReply as EditReply
 from dashscope_embeddings.emulator.fault_schedule import Fault as Fault
 from dashscope_embeddings.emulator.fault_schedule import LineFails as LineFails
 from dashscope_embeddings.emulator.fault_schedule import LineLost as LineLost
-from dashscope_embeddings.emulator.fault_schedule import Refuse, When
+from dashscope_embeddings.emulator.fault_schedule import Refuse, When, check_choice, check_kind, check_number
 from dashscope_embeddings.emulator.messages import Response
 
 if TYPE_CHECKING:
@@ -78,6 +78,11 @@ def Overdue(code: str = "PrepaidBillOverdue", **when: Unpack[When]) -> Refuse:
     return _refuse("Overdue", throttled(code), when)
 
 
+def WrongKey(**when: Unpack[When]) -> Refuse:
+    """The key is refused: HTTP 401 `InvalidApiKey`, with the words of a recorded reply."""
+    return _refuse("WrongKey", ApiError(401, "InvalidApiKey", "Invalid API-key provided."), when)
+
+
 def Arrearage(**when: Unpack[When]) -> Refuse:
     """The account owes money: HTTP 400."""
     message = "Access denied, please make sure your account is in good standing."
@@ -107,6 +112,7 @@ def Status(
 
     `code` and `message` None: the service's own, where they are known. Proxies send the header `retry-after`.
     """
+    check_choice("body", body, "json", "html", "empty")
     usual = ("InternalError", "Internal server error!")
     if status == HTTPStatus.SERVICE_UNAVAILABLE:
         usual = ("ServiceUnavailable", "Service temporarily unavailable, possibly overloaded or not ready.")
@@ -130,6 +136,10 @@ def _refuse(
     body: bytes | None = None,
 ) -> Refuse:
     """The fault that answers with this, with those further headers that have a value, and another body if given."""
+    check_number("status", answer.status, 100, 599)
+    if isinstance(answer, ApiError):
+        check_kind("code", answer.code, str)
+    check_number("retry_after", (headers or {}).get("retry-after"), 0)
     further = {name: str(value).removesuffix(".0") for name, value in (headers or {}).items() if value is not None}
 
     def reply(protocol: WireProtocol, request_id: str) -> Response:
@@ -149,6 +159,7 @@ def Drop(
 
     `billed`: whether the request was processed and billed before the reply was lost.
     """
+    check_choice("how", how, "closed", "reset", "unreachable")
     if billed:
         return EditReply(lambda reply: replace(reply, ending=how), "Drop", **when)
     return Refuse(lambda *_: Response(0, b"", ending=how), "Drop", **when)
@@ -156,16 +167,19 @@ def Drop(
 
 def Slow(seconds: float = 1.0, **when: Unpack[When]) -> EditReply:
     """The reply is late by `seconds`."""
+    check_number("seconds", seconds, 0)
     return EditReply(lambda reply: replace(reply, delay_seconds=seconds), "Slow", **when)
 
 
 def Stall(share: float = 0.0, **when: Unpack[When]) -> EditReply:
     """The reply never comes, or stops after a share of its body; the connection stays open until the client closes."""
+    check_number("share", share, 0, 1)
     return EditReply(lambda reply: replace(reply, ending="stalled", sent_bytes=_share(reply, share)), "Stall", **when)
 
 
 def Truncate(share: float = 0.5, framed: bool = False, **when: Unpack[When]) -> EditReply:
     """The connection closes after a share of the body; `framed`: `content-length` matches that share."""
+    check_number("share", share, 0, 1)
     if framed:
         return EditReply(lambda reply: replace(reply, body=reply.body[: _share(reply, share)]), "Truncate", **when)
     return EditReply(lambda reply: replace(reply, ending="cut", sent_bytes=_share(reply, share)), "Truncate", **when)
@@ -180,11 +194,13 @@ def _share(reply: Response, share: float) -> int:
 
 def Garbage(body: bytes = b"\x00\xff upstream connect error", **when: Unpack[When]) -> EditReply:
     """HTTP 200 with a body that is not JSON."""
+    check_kind("body", body, bytes)
     return EditReply(lambda reply: replace(reply, body=body), "Garbage", **when)
 
 
 def TrailingBytes(extra: bytes = b"\n}", **when: Unpack[When]) -> EditReply:
     """Extra bytes follow the JSON."""
+    check_kind("extra", extra, bytes)
     return EditReply(lambda reply: replace(reply, body=reply.body + extra), "TrailingBytes", **when)
 
 
@@ -204,6 +220,7 @@ def Gzip(broken: Literal["cut", "corrupt"] | None = None, **when: Unpack[When]) 
 
     `broken`: with `cut` the second half is missing, and `content-length` matches; with `corrupt` one byte is changed.
     """
+    check_choice("broken", broken, None, "cut", "corrupt")
 
     def change(response: Response) -> Response:
         body = gzip.compress(response.body, mtime=0)
@@ -249,6 +266,7 @@ def _edit(label: str, change: Callable[[_Body], object], when: When) -> EditRepl
 
 def _edit_vectors(label: str, row: int | None, change: Callable[[list[Any]], list[Any]], when: When) -> EditReply:
     """The fault that replaces the dense vector of a row, or of all, whether written as numbers or as base64."""
+    check_kind("row", row or 0, int)
 
     def edit(body: _Body) -> None:
         for each in body.rows if row is None else [body.rows[row]]:
@@ -264,6 +282,7 @@ def _edit_vectors(label: str, row: int | None, change: Callable[[list[Any]], lis
 
 def WrongCount(by: int = -1, **when: Unpack[When]) -> EditReply:
     """`by` rows too many, or (negative) too few."""
+    check_kind("by", by, int)
 
     def change(body: _Body) -> None:
         if by < 0:
@@ -290,6 +309,7 @@ def Shuffle(**when: Unpack[When]) -> EditReply:
 
 def WrongWidth(by: int = -1, row: int = 0, **when: Unpack[When]) -> EditReply:
     """The vector of row `row` is longer, or (negative) shorter, by `by` components."""
+    check_kind("by", by, int)
     return _edit_vectors("WrongWidth", row, lambda vector: [*vector, *[0.5] * by][: len(vector) + by], when)
 
 
@@ -305,6 +325,7 @@ def IntegerComponents(**when: Unpack[When]) -> EditReply:
 
 def NullEmbedding(row: int = 0, **when: Unpack[When]) -> EditReply:
     """The vector of row `row` is null."""
+    check_kind("row", row, int)
     return _edit("NullEmbedding", lambda body: body.rows[row].update(embedding=None), when)
 
 

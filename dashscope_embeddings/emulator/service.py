@@ -64,7 +64,7 @@ class Emulator:
             `requests`, nor for faults without a `route`: a client may send it at any time beside its job.
         retry_after: whether a reply to an exceeded quota has headers that say when to retry.
         faults: what goes wrong, and when: `[faults.Throttle(probability=0.05), faults.Drop(after=10)]`; see the module
-            `faults`. Setting the attribute `faults` replaces them.
+            `faults`. Setting the attribute `faults` replaces them: `emulator.faults = [*emulator.faults, another]`.
         clock: returns seconds; for quotas, batches and the log.
         log: how many requests `asked`, and lines `batch_lines`, keeps, the latest; None: all.
         batches: how the Batch route runs.

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
+import dashscope_embeddings
 from dashscope_embeddings import EmbeddingClient, catalogue
 from dashscope_embeddings.emulator import Emulator
 from dashscope_embeddings.emulator.embeddings import COMPATIBLE_PATH, NATIVE_PATH
@@ -108,7 +109,8 @@ def test_it_also_runs_as_a_module() -> None:
 
 
 def test_it_says_its_version() -> None:
-    assert run("--version").output == f"dashscope-embeddings {importlib.metadata.version('dashscope-embeddings')}\n"
+    assert dashscope_embeddings.__version__ == importlib.metadata.version("dashscope-embeddings")
+    assert run("--version").output == f"dashscope-embeddings {dashscope_embeddings.__version__}\n"
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="sends POSIX signals")

@@ -152,6 +152,15 @@ def test_what_is_no_region_is_answered_with_those_there_are(workspace: str | Non
         resolve_address(region="mars", workspace=workspace, base_url=base_url)
 
 
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [("intl", "ap-southeast-1"), ("us", "us-east-1"), ("cn-bejing", "cn-beijing"), ("Frankfort", "eu-central-1")],
+)
+def test_a_region_by_another_name_is_answered_with_the_one_that_was_meant(name: str, meant: str) -> None:
+    with pytest.raises(InvalidInput, match=rf"{name}'.* \(is '{meant}' meant\?\): .*cn-beijing \(Beijing\), "):
+        resolve_address(region=name)
+
+
 @pytest.mark.parametrize("bad", ["ws\n", "a/b", "a.b", "-a", "a b", "a@b", "x" * 65, "ä"])
 def test_what_is_no_label_of_a_host_name_is_refused(bad: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InvalidInput, match="cannot be part of a host name"):

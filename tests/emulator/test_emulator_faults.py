@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
+from client_helpers import client_for
 from emulator_calls import V4, Clock, compatible, native, rows
 
+from dashscope_embeddings import AuthenticationError
 from dashscope_embeddings.emulator import Emulator, faults
 from dashscope_embeddings.emulator.embeddings import NATIVE_PATH
 from dashscope_embeddings.emulator.messages import Response
@@ -288,6 +290,50 @@ def test_closing_ends_a_stall() -> None:
         while connection.recv(65_536):
             pass
     assert server.peak_in_flight == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("Refuse", {"reply": "x"}, r"Refuse takes a function .* for a status, write Status\(503\)"),
+        ("EditReply", {"change": "x"}, "EditReply takes a function"),
+        ("Status", {"status": "503"}, "status must be a number, not '503'"),
+        ("Status", {"status": 5030}, "status=5030: expected at least 100, at most 599"),
+        ("Status", {"code": 5}, "code must be str, not 5"),
+        ("Status", {"body": "htlm"}, "body='htlm': expected 'json' or 'html' or 'empty'"),
+        ("Throttle", {"retry_after": "1"}, "retry_after must be a number, not '1'"),
+        ("Throttle", {"times": "1"}, "times must be a number"),
+        ("Throttle", {"every": 0}, "every=0: expected at least 1"),
+        ("Throttle", {"probability": 5}, "probability=5: expected at least 0, at most 1"),
+        ("Throttle", {"match": 5}, "match must be str"),
+        ("Throttle", {"route": "("}, "route='\\(' is no regular expression"),
+        ("Slow", {"seconds": "1"}, "seconds must be a number"),
+        ("Stall", {"share": 2}, "share=2: expected at least 0, at most 1"),
+        ("Truncate", {"share": "all"}, "share must be a number"),
+        ("Drop", {"how": "close"}, "how='close': expected 'closed' or 'reset' or 'unreachable'"),
+        ("Garbage", {"body": "x"}, "body must be bytes"),
+        ("TrailingBytes", {"extra": "x"}, "extra must be bytes"),
+        ("Gzip", {"broken": "x"}, "broken='x': expected None or 'cut' or 'corrupt'"),
+        ("WrongCount", {"by": "1"}, "by must be int"),
+        ("WrongWidth", {"by": "1"}, "by must be int"),
+        ("WrongWidth", {"row": "1"}, "row must be int"),
+        ("NullEmbedding", {"row": "1"}, "row must be int"),
+        ("LineFails", {"after": "1"}, "after must be a number"),
+    ],
+)
+def test_a_fault_that_cannot_work_is_refused_when_it_is_made(name: str, arguments: Any, message: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=message):
+        getattr(faults, name)(**arguments)
+
+
+def test_a_wrong_key_is_refused_in_the_words_of_the_service_and_can_be_added_to_a_running_emulator() -> None:
+    emulator = Emulator()
+    client = client_for(emulator)
+    client.embed("a")
+    emulator.faults = [*emulator.faults, faults.WrongKey()]
+    with pytest.raises(AuthenticationError, match="401 InvalidApiKey: Invalid API-key provided"):
+        client.embed("b")
+    assert len(client.embed("c")) == 1
 
 
 @pytest.mark.parametrize("given", [faults.Throttle(), [faults.Throttle], ["throttle"]])

@@ -38,6 +38,7 @@ from dashscope_embeddings.emulator.faults import (
     Truncate,
     WrongContentType,
     WrongCount,
+    WrongKey,
     WrongWidth,
 )
 
@@ -150,7 +151,7 @@ FAULTS = [
     Case("429, not purchased",          Overdue("CommodityNotPurchased"),   NO_MONEY,            NO_MONEY),
     Case("400, arrears",                Arrearage(),                        OWING,               OWING),
     Case("403, free tier only",         FreeQuotaExhausted(only_free=True), FREE_ONLY,           FREE_ONLY),
-    Case("401, wrong key",              Status(401, code="InvalidApiKey"),  WRONG_KEY,           WRONG_KEY),
+    Case("401, wrong key",              WrongKey(),                         WRONG_KEY,           WRONG_KEY),
     # --- the service or a proxy fails
     Case("500, JSON",                   Status(500),                        AGAIN,               failed(500)),
     Case("500, HTML",                   Status(500, body="html"),           AGAIN,               proxied(500)),
