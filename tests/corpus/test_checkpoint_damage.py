@@ -201,6 +201,24 @@ def test_what_is_damaged_while_a_run_is_at_work_is_not_written(
     assert right(emulator, folder, TEXTS)
 
 
+def test_a_vector_is_bound_to_the_text_that_was_sent(
+    tmp_path: Path, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Embedder.run
+    write_lines(tmp_path / "in.txt", TEXTS)
+
+    def spoiling(self: Embedder, *arguments: Any) -> None:
+        self._checkpoint.database.fetch_all("UPDATE units SET text = 'another' WHERE unit = 5")
+        run(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Embedder, "run", spoiling)
+        with pytest.raises(InvalidInput, match="1 of 300 records cannot be written"):
+            embed(emulator, tmp_path)
+    assert embed(emulator, tmp_path).embedded == 1
+    assert right(emulator, tmp_path, TEXTS)
+
+
 def test_links_between_texts_and_vectors_are_not_believed(folder: Path, emulator: Emulator) -> None:
     for statement in (
         "UPDATE vectors SET unit = unit + 1000",
