@@ -36,7 +36,7 @@ _POLL_SECONDS = 0.25
 _FULL_RATE_CALLERS = 64
 """With more waiting callers each polls less often: all together they poll as often as this many."""
 _JOINED_SECONDS = 10.0
-"""Seconds after which a text that joined a request sends its own: its caller may block the loop that sends that one."""
+"""Age of a request, in seconds, at which those that joined it send their own: one may block the loop that sends it."""
 
 
 @dataclass(slots=True, eq=False)
@@ -54,8 +54,8 @@ class SingleText:
     permit: Permit | None = None
     batch_call: BatchCall | None = None
     """The request that contains it now."""
-    joined_at: float | None = None
-    """When it joined a request in flight, which a text does once."""
+    has_joined: bool = False
+    """Whether it ever joined a request in flight, which a text does once."""
     throttled_since: float = math.inf
     outcome: Outcome | None = None
     """Its result, of one row."""
@@ -78,6 +78,7 @@ class BatchCall:
     permit: Permit
     task: Sender | None
     """The task that sends it; None: a thread, which cannot disappear."""
+    started_at: float
     joined: list[SingleText] = field(default_factory=list)
     """Equal to members, and added while it was in flight."""
 
@@ -92,6 +93,10 @@ class BatchCall:
         if self.task is not None and not self.task.is_running():
             return True
         return len(self.members) == 1 and self.members[0].is_interrupted()
+
+    def is_slow(self, now: float) -> bool:
+        """Whether no equal text should wait for it any longer."""
+        return now >= self.started_at + _JOINED_SECONDS
 
 
 PollResult: TypeAlias = float | BatchCall | AskUserLimiter | Outcome
@@ -130,10 +135,10 @@ class TextBatcher:
     def poll(self, text: SingleText, context: RequestContext, task: Sender | None) -> PollResult:
         """What the caller of `text` has to do next; `task` is the caller's task, None for a thread."""
         with self._lock:
-            self._requeue_orphaned(context)
+            now = context.limiter.clock()
+            self._requeue_orphaned(context, now)
             if text.outcome is not None:
                 return text.outcome
-            now = context.limiter.clock()
             if self._is_in_flight(text, now) or not self._may_act(text, now):
                 return _POLL_SECONDS * max(1.0, len(self._waiting) / _FULL_RATE_CALLERS)
             if context.has_user_limiter and not self._grants:
@@ -148,7 +153,7 @@ class TextBatcher:
             text.permit.estimated_tokens = sum(tokens.values())
             if wait := context.limiter.try_acquire(text.permit):
                 return min(wait, _POLL_SECONDS)
-            return self._start_batch(BatchCall(members, tokens, text.permit, task), context, now)
+            return self._start_batch(BatchCall(members, tokens, text.permit, task, now), context, now)
 
     def grant(self, text: SingleText) -> None:
         """The user's limiter, which the caller of `text` has asked, lets a request through."""
@@ -197,18 +202,13 @@ class TextBatcher:
 
     def _is_in_flight(self, text: SingleText, now: float) -> bool:
         """Whether a request in flight contains the text, or an equal one, which it then joins."""
-        if text.batch_call is not None:
-            if text.joined_at is None or now < text.joined_at + _JOINED_SECONDS:
-                return True
-            text.batch_call = None
-        elif text.joined_at is None:
-            equal = next((call for call in self._in_flight if text.text in call.tokens), None)
-            if equal is not None:
-                text.joined_at, text.batch_call = now, equal
-                equal.joined.append(text)
+        if text.batch_call is None and not text.has_joined:
+            equal = (call for call in self._in_flight if text.text in call.tokens and not call.is_slow(now))
+            if (found := next(equal, None)) is not None:
+                text.has_joined, text.batch_call = True, found
+                found.joined.append(text)
                 self._waiting.pop(text, None)
-                return True
-        return False
+        return text.batch_call is not None
 
     def _may_act(self, text: SingleText, now: float) -> bool:
         """Whether it is this text's turn, or nothing has moved for so long that any text may act."""
@@ -287,14 +287,21 @@ class TextBatcher:
         if self._waiting:
             next(iter(self._waiting)).wake()
 
-    def _requeue_orphaned(self, context: RequestContext) -> None:
-        for orphan in [call for call in self._in_flight if call.is_orphaned]:
-            context.limiter.cancel(orphan.permit)
-            for member in reversed([*orphan.members, *orphan.joined]):
-                if member.batch_call is orphan:
+    def _requeue_orphaned(self, context: RequestContext, now: float) -> None:
+        """The texts of requests that will not complete wait again, as do those that joined a slow one."""
+        for call in tuple(self._in_flight):
+            if call.is_orphaned:
+                context.limiter.cancel(call.permit)
+                self._in_flight.discard(call)
+                waiting_again = [*call.members, *call.joined]
+            elif call.is_slow(now):
+                waiting_again, call.joined = call.joined, []
+            else:
+                continue
+            for member in reversed(waiting_again):
+                if member.batch_call is call:
                     member.batch_call = None
                     self._requeue(member)
-            self._in_flight.discard(orphan)
 
 
 def _report_if_late(text: SingleText) -> None:

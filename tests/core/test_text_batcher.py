@@ -174,8 +174,8 @@ def test_a_text_that_joined_another_request_sends_its_own_if_that_one_brings_not
     (first,) = join(waiting, "a")
     batch_call = waiting.poll(first, context, None)
     assert isinstance(batch_call, BatchCall)
-    (joined,) = join(waiting, "a")
-    assert isinstance(waiting.poll(joined, context, None), float)
+    joined, *others = join(waiting, *("aaa" if event == "late" else "a"))
+    assert all(isinstance(waiting.poll(text, context, None), float) for text in (joined, *others))
     clock.time += 9.9
     if event == "late":
         assert isinstance(waiting.poll(joined, context, None), float)
@@ -187,7 +187,10 @@ def test_a_text_that_joined_another_request_sends_its_own_if_that_one_brings_not
         waiting.complete(batch_call, outcome, context)
     own = waiting.poll(joined, context, None)
     assert isinstance(own, BatchCall)
-    assert own.members == [joined]
+    assert own.members == [joined, *others]
+    (later,) = join(waiting, "a")
+    assert isinstance(waiting.poll(later, context, None), float)
+    assert later in own.joined
     if event == "failed":
         waiting.complete(own, outcome, context)
         assert isinstance(waiting.poll(joined, context, None), Outcome)  # its own failure is its last
