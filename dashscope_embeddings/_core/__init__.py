@@ -27,7 +27,7 @@ steps that they yield:
 
 llama_index/dense.py takes the same way. On an event loop, `aembed` and _runtime/async_drivers.py take the place of
 `embed` and thread_drivers.py. A single text that need not be cut becomes no job: _core/text_batcher.py asks the limiter
-for it, and texts that wait at the same time share one exchange.
+for it, and texts that wait at the same time share one exchange; equal ones, one row.
 
 The words:
 
@@ -38,7 +38,7 @@ The words:
     batch         the rows of one request before it is sent; not the service's Batch route (corpus/batch)
     exchange      a generator: everything that happens to one batch, from its first request to its outcome
     flow          a generator that yields work to whoever runs it: steps in _core, calls in _adapters/flows.py
-    step          what an exchange yields: Send or Sleep
+    step          what such a flow yields: Send, Sleep, Start, or to ask the user's limiter
     driver        runs flows and performs what they yield; decides nothing about requests
     job           all batches of one call of the client; in corpus/batch, one corpus on the Batch route
     outcome       vectors and errors of a batch, by row

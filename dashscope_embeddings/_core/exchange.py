@@ -30,7 +30,7 @@ from dashscope_embeddings.errors import Action, DashScopeError, ServiceError
 from dashscope_embeddings.vectors import Part, combine
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Sequence
+    from collections.abc import Generator, Iterator, Sequence
 
     from dashscope_embeddings._core.permit import InFlightBound, Permit, Sender
     from dashscope_embeddings._core.protocol import RequestOptions
@@ -81,18 +81,19 @@ class RequestContext:
     observed_widths: dict[str, int] | None = None
     """The width of a call's first vector, if the model's width is not known."""
 
-    def has_use_for_another(self, ended: Sequence[bool]) -> bool:
+    def has_use_for_another(self, started: int, ended: Iterator[bool]) -> bool:
         """Whether a job should start another exchange.
 
-        `ended`: whether each exchange has ended that was started and whose outcome was not yielded yet, in order. A job
-        reads ahead, so that a slow reply does not hold up the requests behind it; not if its caller is the slow one.
+        `started`: exchanges that were started and whose outcome was not yielded yet; `ended`: whether each of them has
+        ended, in order. A job reads ahead, so that a slow reply does not hold up the requests behind it; not if its
+        caller is the slow one.
         """
         concurrency = min(self.limiter.concurrency, self.bound.limit or sys.maxsize)
-        if len(ended) < concurrency:
+        if started < concurrency:
             return True
-        if ended[0] or len(ended) >= concurrency + READ_AHEAD:
+        if started >= concurrency + READ_AHEAD or next(ended):
             return False
-        return ended.count(False) < concurrency
+        return 1 + sum(not has_ended for has_ended in ended) < concurrency
 
     def create_permit(self, estimated_tokens: int) -> Permit:
         return self.limiter.create_permit(

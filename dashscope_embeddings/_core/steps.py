@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from dashscope_embeddings._core.failures import Failure
 from dashscope_embeddings._core.protocol import Reply
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Generator, Mapping
     from pathlib import Path
 
     from dashscope_embeddings._core.permit import Permit
+    from dashscope_embeddings._core.text_batcher import BatchCall
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +62,8 @@ class Sleep:
     """Wait. Result: None, or a `Failure` if the call was cancelled meanwhile."""
 
     seconds: float
-    permit: Permit | None = field(default=None, compare=False, repr=False)
-    """The wait is for this permit, and ends early when the limiter wakes it."""
+    waiter: Waiter | None = field(default=None, compare=False, repr=False)
+    """The wait is for this permit or text, and ends early when it is woken."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,5 +71,21 @@ class AskUserLimiter:
     """Wait until the user's `rate_limiter` lets one request through. Result: as of `Sleep`."""
 
 
-Step: TypeAlias = Send | Sleep | AskUserLimiter
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Run a flow that sends a request for several callers, and is not cancelled with this one. Result: None."""
+
+    flow: Generator[Step, StepResult, None] = field(compare=False, repr=False)
+    batch_call: BatchCall
+    """The driver notes in it what sends it."""
+
+
+class Waiter(Protocol):
+    """What a flow waits for: a permit of the rate limiter, or a text that another request may contain."""
+
+    wake: Callable[[], object] | None
+    """Ends the wait early; set by the driver."""
+
+
+Step: TypeAlias = "Send | Sleep | AskUserLimiter | Start"
 StepResult: TypeAlias = Reply | Failure | None

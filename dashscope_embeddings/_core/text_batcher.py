@@ -45,8 +45,8 @@ class SingleText:
 
     text: str
     estimated_tokens: int
-    wake: Callable[[], object] = lambda: None
-    """Set by a caller that waits."""
+    wake: Callable[[], object] | None = None
+    """Set by the driver when its caller waits."""
     is_interrupted: Callable[[], bool] = lambda: False
     """Whether its caller was interrupted; the thread that acts for it may go on for long."""
     on_late_outcome: Callable[[Outcome], object] | None = None
@@ -66,6 +66,11 @@ class SingleText:
     def is_abandoned(self) -> bool:
         """Whether nobody wants its result."""
         return self.has_left or self.is_interrupted()
+
+    def wake_caller(self) -> None:
+        """Wakes its caller, if that waits."""
+        if self.wake is not None:
+            self.wake()
 
 
 @dataclass(slots=True, eq=False)
@@ -181,7 +186,7 @@ class TextBatcher:
                 else:
                     member.outcome = _share(outcome, row, is_payer=payers[member.text] is member)
                     _report_if_late(member)
-                    member.wake()
+                    member.wake_caller()
             # Last: if an interruption ends this method early, the request is still found to be orphaned.
             self._in_flight.discard(batch_call)
             self._wake_first(now)
@@ -285,7 +290,7 @@ class TextBatcher:
     def _wake_first(self, now: float) -> None:
         self._last_moved_at = now
         if self._waiting:
-            next(iter(self._waiting)).wake()
+            next(iter(self._waiting)).wake_caller()
 
     def _requeue_orphaned(self, context: RequestContext, now: float) -> None:
         """The texts of requests that will not complete wait again, as do those that joined a slow one."""

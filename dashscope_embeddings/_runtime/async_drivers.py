@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from dashscope_embeddings._core.exchange import Outcome
 from dashscope_embeddings._core.failures import CANCELLED
-from dashscope_embeddings._core.steps import AskUserLimiter, Send, Sleep
-from dashscope_embeddings._core.text_batcher import BatchCall
+from dashscope_embeddings._core.steps import Send, Sleep, Start
 from dashscope_embeddings._runtime import flow_runs
 from dashscope_embeddings._runtime.thread_pool import SignalSafeEvent, WorkItem
 
@@ -49,7 +48,7 @@ class AsyncDriver:
         progress = asyncio.Event()
 
         async def start_more() -> None:
-            while not halt.is_set() and context.has_use_for_another([task.done() for _, task in started]):
+            while not halt.is_set() and context.has_use_for_another(len(started), (task.done() for _, task in started)):
                 if (label := await anext(labels, None)) is None:
                     return
                 task = asyncio.create_task(self._run_or_error(flow_of(label), halt))
@@ -94,33 +93,9 @@ class AsyncDriver:
         on_late_outcome: Callable[[Outcome], object],
     ) -> AsyncGenerator[tuple[T, Outcome], None]:
         """Yields the outcome of a text that may share a request; `on_late_outcome` gets it if the caller has left."""
-        loop = asyncio.get_running_loop()
-        woken: _WakeEvent | None = None
-
-        async def perform(action: BatchCall | AskUserLimiter | float) -> None:
-            nonlocal woken
-            if isinstance(action, BatchCall):
-                sending = self.run_steps(flow_runs.batch_exchange(action, batcher, context), SignalSafeEvent())
-                if len(action.members) == 1:
-                    await sending
-                    return
-                # In its own task: cancelling this caller must not cancel the other callers' texts.
-                task = asyncio.create_task(sending)
-                action.task = _SendingTask(loop, task)
-                self._batch_tasks.add(task)
-                task.add_done_callback(self._batch_tasks.discard)
-            elif isinstance(action, AskUserLimiter):
-                await self._transport.aacquire_user_limiter()
-            elif woken is None:
-                # Created only if this text must wait. The next poll sees what has happened until now.
-                woken = text.wake = _WakeEvent()
-            else:
-                await self._transport.clock.wait_async(woken, action)
-                woken.clear()
-
-        own_task = _SendingTask(loop, asyncio.current_task())
+        own_task = _SendingTask(asyncio.get_running_loop(), asyncio.current_task())
         flow = flow_runs.single_text(text, batcher, context, own_task, on_late_outcome)
-        yield label, await flow_runs.arun_flow(flow, perform)
+        yield label, await self.run_steps(flow, SignalSafeEvent())
 
     def start(self, flow: Generator[Step, StepResult, T]) -> asyncio.Task[T]:
         return asyncio.create_task(self.run_steps(flow, SignalSafeEvent()))
@@ -130,6 +105,12 @@ class AsyncDriver:
         return await flow_runs.arun_flow(flow, lambda step: self._perform_step(step, halt))
 
     async def _perform_step(self, step: Step, halt: SignalSafeEvent) -> StepResult:
+        if isinstance(step, Start):
+            task = self.start(step.flow)
+            step.batch_call.task = _SendingTask(asyncio.get_running_loop(), task)
+            self._batch_tasks.add(task)
+            task.add_done_callback(self._batch_tasks.discard)
+            return None
         if halt.is_set():
             return CANCELLED
         if isinstance(step, Send):
@@ -147,11 +128,11 @@ class AsyncDriver:
     async def _sleep(self, step: Sleep, halt: SignalSafeEvent) -> None:
         """`ThreadDriver._sleep` for a task."""
         woken = asyncio.Event()
-        if step.permit is not None:
-            if not isinstance(step.permit.wake, _WakeEvent):
-                step.permit.wake = _WakeEvent()
+        if step.waiter is not None:
+            if not isinstance(step.waiter.wake, _WakeEvent):
+                step.waiter.wake = _WakeEvent()
                 return
-            woken = step.permit.wake
+            woken = step.waiter.wake
         halt.add_waiter(woken.set)
         try:
             await self._transport.clock.wait_async(woken, step.seconds)

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, TypeVar
 
 from dashscope_embeddings._core.exchange import Outcome, exchange
 from dashscope_embeddings._core.failures import CANCELLED
-from dashscope_embeddings._core.steps import AskUserLimiter
+from dashscope_embeddings._core.steps import AskUserLimiter, Sleep, Start
+from dashscope_embeddings._core.text_batcher import BatchCall
+from dashscope_embeddings.errors import Cancelled
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterator
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
     from dashscope_embeddings._core.exchange import Exchange, RequestContext
     from dashscope_embeddings._core.permit import Sender
     from dashscope_embeddings._core.steps import Step, StepResult
-    from dashscope_embeddings._core.text_batcher import BatchCall, SingleText, TextBatcher
+    from dashscope_embeddings._core.text_batcher import SingleText, TextBatcher
 
 T = TypeVar("T")
 StepT = TypeVar("StepT")
@@ -114,18 +116,14 @@ def single_text(
     context: RequestContext,
     task: Sender | None,
     on_late_outcome: Callable[[Outcome], object],
-) -> Generator[BatchCall | AskUserLimiter | float, None, Outcome]:
-    """The outcome of a text that may share a request.
+) -> Generator[Step, StepResult, Outcome]:
+    """The outcome of a text that may share a request. `on_late_outcome` gets it if the caller has left.
 
-    Yields batches to send, seconds to wait for `text.wake`, and when to ask the user's limiter.
-    `on_late_outcome` gets the outcome if the caller has left. `task`: the caller's; None for a thread.
+    `task`: the caller's; None for a thread.
     """
     try:
         batcher.enqueue(text)
-        while not isinstance(action := batcher.poll(text, context, task), Outcome):
-            yield action
-            if isinstance(action, AskUserLimiter):
-                batcher.grant(text)
+        outcome = yield from _poll_until_outcome(text, batcher, context, task)
     except BaseException:
         # In a copy of this caller's context: usage trackers are context variables, and another caller completes it.
         own_context = contextvars.copy_context()
@@ -133,10 +131,29 @@ def single_text(
         raise
     finally:
         batcher.leave(text, context)
+    if text.is_interrupted():
+        on_late_outcome(outcome)
+    return outcome
+
+
+def _poll_until_outcome(
+    text: SingleText, batcher: TextBatcher, context: RequestContext, task: Sender | None
+) -> Generator[Step, StepResult, Outcome]:
+    while not isinstance(action := batcher.poll(text, context, task), Outcome):
+        if isinstance(action, BatchCall):
+            flow = _batch_exchange(action, batcher, context)
+            if len(action.members) == 1:
+                yield from flow
+            else:
+                yield Start(flow, action)
+        elif (yield Sleep(action, text) if isinstance(action, float) else action) is not None:
+            raise Cancelled(CANCELLED.reason)
+        elif isinstance(action, AskUserLimiter):
+            batcher.grant(text)
     return action
 
 
-def batch_exchange(
+def _batch_exchange(
     batch_call: BatchCall, batcher: TextBatcher, context: RequestContext
 ) -> Generator[Step, StepResult, None]:
     """Sends a batch of single texts, and hands them its outcome."""

@@ -17,8 +17,7 @@ from collections import deque
 from typing import TYPE_CHECKING, TypeVar
 
 from dashscope_embeddings._core.failures import CANCELLED
-from dashscope_embeddings._core.steps import AskUserLimiter, Send, Sleep
-from dashscope_embeddings._core.text_batcher import BatchCall
+from dashscope_embeddings._core.steps import Send, Sleep, Start
 from dashscope_embeddings._process import ForkSafeLock, on_fork
 from dashscope_embeddings._runtime import flow_runs
 from dashscope_embeddings._runtime.deadlines import GracePeriod
@@ -54,6 +53,10 @@ def _is_deferring_signals() -> bool:
 def _in_own_context(function: Callable[..., T], *args: object) -> Callable[[], T]:
     """A call for another thread, in a copy of this context: tracing and usage trackers are context variables."""
     return functools.partial(contextvars.copy_context().run, function, *args)
+
+
+def _has_ended(labelled: tuple[object, WorkItem[Outcome]]) -> bool:
+    return labelled[1].done()
 
 
 class ThreadDriver:
@@ -105,7 +108,7 @@ class ThreadDriver:
         progress = SignalSafeEvent()
 
         def start_more() -> None:
-            while not halt.is_set() and context.has_use_for_another([call.done() for _, call in started]):
+            while not halt.is_set() and context.has_use_for_another(len(started), map(_has_ended, started)):
                 if (label := next(labels, None)) is None:
                     return
                 call = WorkItem(_in_own_context(self.run_exchange, flow_of(label), halt), on_done=progress.set)
@@ -169,7 +172,12 @@ class ThreadDriver:
         on_late_outcome: Callable[[Outcome], object],
     ) -> Generator[tuple[T, Outcome], None, None]:
         """Yields the outcome of a text that may share a request; `on_late_outcome` gets it if the caller has left."""
-        run = functools.partial(self._run_single, text, batcher, context, on_late_outcome)
+
+        def run() -> Outcome:
+            caller_left = _caller_left.get()
+            text.is_interrupted = caller_left.is_set
+            return self.run_steps(flow_runs.single_text(text, batcher, context, None, on_late_outcome), caller_left)
+
         may_defer = is_main_thread() and self._may_defer_signals(context)
         yield label, self._run_deferring(run, on_late_outcome) if may_defer else self._run_uninterrupted(run)
 
@@ -184,43 +192,6 @@ class ThreadDriver:
                 on_late_outcome(outcome)
             raise
         return outcome
-
-    def _run_single(
-        self,
-        text: SingleText,
-        batcher: TextBatcher,
-        context: RequestContext,
-        on_late_outcome: Callable[[Outcome], object],
-    ) -> Outcome:
-        caller_left, woken = _caller_left.get(), SignalSafeEvent()
-        text.is_interrupted, text.wake = caller_left.is_set, woken
-
-        def perform(action: BatchCall | AskUserLimiter | float) -> None:
-            if isinstance(action, BatchCall):
-                self._send_batch(action, flow_runs.batch_exchange(action, batcher, context), caller_left)
-            elif caller_left.is_set():
-                raise Cancelled(CANCELLED.reason)
-            elif isinstance(action, AskUserLimiter):
-                self._transport.acquire_user_limiter()
-            else:
-                self._transport.clock.wait(woken, action)
-                woken.clear()
-
-        outcome = flow_runs.run_flow(flow_runs.single_text(text, batcher, context, None, on_late_outcome), perform)
-        if caller_left.is_set():
-            on_late_outcome(outcome)
-        return outcome
-
-    def _send_batch(
-        self, batch_call: BatchCall, flow: Generator[Step, StepResult, None], caller_left: SignalSafeEvent
-    ) -> None:
-        """Sends it here; what has texts of other callers too is neither cancelled nor interrupted with this caller."""
-        if len(batch_call.members) == 1:
-            self.run_steps(flow, caller_left)
-        elif not _is_deferring_signals():
-            self.run_steps(flow, _NEVER_SET)
-        else:
-            self.start(flow)
 
     # --- one flow -----------------------------------------------------------------------------------------
 
@@ -260,6 +231,12 @@ class ThreadDriver:
         return flow_runs.run_flow(flow, lambda step: self._perform_step(step, halt))
 
     def _perform_step(self, step: Step, halt: StopEvent) -> StepResult:
+        if isinstance(step, Start):
+            if _is_deferring_signals():  # this thread may be interrupted
+                self.start(step.flow)
+            else:
+                self.run_steps(step.flow, _NEVER_SET)
+            return None
         if halt.is_set():
             return CANCELLED
         if isinstance(step, Send):
@@ -287,12 +264,12 @@ class ThreadDriver:
         return call.result()
 
     def _sleep(self, step: Sleep, halt: StopEvent) -> None:
-        """Waits until time is over, `halt` is set, or the limiter wakes the step's permit."""
-        if step.permit is None or not isinstance(halt, SignalSafeEvent):
+        """Waits until time is over, `halt` is set, or the step's waiter is woken."""
+        if step.waiter is None or not isinstance(halt, SignalSafeEvent):
             self._transport.clock.wait(halt, step.seconds)
-        elif not isinstance(woken := step.permit.wake, SignalSafeEvent):
-            # The flow asks the limiter again: until now nothing could wake it.
-            step.permit.wake = SignalSafeEvent()
+        elif not isinstance(woken := step.waiter.wake, SignalSafeEvent):
+            # At once: the flow asks again, because until now nothing could wake it.
+            step.waiter.wake = SignalSafeEvent()
         else:
             halt.add_waiter(woken)
             try:
