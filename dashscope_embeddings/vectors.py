@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import operator
 from array import array
@@ -81,12 +82,20 @@ def counted(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
+@functools.total_ordering
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """An amount of money."""
+    """An amount of money. Two in one currency can be compared; for a number, compare `amount`."""
 
     amount: Decimal
     currency: str
+
+    def __lt__(self, other: object) -> bool:
+        if not isinstance(other, Cost):
+            return NotImplemented
+        if self.currency != other.currency:
+            raise TypeError(f"{self.currency} and {other.currency} cannot be compared")
+        return self.amount < other.amount
 
     def __str__(self) -> str:
         return f"{self.currency} {self.amount.normalize():f}"

@@ -145,6 +145,24 @@ class DashScopeSparseRetriever(BaseRetriever):
         """`add_documents` on the running event loop."""
         await arun(self._add(documents))
 
+    def add_texts(
+        self,
+        texts: Sequence[str],
+        metadatas: Sequence[dict[str, Any]] | None = None,
+        ids: Sequence[str] | None = None,
+    ) -> None:
+        """`add_documents` for texts, with the arguments and errors of `from_texts`."""
+        self.add_documents(_documents(texts, metadatas, ids))
+
+    async def aadd_texts(
+        self,
+        texts: Sequence[str],
+        metadatas: Sequence[dict[str, Any]] | None = None,
+        ids: Sequence[str] | None = None,
+    ) -> None:
+        """`add_texts` on the running event loop."""
+        await self.aadd_documents(_documents(texts, metadatas, ids))
+
     def save_local(self, folder_path: str | Path) -> None:
         """Writes documents and vectors to a file in this folder, without pickle; only its owner may read it.
 

@@ -26,7 +26,7 @@ from dashscope_embeddings._core.protocol import ParsedReply, Reply
 from dashscope_embeddings._core.reply_reader import ReplyReader, interpret, request_record
 from dashscope_embeddings._core.stale_replies import SeenReplies
 from dashscope_embeddings._core.steps import AskUserLimiter, Send, Sleep, Step, StepResult
-from dashscope_embeddings.errors import Action, DashScopeError, ServiceError
+from dashscope_embeddings.errors import Action, ConnectionFailed, DashScopeError, ServiceError
 from dashscope_embeddings.vectors import Part, combine
 
 if TYPE_CHECKING:
@@ -50,6 +50,8 @@ class ContextState:
     """Whether any request was answered: model and parameters are valid, so a refusal is about its texts."""
     throttle_warned_at: float = -math.inf
     """When the warning about throttling was last logged."""
+    outage_warned_at: float = -math.inf
+    """The same for the warning about a host that is not reached."""
 
 
 READ_AHEAD = 48
@@ -216,7 +218,8 @@ class _Request:
             if answer.action is Action.RETRY and not self._is_stale:
                 pause = backoff_seconds(self._failures, retry_after_seconds(answer))
                 tries = self._context.max_retries + 1
-                _log.info("attempt %d of %d failed, next in %.1f s: %s", self._failures, tries, pause, answer)
+                message = "attempt %d of %d failed, next in %.1f s: %s"
+                _log.log(_level(self._context, answer), message, self._failures, tries, pause, answer)
                 if (cancelled := (yield Sleep(pause))) is not None:
                     return interpret(cancelled, self._context, self._texts)
 
@@ -262,6 +265,15 @@ class _Request:
             return False
         self._failures += 1
         return error.action is not Action.RETRY or self._failures > self._context.max_retries
+
+
+def _level(context: RequestContext, error: DashScopeError) -> int:
+    """Of the log of an attempt that is repeated: once a minute, a warning that the host is not reached."""
+    now = context.limiter.clock()
+    if not isinstance(error, ConnectionFailed) or now - context.state.outage_warned_at < _WARN_INTERVAL_SECONDS:
+        return logging.INFO
+    context.state.outage_warned_at = now
+    return logging.WARNING
 
 
 def warn_of_throttling(context: RequestContext, error: DashScopeError, now: float, throttled_since: float) -> None:

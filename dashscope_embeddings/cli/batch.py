@@ -64,9 +64,12 @@ def run(
     again to continue), 2 wrong use or bad input, 3 texts rejected or skipped
     (OUTPUT.rejects.jsonl).
     """
-    with _hints(output), stop_signals(_STOPPING_MESSAGE) as stop:
-        summary = corpus.batch_run(inputs, output, poll=poll, stop=stop, **_submission(settings))
-        messages.print_batch_summary(summary, output)
+    with _hints(output):
+        submission = _submission(settings)
+        ends_with_command = submission["client"].settings.address.is_emulator
+        with stop_signals(_EMULATOR_STOPPING_MESSAGE if ends_with_command else _STOPPING_MESSAGE) as stop:
+            summary = corpus.batch_run(inputs, output, poll=poll, stop=stop, **submission)
+            messages.print_batch_summary(summary, output)
 
 
 @options.takes(options.HOST)
@@ -111,6 +114,9 @@ def cancel(*, output: options.Output, **host: Any) -> None:
 
 
 _STOPPING_MESSAGE = "stopping; what is submitted stays submitted"
+_EMULATOR_STOPPING_MESSAGE = (
+    "stopping; the emulator ends with this command: `batch cancel` removes its batches, then the same command goes on"
+)
 
 
 def _submission(settings: dict[str, Any]) -> dict[str, Any]:

@@ -507,3 +507,16 @@ def test_importing_an_adapter_loads_what_it_needs_alone() -> None:
     assert done.stdout.split() == ["[]", "[]"]
     with pytest.raises(AttributeError, match="Absent"):
         lc.Absent  # noqa: B018 - the attribute is what is asked for
+
+
+def test_langchains_takes_further_texts_with_their_metadata_and_ids() -> None:
+    dense = LangChain.dense(base_url="emulator", dimensions=64)
+    retriever = LangChain.sparse.from_texts(["steamed green tea"], dense=dense, k=3)
+    retriever.add_texts(["roasted tea"], [{"number": 1}], ["id1"])
+    asyncio.run(retriever.aadd_texts(["black tea"], [{"number": 2}], ["id2"]))
+    found = {document.page_content: (document.id, document.metadata) for document in retriever.invoke("tea")}
+    assert found == {
+        "steamed green tea": (None, {}),
+        "roasted tea": ("id1", {"number": 1}),
+        "black tea": ("id2", {"number": 2}),
+    }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import unicodedata
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,7 @@ import pytest
 from corpus_helpers import read_vectors, write_lines
 
 from dashscope_embeddings import corpus
-from dashscope_embeddings.emulator import faults
+from dashscope_embeddings.emulator import faults, in_process
 
 typer_testing = pytest.importorskip("typer.testing")
 pytest.importorskip("rich")
@@ -144,3 +145,23 @@ def test_a_checkpoint_never_says_where_a_key_goes(served: Server, monkeypatch: p
     assert "name the same region or address" in result.stderr
     assert batch("fetch", "-o", "out.jsonl", "--base-url", served.url).exit_code == 0
     assert corpus.ledger_beside(__import__("pathlib").Path("out.jsonl")).exists()
+
+
+def test_stopped_with_the_emulator_in_the_process_it_says_that_its_batches_are_lost(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    real = corpus.batch_run
+
+    def interrupted(*arguments: Any, **how: Any) -> Any:
+        how["progress"] = lambda now: signal.raise_signal(signal.SIGINT) if "created" in now.message else None
+        return real(*arguments, **how)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(corpus, "batch_run", interrupted)
+        result = run("--base-url", "emulator")
+    assert result.exit_code == 1
+    assert "the emulator ends with this command: `batch cancel` removes its batches" in " ".join(result.stderr.split())
+    in_process.cache_clear()
+    assert run("--base-url", "emulator").exit_code == 1
+    assert batch("cancel", "-o", "out.jsonl", "--base-url", "emulator").exit_code == 0
+    assert run("--base-url", "emulator").exit_code == 0

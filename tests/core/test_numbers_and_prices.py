@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from client_helpers import client_for
 
-from dashscope_embeddings import EmbeddingClient, InvalidInput, Price
+from dashscope_embeddings import Cost, EmbeddingClient, InvalidInput, Price
 from dashscope_embeddings._core.failures import backoff_seconds
 from dashscope_embeddings.emulator import Emulator, faults
 from dashscope_embeddings.langchain import DashScopeEmbeddings
@@ -104,3 +104,15 @@ def test_clients_with_other_limiters_or_hooks_are_not_equal(emulator: Emulator) 
     assert client(on_request=hook) == client(on_request=hook) != client(on_request=print)
     assert client_for(emulator) != client_for(emulator)  # each has connections of its own
     assert len({client(on_request=hook), client(on_request=hook)}) == 1
+
+
+def test_costs_in_one_currency_compare() -> None:
+    cheap, dear = Cost(Decimal("0.5"), "CNY"), Cost(Decimal(2), "CNY")
+    assert cheap < dear
+    assert dear >= Cost(Decimal("2.0"), "CNY") > cheap
+    assert max(cheap, dear) == dear
+    with pytest.raises(TypeError, match="CNY and USD cannot be compared"):
+        assert cheap < Cost(Decimal(1), "USD")
+    number: Any = 1
+    with pytest.raises(TypeError, match="not supported between"):
+        assert cheap < number

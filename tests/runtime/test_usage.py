@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import logging
 import pickle
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +13,7 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from client_helpers import KEY, client_for
+from client_helpers import KEY, FakeClock, client_for
 from langchain_core.runnables import RunnableLambda, RunnableParallel
 from langchain_core.vectorstores import InMemoryVectorStore
 from llama_index.core import Document, VectorStoreIndex
@@ -28,7 +29,7 @@ from dashscope_embeddings import (
     RequestRecord,
     track_usage,
 )
-from dashscope_embeddings.emulator.faults import Status, Throttle
+from dashscope_embeddings.emulator.faults import Drop, Status, Throttle
 from dashscope_embeddings.langchain import DashScopeEmbeddings
 from dashscope_embeddings.llama_index import DashScopeEmbedding, DashScopeSparseEmbedding
 from dashscope_embeddings.llama_index.usage_event import DashScopeUsageEvent
@@ -244,3 +245,19 @@ def test_llama_indexs_handlers_hear_what_each_call_was_billed(listening: Listeni
     embed_model.get_text_embedding_batch(TEXTS)
     sparse.encode_documents(TEXTS)
     assert [event.texts for event in listening.heard] == [25], "a pair is reported once"
+
+
+def test_a_host_that_is_not_reached_is_warned_of_once_a_minute(
+    emulator: Emulator, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock = FakeClock()
+    client = client_for(emulator, clock, max_concurrency=1)
+    for _ in range(2):
+        emulator.faults = [Drop(how="unreachable", times=3)]
+        with caplog.at_level(logging.WARNING):
+            client.embed([f"text {number}" for number in range(25)])
+        (warning,) = caplog.messages
+        assert warning.startswith("attempt 1 of 7 failed, next in ")
+        assert client.settings.address.host in warning
+        caplog.clear()
+        clock.time += 61
