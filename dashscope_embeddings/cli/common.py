@@ -110,8 +110,12 @@ def report_errors(function: Callable[..., None]) -> Callable[..., None]:
             with warnings.catch_warnings():
                 warnings.showwarning = _show_warning
                 function(*args, **kwargs)
-        except DashScopeError as error:
+        except BrokenPipeError:
+            raise  # typer ends the command
+        except (DashScopeError, OSError) as error:
             fail(str(error))
+        except MemoryError:
+            fail("not enough memory: is a line of the input endless?")
         finally:
             package.removeHandler(handler)
             notes.setLevel(logging.NOTSET)

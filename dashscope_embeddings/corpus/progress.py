@@ -57,7 +57,8 @@ def show_progress(client: EmbeddingClient) -> Iterator[Callable[[Progress], obje
 def is_interactive() -> bool:
     """Whether somebody watches: on a terminal, or in a notebook."""
     shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
-    return sys.stderr.isatty() or hasattr(shell, "kernel")
+    # A program without a console has None, and a logger in its place need not be a file.
+    return getattr(sys.stderr, "isatty", bool)() or hasattr(shell, "kernel")
 
 
 class RunStatus:
@@ -142,7 +143,7 @@ class Lines:
             self._print(status.line())
 
     def _print(self, line: str) -> None:
-        if line != self._printed:
+        if line != self._printed and sys.stderr is not None:
             self._printed = line
             print(line, file=sys.stderr, flush=True)  # noqa: T201 - this is what it is for
 

@@ -180,3 +180,24 @@ def test_a_link_to_nothing_in_place_of_a_checkpoint_is_reported_without_a_word_o
     assert result.exit_code == 2
     assert result.stderr.strip() == "out.jsonl.ledger is a symbolic link to nothing: remove it"
     assert not Path("nowhere").exists()
+
+
+class FullDisk(io.StringIO):
+    def write(self, _: str) -> int:
+        raise OSError(28, "No space left on device")
+
+
+def test_an_output_that_cannot_be_written_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stdout", FullDisk())
+    with pytest.raises(SystemExit) as end:
+        app.app(["models"])
+    assert end.value.code == 1
+    assert capsys.readouterr().err == "[Errno 28] No space left on device\n"
+
+
+def test_memory_that_does_not_suffice_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dashscope_embeddings.cli.embed.corpus.embed_corpus", lambda *_, **__: bytes(1 << 62))
+    done = run("embed", "a.txt", "-o", "a.jsonl", "--base-url", "emulator")
+    assert (done.exit_code, done.stderr) == (1, "not enough memory: is a line of the input endless?\n")

@@ -8,7 +8,7 @@ import pytest
 from client_helpers import FakeClock, client_for
 from corpus_helpers import DIMENSIONS, write_lines
 
-from dashscope_embeddings import RequestRecord, Usage, corpus
+from dashscope_embeddings import EmbeddingClient, RequestRecord, Usage, corpus
 from dashscope_embeddings.corpus.progress import Lines, RunStatus
 
 if TYPE_CHECKING:
@@ -106,3 +106,13 @@ def test_progress_true_shows_a_run_and_leaves_the_hook_of_the_client_alone(
     assert len(seen) == emulator.requests == 10
     client.embed(["one"])
     assert len(seen) == 11
+
+
+@pytest.mark.parametrize("stderr", [None, object()], ids=["no console", "no file"])
+def test_progress_is_left_out_where_there_is_no_place_for_it(
+    stderr: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.txt").write_text("one\n", "utf-8")
+    monkeypatch.setattr("sys.stderr", stderr)
+    client = EmbeddingClient(base_url="emulator")
+    assert corpus.embed_corpus(tmp_path / "a.txt", tmp_path / "a.jsonl", client=client, progress=True).embedded == 1
