@@ -14,7 +14,7 @@ from dashscope_embeddings._adapters.hybrid_cache import CAPACITY_TEXTS, HybridCa
 from dashscope_embeddings._core.argument_names import check_argument_names, suggestion
 from dashscope_embeddings._core.client_options import SettingFields
 from dashscope_embeddings._core.secret_settings import hide_secrets
-from dashscope_embeddings._core.text_inputs import iterate_texts
+from dashscope_embeddings._core.text_inputs import as_plain_string, iterate_texts
 from dashscope_embeddings._process import ForkSafeLock, warn_once
 from dashscope_embeddings.client import EmbeddingClient
 from dashscope_embeddings.errors import InvalidInput
@@ -273,7 +273,7 @@ def as_text_list(texts: Any) -> list[str]:
     """The texts passed to a method that takes a list; not a string, whose characters would be embedded one by one."""
     if isinstance(texts, (str, bytes)):
         raise InvalidInput(f"expected a list of texts, not {type(texts).__name__}")
-    return [*iterate_texts(texts)]
+    return [*map(as_plain_string, iterate_texts(texts))]
 
 
 def as_single_text(text: Any) -> str:

@@ -108,6 +108,11 @@ def text_problem(text: object, limits: Limits, long_text: LongText) -> str | Non
     return None
 
 
+def as_plain_string(text: Any) -> Any:
+    """A text without its subclass of `str`, whose equality may be another one: equal texts share a vector."""
+    return str.__str__(text) if isinstance(text, str) else text
+
+
 def non_string_problem(value: object) -> str:
     """What is wrong with a value in place of a text, and what to do about it."""
     kind = type(value).__name__
@@ -135,7 +140,7 @@ def needs_thread(texts: Sequence[object]) -> bool:
 
 def validate(texts: Iterable[str], limits: Limits, long_text: LongText) -> list[str]:
     """All texts as a list; raises one error that names all invalid ones."""
-    checked = list(texts)
+    checked = [*map(as_plain_string, texts)]
     problems = {i: problem for i, text in enumerate(checked) if (problem := text_problem(text, limits, long_text))}
     if problems:
         raise invalid_input_error(problems, {i: checked[i] for i in problems}, "nothing was sent")
@@ -177,7 +182,7 @@ async def avalidate_each(
 
 def _accept_or_refuse(index: int, text: str, problem: str | None, on_refused: OnRefused | None) -> str | None:
     if problem is None:
-        return text
+        return str.__str__(text)
     if on_refused is None:
         raise invalid_input_error({index: problem}, {index: text})
     on_refused(index, invalid_input_error({index: problem}, {index: text}, "it was not sent"))

@@ -173,6 +173,23 @@ def test_a_bad_text_is_named_before_anything_is_sent_and_told_what_mends_it(text
     assert in_process().requests == before
 
 
+class CaseInsensitive(str):
+    """Equal to strings that are written otherwise."""
+
+    __slots__ = ()
+
+    def __eq__(self, other: object) -> bool:
+        return str(other).lower() == self.lower()
+
+    def __hash__(self) -> int:
+        return hash(self.lower())
+
+
+@ways
+def test_texts_that_are_equal_only_by_their_class_have_their_own_vectors(way: Callable[[Any], Any]) -> None:
+    assert way([CaseInsensitive("One"), CaseInsensitive("ONE")]) == way(["One", "ONE"])
+
+
 def test_a_scalar_of_numpy_is_one_text() -> None:
     scalar, embeddings = np.array(TWO)[1], DashScopeEmbeddings(**SETTINGS)
     assert _embed(scalar) == _embed("二")
