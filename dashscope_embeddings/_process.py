@@ -1,13 +1,20 @@
-"""State that exists once per process, with one reset: what clients share, warnings shown, what a fork invalidates."""
+"""State that exists once per process, with one reset: what clients share, warnings shown, what a fork invalidates.
+
+And locks: one that is free in a forked child, and one that cleanup never waits for.
+"""
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 import threading
 import warnings
 import weakref
-from typing import TYPE_CHECKING, Protocol
+from collections import deque
+from typing import TYPE_CHECKING, Concatenate, Protocol, TypeVar
+
+from typing_extensions import ParamSpec
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -90,6 +97,75 @@ class ForkSafeLock:
     def reset_after_fork(self) -> None:
         """Replaces the lock: the thread that held it does not exist here."""
         self.current = threading.Lock()
+
+
+class CleanupLock(ForkSafeLock):
+    """A lock for what cleanup changes, too.
+
+    The garbage collector may close a flow or a coroutine at any allocation, also while this very thread holds the lock,
+    or one that the holder of this one waits for. So cleanup does not wait: what it has to do is done by the holder.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._actions: deque[Callable[[], object]] = deque()
+
+    def reset_after_fork(self) -> None:
+        """Also forgets what the threads of the parent were to do."""
+        super().reset_after_fork()
+        self._actions.clear()
+
+    def run_soon(self, action: Callable[[], object]) -> None:
+        """Runs an action with the lock held: at once if the lock is free, else when its holder releases it."""
+        self._actions.append(action)
+        self.run_waiting()
+
+    def run_waiting(self) -> None:
+        """Runs the actions that came while the lock was held: to be called after `with lock.current:`."""
+        while self._actions and self.current.acquire(blocking=False):
+            try:
+                self.run_held()
+            finally:
+                self.current.release()
+
+    def run_held(self) -> None:
+        """`run_waiting` for the holder of the lock."""
+        while self._actions:
+            self._actions.popleft()()
+
+
+class _Locked(Protocol):
+    @property
+    def _lock(self) -> CleanupLock: ...
+
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+_S = TypeVar("_S", bound=_Locked)
+
+
+def locked(method: Callable[Concatenate[_S, _P], _R]) -> Callable[Concatenate[_S, _P], _R]:
+    """A method that holds the object's `CleanupLock` in `_lock`."""
+
+    @functools.wraps(method)
+    def call(self: _S, /, *args: _P.args, **keywords: _P.kwargs) -> _R:
+        with self._lock.current:
+            self._lock.run_held()
+            result = method(self, *args, **keywords)
+        self._lock.run_waiting()
+        return result
+
+    return call
+
+
+def locked_soon(method: Callable[Concatenate[_S, _P], None]) -> Callable[Concatenate[_S, _P], None]:
+    """`locked` for cleanup: does not wait for the lock, so its holder may run the method a little later."""
+
+    @functools.wraps(method)
+    def call(self: _S, /, *args: _P.args, **keywords: _P.kwargs) -> None:
+        self._lock.run_soon(functools.partial(method, self, *args, **keywords))
+
+    return call
 
 
 def _reset_forked_child() -> None:

@@ -20,6 +20,7 @@ from dashscope_embeddings._runtime.async_connections import check_running_loop
 from dashscope_embeddings._runtime.async_drivers import run_in_thread
 from dashscope_embeddings._runtime.client_base import ClientBase
 from dashscope_embeddings._runtime.deadlines import GracePeriod
+from dashscope_embeddings._runtime.flow_runs import ClosingGenerator
 from dashscope_embeddings._runtime.job import OnBatchDone
 from dashscope_embeddings._runtime.thread_pool import SignalSafeEvent
 from dashscope_embeddings._runtime.user_resources import UserResources
@@ -242,7 +243,7 @@ class EmbeddingClient(ClientBase):
             batches = planning.abatches(_as_async_iterator(checked), self._planner(dedup_window=None))
             outcomes = self._async_driver.run_many(batches, job.flow_maker(context, question), job.halt, context)
         with job:
-            async with contextlib.aclosing(question), contextlib.aclosing(outcomes):
+            async with contextlib.aclosing(question), ClosingGenerator(outcomes):
                 async for batch, outcome in outcomes:
                     done = await job.add(batch, outcome)
                     with job.callbacks:
@@ -279,7 +280,7 @@ class EmbeddingClient(ClientBase):
         flow_of = job.flow_maker(context, question, arrived)
         outcomes = self._async_driver.run_many(batches, flow_of, job.halt, context)
         with job:
-            async with contextlib.aclosing(question), contextlib.aclosing(outcomes):
+            async with contextlib.aclosing(question), ClosingGenerator(outcomes):
                 async for batch, outcome in outcomes:
                     await job.add(batch, outcome)
                     with job.callbacks:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import logging
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+from dashscope_embeddings._process import CleanupLock, locked_soon
 from dashscope_embeddings.vectors import Cost, TextType, Usage
 
 _log = logging.getLogger("dashscope_embeddings")
@@ -53,43 +53,45 @@ class TrackedUsage:
 
     def __init__(self) -> None:
         self._usage = Usage()
-        self._lock = threading.Lock()
+        self._lock = CleanupLock()
 
     @property
     def usage(self) -> Usage:
         """The sums so far."""
-        return self._usage
+        with self._lock.current:
+            self._lock.run_held()
+            return self._usage
 
     @property
     def requests(self) -> int:
         """Requests answered with vectors."""
-        return self._usage.requests
+        return self.usage.requests
 
     @property
     def texts(self) -> int:
         """Texts in those requests."""
-        return self._usage.texts
+        return self.usage.texts
 
     @property
     def tokens(self) -> int:
         """Input tokens as the service counted them."""
-        return self._usage.tokens
+        return self.usage.tokens
 
     @property
     def cost(self) -> Cost | None:
         """List price of these tokens; None: unknown, or in more than one currency."""
-        return self._usage.cost
+        return self.usage.cost
 
+    @locked_soon
     def add(self, usage: Usage) -> None:
         """Adds what another call was billed."""
-        with self._lock:
-            self._usage += usage
+        self._usage += usage
 
     def __str__(self) -> str:
-        return str(self._usage)
+        return str(self.usage)
 
     def __repr__(self) -> str:
-        return f"TrackedUsage({self._usage})"
+        return f"TrackedUsage({self.usage})"
 
 
 _context_trackers: contextvars.ContextVar[tuple[TrackedUsage, ...]] = contextvars.ContextVar(

@@ -68,6 +68,8 @@ class HybridEmbedder:
 
         try:
             return (yield from fill_missing(vectors, request, progress))
+        except GeneratorExit:  # perhaps of the garbage collector, while this thread has the cache's lock
+            raise
         except ANY_EXCEPTION as error:
             # A caller with `keep_dense` adds all texts or none: its next attempt takes what arrived, too.
             again = partial_of(error) if keep_dense and for_both else cached
@@ -90,6 +92,8 @@ class HybridEmbedder:
         hook = None if on_vectors is None else lambda found: on_vectors(_component_by_index(found, component))
         try:
             result = yield self._embed(texts, role, "dense&sparse", progress, hook)
+        except GeneratorExit:  # as above
+            raise
         except ANY_EXCEPTION as error:
             arrived = partial_of(error)  # billed as well
             of_other = _component_by_index(arrived, other)

@@ -9,7 +9,6 @@ how many a second, `concurrency_window` how many at once.
 from __future__ import annotations
 
 import math
-import threading
 import weakref
 from collections import OrderedDict
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ from dashscope_embeddings._core.permit_queue import PermitQueue
 from dashscope_embeddings._core.rate_estimator import RateEstimator, SearchState
 from dashscope_embeddings._core.reported_quota import ReportedQuota
 from dashscope_embeddings._core.token_quota import QUOTA_SHARE, TokenQuota, spacing_start
+from dashscope_embeddings._process import CleanupLock, locked, locked_soon
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -52,7 +52,7 @@ class Limiter:
     clock: Callable[[], float]
     requests_per_minute: float | None = None
     tokens_per_minute: float | None = None
-    _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
+    _lock: CleanupLock = field(default_factory=CleanupLock, init=False, repr=False)
 
     def __post_init__(self) -> None:
         self._own_limits = self.requests_per_minute, self.tokens_per_minute
@@ -67,7 +67,6 @@ class Limiter:
 
     def reset_after_fork(self) -> None:
         """Resets all but the quotas, because a forked child has no requests in flight."""
-        self._lock = threading.Lock()
         self._window = ConcurrencyWindow()
         self._estimator = RateEstimator(self._window, is_within_quota=self.requests_per_minute is not None)
         for permit in getattr(self, "_in_flight", ()):
@@ -80,14 +79,14 @@ class Limiter:
         self._last_queue_position = 0
         self._next_at = -math.inf
 
+    @locked
     def apply_limits(self, client: object, requests_per_minute: float | None, tokens_per_minute: float | None) -> None:
         """Applies a client's quota as long as the client exists. The smallest quota of all existing clients holds."""
         if requests_per_minute is None and tokens_per_minute is None:
             return
-        with self._lock:
-            reference = weakref.ref(client, self._mark_client_deleted)
-            self._client_limits.append((reference, requests_per_minute, tokens_per_minute))
-            self._apply_smallest_limits()
+        reference = weakref.ref(client, self._mark_client_deleted)
+        self._client_limits.append((reference, requests_per_minute, tokens_per_minute))
+        self._apply_smallest_limits()
 
     def _mark_client_deleted(self, _: weakref.ref[object]) -> None:
         self._has_deleted_client = True
@@ -106,22 +105,22 @@ class Limiter:
             # Do not make the next request wait for the interval of a quota that no longer holds.
             self._next_at = self._token_quota.next_at = -math.inf
 
+    @locked
     def claim_quota_request(self) -> bool:
         """Whether the caller is to ask the service for the quota: True once, and never with a configured quota."""
-        with self._lock:
-            is_known = self.requests_per_minute is not None or self.tokens_per_minute is not None
-            claimed = not is_known and not self._has_claimed_quota_request
-            self._has_claimed_quota_request |= claimed
-            return claimed
+        is_known = self.requests_per_minute is not None or self.tokens_per_minute is not None
+        claimed = not is_known and not self._has_claimed_quota_request
+        self._has_claimed_quota_request |= claimed
+        return claimed
 
+    @locked
     def apply_reported_quota(self, quota: Quota) -> None:
         """Applies what the service reports, in place of an earlier report, as an upper bound: the search goes on.
 
         It holds for all clients, however long they exist; a smaller configured quota still holds as well.
         """
-        with self._lock:
-            self._has_claimed_quota_request = True
-            self._reported_quota = ReportedQuota(quota)
+        self._has_claimed_quota_request = True
+        self._reported_quota = ReportedQuota(quota)
 
     @property
     def concurrency(self) -> int:
@@ -148,34 +147,34 @@ class Limiter:
         """A permit for one request. It must end with `on_success`, `on_throttled` or `cancel`."""
         return Permit(estimated_tokens, high_priority, bound, blocked_loop)
 
+    @locked
     def try_acquire(self, permit: Permit) -> float:
         """0.0: send now. Otherwise the seconds to wait before asking again, at most 0.25."""
-        with self._lock:
-            if permit.sent_at is not None or permit.is_closed:
-                return 0.0
-            if self._has_deleted_client:
-                self._apply_smallest_limits()
-            now = self.clock()
-            rate = self._requests_per_second(now)
-            queue = self._high_priority_queue if permit.high_priority else self._low_priority_queue
-            if self._is_bound_full(permit, now):
-                permit.bound.waiting[permit] = None
-                return self._refuse(permit, None, now, _MAX_WAIT_SECONDS)
-            permit.bound.waiting.pop(permit, None)
-            due = self._available_at(permit, rate, now)
-            if due > now:
-                permit.was_paced = permit.was_paced or not self._is_behind_starved(permit)
-                return self._refuse(permit, queue, now, due - now)
-            permit.needs_slot = not self._has_room(permit, now)
-            if permit.needs_slot:
-                return self._refuse(permit, queue, now, _MAX_WAIT_SECONDS)
-            queue.remove(permit)
-            self._reported_quota.take(1, permit.estimated_tokens, now)
-            self._start(permit, now)
-            # If tokens are limited, a small request has a short interval, but not below that of the configured quota.
-            self._next_at = spacing_start(self._next_at, now) + max(permit.weight / rate, self._min_interval_seconds)
-            self._wake_next()
+        if permit.sent_at is not None or permit.is_closed:
             return 0.0
+        if self._has_deleted_client:
+            self._apply_smallest_limits()
+        now = self.clock()
+        rate = self._requests_per_second(now)
+        queue = self._high_priority_queue if permit.high_priority else self._low_priority_queue
+        if self._is_bound_full(permit, now):
+            permit.bound.waiting[permit] = None
+            return self._refuse(permit, None, now, _MAX_WAIT_SECONDS)
+        permit.bound.waiting.pop(permit, None)
+        due = self._available_at(permit, rate, now)
+        if due > now:
+            permit.was_paced = permit.was_paced or not self._is_behind_starved(permit)
+            return self._refuse(permit, queue, now, due - now)
+        permit.needs_slot = not self._has_room(permit, now)
+        if permit.needs_slot:
+            return self._refuse(permit, queue, now, _MAX_WAIT_SECONDS)
+        queue.remove(permit)
+        self._reported_quota.take(1, permit.estimated_tokens, now)
+        self._start(permit, now)
+        # If tokens are limited, a small request has a short interval, but not below that of the configured quota.
+        self._next_at = spacing_start(self._next_at, now) + max(permit.weight / rate, self._min_interval_seconds)
+        self._wake_next()
+        return 0.0
 
     def _refuse(self, permit: Permit, queue: PermitQueue | None, now: float, wait: float) -> float:
         if permit.queue_position == 0:
@@ -241,38 +240,38 @@ class Limiter:
         if head is not None and head.needs_slot and self._window.in_flight < self._window.limit:
             head.wake_caller()
 
+    @locked
     def on_success(self, permit: Permit, billed_tokens: int | None = None) -> None:
         """The request was answered; `billed_tokens` is None if the service did not say."""
-        with self._lock:
-            if self._end(permit):
-                now = self.clock()
-                self._token_quota.record_billed(permit, billed_tokens)
-                if billed_tokens is not None:
-                    self._reported_quota.take(0, billed_tokens - permit.estimated_tokens, now)
-                self._estimator.on_success(permit, now)
-            self._wake_next()
+        if self._end(permit):
+            now = self.clock()
+            self._token_quota.record_billed(permit, billed_tokens)
+            if billed_tokens is not None:
+                self._reported_quota.take(0, billed_tokens - permit.estimated_tokens, now)
+            self._estimator.on_success(permit, now)
+        self._wake_next()
 
+    @locked
     def on_throttled(self, permit: Permit, retry_after_seconds: float | None = None) -> None:
         """The request was throttled; `retry_after_seconds` are honoured up to 60."""
-        with self._lock:
-            if not self._end(permit):
-                return
-            now = self.clock()
-            explained = self._token_quota.explains_throttle(permit) and not retry_after_seconds
-            self._token_quota.record_billed(permit, 0)
-            self._reported_quota.take(-1, -permit.estimated_tokens, now)
-            if explained:
-                self._estimator.on_cancelled(permit)
-            else:
-                self._estimator.on_throttled(permit, now, retry_after_seconds)
-            self._wake_next()
+        if not self._end(permit):
+            return
+        now = self.clock()
+        explained = self._token_quota.explains_throttle(permit) and not retry_after_seconds
+        self._token_quota.record_billed(permit, 0)
+        self._reported_quota.take(-1, -permit.estimated_tokens, now)
+        if explained:
+            self._estimator.on_cancelled(permit)
+        else:
+            self._estimator.on_throttled(permit, now, retry_after_seconds)
+        self._wake_next()
 
+    @locked_soon
     def cancel(self, permit: Permit) -> None:
         """The request ended without an answer, or was never sent. Has no effect on a permit that has ended."""
-        with self._lock:
-            if self._end(permit):
-                self._estimator.on_cancelled(permit)
-            self._wake_next()
+        if self._end(permit):
+            self._estimator.on_cancelled(permit)
+        self._wake_next()
 
     @property
     def _min_interval_seconds(self) -> float:

@@ -14,7 +14,6 @@ this module: whatever state that leaves, the others go on after the same time.
 from __future__ import annotations
 
 import math
-import threading
 from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
@@ -22,6 +21,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from dashscope_embeddings import _process
 from dashscope_embeddings._core.exchange import Outcome, warn_of_throttling
 from dashscope_embeddings._core.steps import AskUserLimiter
+from dashscope_embeddings._process import CleanupLock, locked, locked_soon
 from dashscope_embeddings.errors import Action
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ class TextBatcher:
 
     planner: BatchPlanner
     """Knows how much fits into one request."""
-    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _lock: CleanupLock = field(default_factory=CleanupLock)
     _waiting: OrderedDict[SingleText, None] = field(default_factory=OrderedDict)
     _in_flight: set[BatchCall] = field(default_factory=set)
     _last_moved_at: float = -math.inf
@@ -129,79 +129,77 @@ class TextBatcher:
 
     def reset_after_fork(self) -> None:
         """Starts with an empty queue: the callers of the parent process are not in the child."""
-        self._lock = threading.Lock()
         self._waiting, self._in_flight, self._asking, self._grants = OrderedDict(), set(), None, 0
 
+    @locked
     def enqueue(self, text: SingleText) -> None:
         """Queues a text. Its caller must call `leave` in every case."""
-        with self._lock:
-            self._waiting[text] = None
+        self._waiting[text] = None
 
+    @locked
     def poll(self, text: SingleText, context: RequestContext, task: Sender | None) -> PollResult:
         """What the caller of `text` has to do next; `task` is the caller's task, None for a thread."""
-        with self._lock:
-            now = context.limiter.clock()
-            self._requeue_orphaned(context, now)
-            if text.outcome is not None:
-                return text.outcome
-            if self._is_in_flight(text, now) or not self._may_act(text, now):
-                return _POLL_SECONDS * max(1.0, len(self._waiting) / _FULL_RATE_CALLERS)
-            if context.has_user_limiter and not self._grants:
-                if self._is_asking():
-                    return _POLL_SECONDS
-                self._asking = text, task
-                return AskUserLimiter()
-            members, tokens = self._next_batch(text)
-            if text.permit is None:
-                text.permit = context.create_permit(text.estimated_tokens)
-            text.permit.wake = text.wake
-            text.permit.estimated_tokens = sum(tokens.values())
-            if wait := context.limiter.try_acquire(text.permit):
-                return min(wait, _POLL_SECONDS)
-            return self._start_batch(BatchCall(members, tokens, text.permit, task, now), context, now)
+        now = context.limiter.clock()
+        self._requeue_orphaned(context, now)
+        if text.outcome is not None:
+            return text.outcome
+        if self._is_in_flight(text, now) or not self._may_act(text, now):
+            return _POLL_SECONDS * max(1.0, len(self._waiting) / _FULL_RATE_CALLERS)
+        if context.has_user_limiter and not self._grants:
+            if self._is_asking():
+                return _POLL_SECONDS
+            self._asking = text, task
+            return AskUserLimiter()
+        members, tokens = self._next_batch(text)
+        if text.permit is None:
+            text.permit = context.create_permit(text.estimated_tokens)
+        text.permit.wake = text.wake
+        text.permit.estimated_tokens = sum(tokens.values())
+        if wait := context.limiter.try_acquire(text.permit):
+            return min(wait, _POLL_SECONDS)
+        return self._start_batch(BatchCall(members, tokens, text.permit, task, now), context, now)
 
+    @locked
     def grant(self, text: SingleText) -> None:
         """The user's limiter, which the caller of `text` has asked, lets a request through."""
-        with self._lock:
-            self._grants += 1
-            self._end_asking(text)
+        self._grants += 1
+        self._end_asking(text)
 
+    @locked_soon
     def complete(self, batch_call: BatchCall, outcome: Outcome | None, context: RequestContext) -> None:
         """Hands the outcome of a request to its texts; None: it was interrupted, and they wait again."""
-        with self._lock:
-            now = context.limiter.clock()
-            payers = {member.text: member for member in reversed(batch_call.members)}
-            rows = {text: row for row, text in enumerate(batch_call.tokens)}
-            joined = set(batch_call.joined)
-            for member in reversed([*batch_call.members, *batch_call.joined]):
-                if member.batch_call is not batch_call:
-                    continue  # this request was taken for orphaned, and another one contains the text
-                member.batch_call = None
-                row = rows[member.text]
-                if outcome is None or (
-                    not _is_final(outcome, row)
-                    and (member in joined or self._should_retry(member, outcome, context, now))
-                ):
-                    self._requeue(member)
-                else:
-                    member.outcome = _share(outcome, row, is_payer=payers[member.text] is member)
-                    _report_if_late(member)
-                    member.wake_caller()
-            # Last: if an interruption ends this method early, the request is still found to be orphaned.
-            self._in_flight.discard(batch_call)
-            self._wake_first(now)
+        now = context.limiter.clock()
+        payers = {member.text: member for member in reversed(batch_call.members)}
+        rows = {text: row for row, text in enumerate(batch_call.tokens)}
+        joined = set(batch_call.joined)
+        for member in reversed([*batch_call.members, *batch_call.joined]):
+            if member.batch_call is not batch_call:
+                continue  # this request was taken for orphaned, and another one contains the text
+            member.batch_call = None
+            row = rows[member.text]
+            if outcome is None or (
+                not _is_final(outcome, row) and (member in joined or self._should_retry(member, outcome, context, now))
+            ):
+                self._requeue(member)
+            else:
+                member.outcome = _share(outcome, row, is_payer=payers[member.text] is member)
+                _report_if_late(member)
+                member.wake_caller()
+        # Last: if an interruption ends this method early, the request is still found to be orphaned.
+        self._in_flight.discard(batch_call)
+        self._wake_first(now)
 
+    @locked_soon
     def leave(self, text: SingleText, context: RequestContext) -> None:
         """Removes a text: its caller has the result, or stopped waiting."""
-        with self._lock:
-            text.has_left = True
-            self._end_asking(text)
-            _report_if_late(text)
-            if text.permit is not None:
-                context.limiter.cancel(text.permit)
-            if text.outcome is None and text in self._waiting:
-                del self._waiting[text]
-                self._wake_first(context.limiter.clock())
+        text.has_left = True
+        self._end_asking(text)
+        _report_if_late(text)
+        if text.permit is not None:
+            context.limiter.cancel(text.permit)
+        if text.outcome is None and text in self._waiting:
+            del self._waiting[text]
+            self._wake_first(context.limiter.clock())
 
     # --- with the lock held -------------------------------------------------------------------------------
 

@@ -24,7 +24,7 @@ from dashscope_embeddings._core.stale_replies import seen_replies_of
 from dashscope_embeddings._core.text_batcher import SingleText, TextBatcher
 from dashscope_embeddings._core.text_inputs import OnRefused
 from dashscope_embeddings._core.text_length import shared_limits
-from dashscope_embeddings._process import ForkSafeLock
+from dashscope_embeddings._process import CleanupLock, locked_soon
 from dashscope_embeddings._runtime.async_connections import running_loop
 from dashscope_embeddings._runtime.async_drivers import AsyncDriver
 from dashscope_embeddings._runtime.deadlines import GracePeriod
@@ -59,7 +59,7 @@ class ClientBase:
         self._contexts: dict[tuple[TextType, Output], RequestContext] = {}
         self._observers: list[OnRequest] = []
         self._seen_replies = seen_replies_of(settings.address.root_url)
-        self._lock = ForkSafeLock()
+        self._lock = CleanupLock()
         self._usage = Usage()
 
     @property
@@ -70,7 +70,9 @@ class ClientBase:
     @property
     def usage(self) -> Usage:
         """What all calls of this client were billed so far."""
-        return self._usage
+        with self._lock.current:
+            self._lock.run_held()
+            return self._usage
 
     def _request_context(self, text_type: TextType, output: Output) -> RequestContext:
         with contextlib.suppress(TypeError):  # of a list, which is refused below
@@ -194,9 +196,12 @@ class ClientBase:
             raise job.collector.build_error()
 
     def _add_usage(self, usage: Usage) -> None:
-        with self._lock.current:
-            self._usage += usage
+        self._count(usage)
         dashscope_embeddings_usage.add_to_trackers(usage)
+
+    @locked_soon
+    def _count(self, usage: Usage) -> None:
+        self._usage += usage
 
     # --- copies and processes -----------------------------------------------------------------------------
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import contextvars
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from dashscope_embeddings._core.exchange import Outcome, exchange
 from dashscope_embeddings._core.failures import CANCELLED
@@ -61,6 +60,20 @@ async def arun_flow(flow: Generator[StepT, AnswerT, T], perform: Callable[[StepT
         flow.close()
 
 
+class ClosingGenerator(Generic[T]):
+    """`aclosing`, unless the garbage collector closes the coroutine: it has thrown `GeneratorExit` in the generator."""
+
+    def __init__(self, items: AsyncGenerator[T, None]) -> None:
+        self._items = items
+
+    async def __aenter__(self) -> AsyncGenerator[T, None]:
+        return self._items
+
+    async def __aexit__(self, *_: object) -> None:
+        if not getattr(self._items, "ag_running", False):
+            await self._items.aclose()
+
+
 # --- the flows of a job -----------------------------------------------------------------------------------
 
 
@@ -75,7 +88,7 @@ def until_error(items: Iterator[T], errors: list[BaseException]) -> Iterator[T]:
 async def auntil_error(items: AsyncGenerator[T, None], errors: list[BaseException]) -> AsyncGenerator[T, None]:
     """`until_error` for a loop; closes `items`, which else the loop would do later, if it is not closed by then."""
     try:
-        async with contextlib.aclosing(items):
+        async with ClosingGenerator(items):
             async for item in items:
                 yield item
     except Exception as error:  # noqa: BLE001 - `run_many` raises it

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import contextvars
+import functools
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -15,7 +17,7 @@ if TYPE_CHECKING:
     from dashscope_embeddings._core.planning import Batch
     from dashscope_embeddings._core.results import ResultCollector
     from dashscope_embeddings._core.text_inputs import OnRefused
-    from dashscope_embeddings._process import ForkSafeLock
+    from dashscope_embeddings._process import CleanupLock
     from dashscope_embeddings._runtime.quota_question import QuotaQuestion
     from dashscope_embeddings.vectors import Embeddings, Usage
 
@@ -32,7 +34,7 @@ class Job(contextlib.AbstractContextManager["Job"]):
     def __init__(
         self,
         collector: ResultCollector,
-        lock: ForkSafeLock,
+        lock: CleanupLock,
         add_usage: Callable[[Usage], None],
         texts: Sequence[str] | None = None,
     ) -> None:
@@ -46,10 +48,18 @@ class Job(contextlib.AbstractContextManager["Job"]):
         """Whether the caller has left: what arrives later is billed separately."""
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
-        if error is not None and not isinstance(error, GeneratorExit):
+        if isinstance(error, GeneratorExit):
+            self._lock.run_soon(functools.partial(contextvars.copy_context().run, self._abandon))
+            return
+        if error is not None:
             self.collector.attach_partial(error, self._texts)
         with self._lock.current:
-            self._is_abandoned = True
+            self._abandon()
+        self._lock.run_waiting()
+
+    def _abandon(self) -> None:
+        """With the lock held: what arrives later is billed separately."""
+        self._is_abandoned = True
         self.collector.count_abandoned()
         self._add_usage(self.collector.usage)
 
@@ -70,6 +80,7 @@ class Job(contextlib.AbstractContextManager["Job"]):
         with self._lock.current:
             if not self._is_abandoned:
                 self.collector.finished[batch.number] = batch, outcome
+        self._lock.run_waiting()
         if self._is_abandoned:
             self.count_late(outcome)
         if arrived is not None:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from dashscope_embeddings._core.failures import CANCELLED
 from dashscope_embeddings._core.steps import Send, Sleep, Start
-from dashscope_embeddings._process import ForkSafeLock, on_fork
+from dashscope_embeddings._process import CleanupLock, locked_soon, on_fork
 from dashscope_embeddings._runtime import flow_runs
 from dashscope_embeddings._runtime.deadlines import GracePeriod
 from dashscope_embeddings._runtime.deferred_signals import DeferredSignals, signals_of_this_thread
@@ -69,7 +69,7 @@ class ThreadDriver:
 
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
-        self._lock = ForkSafeLock()
+        self._lock = CleanupLock()
         on_fork(self)
         self.reset_after_fork()
 
@@ -149,9 +149,9 @@ class ThreadDriver:
         with DeferredSignals() if is_main_thread() else contextlib.nullcontext():
             return self.run_exchange(flow, halt)
 
+    @locked_soon
     def _abandon(self, running: list[WorkItem[Outcome]]) -> None:
-        with self._lock.current:
-            self._abandoned = [call for call in (*self._abandoned, *running) if not call.done()]
+        self._abandoned = [call for call in (*self._abandoned, *running) if not call.done()]
 
     def drain(self, seconds: float = math.inf) -> int:
         """Waits for flows that were running when their caller was interrupted; they send no further requests.
@@ -159,7 +159,10 @@ class ThreadDriver:
         Returns how many are still running when the time is over.
         """
         ends_at = time.monotonic() + seconds
-        return sum(not call.wait(ends_at - time.monotonic()) for call in tuple(self._abandoned))
+        with self._lock.current:
+            self._lock.run_held()
+            abandoned = self._abandoned
+        return sum(not call.wait(ends_at - time.monotonic()) for call in abandoned)
 
     # --- a single text ------------------------------------------------------------------------------------
 

@@ -408,7 +408,7 @@ def test_a_forked_child_starts_afresh_and_never_inherits_a_locked_lock() -> None
     limiter.apply_limits(owner, 1800, None)
     hit_wall(limiter, clock)
     assert held(limiter)
-    with limiter._lock, module._limiters_lock.current:
+    with limiter._lock.current, module._limiters_lock.current:
         child = os.fork()
         if child == 0:
             signal.alarm(10)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
+import threading
 from typing import TYPE_CHECKING, Any, get_args
 
 import httpx
@@ -12,6 +13,8 @@ import pytest
 from client_helpers import KEY, AsyncCalls, FakeClock, SyncCalls, client_for
 
 from dashscope_embeddings import BadRequestError, EmbeddingClient, track_usage
+from dashscope_embeddings._core.text_batcher import SingleText
+from dashscope_embeddings._runtime import flow_runs
 from dashscope_embeddings.emulator import Emulator, faults
 from dashscope_embeddings.vectors import TextType
 
@@ -274,3 +277,27 @@ async def test_equal_texts_are_billed_once_whether_they_wait_or_are_in_flight(em
     assert [asked.texts for asked in emulator.asked] == [tuple(TEXTS[:1]), tuple(TEXTS[1:3])]
     assert [result.usage.texts for result in results] == [1, 0, 1, 1, 0, 0, 0]
     assert (client.usage.texts, client.usage.tokens) == (emulator.billed_texts, emulator.billed_tokens)
+
+
+def test_a_call_may_be_closed_while_the_same_thread_holds_its_locks(emulator: Emulator) -> None:
+    """As the garbage collector does at any allocation, with a pending call of a loop that was closed."""
+    client = client_for(emulator)
+    client.embed("first")
+    context, (batcher,) = client._request_context("document", "dense"), client._text_batchers.values()
+    flow = flow_runs.single_text(SingleText("left", 1), batcher, context, None, print)
+    next(flow)
+    assert context.limiter.in_flight == 1
+    clock, result = context.limiter.clock, list[Any]()
+
+    def collecting_clock() -> float:
+        if batcher._lock.current.locked():
+            flow.close()
+        return clock()
+
+    context.limiter.clock = collecting_clock
+    thread = threading.Thread(target=lambda: result.append(client.embed("last").dense), daemon=True)
+    thread.start()
+    thread.join(10)
+    assert result == [[emulator.dense("last")]]
+    assert context.limiter.in_flight == 0
+    assert (list(batcher._waiting), list(batcher._in_flight)) == ([], [])
