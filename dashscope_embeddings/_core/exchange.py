@@ -50,6 +50,8 @@ class ContextState:
     """Whether any request was answered: model and parameters are valid, so a refusal is about its texts."""
     throttle_warned_at: float = -math.inf
     """When the warning about throttling was last logged."""
+    unanswered_since: float = math.inf
+    """When the first attempt began that got no answer, of those after the last reply."""
     outage_warned_at: float = -math.inf
     """The same for the warning about a host that is not reached."""
 
@@ -196,6 +198,8 @@ class _Request:
         self._is_stale = False
         """Whether the last reply was a copy of one to an earlier request, and the request may be repeated for it."""
         self._throttled_since = math.inf
+        self._started_at = math.inf
+        """When the last attempt began."""
 
     def send_until_final(self, permit: Permit | None) -> Generator[Step, StepResult, _Answer]:
         """Sends the request until it is answered, or until it fails with an error that retries cannot change.
@@ -219,7 +223,7 @@ class _Request:
                 pause = backoff_seconds(self._failures, retry_after_seconds(answer))
                 tries = self._context.max_retries + 1
                 message = "attempt %d of %d failed, next in %.1f s: %s"
-                _log.log(_level(self._context, answer), message, self._failures, tries, pause, answer)
+                _log.log(self._log_level(answer), message, self._failures, tries, pause, answer)
                 if (cancelled := (yield Sleep(pause))) is not None:
                     return interpret(cancelled, self._context, self._texts)
 
@@ -231,7 +235,7 @@ class _Request:
             if (cancelled := (yield Sleep(wait, permit))) is not None:
                 return interpret(cancelled, context, texts)
         self._attempts += 1
-        started_at = context.limiter.clock()
+        self._started_at = context.limiter.clock()
         reader = ReplyReader(self._body, context, texts, is_repeat=self._stale_replies > 0)
         max_reply_bytes = protocol.max_reply_bytes(context.options, len(texts), len(self._body))
         reply = yield Send(self._body, max_reply_bytes=max_reply_bytes, read_reply=reader, permit=permit)
@@ -241,9 +245,11 @@ class _Request:
         self._is_stale = reader.is_stale and self._stale_replies < _MAX_STALE_REPLIES
         self._stale_replies += self._is_stale
         if context.on_request is not None:
-            usage.call_hook(context.on_request, request_record(context, len(texts), self._attempts, started_at, answer))
+            usage.call_hook(
+                context.on_request, request_record(context, len(texts), self._attempts, self._started_at, answer)
+            )
         if isinstance(answer, ParsedReply):
-            context.state.confirmed = True
+            context.state.confirmed, context.state.unanswered_since = True, math.inf
             context.limiter.on_success(permit, answer.billed_tokens)
         elif answer.action is Action.BACK_OFF:
             context.limiter.on_throttled(permit, retry_after_seconds(answer))
@@ -266,14 +272,16 @@ class _Request:
         self._failures += 1
         return error.action is not Action.RETRY or self._failures > self._context.max_retries
 
-
-def _level(context: RequestContext, error: DashScopeError) -> int:
-    """Of the log of an attempt that is repeated: once a minute, a warning that the host is not reached."""
-    now = context.limiter.clock()
-    if not isinstance(error, ConnectionFailed) or now - context.state.outage_warned_at < _WARN_INTERVAL_SECONDS:
-        return logging.INFO
-    context.state.outage_warned_at = now
-    return logging.WARNING
+    def _log_level(self, error: DashScopeError) -> int:
+        """Of an attempt that is repeated: a warning, at most once a minute, if nothing was answered for a while."""
+        state, now = self._context.state, self._context.limiter.clock()
+        if isinstance(error, ConnectionFailed):
+            state.unanswered_since = min(state.unanswered_since, self._started_at)
+        is_outage = now - state.unanswered_since >= _WARN_UNANSWERED_SECONDS
+        if not is_outage or now - state.outage_warned_at < _WARN_INTERVAL_SECONDS:
+            return logging.INFO
+        state.outage_warned_at = now
+        return logging.WARNING
 
 
 def warn_of_throttling(context: RequestContext, error: DashScopeError, now: float, throttled_since: float) -> None:
@@ -294,6 +302,8 @@ def warn_of_throttling(context: RequestContext, error: DashScopeError, now: floa
 
 _WARN_AFTER_SECONDS = 5.0
 """Seconds of throttling that are not worth a warning."""
+_WARN_UNANSWERED_SECONDS = 2.0
+"""The same without an answer to any request."""
 _WARN_INTERVAL_SECONDS = 60.0
 _MAX_STALE_REPLIES = 40
 """Each stale reply closes a connection."""

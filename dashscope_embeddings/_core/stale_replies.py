@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import weakref
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 if TYPE_CHECKING:
     from dashscope_embeddings._core.protocol import Reply
@@ -26,12 +26,11 @@ accepted and its connection closed."""
 _MAX_DOUBTED_FINGERPRINTS = 64
 
 
-class _Origin(NamedTuple):
-    """Where a reply comes from."""
+_Origin: TypeAlias = "tuple[int, int | None]"
+"""Where a reply comes from: hash of the request that it answers, and the connection.
 
-    request: int
-    """Hash of the request that it answers."""
-    connection: int | None
+A plain tuple: the garbage collector does not look at those of numbers, and thousands are kept.
+"""
 
 
 @dataclass
@@ -58,7 +57,7 @@ class SeenReplies:
         """
         if reply.connection_id is None:
             return "keep"
-        this = _Origin(hash(request), reply.connection_id)
+        this = hash(request), reply.connection_id
         if request_id is not None and "id" not in self._ambiguous_kinds:
             decision = self._judge_by("id", hash(request_id), this, is_repeat=is_repeat)
             if "id" not in self._ambiguous_kinds:
@@ -75,8 +74,8 @@ class SeenReplies:
         if first is None:
             self._remember(fingerprint, this)
             return "keep"
-        same_connection = first.connection == this.connection
-        if first.request == this.request:
+        same_connection = first[1] == this[1]
+        if first[0] == this[0]:
             return self._judge_equal_request(same_connection=same_connection) if kind == "id" else "keep"
         if not same_connection and is_repeat and fingerprint in self._doubted_fingerprints:
             self._ambiguous_kinds.add(kind)
@@ -99,7 +98,7 @@ class SeenReplies:
     def _is_copy_of_vectors(self, fingerprint: int, this: _Origin) -> bool:
         """Whether an unusable reply was the reply to another request on its connection, of more texts or fewer."""
         first = self._find(fingerprint)
-        return first is not None and first.request != this.request and first.connection == this.connection
+        return first is not None and first[0] != this[0] and first[1] == this[1]
 
     def _find(self, fingerprint: int) -> _Origin | None:
         return self._recent.get(fingerprint) or self._older.get(fingerprint)

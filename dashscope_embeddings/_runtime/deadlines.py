@@ -81,8 +81,8 @@ class GracePeriod:
         return self._ends_at < math.inf
 
     def is_over(self) -> bool:
-        """Whether the caller waits no longer."""
-        return self.has_begun() and time.monotonic() >= self._ends_at
+        """Whether it has begun, and the caller waits no longer."""
+        return time.monotonic() >= self._ends_at
 
 
 GRACE_SECONDS = 2.0

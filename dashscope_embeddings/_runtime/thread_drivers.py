@@ -137,13 +137,13 @@ class ThreadDriver:
 
     @staticmethod
     def _wait_for_progress(progress: SignalSafeEvent, halt: SignalSafeEvent, grace: GracePeriod | None) -> None:
-        """Waits until a flow has ended, but not for long. Halts the job if its caller has stopped it."""
-        if grace is not None and grace.has_begun():
+        """Waits until a flow has ended, but not for long. If none has, halts a job that its caller has stopped."""
+        if grace is not None and grace.is_over():
+            raise Cancelled(CANCELLED.reason)
+        if progress.wait(_POLL_SECONDS):
+            progress.clear()
+        elif grace is not None and grace.has_begun():
             halt.set()
-            if grace.is_over():
-                raise Cancelled(CANCELLED.reason)
-        progress.wait(_POLL_SECONDS)
-        progress.clear()
 
     def _run_here(self, flow: Exchange, halt: SignalSafeEvent) -> Outcome:
         with DeferredSignals() if is_main_thread() else contextlib.nullcontext():
@@ -262,7 +262,7 @@ class ThreadDriver:
         call = shared_pool.submit(WorkItem(_in_own_context(self._transport.send, step)))
         grace = GracePeriod(halt.is_set)
         while not call.wait(_POLL_SECONDS):
-            if grace.is_over():
+            if grace.has_begun() and grace.is_over():
                 return CANCELLED
         return call.result()
 
