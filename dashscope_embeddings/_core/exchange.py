@@ -50,8 +50,10 @@ class ContextState:
     """Whether any request was answered: model and parameters are valid, so a refusal is about its texts."""
     throttle_warned_at: float = -math.inf
     """When the warning about throttling was last logged."""
+    answered_at: float = -math.inf
+    """When the last reply came."""
     unanswered_since: float = math.inf
-    """When the first attempt began that got no answer, of those after the last reply."""
+    """When the first attempt without an answer began, or the last reply came before it failed; infinity: none has."""
     outage_warned_at: float = -math.inf
     """The same for the warning about a host that is not reached."""
 
@@ -250,6 +252,7 @@ class _Request:
             )
         if isinstance(answer, ParsedReply):
             context.state.confirmed, context.state.unanswered_since = True, math.inf
+            context.state.answered_at = context.limiter.clock()
             context.limiter.on_success(permit, answer.billed_tokens)
         elif answer.action is Action.BACK_OFF:
             context.limiter.on_throttled(permit, retry_after_seconds(answer))
@@ -276,7 +279,7 @@ class _Request:
         """Of an attempt that is repeated: a warning, at most once a minute, if nothing was answered for a while."""
         state, now = self._context.state, self._context.limiter.clock()
         if isinstance(error, ConnectionFailed):
-            state.unanswered_since = min(state.unanswered_since, self._started_at)
+            state.unanswered_since = min(state.unanswered_since, max(self._started_at, state.answered_at))
         is_outage = now - state.unanswered_since >= _WARN_UNANSWERED_SECONDS
         if not is_outage or now - state.outage_warned_at < _WARN_INTERVAL_SECONDS:
             return logging.INFO
