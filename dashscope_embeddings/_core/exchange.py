@@ -55,7 +55,7 @@ class ContextState:
     unanswered_since: float = math.inf
     """When the first attempt without an answer began, or the last reply came before it failed; infinity: none has."""
     outage_warned_at: float = -math.inf
-    """The same for the warning about a host that is not reached."""
+    """When the warning about a host that does not answer was last logged."""
 
 
 READ_AHEAD = 48
