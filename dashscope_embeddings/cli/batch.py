@@ -31,7 +31,7 @@ def submit(inputs: options.Inputs, *, output: options.Output, **settings: Any) -
     Exit codes: 0 submitted (or nothing left to submit), otherwise as for
     `batch run`.
     """
-    with _hints(output), stop_signals(_STOPPING_MESSAGE) as stop:
+    with _hints(output), stop_signals(_STOPPING_MESSAGE, messages.BATCH_STOPPED_MESSAGE) as stop:
         submission = _submission(settings)
         if submission["client"].settings.address.is_emulator:
             raise InvalidInput(
@@ -67,7 +67,8 @@ def run(
     with _hints(output):
         submission = _submission(settings)
         ends_with_command = submission["client"].settings.address.is_emulator
-        with stop_signals(_EMULATOR_STOPPING_MESSAGE if ends_with_command else _STOPPING_MESSAGE) as stop:
+        stopping = _EMULATOR_STOPPING_MESSAGE if ends_with_command else _STOPPING_MESSAGE
+        with stop_signals(stopping, messages.BATCH_STOPPED_MESSAGE) as stop:
             summary = corpus.batch_run(inputs, output, poll=poll, stop=stop, **submission)
             messages.print_batch_summary(summary, output)
 

@@ -172,10 +172,28 @@ def _resume_hint(error: DashScopeError | OSError) -> str:
     return "; once that is mended, the same command goes on." if is_fixable else "."
 
 
+class StopRequest(SignalSafeEvent):
+    """The event of `stop_signals`, which knows whether the job has begun to ask for it."""
+
+    is_observed = False
+
+    def is_set(self) -> bool:
+        """Whether a signal has come."""
+        self.is_observed = True
+        return super().is_set()
+
+
+class _StoppedEarly(KeyboardInterrupt):
+    """A signal while the input is read: a pipe may never end, and nothing was sent yet that could be lost."""
+
+
 @contextlib.contextmanager
-def stop_signals(message: str = "") -> Iterator[SignalSafeEvent]:
-    """An event that the first Ctrl-C or SIGTERM sets, printing `message`; a second one ends the program."""
-    stopped = SignalSafeEvent()
+def stop_signals(message: str = "", early_message: str = "") -> Iterator[StopRequest]:
+    """An event that the first Ctrl-C or SIGTERM sets, printing `message`; a second one ends the program.
+
+    With an `early_message`, a signal that comes before the job has asked for the event ends the command at once.
+    """
+    stopped = StopRequest()
     names = (signal.SIGINT, signal.SIGTERM)
     previous_handlers: dict[signal.Signals, Any] = {name: signal.getsignal(name) for name in names}
 
@@ -186,6 +204,8 @@ def stop_signals(message: str = "") -> Iterator[SignalSafeEvent]:
     def stop(*_: object) -> None:
         stopped.set()
         restore()
+        if early_message and not stopped.is_observed:
+            raise _StoppedEarly
         if message:
             print_error(message, "")
 
@@ -194,5 +214,7 @@ def stop_signals(message: str = "") -> Iterator[SignalSafeEvent]:
         signal.signal(name, handler)
     try:
         yield stopped
+    except _StoppedEarly:
+        fail(early_message)
     finally:
         restore()

@@ -10,6 +10,7 @@ from dashscope_embeddings import corpus
 from dashscope_embeddings.cli import messages, options
 from dashscope_embeddings.cli.common import EXIT_USAGE, exit_on_error, fail, stop_signals
 from dashscope_embeddings.client import EmbeddingClient
+from dashscope_embeddings.vectors import Usage
 
 
 @options.takes(options.INPUT, options.CLIENT, options.REAL_TIME, options.HOST)
@@ -43,6 +44,7 @@ def embed(
         fail("--output is missing: name the file to write, such as -o vectors.parquet", EXIT_USAGE)
     with exit_on_error(f"{corpus.ledger_beside(output)} keeps what is paid for"):
         client = EmbeddingClient(**options.take_client_settings(settings))
-        with stop_signals("stopping: a few seconds for what is in flight; again to end at once") as stopped:
+        stopping = "stopping: a few seconds for what is in flight; again to end at once"
+        with stop_signals(stopping, messages.stopped_message(0, Usage())) as stopped:
             summary = corpus.embed_corpus(inputs, output, client=client, progress=True, stop=stopped.is_set, **settings)
         messages.print_summary(summary, output)

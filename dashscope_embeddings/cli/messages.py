@@ -9,7 +9,7 @@ import typer
 from dashscope_embeddings.cli.common import EXIT_FAILED, EXIT_REJECTED, fail
 from dashscope_embeddings.corpus.batch.messages import ENDED_STATUSES
 from dashscope_embeddings.corpus.sources import printable_name
-from dashscope_embeddings.vectors import counted
+from dashscope_embeddings.vectors import Usage, counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -23,6 +23,7 @@ def print_progress(progress: BatchProgress) -> None:
     typer.echo(progress.message, err=True)
 
 
+BATCH_STOPPED_MESSAGE = "stopped: what is submitted stays submitted; the same command goes on"
 _RULE_OF_THUMB = "by a rule of thumb that may be a third off"
 
 
@@ -59,13 +60,15 @@ def _print_counts(estimate: Estimate | BatchEstimate, pending: str, skipped: str
         typer.echo(f"{counted(estimate.skipped, 'record')} without a usable text, {skipped}")
 
 
+def stopped_message(embedded: int, usage: Usage) -> str:
+    """The result of `embed` if a signal stopped it."""
+    return f"stopped after {counted(embedded, 'text')} ({usage}); the same command goes on"
+
+
 def print_summary(summary: Summary, output: Path) -> None:
     """Prints the result of `embed`, and ends the command if texts have no vectors."""
     if not summary.finished:
-        fail(
-            f"stopped after {counted(summary.embedded, 'text')} ({summary.usage}); the same command goes on",
-            EXIT_FAILED,
-        )
+        fail(stopped_message(summary.embedded, summary.usage), EXIT_FAILED)
     _print_result(summary, output, "embedded", "all runs together")
 
 
@@ -97,7 +100,7 @@ def _unfinished(summary: BatchSummary, name: str) -> Iterator[str]:
     fetched = f"{counted(summary.embedded, 'text')} fetched now ({summary.usage})"
     yield f"{fetched}, {summary.pending:,} without vectors yet"
     if summary.stopped:
-        yield "stopped: what is submitted stays submitted; the same command goes on"
+        yield BATCH_STOPPED_MESSAGE
     if summary.under_way:
         yield (
             f"{counted(summary.under_way, 'text')} under way, billed unless `batch cancel -o {name}` comes first: "

@@ -105,9 +105,9 @@ def embed_corpus(  # noqa: PLR0913 - all but two are keywords with defaults
         kind: "dense", "sparse" or "dense&sparse".
         progress: Called in the caller's thread after some texts are done; True: a bar on a terminal or in a notebook
             (with tqdm), elsewhere lines on standard error.
-        stop: Called before each text, and about four times a second while none is due. Once it returns True, nothing
-            more is sent, and replies in flight are stored: they have twice the time of the slowest reply so far, at
-            least 2 seconds. Ctrl-C does the same, and raises KeyboardInterrupt then.
+        stop: Called once the input is read: before each text, and about four times a second while none is due. If it
+            returns True, nothing more is sent, and replies in flight are stored: they have twice the time of the
+            slowest reply so far, at least 2 seconds. Ctrl-C does the same, and raises KeyboardInterrupt then.
         **options: How the input is read:
             text_field: Field or column that holds the text; default "text". `data.text` is the field `text` of the
             object or struct `data`.

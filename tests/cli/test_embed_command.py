@@ -11,6 +11,7 @@ import pytest
 from corpus_helpers import read_rejects, read_vectors, write_json_lines, write_lines
 
 from dashscope_embeddings import corpus
+from dashscope_embeddings.corpus.records import Record
 from dashscope_embeddings.emulator import faults, in_process
 
 typer_testing = pytest.importorskip("typer.testing")
@@ -18,6 +19,7 @@ pytest.importorskip("rich")
 from dashscope_embeddings.cli import app  # noqa: E402 - they need what was just looked for
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from dashscope_embeddings.emulator.http import Server
@@ -204,3 +206,43 @@ def test_a_signal_lets_what_is_in_flight_arrive_and_the_same_command_goes_on(
     assert 20 <= in_process().billed_texts < 95
     assert offline(source, "-o", "out.jsonl").exit_code == 0
     assert in_process().billed_texts == 95
+
+
+STOPPED = {
+    "embed": "stopped after 0 texts (nothing billed); the same command goes on",
+    "batch submit": "stopped: what is submitted stays submitted; the same command goes on",
+    "batch run": "stopped: what is submitted stays submitted; the same command goes on",
+}
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+@pytest.mark.parametrize("command", STOPPED)
+def test_a_signal_does_not_wait_for_the_end_of_the_input(
+    command: str, name: str, tmp_path: Path, served: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DASHSCOPE_API_KEY", "sk-made-up")
+    number, places = getattr(signal, name), list[str]()
+    before = signal.getsignal(number)
+
+    def slow_input(*_: object) -> Iterator[Record]:
+        for line in range(1_000):
+            if line == 2:
+                signal.raise_signal(number)
+            places.append(f"in.txt:{line}")
+            yield Record(places[-1], f"text {line}")
+
+    monkeypatch.setattr("dashscope_embeddings.corpus.inputs.read_records", slow_input)
+    arguments = [
+        *command.split(),
+        str(write_lines(tmp_path / "in.txt", [])),
+        "-o",
+        "out.jsonl",
+        "--base-url",
+        served.url,
+    ]
+    result = typer_testing.CliRunner().invoke(app.app, arguments)
+    assert (result.exit_code, len(places)) == (1, 2)
+    assert result.stderr.splitlines()[-1] == STOPPED[command]
+    assert signal.getsignal(number) == before
+    assert [path.name for path in tmp_path.iterdir()] == ["in.txt"]
+    assert served.emulator.requests == 0
