@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO, cast
 
-from dashscope_embeddings.corpus.sources import STDIN
+from dashscope_embeddings.corpus.sources import STDIN, binary_problem
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -128,12 +128,15 @@ class TextFile:
     head: bytes
 
     @property
-    def undeclared_encoding(self) -> str | None:
-        """The variant of UTF-16 or UTF-32 that the file seems to have, without a mark and without the option."""
+    def problem(self) -> str | None:
+        """Why nothing can be read: it is no text, or seems to be UTF-16 or UTF-32 without mark and option."""
         # Their bytes are valid UTF-8 if the text is ASCII, and often if it is Chinese.
-        if b"\0" not in self.head or self.encoding.startswith(("utf-16", "utf-32")):
+        if self.encoding.startswith(("utf-16", "utf-32")):
             return None
-        return next((name for name in _UTF16_AND_UTF32 if _is_plausible_text(self.head, name)), None)
+        names = _UTF16_AND_UTF32 if b"\0" in self.head else ()
+        if (name := next((name for name in names if _is_plausible_text(self.head, name)), None)) is not None:
+            return f"looks like {name} without a byte order mark: set the encoding (encoding, --encoding {name})"
+        return binary_problem(self.head)
 
     def lines(self) -> Iterator[tuple[int, str, str | None]]:
         """Number and content of all lines that are not blank, and why one cannot be decoded."""

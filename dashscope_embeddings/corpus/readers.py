@@ -36,9 +36,8 @@ def read_records(source: Source, options: InputOptions) -> Iterator[Record]:
             yield from read_parquet(source, options)
             return
         with open_text(source, options.encoding) as text:
-            if (wide := text.undeclared_encoding) is not None:
-                message = f"looks like {wide} without a byte order mark: set the encoding (encoding, --encoding {wide})"
-                yield Record.bad(f"{source}:1", message, affects_whole_file=True)
+            if text.problem is not None:
+                yield Record.bad(f"{source}:1", text.problem, affects_whole_file=True)
             else:
                 yield from _TEXT_READERS[source.format](text, options)
     except UnicodeError as error:

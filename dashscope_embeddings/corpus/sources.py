@@ -39,17 +39,43 @@ _ONLY_NAMED: dict[str, Format] = {".json": "json"}
 STDIN = "-"
 OUTPUT_EXTENSIONS = (".parquet", ".jsonl", ".npy")
 _FORMAT_OPTION = "(format, --format)"
-_PROSE = "is prose: cut it into passages, one JSON object each, or read each line as a text (format, --format txt)"
-_COMPRESSED = "is compressed: decompress it, or pipe it in: gzip -dc FILE | dashscope-embeddings embed - --format …"
-_SPREADSHEET = "is a spreadsheet: save it as CSV UTF-8"
-_DOCUMENT = "is a formatted document: extract its passages as text, one JSON object each"
-_UNREADABLE = {
-    **dict.fromkeys((".md", ".markdown", ".rst"), _PROSE),
-    **dict.fromkeys((".xls", ".xlsx", ".ods"), _SPREADSHEET),
-    **dict.fromkeys((".doc", ".docx", ".pdf", ".html", ".htm"), _DOCUMENT),
-    ".gz": _COMPRESSED,
-}
-"""Ending → what to do about such a file."""
+_DECOMPRESS = "is compressed: decompress it, or pipe it in: {} -dc FILE | dashscope-embeddings embed - --format …"
+
+
+class _Unreadable(NamedTuple):
+    """Files that are no lists of texts."""
+
+    endings: str
+    signature: bytes
+    """A regular expression for how they begin, whatever their names; empty: they are text."""
+    advice: str
+
+
+_UNREADABLE = (
+    _Unreadable(
+        ".md .markdown .rst",
+        b"",
+        "is prose: cut it into passages, one JSON object each, or read each line as a text (format, --format txt)",
+    ),
+    _Unreadable(".gz", rb"\x1f\x8b", _DECOMPRESS.format("gzip")),
+    _Unreadable(".bz2", rb"BZh[1-9]1AY&SY", _DECOMPRESS.format("bzip2")),
+    _Unreadable(".xz", rb"\xfd7zXZ\0", _DECOMPRESS.format("xz")),
+    _Unreadable(".zst", rb"\x28\xb5\x2f\xfd", _DECOMPRESS.format("zstd")),
+    _Unreadable(
+        ".xls .xlsx .ods", rb"PK\x03\x04.*?(xl/|opendocument\.spreadsheet)", "is a spreadsheet: save it as CSV UTF-8"
+    ),
+    _Unreadable(
+        ".doc .docx .pdf .html .htm",
+        rb"%PDF-|{\\rtf1|PK\x03\x04.*?(word/|opendocument\.text)",
+        "is a formatted document: extract its passages as text, one JSON object each",
+    ),
+    _Unreadable("", rb"\xd0\xcf\x11\xe0\xa1\xb1", "is an old Office file: save it as CSV UTF-8, or as plain text"),
+    _Unreadable(".zip .tar .7z .rar", rb"PK\x03\x04|.{257}ustar|7z\xbc\xaf|Rar!\x1a", "is an archive: unpack it"),
+    _Unreadable("", b"PAR1", "is Parquet: let its name end in .parquet, or set the format (format, --format parquet)"),
+    _Unreadable(
+        "", rb"SQLite format 3\0|ARROW1\0|\x93NUMPY|Obj\x01", "is a data file: export it as Parquet, CSV or JSON lines"
+    ),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +184,7 @@ def _candidates(pattern: str, file_format: Format | None, passed_over: list[Path
         passed_over += [path for path in visible if path.is_symlink() and path.is_dir()]
         files = [path for path in visible if path.is_file()]
         if file_format is None:
-            passed_over += [path for path in files if path.suffix.lower() in {**_ONLY_NAMED, **_UNREADABLE}]
+            passed_over += [path for path in files if path.suffix.lower() in _ONLY_NAMED or _advice(path)]
         found = [path for path in files if file_format is not None or path.suffix.lower() in _EXTENSIONS]
         if not found:
             raise InvalidInput(
@@ -227,8 +253,29 @@ def _format_of(path: str) -> Format:
     if (known := {**_EXTENSIONS, **_ONLY_NAMED}.get(ending)) is not None:
         return known
     shown = printable_name(ending) or "a name without an ending"
-    message = _UNREADABLE.get(ending, f"{shown} says nothing about the format: set it {_FORMAT_OPTION}")
-    raise InvalidInput(f"{printable_name(path)}{' ' if ending in _UNREADABLE else ': '}{message}")
+    advice = _advice(Path(path)) or f"cannot be read: {shown} says nothing about the format: set it {_FORMAT_OPTION}"
+    raise InvalidInput(f"{printable_name(path)} {advice}")
+
+
+def _advice(path: Path) -> str | None:
+    """What a file without texts is by its name, and what to do about it."""
+    ending = path.suffix.lower()
+    return next((kind.advice for kind in _UNREADABLE if ending and ending in kind.endings.split()), None)
+
+
+_CONTROL_CHARACTERS = bytes(set(range(32)) - set(b"\t\n\v\f\r\x1b"))
+_MAX_CONTROL_SHARE = 0.08
+"""Share of control characters in a text, at most; bytes at random have 0.1."""
+
+
+def binary_problem(head: bytes) -> str | None:
+    """What a file is that begins with these bytes, and what to do about it; None: it may be text, but not UTF-16."""
+    for kind in _UNREADABLE:
+        if kind.signature and re.match(kind.signature, head, re.DOTALL):
+            return kind.advice
+    if len(head) - len(head.translate(None, _CONTROL_CHARACTERS)) > len(head) * _MAX_CONTROL_SHARE:
+        return "is not text: it holds as many control characters as a picture, a program or an archive"
+    return None
 
 
 # --- files that this package wrote -------------------------------------------------------------------------

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import os
 import sys
 from pathlib import Path
@@ -165,6 +167,19 @@ WHOLE = [
     ("in.txt", "你好\n世界\n".encode("gbk"), r":1: holds bytes that are not utf-8.*gb18030"),
     ("in.txt", "hello\nworld\n".encode("utf-16-le"), r":1: looks like utf-16-le .*--encoding utf-16-le"),
     ("in.txt", "你好\n世界\n".encode("utf-16-be"), r":1: looks like utf-16-be .*--encoding utf-16-be"),
+    ("in.jsonl", gzip.compress(b'{"text": "a"}\n'), r":1: is compressed: decompress it, or .* gzip -dc"),
+    ("in.txt", bz2.compress(b"a\n"), r":1: is compressed: decompress it, or .* bzip2 -dc"),
+    ("in.csv", b"\x28\xb5\x2f\xfd\x24\x0btext\na\n", r":1: is compressed: decompress it, or .* zstd -dc"),
+    (
+        "in.csv",
+        b"PK\x03\x04\x14 [Content_Types].xml \xb3 PK\x03\x04 xl/workbook.xml",
+        r":1: is a spreadsheet: save it as",
+    ),
+    ("in.txt", b"PK\x03\x04\x14 in.txt \xb3", r":1: is an archive: unpack it"),
+    ("in.txt", b"%PDF-1.7\n%\xe2\xe3\n1 0 obj\n", r":1: is a formatted document: extract its passages"),
+    ("in.jsonl", b"PAR1\x15\x04\x15\x10", r":1: is Parquet: let its name end in \.parquet, or .*--format parquet"),
+    ("in.txt", bytes(4_096), r":1: is not text: it holds as many control characters as a picture"),
+    ("in.csv", bytes(range(256)) * 9, r":1: is not text: it holds as many control characters as a picture"),
     ("in.jsonl", b'[{"text": "a"}, {"text": "b"}]', r":1: is a JSON array: .*the format json \(format, --format json"),
     ("in.jsonl", b'{"text": "a"}\n[{"text": "b"}, {"text": "c"}]\n', r":2: is a JSON array"),
     ("in.jsonl", b'{"text": "a"}\n{"text": "b"}{"text": "c"}\n', r":2: holds several JSON values: .*jq -c \."),
