@@ -134,8 +134,10 @@ def _submission(settings: dict[str, Any]) -> dict[str, Any]:
 @contextlib.contextmanager
 def _hints(output: Path) -> Iterator[None]:
     """Ends the command on an error, and says what is not lost."""
+    ledger = corpus.ledger_beside(output)
     with exit_on_error(
-        f"What was submitted, and what was fetched, is in {corpus.ledger_beside(output)}",
+        ledger,
+        f"What was submitted, and what was fetched, is in {ledger}",
         "Batches under way continue, and are billed, unless `batch cancel` stops them.",
     ):
         yield

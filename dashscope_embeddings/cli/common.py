@@ -31,6 +31,7 @@ from dashscope_embeddings.errors import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
+    from pathlib import Path
 
 EXIT_FAILED, EXIT_USAGE, EXIT_REJECTED = 1, 2, 3
 """Exit codes: failed or stopped, and the same command resumes; wrong use or bad input; some rows were rejected."""
@@ -113,7 +114,7 @@ def report_errors(function: Callable[..., None]) -> Callable[..., None]:
         except BrokenPipeError:
             raise  # typer ends the command
         except (DashScopeError, OSError) as error:
-            fail(str(error))
+            fail(_describe(error))
         except MemoryError:
             fail("not enough memory: is a line of the input endless?")
         finally:
@@ -136,12 +137,13 @@ def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
 
 
 @contextlib.contextmanager
-def exit_on_error(kept_message: str, extra_message: str = "") -> Iterator[None]:
+def exit_on_error(ledger: Path | None = None, kept_message: str = "", extra_message: str = "") -> Iterator[None]:
     """Prints an error as a line and ends the command with the matching exit code.
 
     Args:
-        kept_message: What is not lost: begins the second line.
-        extra_message: Ends the second line.
+        ledger: The checkpoint of the command; None: it has none.
+        kept_message: What is not lost, and so begins the second line if the checkpoint exists: else nothing was sent.
+        extra_message: Ends that line.
     """
     try:
         yield
@@ -151,7 +153,16 @@ def exit_on_error(kept_message: str, extra_message: str = "") -> Iterator[None]:
     except ImportError as missing:
         fail(str(missing), EXIT_USAGE)
     except (DashScopeError, OSError) as error:
-        fail(f"{error}\n{kept_message}{_resume_hint(error)} {extra_message}".rstrip())
+        if ledger is None or not ledger.exists():
+            kept_message, extra_message = "Nothing was sent", ""
+        fail(f"{_describe(error)}\n{kept_message}{_resume_hint(error)} {extra_message}".rstrip())
+
+
+def _describe(error: DashScopeError | OSError) -> str:
+    """An error's message; where it names a file, in the system's words."""
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)
 
 
 def _further_reasons(error: InvalidInput) -> Iterator[str]:

@@ -36,13 +36,14 @@ def embed(
     if settings["instruct"] and settings["text_type"] != "query":
         fail("--instruct is for queries: add --text-type query, or leave it out", EXIT_USAGE)
     if dry_run:
-        with exit_on_error("Nothing was sent"):
+        with exit_on_error():
             client = EmbeddingClient(**options.take_client_settings(settings), api_key="none-needed-for-a-dry-run")
             messages.print_estimate(corpus.estimate_corpus(inputs, output, client=client, **settings))
         return
     if output is None:
         fail("--output is missing: name the file to write, such as -o vectors.parquet", EXIT_USAGE)
-    with exit_on_error(f"{corpus.ledger_beside(output)} keeps what is paid for"):
+    ledger = corpus.ledger_beside(output)
+    with exit_on_error(ledger, f"{ledger} keeps what is paid for"):
         client = EmbeddingClient(**options.take_client_settings(settings))
         stopping = "stopping: a few seconds for what is in flight; again to end at once"
         with stop_signals(stopping, messages.stopped_message(0, Usage())) as stopped:

@@ -126,12 +126,14 @@ def print_status(files: Sequence[BatchFile], output: Path) -> None:
         size = f"{counted(file.texts, 'text')} in {counted(file.lines, 'line')}"
         typer.echo(f"file {file.number}: {state}, {size}{done}{fetched}")
     left = [file for file in files if file.batch_id and file.state != "closed"]
-    ended = sum(file.texts for file in left if file.status in ENDED_STATUSES)
-    if ended:
-        typer.echo(
-            f"{counted(ended, 'text')} of ended batches to be fetched: `batch fetch -o {printable_name(output)}`"
-        )
-    if running := sum(file.texts for file in left) - ended:
+    fetch = f"`batch fetch -o {printable_name(output)}`"
+    if ended := [file for file in left if file.status in ENDED_STATUSES]:
+        results = sum(file.texts_done for file in ended)
+        about = "about " if 0 < results < sum(file.texts for file in ended) else ""
+        typer.echo(f"{about}{counted(results, 'text')} of ended batches to be fetched: {fetch}")
+    if stopping := sum(file.texts for file in left if file.status == "cancelling"):
+        typer.echo(f"of {counted(stopping, 'text')} being cancelled, what was done is billed: {fetch} fetches it")
+    if running := sum(file.texts for file in left if file.status not in ENDED_STATUSES | {"cancelling"}):
         typer.echo(f"{counted(running, 'text')} under way, to be billed unless `batch cancel` comes first")
     if not left:
         typer.echo(f"all is done: {printable_name(output)}" if output.exists() else "nothing is under way")

@@ -134,7 +134,8 @@ def in_words_of_commands(message: str) -> str:
         option = f"--{name.replace('_', '-')}"
         if match["pair"]:
             return f"({match['option'] or option})"
-        return option if match["value"] is None else f"{option} {match['text'] or match['value']}"
+        choices = re.sub(r'"(\S+)"', r"\1", match["choices"])
+        return (option if match["value"] is None else f"{option} {match['text'] or match['value']}") + choices
 
     return re.sub(_ARGUMENT, as_option, message).strip()
 
@@ -144,4 +145,5 @@ _ARGUMENT = r"""(?x)
     | (?<![\w'"./-])
       (?P<name> [a-z_]+ (?==) | [a-z]+ _ [a-z_]+ (?![\w'"./:]) )           # base_url="emulator", or base_url alone
       (?: = (?P<value> (?P<quote>['"]) (?P<text>.*?) (?P=quote) | [\w.+-]+ )? )?
+      (?P<choices> (?: :\sexpected )? (?: (?: , | \sor )? \s "[\w&]+" )* )            # : expected "query" or "document"
 """

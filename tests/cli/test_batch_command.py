@@ -7,10 +7,11 @@ import unicodedata
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from client_helpers import FakeClock
 from corpus_helpers import read_vectors, write_lines
 
 from dashscope_embeddings import corpus
-from dashscope_embeddings.emulator import faults, in_process
+from dashscope_embeddings.emulator import BatchSettings, Emulator, faults, in_process
 
 typer_testing = pytest.importorskip("typer.testing")
 pytest.importorskip("rich")
@@ -19,7 +20,6 @@ from dashscope_embeddings.cli import app  # noqa: E402 - it needs what was just 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from dashscope_embeddings.emulator import Emulator
     from dashscope_embeddings.emulator.http import Server
 
 TEXTS = [f"text number {number}" for number in range(25)]
@@ -98,6 +98,27 @@ def test_cancel_of_batches_that_have_ended_takes_their_results_in(tmp_path: Path
     assert batch("fetch", "-o", "out.jsonl").exit_code == 0
     assert len(read_vectors(tmp_path / "out.jsonl")) == emulator.billed_texts == 25
     assert "nothing is under way\n" in batch("cancel", "-o", "out.jsonl").stdout
+
+
+def test_status_counts_what_a_cancelled_batch_has_done() -> None:
+    clock = FakeClock()
+    with Emulator(clock=clock.now, batches=BatchSettings(seconds=60)).serve() as server:
+        address = ["--base-url", server.url]
+        batch("submit", "in.txt", "-o", "out.jsonl", "--batch-size", "5", *address)
+        for seconds, command, said in (
+            (100, "status", "25 texts under way, to be billed unless `batch cancel` comes first"),
+            (0, "cancel", "of 25 texts, what was done is billed: `batch fetch -o out.jsonl` fetches it"),
+            (
+                0,
+                "status",
+                "of 25 texts being cancelled, what was done is billed: `batch fetch -o out.jsonl` fetches it",
+            ),
+            (60, "status", "about 15 texts of ended batches to be fetched: `batch fetch -o out.jsonl`"),
+        ):
+            clock.time += seconds
+            assert batch(command, "-o", "out.jsonl", *address).stdout.splitlines()[-1] == said
+        fetched = batch("fetch", "--no-retry", "-o", "out.jsonl", *address)
+        assert "15 texts fetched now" in fetched.stderr
 
 
 def test_3_some_rejected(emulator: Emulator) -> None:

@@ -134,6 +134,15 @@ def test_ctrl_c_while_the_command_is_loaded_ends_it_with_a_line(tmp_path: Path) 
     ("message", "shown"),
     [
         ("kind='all': expected", "--kind all: expected"),
+        (
+            'long_text=\'x\': expected "error", "truncate" or "average"',
+            "--long-text x: expected error, truncate or average",
+        ),
+        ('split it, or set long_text="truncate" or "average"', "split it, or set --long-text truncate or average"),
+        (
+            'kind=\'dens"e\': expected "dense&sparse"; the field "a"',
+            '--kind dens"e: expected dense&sparse; the field "a"',
+        ),
         ("requests_per_minute=0.0: expected", "--requests-per-minute 0.0: expected"),
         ("base_url must start with https://", "--base-url must start with https://"),
         ("pass region=, one of cn-beijing", "pass --region, one of cn-beijing"),

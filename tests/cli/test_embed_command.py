@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import signal
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 from corpus_helpers import read_rejects, read_vectors, write_json_lines, write_lines
@@ -112,6 +113,24 @@ def test_2_wrong_use_or_bad_input(arguments: list[str], said: str, tmp_path: Pat
     assert result.exit_code == 2
     assert re.search(said, result.stderr)
     assert in_process().requests == 0
+
+
+@pytest.mark.parametrize("command", ["embed", "batch run"])
+def test_1_without_a_checkpoint_none_is_promised(
+    command: str, tmp_path: Path, served: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DASHSCOPE_API_KEY", "sk-made-up")
+    arguments = [*command.split(), str(write_lines(tmp_path / "in.txt", ["good"])), "-o", "out.jsonl"]
+
+    def read_only(path: Path, *_: object) -> NoReturn:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    monkeypatch.setattr("dashscope_embeddings._runtime.files.create_exclusive", read_only)
+    result = typer_testing.CliRunner().invoke(app.app, [*arguments, "--base-url", served.url])
+    assert result.exit_code == 1
+    assert result.stderr == (
+        "out.jsonl.ledger: Read-only file system\nNothing was sent; once that is mended, the same command goes on.\n"
+    )
 
 
 def test_2_names_every_bad_record(tmp_path: Path) -> None:

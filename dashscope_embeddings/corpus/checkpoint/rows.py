@@ -122,3 +122,8 @@ class BatchFile:
     failed: int | None
     file_id: str | None
     """The service's id of the file; None: not uploaded yet."""
+
+    @property
+    def texts_done(self) -> int:
+        """Texts of the lines done at the last poll, if all lines have equally many; all texts, if it is unknown."""
+        return self.texts if self.completed is None else round(self.texts * min(1.0, self.completed / self.lines))
