@@ -59,6 +59,7 @@ SWEEP = """
     from dashscope_embeddings.langchain_qdrant import DashScopeSparseEmbeddings
 
     faulthandler.dump_traceback_later(200, exit=True)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has its background jobs ignore it
     settings = {"base_url": sys.argv[1], "api_key": "sk-made-up", "dimensions": 64, "max_concurrency": 1}
     dense = DashScopeEmbeddings(**settings)
     sparse = DashScopeSparseEmbeddings(dense)
