@@ -211,7 +211,7 @@ class _Request:
         """
         while True:
             must_ask = permit is None and self._context.has_user_limiter
-            if must_ask and (cancelled := (yield AskUserLimiter())) is not None:
+            if must_ask and (cancelled := (yield from self._ask_user_limiter())) is not None:
                 return interpret(cancelled, self._context, self._texts)
             permit = permit or self._context.create_permit(self._tokens)
             try:
@@ -228,6 +228,13 @@ class _Request:
                 _log.log(self._log_level(answer), message, self._failures, tries, pause, answer)
                 if (cancelled := (yield Sleep(pause))) is not None:
                     return interpret(cancelled, self._context, self._texts)
+
+    def _ask_user_limiter(self) -> Generator[Step, StepResult, StepResult]:
+        """Asks it after a pause that a 429 asked for: what it lets through during one would all be sent at its end."""
+        while pause := self._context.limiter.seconds_blocked():
+            if (cancelled := (yield Sleep(pause))) is not None:
+                return cancelled
+        return (yield AskUserLimiter())
 
     def _send(self, permit: Permit) -> Generator[Step, StepResult, _Answer]:
         """Waits for the limiter, then sends the request once."""

@@ -146,8 +146,8 @@ class TextBatcher:
         if self._is_in_flight(text, now) or not self._may_act(text, now):
             return _POLL_SECONDS * max(1.0, len(self._waiting) / _FULL_RATE_CALLERS)
         if context.has_user_limiter and not self._grants:
-            if self._is_asking():
-                return _POLL_SECONDS
+            if pause := _POLL_SECONDS if self._is_asking() else context.limiter.seconds_blocked():
+                return min(pause, _POLL_SECONDS)
             self._asking = text, task
             return AskUserLimiter()
         members, tokens = self._next_batch(text)

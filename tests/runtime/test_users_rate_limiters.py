@@ -24,18 +24,21 @@ class Limiter:
 
     def __init__(self, clock: FakeClock | None = None) -> None:
         self.clock, self.asked = clock or FakeClock(), 0
-        self.opened = threading.Event()
+        self.opened, self.granted_at = threading.Event(), list[float]()
 
     def acquire(self, **_: Any) -> bool:
         self.asked += 1
         assert self.opened.wait(20)
-        self.clock.time += 30
-        return True
+        return self.grant()
 
     async def aacquire(self, **_: Any) -> bool:
         self.asked += 1
         assert await asyncio.to_thread(self.opened.wait, 20)
+        return self.grant()
+
+    def grant(self) -> bool:
         self.clock.time += 30
+        self.granted_at.append(self.clock.time)
         return True
 
 
@@ -55,6 +58,17 @@ def test_its_wait_is_no_latency(calls: Any, texts: Any, emulator: Emulator) -> N
     calls.embed(client, texts)
     assert limiter.asked == emulator.requests == len(records) == 4
     assert all(record.seconds < 30 for record in records)
+
+
+@pytest.mark.parametrize("calls", [SyncCalls(), AsyncCalls()])
+@pytest.mark.parametrize("texts", [TEXTS[:10], "a single text"], ids=["documents", "a single text"])
+def test_it_is_asked_after_a_pause_and_not_before_it(calls: Any, texts: Any) -> None:
+    """Else all requests that it lets through during the pause would be sent at its end, faster than its rate."""
+    clock = FakeClock()
+    limiter, emulator = Limiter(clock), Emulator(faults=[faults.Throttle(times=1, retry_after=20)], clock=clock.now)
+    limiter.opened.set()
+    calls.embed(client_for(emulator, clock, rate_limiter=limiter), texts)
+    assert [asked.time for asked in emulator.asked] == limiter.granted_at == [1_030.0, 1_080.0]
 
 
 @pytest.mark.parametrize("texts", [TEXTS, "a single text"], ids=["documents", "a single text"])
