@@ -5,6 +5,7 @@ The environment variables have the names and meanings of the vendor's SDKs. An e
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import difflib
 import ipaddress
@@ -284,23 +285,31 @@ def resolve_api_key(api_key: str | SecretStr | None, address: Address) -> Secret
     file = os.environ.get("DASHSCOPE_API_KEY_FILE_PATH")
     path = Path(file or _DEFAULT_KEY_FILE)
     try:
-        key = SecretStr(path.expanduser().read_text("utf-8").strip())
+        key = SecretStr(_read_any_utf(path.expanduser()).strip())
     except (OSError, RuntimeError, UnicodeDecodeError):
-        if file:
-            raise InvalidInput(f"DASHSCOPE_API_KEY_FILE_PATH names {file!r}, which cannot be read") from None
         key = SecretStr("")
     if key:
         return _validated_key(key, f"the key file {path}")
+    if file:
+        raise InvalidInput(f"DASHSCOPE_API_KEY_FILE_PATH names {file!r}, which cannot be read or is empty")
     raise InvalidInput(
         "no API key: pass api_key=, or set the environment variable DASHSCOPE_API_KEY; to work without a key "
         'or network, pass base_url="emulator"'
     )
 
 
+def _read_any_utf(path: Path) -> str:
+    """The content of a file in UTF-8 or, as PowerShell writes it, in UTF-16."""
+    content = path.read_bytes()
+    return content.decode("utf-16" if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig")
+
+
 _KEY_PROBLEMS = {
     r"\s.*|.*\s": "has blanks or a line break around the key: remove them",
     r"[\"'].*|.*[\"']": "has quotes around the key: remove them",
     r"(?i:bearer ).*": 'begins with "Bearer", which is not part of the key: remove it',
+    r"(?i:(export |set |\$env:)?DASHSCOPE_API_KEY ?=).*": "begins with the variable's name: leave it out",
+    r"(?i)[$<%{].*|your[-_ ].*|(sk-)?(x+|\*+|\.+)": "is a placeholder: put the key in its place",
     r".*[^!-~].*": "contains characters that no key has: copy it again",
 }
 """Pattern of a badly pasted key → what to do about it."""

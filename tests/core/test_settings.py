@@ -298,8 +298,9 @@ def test_the_key_is_sought_from_near_to_far(home: Path, monkeypatch: pytest.Monk
 
 
 def test_a_key_file_that_cannot_be_read_is_named(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (home / "binary").write_bytes(b"\xff\xfe")
-    for path in (home / "missing", home, home / "binary", "~no-such-user/api_key"):
+    (home / "binary").write_bytes(b"\xff\xfe\x00\xd8")
+    (home / "empty").write_bytes(b"\n")
+    for path in (home / "missing", home, home / "binary", home / "empty", "~no-such-user/api_key"):
         monkeypatch.setenv("DASHSCOPE_API_KEY_FILE_PATH", str(path))
         with pytest.raises(InvalidInput, match=r"DASHSCOPE_API_KEY_FILE_PATH names .* cannot be read"):
             key()
@@ -316,6 +317,12 @@ def test_a_key_file_that_cannot_be_read_is_named(home: Path, monkeypatch: pytest
         ("sk made up 0123", "characters that no key has"),
         ("sk-made\nup-0123", "characters that no key has"),
         ("sk-mäde-up-0123", "characters that no key has"),
+        (f"DASHSCOPE_API_KEY={KEY}", "the variable's name"),
+        (f"export DASHSCOPE_API_KEY={KEY}", "the variable's name"),
+        ("${DASHSCOPE_API_KEY}", "a placeholder"),
+        ("<your key>", "a placeholder"),
+        ("YOUR_API_KEY", "a placeholder"),
+        ("sk-xxx", "a placeholder"),
     ],
 )
 def test_a_key_that_was_pasted_badly_is_named_but_not_shown(
