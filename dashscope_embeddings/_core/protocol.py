@@ -159,7 +159,7 @@ def parse_reply(options: RequestOptions, reply: Reply, text_count: int) -> Parse
     except ValueError:
         if success:
             page = describe_foreign_body(reply.headers, reply.body)
-            problem = f"the reply is not JSON: {page}" if page else "the reply is not JSON"
+            problem = f"the reply is not JSON{f': {page}' if page else ''}" if reply.body else "the reply is empty"
             raise BadReply(problem, request_id=_request_id(reply, None)) from None
         return _error_reply(reply, None)
     if not success or _has_error(content):
@@ -286,6 +286,8 @@ def parse_error_reply(reply: Reply) -> ErrorReply | None:
 
 
 _ERROR_FIELDS = ("code", "type", "message")
+_GATEWAY_FIELDS = ("error", "detail", "msg")
+"""Where gateways of others have a message as a plain string."""
 _SHOULD_RETRY = {"true": True, "false": False}
 
 
@@ -298,7 +300,7 @@ def _error_reply(reply: Reply, content: Any) -> ErrorReply:
     return ErrorReply(
         status=reply.status,
         code=code,
-        message=first_string(source, ("message",)) or page or "",
+        message=first_string(source, ("message",)) or first_string(content, _GATEWAY_FIELDS) or page or "",
         is_page=page is not None,
         request_id=_request_id(reply, content),
         retry_after=_retry_after_seconds(reply),

@@ -230,7 +230,7 @@ def test_sparse_weights_of_another_kind_are_refused(weights: Any) -> None:
     "body", [b"", b"<html>502</html>", b'{"output":', b"\xff\xfe", b"[" * 100_000, b'{"output":{}} trailing']
 )
 def test_a_200_that_is_not_json_is_a_bad_reply_and_another_status_a_refusal(body: bytes) -> None:
-    with pytest.raises(BadReply, match="not JSON") as caught:
+    with pytest.raises(BadReply, match="not JSON" if body else "the reply is empty") as caught:
         read(DENSE, body, x_request_id="h-1")
     assert caught.value.request_id == "h-1"
     refusal = refused(DENSE, body, 502, x_request_id="h-1")
@@ -268,6 +268,12 @@ def test_either_envelope_is_read_in_either_protocol(row: tuple[str, int, str, st
     body = (SAMPLES / f"{sample}.json").read_bytes()
     for ask in (DENSE, OPENAI):
         assert refused(ask, body, status, x_request_id="h-1") == ErrorReply(status, code, message, request_id)
+
+
+@pytest.mark.parametrize("field", ["error", "detail", "msg"])
+def test_a_message_in_the_field_of_a_gateway_is_read(field: str) -> None:
+    for ask in (DENSE, OPENAI):
+        assert refused(ask, {field: "no such route"}, 404) == ErrorReply(404, None, "no such route")
 
 
 def test_a_200_with_an_error_inside_is_a_refusal() -> None:
