@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -48,14 +47,15 @@ class Circuit:
     def next_probe_at(self, now: float) -> float:
         """When to send the next probe: delays grow, but not past the moments when a window may have ended."""
         last_end = self.first_refused_at + _WINDOW_END_SECONDS
+        if self.last_refused_at < last_end <= now:
+            return now
         if now < last_end:
-            ends = (self.window_start + _WINDOW_END_SECONDS, last_end)
-            return min([now + self.probe_delay, *(end for end in ends if end > now)])
-        long_ends = (
-            self.job_start + seconds + constants.LONG_WINDOW_MARGIN_SECONDS
-            for seconds in constants.LONG_WINDOWS_SECONDS
-        )
-        return min(next((end for end in long_ends if end > now), math.inf), now + constants.MAX_PROBE_GAP_SECONDS)
+            ends = [self.window_start + _WINDOW_END_SECONDS, last_end]
+        else:
+            windows = (*constants.LONG_WINDOWS_SECONDS, *constants.LATE_MINUTE_SECONDS)
+            ends = [self.job_start + seconds + constants.LONG_WINDOW_MARGIN_SECONDS for seconds in windows]
+        latest = now + min(self.probe_delay, constants.MAX_PROBE_GAP_SECONDS)
+        return min([latest, *(end for end in ends if end > now)])
 
     def on_refused_probe(self, sent_at: float) -> None:
         """The probe was throttled."""
@@ -77,10 +77,14 @@ class Circuit:
         """Whether a window of 1 s explains the refused probes, but perhaps for a random 429."""
         return self.late_refusals < constants.LONG_WINDOW_REFUSALS
 
-    def most_passed(self, log: SendLog, now: float) -> bool:
+    def most_passed(self, log: SendLog, now: float, at_least: int = 0) -> bool:
         """Whether most requests sent since the first 429 passed."""
         fates = [fate for send in log.since(self.first_refused_at) if (fate := log.has_passed(send, now)) is not None]
-        return sum(fates) > constants.RANDOM_PASS_SHARE * len(fates)
+        return len(fates) >= at_least and sum(fates) > constants.RANDOM_PASS_SHARE * len(fates)
+
+    def in_flight(self, log: SendLog) -> int:
+        """The most accepted requests in flight, at the first 429 or when it opened."""
+        return max(map(log.in_flight_at, (self.first_refused_at, self.opened_at)))
 
     def amount(self, log: SendLog) -> float:
         """What had passed within a second when it opened."""
@@ -95,3 +99,27 @@ class Circuit:
         if not self.refused_probes and passed_at > self.last_refused_at + constants.WINDOW_SECONDS:
             return constants.SHARE * at_refusal
         return (at_refusal + log.weight(passed_at, constants.WINDOW_SECONDS)) / 2.0
+
+
+@dataclass(slots=True)
+class FirstLimit:
+    """What was seen when a limit was first met: later 429s may contradict what was made of it."""
+
+    circuit: Circuit
+    amount: float
+    """What had passed within a second."""
+    in_flight: int
+    """Accepted requests in flight."""
+    may_be_longer: bool = False
+    """Whether a window of 1 s was found, and nothing has confirmed it yet."""
+    may_be_cap: bool = False
+    """Whether a window of 1 s was found, and as many requests were in flight at each later 429."""
+
+    def shows_longer_window(self, passed: float, seconds: float) -> bool:
+        """Whether a 429, `seconds` after the verdict and `passed` in the second before it, contradicts 1 s."""
+        return self.may_be_longer and seconds < constants.WINDOW_SECONDS and passed < 0.5 * self.amount
+
+    def shows_cap(self, passed: float, in_flight: int) -> bool:
+        """Whether a 429, with `passed` in the second before it, contradicts the window but not a cap."""
+        self.may_be_cap &= in_flight >= self.in_flight
+        return self.may_be_cap and passed < constants.WINDOW_ROOM * self.amount

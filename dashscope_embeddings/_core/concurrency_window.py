@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING
 from dashscope_embeddings._core import search_constants as constants
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from dashscope_embeddings._core.permit import Permit
 
 
@@ -34,7 +36,9 @@ class ConcurrencyWindow:
     _cap_full_since: float = math.inf
     _cap_confirmations: int = 0
     _passed_beyond: int = 0
-    """Answers, less refusals, to requests beyond the known cap since its test began."""
+    """Requests beyond the known cap that passed, less refused ones, since its test began."""
+    _sent_beyond: deque[Permit] = field(default_factory=deque)
+    """Requests beyond the known cap of which it is not known yet."""
     _starved_at: float = -math.inf
     """When a request last waited for a free place."""
     _last_sent_at: float = math.inf
@@ -68,6 +72,8 @@ class ConcurrencyWindow:
         self._last_sent_at = now
         self.in_flight += 1
         permit.in_flight = self.in_flight
+        if self.cap is not None and self.in_flight > self._known_cap:
+            self._sent_beyond.append(permit)
         if self.cap is not None and self.in_flight >= self.cap == self._known_cap:
             self._cap_full_since = min(self._cap_full_since, now)
             if now > self._cap_full_since + self._cap_test_seconds:
@@ -79,7 +85,6 @@ class ConcurrencyWindow:
 
     def on_success(self, permit: Permit, now: float) -> None:
         """A request was answered."""
-        self._accept_cap(permit)
         if permit.high_priority:  # a query is smaller, and answered sooner
             return
         sent_at = permit.sent_at or now
@@ -123,14 +128,21 @@ class ConcurrencyWindow:
         if self._cap_confirmations < constants.CAP_CONFIRMATIONS:
             self.cap = None
 
-    def _accept_cap(self, permit: Permit) -> None:
-        """Raises the known cap if requests beyond it pass, by more each time."""
-        if self.cap is None or self.cap == self._known_cap or permit.in_flight <= self._known_cap:
-            return
-        self._passed_beyond += 1
-        if self._passed_beyond >= constants.CAP_ACCEPTED:
-            self._known_cap, self._cap_step = self.cap, 2 * self._cap_step
-            self._cap_test_seconds, self._cap_full_since = constants.CAP_TEST_SECONDS, math.inf
-            self._cap_confirmations = 0
-            if self.cap >= constants.MAX_IN_FLIGHT:
-                self.cap = None
+    def check_cap(self, has_passed: Callable[[Permit], bool | None]) -> None:
+        """Raises the known cap if requests beyond it pass, by more each time; `has_passed`: None if not known yet."""
+        while self._sent_beyond:
+            permit = self._sent_beyond[0]
+            if (passed := has_passed(permit)) is None and not permit.is_closed:
+                break
+            self._sent_beyond.popleft()
+            if passed and self.cap is not None and permit.in_flight > self._known_cap:
+                self._passed_beyond += 1
+                if self._passed_beyond >= constants.CAP_ACCEPTED:
+                    self._accept_cap(self.cap)
+
+    def _accept_cap(self, cap: int) -> None:
+        self._known_cap, self._cap_step = cap, 2 * self._cap_step
+        self._cap_test_seconds, self._cap_full_since = constants.CAP_TEST_SECONDS, math.inf
+        self._cap_confirmations = self._passed_beyond = 0
+        if cap >= constants.MAX_IN_FLIGHT:
+            self.cap = None

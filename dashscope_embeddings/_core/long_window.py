@@ -10,7 +10,11 @@ from typing import TYPE_CHECKING
 from dashscope_embeddings._core import search_constants as constants
 
 if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    from dashscope_embeddings._core.circuit import Circuit
     from dashscope_embeddings._core.permit import Permit
+    from dashscope_embeddings._core.send_log import SendLog
 
 
 @dataclass(slots=True)
@@ -22,6 +26,16 @@ class LongWindow:
     _counted: deque[Permit] = field(default_factory=deque)
     _total: float = 0.0
     _next_try_at: float = -math.inf
+
+    @classmethod
+    def found(cls, circuit: Circuit, log: SendLog, passed_at: float) -> Self:
+        """The window of a circuit whose probe passed only after more than a second, when the window had ended."""
+        seconds = min(passed_at - circuit.job_start, constants.LONG_WINDOWS_SECONDS[-1])
+        amount = log.highest_weight(circuit.first_refused_at, circuit.opened_at, seconds)
+        window = cls(seconds, max(1.0, amount))
+        for permit in log.counted(passed_at, seconds):
+            window.add(permit, passed_at)
+        return window
 
     @property
     def rate(self) -> float:

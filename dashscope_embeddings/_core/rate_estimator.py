@@ -15,8 +15,9 @@ terms of congestion control:
     any state ────────────────────→ OPEN ┬→ the state before   most requests since the first 429 passed: it was random
                                          ├→ RAMP       first limit; passed before the window of 1 s could have ended
                                          ├→ STEADY     passed when that window had ended, or the bucket is known
-                                         └→ WINDOWED   passed only later
+                                         └→ WINDOWED   passed only later, or a 429 came again at once
     STEADY ──→ STEADY   a single 429 while the rate exceeds the limit: the limit is lowered a little
+    STEADY ──→ RAMP     a 429 although the second has room, with as many in flight as at the first limit: a cap
     WINDOWED ──→ WINDOWED   a 429: the amount that passed in the window is the limit
     WINDOWED ──→ STEADY     429s of a limit while the window has room
 
@@ -32,7 +33,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from dashscope_embeddings._core import search_constants as constants
-from dashscope_embeddings._core.circuit import Circuit
+from dashscope_embeddings._core.circuit import Circuit, FirstLimit
 from dashscope_embeddings._core.long_window import LongWindow
 from dashscope_embeddings._core.send_log import SendLog
 from dashscope_embeddings._core.steady_rate import Ramp, SteadyRate, doubled
@@ -76,10 +77,7 @@ class RateEstimator:
     """429s of requests that were sent before the last reaction are not news."""
     blocked_until: float = -math.inf
     _last_sent_at: float = -math.inf
-    _first_amount: float = 0.0
-    """What had passed within a second when a limit was first met."""
-    _chance_at: float = -math.inf
-    """When 429s were last taken for random only because random ones are frequent."""
+    _first: FirstLimit | None = None
 
     # --- what the limiter asks ----------------------------------------------------------------------------
 
@@ -96,6 +94,7 @@ class RateEstimator:
 
     def next_send_at(self, now: float) -> float:
         """When the circuit or the long window allows the next request."""
+        self.window.check_cap(lambda permit: self.log.has_passed(permit, now))
         if self._circuit is not None:
             self._check_probe(self._circuit, now)
         if self._circuit is not None and (probe := self._circuit.probe) is not None:
@@ -173,10 +172,13 @@ class RateEstimator:
             and not self.window.explains_throttle(permit, self._detector.random_share)
         ):
             first = self._detector.find_limit(self.log, self._reacted_at, now)
-            if first is not None or hint > 0.0:
+            is_within_quota = self.is_within_quota
+            if hint > 0.0 or (first and not self._detector.is_chance(self.log, now, is_within_quota=is_within_quota)):
                 self._open_circuit(first or permit, now)
-            else:
+            elif first is None:
                 self._on_isolated_throttle(sent_at, now)
+            else:
+                self._reacted_at = now
 
     # --- OPEN ---------------------------------------------------------------------------------------------
 
@@ -184,6 +186,14 @@ class RateEstimator:
         self._circuit = circuit = Circuit.opened_by(refused, self.log, self.steady.limit, now)
         self._update_resource(circuit.first_refused_at)
         self._state_before, self.state = self.state, SearchState.OPEN
+        if self._first is not None:
+            passed = self.log.weight(circuit.first_refused_at, constants.WINDOW_SECONDS)
+            if self._first.shows_longer_window(passed, now - self._reacted_at):
+                # The probe that passed was small, or random: the first circuit goes on.
+                self._circuit = circuit = self._first.circuit
+                circuit.on_refused_probe(refused.sent_at or now)
+                self._state_before, self.steady.limit = SearchState.SLOW_START, None
+            self._first.may_be_longer = False
         self._reacted_at = now
         self.log.limits_met_at.append(circuit.first_refused_at)
         self._block_until(circuit.next_probe_at(now))
@@ -204,57 +214,62 @@ class RateEstimator:
             self._on_window_limit(circuit, passed_at, now)
 
     def _is_random(self, circuit: Circuit, now: float) -> bool:
-        recent = self.log.known_since(-math.inf, constants.RECENT_REPLIES)
-        refused = sum(send.passed is False for send in recent)
+        """Whether the 429s that opened the circuit were random."""
         is_hint = self.steady.is_hinted and not self.is_within_quota
-        if is_hint or circuit.refused_probes or refused > constants.MAX_REFUSED_SHARE * len(recent):
+        if is_hint or circuit.refused_probes > 1 or self._detector.are_most_refused(self.log, now):
             return False
-        is_likely = self.is_within_quota or self._detector.random_share > constants.FREQUENT_RANDOM
-        if is_likely and now > self._chance_at + constants.WINDOW_SECONDS:
-            # Some random 429s follow each other by chance; if it was a limit, the next ones tell within a second.
-            self._chance_at = now
-            return True
-        return circuit.most_passed(self.log, now)
+        return circuit.most_passed(self.log, now, at_least=constants.MANY_SENDS if circuit.refused_probes else 0)
 
     def _on_first_limit(self, circuit: Circuit, passed_at: float, now: float) -> None:
-        self._first_amount = circuit.amount(self.log)
-        in_flight = self.log.in_flight_at(circuit.first_refused_at)
+        self._first = first = FirstLimit(circuit, circuit.amount(self.log), circuit.in_flight(self.log))
         # Neither a bucket (it has room again after one interval) nor a cap: a window of fixed seconds that ended.
-        is_fixed = circuit.refused_probes > 1 and self._first_amount > constants.FIXED_TIMES_IN_FLIGHT * in_flight
+        is_fixed = circuit.refused_probes > 1 and first.amount > constants.FIXED_TIMES_IN_FLIGHT * first.in_flight
         if circuit.passed_before_window_ended(passed_at) and not is_fixed:
-            self.state, self.steady.is_bucket = SearchState.RAMP, True
-            self._ramp = Ramp(1.0 / max(passed_at - circuit.first_refused_at, 1e-3), now)
-            self.window.set_cap(in_flight)
+            elapsed = max(passed_at - circuit.first_refused_at, 1e-3)
+            passed = self.log.weight(passed_at, elapsed)
+            self._start_ramp((passed if passed > constants.FEW_PASSED else 1.0) / elapsed, first.in_flight, now)
         elif circuit.was_short:
-            self._set_limit(constants.SHARE * self._first_amount, constants.FIRST_HOLD, now)
+            first.may_be_longer = first.may_be_cap = True
+            self._set_limit(constants.SHARE * first.amount, constants.FIRST_HOLD, now)
         else:
-            seconds = min(passed_at - circuit.job_start, constants.LONG_WINDOWS_SECONDS[-1])
-            amount = self.log.highest_weight(circuit.first_refused_at, circuit.opened_at, seconds)
-            self.long_window = LongWindow(seconds, max(1.0, amount))
-            for permit in self.log.counted(passed_at, seconds):
-                self.long_window.add(permit, passed_at)
-            self.state = SearchState.WINDOWED
+            self.long_window, self.state = LongWindow.found(circuit, self.log, passed_at), SearchState.WINDOWED
+
+    def _start_ramp(self, rate: float, cap: int, now: float) -> None:
+        self.state, self.steady.limit, self.steady.is_bucket = SearchState.RAMP, None, True
+        self._ramp = Ramp(rate, now)
+        self.window.set_cap(cap)
+
+    def _is_cap(self, refused_at: float, passed: float, now: float) -> bool:
+        """Whether 429s show that a cap on concurrent requests was taken for a window; then starts the ramp."""
+        first = self._first
+        if first is None or not first.shows_cap(passed, self.log.in_flight_at(refused_at)):
+            return False
+        first.may_be_cap = False
+        self._start_ramp(max(passed, 1.0), first.in_flight, now)
+        return True
 
     def _on_bucket_limit(self, circuit: Circuit, passed_at: float, now: float) -> None:
         self.window.reject_cap()
-        limit = self.steady.limit
+        limit, first_amount = self.steady.limit, self._first.amount if self._first is not None else 0.0
         if circuit.refused_probes >= 2:  # noqa: PLR2004 - a bucket has room again after one interval
             self.steady.is_bucket = False
-            floor = 0.9 * self._first_amount if limit is None else 0.7 * limit
+            floor = 0.9 * first_amount if limit is None else 0.7 * limit
             found = max(circuit.middle_amount(self.log, passed_at), floor)
             self._set_limit(constants.SHARE * found, constants.FIRST_HOLD, now)
             return
         measured = self.log.rate_since_limit(passed_at, constants.BUCKET_MEMORY_SECONDS)
         if limit is None:
-            self._set_limit(constants.SHARE * max(measured, 0.45 * self._first_amount), constants.BUCKET_HOLD, now)
+            self._set_limit(constants.SHARE * max(measured, 0.45 * first_amount), constants.BUCKET_HOLD, now)
         elif self.steady.is_near(measured):
             hold = max(2.0 * self.steady.hold_seconds, 1.0)
             self._set_limit(constants.SHARE * max(measured, limit), hold, now)
         else:
-            self._set_limit(constants.SHARE * max(measured, 0.6 * limit), constants.UNSURE_HOLD, now)
+            self._set_limit(constants.SHARE * max(measured, constants.UNSURE_SHARE * limit), constants.UNSURE_HOLD, now)
 
     def _on_window_limit(self, circuit: Circuit, passed_at: float, now: float) -> None:
         amount = circuit.amount(self.log)
+        if self._is_cap(circuit.first_refused_at, amount, now):
+            return
         limit, middle = self.steady.limit or amount, circuit.middle_amount(self.log, passed_at)
         is_near = self.steady.is_near(amount)
         if is_near and circuit.refused_probes < 2:  # noqa: PLR2004 - as above
@@ -269,21 +284,23 @@ class RateEstimator:
         """Whether frequent single 429s show that the rate is too high although no limit is known; sets one."""
         if self.steady.limit is not None:
             return False
-        recent = self.log.known_since(self._reacted_at, constants.RECENT_REPLIES)
-        refused = sum(send.passed is False for send in recent)
+        recent = self.log.known_since(self._reacted_at, constants.RECENT_REPLIES, now)
+        refused = sum(not passed for _, passed in recent)
         if refused < constants.FREQUENT_429S or refused <= 2.5 * self._detector.random_share * len(recent):
             return False
         self.window.reject_cap()
         self.steady.is_bucket = True
-        passed = sum(send.weight for send in recent if send.passed)
-        elapsed = max(now - (recent[0].sent_at or now), 1e-3)
-        self._set_limit(constants.SHARE * passed / elapsed, constants.BUCKET_HOLD, now)
+        weight = sum(send.weight for send, passed in recent if passed)
+        elapsed = max(now - (recent[0][0].sent_at or now), 1e-3)
+        self._set_limit(constants.SHARE * weight / elapsed, constants.BUCKET_HOLD, now)
         return True
 
     def _on_isolated_throttle(self, sent_at: float, now: float) -> None:
         """Reacts to a single 429: it is random, or the rate is slightly above the limit, which is then lowered."""
         limit = self.steady.limit
-        if limit is None or self._is_expected():
+        if limit is None or self._detector.expects_429s(self.log, self._reacted_at, now):
+            return
+        if self._is_cap(sent_at, self.log.weight(sent_at, constants.WINDOW_SECONDS), now):
             return
         if not self.steady.exceeds(now):
             if not self.steady.is_excluded(now):
@@ -297,13 +314,6 @@ class RateEstimator:
         found = max(constants.SHARE * limit, 0.98 * min(passed, self.steady.rate(now)))
         self._set_limit(found, 2.0 * self.steady.hold_seconds, now)
         self._block_until(now + 1.0 / limit)
-
-    def _is_expected(self) -> bool:
-        """Whether random 429s are frequent, and no more of them come than usual."""
-        share = self._detector.random_share
-        recent = self.log.known_since(self._reacted_at, constants.RECENT_REPLIES)
-        refused = sum(send.passed is False for send in recent)
-        return share > constants.FREQUENT_RANDOM and refused <= max(2.0 * share * len(recent), 3.0)
 
     def _on_window_throttle(self, window: LongWindow, sent_at: float, now: float) -> None:
         """WINDOWED: a 429 while the window has room is random; many of them show that there is no such window."""

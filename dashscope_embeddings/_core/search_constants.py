@@ -24,6 +24,8 @@ WINDOW_MARGIN_SECONDS = 0.006
 """Waited after the end of that window, for the jitter of the network ("arrival 30/s, 10 ms")."""
 LONG_WINDOWS_SECONDS = (2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 12.0, 15.0, 20.0, 30.0, 45.0, 60.0)
 """Longer windows: a probe when each would have ended ("180 in 6 s", "600 in 60 s")."""
+LATE_MINUTE_SECONDS = (60.5, 61.5)
+"""More probes for a minute, which is the usual window: it begins late where connecting takes long ("2400 in 60 s")."""
 LONG_WINDOW_MARGIN_SECONDS = 0.05
 """Waited after them: the service counts a first request when its connection is made ("tokens 60,000 in 6 s")."""
 WINDOW_TOLERANCE_SECONDS = 0.15
@@ -39,14 +41,24 @@ FIXED_TIMES_IN_FLIGHT = 1.5
 """If more than this multiple of the requests in flight passed within the second, it was no cap ("fixed second 30")."""
 RANDOM_PASS_SHARE = 0.6
 """If more requests than this passed since the first 429, the 429s were random ("random 429s 5%, no quota")..."""
+MANY_SENDS = 8
+"""...also if one probe was refused, for that may be random too, if so many sends tell ("random 429s 14%, no quota")...
+"""
 MAX_REFUSED_SHARE = 0.3
 """...unless more of the last `RECENT_REPLIES` than this were 429s: a wrong verdict must not be repeated for long
 ("GCRA 6.6/s, room for 4, slow 429s 1.2 s": 66 % throttled without it)."""
 FREQUENT_RANDOM = 0.05
 """Where more of the replies are random 429s, a first probe that passes ends the suspicion ("random 429s 20%, 30/s")."""
+QUICK_SECONDS = 0.5
+"""...and 429s come sooner than this: else a mistake costs too many ("11/s, slow 429s, 1 s")."""
 MAX_RETRY_AFTER_SECONDS = 60.0
 IDLE_SECONDS = 60.0
 """After this long without a request the circuit closes: every counting window has ended."""
+WINDOW_ROOM = 0.85
+"""A limit that is met when less than this share of a window of 1 s had passed, but as many were in flight as at first,
+is one on concurrency ("cap 4, 1 s, lognormal")."""
+FEW_PASSED = 3.0
+"""If no more passed between the first 429 and the probe, they say nothing about the rate ("two processes, 30/s")."""
 
 # --- a known limit -----------------------------------------------------------------------------------------
 SHARE = 0.97
@@ -61,6 +73,8 @@ OVERSHOOT, DOUBLING_SECONDS = 0.03, 1.5
 """Share by which it is exceeded at first, for as long as it was held, and the seconds of a doubling after that."""
 BUCKET_HOLD, UNSURE_HOLD, BUCKET_DOUBLING_SECONDS = 0.25, 0.5, 0.6
 """The same for a bucket: at first, after a surprise, and the doubling ("GCRA 30/s, room for 3")."""
+UNSURE_SHARE = 0.75
+"""A bucket's limit falls by no more at once: a measurement of less than a second varies ("four shards of 10/s")."""
 DROPPED_SHARE, DROPPED_HOLD, DROPPED_SECONDS = 0.8, 0.8, 15.0
 """A fall below this share may be another program of the account: shorter holds, for these seconds ("neighbour")."""
 DROPPED_OVERSHOOT, DROPPED_DOUBLING_SECONDS = 0.1, 0.7
@@ -79,6 +93,8 @@ RECENT_REPLIES = 50
 """The number of last replies in which single 429s are compared with the number of random ones to expect."""
 EXCLUDED_SHARE = 0.85
 """At a rate below this share of what used to pass, 429s are not due to the rate ("two shards of 20/s")."""
+FAR_BELOW_SHARE = 0.45
+"""The same after a drop, of what passed before it: another program takes half ("random 429s 20%, 30/s")."""
 
 # --- random 429s or a limit (CUSUM) ------------------------------------------------------------------------
 LIMIT_SHARE = 0.6

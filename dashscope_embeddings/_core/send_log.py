@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
 _MAX_REMEMBERED_SENDS = 8192
 _WINDOW_SECONDS = 1.0
-_KEPT_SECONDS = 65.0
+_KEPT_SECONDS = 75.0
+"""The longest window, and the gaps between probes after it."""
 _IN_FLIGHT_SECONDS = 10.0
 """Requests that were sent earlier do not count as in flight: their connection may be lost."""
 _REORDERING_SECONDS = 0.003
@@ -39,7 +40,7 @@ class SendLog:
     _refusal_deviation: float = 0.0
 
     def add(self, permit: Permit) -> None:
-        """Records a send, and forgets those of more than a minute ago."""
+        """Records a send, and forgets those that no window counts any more."""
         self._sends.append(permit)
         oldest = _sent_at(permit) - _KEPT_SECONDS
         while _sent_at(self._sends[0]) < oldest:
@@ -82,9 +83,13 @@ class SendLog:
         """When the first request after `since` was sent."""
         return next((_sent_at(permit) for permit in self._sends if _sent_at(permit) > since), otherwise)
 
-    def known_since(self, sent_at: float, max_count: int) -> list[Permit]:
-        """The last `max_count` requests that were sent after `sent_at` and are known to have passed or been refused."""
-        return [permit for permit in self.since(sent_at) if permit.passed is not None][-max_count:]
+    def known_since(self, sent_at: float, max_count: int, now: float) -> list[tuple[Permit, bool]]:
+        """The last `max_count` requests sent after `sent_at` of which it is known whether they passed, and whether.
+
+        Among replies alone there would be too many 429s, which come sooner than answers.
+        """
+        known = ((permit, self.has_passed(permit, now)) for permit in self.since(sent_at))
+        return [(permit, passed) for permit, passed in known if passed is not None][-max_count:]
 
     def counted(self, until: float, seconds: float) -> list[Permit]:
         """The requests sent in the `seconds` before `until` that were not refused."""

@@ -36,6 +36,8 @@ class SteadyRate:
     """Start of the hold; moves on while the rate is not used."""
     _best: float = 0.0
     """The highest limit since the last drop."""
+    _peak: float = 0.0
+    """The highest limit before the last drops."""
     _dropped_at: float = -math.inf
 
     def set(self, limit: float, hold_seconds: float, now: float) -> None:
@@ -46,6 +48,7 @@ class SteadyRate:
         elif self.is_hinted:
             hold_seconds = min(constants.HINTED_HOLD, constants.HINTED_HOLD_PER_LIMIT * limit)
         if self.limit is not None and limit < constants.DROPPED_SHARE * self.limit:
+            self._peak = max(self._best, self._peak if self._has_dropped(now) else 0.0)
             self._dropped_at, self._best = now, limit
             hold_seconds = min(self.hold_seconds, constants.DROPPED_HOLD)
         self.limit, self._best, self._since = limit, max(limit, self._best), now
@@ -66,7 +69,7 @@ class SteadyRate:
             return math.inf
         hold, held = self.hold_seconds, now - self._since
         overshoot, doubling, approach = constants.OVERSHOOT, constants.DOUBLING_SECONDS, hold
-        if now < self._dropped_at + constants.DROPPED_SECONDS:
+        if self._has_dropped(now):
             overshoot, doubling = constants.DROPPED_OVERSHOOT, constants.DROPPED_DOUBLING_SECONDS
         elif hold < constants.HINTED_QUICK_HOLD if self.is_hinted else self.is_bucket and hold < 1.0:
             overshoot, doubling, approach = 0.0, constants.BUCKET_DOUBLING_SECONDS, 0.0
@@ -82,7 +85,12 @@ class SteadyRate:
 
     def is_excluded(self, now: float) -> bool:
         """Whether the rate is too low to be the cause of a 429."""
-        return self.rate(now) <= constants.EXCLUDED_SHARE * self._best
+        rate = self.rate(now)
+        is_far_below = self._has_dropped(now) and rate <= constants.FAR_BELOW_SHARE * self._peak
+        return is_far_below or rate <= constants.EXCLUDED_SHARE * self._best
+
+    def _has_dropped(self, now: float) -> bool:
+        return now < self._dropped_at + constants.DROPPED_SECONDS
 
     def is_near(self, measured: float) -> bool:
         """Whether a measurement agrees with the limit."""

@@ -26,6 +26,8 @@ class ThrottleDetector:
     _reply_count: float = 0.0
     _open_cases: deque[Permit] = field(default_factory=lambda: deque(maxlen=constants.EXAMINED_SENDS))
     """Throttled requests that are random if most requests sent after them pass."""
+    _chance_at: float = -math.inf
+    """When 429s were last taken for random only because random ones are frequent."""
 
     @property
     def random_share(self) -> float:
@@ -51,6 +53,29 @@ class ThrottleDetector:
             if score >= constants.THRESHOLD_NATS:
                 return first
         return None
+
+    def is_chance(self, log: SendLog, now: float, *, is_within_quota: bool) -> bool:
+        """Whether to take 429s that look like a limit for random ones, at most once a second.
+
+        Where random ones are frequent, some follow each other by chance; if it is a limit, the next ones tell.
+        """
+        is_likely = is_within_quota or self.random_share > constants.FREQUENT_RANDOM
+        is_likely &= log.patience_seconds < constants.QUICK_SECONDS
+        if not is_likely or now < self._chance_at + constants.WINDOW_SECONDS or self.are_most_refused(log, now):
+            return False
+        self._chance_at = now
+        return True
+
+    def are_most_refused(self, log: SendLog, now: float) -> bool:
+        """Whether too many of the last requests were refused for all 429s to be random."""
+        recent = log.known_since(-math.inf, constants.RECENT_REPLIES, now)
+        return sum(not passed for _, passed in recent) > constants.MAX_REFUSED_SHARE * len(recent)
+
+    def expects_429s(self, log: SendLog, since: float, now: float) -> bool:
+        """Whether random 429s are frequent, and no more came than usual among the requests sent after `since`."""
+        recent = log.known_since(since, constants.RECENT_REPLIES, now)
+        refused, share = sum(not passed for _, passed in recent), self.random_share
+        return share > constants.FREQUENT_RANDOM and refused <= max(2.0 * share * len(recent), 3.0)
 
     def observe(self, permit: Permit, log: SendLog, now: float) -> None:
         """Counts a reply; a 429 is counted as random later, if most requests sent after it pass."""

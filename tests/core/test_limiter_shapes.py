@@ -21,11 +21,13 @@ _LOOSER = {
     "fixed second 30, 10 ms": Bars(1.05, 0.035),
     "two shards of 20/s, 200 ms": Bars(1.3, 0.05),
     "queue 40/s, 200 ms": Bars(1.15, 0.0, in_flight=42),
-    "four shards of 10/s": Bars(1.55, 0.08),
+    "four shards of 10/s": Bars(1.57, 0.08),
     "crowded above 10, 200 ms": Bars(1.15, in_flight=46),
     "crowded above 24, wasteful": Bars(1.3, in_flight=86),
+    "GCRA 48/s, room for 16, 1.9 s": Bars(2.1),
+    "11/s, slow 429s, 1 s": Bars(1.4, 0.28),
     "queue 10/s, 500 ms": Bars(1.15, in_flight=32),
-    "random 429s 20%, no quota": Bars(12.0, 0.24),
+    "random 429s 20%, no quota": Bars(8.0, 0.24),
     "random 429s 20%, 30/s": Bars(1.5, 0.25),
     "two shards of 20/s, 10 ms, 3,000": Bars(1.4, 0.03),
     "GCRA 30/s, room for 3, 10 ms, 3,000": Bars(1.2, 0.07),
@@ -54,7 +56,7 @@ def _each(*shapes: Shape) -> pytest.MarkDecorator:
 
 @_each(*TABLE_SHAPES, *FURTHER_SHAPES)
 def test_a_job_is_about_as_fast_as_the_service_allows(shape: Shape) -> None:
-    _check(shape, range(5))
+    _check(shape, range(25 if shape.name.startswith("four shards") else 5))  # where chance decides most
 
 
 @_each(*LONG_SHAPES)
@@ -64,20 +66,23 @@ def test_a_long_job_is_about_as_fast_as_the_service_allows(shape: Shape) -> None
 
 @_each(*SCENARIOS)
 def test_each_job_under_a_quota_near_by_is_about_as_fast_as_can_be(shape: Shape) -> None:
-    for seed in range(4):
-        _check(shape, [seed])
+    _check(shape, range(9))
 
 
-def test_services_at_random_are_used_well() -> None:
+@pytest.mark.parametrize(
+    ("crossed", "median", "upper"),
+    [pytest.param(False, 1.12, 1.45, id="one trouble each"), pytest.param(True, 1.16, 1.65, id="several at once")],
+)
+def test_services_at_random_are_used_well(*, crossed: bool, median: float, upper: float) -> None:
     times = []
     for seed in range(100):
-        shape = random_shape(seed)
-        assert shape.name == random_shape(seed).name
+        shape = random_shape(seed, crossed=crossed)
+        assert shape.name == random_shape(seed, crossed=crossed).name
         results = [shape.run(run) for run in range(3)]
         assert all(len(result.sends) == result.answered + result.refused for result in results)
         times.append(statistics.median(result.slowness for result in results))
-    assert statistics.median(times) <= 1.17
-    assert statistics.quantiles(times, n=10)[-1] <= 1.8
+    assert statistics.median(times) <= median
+    assert statistics.quantiles(times, n=10)[-1] <= upper
 
 
 @pytest.mark.parametrize(
@@ -93,6 +98,6 @@ def test_services_at_random_are_used_well() -> None:
     ],
 )
 def test_a_wrong_first_verdict_is_corrected(seed: int, time: float, throttled: float) -> None:
-    result = random_shape(seed).run(0)
+    result = random_shape(seed, crossed=True).run(0)
     assert result.slowness <= time
     assert result.throttled_share <= throttled

@@ -3,6 +3,7 @@
     python tests/support/limiter_simulation.py                     the listed shapes
     python tests/support/limiter_simulation.py --long              the same services, longer jobs
     python tests/support/limiter_simulation.py --random 200        services at random: median and worst
+    python tests/support/limiter_simulation.py --random 200 --crossed     with several troubles at once
     python tests/support/limiter_simulation.py --shape "100/s, 1 s" --seed 3 --trace
     python tests/support/limiter_simulation.py --shape random:17 --trace
     python tests/support/limiter_simulation.py --shape "arrival 30/s, 10 ms" --plot run.png
@@ -31,9 +32,10 @@ if TYPE_CHECKING:
 
 
 def shape_of(name: str) -> Shape:
-    """A listed shape, or `random:SEED`."""
-    if name.startswith("random:"):
-        return random_shape(int(name.removeprefix("random:")))
+    """A listed shape, `random:SEED` or `crossed:SEED`."""
+    sampler, _, seed = name.partition(":")
+    if sampler in {"random", "crossed"}:
+        return random_shape(int(seed), crossed=sampler == "crossed")
     shapes = [*TABLE_SHAPES, *FURTHER_SHAPES, *LONG_SHAPES, *SCENARIOS]
     return next(shape for shape in shapes if shape.name == name)
 
@@ -76,13 +78,13 @@ def print_table(shapes: Sequence[Shape], seeds: Sequence[int]) -> bool:
     return missed == 0
 
 
-def print_random(count: int, first_seed: int) -> None:
+def print_random(sampler: str, seeds: Sequence[int]) -> None:
     """Prints median, 90th percentile and worst of random shapes, by kind too, and the worst ones.
 
     Of three runs of each the median counts: where replies are lognormal, the last one may take long by chance.
     """
-    shapes = [random_shape(seed) for seed in range(first_seed, first_seed + count)]
-    runs = measure([f"random:{seed}" for seed in range(first_seed, first_seed + count)], range(3))
+    names = [f"{sampler}:{seed}" for seed in seeds]
+    shapes, runs = [shape_of(name) for name in names], measure(names, range(3))
     found = [
         (shape, *(statistics.median(getattr(run, name) for run in results) for name in _MEASURED))
         for shape, results in zip(shapes, runs, strict=True)
@@ -115,14 +117,16 @@ def main() -> None:
     parser.add_argument("--long", action="store_true", help="the jobs of 3,000 requests")
     parser.add_argument("--known", action="store_true", help="quotas that the client is told, and older shapes")
     parser.add_argument("--random", type=int, metavar="COUNT", help="so many shapes at random")
+    parser.add_argument("--crossed", action="store_true", help="random shapes with several troubles at once")
     parser.add_argument("--first-seed", type=int, default=0, help="of the random shapes")
-    parser.add_argument("--shape", metavar="NAME", help="this one, or random:SEED")
+    parser.add_argument("--shape", metavar="NAME", help="this one, random:SEED or crossed:SEED")
     parser.add_argument("--seed", type=int, default=0, help="of --trace and --plot")
     parser.add_argument("--trace", action="store_true", help="one run, every 100 ms")
     parser.add_argument("--plot", metavar="FILE", help="a picture of one run")
     asked = parser.parse_args()
     if asked.random:
-        print_random(asked.random, asked.first_seed)
+        seeds = range(asked.first_seed, asked.first_seed + asked.random)
+        print_random("crossed" if asked.crossed else "random", seeds)
     elif asked.trace or asked.plot:
         from run_trace import plot, trace  # noqa: PLC0415 - matplotlib is needed for the picture alone
 

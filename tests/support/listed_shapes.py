@@ -183,11 +183,14 @@ def _further(
     return Shape(name, served(_LATENCY, quota), even, Bars(time), requests, **settings)
 
 
-def _strays(share: float, rate: float | None, latency: float = 0.08) -> Shape:
+_STRAY_LATENCY = 0.08
+
+
+def _strays(share: float, rate: float | None, latency: float = _STRAY_LATENCY) -> Shape:
     """Its share of 429s is the service's own, and the throttled share of a quota comes on top."""
     if rate is None:
         name, service, ideal, bars = (
-            "no quota",
+            "no quota" if latency == _STRAY_LATENCY else f"no quota, {latency * 1000:.0f} ms",
             served(latency, stray_share=share),
             ramp(latency, share),
             Bars(2.0, share + 0.04),
@@ -222,6 +225,24 @@ FURTHER_SHAPES = (
         )
         for cap, latency in ((2, 0.2), (4, 0.05), (32, 0.5))
     ),
+    Shape("GCRA 48/s, room for 16, 1.9 s", served(1.9, bucket(48, 16)), evenly(48, 1.9, 16), Bars(1.4)),
+    Shape("cap 4, lognormal 0.9 s", served(lambda: Lognormal(0.9, 0.7), cap=4), evenly(4 / 1.15, 0.9), Bars(1.3)),
+    Shape("11/s, slow 429s, 1 s", served(1.1, sliding(11), slow_refusals=True), evenly(11, 1.1), Bars(1.3)),
+    Shape(
+        "tokens 47,000 in 6 s, 10 ms",
+        served(0.01, sliding(47_000, 6.0, counts_tokens=True)),
+        by_tokens(47_000 / 6.0, 0.01),
+        Bars(1.25, 0.2),
+        tokens=(200, 2600),
+    ),
+    Shape(
+        "2,400 in 60 s, slow connects",
+        served(0.025, sliding(2400, 60.0)),
+        lambda *_: 60.0,
+        Bars(1.3),
+        4800,
+        machine=SLOW_CONNECTS,
+    ),
     Shape(
         "30/s, slow 429s, lognormal 0.3 s",
         served(lambda: Lognormal(0.3, 0.5), sliding(30), slow_refusals=True),
@@ -237,6 +258,7 @@ FURTHER_SHAPES = (
         )
     ),
     *(_strays(share, rate) for rate in (None, 30.0) for share in (0.01, 0.05, 0.2)),
+    _strays(0.14, None, 0.5),
     _changed(30, 15),
     _changed(30, 60),
     *(

@@ -39,9 +39,43 @@ class _Draw:
         return math.exp(self.chance.uniform(math.log(least), math.log(most)))
 
 
-def random_shape(seed: int) -> Shape:
-    """The shape of this seed; its name says all that was drawn."""
-    chance = random.Random(f"shape {seed}")  # noqa: S311 - no secret
+@dataclass
+class _Trouble:
+    """What comes on top of a quota."""
+
+    counts_at_answer: bool = False
+    slow_refusals: bool = False
+    stray_share: float = 0.0
+    retry_after: float | None = None
+
+
+def _one_trouble(draw: _Draw) -> _Trouble:
+    """At most one, of a sliding second; and random 429s without a quota."""
+    kinds = {"sliding second": ("", "", "answer", "slow", "Retry-After", "random"), "none": ("", "random")}
+    name = draw.chance.choice(kinds.get(draw.kind, ("",)))
+    stray_share = round(draw.span(0.005, 0.2), 3) if name == "random" else 0.0
+    return _Trouble(name == "answer", name == "slow", stray_share, 1.0 if name == "Retry-After" else None)
+
+
+def _crossed_troubles(draw: _Draw) -> _Trouble:
+    """Any, several at once, of any kind of quota."""
+    chance = draw.chance
+    found = _Trouble(chance.random() < 0.25, chance.random() < 0.25)
+    found.counts_at_answer &= draw.kind not in _WITHOUT_QUOTA
+    found.stray_share = round(draw.span(0.005, 0.2), 3) if chance.random() < 0.4 else 0.0
+    if found.stray_share == 0.0 and draw.kind != "cap":
+        found.retry_after = chance.choice((None, None, None, 1.0))
+    return found
+
+
+def random_shape(seed: int, *, crossed: bool = False) -> Shape:
+    """The shape of this seed; its name says all that was drawn.
+
+    Args:
+        seed: Gives the same shape each time.
+        crossed: Whether several troubles may come together; else at most one.
+    """
+    chance = random.Random(f"shape {seed}" if crossed else f"single {seed}")  # noqa: S311 - no secret
     draw = _Draw(chance, chance.choice(_KINDS), 0.0, 0.0)
     draw.rate, draw.latency = round(draw.span(5, 150), 1), round(draw.span(0.01, 2.0), 3)
     one_way = round(draw.span(0.0005, min(0.1, 0.45 * draw.latency)), 4)
@@ -49,11 +83,7 @@ def random_shape(seed: int) -> Shape:
     sigma = 0.0 if draw.kind in {"queue", "crowded"} else chance.choice((0.0, 0.0, 0.3, 0.7))
     latency: Latency = Lognormal(work, sigma) if sigma else Constant(work)
     mean = work * (math.exp(sigma**2 / 2.0) if sigma else 1.05) + 2.0 * one_way
-    refused = {"counts_at_answer": chance.random() < 0.25, "slow_refusals": chance.random() < 0.25}
-    if draw.kind in _WITHOUT_QUOTA:
-        refused["counts_at_answer"] = False
-    stray_share = round(draw.span(0.005, 0.2), 3) if chance.random() < 0.4 else 0.0
-    retry_after = chance.choice((None, None, None, 1.0)) if stray_share == 0.0 and draw.kind != "cap" else None
+    trouble = _crossed_troubles(draw) if crossed else _one_trouble(draw)
     handshake = draw.span(0.003, 0.3)
     late = chance.choice(((0.0, 0.002), (0.0, 0.002), (0.005, 0.02)))
     kind = _drawn(draw, latency, mean)
@@ -63,23 +93,24 @@ def random_shape(seed: int) -> Shape:
 
     def service(run: int) -> Service:
         made = kind.make(run)
-        made.stray_share, made.retry_after = stray_share, retry_after
-        made.counts_at_answer, made.slow_refusals = refused["counts_at_answer"], refused["slow_refusals"]
+        for name, value in vars(trouble).items():
+            setattr(made, name, value)
         return made
 
     extras = [
         kind.words,
         f"{draw.latency * 1000:.0f} ms of which {2000 * one_way:.0f} ms network",
         f"sigma {sigma}" if sigma else "",
-        *(name.replace("_", " ") for name, is_on in refused.items() if is_on),
-        f"random 429s {stray_share:.1%}" if stray_share else "",
-        f"Retry-After {retry_after:g}" if retry_after else "",
+        "counts at answer" if trouble.counts_at_answer else "",
+        "slow refusals" if trouble.slow_refusals else "",
+        f"random 429s {trouble.stray_share:.1%}" if trouble.stray_share else "",
+        f"Retry-After {trouble.retry_after:g}" if trouble.retry_after else "",
         f"connects up to {handshake * 1000:.0f} ms",
         "late timers" if late[0] else "",
         f"{requests} requests",
     ]
     most = rate * mean if draw.kind == "cap" and isinstance(rate, float) else MOST_IN_FLIGHT
-    sent = 1.0 / (1.0 - stray_share) if draw.kind in _WITHOUT_QUOTA else 1.0
+    sent = 1.0 / (1.0 - trouble.stray_share) if draw.kind in _WITHOUT_QUOTA else 1.0
 
     def ideal(count: int, tokens: int) -> float:
         by_quota = sent * (count / rate if isinstance(rate, float) else rate(count, tokens))
