@@ -174,12 +174,9 @@ def _further_reasons(error: InvalidInput) -> Iterator[str]:
 
 def _resume_hint(error: DashScopeError | OSError) -> str:
     """Whether the same command resumes the job: it does not if the command itself is refused."""
-    if isinstance(error, OSError):
-        is_fixable = error.errno is not None  # without an errno the file is damaged, not its disk
-    elif error.action in {Action.RETRY, Action.BACK_OFF}:
+    if not isinstance(error, OSError) and error.action in {Action.RETRY, Action.BACK_OFF}:
         return "; the same command goes on."
-    else:
-        is_fixable = isinstance(error, (AuthenticationError, QuotaError, ConnectionFailed))
+    is_fixable = isinstance(error, (OSError, AuthenticationError, QuotaError, ConnectionFailed))
     return "; once that is mended, the same command goes on." if is_fixable else "."
 
 

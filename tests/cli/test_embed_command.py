@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import re
 import signal
+import sqlite3
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 from corpus_helpers import read_rejects, read_vectors, write_json_lines, write_lines
 
 from dashscope_embeddings import corpus
+from dashscope_embeddings.corpus.checkpoint.database import Database
 from dashscope_embeddings.corpus.records import Record
 from dashscope_embeddings.emulator import faults, in_process
 
@@ -93,6 +96,23 @@ def test_1_failed_counts_what_is_left_and_the_same_command_pays_for_that_alone(
     assert embed(*arguments).exit_code == 0
     assert emulator.billed_texts == 95
     assert len(read_vectors(tmp_path / "out.jsonl")) == 95
+
+
+def test_1_with_a_full_disk_the_same_command_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, commit, calls = str(write_lines(tmp_path / "in.txt", TEXTS)), Database._commit, itertools.count()
+
+    def full(self: Database) -> None:
+        if next(calls) > 4:
+            raise sqlite3.OperationalError("database or disk is full")
+        commit(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Database, "_commit", full)
+        result = offline(source, "-o", "out.jsonl")
+    assert result.exit_code == 1
+    assert re.search(r"disk is full\. Billed but not stored: \d+ requests? with \d+ texts ", result.stderr)
+    assert "out.jsonl.ledger keeps what is paid for; once that is mended, the same command goes on" in result.stderr
+    assert offline(source, "-o", "out.jsonl").exit_code == 0
 
 
 @pytest.mark.parametrize(
