@@ -168,8 +168,9 @@ def _join_names(paths: Sequence[object]) -> str:
 
 def _is_covered(folder: Path, patterns: list[str]) -> bool:
     """Whether the target of a link is read through another name."""
-    target = folder.resolve()
-    return any(Path(pattern).resolve() in (target, *target.parents) for pattern in patterns if pattern != STDIN)
+    target = Path(os.path.realpath(folder))
+    # Not `resolve`: before Python 3.13 it raises RuntimeError for a link to itself.
+    return any(Path(os.path.realpath(name)) in (target, *target.parents) for name in patterns if name != STDIN)
 
 
 def _candidates(pattern: str, file_format: Format | None, passed_over: list[Path]) -> list[_Candidate]:
@@ -290,7 +291,7 @@ _OUTPUT_EXTENSION_PATTERN = r"(?<=.)\.(parquet|jsonl|npy)(?=\.|$)"
 def _belongs_to_output(path: Path, output: Path) -> bool:
     """Whether a file is the output, or lies beside it with a name that begins with the output's."""
     try:
-        for candidate in (path, path.resolve()) if path.is_symlink() else (path,):
+        for candidate in (path, Path(os.path.realpath(path))) if path.is_symlink() else (path,):
             if f"{candidate.name}.".startswith(f"{output.name}.") and candidate.parent.samefile(output.parent):
                 return True
         return path.samefile(output)

@@ -179,8 +179,10 @@ def _read_npy(path: Path) -> Iterator[Vector]:
         file.seek(len(_MAGIC))
         (size,) = struct.unpack("<H", file.read(2))
         count, dimension = ast.literal_eval(file.read(size).decode())["shape"]
-        for line in itertools.islice(ids, count):
+        for line in itertools.islice(itertools.chain(ids, itertools.repeat(b"")), count):
             dense = array.array("f", file.read(dimension * _FLOAT_BYTES))
+            if not line or len(dense) != dimension:
+                raise ValueError("it is cut off")
             yield _vector_from_columns({**json.loads(line), "embedding": dense.tolist()})
 
 
@@ -286,23 +288,34 @@ def read(path: str | Path) -> Iterator[Vector]:
         path: An output of `embed_corpus`, of the batch functions or of their commands: .parquet, .jsonl or .npy.
 
     Raises:
-        InvalidInput: an unknown ending, or an array without its ids.
+        InvalidInput: an unknown ending, an array without its ids, or a file that is damaged or another program's.
         ImportError: Parquet without pyarrow.
     """
     path = Path(path)
-    ending = path.suffix.lower()
-    if ending == ".npy":
-        yield from _read_npy(path)
-    elif ending == ".jsonl":
-        with path.open("rb") as file:
-            for line in file:
-                yield _vector_from_columns(json.loads(line))
-    elif ending == ".parquet":
-        with import_pyarrow().parquet.ParquetFile(path) as table:
-            for rows in table.iter_batches(batch_size=1024):
-                yield from map(_vector_from_columns, rows.to_pylist())
-    else:
+    if (read_rows := _READERS.get(path.suffix.lower())) is None:
         raise InvalidInput(f"{path}: its ending must be one of {', '.join(OUTPUT_EXTENSIONS)}")
+    try:
+        yield from read_rows(path)
+    except (AttributeError, LookupError, SyntaxError, TypeError, ValueError, struct.error) as error:
+        raise InvalidInput(
+            f"{path} is damaged, or this package did not write it ({type(error).__name__}: {error}): run the command "
+            "that wrote it again"
+        ) from error
+
+
+def _read_json_lines(path: Path) -> Iterator[Vector]:
+    with path.open("rb") as file:
+        for line in file:
+            yield _vector_from_columns(json.loads(line))
+
+
+def _read_parquet(path: Path) -> Iterator[Vector]:
+    with import_pyarrow().parquet.ParquetFile(path) as table:
+        for rows in table.iter_batches(batch_size=1024):
+            yield from map(_vector_from_columns, rows.to_pylist())
+
+
+_READERS = {".npy": _read_npy, ".jsonl": _read_json_lines, ".parquet": _read_parquet}
 
 
 def _vector_from_columns(row: dict[str, Any]) -> Vector:

@@ -326,6 +326,19 @@ def test_an_array_without_its_ids_is_not_believed(tmp_path: Path, emulator: Emul
         read_vectors(tmp_path / "out.csv")
 
 
+@pytest.mark.parametrize("cut", [0.0, 0.4, 0.9])
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_an_output_that_is_cut_off_gives_no_vector_of_half_a_row(
+    ending: str, cut: float, tmp_path: Path, emulator: Emulator
+) -> None:
+    output = tmp_path / f"out{ending}"
+    embed(emulator, write_lines(tmp_path / "in.txt", TEXTS), output)
+    content = output.read_bytes()
+    output.write_bytes(content[: int(len(content) * cut)] or b'{"a": 1}\n')
+    with pytest.raises(InvalidInput, match=rf"out{ending} is damaged, or this package did not write it"):
+        read_vectors(output)
+
+
 # --- signatures --------------------------------------------------------------------------------------------
 
 

@@ -429,6 +429,13 @@ def test_an_input_without_records_is_an_error_and_a_file_without_any_is_told(
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="links need rights there")
+def test_a_link_to_itself_is_no_file(tmp_path: Path, emulator: Emulator) -> None:
+    Path("loop.txt").symlink_to("loop.txt")
+    with pytest.raises(InvalidInput, match=r"loop\.txt cannot be read: Too many levels of symbolic links"):
+        embed(emulator, ["loop.txt"], tmp_path / "out.jsonl")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need rights there")
 def test_a_linked_folder_inside_a_folder_is_told_unless_it_is_read_through_its_own_name(
     tmp_path: Path, emulator: Emulator
 ) -> None:
