@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import socket
 from typing import TYPE_CHECKING
@@ -82,6 +83,9 @@ def _proxy_failure(message: str, host: str, proxy: Proxy | None) -> Failure:
 
 
 def _connect_failure(error: Exception, message: str, host: str, proxy: Proxy | None) -> Failure:
+    cause = _system_error(error)
+    if cause is not None and is_kind(error, "ConnectError"):
+        message = f"ConnectError: {cause}"  # anyio says "All connection attempts failed"
     if match := _CERTIFICATE_ERROR.search(message):
         return Failure(_certificate_message(f"CERTIFICATE_VERIFY_FAILED: {match[1]}", host), is_retryable=False)
     if any(sign in message for sign in _NOT_TLS_SIGNS):
@@ -89,18 +93,18 @@ def _connect_failure(error: Exception, message: str, host: str, proxy: Proxy | N
             return Failure(f"the proxy {proxy} does not speak TLS. Write http:// in {proxy.variable}")
         return Failure(f"the server does not speak TLS ({error}). Is it the right host and port?")
     first_hop = f"the proxy {proxy}" if proxy else "it"
-    if _is_dns_error(error):
+    if isinstance(cause, socket.gaierror):
         name = f"the name of {first_hop}" if proxy else "its name"
-        return Failure(f"{name} cannot be resolved ({error})")
-    if proxy is None:
-        return Failure(message)
+        return Failure(f"{name} cannot be resolved ({cause})")
+    if cause is not None and cause.errno == errno.EMFILE:
+        return Failure(
+            "this process has as many open files as it may have: raise the limit (ulimit -n), or set max_concurrency "
+            "to open fewer connections"
+        )
     # Nearly all proxies for https expect plain HTTP, and one that waits for a request stays silent during a handshake.
-    tls = (
-        f". If it does not speak TLS itself, write http:// in {proxy.variable}"
-        if proxy.httpx_proxy.url.scheme == "https"
-        else ""
-    )
-    return Failure(f"{first_hop} cannot be reached: {message}{tls}")
+    is_tls_proxy = proxy is not None and proxy.httpx_proxy.url.scheme == "https"
+    tls = f". If it does not speak TLS itself, write http:// in {proxy.variable}" if proxy and is_tls_proxy else ""
+    return Failure(f"{first_hop} cannot be reached: {message}{tls}" if proxy else message)
 
 
 def _certificate_message(reason: str, host: str) -> str:
@@ -115,8 +119,9 @@ def _certificate_message(reason: str, host: str) -> str:
     )
 
 
-def _is_dns_error(error: BaseException | None) -> bool:
-    """Whether the lookup of a host name failed."""
-    while error is not None and not isinstance(error, socket.gaierror):
-        error = error.__cause__ or error.__context__
-    return error is not None
+def _system_error(error: BaseException | None) -> OSError | None:
+    """The system's own error behind an error of a library; None: there is none."""
+    while error is not None and not (isinstance(error, OSError) and error.errno is not None):
+        attempts = getattr(error, "exceptions", ())  # of a group, where a host has several addresses
+        error = attempts[0] if attempts else error.__cause__ or error.__context__
+    return error

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
 import socket
 import threading
 from dataclasses import replace
@@ -248,6 +250,7 @@ def test_connections_that_are_always_refused_end_in_one_error(way: SyncCalls | A
     error = refused(way, client_at(f"http://127.0.0.1:{_free_port()}", clock), TEXTS)
     assert type(error) is ConnectionFailed
     assert (error.partial, error.failed, error.request_id) == ({}, list(range(12)), None)
+    assert f"[Errno {errno.ECONNREFUSED}]" in str(error)
     assert len(clock.waits) == MAX_RETRIES
 
 
@@ -282,6 +285,19 @@ def test_a_name_that_does_not_or_cannot_exist_ends_in_one_error(way: SyncCalls |
         assert type(caught.value) is ConnectionFailed
         assert host in str(caught.value)
         assert caught.value.failed == list(range(12))
+
+
+@WAYS
+def test_too_many_open_files_are_no_fault_of_the_network(
+    way: SyncCalls | AsyncCalls, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def connect(*_: object) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    with emulator.serve() as server, monkeypatch.context() as patched:
+        patched.setattr(socket.socket, "connect", connect)
+        error = refused(way, client_at(server.url), TEXTS)
+    assert "as many open files as it may have: raise the limit (ulimit -n), or set max_concurrency" in str(error)
 
 
 # --- TLS ---------------------------------------------------------------------------------------------------
