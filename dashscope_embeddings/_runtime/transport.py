@@ -258,6 +258,11 @@ class Transport:
             return Failure(f"no whole reply within {self._deadline_seconds:g} s, the request_deadline")
         if isinstance(error, RuntimeError):
             self._check_usable()  # another thread may have closed the client
+            if self._user_resources.async_client is not None and "loop" in str(error):
+                raise InvalidInput(
+                    "http_async_client has connections of another event loop, and asyncio.run makes a loop each time: "
+                    "make the client, and this object, in the loop that uses them"
+                )
             return connect_errors.explain_thread_shortage(error)
         if connect_errors.is_request_error(error):
             return connect_errors.explain_network_error(

@@ -263,6 +263,16 @@ def test_loops_one_after_the_other_and_side_by_side_and_threads_share_a_client(
         assert all(job.result() == wanted for job in loops + threads)
 
 
+def test_a_users_async_client_that_another_loop_has_used_is_named(served: Server) -> None:
+    first, http = asyncio.new_event_loop(), httpx.AsyncClient()
+    client = EmbeddingClient(api_key=KEY, base_url=served.url, dimensions=64, http_async_client=http)
+    first.run_until_complete(client.aembed("first"))
+    with pytest.raises(InvalidInput, match="http_async_client has connections of another event loop"):
+        asyncio.run(client.aembed("second"))
+    first.run_until_complete(http.aclose())
+    first.close()
+
+
 def test_cells_of_a_notebook_may_mix_sync_and_async_calls(
     served: Server, emulator: Emulator, arrival: Callable[[int], Awaitable[None]]
 ) -> None:
