@@ -33,6 +33,8 @@ __all__ = ["InFlightBound", "Limiter", "Permit", "shared_limiter"]
 
 _MAX_WAIT_SECONDS = 0.25
 """Longest wait before a caller asks again, because the estimate may have improved by then."""
+_STALE_SECONDS = 0.02
+"""A caller is woken only if it would ask so much later than it may: a switch of threads costs time."""
 _QUEUED_AHEAD = 2
 """Requests that a job keeps waiting beyond those that may be in flight: they show whether more could be in use."""
 
@@ -235,9 +237,12 @@ class Limiter:
         return was_sent
 
     def _wake_next(self) -> None:
-        """Wakes the first one that waits for a request to end."""
+        """Wakes the first one that waits for a request to end, or for the end of a suspicion of a limit."""
         head = self._next_waiting
-        if head is not None and head.needs_slot and self._window.in_flight < self._window.limit:
+        if head is None or self._window.in_flight >= self._window.limit:
+            return
+        due = self._next_at if self._estimator.state is SearchState.SLOW_START else math.inf
+        if head.needs_slot or head.retry_at > max(due, self._estimator.blocked_until) + _STALE_SECONDS:
             head.wake_caller()
 
     @locked
@@ -289,14 +294,11 @@ class Limiter:
     def _available_at(self, permit: Permit, rate: float, now: float) -> float:
         """When the permit may be sent, by what is known now."""
         self._high_priority_queue.drop_absent(permit, now)
-        ahead = (
-            self._high_priority_queue.count_ahead(permit)
-            if permit.high_priority
-            else len(self._high_priority_queue.waiting)
-        )
-        if not permit.high_priority:
+        if permit.high_priority:
+            ahead = self._high_priority_queue.count_ahead(permit)
+        else:
             self._low_priority_queue.drop_absent(permit, now)
-            ahead += self._low_priority_queue.count_ahead(permit)
+            ahead = len(self._high_priority_queue.waiting) + self._low_priority_queue.count_ahead(permit)
         circuit_closes_at = max(self._estimator.next_send_at(now), self._reported_quota.available_at(permit))
         if not ahead and self._is_unpaced():
             return circuit_closes_at
@@ -312,8 +314,7 @@ class Limiter:
 
     def _is_behind_starved(self, permit: Permit) -> bool:
         """Whether it waits only because the first permit of the queue waits for a request in flight to end."""
-        head = self._next_waiting
-        return head is not None and head is not permit and head.needs_slot
+        return (head := self._next_waiting) is not None and head is not permit and head.needs_slot
 
     @property
     def _next_waiting(self) -> Permit | None:

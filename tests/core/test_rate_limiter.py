@@ -301,6 +301,25 @@ def test_one_refusal_among_answers_does_not_slow_anyone_down() -> None:
     assert not held(limiter)
 
 
+def test_who_waits_for_a_suspicion_goes_on_as_soon_as_it_has_ended() -> None:
+    clock = Clock()
+    limiter = Limiter(clock)
+    started = [send(limiter, clock) for _ in range(15)]
+    for permit in started[:2]:
+        limiter.on_throttled(permit)
+    probe, waiting, woken = limiter.create_permit(100), limiter.create_permit(100), list[float]()
+    waiting.wake = lambda: woken.append(clock.now)
+    clock.now += limiter.try_acquire(probe)
+    assert limiter.try_acquire(probe) == 0.0
+    assert limiter.try_acquire(waiting) > 0.02
+    for permit in started[2:]:
+        limiter.on_success(permit, 100)
+    assert not woken
+    limiter.on_success(probe, 100)
+    assert woken == [clock.now]
+    assert limiter.try_acquire(waiting) < 0.01
+
+
 def test_after_minutes_of_rest_the_quota_is_remembered_and_no_hold_is_left() -> None:
     clock = Clock()
     limiter = Limiter(clock)
