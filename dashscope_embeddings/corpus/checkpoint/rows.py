@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import struct
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -36,11 +37,16 @@ class PackedVectors(NamedTuple):
     def pack(cls, dense: list[float] | None, sparse: SparseVector | None = None) -> Self:
         """Packs the vectors of a reply."""
         return cls(
-            # In native byte order: three times as fast as the array module or a fixed byte order.
-            None if dense is None else struct.pack(f"{len(dense)}f", *dense),
+            None if dense is None else _floats(len(dense)).pack(*dense),
             None if sparse is None else struct.pack(f"{len(sparse)}I", *sparse.indices),
             None if sparse is None else struct.pack(f"{len(sparse)}f", *sparse.values),
         )
+
+
+@functools.cache
+def _floats(count: int) -> struct.Struct:
+    """In native byte order: three times as fast as the array module or a fixed byte order."""
+    return struct.Struct(f"{count}f")
 
 
 @dataclass(eq=False, slots=True)
