@@ -17,7 +17,7 @@ from dashscope_embeddings import _process, catalogue
 from dashscope_embeddings.emulator import embeddings, synthetic_vectors
 from dashscope_embeddings.emulator.batch.service import BatchService, BatchSettings
 from dashscope_embeddings.emulator.error_responses import ApiError, path_not_found
-from dashscope_embeddings.emulator.fault_schedule import Fault, FaultSchedule
+from dashscope_embeddings.emulator.fault_schedule import Fault, FaultSchedule, check_number
 from dashscope_embeddings.emulator.messages import (
     Asked,
     EmbeddingRequest,
@@ -94,6 +94,14 @@ class Emulator:
         self._accepted_key = None if api_key is None else _fingerprint(api_key)
         self._key_required = key_required
         limits = {"rows": rows, "tokens_per_row": tokens_per_row, "tokens_per_row_seen": tokens_per_row}
+        quotas = {
+            "requests_per_second": requests_per_second,
+            "requests_per_minute": requests_per_minute,
+            "tokens_per_minute": tokens_per_minute,
+            "window": window,
+        }
+        for name, limit in (limits | quotas).items():
+            check_number(name, limit, 0.001)
         changed: dict[str, Any] = {name: limit for name, limit in limits.items() if limit is not None}
         self._models = {model.name: dataclasses.replace(model, **changed) for model in models}
         if requests_per_second is not None:

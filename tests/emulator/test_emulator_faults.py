@@ -326,6 +326,13 @@ def test_a_fault_that_cannot_work_is_refused_when_it_is_made(name: str, argument
         getattr(faults, name)(**arguments)
 
 
+@pytest.mark.parametrize("name", ["requests_per_second", "requests_per_minute", "tokens_per_minute", "window", "rows"])
+def test_a_limit_that_lets_nothing_through_is_refused_when_the_emulator_is_made(name: str) -> None:
+    for limit, message in ((0, "=0: expected at least"), (-1, "=-1: expected at least"), ("60", " must be a number")):
+        with pytest.raises((TypeError, ValueError), match=f"^{name}{message}"):
+            Emulator(**{name: limit})  # type: ignore[arg-type]
+
+
 def test_a_wrong_key_is_refused_in_the_words_of_the_service_and_can_be_added_to_a_running_emulator() -> None:
     emulator = Emulator()
     client = client_for(emulator)
