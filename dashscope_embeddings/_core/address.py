@@ -309,7 +309,7 @@ _KEY_PROBLEMS = {
     r"[\"'].*|.*[\"']": "has quotes around the key: remove them",
     r"(?i:bearer ).*": 'begins with "Bearer", which is not part of the key: remove it',
     r"(?i:(export |set |\$env:)?DASHSCOPE_API_KEY ?=).*": "begins with the variable's name: leave it out",
-    r"(?i)[$<%{].*|your[-_ ].*|(sk-)?(x+|\*+|\.+)": "is a placeholder: put the key in its place",
+    r"(?i)[$<%{].*|your[-_ ].*|(sk-)?(x{3,}|\*+|\.+)": "is a placeholder: put the key in its place",
     r".*[^!-~].*": "contains characters that no key has: copy it again",
 }
 """Pattern of a badly pasted key → what to do about it."""
