@@ -278,10 +278,19 @@ def resolve_api_key(api_key: str | SecretStr | None, address: Address) -> Secret
     api_key = as_secret(api_key)
     if address.is_emulator:
         return SecretStr(EMULATOR)
-    if api_key:
-        return _validated_key(api_key, "api_key")
+    key, origin = (api_key, "api_key") if api_key else _find_key()
+    if address.region is not None and re.fullmatch(_PLACEHOLDER, key.get_secret_value()):
+        raise InvalidInput(f"{origin} is a placeholder: put the key in its place")
+    for pattern, problem in _KEY_PROBLEMS.items():
+        if re.fullmatch(pattern, key.get_secret_value(), re.DOTALL):
+            raise InvalidInput(f"{origin} {problem}")
+    return key
+
+
+def _find_key() -> tuple[SecretStr, str]:
+    """The key of this environment or machine, and where it is from."""
     if key := as_secret(os.environ.get("DASHSCOPE_API_KEY")):
-        return _validated_key(key, "DASHSCOPE_API_KEY")
+        return key, "DASHSCOPE_API_KEY"
     file = os.environ.get("DASHSCOPE_API_KEY_FILE_PATH")
     path = Path(file or _DEFAULT_KEY_FILE)
     try:
@@ -289,7 +298,7 @@ def resolve_api_key(api_key: str | SecretStr | None, address: Address) -> Secret
     except (OSError, RuntimeError, UnicodeDecodeError):
         key = SecretStr("")
     if key:
-        return _validated_key(key, f"the key file {path}")
+        return key, f"the key file {path}"
     if file:
         raise InvalidInput(f"DASHSCOPE_API_KEY_FILE_PATH names {file!r}, which cannot be read or is empty")
     raise InvalidInput(
@@ -309,14 +318,8 @@ _KEY_PROBLEMS = {
     r"[\"'].*|.*[\"']": "has quotes around the key: remove them",
     r"(?i:bearer ).*": 'begins with "Bearer", which is not part of the key: remove it',
     r"(?i:(export |set |\$env:)?DASHSCOPE_API_KEY ?=).*": "begins with the variable's name: leave it out",
-    r"(?i)[$<%{].*|your[-_ ].*|(sk-)?(x{3,}|\*+|\.+)": "is a placeholder: put the key in its place",
     r".*[^!-~].*": "contains characters that no key has: copy it again",
 }
 """Pattern of a badly pasted key → what to do about it."""
-
-
-def _validated_key(key: SecretStr, origin: str) -> SecretStr:
-    for pattern, problem in _KEY_PROBLEMS.items():
-        if re.fullmatch(pattern, key.get_secret_value(), re.DOTALL):
-            raise InvalidInput(f"{origin} {problem}")
-    return key
+_PLACEHOLDER = r"(?i)[$<%{].*|your[-_ ].*|(sk-)?(x{3,}|\*+|\.+)"
+"""No key of the service; a local server may accept any."""

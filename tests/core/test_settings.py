@@ -335,6 +335,12 @@ def test_a_key_that_was_pasted_badly_is_named_but_not_shown(
         assert "0123" not in str(caught.value)
 
 
+@pytest.mark.parametrize("placeholder", ["xxx", "your-key", "$KEY"])
+def test_a_local_server_may_accept_any_key(placeholder: str) -> None:
+    address = resolve_address(base_url="http://localhost:8000/api/v1")
+    assert resolve_api_key(placeholder, address).get_secret_value() == placeholder
+
+
 # --- what fits together -----------------------------------------------------------------------------------
 
 
