@@ -90,9 +90,9 @@ def embed_corpus(  # noqa: PLR0913 - all but two are keywords with defaults
     Each reply is stored in the checkpoint `{output}.ledger` at once. A stored text is not paid for again: not after a
     crash, not when it occurs twice, and not in a later run over a changed input, which sends only its new texts. A
     crash loses at most the requests in flight. Keep the checkpoint as long as the input may change; without it, all
-    texts are paid for again. It contains the texts, so only you may read it (mode 0600). A file with the ending
-    -vectors belongs to it, and after a crash one with the ending -wal. What is read back is checked; what a disk
-    damaged is paid for again, nothing else. A checkpoint that is missing beside a finished output is refused.
+    texts are paid for again. It contains the texts, so only you may read it (mode 0600). A second file with the ending
+    -wal after a crash belongs to it. What is read back is checked; what a disk damaged is paid for again, nothing else.
+    A checkpoint that is missing beside a finished output is refused.
 
     Args:
         inputs: Files (.txt, .jsonl, .csv, .tsv, .parquet, .json), folders, globs, or "-" for standard input. Each

@@ -21,8 +21,7 @@ from corpus_helpers import DIMENSIONS, expected_vector, read_vectors, write_line
 from dashscope_embeddings import EmbeddingClient, InvalidInput, corpus
 from dashscope_embeddings._core.text_length import estimate_tokens
 from dashscope_embeddings.corpus import inputs
-from dashscope_embeddings.corpus.checkpoint import checksums, vector_file
-from dashscope_embeddings.corpus.checkpoint.vector_file import vectors_path
+from dashscope_embeddings.corpus.checkpoint import checksums
 from dashscope_embeddings.corpus.embedder import Embedder
 from dashscope_embeddings.emulator import Emulator, faults
 from dashscope_embeddings.emulator.batch.service import BatchSettings
@@ -33,7 +32,6 @@ if TYPE_CHECKING:
 
 TEXTS = [f"text number {number}" for number in range(300)]
 NAME = "out.jsonl.ledger"
-VECTORS = f"{NAME}-vectors"
 PAGE = 4096
 OLD = Path(__file__).parents[1] / "samples" / "old_checkpoints.zip"
 
@@ -62,12 +60,6 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         embed(emulator, folder, kind=kind, with_text=True)
         found[kind] = folder
     return found
-
-
-@pytest.fixture(autouse=True)
-def syncs_often(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file of vectors without any that is intact is refused if it held more than a power failure may cost."""
-    monkeypatch.setattr(vector_file, "SYNC_BYTES", 1 << 16)
 
 
 @pytest.fixture
@@ -104,13 +96,13 @@ HOW = ["zero", "ones", "noise", "truncated", "stale page", "torn page"]
 @pytest.mark.parametrize("kind", ["dense", "dense&sparse"])
 @pytest.mark.parametrize("how", HOW)
 def test_no_damage_anywhere_brings_a_wrong_vector(how: str, kind: Any, made: dict[str, Path], tmp_path: Path) -> None:
+    earlier = (made[f"{kind} before"] / NAME).read_bytes()
     for seed in range(int(os.environ.get("SEEDS", "5"))):
         chance = random.Random(f"{how} {kind} {seed}")  # noqa: S311 - the same damage in every run
         folder, emulator = Path(shutil.copytree(made[kind], tmp_path / f"{seed}")), Emulator()
-        name = chance.choice((NAME, VECTORS))
-        size, earlier = (folder / name).stat().st_size, (made[f"{kind} before"] / name).read_bytes()
+        size = (folder / NAME).stat().st_size
         at = chance.randrange(size)
-        spoil(folder / name, how, earlier, at, min(chance.choice([1, 16, 512, PAGE]), size - at))
+        spoil(folder / NAME, how, earlier, at, min(chance.choice([1, 16, 512, PAGE]), size - at))
         before = (folder / "out.jsonl").read_bytes()
         try:
             found = embed(emulator, folder, kind=kind, with_text=True)
@@ -135,23 +127,20 @@ def test_a_repair_ends_although_the_number_of_units_is_damaged(
     assert told.startswith(
         f"{folder / NAME} is damaged, at most {counted(found.embedded, 'text')} in it cannot be read"
     )
-    assert emulator.billed_texts == found.embedded <= 150
+    assert emulator.billed_texts == found.embedded <= 15
     assert right(emulator, folder, TEXTS)
 
 
-@pytest.mark.parametrize(("name", "a_page"), [(NAME, 150), (VECTORS, 17)])
 @pytest.mark.parametrize("pages", [1, 3, 8])
 @pytest.mark.parametrize("how", ["zero", "noise", "truncated", "stale page"])
-def test_the_last_pages_cost_the_texts_in_them(  # noqa: PLR0913, PLR0917 - what is damaged
-    how: str, pages: int, name: str, a_page: int, made: dict[str, Path], tmp_path: Path
-) -> None:
+def test_the_last_pages_cost_the_texts_in_them(how: str, pages: int, made: dict[str, Path], tmp_path: Path) -> None:
     """As a power failure leaves them where the disk had promised more than it kept."""
     folder, emulator = Path(shutil.copytree(made["dense"], tmp_path / "run")), Emulator()
-    at = (folder / name).stat().st_size - pages * PAGE
-    spoil(folder / name, how, (made["dense before"] / name).read_bytes(), at, pages * PAGE)
+    at = (folder / NAME).stat().st_size - pages * PAGE
+    spoil(folder / NAME, how, (made["dense before"] / NAME).read_bytes(), at, pages * PAGE)
     found = embed(emulator, folder)
     assert found.finished
-    assert emulator.billed_texts == found.embedded <= pages * a_page
+    assert emulator.billed_texts == found.embedded <= pages * 15, "a page holds 14 vectors of 64 numbers"
     assert right(emulator, folder, TEXTS)
     assert embed(emulator, folder).embedded == 0
 
@@ -179,10 +168,10 @@ def test_the_end_of_a_log_that_was_left_behind_costs_the_texts_in_it(how: str, t
 def test_damaged_texts_alone_are_asked_again_and_their_number_is_told(
     folder: Path, emulator: Emulator, caplog: pytest.LogCaptureFixture
 ) -> None:
-    content = (folder / VECTORS).read_bytes()
+    content = (folder / NAME).read_bytes()
     for number in (10, 11, 12):
         vector = array.array("f", expected_vector(emulator, TEXTS[number])).tobytes()
-        overwrite(folder / VECTORS, content.index(vector) + 100, bytes(8))
+        overwrite(folder / NAME, content.index(vector) + 100, bytes(8))
     client = client_for(emulator, dimensions=DIMENSIONS)
     assert corpus.estimate_corpus(folder / "in.txt", folder / "out.jsonl", client=client).pending == 3
     with caplog.at_level(logging.WARNING, "dashscope_embeddings"):
@@ -199,9 +188,8 @@ def test_what_is_damaged_while_a_run_is_at_work_is_not_written(
 
     def spoiling(self: Embedder, *arguments: Any) -> None:
         run(self, *arguments)
-        self._checkpoint.database.fetch_all("UPDATE vectors SET dense_at = dense_at + 4 WHERE unit < 3")
-        self._checkpoint.database.fetch_all("UPDATE vectors SET dense_size = 1 << 60 WHERE unit = 3")
-        self._checkpoint.database.fetch_all("UPDATE vectors SET dense_at = 'text' WHERE unit = 4")
+        self._checkpoint.database.fetch_all("UPDATE vectors SET dense = zeroblob(256) WHERE unit < 4")
+        self._checkpoint.database.fetch_all("UPDATE vectors SET dense = 'text' WHERE unit = 4")
 
     with monkeypatch.context() as patch:
         patch.setattr(Embedder, "run", spoiling)
@@ -278,11 +266,6 @@ def negative_total(path: Path) -> None:
     damaged_page(path)
 
 
-def all_of(path: Path, change: Callable[..., None], *how: object) -> None:
-    for each in (path, vectors_path(path)):
-        change(each, *how)
-
-
 def folder_in_its_place(path: Path) -> None:
     path.unlink()
     path.mkdir()
@@ -292,18 +275,8 @@ SET_UNITS = "UPDATE checkpoint SET units = ?"
 # The first pages hold what all others depend on.
 NOISE = random.Random(3).randbytes(PAGE * 3)  # noqa: S311 - noise
 SPOILED: dict[str, tuple[Callable[[Path], object], str]] = {
-    "empty": (lambda path: os.truncate(path, 0), "ledger-vectors exists, but its checkpoint does not: put .* back"),
-    "removed": (Path.unlink, "ledger-vectors exists, but its checkpoint does not: put .* back"),
-    "all empty": (lambda path: all_of(path, os.truncate, 0), "is empty or was replaced: put the checkpoint back"),
-    "all removed": (
-        lambda path: all_of(path, os.unlink),
-        "out.jsonl exists, but its checkpoint .* does not: put the checkpoint back",
-    ),
-    "vectors removed": (
-        lambda path: vectors_path(path).unlink(),
-        "ledger-vectors is missing: put it back beside .*ledger, or delete both",
-    ),
-    "vectors replaced": (lambda path: vectors_path(path).write_bytes(NOISE * 30), "is not the file of the last run"),
+    "empty": (lambda path: os.truncate(path, 0), "is empty or was replaced: put the checkpoint back"),
+    "removed": (Path.unlink, "out.jsonl exists, but its checkpoint .* does not: put the checkpoint back"),
     "another database": (other_database, "is not a checkpoint of this package"),
     "of another version": (
         lambda path: change(path, "PRAGMA user_version=99"),
@@ -330,8 +303,7 @@ def test_what_is_no_checkpoint_is_refused_with_what_to_do(
     assert (emulator.requests, (folder / "out.jsonl").read_bytes()) == (0, before)
     if (folder / NAME).is_dir():
         (folder / NAME).rmdir()
-    for name in (NAME, VECTORS):
-        shutil.copy(made["dense"] / name, folder / name)
+    shutil.copy(made["dense"] / NAME, folder / NAME)
     assert embed(emulator, folder).embedded == 0, "put back, it goes on"
 
 
@@ -421,20 +393,16 @@ def unpack(name: str, folder: Path, texts: list[str]) -> Path:
     """A checkpoint that an older version wrote, and its input."""
     folder.mkdir(exist_ok=True)
     with zipfile.ZipFile(OLD) as samples:
-        for sample in samples.namelist():
-            if sample.startswith(f"{name}/"):
-                (folder / Path(sample).name).write_bytes(samples.read(sample))
+        for beside in (NAME, f"{NAME}-vectors"):
+            (folder / beside).write_bytes(samples.read(f"{name}/{beside}"))
     write_lines(folder / "in.txt", texts)
     return folder
 
 
 def old_vectors(folder: Path) -> dict[str, list[float]]:
     """Text → vector as the older version stored it. The emulator of today may give another."""
+    content, size, found = (folder / f"{NAME}-vectors").read_bytes(), 4 * DIMENSIONS, {}
     with contextlib.closing(sqlite3.connect(folder / NAME)) as checkpoint:
-        if not (folder / VECTORS).exists():  # version 3
-            rows = checkpoint.execute("SELECT text, dense FROM units JOIN vectors USING (unit)").fetchall()
-            return {text: array.array("f", vector).tolist() for text, vector in rows}
-        content, size, found = (folder / VECTORS).read_bytes(), 4 * DIMENSIONS, {}
         for packed, at in checkpoint.execute("SELECT keys, dense_at FROM replies WHERE dense_at NOT NULL").fetchall():
             for start, key in enumerate(array.array("q", packed)):
                 vector = content[at + size * start : at + size * (start + 1)]
@@ -447,7 +415,7 @@ def embed_old(emulator: Emulator, folder: Path, kind: str) -> corpus.Summary:
     return embed(emulator, folder, settings={"long_text": "average"}, **how)
 
 
-@pytest.mark.parametrize("kind", ["dense", "hybrid", "version 3"])
+@pytest.mark.parametrize("kind", ["dense", "hybrid"])
 def test_a_checkpoint_of_an_older_version_is_converted_once(kind: str, tmp_path: Path, emulator: Emulator) -> None:
     folder = unpack(kind, tmp_path, [*OLD_TEXTS, "new"])
     (folder / NAME).chmod(0o644)
@@ -457,23 +425,16 @@ def test_a_checkpoint_of_an_older_version_is_converted_once(kind: str, tmp_path:
     assert [row.dense for row in read_vectors(folder / "out.jsonl")] == [
         vectors[text] for text in [*OLD_TEXTS, "new"] if text != "text number 17"
     ]
-    assert sorted(path.name for path in folder.glob("*ledger*")) == [NAME, VECTORS]
+    assert sorted(path.name for path in folder.glob("*ledger*")) == [NAME]
     assert embed_old(emulator, folder, kind).embedded == 0
     if os.name == "posix":
         assert (folder / NAME).stat().st_mode & 0o777 == 0o600
 
 
-def test_a_damaged_checkpoint_of_version_3_is_repaired(tmp_path: Path, emulator: Emulator) -> None:
-    folder = unpack("version 3", tmp_path, OLD_TEXTS)
-    damaged_page(folder / NAME)  # of vectors
-    assert 0 < embed_old(emulator, folder, "dense").embedded == emulator.billed_texts < 20
-    assert embed_old(emulator, folder, "dense").embedded == 0
-
-
 def test_damaged_vectors_of_an_older_version_alone_are_asked_again(tmp_path: Path, emulator: Emulator) -> None:
     folder = unpack("dense", tmp_path, OLD_TEXTS)
     vectors = old_vectors(folder)
-    overwrite(folder / VECTORS, 1000, bytes(512))
+    overwrite(folder / f"{NAME}-vectors", 1000, bytes(512))
     found = embed_old(emulator, folder, "dense")
     assert found.embedded == emulator.billed_texts == 10, "one sum per reply"
     texts = [text for text in OLD_TEXTS if text != "text number 17"]
@@ -483,7 +444,7 @@ def test_damaged_vectors_of_an_older_version_alone_are_asked_again(tmp_path: Pat
     assert sorted({*again, *kept}) == list(range(len(texts)))
 
 
-@pytest.mark.parametrize("missing", [NAME, VECTORS])
+@pytest.mark.parametrize("missing", [NAME, f"{NAME}-vectors"])
 @pytest.mark.parametrize("change", ["removed", "emptied", "replaced"])
 def test_one_file_of_an_older_version_is_refused_without_the_other(
     change: str, missing: str, tmp_path: Path, emulator: Emulator
@@ -511,7 +472,7 @@ def test_a_conversion_that_is_cut_off_is_done_again(step: str, tmp_path: Path, m
         patch.setattr(f"dashscope_embeddings.corpus.checkpoint.database.Database.{step}", lambda _: 1 / 0)
         with pytest.raises(ZeroDivisionError), inputs.open_checkpoint(folder / NAME):
             pass
-    assert (folder / VECTORS).exists()
+    assert (folder / f"{NAME}-vectors").exists()
     assert embed_old(Emulator(), folder, "dense").embedded == 0
 
 

@@ -22,7 +22,6 @@ from dashscope_embeddings import EmbeddingClient, InvalidInput, corpus
 from dashscope_embeddings._runtime import files
 from dashscope_embeddings.corpus import writers
 from dashscope_embeddings.corpus.checkpoint.database import Database
-from dashscope_embeddings.corpus.checkpoint.vector_file import VectorFile
 from dashscope_embeddings.emulator import Emulator, faults
 from dashscope_embeddings.emulator.batch.service import BatchSettings
 
@@ -67,7 +66,7 @@ def test_a_checkpoint_is_for_its_owner_alone_and_an_output_follows_the_umask(out
         seen.update({path.name: mode(path) for path in output.parent.iterdir() if "ledger" in path.name})
 
     embed(emulator, output, progress=look)
-    assert seen == dict.fromkeys(("out.jsonl.ledger", "out.jsonl.ledger-wal", "out.jsonl.ledger-vectors"), 0o600)
+    assert seen == {"out.jsonl.ledger": 0o600, "out.jsonl.ledger-wal": 0o600}
     assert mode(output) == 0o664
     corpus.ledger_beside(output).chmod(0o644)
     embed(emulator, output)
@@ -232,49 +231,36 @@ def test_after_a_kill_an_array_has_its_own_ids(moment: int, tmp_path: Path) -> N
 # --- a full disk -------------------------------------------------------------------------------------------
 
 
-FULL = pytest.mark.parametrize(
-    "full",
-    [
-        (Database, "_commit", -1, sqlite3.OperationalError("database or disk is full")),  # loading commits too
-        (VectorFile, "append", 1, OSError(errno.ENOSPC, "disk is full")),
-    ],
-    ids=["checkpoint", "vectors"],
-)
-
-
-def run_full(output: Path, emulator: Emulator, monkeypatch: pytest.MonkeyPatch, room: int, *, full: Any) -> OSError:
+def run_full(output: Path, emulator: Emulator, monkeypatch: pytest.MonkeyPatch, room: int) -> OSError:
     """Replies 3 and later find no room until so many were tried."""
-    owner, step, first, error = full
-    write, calls = getattr(owner, step), itertools.count(first)
+    commit, calls = Database._commit, itertools.count(-1)  # opening and loading commit too
 
-    def fail(*arguments: Any) -> Any:
+    def full(self: Database) -> None:
         if 2 < next(calls) <= room:
-            raise error
-        return write(*arguments)
+            raise sqlite3.OperationalError("database or disk is full")
+        commit(self)
 
-    monkeypatch.setattr(owner, step, fail)
+    monkeypatch.setattr(Database, "_commit", full)
     with pytest.raises(OSError, match="disk is full") as caught:
         embed(emulator, output, settings={"max_concurrency": 4})
     monkeypatch.undo()
     return caught.value
 
 
-@FULL
 def test_what_was_in_flight_when_the_disk_filled_is_kept_once_there_is_room(
-    full: Any, output: Path, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+    output: Path, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run_full(output, emulator, monkeypatch, room=3, full=full)
+    run_full(output, emulator, monkeypatch, room=3)
     assert 20 < emulator.billed_texts < len(TEXTS)
     found = embed(emulator, output)
     assert emulator.billed_texts == len(TEXTS) == found.spent.texts
     assert found.spent.requests == emulator.requests
 
 
-@FULL
 def test_what_could_not_be_written_to_a_full_disk_is_told(
-    full: Any, output: Path, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+    output: Path, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    error = run_full(output, emulator, monkeypatch, room=999, full=full)
+    error = run_full(output, emulator, monkeypatch, room=999)
     billed = emulator.billed_texts
     found = embed(emulator, output)
     stored = found.spent.texts - found.usage.texts
@@ -323,7 +309,7 @@ def test_after_a_kill_a_lost_log_is_noticed_before_anything_is_paid_twice(tmp_pa
         process.join()
         assert process.exitcode == -signal.SIGKILL
         billed = emulator.billed_texts
-        for name in ("in.txt", "out.jsonl.ledger", "out.jsonl.ledger-vectors"):
+        for name in ("in.txt", "out.jsonl.ledger"):
             shutil.copy(output.with_name(name), moved.with_name(name))
         for _ in range(2):
             with pytest.raises(InvalidInput, match="ledger-wal is missing: the run before was killed"):
@@ -331,7 +317,7 @@ def test_after_a_kill_a_lost_log_is_noticed_before_anything_is_paid_twice(tmp_pa
         assert emulator.billed_texts == billed
         shutil.copy(output.with_name(log), moved.with_name(log))
         at_work(server.url, str(moved))
-        assert emulator.billed_texts <= len(MANY) + 4 * 10, "four files are all of it"
+        assert emulator.billed_texts <= len(MANY) + 4 * 10, "three files are all of it"
         # Without the log, on purpose: the same command goes on from what was moved into the checkpoint before.
         output.with_name(log).write_bytes(b"")
         at_work(server.url, str(output))
@@ -361,11 +347,10 @@ def test_however_a_run_ends_two_files_are_all_of_its_checkpoint(end: Any, output
         with pytest.raises(end):
             embed(emulator, output, progress=progress, stop=stop)
     assert max(sizes) < 2 << 20
-    names = {"in.txt", "out.jsonl.ledger", "out.jsonl.ledger-vectors"}
-    assert {path.name for path in output.parent.iterdir()} - {"out.jsonl"} == names
+    assert {path.name for path in output.parent.iterdir()} - {"in.txt", "out.jsonl"} == {"out.jsonl.ledger"}
     moved = output.parent / "moved" / "out.jsonl"
     moved.parent.mkdir()
-    for name in names:
+    for name in ("in.txt", "out.jsonl.ledger"):
         shutil.copy(output.with_name(name), moved.with_name(name))
     billed = emulator.billed_texts
     embed(emulator, moved)

@@ -1,7 +1,7 @@
-"""Converts a checkpoint of version 1, which release 0.1.0 wrote, or of version 3, in one transaction.
+"""Converts a checkpoint of version 1, which release 0.1.0 wrote, in one transaction.
 
-Version 1 had a checksum for the dense vectors of each reply, in the file that is `vector_file` today. A text was linked
-to its reply and to a slot in it. Parts of long texts had negative numbers.
+That version kept dense vectors in a file of their own, `{checkpoint}-vectors`, with a checksum for each reply. A text
+was linked to its reply and to a slot in it. Parts of long texts had negative numbers.
 """
 
 from __future__ import annotations
@@ -10,27 +10,41 @@ import array
 import itertools
 import json
 import zlib
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 from dashscope_embeddings._core.text_length import estimate_tokens
 from dashscope_embeddings.corpus.checkpoint import checksums
 from dashscope_embeddings.corpus.checkpoint.rows import PackedVectors
-from dashscope_embeddings.corpus.checkpoint.schema import VERSION, create_tables
-from dashscope_embeddings.corpus.checkpoint.vector_file import VectorFile
+from dashscope_embeddings.corpus.checkpoint.schema import create_tables
+from dashscope_embeddings.errors import InvalidInput
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from dashscope_embeddings.corpus.checkpoint.database import Database
 
-OLD_VERSION, WITHOUT_FILE_VERSION = 1, 3
+OLD_VERSION = 1
 _OLD_TABLES = ("terms", "texts", "replies", "indexed", "rejects", "items", "bad", "pending")
 _OLD_BATCH_TABLES = ("batch_notes", "batch_lines", "batch_out", "batch_tries", "batch_pieces", "old_batches")
 
 
-def add_places(database: Database) -> None:
-    """Prepares version 3, which kept dense vectors in the database: there they stay."""
-    for column in ("dense_at", "dense_size"):
-        database.fetch_all(f"ALTER TABLE vectors ADD COLUMN {column} INTEGER")
-    database.fetch_all(f"PRAGMA user_version={VERSION}")
+def _vectors_path(checkpoint_path: Path) -> Path:
+    return checkpoint_path.with_name(f"{checkpoint_path.name}-vectors")
+
+
+def check_no_vectors(path: Path | None) -> None:
+    """Raises InvalidInput if vectors of version 1 are beside a checkpoint that does not exist or is empty."""
+    if path is not None and _vectors_path(path).exists() and _vectors_path(path).stat().st_size:
+        raise InvalidInput(
+            f"{_vectors_path(path)} exists, but its checkpoint does not: put {path} back, or delete both, and the "
+            "output, to pay for all texts again"
+        )
+
+
+def remove_vectors(path: Path | None) -> None:
+    """Deletes the vectors of version 1, after they were converted."""
+    if path is not None:
+        _vectors_path(path).unlink(missing_ok=True)
 
 
 def convert(database: Database) -> None:
@@ -46,12 +60,16 @@ def convert(database: Database) -> None:
     create_tables(database.connection)
     _convert_input(database)
     if has_dense and database.path is not None:
-        database.vector_file = VectorFile(database.path, has_dense)
-        _convert_replies(database)
+        path = _vectors_path(database.path)
+        advice = f"put it back beside {database.path}, or delete both, and the output, to pay for all texts again"
+        if not path.exists():
+            raise InvalidInput(f"{path} is missing: {advice}")
+        with path.open("rb") as file:
+            _convert_replies(database, file)
         if not database.fetch_value("SELECT count(*) FROM vectors"):
-            raise database.vector_file.error("is not the file of the last run")
+            raise InvalidInput(f"{path} is not the file of the last run: {advice}")
     else:
-        _convert_replies(database)
+        _convert_replies(database, None)
     if "batches" in tables:
         _convert_batches(database)
     for table in (*_OLD_TABLES, *_OLD_BATCH_TABLES):
@@ -84,16 +102,17 @@ def _convert_input(database: Database) -> None:
     )
 
 
-def _convert_replies(database: Database) -> None:
-    """Stores the vectors of all replies that are intact. Dense ones stay where they are."""
+def _convert_replies(database: Database, file: IO[bytes] | None) -> None:
+    """Stores the vectors of all replies that are intact."""
     hashes = dict(database.fetch_all("SELECT unit, hash FROM units"))
-    for packed_keys, begin, size, dense_sum, counts, indices, values in database.connection.execute(
+    for packed_keys, at, size, dense_sum, counts, indices, values in database.connection.execute(
         "SELECT keys, dense_at, dense_size, dense_sum, sparse_counts, sparse_indices, sparse_values "
         "FROM replies ORDER BY reply"
     ):
         keys, dense = array.array("q", packed_keys), None
-        if database.vector_file is not None and begin is not None:
-            dense = database.vector_file.read(begin, size)
+        if file is not None and isinstance(at, int) and isinstance(size, int):
+            file.seek(max(at, 0))
+            dense = file.read(size)
             if zlib.crc32(dense) != dense_sum:
                 continue
         width = len(dense or b"") // max(len(keys), 1)
@@ -105,18 +124,12 @@ def _convert_replies(database: Database) -> None:
                 None if values is None else values[start:end],
             )
             if key in hashes:
-                _add_vectors(database, key, hashes[key], vectors, None if dense is None else begin + slot * width)
+                _add_vectors(database, key, hashes[key], vectors)
 
 
-def _add_vectors(
-    database: Database, unit: int, digest: bytes, vectors: PackedVectors, dense_at: int | None = None
-) -> None:
-    """Adds a row of `vectors`; `dense_at`: where the dense vector is in the file of vectors."""
-    checksum, size = checksums.vectors_checksum(digest, vectors), None
-    if dense_at is not None:
-        size, vectors = len(vectors.dense or b""), vectors._replace(dense=None)
-    row = (unit, checksum, *vectors, dense_at, size)
-    database.fetch_all("INSERT OR REPLACE INTO vectors VALUES (?, ?, ?, ?, ?, ?, ?)", row)
+def _add_vectors(database: Database, unit: int, digest: bytes, vectors: PackedVectors) -> None:
+    row = (unit, checksums.vectors_checksum(digest, vectors), *vectors)
+    database.fetch_all("INSERT OR REPLACE INTO vectors VALUES (?, ?, ?, ?, ?)", row)
 
 
 def _convert_batches(database: Database) -> None:

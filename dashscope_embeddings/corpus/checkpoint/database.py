@@ -10,13 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from dashscope_embeddings._runtime import files
 from dashscope_embeddings.corpus.checkpoint.checksums import damage_error
-from dashscope_embeddings.corpus.checkpoint.rows import PackedVectors
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
-
-    from dashscope_embeddings.corpus.checkpoint.vector_file import VectorFile
 
 _MAX_TOTAL = 2**53
 
@@ -29,8 +26,6 @@ class Database:
         self.connection = sqlite3.connect(str(path or ""), timeout=1.0, isolation_level=None, check_same_thread=False)
         self.lock = threading.RLock()
         self._uses_wal = False
-        self.vector_file: VectorFile | None = None
-        """None: a temporary checkpoint."""
 
     @contextlib.contextmanager
     def transaction(self, *, commit: bool = True) -> Iterator[None]:
@@ -75,17 +70,6 @@ class Database:
         """Executes a statement once per row."""
         with self.lock:
             self.connection.executemany(statement, rows)
-
-    def append_vectors(self, dense: bytes) -> int | None:
-        """Appends dense vectors to their file; returns where they begin. None: they belong into the database."""
-        return None if self.vector_file is None or not self._uses_wal else self.vector_file.append(dense)
-
-    def vectors(self, dense: bytes | None, *columns: Any) -> PackedVectors:
-        """The vectors of a row of `vectors`, unchecked."""
-        *sparse, begin, size = columns
-        if begin is not None and self.vector_file is not None:
-            dense = self.vector_file.read(begin, size)
-        return PackedVectors(dense, *sparse)
 
     def set_setting(self, name: str, value: Any) -> None:
         """Stores a value for later runs."""
@@ -133,18 +117,14 @@ class Database:
     def close(self) -> None:
         """Moves the write-ahead log into the database, then closes the database: other runs may open it."""
         with self.lock:
-            try:
-                with contextlib.suppress(sqlite3.Error, OSError):  # the disk may be full
-                    if self.vector_file is not None:
-                        self.vector_file.close()
-                    if self._uses_wal:
-                        self.fetch_all("UPDATE checkpoint SET log_in_use = 0")
-                        self._uses_wal = False
-            finally:
-                self.connection.close()
-                if self._uses_wal and self.path is not None:
-                    with contextlib.suppress(OSError):  # SQLite removed the log: an empty one says: nothing is missing
-                        files.create_exclusive(wal_path(self.path)).close()
+            with contextlib.suppress(sqlite3.Error):  # the disk may be full
+                if self._uses_wal:
+                    self.fetch_all("UPDATE checkpoint SET log_in_use = 0")
+                    self._uses_wal = False
+            self.connection.close()
+            if self._uses_wal and self.path is not None:
+                with contextlib.suppress(OSError):  # SQLite removed the log: an empty one says that nothing is missing
+                    files.create_exclusive(wal_path(self.path)).close()
 
 
 def wal_path(checkpoint_path: Path) -> Path:

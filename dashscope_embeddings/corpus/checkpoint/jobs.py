@@ -170,7 +170,7 @@ class JobStore:
         ((whole_hash, count),) = self._fetch_all("SELECT hash, parts FROM units WHERE unit = ?", (whole,))
         parts = []
         for digest, text, checksum, *columns in rows:
-            vectors = self._database.vectors(*columns)
+            vectors = PackedVectors(*columns)
             if checksums.is_text_intact(text, digest, whole_hash) and checksums.is_intact(digest, checksum, vectors):
                 parts.append(Part(array.array("f", vectors.dense or b"").tolist(), None, float(len(text))))
         self._checkpoint.drop_parts(whole)

@@ -15,7 +15,6 @@ from dashscope_embeddings.corpus.checkpoint import conversion
 from dashscope_embeddings.corpus.checkpoint.checksums import damage_error
 from dashscope_embeddings.corpus.checkpoint.database import Database, wal_path
 from dashscope_embeddings.corpus.checkpoint.schema import VERSION, create_tables
-from dashscope_embeddings.corpus.checkpoint.vector_file import VectorFile, check_no_vectors
 from dashscope_embeddings.errors import InvalidInput
 from dashscope_embeddings.vectors import counted
 
@@ -29,7 +28,7 @@ def open_database(path: Path | None) -> Database:
     """Opens or creates the checkpoint at `path`; None: a temporary one.
 
     Raises:
-        InvalidInput: the file is not a checkpoint or is damaged, or one of its files is missing.
+        InvalidInput: the file is not a checkpoint or is damaged, or its write-ahead log is missing.
         sqlite3.Error: another process has locked it, it cannot be read, or the disk is full.
     """
     if path is not None and path.is_dir():
@@ -46,16 +45,12 @@ def open_database(path: Path | None) -> Database:
         database.fetch_all("PRAGMA writable_schema=OFF")
         with database.transaction():
             if version == 0:
-                check_no_vectors(path)
+                conversion.check_no_vectors(path)
                 create_tables(database.connection)
             elif version == conversion.OLD_VERSION:
                 conversion.convert(database)
-            elif version == conversion.WITHOUT_FILE_VERSION:
-                conversion.add_places(database)
-        if path is not None and database.vector_file is None:
-            referenced = database.fetch_value("SELECT coalesce(max(dense_at + dense_size), 0) FROM vectors")
-            database.vector_file = VectorFile(path, referenced)
         database.begin_wal()
+        conversion.remove_vectors(path)  # only now is the conversion on the disk
     except BaseException:
         database.close()
         raise
@@ -73,18 +68,14 @@ def _lock(database: Database, *, had_wal: bool) -> int:
     execute("PRAGMA locking_mode=EXCLUSIVE")
     execute("PRAGMA writable_schema=ON")  # no schema is written; only so does SQLite read a truncated file
     (version,) = execute("PRAGMA user_version").fetchone()
-    if version not in {0, conversion.OLD_VERSION, conversion.WITHOUT_FILE_VERSION, VERSION}:
+    if version not in {0, conversion.OLD_VERSION, VERSION}:
         raise InvalidInput(
             f"{path} was written by another version of this package, in format {version} where this one reads "
             f"{VERSION}: go on with that version, or name another output, for which all texts are paid for again"
         )
     if version == 0 and execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone():
         raise InvalidInput(f"{path} is not a checkpoint of this package: move it away")
-    if (
-        version > conversion.OLD_VERSION
-        and not had_wal
-        and execute("SELECT max(log_in_use) FROM checkpoint").fetchone() == (1,)
-    ):
+    if version == VERSION and not had_wal and execute("SELECT max(log_in_use) FROM checkpoint").fetchone() == (1,):
         raise InvalidInput(
             f"{path}-wal is missing: the run before was killed, and this file holds the last texts that it paid for. "
             f"Put it beside {path}; if it is lost, create an empty file of that name, and they are paid for again"
@@ -92,10 +83,9 @@ def _lock(database: Database, *, had_wal: bool) -> int:
     if path is not None:  # only after it is known to be a checkpoint
         files.make_private(path)
         files.make_private(wal_path(path))
-    # A single process commits often and may be killed. The log is synced and moved into the database at 220 pages, or
-    # about 1,000 texts; the file of vectors is synced as often (`vector_file.SYNC_BYTES`). A power failure costs no
-    # more than these.
-    for pragma in ("cache_size=-4000", "synchronous=NORMAL", "journal_mode=WAL", "wal_autocheckpoint=220"):
+    # A single process commits often and may be killed. The log is synced and moved into the database at 1,000 pages,
+    # which are about 870 vectors of 1,024 numbers: a power failure costs no more.
+    for pragma in ("cache_size=-4000", "synchronous=NORMAL", "journal_mode=WAL", "wal_autocheckpoint=1000"):
         execute(f"PRAGMA {pragma}")
     return int(version)
 
@@ -122,7 +112,7 @@ def _write_repaired(database: Database, version: int) -> None:
     Raises:
         sqlite3.Error: a page is damaged that all rows depend on.
     """
-    if (path := database.path) is None or version == conversion.OLD_VERSION:
+    if (path := database.path) is None or version < VERSION:
         raise damage_error(path, "SQLite cannot read all of it")
     database.check_totals()
     repaired = files.partial_path(path)
@@ -155,8 +145,8 @@ def _copy_rows(source: sqlite3.Connection, target: sqlite3.Connection) -> int:
     def copy(table: str, condition: str = "", *values: int, is_essential: bool = False) -> bool:
         try:
             rows = source.execute(f"SELECT * FROM {table} {condition}", values)  # noqa: S608 - our own names
-            columns, marks = ",".join(name for name, *_ in rows.description), ",".join("?" * len(rows.description))
-            target.executemany(f"INSERT INTO {table} ({columns}) VALUES ({marks})", rows)  # noqa: S608 - our own names
+            marks = ",".join("?" * len(rows.description))
+            target.executemany(f"INSERT INTO {table} VALUES ({marks})", rows)  # noqa: S608 - only question marks
         except (sqlite3.DatabaseError, MemoryError) as error:
             if is_essential or isinstance(error, sqlite3.OperationalError):
                 raise

@@ -5,8 +5,6 @@
                       │   │
               part_of ┘   └──line──▶ lines ──batch──▶ batches
 
-On the real-time route, a row of `vectors` names the place of its dense vector in a file of their own: `vector_file`.
-
 A unit is what gets one vector: a text of the input, or (on the Batch route) a part of a long one. It is pending as long
 as it has a text, and neither a vector nor the reason of a refusal. Units and vectors persist between runs; records,
 skipped and the texts of units are those of the last input.
@@ -19,8 +17,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import sqlite3
 
-VERSION = 4
-"""Stored as SQLite's user_version. `conversion` reads versions 1 and 3; version 2 was never released."""
+VERSION = 3
+"""Stored as SQLite's user_version. `conversion` reads version 1; version 2 was never released."""
 
 TABLES = """
 CREATE TABLE checkpoint (
@@ -51,8 +49,7 @@ CREATE INDEX failed_units ON units (unit) WHERE rounds > 0;
 CREATE TABLE vectors (
     unit INTEGER PRIMARY KEY,
     sum BLOB NOT NULL,            -- checksum of the vectors and of the unit's hash
-    dense BLOB, sparse_indices BLOB, sparse_values BLOB,
-    dense_at INTEGER, dense_size INTEGER  -- in place of `dense`: where it is in `vector_file`, in bytes
+    dense BLOB, sparse_indices BLOB, sparse_values BLOB
 );
 CREATE TABLE records (
     position INTEGER PRIMARY KEY, id TEXT UNIQUE, place TEXT NOT NULL, unit INTEGER NOT NULL,
@@ -79,7 +76,7 @@ PENDING = (
     "AND units.unit NOT IN (SELECT unit FROM vectors)"
 )
 """Condition for a text of the input that needs a vector."""
-VECTOR_COLUMNS = "vectors.sum, dense, sparse_indices, sparse_values, dense_at, dense_size"
+VECTOR_COLUMNS = "vectors.sum, dense, sparse_indices, sparse_values"
 
 
 def create_tables(connection: sqlite3.Connection) -> None:

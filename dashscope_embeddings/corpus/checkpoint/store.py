@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from dashscope_embeddings._core.text_length import estimate_tokens
 from dashscope_embeddings.corpus.checkpoint import checksums
 from dashscope_embeddings.corpus.checkpoint.opening import open_database
-from dashscope_embeddings.corpus.checkpoint.rows import Counts, OutputRow
+from dashscope_embeddings.corpus.checkpoint.rows import Counts, OutputRow, PackedVectors
 from dashscope_embeddings.corpus.checkpoint.schema import PENDING, VECTOR_COLUMNS
 from dashscope_embeddings.errors import BadReply, DashScopeError, InvalidInput, ServiceError
 from dashscope_embeddings.vectors import counted
@@ -153,7 +153,7 @@ class CheckpointStore:
             f"WHERE part_of IS NULL AND hash IN ({marks})",
             hashes,
         ):
-            needs_text = checksum is None or not checksums.is_intact(digest, checksum, self.database.vectors(*vectors))
+            needs_text = checksum is None or not checksums.is_intact(digest, checksum, PackedVectors(*vectors))
             if needs_text and checksum is not None:
                 self.database.fetch_all("DELETE FROM vectors WHERE unit = ?", (unit,))
                 self.damaged_texts += 1
@@ -203,27 +203,18 @@ class CheckpointStore:
             BadReply: the width of the dense vectors differs from earlier ones.
         """
         widths = {len(dense) for _, _, dense, *_ in reply.rows if dense is not None}
-        rows = self._with_places(reply.rows)
         with self.transaction():
             if len(widths | ({self._vector_bytes} - {0})) > 1:
                 raise BadReply(
                     f"dense vectors of different widths: {sorted(widths)} bytes, before {self._vector_bytes}"
                 )
             self._vector_bytes = max(widths, default=self._vector_bytes)
-            if rows:  # in one statement: before each one, this thread waits for the others that run Python code
-                marks = ", ".join(["(?, ?, ?, ?, ?, ?, ?)"] * len(rows))
-                self.database.fetch_all(f"INSERT OR REPLACE INTO vectors VALUES {marks}", [*chain(*rows)])  # noqa: S608 - only question marks
+            if reply.rows:  # in one statement: before each one, this thread waits for the others that run Python code
+                marks = ", ".join(["(?, ?, ?, ?, ?)"] * len(reply.rows))
+                self.database.fetch_all(f"INSERT OR REPLACE INTO vectors VALUES {marks}", [*chain(*reply.rows)])  # noqa: S608 - only question marks
             self.database.fetch_all(
                 "UPDATE checkpoint SET requests = requests + ?, texts = texts + ?, tokens = tokens + ?", reply.billed
             )
-
-    def _with_places(self, rows: list[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
-        """Appends the dense vectors to their file, and puts their places into the rows."""
-        dense = b"".join([dense for _, _, dense, *_ in rows if dense is not None])
-        if not dense or (begin := self.database.append_vectors(dense)) is None:
-            return [(*row, None, None) for row in rows]
-        size = len(dense) // len(rows)
-        return [(*row[:2], None, *row[3:], begin + size * number, size) for number, row in enumerate(rows)]
 
     def drop_parts(self, whole: int) -> None:
         """Deletes the parts of a text; those under way stay until their line has ended, without belonging to it."""
@@ -259,14 +250,10 @@ class CheckpointStore:
     def _find_vector_bytes(self) -> int:
         """The bytes of the first intact dense vector; 0: there is none."""
         rows = self.database.connection.execute(
-            f"SELECT hash, {VECTOR_COLUMNS} FROM vectors JOIN units USING (unit) "  # noqa: S608 - our own names
-            "WHERE dense IS NOT NULL OR dense_at IS NOT NULL ORDER BY unit"
+            f"SELECT hash, {VECTOR_COLUMNS} FROM vectors JOIN units USING (unit) WHERE dense IS NOT NULL ORDER BY unit"  # noqa: S608 - our own names
         )
-        vectors = ((digest, checksum, self.database.vectors(*columns)) for digest, checksum, *columns in rows)
-        size = next((len(row[2].dense or b"") for row in vectors if checksums.is_intact(*row)), 0)
-        if not size and self.database.vector_file is not None:
-            self.database.vector_file.require_intact()
-        return size
+        vectors = ((digest, checksum, PackedVectors(*columns)) for digest, checksum, *columns in rows)
+        return next((len(row[2].dense or b"") for row in vectors if checksums.is_intact(*row)), 0)
 
     # --- the output -----------------------------------------------------------------------------------------
 
@@ -283,12 +270,13 @@ class CheckpointStore:
             f"SELECT position, id, place, hash, records.sum, {text_column}, reason, {VECTOR_COLUMNS} FROM records "  # noqa: S608 - our own names
             "LEFT JOIN units USING (unit) LEFT JOIN vectors USING (unit) ORDER BY position"
         )
-        for position, record_id, place, digest, checksum, text, reason, vectors_checksum, *columns in rows:
-            if checksum != checksums.row_checksum(position, record_id, place, digest):
+        for *record, checksum, text, reason, vectors_checksum, dense, indices, values in rows:
+            position, record_id, place, digest = record
+            if checksum != checksums.row_checksum(*record):
                 continue
             if with_text and not checksums.is_text_intact(text, digest):
                 continue
-            vectors = self.database.vectors(*columns)
+            vectors = PackedVectors(dense, indices, values)
             if checksums.is_intact(digest, vectors_checksum, vectors):
                 readable += 1
                 yield OutputRow(self._output_id(position, record_id), text, vectors, place)
