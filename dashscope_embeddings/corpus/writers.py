@@ -14,7 +14,7 @@ import json
 import math
 import struct
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -23,6 +23,7 @@ from pydantic_core import to_json
 
 from dashscope_embeddings._adapters.arrow import import_pyarrow, vector_fields
 from dashscope_embeddings._runtime import files
+from dashscope_embeddings._runtime.thread_pool import WorkItem, shared_pool
 from dashscope_embeddings.corpus.checkpoint.rows import OutputRow
 from dashscope_embeddings.corpus.sources import OUTPUT_EXTENSIONS
 from dashscope_embeddings.errors import InvalidInput
@@ -198,24 +199,40 @@ _PAGE_BYTES = 1 << 16
 def _write_parquet(file: IO[bytes], rows: Iterable[OutputRow], metadata: OutputMetadata) -> None:
     pa = import_pyarrow()
     _release_freed_memory()
-    rows, row_bytes = iter(rows), _FLOAT_BYTES * (metadata.dimension or 256)
+    row_bytes = _FLOAT_BYTES * (metadata.dimension or 256)
     least_memory = math.isqrt(metadata.row_count * _ROW_GROUP_METADATA_BYTES // (_ROW_COPIES * row_bytes))
     group_rows = min(max(1, _MIN_ROW_GROUP_BYTES // row_bytes, least_memory), _MAX_ROW_GROUP_ROWS)
-    group = list(itertools.islice(rows, group_rows))
-    schema = _schema(pa, metadata, has_integer_ids=not group or isinstance(group[0].id, int))
-    with pa.parquet.ParquetWriter(
-        file,
-        schema,
-        # Compressing the floats of vectors costs time and saves hardly any space.
-        compression=dict.fromkeys(("id", "text", "source"), "zstd"),
-        use_dictionary=["source", "model", "dimension", "role"],
-        write_statistics=["id"],
-        data_page_size=_PAGE_BYTES,
-        memory_pool=pa.system_memory_pool(),
-    ) as writer:
-        while group:
-            writer.write_table(pa.Table.from_arrays(_arrays(pa, group, metadata, schema), schema=schema))
-            group = list(itertools.islice(rows, group_rows))
+    with contextlib.closing(_read_ahead(iter(rows), group_rows)) as groups:
+        group = next(groups, [])
+        schema = _schema(pa, metadata, has_integer_ids=not group or isinstance(group[0].id, int))
+        with pa.parquet.ParquetWriter(
+            file,
+            schema,
+            # Compressing the floats of vectors costs time and saves hardly any space.
+            compression=dict.fromkeys(("id", "text", "source"), "zstd"),
+            use_dictionary=["source", "model", "dimension", "role"],
+            write_statistics=["id"],
+            data_page_size=_PAGE_BYTES,
+            memory_pool=pa.system_memory_pool(),
+        ) as writer:
+            while group:
+                writer.write_table(pa.Table.from_arrays(_arrays(pa, group, metadata, schema), schema=schema))
+                group = next(groups, [])
+
+
+def _read_ahead(rows: Iterator[OutputRow], count: int) -> Generator[list[OutputRow], None, None]:
+    """Lists of `count` rows; another thread reads the next one while the caller uses the last."""
+
+    def read() -> list[OutputRow]:
+        return list(itertools.islice(rows, count))
+
+    following = shared_pool.submit(WorkItem(read))
+    try:
+        while group := following.result():
+            following = shared_pool.submit(WorkItem(read))
+            yield group
+    finally:
+        following.wait()  # the checkpoint must not be closed while it is read
 
 
 def _release_freed_memory() -> None:
