@@ -240,7 +240,7 @@ FURTHER_SHAPES = (
         served(0.025, sliding(2400, 60.0)),
         lambda *_: 60.0,
         Bars(1.3),
-        4800,
+        3000,
         machine=SLOW_CONNECTS,
     ),
     Shape(
