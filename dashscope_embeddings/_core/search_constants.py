@@ -73,7 +73,7 @@ OVERSHOOT, DOUBLING_SECONDS = 0.03, 1.5
 """Share by which it is exceeded at first, for as long as it was held, and the seconds of a doubling after that."""
 BUCKET_HOLD, UNSURE_HOLD, BUCKET_DOUBLING_SECONDS = 0.25, 0.5, 0.6
 """The same for a bucket: at first, after a surprise, and the doubling ("GCRA 30/s, room for 3")."""
-UNSURE_SHARE = 0.75
+UNSURE_SHARE = 0.7
 """A bucket's limit falls by no more at once: a measurement of less than a second varies ("four shards of 10/s")."""
 DROPPED_SHARE, DROPPED_HOLD, DROPPED_SECONDS = 0.8, 0.8, 15.0
 """A fall below this share may be another program of the account: shorter holds, for these seconds ("neighbour")."""

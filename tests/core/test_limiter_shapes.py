@@ -66,7 +66,8 @@ def test_a_long_job_is_about_as_fast_as_the_service_allows(shape: Shape) -> None
 
 @_each(*SCENARIOS)
 def test_each_job_under_a_quota_near_by_is_about_as_fast_as_can_be(shape: Shape) -> None:
-    _check(shape, range(5))
+    for seed in range(4):
+        _check(shape, [seed])
 
 
 @pytest.mark.parametrize(
