@@ -109,7 +109,8 @@ def test_sparse_vectors_have_no_width(way: SyncCalls | AsyncCalls) -> None:
     with serve_raw(handle) as server, client_for_url(server.url, **UNKNOWN) as client:
         found = way.embed(client, TEXTS, output="sparse").sparse
     assert found is not None
-    assert [len(row) for row in found] == [n // 10 + 1 for n in range(40)]
+    sizes = [{len(row) for row in found[start : start + 10]} for start in range(0, 40, 10)]
+    assert sorted(map(sorted, sizes)) == [[1], [2], [3], [4]]  # requests may arrive in any order
 
 
 def test_a_corpus_has_one_width_over_all_its_runs(tmp_path: Path) -> None:
