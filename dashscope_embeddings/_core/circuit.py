@@ -69,8 +69,12 @@ class Circuit:
     # --- when a probe has passed --------------------------------------------------------------------------
 
     def passed_before_window_ended(self, passed_at: float) -> bool:
-        """Whether room came back before any counting window could have ended."""
-        return passed_at < self.window_start + constants.WINDOW_SECONDS - constants.WINDOW_MARGIN_SECONDS
+        """Whether room came back before any counting window could have ended.
+
+        Where requests were sent for longer than that, one may have ended at any moment; the ramp soon shows what it is.
+        """
+        is_at_once = not self.refused_probes and passed_at < self.first_refused_at + constants.AT_ONCE_SECONDS
+        return is_at_once or passed_at < self.window_start + constants.WINDOW_SECONDS - constants.WINDOW_MARGIN_SECONDS
 
     @property
     def was_short(self) -> bool:
@@ -82,9 +86,16 @@ class Circuit:
         fates = [fate for send in log.since(self.first_refused_at) if (fate := log.has_passed(send, now)) is not None]
         return len(fates) >= at_least and sum(fates) > constants.RANDOM_PASS_SHARE * len(fates)
 
-    def in_flight(self, log: SendLog) -> int:
-        """The most accepted requests in flight, at the first 429 or when it opened."""
-        return max(map(log.in_flight_at, (self.first_refused_at, self.opened_at)))
+    def rate_since(self, log: SendLog, passed_at: float) -> float:
+        """What passed a second from the first 429 to the probe; if that is little, one request."""
+        elapsed = max(passed_at - self.first_refused_at, 1e-3)
+        passed = log.weight(passed_at, elapsed)
+        return (passed if passed > constants.FEW_PASSED else 1.0) / elapsed
+
+    def in_flight(self, log: SendLog) -> tuple[int, int]:
+        """The accepted requests in flight at the first 429 and when it opened: the fewest and the most of both."""
+        at_first, at_opening = map(log.in_flight_at, (self.first_refused_at, self.opened_at))
+        return min(at_first, at_opening), max(at_first, at_opening)
 
     def amount(self, log: SendLog) -> float:
         """What had passed within a second when it opened."""
@@ -114,6 +125,12 @@ class FirstLimit:
     """Whether a window of 1 s was found, and nothing has confirmed it yet."""
     may_be_cap: bool = False
     """Whether a window of 1 s was found, and as many requests were in flight at each later 429."""
+
+    @property
+    def is_fixed_window(self) -> bool:
+        """Whether a window of fixed seconds ended: a bucket has room after one interval, a cap let fewer pass."""
+        passed_more = self.amount > constants.FIXED_TIMES_IN_FLIGHT * self.in_flight
+        return passed_more and self.circuit.refused_probes > 1
 
     def shows_longer_window(self, passed: float, seconds: float) -> bool:
         """Whether a 429, `seconds` after the verdict and `passed` in the second before it, contradicts 1 s."""

@@ -35,6 +35,7 @@ class ConcurrencyWindow:
     _cap_test_seconds: float = constants.CAP_TEST_SECONDS
     _cap_full_since: float = math.inf
     _cap_confirmations: int = 0
+    _was_lowered: bool = False
     _passed_beyond: int = 0
     """Requests beyond the known cap that passed, less refused ones, since its test began."""
     _sent_beyond: deque[Permit] = field(default_factory=deque)
@@ -44,6 +45,8 @@ class ConcurrencyWindow:
     _last_sent_at: float = math.inf
     _latencies: deque[float] = field(default_factory=lambda: deque(maxlen=constants.LATENCY_SAMPLES))
     _lowest_latency: float = math.inf
+    _variation: float = 0.0
+    """Mean difference of two latencies that follow each other, in seconds; growth of a queue hardly adds to it."""
 
     @property
     def limit(self) -> int:
@@ -88,6 +91,9 @@ class ConcurrencyWindow:
         if permit.high_priority:  # a query is smaller, and answered sooner
             return
         sent_at = permit.sent_at or now
+        if self._latencies:
+            difference = abs(now - sent_at - self._latencies[-1])
+            self._variation += (difference - self._variation) / constants.LATENCY_SAMPLES
         self._latencies.append(now - sent_at)
         recent = median(self._latencies)
         if len(self._latencies) >= constants.LATENCY_SAMPLES // 4:
@@ -97,7 +103,9 @@ class ConcurrencyWindow:
         in_flight = (permit.in_flight + self._size) / 2.0 if is_starved else permit.in_flight
         slack = constants.LATENCY_SLACK_SECONDS
         needed = in_flight * (min(self._lowest_latency, recent) + slack) / (recent + slack)
-        most = max(constants.START_IN_FLIGHT, constants.SPARE_IN_FLIGHT * needed)
+        # Where latencies vary, the lowest median of some is low by chance.
+        spare = constants.SPARE_IN_FLIGHT * (1.0 + self._variation / (recent + slack))
+        most = max(constants.START_IN_FLIGHT, spare * needed)
         if self._size > constants.SHRINK_ABOVE * most:
             self._size = max(constants.START_IN_FLIGHT, self._size - 0.5)
         elif is_starved and self._size < (most if self.cap is None else min(most, self.cap)):
@@ -109,7 +117,15 @@ class ConcurrencyWindow:
         """429s may be due to a limit on concurrent requests: allows only `in_flight`, to see if they stop."""
         self.cap = self._known_cap = max(constants.MIN_CAP, in_flight)
         self._cap_step, self._cap_test_seconds, self._cap_full_since = 1, constants.CAP_TEST_SECONDS, math.inf
-        self._cap_confirmations = 0
+        self._cap_confirmations, self._was_lowered = 0, False
+
+    def lower_cap(self, in_flight: int) -> bool:
+        """Sets the cap to fewer if 429s went on with `in_flight`, not far below it; only once, and says whether."""
+        if self.cap is None or self._was_lowered or not constants.LOWER_CAP_SHARE * self.cap <= in_flight <= self.cap:
+            return False
+        self.set_cap(min(in_flight, self.cap - 1))
+        self._was_lowered = True
+        return True
 
     def explains_throttle(self, permit: Permit, random_share: float) -> bool:
         """Whether a 429 is due to the test of a higher cap; ends that test."""

@@ -16,6 +16,7 @@ terms of congestion control:
                                          ├→ RAMP       first limit; passed before the window of 1 s could have ended
                                          ├→ STEADY     passed when that window had ended, or the bucket is known
                                          └→ WINDOWED   passed only later, or a 429 came again at once
+    RAMP ──→ RAMP       429s with nearly as many in flight as at first: the cap is a little lower, once
     STEADY ──→ STEADY   a single 429 while the rate exceeds the limit: the limit is lowered a little
     STEADY ──→ RAMP     a 429 although the second has room, with as many in flight as at the first limit: a cap
     WINDOWED ──→ WINDOWED   a 429: the amount that passed in the window is the limit
@@ -205,10 +206,12 @@ class RateEstimator:
             self.state = self._state_before
             self._postpone(now - circuit.opened_at)
             return
-        self.blocked_until = -math.inf
+        self.blocked_until, is_ramp = -math.inf, self._state_before is SearchState.RAMP
         if self._state_before is SearchState.SLOW_START and self.steady.limit is None:
             self._on_first_limit(circuit, passed_at, now)
-        elif self._state_before is SearchState.RAMP or self.steady.is_bucket:
+        elif is_ramp and not circuit.refused_probes and self.window.lower_cap(circuit.in_flight(self.log)[0]):
+            self.state = SearchState.RAMP
+        elif is_ramp or self.steady.is_bucket:
             self._on_bucket_limit(circuit, passed_at, now)
         else:
             self._on_window_limit(circuit, passed_at, now)
@@ -221,13 +224,9 @@ class RateEstimator:
         return circuit.most_passed(self.log, now, at_least=constants.MANY_SENDS if circuit.refused_probes else 0)
 
     def _on_first_limit(self, circuit: Circuit, passed_at: float, now: float) -> None:
-        self._first = first = FirstLimit(circuit, circuit.amount(self.log), circuit.in_flight(self.log))
-        # Neither a bucket (it has room again after one interval) nor a cap: a window of fixed seconds that ended.
-        is_fixed = circuit.refused_probes > 1 and first.amount > constants.FIXED_TIMES_IN_FLIGHT * first.in_flight
-        if circuit.passed_before_window_ended(passed_at) and not is_fixed:
-            elapsed = max(passed_at - circuit.first_refused_at, 1e-3)
-            passed = self.log.weight(passed_at, elapsed)
-            self._start_ramp((passed if passed > constants.FEW_PASSED else 1.0) / elapsed, first.in_flight, now)
+        self._first = first = FirstLimit(circuit, circuit.amount(self.log), circuit.in_flight(self.log)[1])
+        if circuit.passed_before_window_ended(passed_at) and not first.is_fixed_window:
+            self._start_ramp(circuit.rate_since(self.log, passed_at), first.in_flight, now)
         elif circuit.was_short:
             first.may_be_longer = first.may_be_cap = True
             self._set_limit(constants.SHARE * first.amount, constants.FIRST_HOLD, now)
@@ -276,6 +275,8 @@ class RateEstimator:
             found = max(middle, constants.SHARE * limit)
         else:
             found = max(0.5 * limit, constants.SHARE * middle)
+        if (kept := self.log.kept_share()) < constants.FALL_SHARE:
+            found = min(found, max(0.5, constants.SHARE * kept) * limit)
         self._set_limit(found, 2.0 * self.steady.hold_seconds if is_near else 1.0, now)
 
     # --- other reactions ----------------------------------------------------------------------------------

@@ -34,6 +34,8 @@ LONG_WINDOW_REFUSALS = 2
 """Refused probes after that which show a longer window: a single one may be random ("random 429s 20%, 30/s")."""
 PROBE_DELAY_SECONDS = 0.04
 """Before the first probe without a known limit; later ones show buckets and caps late ("GCRA 30/s, room for 3")."""
+AT_ONCE_SECONDS = 0.15
+"""A first probe that passes within this time after the 429 does not show a window of 1 s ("cap 32, 500 ms")."""
 PROBE_BACKOFF = 2.5
 """Factor for the next probe's delay; a smaller one costs more 429s ("arrival 30/s, 10 ms")."""
 MAX_PROBE_GAP_SECONDS = 8.0
@@ -76,7 +78,11 @@ BUCKET_HOLD, UNSURE_HOLD, BUCKET_DOUBLING_SECONDS = 0.25, 0.5, 0.6
 UNSURE_SHARE = 0.7
 """A bucket's limit falls by no more at once: a measurement of less than a second varies ("four shards of 10/s")."""
 DROPPED_SHARE, DROPPED_HOLD, DROPPED_SECONDS = 0.8, 0.8, 15.0
-"""A fall below this share may be another program of the account: shorter holds, for these seconds ("neighbour")."""
+"""A fall below this share may be another program of the account: shorter holds, for these seconds, and until the limit
+is back ("neighbour half of 40/s, 2 s on, 5 s off")."""
+FALL_SHARE, FALL_SECONDS = 0.7, (0.1, 1.5)
+"""If less than this share of what left the window passed between two limits that were met so many seconds apart, the
+limit falls by that share at once, not in steps ("neighbour half of 40/s, 10 ms, 3,000")."""
 DROPPED_OVERSHOOT, DROPPED_DOUBLING_SECONDS = 0.1, 0.7
 HINTED_HOLD, MAX_HINTED_HOLD = 6.0, 60.0
 """Seconds of holding where a 429 asks for seconds of silence: exceeding costs more ("Retry-After 1, 30/s")."""
@@ -129,9 +135,9 @@ MAX_IN_FLIGHT = 128
 """More threads cost more CPU than they win; 128 in flight are 128 requests/s at 1 s a reply ("100/s, 1 s")."""
 LATENCY_SAMPLES = 16
 """Latencies whose median is compared; a single slow reply says nothing ("50/s, lognormal 0.2 s")."""
-SPARE_IN_FLIGHT = 2.0
+SPARE_IN_FLIGHT = 1.8
 """Times the requests that the service works on at once, by its latencies: more in flight only wait there. The factor
-leaves room for growth, and for latencies that vary ("queue 40/s, 200 ms")."""
+leaves room for growth ("queue 40/s, 200 ms"); it is larger where latencies vary ("GCRA 127/s, lognormal 0.8 s")."""
 SHRINK_ABOVE = 1.3
 """Times that: the window shrinks from there on ("crowded above 10, 200 ms")."""
 LATENCY_SLACK_SECONDS = 0.02
@@ -149,5 +155,7 @@ CAP_FREQUENT_RANDOM = 0.03
 ("random 429s 5%, no quota")."""
 MIN_CAP = 2
 """A cap is not set lower: a probe that is never answered must not hold up everybody."""
+LOWER_CAP_SHARE = 0.75
+"""If 429s go on with this share of a cap in flight, it may be lower; with less, it is none ("cap 5, 54 ms")."""
 CAP_CONFIRMATIONS = 2
 """Refused tests of the same cap that make it certain ("cap 4, 50 ms")."""

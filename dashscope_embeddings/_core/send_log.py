@@ -8,13 +8,14 @@ from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import TYPE_CHECKING
 
+from dashscope_embeddings._core import search_constants as constants
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from dashscope_embeddings._core.permit import Permit
 
 _MAX_REMEMBERED_SENDS = 8192
-_WINDOW_SECONDS = 1.0
 _KEPT_SECONDS = 75.0
 """The longest window, and the gaps between probes after it."""
 _IN_FLIGHT_SECONDS = 10.0
@@ -105,7 +106,7 @@ class SendLog:
 
     def rate_of_last(self, until: float, count: int) -> float:
         """The rate of the last `count` requests sent before `until` that were not refused."""
-        counted = self.counted(until, _WINDOW_SECONDS)[-count:]
+        counted = self.counted(until, constants.WINDOW_SECONDS)[-count:]
         elapsed = until - _sent_at(counted[0]) if counted else 0.0
         return sum(permit.weight for permit in counted) / elapsed if elapsed > 0.0 else 0.0
 
@@ -114,6 +115,18 @@ class SendLog:
         since = next((met for met in self.limits_met_at if met >= until - seconds), self.limits_met_at[-1])
         elapsed = max(until - since, 1e-3)
         return self.weight(until, elapsed) / elapsed
+
+    def kept_share(self) -> float:
+        """What passed between the last two limits that were met, as a share of what left the window; 1.0: unknown.
+
+        If it is less, something else takes the rest: another program of the account, or the limit is lower now.
+        """
+        since, until = ([-math.inf] * 2 + list(self.limits_met_at))[-2:]
+        shortest, longest = constants.FALL_SECONDS
+        if not shortest < until - since < longest:
+            return 1.0
+        left = self.weight(until - constants.WINDOW_SECONDS, until - since)
+        return 1.0 if left < constants.FEW_PASSED else self.weight(until, until - since) / left
 
     def highest_weight(self, since: float, until: float, seconds: float) -> float:
         """The highest weight that passed in any `seconds` that end between `since` and `until`."""

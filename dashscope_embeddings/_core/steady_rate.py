@@ -39,6 +39,8 @@ class SteadyRate:
     _peak: float = 0.0
     """The highest limit before the last drops."""
     _dropped_at: float = -math.inf
+    _has_recovered: bool = False
+    """Whether the limit came back after a recent drop, so that it may do so again."""
 
     def set(self, limit: float, hold_seconds: float, now: float) -> None:
         """A limit was found: holds it from now on."""
@@ -51,6 +53,12 @@ class SteadyRate:
             self._peak = max(self._best, self._peak if self._has_dropped(now) else 0.0)
             self._dropped_at, self._best = now, limit
             hold_seconds = min(self.hold_seconds, constants.DROPPED_HOLD)
+        elif not self._has_dropped(now):
+            self._has_recovered = False
+        elif limit >= (1.0 - constants.NEAR) * self._peak:
+            self._has_recovered = True
+        elif self._has_recovered:
+            hold_seconds = min(hold_seconds, constants.DROPPED_HOLD)
         self.limit, self._best, self._since = limit, max(limit, self._best), now
         self.hold_seconds = min(hold_seconds, constants.MAX_HINTED_HOLD if self.is_hinted else constants.MAX_HOLD)
 

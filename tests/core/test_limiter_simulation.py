@@ -7,7 +7,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 import pytest
-from ideal_times import informed_seconds
+from ideal_times import in_phases, informed_seconds
 from limiter_simulation import shape_of
 from listed_shapes import FURTHER_SHAPES, LONG_SHAPES, TABLE_SHAPES
 from service_shapes import (
@@ -94,7 +94,7 @@ def test_a_client_that_knows_the_quota_comes_near_the_ideal(name: str, rate: flo
         (FixedWindow(30), 1.0, 60),
         (TokenBucket(30, 3), 1.0, 33),
         (TokenBucket(30, 60), 1.0, 90),
-        (Neighbour(SlidingWindow(40), 20), 1.0, 21),
+        (Neighbour(SlidingWindow(40), 20, phase=1.0), 1.0, 21),
         (Neighbour(SlidingWindow(40), 20, 3.0, 3.0), 1.0, 40),
     ],
 )
@@ -108,6 +108,14 @@ def test_a_changed_quota_holds_from_its_time_on() -> None:
     quota = SlidingWindow(30, limit_change=(5.0, 15.0))
     admitted = Counter(int(step / 200) for step in range(2000) if quota.admit(step / 200, 1))
     assert (admitted[3], admitted[8]) == (30, 15)
+
+
+def test_a_neighbour_that_came_before_the_job_leaves_what_its_ideal_says() -> None:
+    quota = Neighbour(SlidingWindow(40), 20, 3.0, 3.0, phase=2.0)
+    admitted = Counter(int(step / 200) for step in range(1600) if quota.admit(step / 200, 1))
+    assert [admitted[second] for second in range(8)] == pytest.approx([20, 40, 40, 40, 20, 20, 20, 40], abs=1)
+    ideal = in_phases([(3.0, 20.0), (3.0, 40.0)], 0.1, phase=2.0)
+    assert [ideal(requests, 0) for requests in (10, 60, 140, 160)] == pytest.approx([0.6, 2.1, 4.1, 5.1])
 
 
 def test_shards_count_for_themselves() -> None:

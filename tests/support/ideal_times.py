@@ -62,16 +62,17 @@ def by_tokens(tokens_per_second: float, reply: float) -> Ideal:
     return lambda _, tokens: tokens / tokens_per_second + reply
 
 
-def in_phases(phases: Iterable[tuple[float, float]], reply: float) -> Ideal:
-    """(Seconds, requests a second), over and over."""
+def in_phases(phases: Iterable[tuple[float, float]], reply: float, phase: float = 0.0) -> Ideal:
+    """(Seconds, requests a second), over and over; the job begins `phase` seconds after the first of them."""
     fixed = tuple(phases)
 
     def ideal(requests: int, _: int) -> float:
-        at, left = 0.0, float(requests)
+        at, left = -phase, float(requests)
         for seconds, rate in itertools.cycle(fixed):
-            if left <= seconds * rate:
-                return at + left / rate + reply
-            at, left = at + seconds, left - seconds * rate
+            usable = min(seconds, max(0.0, at + seconds))
+            if left <= usable * rate:
+                return max(0.0, at) + left / rate + reply
+            at, left = at + seconds, left - usable * rate
         raise AssertionError
 
     return ideal

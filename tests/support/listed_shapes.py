@@ -7,7 +7,7 @@ import random
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from ideal_times import START_IN_FLIGHT, Ideal, by_tokens, evenly, in_phases, ramp
+from ideal_times import START_IN_FLIGHT, Ideal, by_tokens, evenly, in_phases, informed_seconds, ramp
 from service_shapes import (
     Constant,
     Crowded,
@@ -119,9 +119,9 @@ def shards(nodes: int, limit: float) -> Callable[[int], Quota]:
     return lambda seed: Shards([SlidingWindow(limit) for _ in range(nodes)], random.Random(seed))  # noqa: S311 - no secret
 
 
-def neighbour(limit: float, *on_off: float) -> Callable[[int], Quota]:
+def neighbour(limit: float, on: float = math.inf, off: float = 0.0, phase: float = 0.0) -> Callable[[int], Quota]:
     """Another tenant takes half of it."""
-    return lambda _: Neighbour(SlidingWindow(limit), limit / 2, *on_off)
+    return lambda _: Neighbour(SlidingWindow(limit), limit / 2, on, off, phase)
 
 
 def _of_latency(latency: float, throttled: float) -> tuple[Shape, ...]:
@@ -215,7 +215,17 @@ FURTHER_SHAPES = (
     _further("600 in 60 s", sliding(600, 60.0), 10, 1.15, 1200),
     _further("fixed minute 600", lambda seed: FixedWindow(600, 60.0, phase=seed * 17.0 % 60.0), 10, 1.25, 1200),
     _further("four shards of 10/s", shards(4, 10), 40, 1.4),
-    _further("neighbour always half of 40/s", neighbour(40), 20, 1.25),
+    *(
+        _further(
+            f"neighbour half of 40/s, {on:g} s on, {off:g} s off, since {since:g} s",
+            neighbour(40, on, off, since),
+            in_phases([(on, 20.0), (off, 40.0)], _LATENCY, since),
+            1.3,
+            900,
+        )
+        for on, off, since in ((3.0, 3.0, 1.5), (2.0, 5.0, 1.0), (5.0, 2.0, 4.0))
+    ),
+    _further("neighbour always half of 40/s", neighbour(40, phase=1.0), 20, 1.25),
     *(
         Shape(
             f"cap {cap}, {latency * 1000:.0f} ms",
@@ -223,9 +233,16 @@ FURTHER_SHAPES = (
             evenly(cap / (1.05 * latency), latency),
             Bars(1.3),
         )
-        for cap, latency in ((2, 0.2), (4, 0.05), (32, 0.5))
+        for cap, latency in ((2, 0.2), (4, 0.05), (5, 0.054), (32, 0.5))
     ),
     Shape("GCRA 48/s, room for 16, 1.9 s", served(1.9, bucket(48, 16)), evenly(48, 1.9, 16), Bars(1.4)),
+    Shape(
+        "GCRA 127/s, room for 5, lognormal 0.8 s",
+        served(lambda: Lognormal(0.8, 0.7), bucket(127, 5)),
+        lambda requests, _: informed_seconds(requests, 127.0, 0.8, 0.7),
+        Bars(1.25),
+        900,
+    ),
     Shape("cap 4, lognormal 0.9 s", served(lambda: Lognormal(0.9, 0.7), cap=4), evenly(4 / 1.15, 0.9), Bars(1.3)),
     Shape("11/s, slow 429s, 1 s", served(1.1, sliding(11), slow_refusals=True), evenly(11, 1.1), Bars(1.3)),
     Shape(

@@ -172,9 +172,11 @@ def _drawn(draw: _Draw, latency: Latency, mean: float) -> _Kind:  # noqa: C901, 
             on, off = draw.chance.choice(((math.inf, 0.0), (3.0, 3.0), (draw.span(1, 8), draw.span(1, 8))))
             words = f"neighbour takes half of {limit}/s"
             if math.isinf(on):
-                return quota(neighbour(limit, on, off), limit / 2, words)
-            phases = in_phases([(on, limit / 2), (off, float(limit))], 0.0)
-            return quota(neighbour(limit, on, off), phases, f"{words}, {on:.1f} s on, {off:.1f} s off")
+                return quota(neighbour(limit, phase=1.0), limit / 2, words)
+            phase = round(draw.chance.uniform(0.0, on + off), 1)
+            phases = in_phases([(on, limit / 2), (off, float(limit))], 0.0, phase)
+            words += f", {on:.1f} s on, {off:.1f} s off, since {phase} s"
+            return quota(neighbour(limit, on, off, phase), phases, words)
         case "tokens":
             seconds = draw.chance.choice((1.0, 6.0, 6.0))
             tokens = round(min(draw.rate, 60.0) * 1400)

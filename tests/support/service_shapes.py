@@ -134,19 +134,17 @@ class Neighbour:
     rate: float
     on: float = math.inf
     off: float = 0.0
+    phase: float = 0.0
+    """Seconds since it began to send, when the measurement begins."""
 
     def __post_init__(self) -> None:
-        # One that never pauses was there before.
-        self._next = 0.0 if self.off else -self.inner.seconds
-        self._pauses_at = self.on
+        self._next = -min(self.phase, self.inner.seconds)
 
     def admit(self, now: float, tokens: int) -> bool:
         while self._next <= now:
-            self.inner.count(self._next, 1.0)
+            if (self._next + self.phase) % (self.on + self.off) < self.on:
+                self.inner.count(self._next, 1.0)
             self._next += 1.0 / self.rate
-            if self._next >= self._pauses_at:
-                self._next = self._pauses_at + self.off
-                self._pauses_at += self.on + self.off
         return self.inner.admit(now, tokens)
 
 
