@@ -122,11 +122,17 @@ class CleanupLock(ForkSafeLock):
 
     def run_waiting(self) -> None:
         """Runs the actions that came while the lock was held: to be called after `with lock.current:`."""
-        while self._actions and self.current.acquire(blocking=False):
+        while self._actions:
+            acquired: list[bool] = []
             try:
+                # One C call acquires the lock and notes it: an interruption between the two would leave it locked.
+                acquired.extend(map(self.current.acquire, (False,)))
+                if acquired == [False]:
+                    return
                 self.run_held()
             finally:
-                self.current.release()
+                if acquired == [True]:
+                    self.current.release()
 
     def run_held(self) -> None:
         """`run_waiting` for the holder of the lock."""

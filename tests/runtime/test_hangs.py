@@ -20,6 +20,7 @@ from raw_server import serve_raw
 
 from dashscope_embeddings import EmbeddingClient
 from dashscope_embeddings._core import rate_limiter
+from dashscope_embeddings._process import CleanupLock
 from dashscope_embeddings.emulator import Emulator, faults
 
 if TYPE_CHECKING:
@@ -122,6 +123,28 @@ def test_no_call_of_the_main_thread_is_a_moment_at_which_an_interruption_blocks_
         done = program(SWEEP, server.url if served else "emulator")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == "True\n[set(), set()]\n0 0\nTrue\n"
+
+
+def test_an_interruption_at_any_moment_leaves_the_lock_of_cleanup_free() -> None:
+    interrupted = 0
+    for moment in range(1, 40):
+        lock, left = CleanupLock(), moment
+
+        def look(_: object, event: str, __: object) -> None:
+            nonlocal left
+            left -= event in {"call", "c_return", "return"}
+            if left == 0:
+                raise KeyboardInterrupt
+
+        try:
+            sys.setprofile(look)
+            lock.run_soon(lambda: None)
+        except KeyboardInterrupt:
+            interrupted += 1
+        finally:
+            sys.setprofile(None)
+        assert not lock.current.locked(), moment
+    assert 8 < interrupted < 39
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGALRM"), reason="this system has no alarms")
