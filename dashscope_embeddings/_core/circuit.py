@@ -134,9 +134,11 @@ class FirstLimit:
 
     def shows_longer_window(self, passed: float, seconds: float) -> bool:
         """Whether a 429, `seconds` after the verdict and `passed` in the second before it, contradicts 1 s."""
-        return self.may_be_longer and seconds < constants.WINDOW_SECONDS and passed < 0.5 * self.amount
+        return self.may_be_longer and seconds < constants.WINDOW_SECONDS and passed < 0.25 * self.amount
 
     def shows_cap(self, passed: float, in_flight: int) -> bool:
         """Whether a 429, with `passed` in the second before it, contradicts the window but not a cap."""
         self.may_be_cap &= in_flight >= self.in_flight
-        return self.may_be_cap and passed < constants.WINDOW_ROOM * self.amount
+        is_cap = self.may_be_cap and passed < constants.WINDOW_ROOM * self.amount
+        self.may_be_cap &= not is_cap
+        return is_cap

@@ -173,8 +173,7 @@ class RateEstimator:
             and not self.window.explains_throttle(permit, self._detector.random_share)
         ):
             first = self._detector.find_limit(self.log, self._reacted_at, now)
-            is_within_quota = self.is_within_quota
-            if hint > 0.0 or (first and not self._detector.is_chance(self.log, now, is_within_quota=is_within_quota)):
+            if hint > 0.0 or (first and not self._detector.is_chance(self.log, now, within_quota=self.is_within_quota)):
                 self._open_circuit(first or permit, now)
             elif first is None:
                 self._on_isolated_throttle(sent_at, now)
@@ -243,7 +242,6 @@ class RateEstimator:
         first = self._first
         if first is None or not first.shows_cap(passed, self.log.in_flight_at(refused_at)):
             return False
-        first.may_be_cap = False
         self._start_ramp(max(passed, 1.0), first.in_flight, now)
         return True
 

@@ -71,6 +71,9 @@ MIN_LIMIT = 0.2
 """Requests a second: no limit is estimated below it."""
 FIRST_HOLD, MAX_HOLD = 2.0, 4.0
 """Seconds at the limit before it is exceeded: at first, and when it was confirmed ("30/s, 60/s from 5 s")."""
+HELD_REQUESTS = 120.0
+"""No more requests than these are sent at the limit before it is exceeded: one or two 429s among them are few
+("neighbour half of 150/s")."""
 OVERSHOOT, DOUBLING_SECONDS = 0.03, 1.5
 """Share by which it is exceeded at first, for as long as it was held, and the seconds of a doubling after that."""
 BUCKET_HOLD, UNSURE_HOLD, BUCKET_DOUBLING_SECONDS = 0.25, 0.5, 0.6

@@ -60,7 +60,8 @@ class SteadyRate:
         elif self._has_recovered:
             hold_seconds = min(hold_seconds, constants.DROPPED_HOLD)
         self.limit, self._best, self._since = limit, max(limit, self._best), now
-        self.hold_seconds = min(hold_seconds, constants.MAX_HINTED_HOLD if self.is_hinted else constants.MAX_HOLD)
+        longest = max(constants.DROPPED_HOLD, min(constants.HELD_REQUESTS / limit, constants.MAX_HOLD))
+        self.hold_seconds = min(hold_seconds, constants.MAX_HINTED_HOLD if self.is_hinted else longest)
 
     def lower(self) -> None:
         """Lowers the limit a little; goes on with the hold."""

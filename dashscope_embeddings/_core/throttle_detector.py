@@ -54,12 +54,12 @@ class ThrottleDetector:
                 return first
         return None
 
-    def is_chance(self, log: SendLog, now: float, *, is_within_quota: bool) -> bool:
+    def is_chance(self, log: SendLog, now: float, *, within_quota: bool) -> bool:
         """Whether to take 429s that look like a limit for random ones, at most once a second.
 
         Where random ones are frequent, some follow each other by chance; if it is a limit, the next ones tell.
         """
-        is_likely = is_within_quota or self.random_share > constants.FREQUENT_RANDOM
+        is_likely = within_quota or self.random_share > constants.FREQUENT_RANDOM
         is_likely &= log.patience_seconds < constants.QUICK_SECONDS
         if not is_likely or now < self._chance_at + constants.WINDOW_SECONDS or self.are_most_refused(log, now):
             return False

@@ -118,6 +118,16 @@ def test_a_neighbour_that_came_before_the_job_leaves_what_its_ideal_says() -> No
     assert [ideal(requests, 0) for requests in (10, 60, 140, 160)] == pytest.approx([0.6, 2.1, 4.1, 5.1])
 
 
+def test_an_even_pace_through_nodes_takes_as_long_as_the_ideal_of_a_random_shape() -> None:
+    shape = shape_of("random:142")
+    assert "4 shards of 4/s" in shape.name
+    simulation = Simulation(shape.service(3), shape.machine, seed=3)
+    job = Job(_Informed(simulation.clock, 10.0, 16), [1400] * 1200)  # type: ignore[arg-type]
+    result = simulation.run(job)
+    assert result.seconds == pytest.approx(shape.ideal(1200, 0), rel=0.05)
+    assert 0.09 < result.throttled_share < 0.14
+
+
 def test_shards_count_for_themselves() -> None:
     shards = Shards([SlidingWindow(20), SlidingWindow(20)], random.Random(1))  # noqa: S311 - no secret
     admitted = [shards.admit(0.0, 1) for _ in range(100)]

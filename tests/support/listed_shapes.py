@@ -217,13 +217,18 @@ FURTHER_SHAPES = (
     _further("four shards of 10/s", shards(4, 10), 40, 1.4),
     *(
         _further(
-            f"neighbour half of 40/s, {on:g} s on, {off:g} s off, since {since:g} s",
-            neighbour(40, on, off, since),
-            in_phases([(on, 20.0), (off, 40.0)], _LATENCY, since),
+            f"neighbour half of {limit}/s, {on:g} s on, {off:g} s off, since {since:g} s",
+            neighbour(limit, on, off, since),
+            in_phases([(on, limit / 2), (off, limit)], _LATENCY, since),
             1.3,
             900,
         )
-        for on, off, since in ((3.0, 3.0, 1.5), (2.0, 5.0, 1.0), (5.0, 2.0, 4.0))
+        for limit, on, off, since in (
+            (40, 3.0, 3.0, 1.5),
+            (40, 2.0, 5.0, 1.0),
+            (40, 5.0, 2.0, 4.0),
+            (150, 3.0, 3.0, 0.6),
+        )
     ),
     _further("neighbour always half of 40/s", neighbour(40, phase=1.0), 20, 1.25),
     *(
@@ -279,8 +284,10 @@ FURTHER_SHAPES = (
     _changed(30, 15),
     _changed(30, 60),
     *(
-        _further(f"two processes, 30/s, second after {late:g} s", sliding(30), 30, 1.6, process_starts=(0.0, late))
-        for late in (0.0, 3.0)
+        _further(
+            f"two processes, {rate}/s, second after {late:g} s", sliding(rate), rate, 1.6, process_starts=(0.0, late)
+        )
+        for rate, late in ((30, 0.0), (30, 3.0), (75, 2.0))
     ),
     *(_loaded(shape) for shape in TABLE_SHAPES if shape.name in {"100/s, 300 ms", "arrival 30/s, 10 ms"}),
     _loaded(Shape("150/s, 100 ms", served(0.1, sliding(150)), evenly(150, 0.1), Bars(1.25), requests=1000)),
