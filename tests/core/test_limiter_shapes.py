@@ -24,7 +24,7 @@ _LOOSER = {
     "crowded above 24, wasteful": Bars(1.3, in_flight=82),
     "neighbour half of 40/s, 3 s on, 3 s off, since 1.5 s": Bars(1.35, 0.08),
     "neighbour half of 40/s, 5 s on, 2 s off, since 4 s": Bars(1.35, 0.02),
-    "neighbour half of 150/s, 3 s on, 3 s off, since 0.6 s": Bars(1.35, 0.03),
+    "neighbour half of 150/s, 3 s on, 3 s off, since 0.6 s": Bars(1.35, 0.04),
     "GCRA 48/s, room for 16, 1.9 s": Bars(2.1),
     "11/s, slow 429s, 1 s": Bars(1.36, 0.24),
     "queue 10/s, 500 ms": Bars(1.15, in_flight=28),
