@@ -103,8 +103,8 @@ class ConcurrencyWindow:
         in_flight = (permit.in_flight + self._size) / 2.0 if is_starved else permit.in_flight
         slack = constants.LATENCY_SLACK_SECONDS
         needed = in_flight * (min(self._lowest_latency, recent) + slack) / (recent + slack)
-        # Where latencies vary, the lowest median of some is low by chance.
-        spare = constants.SPARE_IN_FLIGHT * (1.0 + self._variation / (recent + slack))
+        noise = self._variation / (recent + slack)
+        spare = constants.SPARE_IN_FLIGHT * (1.0 + constants.SPARE_FOR_NOISE * noise)
         most = max(constants.START_IN_FLIGHT, spare * needed)
         if self._size > constants.SHRINK_ABOVE * most:
             self._size = max(constants.START_IN_FLIGHT, self._size - 0.5)

@@ -138,9 +138,12 @@ MAX_IN_FLIGHT = 128
 """More threads cost more CPU than they win; 128 in flight are 128 requests/s at 1 s a reply ("100/s, 1 s")."""
 LATENCY_SAMPLES = 16
 """Latencies whose median is compared; a single slow reply says nothing ("50/s, lognormal 0.2 s")."""
-SPARE_IN_FLIGHT = 1.8
+SPARE_IN_FLIGHT = 1.7
 """Times the requests that the service works on at once, by its latencies: more in flight only wait there. The factor
-leaves room for growth ("queue 40/s, 200 ms"); it is larger where latencies vary ("GCRA 127/s, lognormal 0.8 s")."""
+leaves room for growth ("queue 40/s, 200 ms")..."""
+SPARE_FOR_NOISE = 1.6
+"""...and grows by this for each mean difference of two replies, as a share of the latency: where latencies vary, the
+lowest are low by chance ("GCRA 127/s, room for 5, lognormal 0.8 s")."""
 SHRINK_ABOVE = 1.3
 """Times that: the window shrinks from there on ("crowded above 10, 200 ms")."""
 LATENCY_SLACK_SECONDS = 0.02
