@@ -103,7 +103,7 @@ class ConcurrencyWindow:
         in_flight = (permit.in_flight + self._size) / 2.0 if is_starved else permit.in_flight
         slack = constants.LATENCY_SLACK_SECONDS
         needed = in_flight * (min(self._lowest_latency, recent) + slack) / (recent + slack)
-        noise = self._variation / (recent + slack)
+        noise = max(0.0, self._variation / (recent + slack) - constants.OWN_NOISE)
         spare = constants.SPARE_IN_FLIGHT * (1.0 + constants.SPARE_FOR_NOISE * noise)
         most = max(constants.START_IN_FLIGHT, spare * needed)
         if self._size > constants.SHRINK_ABOVE * most:
