@@ -6,12 +6,13 @@ import contextlib
 import functools
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 from pydantic import SecretStr
 from typing_extensions import Self
 
 from dashscope_embeddings import usage as dashscope_embeddings_usage
-from dashscope_embeddings._core import planning, quota_request, text_inputs
+from dashscope_embeddings._core import client_options, planning, quota_request, text_inputs
 from dashscope_embeddings._core import rate_limiter as core_rate_limiter
 from dashscope_embeddings._core.exchange import READ_AHEAD, RequestContext
 from dashscope_embeddings._core.other_endpoints import RequestFlow
@@ -61,6 +62,11 @@ class ClientBase:
         self._seen_replies = seen_replies_of(settings.address.root_url)
         self._lock = CleanupLock()
         self._usage = Usage()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "model" or name in client_options.settings():
+            raise AttributeError(f"a client's settings do not change: make another one with {name}=…")
+        super().__setattr__(name, value)
 
     @property
     def key(self) -> SecretStr | None:

@@ -387,6 +387,13 @@ def test_settings_that_work_are_taken() -> None:
         assert settings("text-embedding-v66", dimensions=77, instruct="Find").dimensions == 77
 
 
+@pytest.mark.parametrize("name", ["model", "api_key", "max_concurrency", "http_client"])
+def test_a_setting_of_a_client_that_is_assigned_later_is_refused(name: str) -> None:
+    client = EmbeddingClient(base_url="emulator")
+    with pytest.raises(AttributeError, match=f"settings do not change: make another one with {name}=…"):
+        setattr(client, name, None)
+
+
 def test_sparse_vectors_need_the_native_protocol_and_a_model_that_has_them() -> None:
     settings().require_sparse()
     with pytest.raises(InvalidInput, match='protocol="native"'):
