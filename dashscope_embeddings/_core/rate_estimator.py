@@ -210,6 +210,9 @@ class RateEstimator:
             self._on_first_limit(circuit, passed_at, now)
         elif is_ramp and not circuit.refused_probes and self.window.lower_cap(circuit.in_flight(self.log)[0]):
             self.state = SearchState.RAMP
+        elif is_ramp and not circuit.was_short:
+            self.window.reject_cap()
+            self._start_long_window(circuit, passed_at)
         elif is_ramp or self.steady.is_bucket:
             self._on_bucket_limit(circuit, passed_at, now)
         else:
@@ -230,7 +233,10 @@ class RateEstimator:
             first.may_be_longer = first.may_be_cap = True
             self._set_limit(constants.SHARE * first.amount, constants.FIRST_HOLD, now)
         else:
-            self.long_window, self.state = LongWindow.found(circuit, self.log, passed_at), SearchState.WINDOWED
+            self._start_long_window(circuit, passed_at)
+
+    def _start_long_window(self, circuit: Circuit, passed_at: float) -> None:
+        self.long_window, self.state = LongWindow.found(circuit, self.log, passed_at), SearchState.WINDOWED
 
     def _start_ramp(self, rate: float, cap: int, now: float) -> None:
         self.state, self.steady.limit, self.steady.is_bucket = SearchState.RAMP, None, True
