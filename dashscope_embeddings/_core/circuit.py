@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -121,8 +122,8 @@ class FirstLimit:
     """What had passed within a second."""
     in_flight: int
     """Accepted requests in flight."""
-    may_be_longer: bool = False
-    """Whether a window of 1 s was found, and nothing has confirmed it yet."""
+    window_found_at: float = -math.inf
+    """When a window of 1 s was found."""
     may_be_cap: bool = False
     """Whether a window of 1 s was found, and as many requests were in flight at each later 429."""
 
@@ -132,9 +133,13 @@ class FirstLimit:
         passed_more = self.amount > constants.FIXED_TIMES_IN_FLIGHT * self.in_flight
         return passed_more and self.circuit.refused_probes > 1
 
-    def shows_longer_window(self, passed: float, seconds: float) -> bool:
-        """Whether a 429, `seconds` after the verdict and `passed` in the second before it, contradicts 1 s."""
-        return self.may_be_longer and seconds < constants.WINDOW_SECONDS and passed < 0.25 * self.amount
+    def is_window_unsure(self, now: float) -> bool:
+        """Whether a limit that is met now may be one of a longer window: in one of 1 s there should be room."""
+        return now < self.window_found_at + constants.WINDOW_SECONDS
+
+    def shows_longer_window(self, passed: float, now: float) -> bool:
+        """Whether a 429, with `passed` in the second before it, contradicts 1 s."""
+        return self.is_window_unsure(now) and passed < 0.25 * self.amount
 
     def shows_cap(self, passed: float, in_flight: int) -> bool:
         """Whether a 429, with `passed` in the second before it, contradicts the window but not a cap."""

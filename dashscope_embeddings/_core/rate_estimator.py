@@ -186,14 +186,12 @@ class RateEstimator:
         self._circuit = circuit = Circuit.opened_by(refused, self.log, self.steady.limit, now)
         self._update_resource(circuit.first_refused_at)
         self._state_before, self.state = self.state, SearchState.OPEN
-        if self._first is not None:
-            passed = self.log.weight(circuit.first_refused_at, constants.WINDOW_SECONDS)
-            if self._first.shows_longer_window(passed, now - self._reacted_at):
-                # The probe that passed was small, or random: the first circuit goes on.
-                self._circuit = circuit = self._first.circuit
-                circuit.on_refused_probe(refused.sent_at or now)
-                self._state_before, self.steady.limit = SearchState.SLOW_START, None
-            self._first.may_be_longer = False
+        passed = self.log.weight(circuit.first_refused_at, constants.WINDOW_SECONDS)
+        if self._first is not None and self._first.shows_longer_window(passed, now):
+            # The probe that passed was small, or random: the first circuit goes on.
+            self._circuit = circuit = self._first.circuit
+            circuit.on_refused_probe(refused.sent_at or now)
+            self._state_before, self.steady.limit = SearchState.SLOW_START, None
         self._reacted_at = now
         self.log.limits_met_at.append(circuit.first_refused_at)
         self._block_until(circuit.next_probe_at(now))
@@ -206,12 +204,12 @@ class RateEstimator:
             self._postpone(now - circuit.opened_at)
             return
         self.blocked_until, is_ramp = -math.inf, self._state_before is SearchState.RAMP
+        is_unsure = is_ramp or (self._first is not None and self._first.is_window_unsure(circuit.opened_at))
         if self._state_before is SearchState.SLOW_START and self.steady.limit is None:
             self._on_first_limit(circuit, passed_at, now)
         elif is_ramp and not circuit.refused_probes and self.window.lower_cap(circuit.in_flight(self.log)[0]):
             self.state = SearchState.RAMP
-        elif is_ramp and not circuit.was_short:
-            self.window.reject_cap()
+        elif is_unsure and not circuit.was_short:
             self._start_long_window(circuit, passed_at)
         elif is_ramp or self.steady.is_bucket:
             self._on_bucket_limit(circuit, passed_at, now)
@@ -230,12 +228,13 @@ class RateEstimator:
         if circuit.passed_before_window_ended(passed_at) and not first.is_fixed_window:
             self._start_ramp(circuit.rate_since(self.log, passed_at), first.in_flight, now)
         elif circuit.was_short:
-            first.may_be_longer = first.may_be_cap = True
+            first.window_found_at, first.may_be_cap = now, True
             self._set_limit(constants.SHARE * first.amount, constants.FIRST_HOLD, now)
         else:
             self._start_long_window(circuit, passed_at)
 
     def _start_long_window(self, circuit: Circuit, passed_at: float) -> None:
+        self.window.reject_cap()
         self.long_window, self.state = LongWindow.found(circuit, self.log, passed_at), SearchState.WINDOWED
 
     def _start_ramp(self, rate: float, cap: int, now: float) -> None:

@@ -102,3 +102,9 @@ def test_a_wrong_first_verdict_is_corrected(seed: int, time: float, throttled: f
     result = random_shape(seed, crossed=True).run(0)
     assert result.slowness <= time
     assert result.throttled_share <= throttled
+
+
+@pytest.mark.parametrize("seed", [5, 14, 76])
+def test_a_window_of_many_seconds_is_found_where_a_small_request_passed_too_soon(seed: int) -> None:
+    (shape,) = (shape for shape in TABLE_SHAPES if shape.name == "tokens 60,000 in 6 s")
+    _check(shape, [seed])
