@@ -165,9 +165,9 @@ _UNSAFE_CHARACTERS = re.compile(r"[^A-Za-z0-9.-]+")
 
 
 def _check_strings(model: object, options: ClientOptions) -> None:
-    given = {"model": model, **{name: options.get(name) or "" for name in ("region", "workspace", "base_url")}}
-    for name, value in given.items():
-        if not isinstance(value, str):
+    for name in ("model", "region", "workspace", "base_url"):
+        value = model if name == "model" else options.get(name)
+        if not isinstance(value, str) and (value is not None or name == "model"):
             raise InvalidInput(f"{name} must be a string, not {type(value).__name__}")
 
 

@@ -114,7 +114,7 @@ def report_errors(function: Callable[..., None]) -> Callable[..., None]:
         except BrokenPipeError:
             raise  # typer ends the command
         except (DashScopeError, OSError) as error:
-            fail(_describe(error))
+            fail(_describe(error), EXIT_USAGE if isinstance(error, InvalidInput) else EXIT_FAILED)
         except MemoryError:
             fail("not enough memory: is a line of the input endless?")
         finally:

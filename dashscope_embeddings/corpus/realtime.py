@@ -23,7 +23,7 @@ from dashscope_embeddings.corpus.checkpoint.rows import Counts
 from dashscope_embeddings.corpus.embedder import Embedder, Progress
 from dashscope_embeddings.corpus.options import InputKeywords, InputOptions, accepts_input_options
 from dashscope_embeddings.corpus.progress import show_progress
-from dashscope_embeddings.corpus.sources import find_sources
+from dashscope_embeddings.corpus.sources import as_path, find_sources
 from dashscope_embeddings.corpus.writers import rejects_beside, validate_output, write_output
 from dashscope_embeddings.errors import InvalidInput
 from dashscope_embeddings.vectors import Cost, Output, TextType, Usage, counted
@@ -136,7 +136,7 @@ def embed_corpus(  # noqa: PLR0913 - all but two are keywords with defaults
         ImportError: Parquet without pyarrow.
     """
     check_callback("stop", stop)
-    output = Path(output)
+    output = as_path(output, "output")
     fingerprint = corpus_inputs.settings_fingerprint(client, text_type, kind, "real-time")
     input_options = InputOptions(**options)
     sources = find_sources(inputs, input_options.format, output=output)
@@ -211,7 +211,7 @@ def estimate_corpus(
     Arguments and errors are those of `embed_corpus`. With an `output` that has a checkpoint, texts that are already
     paid for do not count.
     """
-    output = None if output is None else Path(output)
+    output = None if output is None else as_path(output, "output")
     path = None if output is None else ledger_beside(output)
     input_options = InputOptions(**options)
     sources = find_sources(inputs, input_options.format, output=output)
@@ -235,5 +235,11 @@ def estimate_corpus(
 
 
 def ledger_beside(output: Path) -> Path:
-    """The path of an output's checkpoint."""
+    """The path of an output's checkpoint.
+
+    Raises:
+        InvalidInput: the path has no name, as that of this folder and of the root.
+    """
+    if not output.name:
+        raise InvalidInput(f"output {output} is a folder: name a file")
     return output.with_name(f"{output.name}.ledger")

@@ -9,16 +9,14 @@ import logging
 import os
 import re
 import warnings
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from dashscope_embeddings._adapters.arrow import import_pyarrow
 from dashscope_embeddings._core.redaction import escape_control_characters
 from dashscope_embeddings.errors import InvalidInput
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
 
 _log = logging.getLogger("dashscope_embeddings.corpus")
 
@@ -99,6 +97,17 @@ def printable_name(name: object) -> str:
 # --- find files --------------------------------------------------------------------------------------------
 
 
+def as_path(name: object, role: str) -> Path:
+    """The path that was given as `role`.
+
+    Raises:
+        InvalidInput: it is none, or empty, as an unset variable is: that would be the present folder.
+    """
+    if isinstance(name, (str, os.PathLike)) and name != "":
+        return Path(name)
+    raise InvalidInput(f"{role} must be a path, not {'an empty string' if name == '' else type(name).__name__}")
+
+
 class _Candidate(NamedTuple):
     path: str
     path_in_folder: str | None = None
@@ -124,7 +133,10 @@ def find_sources(
     Raises:
         InvalidInput: there is no file to read, or the format of one is unknown.
     """
-    patterns = [str(path) for path in ([inputs] if isinstance(inputs, (str, Path)) else inputs)]
+    patterns: list[str] = []
+    for name in inputs if isinstance(inputs, Iterable) and not isinstance(inputs, str) else [inputs]:
+        as_path(name, "an input")
+        patterns.append(str(name))
     if patterns.count(STDIN) > 1:
         raise InvalidInput("standard input can be read only once")
     passed_over: list[Path] = []

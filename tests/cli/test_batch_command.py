@@ -144,6 +144,7 @@ def test_1_failed_does_not_promise_that_a_refused_command_goes_on(emulator: Emul
     ("arguments", "said"),
     [
         (["submit", "gone.txt", "-o", "out.jsonl"], "no such file to read"),
+        (["status", "-o", ""], "output . is a folder: name a file"),
         (["submit", "in.txt", "-o", "out.csv"], "its ending must be one of"),
         (["submit", "in.txt", "-o", "out.jsonl", "--window", "3h"], "24h to 336h"),
         (["fetch", "-o", "out.jsonl"], "nothing was submitted for this output"),

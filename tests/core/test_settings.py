@@ -450,10 +450,11 @@ def test_the_fields_of_adapters_have_the_types_of_the_clients_arguments() -> Non
     assert {name for name in fields if fields[name].annotation != arguments[name]} == {"default_headers"}
 
 
+@pytest.mark.parametrize("value", [["x"], []])
 @pytest.mark.parametrize("name", ["model", "region", "workspace", "base_url"])
-def test_what_must_be_a_string_says_so(name: str) -> None:
+def test_what_must_be_a_string_says_so(name: str, value: list[str]) -> None:
     with pytest.raises(InvalidInput, match=f"^{name} must be a string, not list$"):
-        EmbeddingClient(**{"api_key": KEY, name: ["x"]})  # type: ignore[arg-type] # that is the test
+        EmbeddingClient(**{"api_key": KEY, name: value})  # type: ignore[arg-type] # that is the test
 
 
 @pytest.mark.parametrize("name", ["text_type", "output"])

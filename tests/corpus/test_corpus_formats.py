@@ -173,6 +173,12 @@ def test_many_bad_records_are_named_up_to_some(tmp_path: Path, emulator: Emulato
         ("in.XLSX", "out.jsonl", {}, "is a spreadsheet: save it as CSV UTF-8"),
         ("in.pdf", "out.jsonl", {}, "is a formatted document: extract its passages"),
         ([], "out.jsonl", {}, "no input given"),
+        ("", "out.jsonl", {}, "an input must be a path, not an empty string"),
+        (["in.txt", ""], "out.jsonl", {}, "an input must be a path, not an empty string"),
+        (None, "out.jsonl", {}, "an input must be a path, not NoneType"),
+        (["in.txt", b"in.txt"], "out.jsonl", {}, "an input must be a path, not bytes"),
+        ("in.txt", "", {}, "output must be a path, not an empty string"),
+        ("in.txt", None, {}, "output must be a path, not NoneType"),
         ("empty", "out.jsonl", {}, "no file in empty ends in"),
         ("in.txt", "out.xlsx", {}, "its ending must be one of .parquet, .jsonl, .npy"),
         ("in.txt", "nowhere/out.npy", {}, "there is no folder nowhere"),
@@ -184,7 +190,7 @@ def test_many_bad_records_are_named_up_to_some(tmp_path: Path, emulator: Emulato
     ],
 )
 def test_wrong_use_is_refused_before_anything_is_asked(
-    wrong: tuple[Any, str, dict[str, Any], str], tmp_path: Path, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+    wrong: tuple[Any, Any, dict[str, Any], str], tmp_path: Path, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     inputs, output, how, said = wrong
     monkeypatch.chdir(tmp_path)
@@ -193,7 +199,7 @@ def test_wrong_use_is_refused_before_anything_is_asked(
         write_lines(tmp_path / name, ["a"])
     (tmp_path / "empty").mkdir()
     with pytest.raises(InvalidInput) as caught:
-        embed(emulator, inputs, Path(output), **how)
+        embed(emulator, inputs, output, **how)
     assert said in str(caught.value)
     assert emulator.requests == 0
     assert not list(tmp_path.glob("out*"))

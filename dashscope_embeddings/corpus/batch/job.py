@@ -21,7 +21,7 @@ from dashscope_embeddings.corpus.batch.types import BatchEstimate, BatchProgress
 from dashscope_embeddings.corpus.checkpoint.jobs import JobStore
 from dashscope_embeddings.corpus.options import EXTRA_COLUMNS, InputOptions
 from dashscope_embeddings.corpus.realtime import ledger_beside
-from dashscope_embeddings.corpus.sources import find_sources
+from dashscope_embeddings.corpus.sources import as_path, find_sources
 from dashscope_embeddings.corpus.writers import rejects_beside, validate_output, write_output
 from dashscope_embeddings.errors import Cancelled, DashScopeError, InvalidInput
 
@@ -160,7 +160,7 @@ def open_job(  # noqa: PLR0913, PLR0917 - only the first two are required
     fingerprint = corpus_inputs.settings_fingerprint(client, "document", "dense", "batch")
     if client.settings.protocol != "openai":
         raise InvalidInput('Batch files are OpenAI-compatible: create the client with protocol="openai"')
-    output = Path(output)
+    output = as_path(output, "output")
     path = ledger_beside(output)
     if batch_options is not None:
         batch_options.check()
