@@ -23,7 +23,7 @@ from dashscope_embeddings.corpus.checkpoint.rows import Counts
 from dashscope_embeddings.corpus.embedder import Embedder, Progress
 from dashscope_embeddings.corpus.options import InputKeywords, InputOptions, accepts_input_options
 from dashscope_embeddings.corpus.progress import show_progress
-from dashscope_embeddings.corpus.sources import as_path, find_sources
+from dashscope_embeddings.corpus.sources import as_path, find_sources, path_beside
 from dashscope_embeddings.corpus.writers import rejects_beside, validate_output, write_output
 from dashscope_embeddings.errors import InvalidInput
 from dashscope_embeddings.vectors import Cost, Output, TextType, Usage, counted
@@ -234,12 +234,6 @@ def estimate_corpus(
     return Estimate(counts.texts, counts.pending, tokens, counts.invalid, real_time, batch, exact)
 
 
-def ledger_beside(output: Path) -> Path:
-    """The path of an output's checkpoint.
-
-    Raises:
-        InvalidInput: the path has no name, as that of this folder and of the root.
-    """
-    if not output.name:
-        raise InvalidInput(f"output {output} is a folder: name a file")
-    return output.with_name(f"{output.name}.ledger")
+def ledger_beside(output: str | Path) -> Path:
+    """The path of an output's checkpoint."""
+    return path_beside(output, "ledger")

@@ -108,6 +108,17 @@ def as_path(name: object, role: str) -> Path:
     raise InvalidInput(f"{role} must be a path, not {'an empty string' if name == '' else type(name).__name__}")
 
 
+def path_beside(output: str | Path, ending: str) -> Path:
+    """The path of a file that belongs to an output, whose name and one more ending it has.
+
+    Raises:
+        InvalidInput: the output has no name: it is this folder, or the root.
+    """
+    if not (path := as_path(output, "output")).name:
+        raise InvalidInput(f"output {path} is a folder: name a file")
+    return path.with_name(f"{path.name}.{ending}")
+
+
 class _Candidate(NamedTuple):
     path: str
     path_in_folder: str | None = None

@@ -25,7 +25,7 @@ from dashscope_embeddings._adapters.arrow import import_pyarrow, vector_fields
 from dashscope_embeddings._runtime import files
 from dashscope_embeddings._runtime.thread_pool import WorkItem, shared_pool
 from dashscope_embeddings.corpus.checkpoint.rows import OutputRow
-from dashscope_embeddings.corpus.sources import OUTPUT_EXTENSIONS, as_path
+from dashscope_embeddings.corpus.sources import OUTPUT_EXTENSIONS, as_path, path_beside
 from dashscope_embeddings.errors import InvalidInput
 from dashscope_embeddings.vectors import Output, SparseVector, TextType
 
@@ -133,9 +133,9 @@ def write_output(  # noqa: PLR0913, PLR0917 - what the output says of itself
         rejects.unlink(missing_ok=True)
 
 
-def rejects_beside(output: Path) -> Path:
+def rejects_beside(output: str | Path) -> Path:
     """The path of the file that lists an output's records without vectors."""
-    return output.with_name(f"{output.name}.rejects.jsonl")
+    return path_beside(output, "rejects.jsonl")
 
 
 def ids_path(path: Path) -> Path:

@@ -373,3 +373,8 @@ def test_a_disk_that_is_full_when_a_run_ends_makes_no_false_alarm(
         patch.setattr(CheckpointStore, "close", full)
         embed(emulator, output)
     assert embed(emulator, output).embedded == 0
+
+
+def test_the_files_beside_an_output_are_found_by_its_name_as_a_string_too() -> None:
+    assert corpus.ledger_beside("a/out.npy") == Path("a/out.npy.ledger")
+    assert corpus.rejects_beside(Path("out.jsonl")) == Path("out.jsonl.rejects.jsonl")

@@ -22,7 +22,6 @@ from dashscope_embeddings.corpus.batch.types import BatchEstimate, BatchSummary,
 from dashscope_embeddings.corpus.checkpoint.jobs import JobStore
 from dashscope_embeddings.corpus.options import InputKeywords, InputOptions, accepts_input_options
 from dashscope_embeddings.corpus.realtime import ledger_beside
-from dashscope_embeddings.corpus.sources import as_path
 from dashscope_embeddings.errors import InvalidInput
 
 
@@ -173,7 +172,7 @@ def batch_client(output: str | Path, **settings: Unpack[ModelOptions]) -> Embedd
     Raises:
         InvalidInput: there is no such job.
     """
-    path = ledger_beside(as_path(output, "output"))
+    path = ledger_beside(output)
     if not path.exists():
         raise InvalidInput(f"there is no {path}: nothing was submitted for this output")
     with corpus_inputs.open_checkpoint(path) as checkpoint:
