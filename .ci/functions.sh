@@ -37,10 +37,9 @@ tests() { # ENVIRONMENT ARGUMENTS; `-n 0` where the imports of two more processe
 export -f tests
 
 sensitive() { # ENVIRONMENT ARGUMENTS: what a version of Python or of a dependency can change
-  local left_out=(core/test_{catalogue,limiter_shapes,limiter_simulation,planning,protocol,quota_request,rate_limiter}.py)
-  left_out+=(core/test_{text_length,tokenizer}.py adapters/test_ray_data.py)
+  local left_out=(core/test_protocol.py core/test_{rate_limiter,limiter_shapes,limiter_simulation}.py adapters/test_ray_data.py)
   left_out+=(runtime/test_{loops_and_forks,quota,request_bounds,socket_faults}.py)
-  local files=(core runtime adapters corpus/test_corpus_{files,formats}.py)
+  local files=(core runtime adapters corpus/test_corpus_{files,formats,resume}.py)
   files+=(system/test_{docstrings,imports,secrets,secrets_in_tracebacks,signatures,sync_async_parity}.py)
   tests "$1" "${files[@]/#/tests/}" "${left_out[@]/#/--ignore=tests/}" "${@:2}"
 }
