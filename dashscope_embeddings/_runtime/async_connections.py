@@ -15,7 +15,7 @@ import time
 import weakref
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from dashscope_embeddings._runtime.core_http import Connection, IdleConnections, PooledResponse, core_request
+from dashscope_embeddings._runtime.core_http import Connection, IdleConnections, PooledResponse, core_request, is_head
 from dashscope_embeddings.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -61,6 +61,8 @@ class CancellableRequest:
         self._http_event = step if state == "started" else ""
         if state == "complete" and step.endswith("connect_tcp"):
             self.opened_streams.append(info["return_value"])
+        if state == "complete" and self._client is None and step.endswith(("connect_tcp", "start_tls")):
+            _join_writes(info["return_value"])
         if self._is_cancelled and self._is_safe_to_cancel:
             raise asyncio.CancelledError
 
@@ -114,6 +116,27 @@ async def _wait_despite_cancellation(task: asyncio.Task[Any], seconds: float = m
         except asyncio.CancelledError:  # noqa: PERF203 - it may happen again, and the wait goes on
             cancelled = True
     return cancelled
+
+
+def _join_writes(stream: Any) -> None:
+    """Has the head of a request written together with its body."""
+    stream_type, stream_ref, head = type(stream), weakref.ref(stream), b""
+
+    async def read(max_bytes: int, timeout: float | None = None) -> bytes:
+        if head:
+            await write(b"", timeout)
+        data: bytes = await stream_type.read(stream_ref(), max_bytes, timeout)
+        return data
+
+    async def write(buffer: bytes, timeout: float | None = None) -> None:
+        nonlocal head
+        if is_head(buffer):
+            head = buffer
+            return
+        buffer, head = head + buffer, b""
+        await stream_type.write(stream_ref(), buffer, timeout)
+
+    stream.read, stream.write = read, write
 
 
 class AsyncConnectionPool:

@@ -66,6 +66,14 @@ def connection_maker(
     return functools.partial(kind, ssl_context, core_proxy, max_connections=1)
 
 
+def is_head(buffer: bytes) -> bool:
+    """Whether it is the head of a request, to be sent together with the body: one packet and one system call, not two.
+
+    httpcore writes them one after the other, and ends with an empty write.
+    """
+    return buffer.startswith(b"POST ") and buffer.endswith(b"\r\n\r\n")
+
+
 def _core_url(url: httpx.URL) -> httpcore.URL:
     return httpcore.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path)
 

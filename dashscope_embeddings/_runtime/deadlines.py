@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import httpcore
 
+from dashscope_embeddings._runtime.core_http import is_head
 from dashscope_embeddings._runtime.deferred_signals import signals_of_this_thread
 
 if TYPE_CHECKING:
@@ -104,11 +105,13 @@ def apply_deadline(stream: Any) -> None:
     """Bounds every read and write of a connection by the deadline of the request that performs it.
 
     httpcore's timeouts limit silence only: headers that arrive byte by byte, or endless "100 Continue" replies, would
-    never time out.
+    never time out. A request's head is written together with its body.
     """
-    stream_type, stream_ref = type(stream), weakref.ref(stream)
+    stream_type, stream_ref, head = type(stream), weakref.ref(stream), b""
 
     def read(max_bytes: int, timeout: float | None = None) -> bytes:
+        if head:
+            write(b"", timeout)
         connection: Any = stream_ref()
         seconds, read_some = _remaining_timeout(timeout, connection), functools.partial(stream_type.read, connection)
         if (signals := signals_of_this_thread()) is not None:
@@ -117,6 +120,11 @@ def apply_deadline(stream: Any) -> None:
         return data
 
     def write(buffer: bytes, timeout: float | None = None) -> None:
+        nonlocal head
+        if is_head(buffer):
+            head = buffer
+            return
+        buffer, head = head + buffer, b""
         connection: Any = stream_ref()
         thread_state.unsent = getattr(connection, "discarded", False)
         for start in range(0, len(buffer), _MAX_WRITE_BYTES):

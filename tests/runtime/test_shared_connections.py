@@ -218,3 +218,18 @@ def without_length(request: ReceivedRequest) -> list[str]:
     request_line, *headers = request.head.split("\r\n")
     assert f"content-length: {len(request.body)}" in [header.lower() for header in headers]
     return [request_line, *(line.lower() for line in headers if not line.lower().startswith("content-length"))]
+
+
+# --- packets ------------------------------------------------------------------------------------------------
+
+
+@WAYS
+def test_head_and_body_of_a_request_are_one_packet(server: RawServer, *, asynchronous: bool) -> None:
+    client = client_of(server)
+
+    async def ask() -> list[list[float]]:
+        return [(await client.aembed(text)).dense[0] for text in TEXTS[:20]]
+
+    vectors = asyncio.run(ask()) if asynchronous else [client.embed(text).dense[0] for text in TEXTS[:20]]
+    assert vectors == [vector_of(text) for text in TEXTS[:20]]
+    assert (len(server.requests), server.body_reads) == (20, 0)

@@ -47,6 +47,8 @@ class RawServer:
     """Accepted until now."""
     open_connections: int = 0
     received_bytes: int = 0
+    body_reads: int = 0
+    """Reads that bodies needed beyond those of the heads."""
     url: str = ""
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -77,6 +79,7 @@ class RawServer:
                 if not (more := connection.recv(65_536)):
                     return
                 buffer += more
+                self.body_reads += 1
             body, buffer = buffer[:length], buffer[length:]
             with self._lock:
                 request = ReceivedRequest(len(self.requests) + 1, number, head.decode("latin-1"), body)
