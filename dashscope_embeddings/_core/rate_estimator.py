@@ -311,12 +311,13 @@ class RateEstimator:
                 self.steady.lower()
             return
         self._update_resource(sent_at)
+        hold, rate = 2.0 * self.steady.hold_seconds, self.steady.rate(now)
         if self.steady.is_bucket:
-            passed = self.log.rate_of_last(sent_at, constants.RECENT_SENDS)
+            found = max(0.98 * limit, constants.SHARE * min(self.log.bucket_rate(sent_at), rate))
+            hold = hold if self.steady.is_near(found) else constants.BUCKET_HOLD
         else:
-            passed = self.log.weight(sent_at, constants.WINDOW_SECONDS)
-        found = max(constants.SHARE * limit, 0.98 * min(passed, self.steady.rate(now)))
-        self._set_limit(found, 2.0 * self.steady.hold_seconds, now)
+            found = max(constants.SHARE * limit, 0.98 * min(self.log.weight(sent_at, constants.WINDOW_SECONDS), rate))
+        self._set_limit(found, hold, now)
         self._block_until(now + 1.0 / limit)
 
     def _on_window_throttle(self, window: LongWindow, sent_at: float, now: float) -> None:

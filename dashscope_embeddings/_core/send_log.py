@@ -104,7 +104,23 @@ class SendLog:
         """The weight of `counted`."""
         return sum(permit.weight for permit in self.counted(until, seconds))
 
-    def rate_of_last(self, until: float, count: int) -> float:
+    def bucket_rate(self, until: float) -> float:
+        """The rate at which a bucket refills that a 429 at `until` shows to be empty, as an earlier one did before.
+
+        That is what passed in between, or more: a full bucket refills no further. What passed last is too much, because
+        it contains the room that was used up.
+        """
+        last = self._rate_of_last(until, constants.RECENT_SENDS)
+        weight, count = 0.0, 0
+        for permit in reversed(self._sends):
+            if permit.passed is False and count >= constants.RECENT_SENDS:
+                since_empty = weight / (until - _sent_at(permit))
+                return since_empty + constants.LAST_SENDS_SHARE * max(last - since_empty, 0.0)
+            if _sent_at(permit) < until and not permit.is_uncounted:
+                weight, count = weight + permit.weight, count + 1
+        return last
+
+    def _rate_of_last(self, until: float, count: int) -> float:
         """The rate of the last `count` requests sent before `until` that were not refused."""
         counted = self.counted(until, constants.WINDOW_SECONDS)[-count:]
         elapsed = until - _sent_at(counted[0]) if counted else 0.0

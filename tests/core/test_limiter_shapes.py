@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
 _LOOSER = {
     "arrival 30/s, 10 ms, slow connects": Bars(1.15, 0.04),
-    "GCRA 30/s, room for 3, 10 ms": Bars(1.2, 0.05),
     "two shards of 20/s, 10 ms": Bars(1.5, 0.05),
     "neighbour half of 40/s, 10 ms": Bars(1.15, 0.09),
     "fixed second 30, 10 ms": Bars(1.05, 0.035),
@@ -31,7 +30,6 @@ _LOOSER = {
     "random 429s 20%, no quota": Bars(8.0, 0.24),
     "random 429s 20%, 30/s": Bars(1.5, 0.25),
     "two shards of 20/s, 10 ms, 3,000": Bars(1.4, 0.03),
-    "GCRA 30/s, room for 3, 10 ms, 3,000": Bars(1.2, 0.07),
     "neighbour half of 40/s, 10 ms, 3,000": Bars(1.3, 0.12),
     "two shards of 20/s, 200 ms, 3,000": Bars(1.4, 0.03),
     "neighbour half of 40/s, 200 ms, 3,000": Bars(1.3, 0.12),
