@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -16,7 +15,7 @@ from dashscope_embeddings.errors import InvalidInput
 from dashscope_embeddings.vectors import counted
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
 
@@ -123,24 +122,17 @@ _EMULATOR_STOPPING_MESSAGE = (
 def _submission(settings: dict[str, Any]) -> dict[str, Any]:
     """The arguments of a submission, of which the client takes its own settings."""
     client = EmbeddingClient(**options.take_client_settings(settings), protocol="openai")
-    return {
-        "client": client,
-        "before": messages.print_batch_estimate,
-        "progress": messages.print_progress,
-        **settings,
-    }
+    return {"client": client, "before": messages.print_batch_estimate, "progress": messages.print_progress, **settings}
 
 
-@contextlib.contextmanager
-def _hints(output: Path) -> Iterator[None]:
+def _hints(output: Path) -> AbstractContextManager[None]:
     """Ends the command on an error, and says what is not lost."""
     ledger = corpus.ledger_beside(output)
-    with exit_on_error(
+    return exit_on_error(
         ledger,
         f"What was submitted, and what was fetched, is in {ledger}",
         "Batches under way continue, and are billed, unless `batch cancel` stops them.",
-    ):
-        yield
+    )
 
 
 app = make_app(

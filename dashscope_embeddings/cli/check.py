@@ -12,18 +12,14 @@ from rich.text import Text
 
 from dashscope_embeddings import check as checking
 from dashscope_embeddings.catalogue import DEFAULT_MODEL, REGIONS
-from dashscope_embeddings.cli.common import EXIT_USAGE, console, fail, make_table
+from dashscope_embeddings.cli.common import EXIT_FAILED, console, make_table
 from dashscope_embeddings.cli.options import in_words_of_commands
-from dashscope_embeddings.errors import InvalidInput
 from dashscope_embeddings.vectors import counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from dashscope_embeddings.check import Check, CheckRow, Plan, RoleCheck
-
-EXIT_NO_HOST = 1
-"""Exit code: no host accepts the key and serves the model."""
 
 _CITIES = {region.id: region.city for region in REGIONS}
 _COLOURS = {True: "green", False: "red", None: ""}
@@ -48,16 +44,13 @@ def check(
     Exit codes: 0 some host takes the key and serves the model, 1 none does,
     2 wrong use.
     """
-    try:
-        result = checking.check(
-            model,
-            region=region,
-            workspace=workspace,
-            base_url=base_url,
-            announce=lambda plan: typer.echo(_plan_text(plan), err=as_json),
-        )
-    except InvalidInput as error:
-        fail(str(error), EXIT_USAGE)
+    result = checking.check(
+        model,
+        region=region,
+        workspace=workspace,
+        base_url=base_url,
+        announce=lambda plan: typer.echo(_plan_text(plan), err=as_json),
+    )
     if as_json:
         # Escape non-ASCII on other encodings: a character replaced by the terminal would change the data.
         unicode = (sys.stdout.encoding or "").lower().startswith("utf")
@@ -65,7 +58,7 @@ def check(
     else:
         _print_report(result)
     if not any(row.answers for row in result.models if row.model == model):
-        raise typer.Exit(EXIT_NO_HOST)
+        raise typer.Exit(EXIT_FAILED)
 
 
 def _plan_text(plan: Plan) -> str:

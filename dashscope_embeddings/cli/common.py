@@ -217,9 +217,8 @@ def stop_signals(message: str = "", early_message: str = "") -> Iterator[StopReq
         if message:
             print_error(message, "")
 
-    handler: Callable[..., None] = stop
     for name in names:
-        signal.signal(name, handler)
+        signal.signal(name, stop)
     try:
         yield stopped
     except _StoppedEarly:
