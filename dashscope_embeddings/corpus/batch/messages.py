@@ -203,10 +203,9 @@ class LineResult:
     """The result of one line: a reply like that of the embeddings endpoint, or a refusal."""
 
     name: str
-    reply: Reply | None
-    refusal: ErrorReply | None
-    tokens: int
-    """Tokens billed for a successful line, even if its vectors are unusable."""
+    reply: Reply | ErrorReply
+    tokens: int | None
+    """Tokens billed for a successful line, even if its vectors are unusable; None: it was refused."""
 
 
 _OK, _FIRST_NON_SUCCESS = 200, 300
@@ -226,15 +225,14 @@ def read_result(content: bytes) -> LineResult | None:
     request_id = first_string(response, ("request_id",)) or first_string(line, ("id",))
     code = first_string(error, ("code",))
     message = first_string(error, ("message",)) or first_string(line, ("error",))
-    if type(status) is not int or not _OK <= status < _FIRST_NON_SUCCESS:
-        status = status if type(status) is int else 0
-    elif code or message:
+    status = status if type(status) is int else 0
+    if _OK <= status < _FIRST_NON_SUCCESS:
+        if not code and not message:
+            billed = billed_tokens(body.get("usage")) if isinstance(body, dict) else None
+            headers = {"x-request-id": request_id} if request_id else {}
+            return LineResult(name, Reply(_OK, headers, to_json(body)), billed or 0)
         status = 0  # it failed outside HTTP: its status is unknown
-    else:
-        billed = billed_tokens(body.get("usage")) if isinstance(body, dict) else None
-        headers = {"x-request-id": request_id} if request_id else {}
-        return LineResult(name, Reply(_OK, headers, to_json(body)), None, billed or 0)
     # Where the line's own error says nothing, the one in the body of the reply does.
     inner = protocol.parse_error_reply(Reply(status, {}, to_json(body))) or ErrorReply(status)
     refusal = ErrorReply(status, code or inner.code, message or inner.message, inner.request_id or request_id)
-    return LineResult(name, None, refusal, 0)
+    return LineResult(name, refusal, None)

@@ -10,7 +10,7 @@ from dashscope_embeddings._core import protocol
 from dashscope_embeddings._core.failures import error_from_reply, redact_bad_reply
 from dashscope_embeddings._core.other_endpoints import RETRYABLE_ACTIONS
 from dashscope_embeddings._core.planning import Chunk, split_request
-from dashscope_embeddings._core.protocol import ParsedReply
+from dashscope_embeddings._core.protocol import ParsedReply, Reply
 from dashscope_embeddings.corpus.batch import messages
 from dashscope_embeddings.corpus.batch.request_file import line_number
 from dashscope_embeddings.corpus.checkpoint.rows import PackedVectors, PaidReply
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from dashscope_embeddings._core.error_codes import ErrorReply
     from dashscope_embeddings.corpus.batch.job import BatchJob
     from dashscope_embeddings.corpus.batch.messages import LineResult
     from dashscope_embeddings.corpus.checkpoint.rows import BatchFile
@@ -60,26 +61,23 @@ class ResultImporter:
             return
         try:
             vectors = self._read_vectors(result, units)
-            self._job.embedded += self._job_store.store_line(line, vectors, result.tokens)
+            self._job.embedded += self._job_store.store_line(line, vectors, result.tokens or 0)
         except (BadReply, ServiceError) as error:
-            self._failed_lines.setdefault(line, (error, None if result.reply is None else result.tokens))
+            self._failed_lines.setdefault(line, (error, result.tokens))
         else:
             self._failed_lines.pop(line, None)
 
     def _read_vectors(self, result: LineResult, units: Sequence[int]) -> dict[int, PackedVectors]:
         """The vectors by unit. Raises the error that a result without them stands for."""
-        refusal = result.refusal
-        if result.reply is not None:
+        reply: Reply | ErrorReply | ParsedReply = result.reply
+        if isinstance(reply, Reply):
             try:
-                reply = protocol.parse_reply(self._request_options, result.reply, len(units))
+                reply = protocol.parse_reply(self._request_options, reply, len(units))
             except BadReply as bad_reply:
                 raise redact_bad_reply(bad_reply, self._error_context, self._texts(units)) from None
-            if isinstance(reply, ParsedReply):
-                return {unit: PackedVectors.pack(dense) for unit, dense in zip(units, reply.dense or (), strict=True)}
-            refusal = reply
-        if refusal is None:
-            raise BadReply("the result of a line contains neither a reply nor an error")
-        raise error_from_reply(refusal, self._error_context, self._texts(units))
+        if isinstance(reply, ParsedReply):
+            return {unit: PackedVectors.pack(dense) for unit, dense in zip(units, reply.dense or (), strict=True)}
+        raise error_from_reply(reply, self._error_context, self._texts(units))
 
     def _texts(self, units: Sequence[int]) -> list[str]:
         return [text for text in map(self._job_store.text_of, units) if text is not None]
