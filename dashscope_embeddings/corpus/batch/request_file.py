@@ -65,7 +65,7 @@ class RequestFileWriter:
                 self._lines = itertools.chain([units], self._lines)
                 break
             file.write(content)
-            self._job_store.add_lines(number, [(line, units)])
+            self._job_store.add_line(number, line, units)
             texts += len(units)
             line += 1
         if not texts:

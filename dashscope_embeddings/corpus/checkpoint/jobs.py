@@ -95,16 +95,11 @@ class JobStore:
 
     # --- lines ----------------------------------------------------------------------------------------------
 
-    def add_lines(self, number: int, lines: Sequence[tuple[int, Sequence[Unit]]]) -> None:
-        """Adds lines to a batch. The units of a line are in ascending order."""
-        rows = [
-            (line, number, checksums.row_checksum(line, number, [(unit.number, unit.digest) for unit in units]))
-            for line, units in lines
-        ]
-        self._database.execute_many("INSERT INTO lines (line, batch, sum) VALUES (?, ?, ?)", rows)
-        self._database.execute_many(
-            "UPDATE units SET line = ? WHERE unit = ?", ((line, unit.number) for line, units in lines for unit in units)
-        )
+    def add_line(self, number: int, line: int, units: Sequence[Unit]) -> None:
+        """Adds a line to a batch. Its units are in ascending order."""
+        checksum = checksums.row_checksum(line, number, [(unit.number, unit.digest) for unit in units])
+        self._fetch_all("INSERT INTO lines (line, batch, sum) VALUES (?, ?, ?)", (line, number, checksum))
+        self._database.execute_many("UPDATE units SET line = ? WHERE unit = ?", ((line, unit.number) for unit in units))
 
     def line_units(self, batch: BatchFile, line: int) -> list[int] | None:
         """The units of a line that are under way, none if its vectors are stored; None: the batch has no such line.
