@@ -38,10 +38,7 @@ def encoding_from_bom(head: bytes) -> str | None:
 
 
 def _is_plausible_text(head: bytes, name: str) -> bool:
-    try:
-        # Not final: the head may end within a character.
-        text = codecs.getincrementaldecoder(name)().decode(head)
-    except UnicodeError:
+    if (text := _decode(head, name)) is None:
         return False
     if any(unicodedata.category(c) in {"Cc", "Cn", "Co"} and c not in "\t\n\r\f" for c in text):
         return False
@@ -70,11 +67,11 @@ _MIN_NON_ASCII_BYTES = 3
 
 def guess_encoding(sample: bytes, expected: str) -> str | None:
     """The most likely encoding of a sample that is not in the `expected` one; None: unclear."""
-    if expected != "utf-8" and _can_decode(sample, "utf-8"):
+    if expected != "utf-8" and _decode(sample, "utf-8") is not None:
         return "utf-8"
     high = _count_non_ascii(sample)
     if high < _MIN_NON_ASCII_BYTES or (
-        _is_mostly_utf8(sample) if expected == "utf-8" else _can_decode(sample, expected)
+        _is_mostly_utf8(sample) if expected == "utf-8" else _decode(sample, expected) is not None
     ):
         return None
     # The bytes of common Korean and Japanese characters are common in Chinese too; longer Chinese texts have others.
@@ -82,7 +79,7 @@ def guess_encoding(sample: bytes, expected: str) -> str | None:
     shares = {
         name: sum(map(_count_non_ascii, re.findall(pattern, sample))) / high - penalties.get(name, 0.0)
         for name, pattern in _COMMON_CHARACTERS.items()
-        if _can_decode(sample, name)
+        if _decode(sample, name) is not None
     }
     likely = max(shares, key=lambda name: shares[name], default="")
     if shares.get(likely, 0.0) < _MIN_COMMON_SHARE:
@@ -93,12 +90,12 @@ def guess_encoding(sample: bytes, expected: str) -> str | None:
     return likely if likely != expected else None
 
 
-def _can_decode(sample: bytes, name: str) -> bool:
+def _decode(sample: bytes, name: str) -> str | None:
+    """The text of a sample, which may end within a character; None: it is not in this encoding."""
     try:
-        codecs.getincrementaldecoder(name)().decode(sample)
+        return codecs.getincrementaldecoder(name)().decode(sample)
     except (UnicodeError, LookupError):
-        return False
-    return True
+        return None
 
 
 def _is_mostly_utf8(sample: bytes) -> bool:
