@@ -37,7 +37,7 @@ def read_records(source: Source, options: InputOptions) -> Iterator[Record]:
             return
         with open_text(source, options.encoding) as text:
             if text.problem is not None:
-                yield Record.bad(f"{source}:1", text.problem, affects_whole_file=True)
+                yield Record(f"{source}:1", problem=text.problem, affects_whole_file=True)
             else:
                 yield from _TEXT_READERS[source.format](text, options)
     except UnicodeError as error:
@@ -76,14 +76,14 @@ _ARRAY_HINT = "an array is read as the format json (format, --format json)"
 def _from_value(place: str, value: Any, options: InputOptions) -> Record:
     if isinstance(value, dict):
         return record_from_fields(place, value, Fields.of(options, value))
-    return Record.bad(place, f"is a JSON {type(value).__name__}, not an object with fields")
+    return Record(place, problem=f"is a JSON {type(value).__name__}, not an object with fields")
 
 
 def _json_lines(text: TextFile, options: InputOptions) -> Iterator[Record]:
     for number, line, decode_problem in text.lines():
         place = f"{text.source}:{number}"
         if decode_problem is not None:
-            yield Record.bad(place, decode_problem)
+            yield Record(place, problem=decode_problem)
             continue
         try:
             value = _decode_json(line)
@@ -93,12 +93,12 @@ def _json_lines(text: TextFile, options: InputOptions) -> Iterator[Record]:
                 problem = "holds several JSON values: write one object per line, as jq -c . FILE does"
             elif line.strip() in {"[", "{"}:
                 problem = f"begins JSON of several lines: {_ARRAY_HINT}; jq -c . FILE writes one object per line"
-            yield Record.bad(place, problem, affects_whole_file=several)
+            yield Record(place, problem=problem, affects_whole_file=several)
             continue
         if isinstance(value, list):
             several = sum(isinstance(item, dict) for item in value) > 1
             problem = f"is a JSON array: write one object per line; {_ARRAY_HINT}"
-            yield Record.bad(place, problem, affects_whole_file=several)
+            yield Record(place, problem=problem, affects_whole_file=several)
         else:
             yield _from_value(place, value, options)
 
@@ -130,7 +130,7 @@ def _json_array(text: TextFile, options: InputOptions) -> Iterator[Record]:
     if problem is None and not isinstance(values, list):
         problem = "is not a JSON array of objects: take the array out, as jq '.NAME' FILE does"
     if problem is not None:
-        yield Record.bad(f"{text.source}:{line}", problem, affects_whole_file=True)
+        yield Record(f"{text.source}:{line}", problem=problem, affects_whole_file=True)
         return
     for number, value in enumerate(values, start=1):
         yield _from_value(f"{text.source}:{number}", value, options)

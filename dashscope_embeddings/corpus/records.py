@@ -9,26 +9,19 @@ from dashscope_embeddings.corpus.options import AUTO, InputOptions
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-    from typing_extensions import Self
-
 
 class Record(NamedTuple):
     """One record of a file."""
 
     place: str
     """File and line (JSON arrays and Parquet: record, from 1), such as `docs/a.csv:17`."""
-    text: Any
+    text: Any = None
     id: Any = None
     """None: the record's position in the whole input, from 0."""
     problem: str | None = None
     """Why the record has no usable text; None: it may have one."""
     affects_whole_file: bool = False
     """Whether the problem concerns the whole file: skipping this record alone would lose others."""
-
-    @classmethod
-    def bad(cls, place: str, problem: str, *, affects_whole_file: bool = False) -> Self:
-        """A record without a usable text."""
-        return cls(place, None, None, problem, affects_whole_file)
 
 
 POSITIONS_OPTION = '(id_field=None, --id-field "")'
@@ -86,9 +79,9 @@ def record_from_fields(place: str, values: dict[str, Any], fields: Fields) -> Re
     try:
         return Record(place, *(_lookup(values, name) for name in fields.wanted()))
     except KeyError as missing:
-        return Record.bad(place, _missing_field(values, missing.args[0], fields))
+        return Record(place, problem=_missing_field(values, missing.args[0], fields))
     except ValueError as duplicate:
-        return Record.bad(place, str(duplicate))
+        return Record(place, problem=str(duplicate))
 
 
 _MAX_NAMES = 8

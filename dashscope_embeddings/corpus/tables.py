@@ -33,18 +33,18 @@ def read_table(text: TextFile, options: InputOptions) -> Iterator[Record]:
         elif not header:
             header, fields = row, Fields.of(options, row)
             if (message := _header_problem(header, text, fields)) is not None:
-                yield Record.bad(place, message, affects_whole_file=True)
+                yield Record(place, problem=message, affects_whole_file=True)
                 return
             if unnamed := [number for number, name in enumerate(row, start=1) if not name.strip()]:
                 _log.info("%s: columns without a name are not read: %s", place, ", ".join(map(str, unnamed)))
         elif len(row) == 1 < len(header) and not row[0].strip():
             continue  # a blank line
         elif any(map(has_lone_surrogates, row)):
-            yield Record.bad(place, text.decode_problem("".join(row)))
+            yield Record(place, problem=text.decode_problem("".join(row)))
         elif len(row) != len(header):
             counts = f"has {len(row)} fields, and the header {len(header)}"
             message = f"{counts}: does a text that contains the separator lack its quotes?"
-            yield Record.bad(place, message)
+            yield Record(place, problem=message)
         else:
             yield record_from_fields(place, dict(zip(header, row, strict=True)), fields)
 
@@ -76,7 +76,7 @@ def _table_rows(text: TextFile, options: InputOptions) -> Iterator[tuple[str, li
             else:
                 joined = f", and the lines up to {rows.line_num} were read as one text" if several else ""
                 message = f"is no {kind.upper()}: {error}{joined}"
-            yield place, Record.bad(place, f"{message}: {_QUOTING_RULE}", affects_whole_file=several)
+            yield place, Record(place, problem=f"{message}: {_QUOTING_RULE}", affects_whole_file=several)
 
 
 _QUOTING_RULE = (
@@ -144,7 +144,7 @@ def _record_from_row(place: str, rows: Any, row: int, fields: Fields) -> Record:
     try:
         values = {name: column[row].as_py() for name, column in zip(rows.schema.names, rows.columns, strict=True)}
     except UnicodeDecodeError:
-        return Record.bad(place, "holds bytes that are not UTF-8")
+        return Record(place, problem="holds bytes that are not UTF-8")
     except (OverflowError, ValueError):
-        return Record.bad(place, "holds a value that Python cannot represent")
+        return Record(place, problem="holds a value that Python cannot represent")
     return record_from_fields(place, values, fields)
