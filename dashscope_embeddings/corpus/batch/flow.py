@@ -310,11 +310,10 @@ class BatchFlow:
         error = BadRequestError(
             f"the service refused {update.batch_id} as a whole: {message}{more}", status=HTTPStatus.OK, code=code
         )
-        for each in update.errors:
-            if each.code in _PERMANENT_ERROR_HINTS:
-                self._has_permanent_error = True
-                error.add_hint(_PERMANENT_ERROR_HINTS[each.code])
-                break
+        codes = [each.code for each in update.errors if each.code in _PERMANENT_ERROR_HINTS]
+        if codes:
+            self._has_permanent_error = True
+            error.add_hint(_PERMANENT_ERROR_HINTS[codes[0]])
         return error
 
     def _batch_path(self, number: int, ending: str) -> Path:

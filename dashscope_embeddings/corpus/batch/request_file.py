@@ -36,7 +36,6 @@ class RequestFileWriter:
 
     def __init__(self, job: BatchJob, selection: Selection) -> None:
         self._job, self._checkpoint, self._job_store, self._selection = job, job.checkpoint, job.job_store, selection
-        self._settings, self._limits = job.settings, job.limits
         self._lines: Iterator[list[Unit]] = self._group_units()
 
     def write(self, path: Path) -> BatchFile | None:
@@ -74,8 +73,8 @@ class RequestFileWriter:
 
     def _group_units(self) -> Iterator[list[Unit]]:
         """The units of each line: as many as a request may have, and of one `max_per_line`."""
-        settings = self._settings
-        planner = BatchPlanner(self._limits, max_rows=settings.batch_size, max_tokens=settings.tokens_per_request)
+        settings = self._job.settings
+        planner = BatchPlanner(self._job.limits, max_rows=settings.batch_size, max_tokens=settings.tokens_per_request)
         line: list[Unit] = []
         line_tokens, line_size = 0.0, _LINE_OVERHEAD_BYTES
         for unit in self._fitting_units():
@@ -100,7 +99,7 @@ class RequestFileWriter:
 
     def _fitting_units(self) -> Iterator[Unit]:
         """The selected units that fit the model. Longer texts are rejected or split, depending on `long_text`."""
-        policy, limits = self._settings.long_text, self._limits
+        policy, limits = self._job.settings.long_text, self._job.limits
         for unit in self._job_store.units_to_submit(self._selection):
             if policy == "error" and (message := text_problem(unit.text, limits, policy)):
                 self._checkpoint.reject(unit.number, f"the text {message}; not sent")
