@@ -204,10 +204,10 @@ def _llama_index_in_qdrant(embeddings: Any) -> PassageIndex:
 # --- fusion ------------------------------------------------------------------------------------------------
 
 
-def fuse(*rankings: Ranking, depth: int = _RANKING_DEPTH) -> Ranking:
+def fuse(*rankings: Ranking) -> Ranking:
     """Reciprocal rank fusion: a hit's score is the sum of 1 / (60 + its rank) over the rankings that contain it."""
     scores: defaultdict[int, float] = defaultdict(float)
     for ranking in rankings:
         for rank, (index, _) in enumerate(ranking, start=1):
             scores[index] += 1 / (_RRF_K + rank)
-    return heapq.nsmallest(depth, scores.items(), key=lambda hit: (-hit[1], hit[0]))
+    return heapq.nsmallest(_RANKING_DEPTH, scores.items(), key=lambda hit: (-hit[1], hit[0]))

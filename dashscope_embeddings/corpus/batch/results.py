@@ -84,7 +84,7 @@ class ResultImporter:
 
     # --- the end of a batch ---------------------------------------------------------------------------------
 
-    def close_batch(self, *, deferred: bool = False, invalid: bool = False) -> None:
+    def close_batch(self, *, deferred: bool, invalid: bool) -> None:
         """Closes the batch; units without vectors are scheduled for another batch, or rejected.
 
         Args:

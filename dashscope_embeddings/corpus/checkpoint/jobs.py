@@ -223,7 +223,7 @@ class JobStore:
         self._fetch_all("UPDATE units SET rounds = 0, refused_files = 0 WHERE rounds > 0")
 
     def schedule_retry(
-        self, units: Iterable[int], *, invalid: bool = False, max_per_line: int = 0, deferred: bool = False
+        self, units: Iterable[int], *, invalid: bool = False, max_per_line: int = 0, deferred: bool
     ) -> None:
         """Schedules units of a failed line for another one, with at most `max_per_line` units; `deferred`: not now."""
         rounds = MAX_ROUNDS if deferred else 1
