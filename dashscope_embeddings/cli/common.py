@@ -148,8 +148,7 @@ def exit_on_error(ledger: Path | None = None, kept_message: str = "", extra_mess
     try:
         yield
     except InvalidInput as error:
-        print_error("\n".join([str(error), *_further_reasons(error)]), "red")
-        raise typer.Exit(EXIT_USAGE) from error
+        fail("\n".join([str(error), *_further_reasons(error)]), EXIT_USAGE)
     except ImportError as missing:
         fail(str(missing), EXIT_USAGE)
     except (DashScopeError, OSError) as error:
