@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import inspect
 import re
-import sys
 import threading
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Annotated, Any
@@ -90,7 +89,6 @@ def emulator(  # noqa: PLR0913 - one for each option
         ):
             # Not through rich, which would wrap lines that are meant to be copied.
             typer.echo(line)
-        sys.stdout.flush()
         while not stopped.wait(0.5):
             pass
     refused = service.requests - service.billed_requests
