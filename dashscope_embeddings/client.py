@@ -283,11 +283,7 @@ class EmbeddingClient(ClientBase):
             async with contextlib.aclosing(question), ClosingGenerator(outcomes):
                 async for batch, outcome in outcomes:
                     await job.add(batch, outcome)
-                    with job.callbacks:
-                        job.skip_refused(outcome, refused)
-                    if job.collector.has_failed:
-                        job.halt.set()
-                    for embedding in job.collector.pop_ready():
+                    for embedding in job.stream_ready(outcome, refused):
                         yield embedding
             job.callbacks.raise_first_error()
         if job.collector.has_failed:

@@ -192,11 +192,7 @@ class ClientBase:
         with job, contextlib.closing(outcomes):
             for batch, outcome in outcomes:
                 job.collector.add(batch, outcome)
-                with job.callbacks:
-                    job.skip_refused(outcome, refused)
-                if job.collector.has_failed:
-                    job.halt.set()
-                yield from job.collector.pop_ready()
+                yield from job.stream_ready(outcome, refused)
             job.callbacks.raise_first_error()
         if job.collector.has_failed:
             raise job.collector.build_error()

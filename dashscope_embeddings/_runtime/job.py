@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
 from dashscope_embeddings._core.exchange import Outcome, exchange
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from dashscope_embeddings._core.text_inputs import OnRefused
     from dashscope_embeddings._process import CleanupLock
     from dashscope_embeddings._runtime.quota_question import QuotaQuestion
-    from dashscope_embeddings.vectors import Embeddings, Usage
+    from dashscope_embeddings.vectors import Embedding, Embeddings, Usage
 
 OnBatchDone: TypeAlias = Callable[[Sequence[str], Outcome], object]
 
@@ -97,11 +97,18 @@ class Job(contextlib.AbstractContextManager["Job"]):
             return self.collector.add(batch, outcome)
         return await run_in_thread(self.collector.add, batch, outcome)
 
-    def skip_refused(self, outcome: Outcome, refused: OnRefused | None) -> None:
-        """Reports per-text refusals, and leaves the texts out; not if the job was aborted, which may be their cause."""
+    def stream_ready(self, outcome: Outcome, refused: OnRefused | None) -> Iterator[Embedding]:
+        """What a stream yields after an outcome was added; a failure halts the job.
+
+        Reports per-text refusals, and leaves the texts out; not if the job was aborted, which may be their cause.
+        """
         if refused is not None and outcome.abort_error is None:
-            for index, error in self.collector.skip_refused().items():
-                refused(index, error)
+            with self.callbacks:
+                for index, error in self.collector.skip_refused().items():
+                    refused(index, error)
+        if self.collector.has_failed:
+            self.halt.set()
+        return self.collector.pop_ready()
 
     def result(self) -> Embeddings:
         """All vectors; raises the first error of a callback, or that of the call."""
