@@ -11,7 +11,6 @@ from typing import Any
 from pydantic import SecretStr
 from typing_extensions import Self
 
-from dashscope_embeddings import usage as dashscope_embeddings_usage
 from dashscope_embeddings._core import client_options, planning, quota_request, text_inputs
 from dashscope_embeddings._core import rate_limiter as core_rate_limiter
 from dashscope_embeddings._core.exchange import READ_AHEAD, RequestContext
@@ -25,7 +24,7 @@ from dashscope_embeddings._core.stale_replies import seen_replies_of
 from dashscope_embeddings._core.text_batcher import SingleText, TextBatcher
 from dashscope_embeddings._core.text_inputs import OnRefused
 from dashscope_embeddings._core.text_length import shared_limits
-from dashscope_embeddings._process import CleanupLock, locked_soon
+from dashscope_embeddings._process import CleanupLock
 from dashscope_embeddings._runtime.async_connections import running_loop
 from dashscope_embeddings._runtime.async_drivers import AsyncDriver
 from dashscope_embeddings._runtime.deadlines import GracePeriod
@@ -37,7 +36,7 @@ from dashscope_embeddings._runtime.transport import Transport
 from dashscope_embeddings._runtime.user_resources import UserResources
 from dashscope_embeddings.errors import InvalidInput
 from dashscope_embeddings.quota import Quota
-from dashscope_embeddings.usage import OnRequest, RequestRecord
+from dashscope_embeddings.usage import OnRequest, RequestRecord, TrackedUsage, add_to_trackers
 from dashscope_embeddings.vectors import Embedding, Output, TextType, Usage
 
 
@@ -60,8 +59,8 @@ class ClientBase:
         self._contexts: dict[tuple[TextType, Output], RequestContext] = {}
         self._observers: list[OnRequest] = []
         self._seen_replies = seen_replies_of(settings.address.root_url)
-        self._lock = CleanupLock()
-        self._usage = Usage()
+        self._job_lock = CleanupLock()
+        self._total = TrackedUsage()
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "model" or name in client_options.settings():
@@ -76,9 +75,7 @@ class ClientBase:
     @property
     def usage(self) -> Usage:
         """What all calls of this client were billed so far."""
-        with self._lock.current:
-            self._lock.run_held()
-            return self._usage
+        return self._total.usage
 
     def _request_context(self, text_type: TextType, output: Output) -> RequestContext:
         with contextlib.suppress(TypeError):  # of a list, which is refused below
@@ -167,7 +164,7 @@ class ClientBase:
     def _new_job(self, output: Output, texts: Sequence[str] | None = None, *, array: bool = False) -> Job:
         array_rows = len(texts) if array and texts is not None else None
         collector = ResultCollector(output, self.settings.price, array_rows=array_rows)
-        return Job(collector, self._lock, self._add_usage, texts)
+        return Job(collector, self._job_lock, self._add_usage, texts)
 
     def sync_context(self, text_type: TextType, output: Output) -> RequestContext:
         """What all batches of a call on this thread share."""
@@ -198,12 +195,8 @@ class ClientBase:
             raise job.collector.build_error()
 
     def _add_usage(self, usage: Usage) -> None:
-        self._count(usage)
-        dashscope_embeddings_usage.add_to_trackers(usage)
-
-    @locked_soon
-    def _count(self, usage: Usage) -> None:
-        self._usage += usage
+        self._total.add(usage)
+        add_to_trackers(usage)
 
     # --- copies and processes -----------------------------------------------------------------------------
 
