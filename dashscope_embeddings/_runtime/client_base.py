@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import SecretStr
 from typing_extensions import Self
@@ -17,7 +16,6 @@ from dashscope_embeddings._core.exchange import READ_AHEAD, RequestContext
 from dashscope_embeddings._core.other_endpoints import RequestFlow
 from dashscope_embeddings._core.permit import InFlightBound
 from dashscope_embeddings._core.planning import Batch
-from dashscope_embeddings._core.rate_limiter import Limiter
 from dashscope_embeddings._core.results import ResultCollector
 from dashscope_embeddings._core.settings import Settings
 from dashscope_embeddings._core.stale_replies import seen_replies_of
@@ -38,6 +36,9 @@ from dashscope_embeddings.errors import InvalidInput
 from dashscope_embeddings.quota import Quota
 from dashscope_embeddings.usage import OnRequest, RequestRecord, TrackedUsage, add_to_trackers
 from dashscope_embeddings.vectors import Embedding, Output, TextType, Usage
+
+if TYPE_CHECKING:
+    import asyncio
 
 
 class ClientBase:
@@ -142,14 +143,15 @@ class ClientBase:
     ) -> QuotaQuestion:
         """`texts`: those of the job, as far as they are known before it starts."""
         rows = min(self.settings.batch_size or self._limits.rows, self._limits.rows)
-        claim = functools.partial(self._claim_quota_question, context.limiter)
-        return QuotaQuestion(claim, driver.start, is_long=is_long_job(texts, rows))
-
-    def _claim_quota_question(self, limiter: Limiter) -> RequestFlow[None] | None:
         # A user's own rate limiter stands for a quota. The emulator in this process has none to tell.
-        has_quota = self._user_resources.rate_limiter is not None or self.settings.address.is_emulator
-        may_ask = not has_quota and limiter.claim_quota_request()
-        return quota_request.ask_for_quota(self.settings, limiter) if may_ask else None
+        has_quota = context.has_user_limiter or self.settings.address.is_emulator
+
+        def ask_once() -> asyncio.Task[None] | None:
+            if has_quota or not context.limiter.claim_quota_request():
+                return None
+            return driver.start(quota_request.ask_for_quota(self.settings, context.limiter))
+
+        return QuotaQuestion(ask_once, is_long=is_long_job(texts, rows))
 
     def _planner(self, *, dedup_window: int | None) -> planning.BatchPlanner:
         settings = self.settings

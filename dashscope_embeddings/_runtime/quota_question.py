@@ -10,7 +10,6 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable, Sequence
 
-    from dashscope_embeddings._core.other_endpoints import RequestFlow
     from dashscope_embeddings._core.planning import Batch
 
 LONG_JOB_REQUESTS = 100
@@ -21,28 +20,22 @@ _MAX_COUNTED_TEXTS = 10_000
 
 
 class QuotaQuestion:
-    """The question of one job, asked beside it when the job is found to be long.
+    """The question of one job, asked beside it when the job is found to be long."""
 
-    `claim` gives the flow that asks, or None if another job of the process has asked. `start` runs it beside the job.
-    """
+    def __init__(self, ask_once: Callable[[], asyncio.Task[None] | None], *, is_long: bool) -> None:
+        """`ask_once` starts asking, unless the process has asked already; it returns the task, if there is one.
 
-    def __init__(
-        self,
-        claim: Callable[[], RequestFlow[None] | None],
-        start: Callable[[RequestFlow[None]], asyncio.Task[None] | None],
-        *,
-        is_long: bool,
-    ) -> None:
-        """`is_long`: the job is known to be long, so it asks with its first request."""
-        self._claim, self._start = claim, start
+        `is_long`: the job is known to be long, so it asks with its first request.
+        """
+        self._ask_once = ask_once
         self._requests_left = 1 if is_long else LONG_JOB_REQUESTS
         self._task: asyncio.Task[None] | None = None
 
     def ask_if_due(self, batch: Batch) -> None:
         """Counts the next batch; a batch whose texts are all in earlier batches sends nothing."""
         self._requests_left -= bool(batch.texts)
-        if self._requests_left == 0 and batch.texts and (flow := self._claim()) is not None:
-            self._task = self._start(flow)
+        if self._requests_left == 0 and batch.texts:
+            self._task = self._ask_once()
 
     async def aclose(self) -> None:
         """Ends the question with its job, on an event loop."""
