@@ -35,7 +35,20 @@ UNBOUNDED = InFlightBound()
 
 
 @dataclass(slots=True, eq=False)
-class Permit:
+class Waiter:
+    """What a flow waits for: a permit of the rate limiter, or a text that another request may contain."""
+
+    wake: Callable[[], object] | None = field(default=None, kw_only=True)
+    """Ends the wait early; set by the driver before its caller waits."""
+
+    def wake_caller(self) -> None:
+        """Wakes its caller, if that waits."""
+        if self.wake is not None:
+            self.wake()
+
+
+@dataclass(slots=True, eq=False)
+class Permit(Waiter):
     """One request's state in the limiter, from the first `try_acquire` to its answer."""
 
     estimated_tokens: int
@@ -45,8 +58,6 @@ class Permit:
     bound: InFlightBound = UNBOUNDED
     blocked_loop: Sender | None = None
     """The event loop, or deferred signals, that its caller blocks by a sync call on its thread."""
-    wake: Callable[[], object] | None = None
-    """Called when asking again earlier than at `retry_at` may help; set it before waiting."""
     loop: Sender | None = None
     """The event loop that sends it, or the deferred signals of its thread; None: another thread."""
     sent_at: float | None = None
@@ -71,12 +82,7 @@ class Permit:
     needs_slot: bool = False
     """Whether it waits for a request in flight to end."""
     retry_at: float = 0.0
-    """When its caller will ask again."""
-
-    def wake_caller(self) -> None:
-        """Wakes its caller, if that waits."""
-        if self.wake is not None:
-            self.wake()
+    """When its caller will ask again; it is woken if asking earlier may help."""
 
     def is_lost(self, now: float) -> bool:
         """Whether its request will not end, as its event loop stopped; or not soon, so that another may be sent."""

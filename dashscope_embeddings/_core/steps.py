@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from dashscope_embeddings._core.failures import Failure
 from dashscope_embeddings._core.protocol import Reply
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Mapping
     from pathlib import Path
 
-    from dashscope_embeddings._core.permit import Permit
+    from dashscope_embeddings._core.permit import Permit, Waiter
     from dashscope_embeddings._core.text_batcher import BatchCall
 
 
@@ -78,13 +78,6 @@ class Start:
     flow: Generator[Step, StepResult, None] = field(compare=False, repr=False)
     batch_call: BatchCall
     """The driver notes in it what sends it."""
-
-
-class Waiter(Protocol):
-    """What a flow waits for: a permit of the rate limiter, or a text that another request may contain."""
-
-    wake: Callable[[], object] | None
-    """Ends the wait early; set by the driver."""
 
 
 Step: TypeAlias = "Send | Sleep | AskUserLimiter | Start"

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from dashscope_embeddings import _process
 from dashscope_embeddings._core.exchange import Outcome, warn_of_throttling
+from dashscope_embeddings._core.permit import Waiter
 from dashscope_embeddings._core.steps import AskUserLimiter
 from dashscope_embeddings._process import CleanupLock, locked, locked_soon
 from dashscope_embeddings.errors import Action
@@ -40,13 +41,11 @@ _JOINED_SECONDS = 10.0
 
 
 @dataclass(slots=True, eq=False)
-class SingleText:
+class SingleText(Waiter):
     """A caller and its only text."""
 
     text: str
     estimated_tokens: int
-    wake: Callable[[], object] | None = None
-    """Set by the driver when its caller waits."""
     is_interrupted: Callable[[], bool] = lambda: False
     """Whether its caller was interrupted; the thread that acts for it may go on for long."""
     on_late_outcome: Callable[[Outcome], object] | None = None
@@ -66,11 +65,6 @@ class SingleText:
     def is_abandoned(self) -> bool:
         """Whether nobody wants its result."""
         return self.has_left or self.is_interrupted()
-
-    def wake_caller(self) -> None:
-        """Wakes its caller, if that waits."""
-        if self.wake is not None:
-            self.wake()
 
 
 @dataclass(slots=True, eq=False)

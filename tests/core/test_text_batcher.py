@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import deque
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -45,7 +46,7 @@ def batcher(
 
 
 def join(waiting: TextBatcher, *texts: str) -> list[SingleText]:
-    queries = [SingleText(text, 5, lambda: None) for text in texts]
+    queries = [SingleText(text, 5, wake=lambda: None) for text in texts]
     for query in queries:
         waiting.enqueue(query)
     return queries
@@ -101,7 +102,7 @@ def test_a_failure_of_all_is_an_error_of_its_own_for_each() -> None:
 def test_who_leaves_makes_room_and_wakes_the_next() -> None:
     woken: deque[str] = deque()
     waiting, context = batcher(1, FakeClock())
-    queries = [SingleText(text, 5, lambda text=text: woken.append(text)) for text in ("a", "b")]  # type: ignore[misc]
+    queries = [SingleText(text, 5, wake=functools.partial(woken.append, text)) for text in ("a", "b")]
     for query in queries:
         waiting.enqueue(query)
     waiting.leave(queries[0], context)

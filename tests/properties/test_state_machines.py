@@ -344,7 +344,7 @@ class TextBatcherMachine(RuleBasedStateMachine):
         def wake() -> None:
             caller.woken += 1
 
-        caller = Caller(SingleText(text, 5, wake), loop)
+        caller = Caller(SingleText(text, 5, wake=wake), loop)
         self.all[caller.query] = caller
         self.waiting.enqueue(caller.query)
         return caller
