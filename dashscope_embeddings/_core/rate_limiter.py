@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING
 
 from dashscope_embeddings import _process
 from dashscope_embeddings._core.concurrency_window import ConcurrencyWindow
-from dashscope_embeddings._core.permit import UNBOUNDED, InFlightBound, Permit
-from dashscope_embeddings._core.permit_queue import PermitQueue
+from dashscope_embeddings._core.permit import UNBOUNDED, InFlightBound, Permit, PermitQueue
 from dashscope_embeddings._core.rate_estimator import RateEstimator, SearchState
 from dashscope_embeddings._core.reported_quota import ReportedQuota
 from dashscope_embeddings._core.token_quota import QUOTA_SHARE, TokenQuota, spacing_start
