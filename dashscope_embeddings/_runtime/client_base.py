@@ -27,8 +27,7 @@ from dashscope_embeddings._runtime.async_connections import running_loop
 from dashscope_embeddings._runtime.async_drivers import AsyncDriver
 from dashscope_embeddings._runtime.deadlines import GracePeriod
 from dashscope_embeddings._runtime.deferred_signals import signals_of_this_thread
-from dashscope_embeddings._runtime.job import Job, OnBatchDone
-from dashscope_embeddings._runtime.quota_question import QuotaQuestion, is_long_job
+from dashscope_embeddings._runtime.job import Job, OnBatchDone, QuotaQuestion, is_long_job
 from dashscope_embeddings._runtime.thread_drivers import ThreadDriver
 from dashscope_embeddings._runtime.transport import Transport
 from dashscope_embeddings._runtime.user_resources import UserResources
