@@ -16,7 +16,7 @@ from dashscope_embeddings._core.text_length import chunks, estimate_tokens, trun
 from dashscope_embeddings.errors import Action, DashScopeError, ServiceError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Iterable, Iterator
+    from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
 
     from dashscope_embeddings._core.text_length import CountTokens, Limits, LongText
 
@@ -110,27 +110,24 @@ class BatchPlanner:
             for row in self._limits.fit_rows(text, self._long_text):
                 tokens = estimate_tokens(row)
                 if not self.has_room(len(self._batch.texts), self._batch.estimated_tokens, tokens):
-                    yield self._close_batch(refs[0].batch_number if refs else self._batch.number + 1)
-                refs.append(self._append_row(row, tokens))
+                    yield self._close_batch(refs)
+                refs.append(RowRef(self._batch.number, len(self._batch.texts)))
+                self._batch.texts.append(row)
+                self._batch.estimated_tokens += tokens
             known = tuple(refs)
             self._known_texts[text] = first, known
             self._known_texts.move_to_end(text)
         self._batch.slots.append(TextSlot(index, known, text, first))
         if len(self._batch.slots) >= _MAX_SLOTS:
-            yield self._close_batch(self._batch.number + 1)
+            yield self._close_batch()
 
     def finish(self) -> Iterator[Batch]:
         """Yields the last batch, if it has texts."""
         if self._batch.slots:
-            yield self._close_batch(self._batch.number + 1)
+            yield self._close_batch()
 
     def _oldest_reusable_batch(self) -> int:
         return 0 if self._dedup_window is None else self._batch.number - self._dedup_window
-
-    def _append_row(self, row: str, tokens: float) -> RowRef:
-        self._batch.texts.append(row)
-        self._batch.estimated_tokens += tokens
-        return RowRef(self._batch.number, len(self._batch.texts) - 1)
 
     def has_room(self, rows: int, tokens: float, row_tokens: float) -> bool:
         """Whether a batch that has `rows` and `tokens` can take another row, of `row_tokens`."""
@@ -139,12 +136,12 @@ class BatchPlanner:
             return False
         return rows < min(self._max_rows or self._limits.rows, self._limits.rows)
 
-    def _close_batch(self, oldest_referenced: int) -> Batch:
-        """`oldest_referenced`: number of the first batch of a text that is still being cut, or of the next batch."""
+    def _close_batch(self, unfinished: Sequence[RowRef] = ()) -> Batch:
+        """`unfinished`: the rows so far of a text that is still being cut."""
         closed = self._batch
         self._batch = Batch(closed.number + 1)
         oldest_reusable = self._oldest_reusable_batch()
-        closed.oldest_referenced = min(oldest_referenced, oldest_reusable)
+        closed.oldest_referenced = min(oldest_reusable, unfinished[0].batch_number) if unfinished else oldest_reusable
         while self._known_texts and next(iter(self._known_texts.values()))[1][0].batch_number < oldest_reusable:
             self._known_texts.popitem(last=False)
         return closed
