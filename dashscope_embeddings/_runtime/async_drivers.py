@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import contextvars
-import functools
 from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -154,7 +152,7 @@ class _SendingTask:
 
 async def run_in_thread(call: Callable[..., T], *args: Any) -> T:
     """The result of a call that would block the loop. A cancelled caller waits for its end, as it may change data."""
-    item = WorkItem(functools.partial(contextvars.copy_context().run, call, *args))
+    item = WorkItem(flow_runs.in_own_context(call, *args))
     try:
         calling = asyncio.get_running_loop().run_in_executor(None, item.execute)
     except RuntimeError:

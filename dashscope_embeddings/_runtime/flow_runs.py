@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextvars
+import functools
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from dashscope_embeddings._core.exchange import Outcome, exchange
@@ -22,6 +23,11 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 StepT = TypeVar("StepT")
 AnswerT = TypeVar("AnswerT")
+
+
+def in_own_context(function: Callable[..., T], *args: object) -> Callable[..., T]:
+    """A call to make elsewhere, in a copy of this context: tracing and usage trackers are context variables."""
+    return functools.partial(contextvars.copy_context().run, function, *args)
 
 
 def run_flow(flow: Generator[StepT, AnswerT, T], perform: Callable[[StepT], AnswerT]) -> T:
@@ -138,9 +144,8 @@ def single_text(
         batcher.enqueue(text)
         outcome = yield from _poll_until_outcome(text, batcher, context, task)
     except BaseException:
-        # In a copy of this caller's context: usage trackers are context variables, and another caller completes it.
-        own_context = contextvars.copy_context()
-        text.on_late_outcome = lambda outcome: own_context.run(on_late_outcome, outcome)
+        # In this caller's context, because another caller completes it.
+        text.on_late_outcome = in_own_context(on_late_outcome)
         raise
     finally:
         batcher.leave(text, context)

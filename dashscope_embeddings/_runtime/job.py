@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import contextvars
-import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
 from dashscope_embeddings._core.exchange import Outcome, exchange
 from dashscope_embeddings._runtime.async_drivers import cancel_all, run_in_thread
+from dashscope_embeddings._runtime.flow_runs import in_own_context
 from dashscope_embeddings._runtime.thread_pool import SignalSafeEvent
 
 if TYPE_CHECKING:
@@ -50,7 +49,7 @@ class Job(contextlib.AbstractContextManager["Job"]):
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         if isinstance(error, GeneratorExit):
-            self._lock.run_soon(functools.partial(contextvars.copy_context().run, self._abandon))
+            self._lock.run_soon(in_own_context(self._abandon))
             return
         if error is not None:
             self.collector.attach_partial(error, self._texts)

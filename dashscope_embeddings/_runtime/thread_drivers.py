@@ -50,11 +50,6 @@ def _is_deferring_signals() -> bool:
     return (signals := signals_of_this_thread()) is not None and signals.is_deferring
 
 
-def _in_own_context(function: Callable[..., T], *args: object) -> Callable[[], T]:
-    """A call for another thread, in a copy of this context: tracing and usage trackers are context variables."""
-    return functools.partial(contextvars.copy_context().run, function, *args)
-
-
 def _has_ended(labelled: tuple[object, WorkItem[Outcome]]) -> bool:
     return labelled[1].done()
 
@@ -111,7 +106,7 @@ class ThreadDriver:
             while not halt.is_set() and context.has_use_for_another(len(started), map(_has_ended, started)):
                 if (label := next(labels, None)) is None:
                     return
-                call = WorkItem(_in_own_context(self.run_exchange, flow_of(label), halt), on_done=progress.set)
+                call = WorkItem(flow_runs.in_own_context(self.run_exchange, flow_of(label), halt), on_done=progress.set)
                 started.append((label, call))  # first: an interruption in between must find it there
                 shared_pool.submit(call)
 
@@ -224,7 +219,7 @@ class ThreadDriver:
 
     def start(self, flow: Generator[Step, StepResult, object]) -> None:
         """Runs a flow on another thread; nobody waits for it."""
-        shared_pool.submit(WorkItem(_in_own_context(self.run_steps, flow, _NEVER_SET)))
+        shared_pool.submit(WorkItem(flow_runs.in_own_context(self.run_steps, flow, _NEVER_SET)))
 
     def run_exchange(self, flow: Exchange, halt: SignalSafeEvent) -> Outcome:
         """The outcome of one flow, run on this thread. Whatever ends it, it keeps what arrived."""
@@ -259,7 +254,7 @@ class ThreadDriver:
         self._transport.acquire_user_limiter()
         if halt.is_set():
             return CANCELLED
-        call = shared_pool.submit(WorkItem(_in_own_context(self._transport.send, step)))
+        call = shared_pool.submit(WorkItem(flow_runs.in_own_context(self._transport.send, step)))
         grace = GracePeriod(halt.is_set)
         while not call.wait(_POLL_SECONDS):
             if grace.has_begun() and grace.is_over():
