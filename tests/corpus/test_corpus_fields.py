@@ -174,6 +174,15 @@ def test_an_object_that_is_missing_is_one_bad_record(name: str, emulator: Emulat
         embed(emulator, name)
 
 
+def test_positions_of_rejected_records_are_strings_if_the_ids_of_the_output_are(emulator: Emulator) -> None:
+    Path("notes").mkdir()
+    Path("notes/a.txt").write_text("a\n", "utf-8")
+    write_json_lines(Path("in.jsonl"), [{"text": "b"}, {"text": None}, {"text": "d"}])
+    found = embed(emulator, ["notes", "in.jsonl"], on_bad_input="skip")
+    assert found == [("notes/a.txt:1", "a"), ("1", "b"), ("3", "d")]
+    assert [row["id"] for row in read_rejects(Path("out.jsonl"))] == ["2"]
+
+
 def test_a_nested_field_that_is_missing_is_answered_with_those_beside_it(emulator: Emulator) -> None:
     write_json_lines(Path("in.jsonl"), [{"n": 1, "data": {"text": "a", "lang": "en"}}])
     with pytest.raises(

@@ -298,7 +298,7 @@ class CheckpointStore:
         for position, record_id, place, reason, code, request_id, is_invalid in rows:
             # The id of an invalid record may not be an integer even if all others are.
             keeps_id = is_invalid and record_id is not None
-            output_id = record_id if keeps_id else position if is_invalid else self._output_id(position, record_id)
+            output_id = record_id if keeps_id else self._output_id(position, record_id)
             yield {"id": output_id, "place": place, "reason": reason, "code": code, "request_id": request_id}
 
     def _output_id(self, position: int, record_id: str | None) -> int | str:
