@@ -95,17 +95,19 @@ thread_state = threading.local()
 """`deadline`: of this thread's request; `unsent`: whether it failed because its connection had been closed by us."""
 
 
-def apply_deadlines(event: str, info: dict[str, Any]) -> None:
+def apply_deadlines(event: str, info: dict[str, Any], *, joins_head: bool = False) -> None:
     """Called by httpcore at every step (request extension "trace"): applies deadlines to opened connections."""
     if event.endswith(("connect_tcp.complete", "start_tls.complete", "connect_unix_socket.complete")):
-        apply_deadline(info["return_value"])
+        apply_deadline(info["return_value"], joins_head=joins_head)
 
 
-def apply_deadline(stream: Any) -> None:
+def apply_deadline(stream: Any, *, joins_head: bool) -> None:
     """Bounds every read and write of a connection by the deadline of the request that performs it.
 
     httpcore's timeouts limit silence only: headers that arrive byte by byte, or endless "100 Continue" replies, would
-    never time out. A request's head is written together with its body.
+    never time out.
+
+    `joins_head`: the head of a request is written with its body; not on a user's connections, where a body may wait.
     """
     stream_type, stream_ref, head = type(stream), weakref.ref(stream), b""
 
@@ -121,7 +123,7 @@ def apply_deadline(stream: Any) -> None:
 
     def write(buffer: bytes, timeout: float | None = None) -> None:
         nonlocal head
-        if is_head(buffer):
+        if joins_head and is_head(buffer):
             head = buffer
             return
         buffer, head = head + buffer, b""

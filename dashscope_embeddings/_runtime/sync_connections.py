@@ -7,6 +7,7 @@ request takes the connection that became idle last, and the pool holds as many a
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import threading
 import time
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     import httpcore
     import httpx
 
+_apply_deadlines = functools.partial(apply_deadlines, joins_head=True)
 _SWEEP_SECONDS = 5.0
 """Seconds between two looks for expired connections, while there are idle ones."""
 
@@ -41,7 +43,7 @@ class SyncConnectionPool:
         if connection is None:
             connection = Connection(self._connect())
             self._connections.add(connection)
-            request.extensions = {**request.extensions, "trace": apply_deadlines}
+            request.extensions = {**request.extensions, "trace": _apply_deadlines}
         try:
             response = connection.core.handle_request(request)
         except BaseException:
@@ -50,7 +52,7 @@ class SyncConnectionPool:
         stream = response.extensions["network_stream"]
         if connection.streams != [stream]:
             if connection.streams:  # a proxy had closed the last one, and httpcore opened another
-                apply_deadline(stream)
+                apply_deadline(stream, joins_head=True)
             connection.streams = [stream]
         return _Response(response, self, connection)
 

@@ -233,3 +233,18 @@ def test_head_and_body_of_a_request_are_one_packet(server: RawServer, *, asynchr
     vectors = asyncio.run(ask()) if asynchronous else [client.embed(text).dense[0] for text in TEXTS[:20]]
     assert vectors == [vector_of(text) for text in TEXTS[:20]]
     assert (len(server.requests), server.body_reads) == (20, 0)
+
+
+def test_a_body_of_a_users_own_request_may_wait_for_its_head_to_arrive(server: RawServer) -> None:
+    """The request goes over a connection that an embedding client has used."""
+    with httpx.Client() as users:
+        assert client_of(server, http_client=users).embed("ours").dense == [vector_of("ours")]
+        before = server.received_bytes
+
+        def body() -> Iterator[bytes]:
+            assert becomes_true(lambda: server.received_bytes > before)
+            yield b'{"input": {"texts": ["theirs"]}}'
+
+        response = users.post(server.url, content=body(), headers={"content-length": "32"})
+        assert response.status_code == 200
+        assert server.connections == 1
