@@ -130,7 +130,7 @@ def _join_writes(stream: Any) -> None:
 
     async def write(buffer: bytes, timeout: float | None = None) -> None:
         nonlocal head
-        if is_head(buffer):
+        if not head and is_head(buffer):
             head = buffer
             return
         buffer, head = head + buffer, b""

@@ -123,7 +123,7 @@ def apply_deadline(stream: Any, *, joins_head: bool) -> None:
 
     def write(buffer: bytes, timeout: float | None = None) -> None:
         nonlocal head
-        if joins_head and is_head(buffer):
+        if joins_head and not head and is_head(buffer):
             head = buffer
             return
         buffer, head = head + buffer, b""
