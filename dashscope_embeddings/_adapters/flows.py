@@ -6,7 +6,7 @@ result. `run` makes the calls on the caller's thread; `arun` awaits their asynch
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Callable, Generator
 from typing import Any, TypeAlias, TypeVar
 
 from dashscope_embeddings._runtime import flow_runs
@@ -22,24 +22,15 @@ class Call:
     def __init__(self, function: Callable[..., Any], async_function: Callable[..., Any], /, *args: Any) -> None:
         self.function, self.async_function, self.args = function, async_function, args
 
-    def make(self) -> Any:
-        """Makes the call."""
-        return self.function(*self.args)
-
-    def amake(self) -> Awaitable[Any]:
-        """Starts the asynchronous version."""
-        awaitable: Awaitable[Any] = self.async_function(*self.args)
-        return awaitable
-
 
 Flow: TypeAlias = Generator[Call, Any, T]
 
 
 def run(flow: Flow[T]) -> T:
     """The result of a flow, on this thread. Whatever a call raises is thrown into the flow, which may call again."""
-    return flow_runs.run_flow(flow, Call.make)
+    return flow_runs.run_flow(flow, lambda call: call.function(*call.args))
 
 
 async def arun(flow: Flow[T]) -> T:
     """`run` on the running loop."""
-    return await flow_runs.arun_flow(flow, Call.amake)
+    return await flow_runs.arun_flow(flow, lambda call: call.async_function(*call.args))
