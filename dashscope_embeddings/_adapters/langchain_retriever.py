@@ -14,8 +14,8 @@ from typing_extensions import Self, Unpack
 
 from dashscope_embeddings._adapters.base import ClientFields, as_text_list
 from dashscope_embeddings._adapters.flows import Flow, arun, run
-from dashscope_embeddings._adapters.sparse import SparseAdapter
-from dashscope_embeddings._adapters.sparse_retriever import SparseCollection, check_k, check_types, with_hidden_keys
+from dashscope_embeddings._adapters.sparse import SparseAdapter, with_hidden_keys
+from dashscope_embeddings._adapters.sparse_retriever import SparseCollection, check_k, check_types
 from dashscope_embeddings._core.client_options import SparseOptions
 from dashscope_embeddings._core.text_inputs import invalid_input_error, non_string_problem
 from dashscope_embeddings.errors import InvalidInput

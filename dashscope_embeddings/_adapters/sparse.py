@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, cast
 
 from pydantic import AliasChoices, ConfigDict, Field, SecretStr
@@ -32,6 +33,16 @@ class SparseSettings(ClientFields):
         client.settings.require_sparse()
 
 
+def with_hidden_keys(options: Mapping[str, Any], accepted: type) -> dict[str, Any]:
+    """The arguments of what has a sparse adapter, of which `accepted` has the names; their keys become `SecretStr`.
+
+    In place, because a factory's frame is shown with its arguments if the constructor raises.
+    """
+    settings = cast("dict[str, Any]", options)
+    hide_secrets(settings, SparseSettings._argument_names() | accepted.__annotations__.keys())  # noqa: SLF001 - the class above
+    return settings
+
+
 class SparseAdapter:
     """Embeds through a dense adapter or through settings of its own. A pickle holds the settings only."""
 
@@ -39,28 +50,25 @@ class SparseAdapter:
         self, dense: ClientFields | None = None, *, memo_size: int | None = None, **options: Unpack[SparseOptions]
     ) -> None:
         """`dense`: the dense adapter to share requests with; without it, settings of `EmbeddingClient`."""
-        settings = cast("dict[str, Any]", options)  # not a copy: what hides a key in one hides it in both
-        settings["dense"] = dense
+        cast("dict[str, Any]", options)["dense"] = dense
         del dense  # a string may be a key
-        hide_secrets(settings, SparseSettings._argument_names())  # noqa: SLF001 - the class above
+        settings = with_hidden_keys(options, SparseOptions)
         dense = settings.pop("dense")
-        if dense is None and memo_size is not None:
-            raise InvalidInput("memo_size belongs to a paired adapter: pass dense= as well")
         if dense is None:
-            self._source: ClientFields = SparseSettings(**settings)
+            if memo_size is not None:
+                raise InvalidInput("memo_size belongs to a paired adapter: pass dense= as well")
+            dense = SparseSettings(**settings)
         elif settings:
             raise InvalidInput(f"{', '.join(settings)}: a paired adapter has the settings of the dense one")
         elif not isinstance(dense, ClientFields):
             kind = "str" if isinstance(dense, SecretStr) else type(dense).__name__
             raise InvalidInput(f"expected a dense adapter of this package, not {kind}")
-        else:
-            self._source = dense
-        self._is_paired = dense is not None
+        self._source: ClientFields = dense
         self._memo_size = memo_size
         self._pair()
 
     def _pair(self) -> None:
-        if self._is_paired:
+        if not isinstance(self._source, SparseSettings):
             self._source.pair(self, self._memo_size)
 
     @property
@@ -95,4 +103,4 @@ class SparseAdapter:
         return type(self) is type(other) and vars(self) == vars(other)
 
     def __hash__(self) -> int:
-        return hash((type(self), self._source, self._is_paired, self._memo_size))
+        return hash((type(self), self._source, self._memo_size))

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 try:
     import numpy as np
@@ -16,10 +16,9 @@ except ImportError as missing:
 
 from dashscope_embeddings._adapters.base import as_single_text
 from dashscope_embeddings._adapters.partial_results import ANY_EXCEPTION, add_cached_to_partial
-from dashscope_embeddings._adapters.sparse import SparseAdapter, SparseSettings
+from dashscope_embeddings._adapters.sparse import SparseAdapter
 from dashscope_embeddings._adapters.sparse_index import SparseIndex
 from dashscope_embeddings._core.results import set_attributes
-from dashscope_embeddings._core.secret_settings import hide_secrets
 from dashscope_embeddings._process import ForkSafeLock
 from dashscope_embeddings._runtime.files import PRIVATE_MODE, publish, write_partials
 from dashscope_embeddings.errors import DashScopeError, InvalidInput
@@ -58,16 +57,6 @@ def check_types(documents: Sequence[object], wanted: type, name: str, advice: st
     for i, document in enumerate(documents):
         if not isinstance(document, wanted):
             raise InvalidInput(f"{name} {i} is {type(document).__name__}, not {wanted.__name__}: {advice}")
-
-
-def with_hidden_keys(options: Mapping[str, Any], accepted: type) -> dict[str, Any]:
-    """The arguments of a retriever, of which `accepted` has the names; their keys become `SecretStr`.
-
-    In place, because a factory's frame is shown with its arguments if the constructor raises.
-    """
-    settings = cast("dict[str, Any]", options)
-    hide_secrets(settings, SparseSettings._argument_names() | accepted.__annotations__.keys())  # noqa: SLF001 - of this package
-    return settings
 
 
 class SparseCollection(Generic[DocumentT]):

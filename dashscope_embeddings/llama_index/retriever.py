@@ -22,8 +22,8 @@ except ImportError:  # core 0.13 has it elsewhere
 
 from dashscope_embeddings._adapters.base import ClientFields
 from dashscope_embeddings._adapters.flows import Flow, arun, run
-from dashscope_embeddings._adapters.sparse import SparseAdapter
-from dashscope_embeddings._adapters.sparse_retriever import SparseCollection, check_k, check_types, with_hidden_keys
+from dashscope_embeddings._adapters.sparse import SparseAdapter, with_hidden_keys
+from dashscope_embeddings._adapters.sparse_retriever import SparseCollection, check_k, check_types
 from dashscope_embeddings._core.client_options import SparseOptions
 from dashscope_embeddings.llama_index.nodes import DropBlankNodes
 from dashscope_embeddings.llama_index.usage_event import emit_usage

@@ -10,9 +10,8 @@ from typing_extensions import Unpack
 
 from dashscope_embeddings._adapters.base import ClientFields, as_single_text, as_text_list
 from dashscope_embeddings._adapters.flows import Flow, arun, run
-from dashscope_embeddings._adapters.sparse import SparseAdapter, SparseSettings
+from dashscope_embeddings._adapters.sparse import SparseAdapter, with_hidden_keys
 from dashscope_embeddings._core.client_options import SparseOptions
-from dashscope_embeddings._core.secret_settings import hide_secrets
 from dashscope_embeddings.llama_index.usage_event import emit_usage
 from dashscope_embeddings.vectors import SparseVector, TextType, Usage
 
@@ -54,11 +53,9 @@ class DashScopeSparseEmbedding(BaseSparseEmbedding):
         memo_size: int | None = None,
         **options: Unpack[SparseOptions],
     ) -> None:
-        settings = cast("dict[str, Any]", options)  # not a copy: what hides a key in one hides it in both
-        settings["dense"] = dense
+        cast("dict[str, Any]", options)["dense"] = dense
         del dense  # a string may be a key
-        hide_secrets(settings, SparseSettings._argument_names())  # noqa: SLF001 - of this package
-        sparse = SparseAdapter(memo_size=memo_size, **settings)
+        sparse = SparseAdapter(memo_size=memo_size, **with_hidden_keys(options, SparseOptions))
         super().__init__(
             model_name=sparse.hybrid.client.settings.model.name,
             embed_batch_size=embed_batch_size,
