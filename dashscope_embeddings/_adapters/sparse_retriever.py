@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import zipfile
-import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -143,28 +141,28 @@ class SparseCollection(Generic[DocumentT]):
         Raises:
             InvalidInput: there is no such file, it is damaged, or it was written with other settings.
         """
-        path = Path(folder) / FILE_NAME
+        path, own_settings = Path(folder) / FILE_NAME, self._namespace
         try:
             with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
                 contents = json.loads(file["documents"].tobytes().decode("utf-8", "surrogatepass"))
                 header, encoded = contents["header"], contents["documents"]
                 if header["format"] != _FORMAT:
-                    raise ValueError(header["format"])
+                    raise ValueError(header["format"])  # noqa: TRY301 - reported as any damage
                 settings = header["settings"]
-                if settings == self._namespace:
+                if settings == own_settings:
                     index = SparseIndex.from_arrays({name: file[name] for name in file.files})
                     documents = [decode(document) for document in encoded]
                     if len(index) != len(documents):
-                        raise ValueError("not a vector for each document")
+                        raise ValueError("not a vector for each document")  # noqa: TRY301 - same
         except FileNotFoundError:
             raise InvalidInput(f"{path} does not exist: it is written by save_local or persist") from None
-        except _DAMAGED as error:
+        except Exception as error:  # noqa: BLE001 - whatever numpy, zipfile, json and the frameworks raise over such a file
             raise InvalidInput(
                 f"{path} is damaged, or not a sparse index of this package ({type(error).__name__}): make it again"
             ) from None
-        if settings != self._namespace:
+        if settings != own_settings:
             raise InvalidInput(
-                f"{path} was written with the settings {settings}, not with {self._namespace}: vectors of different "
+                f"{path} was written with the settings {settings}, not with {own_settings}: vectors of different "
                 "models, dimensions or roles must not be compared. Load it with the settings it was written with"
             )
         with _lock.current:
@@ -179,10 +177,3 @@ def _renumber(error: BaseException, earlier: list[SparseVector], count: int) -> 
     add_cached_to_partial(error, [*earlier, *[None] * (count - start)], list(range(start, count)))
     if isinstance(error, DashScopeError):
         error.set_affected(sorted(error.reasons) or error.failed, count)
-
-
-_DAMAGED: tuple[type[Exception], ...] = (
-    *(ArithmeticError, AttributeError, EOFError, IndexError, KeyError, MemoryError, OSError, RuntimeError),
-    *(TypeError, ValueError, zipfile.BadZipFile, zlib.error),
-)
-"""What numpy, zipfile, json and the frameworks raise over a damaged or foreign file."""
