@@ -116,12 +116,7 @@ def _native_row(request: EmbeddingRequest, index: int, text: str) -> str:
 
 def _vector(request: EmbeddingRequest, text: str) -> list[float]:
     return synthetic_vectors.dense(
-        text,
-        model=request.model,
-        text_type=request.text_type,
-        dimension=request.dimension,
-        # The documents say that an instruction needs the role `query`; assumed: with another role it does nothing.
-        instruct=request.instruct if request.text_type == "query" else "",
+        text, model=request.model, text_type=request.text_type, dimension=request.dimension, instruct=request.instruct
     )
 
 

@@ -51,7 +51,6 @@ THROTTLING_MESSAGES = {
     "PostpaidBillOverdue": "The postpaid bill is overdue.",
 }
 """Codes that come with HTTP 429, and their messages; those of the last three are a guess."""
-FREE_QUOTA_MESSAGE = "Free allocated quota exceeded."
 
 
 class ApiError(Exception):

@@ -25,13 +25,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from typing_extensions import Unpack
 
-from dashscope_embeddings.emulator.error_responses import (
-    FREE_QUOTA_MESSAGE,
-    ApiError,
-    invalid_parameter,
-    throttled,
-    to_json,
-)
+from dashscope_embeddings.emulator.error_responses import ApiError, invalid_parameter, throttled, to_json
 from dashscope_embeddings.emulator.fault_schedule import BatchExpires as BatchExpires
 from dashscope_embeddings.emulator.fault_schedule import BatchFails as BatchFails
 from dashscope_embeddings.emulator.fault_schedule import EditReply as EditReply
@@ -67,7 +61,7 @@ def Throttle(
 
 def FreeQuotaExhausted(only_free: bool = False, **when: Unpack[When]) -> Refuse:
     """The free tokens are used up: HTTP 429 as if throttled, or 403 where `only_free` was chosen."""
-    error = throttled("Throttling.AllocationQuota", FREE_QUOTA_MESSAGE)
+    error = throttled("Throttling.AllocationQuota", "Free allocated quota exceeded.")
     if only_free:
         error = ApiError(403, "AllocationQuota.FreeTierOnly", "The free tier of the model has been exhausted.")
     return _refuse("FreeQuotaExhausted", error, when)

@@ -199,7 +199,6 @@ class Emulator:
     ) -> list[float]:
         """The dense vector that a client must get for a text (from the compatible protocol: that of a `query`)."""
         size = dimension or self._models[model].default_dimension or 1024
-        instruct = instruct if text_type == "query" else ""
         vector = synthetic_vectors.dense(text, model=model, text_type=text_type, dimension=size, instruct=instruct)
         return [float(number) for number in json.loads(synthetic_vectors.to_json_array(vector))]
 

@@ -80,7 +80,8 @@ def dense(text: str, *, model: str, text_type: str, dimension: int, instruct: st
     for index, share in _fingerprint(text, dimension):
         vector[index] += share * word_norm
     scale = math.sqrt(1.0 - _CONTEXT_ENERGY_SHARE) / (math.hypot(*vector) or 1.0)
-    context = _context_vector(model, text_type, instruct, dimension)
+    # The documents say that an instruction needs the role `query`; assumed: with another role it does nothing.
+    context = _context_vector(model, text_type, instruct if text_type == "query" else "", dimension)
     vector = [value * scale + own for value, own in zip(vector, context, strict=True)]
     length = math.hypot(*vector)
     return [value / length for value in vector]
