@@ -40,6 +40,8 @@ class ClientFields(SettingFields):
     # The fields that hold the model and the key: each framework has its own names for them.
     _model_field: ClassVar[str] = "model"
     _key_field: ClassVar[str] = "api_key"
+    # Fields of the framework that `_settings` reads as well.
+    _framework_fields: ClassVar[tuple[str, ...]] = ()
 
     # The address found at construction. If a variable changes later, the key must not be sent to another host.
     found_address: str | None = Field(default=None, exclude=True, repr=False)
@@ -149,7 +151,7 @@ class ClientFields(SettingFields):
         del value
         hide_secrets(setting)
         super().__setattr__(name, self._as_field(name, setting[name]))
-        if name in _CLIENT_DEPENDS_ON:
+        if name in {*ClientFields.model_fields, self._model_field, self._key_field, *self._framework_fields}:
             self._client = None
 
     def _as_field(self, name: str, value: Any) -> Any:  # noqa: ARG002 - an adapter wraps some fields by name
@@ -251,17 +253,6 @@ class ClientFields(SettingFields):
         super().__setstate__(state)
         if self.__pydantic_private__ is None:
             self.model_post_init(None)
-
-
-_CLIENT_DEPENDS_ON = frozenset(ClientFields.model_fields) | {
-    "api_key",
-    "dashscope_api_key",
-    "embed_batch_size",
-    "model",
-    "model_name",
-    "num_workers",
-}
-"""Fields whose change makes a new client necessary, of all adapters."""
 
 
 def _unpair(dense: weakref.ref[ClientFields]) -> None:

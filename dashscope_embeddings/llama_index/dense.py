@@ -86,6 +86,7 @@ class DashScopeEmbedding(ClientFields, BaseEmbedding):
     """
 
     _model_field = "model_name"
+    _framework_fields = ("embed_batch_size", "num_workers")
 
     model_name: str = DEFAULT_MODEL
     text_type: TextType = "document"
