@@ -13,7 +13,6 @@ except ImportError as missing:
         'pip install "dashscope-embeddings[llama-index,llama-index-milvus]"'
     ) from missing
 
-from dashscope_embeddings._adapters.base import as_text_list
 from dashscope_embeddings._adapters.flows import arun, run
 from dashscope_embeddings._adapters.sparse import SparseAdapter
 
@@ -44,10 +43,7 @@ class DashScopeSparseFunction(SparseAdapter, BaseSparseEmbeddingFunction):
 
     def encode_queries(self, queries: list[str]) -> list[dict[int, float]]:
         """`encode_documents` for texts to search with."""
-        return [
-            row.as_milvus(query=True)
-            for row in run(self.hybrid.component_flow("sparse", as_text_list(queries), "query"))
-        ]
+        return [row.as_milvus(query=True) for row in run(self._queries(queries))]
 
     async def async_encode_documents(self, documents: list[str]) -> list[dict[int, float]]:
         """`encode_documents` on the running event loop."""
@@ -55,10 +51,7 @@ class DashScopeSparseFunction(SparseAdapter, BaseSparseEmbeddingFunction):
 
     async def async_encode_queries(self, queries: list[str]) -> list[dict[int, float]]:
         """`encode_queries` on the running event loop."""
-        return [
-            row.as_milvus(query=True)
-            for row in await arun(self.hybrid.component_flow("sparse", as_text_list(queries), "query"))
-        ]
+        return [row.as_milvus(query=True) for row in await arun(self._queries(queries))]
 
     def prefetch(self, documents: Sequence[str]) -> None:
         """Requests the vectors that `encode_documents` will return one by one, in as few requests as possible.

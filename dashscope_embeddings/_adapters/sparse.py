@@ -84,8 +84,11 @@ class SparseAdapter:
     def _documents(self, texts: list[str]) -> Flow[list[SparseVector]]:
         return self.hybrid.component_flow("sparse", as_text_list(texts), self.document_role)
 
-    def _query(self, text: str) -> Flow[Any]:
-        [row] = yield from self.hybrid.component_flow("sparse", [as_single_text(text)], "query")
+    def _queries(self, texts: list[str]) -> Flow[list[SparseVector]]:
+        return self.hybrid.component_flow("sparse", as_text_list(texts), "query")
+
+    def _query(self, text: str) -> Flow[SparseVector]:
+        [row] = yield from self._queries([as_single_text(text)])
         return row
 
     @property
