@@ -43,7 +43,8 @@ class KVCache:
     def write(self, vectors: dict[str, Sequence[float]]) -> Flow[None]:
         """As in `VectorCache`."""
         for text, vector in vectors.items():
-            yield Call(self._store.put, self._store.aput, text, _entry(vector), self._collection)
+            entry = {str(uuid.uuid4()): list(vector)}  # LlamaIndex's format
+            yield Call(self._store.put, self._store.aput, text, entry, self._collection)
 
     def as_stored(self, vector: list[float]) -> list[float]:
         """Unchanged."""
@@ -56,11 +57,6 @@ class KVCache:
             return None
         is_finite = all(isinstance(number, (int, float)) and math.isfinite(number) for number in vector)
         return [float(number) for number in vector] if is_finite else None
-
-
-def _entry(vector: Sequence[float]) -> dict[str, Any]:
-    """A vector in LlamaIndex's format."""
-    return {str(uuid.uuid4()): list(vector)}
 
 
 @BaseKVStore.register
