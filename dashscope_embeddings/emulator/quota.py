@@ -13,7 +13,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl
 
-from dashscope_embeddings.emulator.error_responses import ApiError, json_headers, throttled, to_json
+from dashscope_embeddings.emulator.error_responses import json_headers, throttled, to_json
 from dashscope_embeddings.emulator.messages import Request, Response
 
 if TYPE_CHECKING:
@@ -64,16 +64,13 @@ class Quota:
         amounts = {"Throttling.RateQuota": 1, "Throttling.AllocationQuota": tokens}
         for code, window in self._windows.items():
             if seconds := window.seconds_until_fits(amounts[code], now):
-                raise _exceeded(code, seconds)
+                error = throttled(code)
+                # The vendor's newer SDK code reads both headers, neither of which has been seen in a reply.
+                error.retry_headers["retry-after"] = str(math.ceil(seconds))
+                error.retry_headers["retry-after-ms"] = str(math.ceil(seconds * 1000))
+                raise error
         for code, window in self._windows.items():
             window.add(amounts[code], now)
-
-
-def _exceeded(code: str, seconds: float) -> ApiError:
-    """HTTP 429; the vendor's newer SDK code reads both headers, neither of which has been seen in a reply."""
-    error = throttled(code)
-    error.retry_headers = {"retry-after": str(math.ceil(seconds)), "retry-after-ms": str(math.ceil(seconds * 1000))}
-    return error
 
 
 # --- the list of quotas ------------------------------------------------------------------------------------

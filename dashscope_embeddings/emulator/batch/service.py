@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from dashscope_embeddings.emulator.fault_schedule import Fault, Target
     from dashscope_embeddings.emulator.messages import Request, WireProtocol
 
-_PATH = re.compile(r"/compatible-mode/v1/(files|batches)(?:/([^/]+)(?:/([a-z]+))?)?")
+_PATH = re.compile(r"\A/compatible-mode/v1/(files|batches)(?:/([^/]+)(?:/([a-z]+))?)?\Z")
 """The collection, an id in it, and an action on it."""
 _WINDOWS = {*(f"{hours}h" for hours in range(24, 337)), *(f"{days}d" for days in range(1, 15))}
 """The documented completion windows."""
@@ -98,7 +98,7 @@ class BatchService:
 
     def handles(self, request: Request) -> bool:
         """Whether the request is for this route."""
-        return _PATH.fullmatch(request.path) is not None
+        return _PATH.match(request.path) is not None
 
     def answer(self, request: Request, owner: str, now: float, request_id: str) -> Response:
         """Answers a request to this route, sent with the key whose fingerprint is `owner`. Raises ApiError."""
@@ -128,8 +128,7 @@ class BatchService:
 
     def _reply(self, request: Request, owner: str, now: float) -> dict[str, Any] | _Content:
         """The JSON of a reply, or the content of a file."""
-        match = _PATH.fullmatch(request.path)
-        collection, name, action = (part or "" for part in match.groups()) if match is not None else ("", "", "")
+        [(collection, name, action)] = _PATH.findall(request.path)
         match request.method, collection, bool(name), action:
             case "POST", "files", False, "":
                 return self._upload_file(request, owner, now)
