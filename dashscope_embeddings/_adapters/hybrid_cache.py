@@ -129,22 +129,19 @@ class HybridCache:
 
     def missing(self, component: Component, role: TextType, texts: Sequence[str]) -> list[str]:
         """The texts without enough entries, each as often as an entry is missing."""
+        missing: list[str] = []
         with self._lock:
             self._evict_expired()
-            return self._missing(component, role, texts)
+            for text, count in Counter(texts).items():
+                entry = self._partition(role).get((component, (role, text)))
+                missing += [text] * (count - (entry.remaining_uses if entry else 0))
+        return missing
 
     # --- with the lock held -------------------------------------------------------------------------------
 
     def _partition(self, role: TextType) -> OrderedDict[tuple[Component, CacheKey], _Entry]:
         """Queries have their own capacity, so that documents which are never fetched cannot use it up."""
         return self._queries if role == "query" else self._documents
-
-    def _missing(self, component: Component, role: TextType, texts: Sequence[str]) -> list[str]:
-        missing: list[str] = []
-        for text, count in Counter(texts).items():
-            entry = self._partition(role).get((component, (role, text)))
-            missing += [text] * (count - (entry.remaining_uses if entry else 0))
-        return missing
 
     def _put(self, component: Component, key: CacheKey, vector: Vector, *, ignore_capacity: bool = False) -> None:
         partition = self._partition(key[0])
