@@ -40,8 +40,8 @@ class EmbeddingClient(ClientBase):
     are closed when nothing holds the client any more. Clients with equal settings share connections; idle threads end
     after 10 seconds, idle connections after 30. A forked child makes its own connections. A pickle holds the settings
     and the key, but no `on_request`; `http_client` and LangChain's `rate_limiter` cannot be pickled. Clients with equal
-    settings are equal and have equal hashes. A request that is cancelled or interrupted closes its connection, and what
-    the service bills for it is in no `usage`.
+    settings are equal and have equal hashes. A request that is cancelled closes its connection, and what the service
+    bills for it is in no `usage`; one that Ctrl-C interrupts is counted when it is answered, but its vectors are lost.
 
     Args:
         model: A model's name; the catalogue knows its limits, an unknown one works with cautious limits.
