@@ -33,6 +33,7 @@ class SyncConnectionPool:
     def __init__(self, connect: Callable[[], Any], idle_seconds: float) -> None:
         self._connect, self.idle = connect, IdleConnections(idle_seconds)
         self._connections: set[Connection] = set()
+        self._pid = os.getpid()
         self._is_closed = False
 
     def handle_request(self, request: httpx.Request | httpcore.Request) -> PooledResponse:
@@ -57,6 +58,8 @@ class SyncConnectionPool:
         return _Response(response, self, connection)
 
     def release(self, connection: Connection, *, is_reusable: bool) -> None:
+        if os.getpid() != self._pid:
+            return  # a reply that a thread of the parent was reading; its connection is the parent's
         if not is_reusable or self._is_closed:
             self._close([connection])
             return

@@ -248,3 +248,17 @@ def test_a_body_of_a_users_own_request_may_wait_for_its_head_to_arrive(server: R
         response = users.post(server.url, content=body(), headers={"content-length": "32"})
         assert response.status_code == 200
         assert server.connections == 1
+
+
+def test_a_reply_of_the_parent_that_a_forked_child_drops_closes_nothing(
+    server: RawServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = client_of(server)
+    client.embed("one")
+    pool: Any = client._transport._sync_pool
+    connection, _ = pool.pool.idle.take()
+    monkeypatch.setattr(pool.pool, "_pid", -1)  # as in a child
+    pool.pool.release(connection, is_reusable=False)
+    assert server.open_connections == 1
+    pool.pool.release(connection, is_reusable=True)
+    assert not pool.pool.idle
