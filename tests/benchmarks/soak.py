@@ -15,7 +15,9 @@ import asyncio
 import contextlib
 import gc
 import json
+import logging
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -44,6 +46,8 @@ _END = 60.0
 """Seconds within which calls must return once nobody makes new ones."""
 _IDLE_THREADS_END = 15.0
 """Seconds within which threads without work end."""
+_OUTAGE = re.compile(r"attempt \d of \d failed, next in ")
+"""What is warned of where a reply stalls and no other is on its way, as when the other callers have ended."""
 _NOISE, _PER_REQUEST = 16.0, 160.0
 """MiB that the resident size moves by itself, as allocators keep what a moment's peak of requests had needed; and bytes
 a request: whatever is kept of one, a permit, an outcome or a body, takes several times that."""
@@ -84,6 +88,8 @@ class Report:
     stuck: int
     """Callers that did not return."""
     samples: list[Sample] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    """Logged by the client."""
 
     @property
     def growth(self) -> float:
@@ -127,6 +133,17 @@ def at_rest(load: Load, threads: int | None = None) -> Sample:
     return Sample(**{**asdict(sample(load)), "objects": objects})
 
 
+class WarningCollector(logging.Handler):
+    """Keeps the client's warnings."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.messages: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.messages.append(record.getMessage())
+
+
 # --- running -------------------------------------------------------------------------------------------------
 
 
@@ -165,6 +182,8 @@ def work(load: Load, seconds: float, samples: list[Sample] | None = None) -> int
 def soak(seconds: float) -> Report:
     """The whole run."""
     samples: list[Sample] = []
+    logged = WarningCollector()
+    logging.getLogger("dashscope_embeddings").addHandler(logged)
     with service(max(0.5, seconds / 24)) as (url, seen):
         load = Load(url)
         before = at_rest(load)
@@ -174,7 +193,7 @@ def soak(seconds: float) -> Report:
         rest, requests = at_rest(load, before.threads + CONCURRENCY), load.client.usage.requests - billed
         load.forget()
         gone = at_rest(load, before.threads)
-    return Report(load.tally, before, warm, rest, gone, seen, requests, stuck, samples)
+    return Report(load.tally, before, warm, rest, gone, seen, requests, stuck, samples, logged.messages)
 
 
 # --- judging -------------------------------------------------------------------------------------------------
@@ -198,6 +217,11 @@ def _wrong_calls(report: Report) -> Iterator[str]:
     faults = seen.total() - seen["requests"] - seen["throttled"]
     if not seen["throttled"] or faults < _LEAST_FAULTS * seen["requests"]:
         yield f"the service was not faulty enough to show anything: {seen}"
+    outages = [message for message in report.warnings if _OUTAGE.match(message)]
+    for message in set(report.warnings) - set(outages):
+        yield f"a warning: {message}"
+    if len(outages) > seen["Stall"]:
+        yield f"{len(outages)} outages were warned of, and {seen['Stall']} replies stalled: {outages}"
 
 
 def _leaks(report: Report) -> Iterator[str]:

@@ -52,10 +52,13 @@ def fine(soak: Any) -> soak_module.Report:
     tally.counts = {"embed": Counter(started=100, answered=80, raised=5, cancelled=15)}
     before = soak.Sample(100.0, 0, 1, 0, 0, 60_000)
     warm = soak.Sample(110.0, 8, 9, 0, 0, 70_000)
-    seen = Counter(requests=1_000, throttled=9, Drop=50)
+    seen = Counter(requests=1_000, throttled=9, Drop=50, Stall=1)
     samples = [soak.Sample(110.0 + second, 16, 24, 90, 8) for second in range(8)]
     report: soak_module.Report = soak.Report(tally, before, warm, warm, before, seen, 900, 0, samples)
     return report
+
+
+STALLED = "attempt 1 of 7 failed, next in 0.6 s: no answer from 127.0.0.1:80: nothing within 3 s (ReadTimeout)"
 
 
 def at(name: str, **changed: Any) -> Callable[[Any], object]:
@@ -72,6 +75,8 @@ def at(name: str, **changed: Any) -> Callable[[Any], object]:
         (lambda report: report.tally.complain("a wrong vector"), "a wrong vector"),
         (lambda report: report.seen.pop("Drop"), "not faulty enough"),
         (lambda report: report.seen.update(throttled=-9), "not faulty enough"),
+        (lambda report: report.warnings.append("throttled for 9 s"), "a warning: throttled for 9 s"),
+        (lambda report: report.warnings.extend([STALLED] * 2), "2 outages were warned of, and 1 replies stalled"),
         (lambda report: report.samples.extend([dataclasses.replace(report.warm, memory=130.0)] * 4), "MiB more"),
         (at("rest", objects=70_900), "900 objects"),
         (at("rest", permits=1), "1 permits"),
@@ -84,7 +89,9 @@ def at(name: str, **changed: Any) -> Callable[[Any], object]:
 )
 def test_the_judge_sees(soak: Any, change: Callable[[Any], object], complaint: str) -> None:
     report = fine(soak)
+    report.warnings.append(STALLED)
     assert soak.violations(report) == []
+    report.warnings.clear()
     change(report)
     (found,) = soak.violations(report)
     assert complaint in found
