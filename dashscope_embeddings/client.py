@@ -19,7 +19,7 @@ from dashscope_embeddings._core.text_inputs import OnRefused
 from dashscope_embeddings._runtime.async_connections import check_running_loop
 from dashscope_embeddings._runtime.async_drivers import run_in_thread
 from dashscope_embeddings._runtime.client_base import ClientBase
-from dashscope_embeddings._runtime.deadlines import GracePeriod
+from dashscope_embeddings._runtime.deadlines import GRACE_SECONDS, GracePeriod
 from dashscope_embeddings._runtime.flow_runs import ClosingGenerator
 from dashscope_embeddings._runtime.job import OnBatchDone
 from dashscope_embeddings._runtime.thread_pool import SignalSafeEvent
@@ -41,7 +41,7 @@ class EmbeddingClient(ClientBase):
     after 10 seconds, idle connections after 30. A forked child makes its own connections. A pickle holds the settings
     and the key, but no `on_request`; `http_client` and LangChain's `rate_limiter` cannot be pickled. Clients with equal
     settings are equal and have equal hashes. A request that is cancelled closes its connection, and what the service
-    bills for it is in no `usage`; one that Ctrl-C interrupts is counted when it is answered, but its vectors are lost.
+    bills for it is in no `usage`; one that Ctrl-C interrupts is counted, whenever it is answered.
 
     Args:
         model: A model's name; the catalogue knows its limits, an unknown one works with cautious limits.
@@ -99,12 +99,14 @@ class EmbeddingClient(ClientBase):
         Raises:
             InvalidInput: a text cannot be embedded; nothing was sent.
             ServiceError, ConnectionFailed, BadReply: with `partial` (index → vector) and `failed` (indices).
-            KeyboardInterrupt, asyncio.CancelledError: nothing more is sent. Both carry `partial` and `failed` as well,
-                but on Python 3.10 a task that awaits the cancelled one does not see them.
+            KeyboardInterrupt: nothing more is sent; with `partial` and `failed`. If there are several requests, those
+                in flight have two seconds to be answered, or until a second one.
+            asyncio.CancelledError: the same, at once; on Python 3.10 a task that awaits the cancelled one does not see
+                `partial` and `failed`.
         """
         context = self.sync_context(text_type, output)
         checked = text_inputs.validate(text_inputs.iterate_texts(texts), self._limits, context.long_text)
-        job = self._new_job(output, checked, array=array)
+        job = self._new_job(output, checked, array=array, await_answers=lambda: self.drain(GRACE_SECONDS))
         if (single := self._prepare_single(checked, context)) is not None and context.blocked_loop is None:
             outcomes = self._thread_driver.run_single(*single, context, job.count_late)
         else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -162,10 +162,17 @@ class ClientBase:
             dedup_window=dedup_window,
         )
 
-    def _new_job(self, output: Output, texts: Sequence[str] | None = None, *, array: bool = False) -> Job:
+    def _new_job(
+        self,
+        output: Output,
+        texts: Sequence[str] | None = None,
+        *,
+        array: bool = False,
+        await_answers: Callable[[], object] = lambda: None,
+    ) -> Job:
         array_rows = len(texts) if array and texts is not None else None
         collector = ResultCollector(output, self.settings.price, array_rows=array_rows)
-        return Job(collector, self._job_lock, self._add_usage, texts)
+        return Job(collector, self._job_lock, self._add_usage, texts, await_answers)
 
     def sync_context(self, text_type: TextType, output: Output) -> RequestContext:
         """What all batches of a call on this thread share."""
@@ -184,7 +191,7 @@ class ClientBase:
         """`stream`, until the caller wants to stop: then it yields what is still answered, and raises `Cancelled`."""
         checked = text_inputs.validate_each(texts, self._limits, context.long_text, refused)
         batches = planning.batches(checked, self._planner(dedup_window=READ_AHEAD))
-        job = self._new_job(context.options.output)
+        job = self._new_job(context.options.output, await_answers=lambda: self.drain(grace.use_up()))
         flow_of = job.flow_maker(context, self._quota_question(context, self._thread_driver), arrived)
         outcomes = self._thread_driver.run_many(batches, flow_of, job.halt, context, grace)
         with job, contextlib.closing(outcomes):

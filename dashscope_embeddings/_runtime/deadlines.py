@@ -81,6 +81,13 @@ class GracePeriod:
             self._ends_at = time.monotonic() + self._seconds()
         return self._ends_at < math.inf
 
+    def use_up(self) -> float:
+        """Its seconds, for a caller that is interrupted; 0 if that had stopped, or had been interrupted, before."""
+        if self.has_begun():
+            return 0.0
+        self._ends_at = -math.inf
+        return self._seconds()
+
     def is_over(self) -> bool:
         """Whether it has begun, and the caller waits no longer."""
         return time.monotonic() >= self._ends_at

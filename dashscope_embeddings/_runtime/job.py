@@ -7,9 +7,12 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
 from dashscope_embeddings._core.exchange import Outcome, exchange
+from dashscope_embeddings._core.results import partial_of, set_attributes
 from dashscope_embeddings._runtime.async_drivers import cancel_all, run_in_thread
+from dashscope_embeddings._runtime.deferred_signals import DeferredSignals, signals_of_this_thread
 from dashscope_embeddings._runtime.flow_runs import in_own_context
-from dashscope_embeddings._runtime.thread_pool import SignalSafeEvent
+from dashscope_embeddings._runtime.thread_pool import SignalSafeEvent, is_main_thread
+from dashscope_embeddings.errors import DashScopeError
 
 if TYPE_CHECKING:
     import asyncio
@@ -37,10 +40,14 @@ class Job(contextlib.AbstractContextManager["Job"]):
         lock: CleanupLock,
         add_usage: Callable[[Usage], None],
         texts: Sequence[str] | None = None,
+        await_answers: Callable[[], object] = lambda: None,
     ) -> None:
-        """`add_usage` counts a bill; `texts`: those of the call, None for a stream."""
+        """`add_usage` counts a bill; `texts`: those of the call, None for a stream.
+
+        `await_answers` waits for requests in flight, which may go on when an interruption ends a call of a thread.
+        """
         self.collector = collector
-        self._lock, self._add_usage, self._texts = lock, add_usage, texts
+        self._lock, self._add_usage, self._texts, self._await_answers = lock, add_usage, texts, await_answers
         self.halt = SignalSafeEvent()
         """Set: nothing more is sent."""
         self.callbacks = CallbackGuard(self.halt)
@@ -51,11 +58,27 @@ class Job(contextlib.AbstractContextManager["Job"]):
         if isinstance(error, GeneratorExit):
             self._lock.run_soon(in_own_context(self._abandon))
             return
-        if error is not None:
-            self.collector.attach_partial(error, self._texts)
-        with self._lock.current:
-            self._abandon()
-        self._lock.run_waiting()
+        try:
+            if error is not None:
+                self._attach_partial(error)
+        finally:
+            with self._lock.current:
+                self._abandon()
+            self._lock.run_waiting()
+
+    def _attach_partial(self, error: BaseException) -> None:
+        """Sets `partial` and `failed`, also on a second interruption, which ends the wait for answers."""
+        may_defer = is_main_thread() and signals_of_this_thread() is None
+        try:
+            with DeferredSignals() if may_defer else contextlib.nullcontext() as signals:
+                try:
+                    if not isinstance(error, DashScopeError):  # those of a job are raised when nothing is in flight
+                        signals.wait(self._await_answers) if signals else self._await_answers()
+                finally:
+                    self.collector.attach_partial(error, self._texts)
+        except BaseException as second:
+            set_attributes(second, partial=partial_of(error), failed=getattr(error, "failed", []))
+            raise
 
     def _abandon(self) -> None:
         """With the lock held: what arrives later is billed separately."""

@@ -127,7 +127,7 @@ class Embedder:
         finally:
             # Replies to requests in flight are stored even if the caller interrupts; not again after the grace, and
             # not if it interrupts a second time.
-            unanswered = self._client.drain(0.0 if self._grace.has_begun() else self._grace_seconds())
+            unanswered = self._client.drain(self._grace.use_up())
             if unanswered:
                 _log.warning(
                     "gave up %s in flight without an answer: the service may bill what it still answers",

@@ -15,8 +15,10 @@ from client_helpers import KEY, AsyncCalls, SyncCalls
 pytest.importorskip("langchain_core")
 
 from langchain_core.rate_limiters import BaseRateLimiter
+from langchain_core.stores import InMemoryByteStore
 
 from dashscope_embeddings import EmbeddingClient, InvalidInput, track_usage
+from dashscope_embeddings._core.results import ResultCollector
 from dashscope_embeddings.emulator import Emulator, faults
 from dashscope_embeddings.langchain import DashScopeEmbeddings
 from dashscope_embeddings.langchain_qdrant import DashScopeSparseEmbeddings
@@ -212,8 +214,9 @@ def test_a_client_that_is_closed_beside_a_call_ends_it_with_what_arrived(
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit, TimeoutError, SoftTimeLimitError])
 @pytest.mark.skipif(not hasattr(signal, "SIGALRM"), reason="this system has no alarms")
 def test_what_a_signal_handler_raises_carries_what_arrived(
-    kind: type[BaseException], emulator: Emulator, served: Server
+    kind: type[BaseException], emulator: Emulator, served: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("dashscope_embeddings.client.GRACE_SECONDS", 0.1)
     emulator.faults = [faults.Stall(match="never")]
     done: list[int] = []
     taken, pause = threading.Event(), threading.Event()
@@ -241,6 +244,120 @@ def test_what_a_signal_handler_raises_carries_what_arrived(
         signal.signal(signal.SIGALRM, before)
     assert end.partial == {i: emulator.dense(texts[i], dimension=64) for i in range(50)}
     assert end.failed == list(range(50, 70))
+
+
+class Gate:
+    """A transport that answers six requests, and the others once it is opened; interrupts when three wait for that."""
+
+    def __init__(self, emulator: Emulator) -> None:
+        self._emulator, self._opened = emulator, threading.Event()
+        self._lock, self._asked = threading.Lock(), 0
+        self._main, self.interruptions = threading.get_ident(), 0
+        self.opens_at = 1
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        with self._lock:
+            self._asked += 1
+            asked = self._asked
+        if asked == 9:
+            signal.pthread_kill(self._main, signal.SIGINT)
+        if asked > 6:
+            self._opened.wait(60)
+        return self._emulator(request)
+
+    def interrupt(self, *_: object) -> None:
+        self.interruptions += 1
+        if self.interruptions == self.opens_at:
+            self._opened.set()
+        raise KeyboardInterrupt
+
+
+@pytest.fixture
+def gate(emulator: Emulator) -> Iterator[Gate]:
+    found = Gate(emulator)
+    before = signal.signal(signal.SIGINT, found.interrupt)
+    yield found
+    signal.signal(signal.SIGINT, before)
+    found._opened.set()
+
+
+def gated_client(gate: Gate) -> EmbeddingClient:
+    http = httpx.Client(transport=httpx.MockTransport(gate))
+    return EmbeddingClient(api_key=KEY, http_client=http, dimensions=64, max_concurrency=3)
+
+
+needs_signals = pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="this system has no such signals")
+
+
+@needs_signals
+@pytest.mark.parametrize("kind", ["client", "stream", "adapter"])
+def test_an_interrupted_call_waits_for_the_requests_in_flight(kind: str, emulator: Emulator, gate: Gate) -> None:
+    client, stored = gated_client(gate), InMemoryByteStore()
+    got: list[int] = []
+    if kind == "adapter":
+        http = httpx.Client(transport=httpx.MockTransport(gate))
+        cached = DashScopeEmbeddings(
+            api_key=KEY, http_client=http, dimensions=64, max_concurrency=3, embeddings_cache=stored
+        )
+        client = cached.client
+        end = ended(lambda: cached.embed_documents(TEXTS))
+        assert len([*stored.yield_keys()]) == 90
+    elif kind == "client":
+        end = ended(lambda: client.embed(TEXTS))
+    else:
+        end = ended(lambda: got.extend(found.index for found in client.stream(TEXTS)))
+    assert emulator.requests == 9
+    assert sorted([*got, *end.partial]) == list(range(90))
+    assert all(end.partial[i] == emulator.dense(TEXTS[i], dimension=64) for i in end.partial)
+    assert client.usage.texts == emulator.billed_texts == 90
+
+
+@needs_signals
+def test_a_second_interruption_ends_the_wait_with_what_arrived(
+    emulator: Emulator, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = gated_client(gate)
+    gate.opens_at, drain = 3, client.drain
+
+    def interrupt_again(seconds: float) -> int:
+        signal.raise_signal(signal.SIGINT)
+        return drain(seconds)
+
+    monkeypatch.setattr(client, "drain", interrupt_again)
+    end = ended(lambda: client.embed(TEXTS))
+    assert gate.interruptions == 2
+    assert end.partial == {i: emulator.dense(TEXTS[i], dimension=64) for i in range(60)}
+    assert end.failed == list(range(60, 200))
+
+
+@needs_signals
+def test_an_interruption_while_the_vectors_are_attached_comes_after_it(
+    emulator: Emulator, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attach = ResultCollector.attach_partial
+
+    def attach_interrupted(self: ResultCollector, error: BaseException, texts: Any = None) -> None:
+        signal.raise_signal(signal.SIGINT)
+        attach(self, error, texts)
+
+    monkeypatch.setattr(ResultCollector, "attach_partial", attach_interrupted)
+    client = gated_client(gate)
+    end = ended(lambda: client.embed(TEXTS))
+    assert gate.interruptions == 2
+    check_carried(end, client, emulator)
+    assert len(end.partial) == 90
+
+
+@needs_signals
+def test_requests_that_are_not_answered_in_time_are_waited_for_two_seconds(
+    gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, waited = gated_client(gate), list[float]()
+    gate.opens_at = 2
+    monkeypatch.setattr(client, "drain", waited.append)
+    end = ended(lambda: client.embed(TEXTS))
+    assert waited == [2.0]
+    assert len(end.partial) == 60
 
 
 def test_batches_that_arrived_out_of_turn_are_not_lost(emulator: Emulator) -> None:
