@@ -100,7 +100,7 @@ def _write_file(body: Iterator[bytes], download_to: Path, deadline: Deadline) ->
     # A name per thread: the thread of an interrupted call may still be writing its own file.
     part = download_to.with_name(f"{download_to.name}.{threading.get_ident():x}.part")
     try:
-        with files.create_replacing(part) as file:
+        with files.name_in_errors(part), files.create_replacing(part) as file:
             for chunk in body:
                 file.write(chunk)
                 deadline.extend_for(len(chunk))

@@ -54,13 +54,24 @@ def partial_path(path: Path) -> Path:
 
 
 @contextlib.contextmanager
+def name_in_errors(path: Path) -> Iterator[None]:
+    """Adds the file's name to an error that has none, as that of a write: "No space left on device" says not where."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
+
+
+@contextlib.contextmanager
 def write_partials(*paths: Path, mode: int = _OUTPUT_MODE) -> Iterator[list[IO[bytes]]]:
     """Opens the `partial_path` of each path for writing; syncs them to disk at the end, removes all after an error.
 
     They are created in this order and removed in reverse: `recover_pair` depends on it.
     """
     try:
-        with contextlib.ExitStack() as opened:
+        with name_in_errors(paths[0]), contextlib.ExitStack() as opened:
             files = [opened.enter_context(create_replacing(partial_path(path), mode)) for path in paths]
             yield files
             for file in files:

@@ -114,6 +114,9 @@ def cancellable(flow: Exchange, stop_job: Callable[[], None]) -> Exchange:
         except StopIteration as end:
             outcome: Outcome = end.value
             break
+        except BaseException:
+            stop_job()
+            raise
         try:
             answer = CANCELLED if raised else (yield step)
         except BaseException as error:  # noqa: BLE001 - raised again when the flow has ended

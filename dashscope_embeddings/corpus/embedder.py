@@ -15,6 +15,7 @@ from dashscope_embeddings._core.results import as_embedding, set_attributes
 from dashscope_embeddings._runtime.deadlines import GRACE_SECONDS, GracePeriod
 from dashscope_embeddings.catalogue import priced_usage
 from dashscope_embeddings.corpus.checkpoint.checksums import text_hash
+from dashscope_embeddings.corpus.checkpoint.opening import full_disk_hint
 from dashscope_embeddings.corpus.checkpoint.rows import PackedVectors, PaidReply
 from dashscope_embeddings.errors import Cancelled, DashScopeError, InvalidInput
 from dashscope_embeddings.vectors import Embedding, Part, Usage, counted
@@ -168,6 +169,8 @@ class Embedder:
                     outcome.vectors[row] = _STORED
         if reply.rows or outcome.requests:
             self._store_reply(reply)
+        if self._errors:
+            raise self._errors[0]  # so that nothing more is sent, also not by a request that waits for its turn
 
     def _store_embedding(self, index: int, embedding: Embedding) -> None:
         text = self._in_stream.pop(index)
@@ -213,7 +216,8 @@ class Embedder:
         if self._failed_writes and isinstance(self._errors[0], (OSError, sqlite3.OperationalError)):
             requests, texts, tokens = map(sum, zip(*(reply.billed for reply in self._failed_writes), strict=True))
             raise OSError(
-                f"the checkpoint cannot be written: {self._errors[0]}. Billed but not stored: "
+                f"the checkpoint {self._checkpoint.database.path} cannot be written: {self._errors[0]}. "
+                "Billed but not stored: "
                 f"{counted(requests, 'request')} with {counted(texts, 'text')} ({counted(tokens, 'token')}), "
-                "in no total and to be paid for again"
+                f"in no total and to be paid for again{full_disk_hint(self._errors[0])}"
             ) from self._errors[0]

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from dashscope_embeddings._core.text_inputs import text_problem
 from dashscope_embeddings._core.text_length import shared_limits
 from dashscope_embeddings.client import EmbeddingClient
-from dashscope_embeddings.corpus.checkpoint.opening import translate_error
+from dashscope_embeddings.corpus.checkpoint.opening import full_disk_hint, translate_error
 from dashscope_embeddings.corpus.checkpoint.rows import InputText
 from dashscope_embeddings.corpus.checkpoint.store import CheckpointStore
 from dashscope_embeddings.corpus.encodings import has_lone_surrogates
@@ -88,6 +88,10 @@ def open_checkpoint(path: Path | None, output: Path | None = None) -> Iterator[C
                 is_empty = checkpoint.is_new()
     except sqlite3.Error as error:
         raise translate_error(error, path) from error
+    except OSError as error:
+        if error.strerror and error.filename is not None:
+            error.strerror += full_disk_hint(error)
+        raise
     finally:
         if path is not None and created and is_empty:
             path.unlink(missing_ok=True)

@@ -20,11 +20,17 @@ from dashscope_embeddings.catalogue import priced_usage
 from dashscope_embeddings.client import EmbeddingClient
 from dashscope_embeddings.corpus import inputs as corpus_inputs
 from dashscope_embeddings.corpus.checkpoint.rows import Counts
+from dashscope_embeddings.corpus.checkpoint.schema import min_row_bytes
 from dashscope_embeddings.corpus.embedder import Embedder, Progress
 from dashscope_embeddings.corpus.options import InputKeywords, InputOptions, accepts_input_options
 from dashscope_embeddings.corpus.progress import show_progress
 from dashscope_embeddings.corpus.sources import as_path, find_sources, path_beside
-from dashscope_embeddings.corpus.writers import rejects_beside, validate_output, write_output
+from dashscope_embeddings.corpus.writers import (
+    MIN_BYTES_PER_NUMBER,
+    rejects_beside,
+    validate_output,
+    write_output,
+)
 from dashscope_embeddings.errors import InvalidInput
 from dashscope_embeddings.vectors import Cost, Output, TextType, Usage, counted
 
@@ -170,9 +176,10 @@ def embed_corpus(  # noqa: PLR0913 - all but two are keywords with defaults
 
 
 def _require_disk_space(counts: Counts, output: Path, width: int | None) -> None:
-    """Refuses a run whose dense vectors, 4 bytes a number, cannot fit into the checkpoint and the output."""
+    """Refuses a run whose dense vectors cannot fit into the checkpoint and the output."""
     disk = shutil.disk_usage(output.absolute().parent)
-    needed = (counts.pending + counts.texts - counts.rejected) * (width or 0) * 4
+    needed = counts.pending * min_row_bytes(width or 0)
+    needed += (counts.texts - counts.rejected) * (width or 0) * MIN_BYTES_PER_NUMBER[output.suffix.lower()]
     if counts.pending and disk.total and disk.free < needed:  # file systems of a network may report no size at all
         raise InvalidInput(
             f"{output.absolute().parent} has {disk.free / 1e6:,.0f} MB free, and the vectors of "

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from dashscope_embeddings.corpus.checkpoint.store import CheckpointStore
 
 _FLOAT_BYTES = 4
+MIN_BYTES_PER_NUMBER = {".jsonl": 20, ".npy": _FLOAT_BYTES, ".parquet": _FLOAT_BYTES}
+"""What a number of a dense vector takes in each format, at least: in JSON it has about 17 digits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,11 +110,14 @@ def write_output(  # noqa: PLR0913, PLR0917 - what the output says of itself
         width = checkpoint.dimension or client.settings.request_options(text_type, kind).expected_width
     model = client.settings.model.name
     metadata = OutputMetadata(model, width, text_type, kind, extra_columns, counts.texts - counts.rejected)
-    rows = checkpoint.rows(with_text="text" in extra_columns)
     ending, ids, rejects = path.suffix.lower(), ids_path(path), rejects_beside(path)
     if ending == ".npy":
         files.recover_pair(path, ids)
-    with files.write_partials(path, *([ids] if ending == ".npy" else []), rejects) as (file, *more):
+    with (
+        # An error that is kept, as in a notebook, would keep the rows open, and the checkpoint locked.
+        contextlib.closing(checkpoint.rows(with_text="text" in extra_columns)) as rows,
+        files.write_partials(path, *([ids] if ending == ".npy" else []), rejects) as (file, *more),
+    ):
         if ending == ".npy":
             _write_npy(file, more[0], rows, metadata)
         elif ending == ".parquet":

@@ -16,16 +16,18 @@ from typing import IO, TYPE_CHECKING, Any
 
 import pytest
 from client_helpers import FakeClock, client_for
-from corpus_helpers import DIMENSIONS, expected_vector, read_vectors, write_lines
+from corpus_helpers import DIMENSIONS, ENDINGS, expected_vector, read_vectors, write_lines
 
 from dashscope_embeddings import EmbeddingClient, InvalidInput, corpus
 from dashscope_embeddings._runtime import files
 from dashscope_embeddings.corpus import writers
 from dashscope_embeddings.corpus.checkpoint.database import Database
+from dashscope_embeddings.corpus.checkpoint.store import CheckpointStore
 from dashscope_embeddings.emulator import Emulator, faults
 from dashscope_embeddings.emulator.batch.service import BatchSettings
 
 if TYPE_CHECKING:
+    import threading
     from collections.abc import Iterator
 
 TEXTS = [f"text number {number}" for number in range(95)]
@@ -154,7 +156,7 @@ def test_a_request_file_that_a_full_disk_cut_off_is_not_left_behind(
 
     monkeypatch.setattr("dashscope_embeddings.corpus.batch.messages.request_line", full)
     asking = client_for(Emulator(), protocol="openai", dimensions=DIMENSIONS)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match=r"No space left on device\. Make room.*out\.jsonl\.batch-1\.jsonl"):
         corpus.batch_submit(output.parent / "in.txt", output, client=asking)
     assert not list(output.parent.glob("*.batch-*"))
 
@@ -282,6 +284,58 @@ def test_a_disk_without_room_for_the_vectors_is_found_before_anything_is_sent(
     assert embed(emulator, output).embedded == len(TEXTS)
 
 
+@pytest.mark.parametrize("width", [512, 1024])
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_the_room_that_a_run_needs_is_known_before_it(
+    ending: str, width: int, output: Path, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = output.with_suffix(ending)
+    embed(emulator, output, settings={"dimensions": width})
+    written = [output, corpus.ledger_beside(output)]
+    size = sum(path.stat().st_size for path in written)
+    for path in (*written, writers.ids_path(output)):
+        path.unlink(missing_ok=True)
+    disk = SimpleNamespace(total=10**9, free=int(0.8 * size))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: disk)
+    with pytest.raises(InvalidInput, match="make room, or write to another disk; nothing was sent"):
+        embed(emulator, output, settings={"dimensions": width})
+    disk.free = size
+    assert embed(emulator, output, settings={"dimensions": width}).embedded == len(TEXTS)
+
+
+def test_after_the_first_failed_write_nothing_is_sent_that_waits_for_the_rate(
+    output: Path, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Standing(FakeClock):
+        """Its time passes only if a wait is not ended within five seconds."""
+
+        def wait(self, halt: threading.Event, seconds: float) -> bool:
+            return halt.wait(5) or super().wait(halt, seconds)
+
+    def full(*_: object) -> None:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    monkeypatch.setattr(CheckpointStore, "store_reply", full)
+    client = client_for(emulator, Standing(), dimensions=DIMENSIONS, requests_per_minute=60)
+    with pytest.raises(OSError, match=r"out\.jsonl\.ledger cannot be written: .* is full.* 1 request .* Make room"):
+        corpus.embed_corpus(output.parent / "in.txt", output, client=client)
+    assert emulator.requests == 1
+
+
+def test_an_output_that_a_full_disk_cut_off_is_named(
+    output: Path, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> bytes:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(writers, "to_json", full)
+        with pytest.raises(OSError, match=r"on device\. Make room, then run the same again: '.*out\.jsonl'") as caught:
+            embed(emulator, output)
+    assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(output))
+    assert embed(emulator, output).embedded == 0
+
+
 # --- the write-ahead log -----------------------------------------------------------------------------------
 
 MANY = [f"text number {number}" for number in range(1_500)]
@@ -361,8 +415,6 @@ def test_a_disk_that_is_full_when_a_run_ends_makes_no_false_alarm(
     output: Path, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The note that the log is in use cannot be taken back, and SQLite puts the log away all the same."""
-    from dashscope_embeddings.corpus.checkpoint.store import CheckpointStore  # noqa: PLC0415 - patched here alone
-
     close = CheckpointStore.close
 
     def full(self: CheckpointStore) -> None:

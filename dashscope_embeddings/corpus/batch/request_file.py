@@ -46,7 +46,7 @@ class RequestFileWriter:
         """
         file = files.create_replacing(path)
         try:
-            with file, self._checkpoint.transaction():
+            with files.name_in_errors(path), file, self._checkpoint.transaction():
                 batch = self._write_lines(file)
         except BaseException:
             path.unlink(missing_ok=True)

@@ -6,6 +6,7 @@ may read them.
 
 from __future__ import annotations
 
+import errno
 import logging
 import sqlite3
 from typing import TYPE_CHECKING
@@ -181,4 +182,13 @@ def translate_error(error: sqlite3.Error, path: Path | None) -> Exception:
         return InvalidInput(f"{path} is not a checkpoint of this package: move it away")
     if any(word in message for word in ("malformed", "decode", "constraint", "no such")):
         return damage_error(path, message)
-    return OSError(f"the checkpoint {path or ''} cannot be used: {message}")
+    return OSError(f"the checkpoint {path or ''} cannot be used: {message}{full_disk_hint(error)}")
+
+
+_FULL_DISK = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
+
+
+def full_disk_hint(error: Exception) -> str:
+    """What to do about an error that says that the disk is full; empty for any other."""
+    is_full = getattr(error, "errno", None) in _FULL_DISK or "disk is full" in str(error)
+    return ". Make room, then run the same again" if is_full else ""

@@ -79,6 +79,18 @@ PENDING = (
 VECTOR_COLUMNS = "vectors.sum, dense, sparse_indices, sparse_values"
 
 
+def min_row_bytes(width: int) -> int:
+    """Bytes that a row of `vectors` with so many floats takes in the file, at least; 0: it has no dense vector.
+
+    A page of 4,096 bytes has whole rows only, or the beginning of a longer one: one row of 512 floats fills it.
+    """
+    row = width * 4 + 45 if width else 0
+    return _PAGE_BYTES // (_PAGE_BYTES // row) if 0 < row <= _PAGE_BYTES else row
+
+
+_PAGE_BYTES = 4096
+
+
 def create_tables(connection: sqlite3.Connection) -> None:
     """Creates all tables, inside the caller's transaction."""
     statements = "\n".join(line.partition("--")[0] for line in TABLES.splitlines())

@@ -20,7 +20,7 @@ from dashscope_embeddings.errors import BadReply, DashScopeError, InvalidInput, 
 from dashscope_embeddings.vectors import counted
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Generator, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from typing_extensions import Self
@@ -257,7 +257,7 @@ class CheckpointStore:
 
     # --- the output -----------------------------------------------------------------------------------------
 
-    def rows(self, *, with_text: bool) -> Iterator[OutputRow]:
+    def rows(self, *, with_text: bool) -> Generator[OutputRow, None, None]:
         """All texts with vectors, in the order of the input.
 
         Raises:
