@@ -20,6 +20,7 @@ from typer.core import TyperCommand, TyperGroup
 from dashscope_embeddings._core.redaction import escape_control_characters
 from dashscope_embeddings._runtime.thread_pool import SignalSafeEvent
 from dashscope_embeddings.cli.options import in_words_of_commands
+from dashscope_embeddings.corpus.checkpoint.opening import read_state
 from dashscope_embeddings.errors import (
     Action,
     AuthenticationError,
@@ -137,13 +138,13 @@ def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
 
 
 @contextlib.contextmanager
-def exit_on_error(ledger: Path | None = None, kept_message: str = "", extra_message: str = "") -> Iterator[None]:
+def exit_on_error(ledger: Path | None = None, kept_message: str = "", under_way_message: str = "") -> Iterator[None]:
     """Prints an error as a line and ends the command with the matching exit code.
 
     Args:
         ledger: The checkpoint of the command; None: it has none.
-        kept_message: What is not lost, and so begins the second line if the checkpoint exists: else nothing was sent.
-        extra_message: Ends that line.
+        kept_message: What is not lost, and so begins the second line if the checkpoint has results.
+        under_way_message: Ends that line if a batch is under way.
     """
     try:
         yield
@@ -152,9 +153,12 @@ def exit_on_error(ledger: Path | None = None, kept_message: str = "", extra_mess
     except ImportError as missing:
         fail(str(missing), EXIT_USAGE)
     except (DashScopeError, OSError) as error:
-        if ledger is None or not ledger.exists():
-            kept_message, extra_message = "Nothing was sent", ""
-        fail(f"{_describe(error)}\n{kept_message}{_resume_hint(error)} {extra_message}".rstrip())
+        has_results, is_under_way = (False, False) if ledger is None else read_state(ledger)
+        if not has_results:
+            may_be_sent = ledger is not None and (isinstance(error, DashScopeError) or ledger.exists())
+            kept_message = "No vectors are stored yet" if may_be_sent else "Nothing was sent"
+        hint = f"{kept_message}{_resume_hint(error)} {under_way_message if is_under_way else ''}"
+        fail(f"{_describe(error)}\n{hint}".rstrip())
 
 
 def _describe(error: DashScopeError | OSError) -> str:

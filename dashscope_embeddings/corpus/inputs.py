@@ -21,7 +21,7 @@ from dashscope_embeddings.corpus.encodings import has_lone_surrogates
 from dashscope_embeddings.corpus.options import AUTO
 from dashscope_embeddings.corpus.readers import read_records
 from dashscope_embeddings.corpus.records import POSITIONS_OPTION
-from dashscope_embeddings.errors import InvalidInput
+from dashscope_embeddings.errors import DashScopeError, InvalidInput
 from dashscope_embeddings.vectors import Output, counted
 
 if TYPE_CHECKING:
@@ -67,7 +67,9 @@ def settings_fingerprint(client: EmbeddingClient, text_type: TextType, kind: Out
 
 @contextlib.contextmanager
 def open_checkpoint(path: Path | None, output: Path | None = None) -> Iterator[CheckpointStore]:
-    """Opens the checkpoint at a path for the `with` block; None: a temporary one. One that stays empty is removed.
+    """Opens the checkpoint at a path for the `with` block; None: a temporary one.
+
+    One that was created here is removed if it stays empty, or if the run fails before any result.
 
     Raises:
         InvalidInput: the file is not a checkpoint or is damaged, or `output` exists and the checkpoint is new.
@@ -84,8 +86,11 @@ def open_checkpoint(path: Path | None, output: Path | None = None) -> Iterator[C
                         "of these files away, or write to another output"
                     )
                 yield checkpoint
+            except DashScopeError:
+                is_empty = not checkpoint.has_results()
+                raise
             finally:
-                is_empty = checkpoint.is_new()
+                is_empty = is_empty or checkpoint.is_new()
     except sqlite3.Error as error:
         raise translate_error(error, path) from error
     except OSError as error:

@@ -133,11 +133,37 @@ def test_1_failed_does_not_promise_that_a_refused_command_goes_on(emulator: Emul
     result = run()
     assert result.exit_code == 1
     assert "model_not_found: no such model" in result.stderr
-    assert "is in out.jsonl.ledger. Batches under way" in result.stderr
+    assert result.stderr.endswith("What was submitted, and what was fetched, is in out.jsonl.ledger.\n")
     assert "the same command goes on" not in result.stderr
     emulator.faults = []
     assert run().exit_code == 0
     assert emulator.billed_texts == 25
+
+
+def test_1_with_a_wrong_key_batches_continue_only_if_there_are_any(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = "What was submitted, and what was fetched, is in out.jsonl.ledger; once that is mended, the same command"
+    clock = FakeClock()
+    with Emulator(api_key=KEY, clock=clock.now, batches=BatchSettings(seconds=60)).serve() as server:
+
+        def last_line(key: str, *arguments: str) -> str:
+            monkeypatch.setenv("DASHSCOPE_API_KEY", key)
+            return str(batch(*arguments, "-o", "out.jsonl", "--base-url", server.url).output.splitlines()[-1])
+
+        submit = ("submit", "in.txt")
+        assert last_line("sk-wrong", *submit) == (
+            "No vectors are stored yet; once that is mended, the same command goes on."
+        )
+        assert [path.name for path in tmp_path.iterdir()] == ["in.txt"]
+        last_line(KEY, *submit)
+        assert last_line("sk-wrong", "fetch") == (
+            f"{kept} goes on. Batches under way continue, and are billed, unless `batch cancel` stops them."
+        )
+        last_line(KEY, "cancel")
+        clock.time += 100
+        last_line(KEY, "fetch", "--no-retry")
+        assert last_line("sk-wrong", *submit) == f"{kept} goes on."
 
 
 @pytest.mark.parametrize(

@@ -98,6 +98,24 @@ def test_1_failed_counts_what_is_left_and_the_same_command_pays_for_that_alone(
     assert len(read_vectors(tmp_path / "out.jsonl")) == 95
 
 
+def test_1_before_anything_is_paid_for_nothing_is_kept(
+    tmp_path: Path, served: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DASHSCOPE_API_KEY", "sk-made-up")
+    served.emulator.faults = [faults.Status(status=401, code="InvalidApiKey", every=1)]
+    arguments = [str(write_lines(tmp_path / "in.txt", TEXTS)), "-o", "out.jsonl", "--base-url", served.url]
+    result = embed(*arguments)
+    assert result.exit_code == 1
+    assert result.stderr.splitlines()[-1] == "No vectors are stored yet; once that is mended, the same command goes on."
+    assert [path.name for path in tmp_path.iterdir()] == ["in.txt"]
+    served.emulator.faults = []
+    assert embed(*arguments).exit_code == 0
+    served.emulator.faults = [faults.Status(status=401, code="InvalidApiKey", every=1)]
+    write_lines(tmp_path / "in.txt", [*TEXTS, "another"])
+    result = embed(*arguments)
+    assert "out.jsonl.ledger keeps what is paid for; once that is mended" in result.stderr
+
+
 def test_1_with_a_full_disk_the_same_command_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source, commit, calls = str(write_lines(tmp_path / "in.txt", TEXTS)), Database._commit, itertools.count()
 

@@ -6,6 +6,7 @@ may read them.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import sqlite3
@@ -15,7 +16,7 @@ from dashscope_embeddings._runtime import files
 from dashscope_embeddings.corpus.checkpoint import conversion
 from dashscope_embeddings.corpus.checkpoint.checksums import damage_error
 from dashscope_embeddings.corpus.checkpoint.database import Database, wal_path
-from dashscope_embeddings.corpus.checkpoint.schema import VERSION, create_tables
+from dashscope_embeddings.corpus.checkpoint.schema import HAS_RESULTS, IS_UNDER_WAY, VERSION, create_tables
 from dashscope_embeddings.errors import InvalidInput
 from dashscope_embeddings.vectors import counted
 
@@ -183,6 +184,18 @@ def translate_error(error: sqlite3.Error, path: Path | None) -> Exception:
     if any(word in message for word in ("malformed", "decode", "constraint", "no such")):
         return damage_error(path, message)
     return OSError(f"the checkpoint {path or ''} cannot be used: {message}{full_disk_hint(error)}")
+
+
+def read_state(path: Path) -> tuple[bool, bool]:
+    """`HAS_RESULTS` and `IS_UNDER_WAY` of a checkpoint after its run; both false if there is none."""
+    if not path.exists():
+        return False, False
+    try:
+        with contextlib.closing(sqlite3.connect(path)) as connection:
+            ((has_results,),), ((is_under_way,),) = map(connection.execute, (HAS_RESULTS, IS_UNDER_WAY))
+    except sqlite3.Error:
+        return True, True  # nothing is known
+    return bool(has_results), bool(is_under_way)
 
 
 _FULL_DISK = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}

@@ -15,7 +15,7 @@ from dashscope_embeddings._core.text_length import estimate_tokens
 from dashscope_embeddings.corpus.checkpoint import checksums
 from dashscope_embeddings.corpus.checkpoint.opening import open_database
 from dashscope_embeddings.corpus.checkpoint.rows import Counts, OutputRow, PackedVectors
-from dashscope_embeddings.corpus.checkpoint.schema import PENDING, VECTOR_COLUMNS
+from dashscope_embeddings.corpus.checkpoint.schema import HAS_RESULTS, PENDING, VECTOR_COLUMNS
 from dashscope_embeddings.errors import BadReply, DashScopeError, InvalidInput, ServiceError
 from dashscope_embeddings.vectors import counted
 
@@ -64,6 +64,10 @@ class CheckpointStore:
     def is_new(self) -> bool:
         """Whether no input was ever loaded."""
         return self.database.get_setting("fingerprint") is None
+
+    def has_results(self) -> bool:
+        """Whether the service has answered for any text, or has or may have a batch."""
+        return bool(self.database.fetch_value(HAS_RESULTS))
 
     def check_settings(self, fingerprint: Mapping[str, Any]) -> bool:
         """Stores the settings of a run, if its vectors may share an output with those in the checkpoint.
