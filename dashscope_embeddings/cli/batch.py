@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -30,6 +31,7 @@ def submit(inputs: options.Inputs, *, output: options.Output, **settings: Any) -
     Exit codes: 0 submitted (or nothing left to submit), otherwise as for
     `batch run`.
     """
+    job = _job_options(output, settings)
     with _hints(output), stop_signals(_STOPPING_MESSAGE, messages.BATCH_STOPPED_MESSAGE) as stop:
         submission = _submission(settings)
         if submission["client"].settings.address.is_emulator:
@@ -39,10 +41,9 @@ def submit(inputs: options.Inputs, *, output: options.Output, **settings: Any) -
             )
         summary = corpus.batch_submit(inputs, output, stop=stop, **submission)
         if summary.under_way and not summary.stopped:
-            command = f"`batch fetch -o {printable_name(output)}`"
-            typer.echo(f"{counted(summary.under_way, 'text')} under way: {command} fetches the vectors")
+            typer.echo(f"{counted(summary.under_way, 'text')} under way: `batch fetch {job}` fetches the vectors")
             return
-        messages.print_batch_summary(summary, output)
+        messages.print_batch_summary(summary, output, job)
 
 
 @options.takes(options.INPUT, options.CLIENT, options.BATCH, options.HOST)
@@ -63,13 +64,14 @@ def run(
     again to continue), 2 wrong use or bad input, 3 texts rejected or skipped
     (OUTPUT.rejects.jsonl).
     """
+    job = _job_options(output, settings)
     with _hints(output):
         submission = _submission(settings)
         ends_with_command = submission["client"].settings.address.is_emulator
         stopping = _EMULATOR_STOPPING_MESSAGE if ends_with_command else _STOPPING_MESSAGE
         with stop_signals(stopping, messages.BATCH_STOPPED_MESSAGE) as stop:
             summary = corpus.batch_run(inputs, output, poll=poll, stop=stop, **submission)
-            messages.print_batch_summary(summary, output)
+            messages.print_batch_summary(summary, output, job)
 
 
 @options.takes(options.HOST)
@@ -77,7 +79,8 @@ def status(*, output: options.Output, **host: Any) -> None:
     """Show the status of all batches; fetch and change nothing."""
     with _hints(output):
         client = corpus.batch_client(output, **host)
-        messages.print_status(corpus.batch_status(output, client=client).files, output)
+        files = corpus.batch_status(output, client=client).files
+        messages.print_status(files, output, _job_options(output, host))
 
 
 @options.takes(options.HOST)
@@ -96,7 +99,7 @@ def fetch(
     with _hints(output), stop_signals(_STOPPING_MESSAGE) as stop:
         client = corpus.batch_client(output, **host)
         summary = corpus.batch_fetch(output, client=client, retry=retry, progress=messages.print_progress, stop=stop)
-        messages.print_batch_summary(summary, output)
+        messages.print_batch_summary(summary, output, _job_options(output, host))
 
 
 @options.takes(options.HOST)
@@ -105,7 +108,7 @@ def cancel(*, output: options.Output, **host: Any) -> None:
     with _hints(output):
         client = corpus.batch_client(output, **host)
         summary = corpus.batch_cancel(output, client=client, progress=messages.print_progress)
-        message, command = "nothing is under way", f"`batch fetch -o {printable_name(output)}`"
+        message, command = "nothing is under way", f"`batch fetch {_job_options(output, host)}`"
         if summary.under_way:
             message = f"of {counted(summary.under_way, 'text')}, what was done is billed: {command} fetches it"
         elif summary.embedded:
@@ -121,8 +124,14 @@ _EMULATOR_STOPPING_MESSAGE = (
 
 def _submission(settings: dict[str, Any]) -> dict[str, Any]:
     """The arguments of a submission, of which the client takes its own settings."""
+    before = functools.partial(messages.print_batch_estimate, host=options.host_options(settings))
     client = EmbeddingClient(**options.take_client_settings(settings), protocol="openai")
-    return {"client": client, "before": messages.print_batch_estimate, "progress": messages.print_progress, **settings}
+    return {"client": client, "before": before, "progress": messages.print_progress, **settings}
+
+
+def _job_options(output: Path, settings: dict[str, Any]) -> str:
+    """The options with which another command finds this job."""
+    return f"-o {printable_name(output)}{options.host_options(settings)}"
 
 
 def _hints(output: Path) -> AbstractContextManager[None]:

@@ -37,8 +37,8 @@ def print_estimate(estimate: Estimate) -> None:
     typer.echo("Nothing was sent.")
 
 
-def print_batch_estimate(estimate: BatchEstimate) -> None:
-    """Prints what a submission will send and cost."""
+def print_batch_estimate(estimate: BatchEstimate, host: str) -> None:
+    """Prints what a submission will send and cost; `host`: the options that name it."""
     _print_counts(estimate, "to be submitted", "skipped")
     if not estimate.pending:
         return
@@ -47,7 +47,7 @@ def print_batch_estimate(estimate: BatchEstimate) -> None:
     typer.echo(f"list price, Batch files: {estimate.cost or 'not known'}")
     typer.echo(
         "Batch lines carry no role. Which one the service gives them is not documented (an assumption says document, "
-        "one measurement query): `dashscope-embeddings check` measures it with your key."
+        f"one measurement query): `dashscope-embeddings check{host}` measures it with your key."
     )
     if not estimate.documented:
         typer.echo("Batch files for embeddings are documented for Beijing only: expect a refusal here.")
@@ -72,12 +72,12 @@ def print_summary(summary: Summary, output: Path) -> None:
     _print_result(summary, output, "embedded", "all runs together")
 
 
-def print_batch_summary(summary: BatchSummary, output: Path) -> None:
-    """Prints the state of a job, and ends the command if texts have no vectors."""
+def print_batch_summary(summary: BatchSummary, output: Path, job: str) -> None:
+    """Prints the state of a job, and ends the command if texts have no vectors; `job`: the options that name it."""
     if summary.finished:
         _print_result(summary, output, "fetched", "all calls together")
     else:
-        fail("\n".join(_unfinished(summary, printable_name(output))), EXIT_FAILED)
+        fail("\n".join(_unfinished(summary, job)), EXIT_FAILED)
 
 
 def _print_result(summary: Summary | BatchSummary, output: Path, done: str, all_runs: str) -> None:
@@ -96,15 +96,15 @@ def _print_result(summary: Summary | BatchSummary, output: Path, done: str, all_
     raise typer.Exit(EXIT_REJECTED)
 
 
-def _unfinished(summary: BatchSummary, name: str) -> Iterator[str]:
+def _unfinished(summary: BatchSummary, job: str) -> Iterator[str]:
     fetched = f"{counted(summary.embedded, 'text')} fetched now ({summary.usage})"
     yield f"{fetched}, {summary.pending:,} without vectors yet"
     if summary.stopped:
         yield BATCH_STOPPED_MESSAGE
     if summary.under_way:
         yield (
-            f"{counted(summary.under_way, 'text')} under way, billed unless `batch cancel -o {name}` comes first: "
-            f"`batch fetch -o {name}` fetches the vectors"
+            f"{counted(summary.under_way, 'text')} under way, billed unless `batch cancel {job}` comes first: "
+            f"`batch fetch {job}` fetches the vectors"
         )
     if summary.given_up:
         yield (
@@ -115,8 +115,8 @@ def _unfinished(summary: BatchSummary, name: str) -> Iterator[str]:
         yield "nothing is under way: `batch fetch`, or `batch submit` with the inputs, goes on"
 
 
-def print_status(files: Sequence[BatchFile], output: Path) -> None:
-    """Prints the state of each batch, and what is left to do."""
+def print_status(files: Sequence[BatchFile], output: Path, job: str) -> None:
+    """Prints the state of each batch, and what is left to do; `job`: the options that name it."""
     for file in files:
         done = (
             "" if file.completed is None else f", {counted(file.completed, 'line')} done, {file.failed or 0:,} failed"
@@ -126,7 +126,7 @@ def print_status(files: Sequence[BatchFile], output: Path) -> None:
         size = f"{counted(file.texts, 'text')} in {counted(file.lines, 'line')}"
         typer.echo(f"file {file.number}: {state}, {size}{done}{fetched}")
     left = [file for file in files if file.batch_id and file.state != "closed"]
-    fetch = f"`batch fetch -o {printable_name(output)}`"
+    fetch = f"`batch fetch {job}`"
     if ended := [file for file in left if file.status in ENDED_STATUSES]:
         results = sum(file.texts_done for file in ended)
         about = "about " if 0 < results < sum(file.texts for file in ended) else ""

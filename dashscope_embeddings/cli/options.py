@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -108,6 +109,11 @@ def take_client_settings(options: dict[str, Any]) -> dict[str, Any]:
     """Removes the settings of a client from the options of a command."""
     names = inspect.signature(EmbeddingClient).parameters
     return {name: options.pop(name) for name in list(options) if name in names}
+
+
+def host_options(settings: Mapping[str, Any]) -> str:
+    """The options of `HOST` that were given, for a printed command: without them it asks another host."""
+    return "".join(f" --{name.replace('_', '-')} {shlex.quote(settings[name])}" for name in HOST if settings[name])
 
 
 # --- messages ----------------------------------------------------------------------------------------------

@@ -104,16 +104,17 @@ def test_status_counts_what_a_cancelled_batch_has_done() -> None:
     clock = FakeClock()
     with Emulator(clock=clock.now, batches=BatchSettings(seconds=60)).serve() as server:
         address = ["--base-url", server.url]
-        batch("submit", "in.txt", "-o", "out.jsonl", "--batch-size", "5", *address)
+        fetch = f"`batch fetch -o out.jsonl --base-url {server.url}`"
+        submitted = batch("submit", "in.txt", "-o", "out.jsonl", "--batch-size", "5", *address).stdout
+        assert submitted.splitlines()[-1] == f"25 texts under way: {fetch} fetches the vectors"
+        assert f"`dashscope-embeddings check --base-url {server.url}` measures it" in submitted
+        waiting = batch("fetch", "-o", "out.jsonl", *address).stderr.splitlines()[-1]
+        assert f"unless {fetch.replace('fetch', 'cancel')} comes first: {fetch} fetches the vectors" in waiting
         for seconds, command, said in (
             (100, "status", "25 texts under way, to be billed unless `batch cancel` comes first"),
-            (0, "cancel", "of 25 texts, what was done is billed: `batch fetch -o out.jsonl` fetches it"),
-            (
-                0,
-                "status",
-                "of 25 texts being cancelled, what was done is billed: `batch fetch -o out.jsonl` fetches it",
-            ),
-            (60, "status", "about 15 texts of ended batches to be fetched: `batch fetch -o out.jsonl`"),
+            (0, "cancel", f"of 25 texts, what was done is billed: {fetch} fetches it"),
+            (0, "status", f"of 25 texts being cancelled, what was done is billed: {fetch} fetches it"),
+            (60, "status", f"about 15 texts of ended batches to be fetched: {fetch}"),
         ):
             clock.time += seconds
             assert batch(command, "-o", "out.jsonl", *address).stdout.splitlines()[-1] == said
