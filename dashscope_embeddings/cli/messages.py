@@ -24,14 +24,12 @@ def print_progress(progress: BatchProgress) -> None:
 
 
 BATCH_STOPPED_MESSAGE = "stopped: what is submitted stays submitted; the same command goes on"
-_RULE_OF_THUMB = "by a rule of thumb that may be a third off"
 
 
 def print_estimate(estimate: Estimate) -> None:
     """Prints what a run would send and cost."""
     _print_counts(estimate, "to be embedded", "would be skipped")
-    about, how = ("", "") if estimate.exact else ("about ", f", {_RULE_OF_THUMB}")
-    typer.echo(f"{about}{counted(estimate.tokens, 'token')}{how}")
+    typer.echo(_tokens(estimate))
     typer.echo(f"list price, real time: {estimate.real_time or 'not known'}")
     typer.echo(f"list price, Batch files: {estimate.batch or 'not known'}")
     typer.echo("Nothing was sent.")
@@ -42,8 +40,7 @@ def print_batch_estimate(estimate: BatchEstimate, host: str) -> None:
     _print_counts(estimate, "to be submitted", "skipped")
     if not estimate.pending:
         return
-    tokens, files = estimate.tokens, estimate.files
-    typer.echo(f"about {counted(tokens, 'token')}, {_RULE_OF_THUMB}, in {counted(files, 'file')}")
+    typer.echo(f"{_tokens(estimate)}, in {counted(estimate.files, 'file')}")
     typer.echo(f"list price, Batch files: {estimate.cost or 'not known'}")
     typer.echo(
         "Batch lines carry no role. Which one the service gives them is not documented (an assumption says document, "
@@ -51,6 +48,11 @@ def print_batch_estimate(estimate: BatchEstimate, host: str) -> None:
     )
     if not estimate.documented:
         typer.echo("Batch files for embeddings are documented for Beijing only: expect a refusal here.")
+
+
+def _tokens(estimate: Estimate | BatchEstimate) -> str:
+    tokens = counted(estimate.tokens, "token")
+    return tokens if estimate.exact else f"about {tokens}, by a rule of thumb that may be a third off"
 
 
 def _print_counts(estimate: Estimate | BatchEstimate, pending: str, skipped: str) -> None:

@@ -244,6 +244,16 @@ class _InputLoader:
         return problem and f"{problem}{self._id_hint}"
 
 
+def count_exactly(checkpoint: CheckpointStore, settings: Settings) -> bool:
+    """Has the tokenizer count the tokens of a new checkpoint's texts; returns whether their sum will be exact."""
+    if not checkpoint.is_new():
+        return False  # its texts were counted by a rule of thumb, or are paid for in part
+    limits = shared_limits(settings.address.host, settings.model)
+    checkpoint.count_tokens = limits.count
+    # A long text that is cut has another number of tokens than the whole.
+    return limits.counts_exactly and settings.long_text == "error"
+
+
 def load_inputs(
     checkpoint: CheckpointStore,
     sources: Iterable[Source],

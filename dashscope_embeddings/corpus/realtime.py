@@ -15,7 +15,6 @@ from pathlib import Path
 from typing_extensions import Unpack
 
 from dashscope_embeddings._core.argument_names import check_callback
-from dashscope_embeddings._core.text_length import shared_limits
 from dashscope_embeddings.catalogue import priced_usage
 from dashscope_embeddings.client import EmbeddingClient
 from dashscope_embeddings.corpus import inputs as corpus_inputs
@@ -223,21 +222,17 @@ def estimate_corpus(
     input_options = InputOptions(**options)
     sources = find_sources(inputs, input_options.format, output=output)
     fingerprint = corpus_inputs.settings_fingerprint(client, text_type, kind, "real-time")
-    limits = shared_limits(client.settings.address.host, client.settings.model)
     is_temporary = path is None or not path.exists() or not path.stat().st_size
     with (
         corpus_inputs.open_checkpoint(None if is_temporary else path) as checkpoint,
         checkpoint.transaction(commit=False),
     ):
-        if is_temporary:
-            checkpoint.count_tokens = limits.count
+        exact = corpus_inputs.count_exactly(checkpoint, client.settings)
         corpus_inputs.load_inputs(checkpoint, sources, input_options, client.settings, fingerprint)
         counts = checkpoint.counts()
     tokens = round(counts.tokens)
     price = client.settings.price
     real_time, batch = (priced_usage(price, 0, 0, tokens, batch=is_batch).cost for is_batch in (False, True))
-    # A long text that is cut has another number of tokens than the whole.
-    exact = is_temporary and limits.counts_exactly and client.settings.long_text == "error"
     return Estimate(counts.texts, counts.pending, tokens, counts.invalid, real_time, batch, exact)
 
 

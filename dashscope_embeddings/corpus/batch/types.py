@@ -20,7 +20,7 @@ class BatchEstimate:
     pending: int
     """Different texts that will be submitted."""
     tokens: int
-    """Estimated tokens of the pending texts, by a rule of thumb that may be a third off."""
+    """Tokens of the pending texts."""
     skipped: int
     """Records without a usable text."""
     files: int
@@ -29,6 +29,8 @@ class BatchEstimate:
     """List price of the tokens through Batch files; None: unknown."""
     documented: bool
     """Whether the vendor documents Batch files for embeddings at this address."""
+    exact: bool = False
+    """Whether the model's tokenizer counted; else by a rule of thumb, which may be a third off."""
 
 
 @dataclass(frozen=True, slots=True)
