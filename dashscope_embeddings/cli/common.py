@@ -200,25 +200,34 @@ class _StoppedEarly(KeyboardInterrupt):
 
 @contextlib.contextmanager
 def stop_signals(message: str = "", early_message: str = "") -> Iterator[StopRequest]:
-    """An event that the first Ctrl-C or SIGTERM sets, printing `message`; a second one ends the program.
+    """An event that the first Ctrl-C, SIGTERM or SIGHUP sets, printing `message`; a second one ends the program.
+
+    SIGHUP, of a closed terminal, is ignored if it was ignored before, as `nohup` has it. It may come twice, from the
+    shell and from the system, and ends nothing then.
 
     With an `early_message`, a signal that comes before the job has asked for the event ends the command at once.
     """
     stopped = StopRequest()
-    names = (signal.SIGINT, signal.SIGTERM)
+    hangup = getattr(signal, "SIGHUP", None)  # Windows has none
+    names = [signal.SIGINT, signal.SIGTERM]
+    if hangup is not None and signal.getsignal(hangup) != signal.SIG_IGN:
+        names.append(hangup)
     previous_handlers: dict[signal.Signals, Any] = {name: signal.getsignal(name) for name in names}
 
     def restore() -> None:
         for name, handler in previous_handlers.items():
             signal.signal(name, handler)
 
-    def stop(*_: object) -> None:
+    def stop(number: int, _: object) -> None:
         stopped.set()
         restore()
+        if number == hangup:
+            signal.signal(number, signal.SIG_IGN)
         if early_message and not stopped.is_observed:
             raise _StoppedEarly
         if message:
-            print_error(message, "")
+            with contextlib.suppress(OSError):  # the terminal is closed
+                print_error(message, "")
 
     for name in names:
         signal.signal(name, stop)

@@ -20,7 +20,7 @@ from dashscope_embeddings.emulator import faults, in_process
 
 typer_testing = pytest.importorskip("typer.testing")
 pytest.importorskip("rich")
-from dashscope_embeddings.cli import app  # noqa: E402 - they need what was just looked for
+from dashscope_embeddings.cli import app, common  # noqa: E402 - they need what was just looked for
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -244,29 +244,77 @@ def test_a_dry_run_counts_exactly_where_the_tokenizer_is_installed(long_text: st
     )
 
 
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
-def test_a_signal_lets_what_is_in_flight_arrive_and_the_same_command_goes_on(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    source = str(write_lines(tmp_path / "in.txt", TEXTS))
-    before = signal.getsignal(getattr(signal, name))
+@pytest.fixture(params=["SIGINT", "SIGTERM", "SIGHUP"])
+def number(request: pytest.FixtureRequest) -> Iterator[int]:
+    """A signal, with the handler of a program on a terminal: these tests may run without one."""
+    if not hasattr(signal, request.param):
+        pytest.skip("this system has no such signal")
+    found = getattr(signal, request.param)
+    before = signal.getsignal(found)
+    if before == signal.SIG_IGN:
+        signal.signal(found, signal.SIG_DFL)
+    yield found
+    signal.signal(found, before)
+
+
+def raising(number: int, source: str, monkeypatch: pytest.MonkeyPatch, times: int = 1) -> Any:
+    """The command's result, which gets the signal so many times when it has 20 texts."""
     real = corpus.embed_corpus
 
+    def raise_at_20(now: corpus.Progress) -> None:
+        for _ in range(times if now.done == 20 else 0):
+            signal.raise_signal(number)
+
     def interrupted(*arguments: Any, **how: Any) -> Any:
-        how["progress"] = lambda now: signal.raise_signal(getattr(signal, name)) if now.done == 20 else None
-        return real(*arguments, **how)
+        return real(*arguments, **how | {"progress": raise_at_20})
 
     with monkeypatch.context() as patch:
         patch.setattr(corpus, "embed_corpus", interrupted)
         patch.setattr("dashscope_embeddings.corpus.embedder._TEXTS_PER_REPORT", 1)
-        result = offline(source, "-o", "out.jsonl", "--max-concurrency", "1")
+        return offline(source, "-o", "out.jsonl", "--max-concurrency", "1")
+
+
+def test_a_signal_lets_what_is_in_flight_arrive_and_the_same_command_goes_on(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = str(write_lines(tmp_path / "in.txt", TEXTS))
+    before = signal.getsignal(number)
+    result = raising(number, source, monkeypatch)
     assert result.exit_code == 1
     assert "stopping: a few seconds for what is in flight; again to end at once" in result.stderr
     assert re.search(r"stopped after \d+ texts .*the same command goes on", result.stderr)
-    assert signal.getsignal(getattr(signal, name)) == before
+    assert signal.getsignal(number) == before
     assert 20 <= in_process().billed_texts < 95
     assert offline(source, "-o", "out.jsonl").exit_code == 0
     assert in_process().billed_texts == 95
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="this system has no such signal")
+@pytest.mark.parametrize("handler", [signal.SIG_DFL, signal.SIG_IGN], ids=["terminal", "nohup"])
+def test_a_terminal_that_is_closed_stops_a_run_unless_nohup_is_told(
+    handler: signal.Handlers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The shell and the system may each send the signal, and nothing can be printed then."""
+    source, printed = str(write_lines(tmp_path / "in.txt", TEXTS)), common.print_error
+
+    def closed(message: str, colour: str) -> None:
+        if message.startswith("stopping"):
+            raise OSError(errno.EIO, "Input/output error")
+        printed(message, colour)
+
+    monkeypatch.setattr(common, "print_error", closed)
+    before = signal.signal(signal.SIGHUP, handler)
+    try:
+        result = raising(signal.SIGHUP, source, monkeypatch, times=2)
+        assert signal.getsignal(signal.SIGHUP) == handler
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    if handler == signal.SIG_IGN:
+        assert (result.exit_code, in_process().billed_texts) == (0, 95)
+    else:
+        assert re.search(r"stopped after \d+ texts .*the same command goes on", result.stderr)
+        assert offline(source, "-o", "out.jsonl").exit_code == 0
+        assert in_process().billed_texts == 95
 
 
 STOPPED = {
@@ -276,13 +324,12 @@ STOPPED = {
 }
 
 
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
 @pytest.mark.parametrize("command", STOPPED)
 def test_a_signal_does_not_wait_for_the_end_of_the_input(
-    command: str, name: str, tmp_path: Path, served: Server, monkeypatch: pytest.MonkeyPatch
+    command: str, number: int, tmp_path: Path, served: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DASHSCOPE_API_KEY", "sk-made-up")
-    number, places = getattr(signal, name), list[str]()
+    places = list[str]()
     before = signal.getsignal(number)
 
     def slow_input(*_: object) -> Iterator[Record]:
