@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-@options.takes(options.INPUT, options.CLIENT, options.BATCH, options.HOST)
+@options.takes(options.INPUT, options.CLIENT, options.BATCH, options.HOST, options.REQUESTS)
 def submit(inputs: options.Inputs, *, output: options.Output, **settings: Any) -> None:
     """Submit all texts of some files; `batch fetch` fetches the vectors.
 
@@ -46,7 +46,7 @@ def submit(inputs: options.Inputs, *, output: options.Output, **settings: Any) -
         messages.print_batch_summary(summary, output, job)
 
 
-@options.takes(options.INPUT, options.CLIENT, options.BATCH, options.HOST)
+@options.takes(options.INPUT, options.CLIENT, options.BATCH, options.HOST, options.REQUESTS)
 def run(
     inputs: options.Inputs,
     *,
@@ -74,21 +74,21 @@ def run(
             messages.print_batch_summary(summary, output, job)
 
 
-@options.takes(options.HOST)
-def status(*, output: options.Output, **host: Any) -> None:
+@options.takes(options.HOST, options.REQUESTS)
+def status(*, output: options.Output, **settings: Any) -> None:
     """Show the status of all batches; fetch and change nothing."""
     with _hints(output):
-        client = corpus.batch_client(output, **host)
+        client = corpus.batch_client(output, **settings)
         files = corpus.batch_status(output, client=client).files
-        messages.print_status(files, output, _job_options(output, host))
+        messages.print_status(files, output, _job_options(output, settings))
 
 
-@options.takes(options.HOST)
+@options.takes(options.HOST, options.REQUESTS)
 def fetch(
     *,
     output: options.Output,
     retry: Annotated[bool, typer.Option(help="Submit failed texts again.")] = True,
-    **host: Any,
+    **settings: Any,
 ) -> None:
     """Fetch the results of ended batches; after the last, write the output.
 
@@ -97,18 +97,18 @@ def fetch(
     Exit codes: as for `batch run`; 1 while anything is under way.
     """
     with _hints(output), stop_signals(_STOPPING_MESSAGE) as stop:
-        client = corpus.batch_client(output, **host)
+        client = corpus.batch_client(output, **settings)
         summary = corpus.batch_fetch(output, client=client, retry=retry, progress=messages.print_progress, stop=stop)
-        messages.print_batch_summary(summary, output, _job_options(output, host))
+        messages.print_batch_summary(summary, output, _job_options(output, settings))
 
 
-@options.takes(options.HOST)
-def cancel(*, output: options.Output, **host: Any) -> None:
+@options.takes(options.HOST, options.REQUESTS)
+def cancel(*, output: options.Output, **settings: Any) -> None:
     """Cancel all batches; lines that are done by then are billed, and `batch fetch` fetches them."""
     with _hints(output):
-        client = corpus.batch_client(output, **host)
+        client = corpus.batch_client(output, **settings)
         summary = corpus.batch_cancel(output, client=client, progress=messages.print_progress)
-        message, command = "nothing is under way", f"`batch fetch {_job_options(output, host)}`"
+        message, command = "nothing is under way", f"`batch fetch {_job_options(output, settings)}`"
         if summary.under_way:
             message = f"of {counted(summary.under_way, 'text')}, what was done is billed: {command} fetches it"
         elif summary.embedded:

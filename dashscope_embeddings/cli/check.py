@@ -25,7 +25,7 @@ _CITIES = {region.id: region.city for region in REGIONS}
 _COLOURS = {True: "green", False: "red", None: ""}
 
 
-def check(
+def check(  # noqa: PLR0913 - one for each option
     *,
     model: Annotated[str, typer.Option(help="Model whose time and role are measured.")] = DEFAULT_MODEL,
     region: Annotated[
@@ -33,6 +33,7 @@ def check(
     ] = None,
     workspace: Annotated[str | None, typer.Option(help="Probe its hosts, not the shared ones.")] = None,
     base_url: Annotated[str | None, typer.Option(help="Probe this address only; emulator: none.")] = None,
+    timeout: Annotated[float, typer.Option(help="Seconds to wait for an answer.")] = 10.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Check what your key opens: which host, which models, which role.
@@ -49,6 +50,7 @@ def check(
         region=region,
         workspace=workspace,
         base_url=base_url,
+        timeout=timeout,
         announce=lambda plan: typer.echo(_plan_text(plan), err=as_json),
     )
     if as_json:

@@ -13,7 +13,7 @@ from dashscope_embeddings.client import EmbeddingClient
 from dashscope_embeddings.vectors import Usage
 
 
-@options.takes(options.INPUT, options.CLIENT, options.REAL_TIME, options.HOST)
+@options.takes(options.INPUT, options.CLIENT, options.REAL_TIME, options.HOST, options.REQUESTS)
 def embed(
     inputs: options.Inputs,
     *,

@@ -65,6 +65,10 @@ HOST = {
     "workspace": _option(str | None, "Send requests to this workspace's own host.", default=False),
     "base_url": _option(str | None, "Another address; emulator for the offline emulator.", default=False),
 }
+REQUESTS = {
+    "timeout": _option(float, "Seconds of silence until a request is sent again."),
+    "max_retries": _option(int, "Further tries after network errors, 5xx and broken replies."),
+}
 REAL_TIME = {
     "kind": _option(str, "dense, sparse or dense&sparse."),
     "text_type": _option(str, "document or query."),
@@ -118,7 +122,7 @@ def host_options(settings: Mapping[str, Any]) -> str:
 
 # --- messages ----------------------------------------------------------------------------------------------
 
-_OPTION_NAMES = {*INPUT, *CLIENT, *HOST, *REAL_TIME, *BATCH, "output"}
+_OPTION_NAMES = {*INPUT, *CLIENT, *HOST, *REQUESTS, *REAL_TIME, *BATCH, "output"}
 _OWN_WORDS = {
     "pass api_key=, or set": "set",
     " Ask again for the texts in error.failed; what arrived is in error.partial": "",

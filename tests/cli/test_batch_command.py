@@ -178,6 +178,16 @@ def test_1_with_a_wrong_key_batches_continue_only_if_there_are_any(
         assert last_line("sk-wrong", *submit) == f"{kept} goes on."
 
 
+@pytest.mark.parametrize("command", ["submit", "run", "status", "fetch", "cancel"])
+def test_1_after_so_many_tries_as_were_said(command: str, emulator: Emulator) -> None:
+    if command not in {"submit", "run"}:
+        batch("submit", "in.txt", "-o", "out.jsonl")
+    before, emulator.faults = emulator.requests, [faults.Status(status=503, every=1)]
+    inputs = ["in.txt"] if command in {"submit", "run"} else []
+    result = batch(command, *inputs, "-o", "out.jsonl", "--max-retries", "0", "--timeout", "5")
+    assert (result.exit_code, emulator.requests - before) == (1, 1)
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

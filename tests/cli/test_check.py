@@ -477,6 +477,17 @@ def command(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     return run
 
 
+def test_no_host_is_waited_for_longer_than_was_said(command: Callable[..., Any]) -> None:
+    seen: list[float] = []
+
+    def late(request: httpx.Request) -> httpx.Response:
+        seen.append(request.extensions["timeout"]["read"])
+        raise httpx.ReadTimeout("timed out", request=request)
+
+    result = command({BEIJING: late}, "--region", "beijing", "--timeout", "3")
+    assert (result.exit_code, set(seen)) == (1, {3.0})
+
+
 def test_0_tells_the_region_the_models_and_the_role_in_plain_lines(
     command: Callable[..., Any], world: dict[str, Answer]
 ) -> None:

@@ -8,10 +8,12 @@ import os
 import re
 import signal
 import sqlite3
+import threading
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 from corpus_helpers import read_rejects, read_vectors, write_json_lines, write_lines
+from raw_server import http_response, serve_raw
 
 from dashscope_embeddings import corpus
 from dashscope_embeddings.corpus.checkpoint.database import Database
@@ -23,8 +25,11 @@ pytest.importorskip("rich")
 from dashscope_embeddings.cli import app, common  # noqa: E402 - they need what was just looked for
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Iterator
     from pathlib import Path
+
+    from raw_server import ReceivedRequest
 
     from dashscope_embeddings.emulator.http import Server
 
@@ -133,9 +138,27 @@ def test_1_with_a_full_disk_the_same_command_goes_on(tmp_path: Path, monkeypatch
     assert offline(source, "-o", "out.jsonl").exit_code == 0
 
 
+def test_1_after_so_many_tries_and_so_much_silence_as_was_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DASHSCOPE_API_KEY", "sk-made-up")
+    arguments, ended = [str(write_lines(tmp_path / "in.txt", ["good"])), "-o", "out.jsonl"], threading.Event()
+
+    def handle(request: ReceivedRequest, _: socket.socket) -> bytes:
+        if request.number == 2:
+            ended.wait(20)
+        return http_response(b"{}", 503)
+
+    with serve_raw(handle) as server:
+        result = embed(*arguments, "--base-url", server.url, "--max-retries", "1", "--timeout", "0.2")
+        ended.set()
+    assert (result.exit_code, len(server.requests)) == (1, 2)
+    assert "ReadTimeout" in result.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
+        (["in.txt", "-o", "out.jsonl", "--timeout", "0"], "--timeout 0.0: expected"),
+        (["in.txt", "-o", "out.jsonl", "--max-retries", "-1"], "--max-retries -1: expected"),
         (["in.jsonl", "-o", "out.jsonl"], r"in\.jsonl:2: its text is empty or blank.*nothing was sent"),
         (["gone.txt", "-o", "out.jsonl"], "no such file to read: gone.txt"),
         (["in.txt", "-o", "out.csv"], "its ending must be one of"),
