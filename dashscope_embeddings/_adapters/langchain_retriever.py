@@ -167,7 +167,7 @@ class DashScopeSparseRetriever(BaseRetriever):
         """Writes documents and vectors to a file in this folder, without pickle; only its owner may read it.
 
         Raises:
-            InvalidInput: a document's metadata cannot be written as JSON.
+            InvalidInput: a document's metadata cannot be written as JSON, or the name is empty.
         """
         self.collection.save(folder_path, lambda document: document.model_dump(include=_SAVED))
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 try:
@@ -18,10 +17,12 @@ from dashscope_embeddings._adapters.sparse import SparseAdapter
 from dashscope_embeddings._adapters.sparse_index import SparseIndex
 from dashscope_embeddings._core.results import set_attributes
 from dashscope_embeddings._process import ForkSafeLock
-from dashscope_embeddings._runtime.files import PRIVATE_MODE, publish, write_partials
+from dashscope_embeddings._runtime.files import PRIVATE_MODE, as_path, publish, write_partials
 from dashscope_embeddings.errors import DashScopeError, InvalidInput
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from dashscope_embeddings._adapters.flows import Flow
     from dashscope_embeddings.vectors import SparseVector
 
@@ -116,7 +117,7 @@ class SparseCollection(Generic[DocumentT]):
         """Writes documents and index to one file, which replaces an older one when it is complete.
 
         Raises:
-            InvalidInput: `encode` gives what JSON cannot hold.
+            InvalidInput: `encode` gives what JSON cannot hold, or the folder's name is empty.
             OSError: the file cannot be written.
         """
         with _lock.current:
@@ -128,7 +129,7 @@ class SparseCollection(Generic[DocumentT]):
             raise InvalidInput(f"document {len(encoded)} cannot be saved as JSON ({error}): see its metadata") from None
         header = json.dumps({"format": _FORMAT, "settings": self._namespace})
         contents = f'{{"header": {header}, "documents": [{",".join(encoded)}]}}'.encode("utf-8", "surrogatepass")
-        path = Path(folder) / FILE_NAME
+        path = as_path(folder, "the folder") / FILE_NAME
         path.parent.mkdir(parents=True, exist_ok=True)
         arrays["documents"] = np.frombuffer(contents, dtype=np.uint8)
         with write_partials(path, mode=PRIVATE_MODE) as [file]:
@@ -141,7 +142,7 @@ class SparseCollection(Generic[DocumentT]):
         Raises:
             InvalidInput: there is no such file, it is damaged, or it was written with other settings.
         """
-        path, own_settings = Path(folder) / FILE_NAME, self._namespace
+        path, own_settings = as_path(folder, "the folder") / FILE_NAME, self._namespace
         try:
             with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
                 contents = json.loads(file["documents"].tobytes().decode("utf-8", "surrogatepass"))

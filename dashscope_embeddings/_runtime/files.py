@@ -1,17 +1,17 @@
-"""Safe file writes: created exclusively, readable only by their owner if they hold texts, replaced atomically."""
+"""Paths, and safe file writes: created exclusively, private if they hold texts, replaced atomically."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import stat
+from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from dashscope_embeddings.errors import InvalidInput
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 PRIVATE_MODE = 0o600
 """Mode of a file that holds texts: only its owner may read it."""
@@ -19,6 +19,17 @@ _OUTPUT_MODE = 0o666
 """Mode of an output file; the umask applies."""
 # O_NOFOLLOW is missing on Windows, O_BINARY everywhere else.
 _EXCLUSIVE_FLAGS = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+
+
+def as_path(name: object, role: str) -> Path:
+    """The path that was given as `role`.
+
+    Raises:
+        InvalidInput: it is none, or empty, as an unset variable is: that would be the present folder.
+    """
+    if isinstance(name, (str, os.PathLike)) and name != "":
+        return Path(name)
+    raise InvalidInput(f"{role} must be a path, not {'an empty string' if name == '' else type(name).__name__}")
 
 
 def create_exclusive(path: Path, mode: int = PRIVATE_MODE) -> IO[bytes]:

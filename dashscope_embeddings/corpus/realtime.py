@@ -15,6 +15,7 @@ from pathlib import Path
 from typing_extensions import Unpack
 
 from dashscope_embeddings._core.argument_names import check_callback
+from dashscope_embeddings._runtime.files import as_path
 from dashscope_embeddings.catalogue import priced_usage
 from dashscope_embeddings.client import EmbeddingClient
 from dashscope_embeddings.corpus import inputs as corpus_inputs
@@ -23,7 +24,7 @@ from dashscope_embeddings.corpus.checkpoint.schema import min_row_bytes
 from dashscope_embeddings.corpus.embedder import Embedder, Progress
 from dashscope_embeddings.corpus.options import InputKeywords, InputOptions, accepts_input_options
 from dashscope_embeddings.corpus.progress import show_progress
-from dashscope_embeddings.corpus.sources import as_path, find_sources, path_beside
+from dashscope_embeddings.corpus.sources import find_sources, path_beside
 from dashscope_embeddings.corpus.writers import (
     MIN_BYTES_PER_NUMBER,
     rejects_beside,

@@ -16,6 +16,7 @@ from typing import Literal, NamedTuple
 
 from dashscope_embeddings._adapters.arrow import import_pyarrow
 from dashscope_embeddings._core.redaction import escape_control_characters
+from dashscope_embeddings._runtime.files import as_path
 from dashscope_embeddings.errors import InvalidInput
 
 _log = logging.getLogger("dashscope_embeddings.corpus")
@@ -95,17 +96,6 @@ def printable_name(name: object) -> str:
 
 
 # --- find files --------------------------------------------------------------------------------------------
-
-
-def as_path(name: object, role: str) -> Path:
-    """The path that was given as `role`.
-
-    Raises:
-        InvalidInput: it is none, or empty, as an unset variable is: that would be the present folder.
-    """
-    if isinstance(name, (str, os.PathLike)) and name != "":
-        return Path(name)
-    raise InvalidInput(f"{role} must be a path, not {'an empty string' if name == '' else type(name).__name__}")
 
 
 def path_beside(output: str | Path, ending: str) -> Path:

@@ -25,7 +25,7 @@ from dashscope_embeddings._adapters.arrow import import_pyarrow, vector_fields
 from dashscope_embeddings._runtime import files
 from dashscope_embeddings._runtime.thread_pool import WorkItem, shared_pool
 from dashscope_embeddings.corpus.checkpoint.rows import OutputRow
-from dashscope_embeddings.corpus.sources import OUTPUT_EXTENSIONS, as_path, path_beside
+from dashscope_embeddings.corpus.sources import OUTPUT_EXTENSIONS, path_beside
 from dashscope_embeddings.errors import InvalidInput
 from dashscope_embeddings.vectors import Output, SparseVector, TextType
 
@@ -313,7 +313,7 @@ def read(path: str | Path) -> Iterator[Vector]:
         InvalidInput: an unknown ending, an array without its ids, or a file that is damaged or another program's.
         ImportError: Parquet without pyarrow.
     """
-    path = as_path(path, "path")
+    path = files.as_path(path, "path")
     if (read_rows := _READERS.get(path.suffix.lower())) is None:
         raise InvalidInput(f"{path}: its ending must be one of {', '.join(OUTPUT_EXTENSIONS)}")
     try:

@@ -110,7 +110,7 @@ class DashScopeSparseRetriever(BaseRetriever):
         """Writes nodes and vectors to a file in this folder, without pickle; only its owner may read it.
 
         Raises:
-            InvalidInput: a node's metadata cannot be written as JSON.
+            InvalidInput: a node's metadata cannot be written as JSON, or the name is empty.
         """
         self._collection.save(persist_dir, doc_to_json)
 

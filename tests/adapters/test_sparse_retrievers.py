@@ -481,6 +481,22 @@ def test_damaged_foreign_and_missing_files_are_one_clear_error(of: Any, served: 
 
 
 @both_frameworks
+def test_a_folder_without_a_name_is_refused(
+    of: Any, served: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of an unset variable: it would be the present folder."""
+    monkeypatch.chdir(tmp_path)
+    save, load = of.file
+    retriever = of.made(TEXTS[:3], **settings(served))
+    for call in (getattr(retriever, save), lambda name: getattr(of.sparse, load)(name, **settings(served))):
+        with pytest.raises(InvalidInput, match="the folder must be a path, not an empty string"):
+            call("")
+    assert not list(tmp_path.iterdir())
+    getattr(retriever, save)(".")
+    assert [path.name for path in tmp_path.iterdir()] == ["sparse_index.npz"]
+
+
+@both_frameworks
 def test_a_save_that_fails_leaves_the_old_file(of: Any, served: Server, tmp_path: Path) -> None:
     save, load = of.file
     retriever = of.made(TEXTS[:3], **settings(served))

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from dashscope_embeddings._core.address import EMULATOR
 from dashscope_embeddings._core.text_length import Limits, shared_limits
+from dashscope_embeddings._runtime.files import as_path
 from dashscope_embeddings._runtime.thread_pool import SignalSafeEvent, StopEvent
 from dashscope_embeddings.catalogue import BEIJING, priced_usage
 from dashscope_embeddings.corpus import inputs as corpus_inputs
@@ -21,7 +22,7 @@ from dashscope_embeddings.corpus.batch.types import BatchEstimate, BatchProgress
 from dashscope_embeddings.corpus.checkpoint.jobs import JobStore
 from dashscope_embeddings.corpus.options import EXTRA_COLUMNS, InputOptions
 from dashscope_embeddings.corpus.realtime import ledger_beside
-from dashscope_embeddings.corpus.sources import as_path, find_sources
+from dashscope_embeddings.corpus.sources import find_sources
 from dashscope_embeddings.corpus.writers import rejects_beside, validate_output, write_output
 from dashscope_embeddings.errors import Cancelled, DashScopeError, InvalidInput
 
