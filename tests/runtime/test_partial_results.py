@@ -254,12 +254,23 @@ class Gate:
         self._lock, self._asked = threading.Lock(), 0
         self._main, self.interruptions = threading.get_ident(), 0
         self.opens_at = 1
+        self.six_taken = threading.Event()
+        """The interruption waits for it."""
+        self.six_taken.set()
+        self._taken = 0
+
+    def take(self, more: int) -> None:
+        """A callback for progress."""
+        self._taken += more
+        if self._taken == 60:
+            self.six_taken.set()
 
     def __call__(self, request: httpx.Request) -> httpx.Response:
         with self._lock:
             self._asked += 1
             asked = self._asked
         if asked == 9:
+            self.six_taken.wait(60)
             signal.pthread_kill(self._main, signal.SIGINT)
         if asked > 6:
             self._opened.wait(60)
@@ -324,7 +335,8 @@ def test_a_second_interruption_ends_the_wait_with_what_arrived(
         return drain(seconds)
 
     monkeypatch.setattr(client, "drain", interrupt_again)
-    end = ended(lambda: client.embed(TEXTS))
+    gate.six_taken.clear()
+    end = ended(lambda: client.embed(TEXTS, progress=gate.take))
     assert gate.interruptions == 2
     assert end.partial == {i: emulator.dense(TEXTS[i], dimension=64) for i in range(60)}
     assert end.failed == list(range(60, 200))
@@ -355,7 +367,8 @@ def test_requests_that_are_not_answered_in_time_are_waited_for_two_seconds(
     client, waited = gated_client(gate), list[float]()
     gate.opens_at = 2
     monkeypatch.setattr(client, "drain", waited.append)
-    end = ended(lambda: client.embed(TEXTS))
+    gate.six_taken.clear()
+    end = ended(lambda: client.embed(TEXTS, progress=gate.take))
     assert waited == [2.0]
     assert len(end.partial) == 60
 
