@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import json
 import signal
 import threading
 from typing import TYPE_CHECKING, Any
@@ -247,32 +248,31 @@ def test_what_a_signal_handler_raises_carries_what_arrived(
 
 
 class Gate:
-    """A transport that answers six requests, and the others once it is opened; interrupts when three wait for that."""
+    """A transport that answers the first 60 texts, and others once it is opened; interrupts when three wait for that."""
 
     def __init__(self, emulator: Emulator) -> None:
         self._emulator, self._opened = emulator, threading.Event()
-        self._lock, self._asked = threading.Lock(), 0
+        self._lock, self._waiting, self._taken = threading.Lock(), 0, 0
         self._main, self.interruptions = threading.get_ident(), 0
         self.opens_at = 1
-        self.six_taken = threading.Event()
+        self.all_taken = threading.Event()
         """The interruption waits for it."""
-        self.six_taken.set()
-        self._taken = 0
+        self.all_taken.set()
 
     def take(self, more: int) -> None:
         """A callback for progress."""
         self._taken += more
         if self._taken == 60:
-            self.six_taken.set()
+            self.all_taken.set()
 
     def __call__(self, request: httpx.Request) -> httpx.Response:
-        with self._lock:
-            self._asked += 1
-            asked = self._asked
-        if asked == 9:
-            self.six_taken.wait(60)
-            signal.pthread_kill(self._main, signal.SIGINT)
-        if asked > 6:
+        if json.loads(request.content)["input"]["texts"][0] not in TEXTS[:60]:
+            with self._lock:
+                self._waiting += 1
+                is_third = self._waiting == 3
+            if is_third:
+                assert self.all_taken.wait(60)
+                signal.pthread_kill(self._main, signal.SIGINT)
             self._opened.wait(60)
         return self._emulator(request)
 
@@ -335,7 +335,7 @@ def test_a_second_interruption_ends_the_wait_with_what_arrived(
         return drain(seconds)
 
     monkeypatch.setattr(client, "drain", interrupt_again)
-    gate.six_taken.clear()
+    gate.all_taken.clear()
     end = ended(lambda: client.embed(TEXTS, progress=gate.take))
     assert gate.interruptions == 2
     assert end.partial == {i: emulator.dense(TEXTS[i], dimension=64) for i in range(60)}
@@ -367,7 +367,7 @@ def test_requests_that_are_not_answered_in_time_are_waited_for_two_seconds(
     client, waited = gated_client(gate), list[float]()
     gate.opens_at = 2
     monkeypatch.setattr(client, "drain", waited.append)
-    gate.six_taken.clear()
+    gate.all_taken.clear()
     end = ended(lambda: client.embed(TEXTS, progress=gate.take))
     assert waited == [2.0]
     assert len(end.partial) == 60
