@@ -168,6 +168,7 @@ def find_sources(
 
 
 _MAX_NAMES = 5
+_MAX_NAME_CHARACTERS = 200
 
 
 def _warn_of(problem: str, paths: Sequence[object]) -> None:
@@ -193,7 +194,7 @@ def _candidates(pattern: str, file_format: Format | None, passed_over: list[Path
             raise InvalidInput(f"standard input needs a format {_FORMAT_OPTION}: txt, jsonl, json, csv or tsv")
         return [_Candidate(STDIN, is_explicit=True)]
     folder = Path(pattern)
-    if folder.is_dir():
+    if os.path.isdir(folder):  # noqa: PTH112 - `is_dir` raises for a text that is too long for a name
         visible = sorted(path for path in folder.rglob("*") if not _is_hidden_or_system(path, folder))
         passed_over += [path for path in visible if path.is_symlink() and path.is_dir()]
         files = [path for path in visible if path.is_file()]
@@ -206,12 +207,15 @@ def _candidates(pattern: str, file_format: Format | None, passed_over: list[Path
                 f"{_FORMAT_OPTION}, or name the files to read"
             )
         return [_Candidate.in_folder(path, folder) for path in found]
-    if folder.exists():
+    if os.path.exists(folder):  # noqa: PTH110 - as above
         return [_Candidate(pattern, is_explicit=True)]
     matching = map(Path, sorted(glob.glob(pattern, recursive=True)))  # noqa: PTH207 - keeps names as typed
     found = [path for path in matching if not path.is_dir() and not _is_hidden_or_system(path, folder)]
     if not found:
-        raise InvalidInput(f"no such file to read: {printable_name(pattern)}")
+        raise InvalidInput(
+            f"no such file to read: {printable_name(pattern[:_MAX_NAME_CHARACTERS])} (inputs are files, folders or "
+            "globs; in Python, texts themselves go to client.embed)"
+        )
     while glob.has_magic(str(folder)):
         folder = folder.parent
     return [_Candidate.in_folder(path, folder) for path in found]

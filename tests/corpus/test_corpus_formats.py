@@ -168,7 +168,9 @@ def test_many_bad_records_are_named_up_to_some(tmp_path: Path, emulator: Emulato
 @pytest.mark.parametrize(
     "wrong",
     [
-        ("gone.txt", "out.jsonl", {}, "no such file to read: gone.txt"),
+        ("gone.txt", "out.jsonl", {}, "no such file to read: gone.txt (inputs are files, folders or globs; "),
+        (["The cat sleeps."], "out.jsonl", {}, "read: The cat sleeps. (inputs are files, folders or globs; "),
+        (["a text longer than a name " * 99], "out.jsonl", {}, "texts themselves go to client.embed)"),
         ("in.dat", "out.jsonl", {}, "says nothing about the format"),
         ("in.XLSX", "out.jsonl", {}, "is a spreadsheet: save it as CSV UTF-8"),
         ("in.pdf", "out.jsonl", {}, "is a formatted document: extract its passages"),
