@@ -22,6 +22,7 @@ from dashscope_embeddings._runtime.client_base import ClientBase
 from dashscope_embeddings._runtime.deadlines import GRACE_SECONDS, GracePeriod
 from dashscope_embeddings._runtime.flow_runs import ClosingGenerator
 from dashscope_embeddings._runtime.job import OnBatchDone
+from dashscope_embeddings._runtime.progress import progress_bar
 from dashscope_embeddings._runtime.thread_pool import SignalSafeEvent
 from dashscope_embeddings._runtime.user_resources import UserResources
 from dashscope_embeddings.quota import Quota
@@ -82,7 +83,7 @@ class EmbeddingClient(ClientBase):
         text_type: TextType = "document",
         output: Output = "dense",
         array: bool = False,
-        progress: Progress | None = None,
+        progress: Progress | bool | None = None,
         on_vectors: OnVectors | None = None,
     ) -> Embeddings:
         """All vectors at once: shape (texts, dimensions), in the order of the texts.
@@ -92,7 +93,7 @@ class EmbeddingClient(ClientBase):
             text_type: "query" for search queries, "document" for the texts that are searched.
             output: "dense", "sparse" or "dense&sparse" (one request, billed once).
             array: Keeps the dense vectors as float32 in `dense_array`, 4 KB for 1,024 numbers; `dense` stays empty.
-            progress: Called with the number of texts that a request completed.
+            progress: Called with the number of texts that a request completed; True: a bar (with tqdm).
             on_vectors: Called with index → vectors (shaped as in `partial`) of the texts that a request completed, for
                 a cache; `aembed` awaits its result.
 
@@ -113,13 +114,13 @@ class EmbeddingClient(ClientBase):
             batches = planning.batches(checked, self._planner(dedup_window=None))
             flow_of = job.flow_maker(context, self._quota_question(context, self._thread_driver, checked))
             outcomes = self._thread_driver.run_many(batches, flow_of, job.halt, context)
-        with job:
+        with progress_bar(len(checked), progress=progress) as report, job:
             with contextlib.closing(outcomes):
                 for batch, outcome in outcomes:
                     done = job.collector.add(batch, outcome)
                     with job.callbacks:
-                        if progress is not None:
-                            progress(done)
+                        if report is not None:
+                            report(done)
                     with job.callbacks:
                         if on_vectors is not None:
                             on_vectors(job.collector.completed(batch))
@@ -224,7 +225,7 @@ class EmbeddingClient(ClientBase):
         text_type: TextType = "document",
         output: Output = "dense",
         array: bool = False,
-        progress: Progress | None = None,
+        progress: Progress | bool | None = None,
         on_vectors: OnVectors | None = None,
     ) -> Embeddings:
         """`embed` for a running event loop; also takes an asynchronous iterable."""
@@ -244,13 +245,13 @@ class EmbeddingClient(ClientBase):
         else:
             batches = planning.abatches(_as_async_iterator(checked), self._planner(dedup_window=None))
             outcomes = self._async_driver.run_many(batches, job.flow_maker(context, question), job.halt, context)
-        with job:
+        with progress_bar(len(checked), progress=progress) as report, job:
             async with contextlib.aclosing(question), ClosingGenerator(outcomes):
                 async for batch, outcome in outcomes:
                     done = await job.add(batch, outcome)
                     with job.callbacks:
-                        if progress is not None:
-                            progress(done)
+                        if report is not None:
+                            report(done)
                     with job.callbacks:
                         if on_vectors is not None:
                             returned = on_vectors(job.collector.completed(batch))

@@ -15,8 +15,8 @@ except ImportError as missing:
 from dashscope_embeddings._adapters.base import ClientFields, as_single_text, as_text_list
 from dashscope_embeddings._adapters.flows import arun, run
 from dashscope_embeddings._adapters.langchain_cache import ByteStoreCache, checked_store
-from dashscope_embeddings._adapters.progress import progress_bar
 from dashscope_embeddings._adapters.vector_cache import cached_dense_flow
+from dashscope_embeddings._runtime.progress import progress_bar
 from dashscope_embeddings.catalogue import DEFAULT_MODEL
 from dashscope_embeddings.errors import InvalidInput
 from dashscope_embeddings.vectors import TextType
@@ -148,7 +148,7 @@ class DashScopeEmbeddings(ClientFields, Embeddings):
             DashScopeError: with `partial` (index → vector) and `failed` (indices).
         """
         texts = as_text_list(texts)
-        with progress_bar(len(texts), show=self.show_progress_bar) as progress:
+        with progress_bar(len(texts), progress=self.show_progress_bar) as progress:
             return run(self._dense(texts, self.text_type, progress))
 
     def embed_query(self, text: str) -> list[float]:
@@ -162,7 +162,7 @@ class DashScopeEmbeddings(ClientFields, Embeddings):
     async def aembed_documents(self, texts: list[str]) -> list[list[float]]:
         """`embed_documents` on the running event loop."""
         texts = as_text_list(texts)
-        with progress_bar(len(texts), show=self.show_progress_bar) as progress:
+        with progress_bar(len(texts), progress=self.show_progress_bar) as progress:
             return await arun(self._dense(texts, self.text_type, progress))
 
     async def aembed_query(self, text: str) -> list[float]:

@@ -11,4 +11,5 @@ shared_pools             the pools of clients with equal settings
 deferred_signals         lets the main thread send a request that no signal handler can break
 thread_pool              daemon threads, and waiting that a signal handler cannot break
 files                    exclusive and atomic writes
+progress                 the bar of a call
 """

@@ -98,7 +98,7 @@ def fetch(
     """
     with _hints(output), stop_signals(_STOPPING_MESSAGE) as stop:
         client = corpus.batch_client(output, **settings)
-        summary = corpus.batch_fetch(output, client=client, retry=retry, progress=messages.print_progress, stop=stop)
+        summary = corpus.batch_fetch(output, client=client, retry=retry, progress=True, stop=stop)
         messages.print_batch_summary(summary, output, _job_options(output, settings))
 
 
@@ -107,7 +107,7 @@ def cancel(*, output: options.Output, **settings: Any) -> None:
     """Cancel all batches; lines that are done by then are billed, and `batch fetch` fetches them."""
     with _hints(output):
         client = corpus.batch_client(output, **settings)
-        summary = corpus.batch_cancel(output, client=client, progress=messages.print_progress)
+        summary = corpus.batch_cancel(output, client=client, progress=True)
         message, command = "nothing is under way", f"`batch fetch {_job_options(output, settings)}`"
         if summary.under_way:
             message = f"of {counted(summary.under_way, 'text')}, what was done is billed: {command} fetches it"
@@ -126,7 +126,7 @@ def _submission(settings: dict[str, Any]) -> dict[str, Any]:
     """The arguments of a submission, of which the client takes its own settings."""
     before = functools.partial(messages.print_batch_estimate, host=options.host_options(settings))
     client = EmbeddingClient(**options.take_client_settings(settings), protocol="openai")
-    return {"client": client, "before": before, "progress": messages.print_progress, **settings}
+    return {"client": client, "before": before, "progress": True, **settings}
 
 
 def _job_options(output: Path, settings: dict[str, Any]) -> str:

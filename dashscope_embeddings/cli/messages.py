@@ -15,12 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-    from dashscope_embeddings.corpus import BatchEstimate, BatchFile, BatchProgress, BatchSummary, Estimate, Summary
-
-
-def print_progress(progress: BatchProgress) -> None:
-    """Prints an event of the Batch route."""
-    typer.echo(progress.message, err=True)
+    from dashscope_embeddings.corpus import BatchEstimate, BatchFile, BatchSummary, Estimate, Summary
 
 
 BATCH_STOPPED_MESSAGE = "stopped: what is submitted stays submitted; the same command goes on"

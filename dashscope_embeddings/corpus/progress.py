@@ -11,7 +11,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
-from dashscope_embeddings._adapters.progress import import_tqdm
+from dashscope_embeddings._runtime.progress import import_tqdm
 from dashscope_embeddings.vectors import counted
 
 if TYPE_CHECKING:
@@ -59,6 +59,12 @@ def is_interactive() -> bool:
     shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
     # A program without a console has None, and a logger in its place need not be a file.
     return getattr(sys.stderr, "isatty", bool)() or hasattr(shell, "kernel")
+
+
+def print_line(line: str) -> None:
+    """Prints a line on standard error; a program without a console has none."""
+    if sys.stderr is not None:
+        print(line, file=sys.stderr, flush=True)  # noqa: T201 - this is what it is for
 
 
 class RunStatus:
@@ -143,9 +149,9 @@ class Lines:
             self._print(status.line())
 
     def _print(self, line: str) -> None:
-        if line != self._printed and sys.stderr is not None:
+        if line != self._printed:
             self._printed = line
-            print(line, file=sys.stderr, flush=True)  # noqa: T201 - this is what it is for
+            print_line(line)
 
 
 class _Bar:

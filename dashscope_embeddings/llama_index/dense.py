@@ -13,10 +13,10 @@ from typing_extensions import Unpack
 
 from dashscope_embeddings._adapters.base import ClientFields, as_single_text, as_text_list
 from dashscope_embeddings._adapters.flows import arun, run
-from dashscope_embeddings._adapters.progress import progress_bar
 from dashscope_embeddings._adapters.vector_cache import cached_dense_flow
 from dashscope_embeddings._core.client_options import AdapterOptions
 from dashscope_embeddings._core.secret_settings import hide_secrets
+from dashscope_embeddings._runtime.progress import progress_bar
 from dashscope_embeddings.catalogue import DEFAULT_MODEL
 from dashscope_embeddings.errors import InvalidInput
 from dashscope_embeddings.llama_index.cache import HiddenStore, KVCache, prefetched, take_prefetched
@@ -201,7 +201,7 @@ class DashScopeEmbedding(ClientFields, BaseEmbedding):
         core = _without_span(super().get_text_embedding_batch)
         if len(texts := as_text_list(texts)) <= self.embed_batch_size:
             return core(texts, show_progress, **kwargs)
-        with progress_bar(len(texts), show=show_progress) as progress:
+        with progress_bar(len(texts), progress=show_progress) as progress:
             vectors = run(self._documents(texts, progress))
         with prefetched(texts, vectors):
             return core(texts, **kwargs)
@@ -219,7 +219,7 @@ class DashScopeEmbedding(ClientFields, BaseEmbedding):
         core = _without_span(super(DashScopeEmbedding, bare).aget_text_embedding_batch)
         if len(texts := as_text_list(texts)) <= self.embed_batch_size and bare is self:
             return await core(texts, show_progress, **kwargs)
-        with progress_bar(len(texts), show=show_progress) as progress:
+        with progress_bar(len(texts), progress=show_progress) as progress:
             vectors = await arun(self._documents(texts, progress))
         with prefetched(texts, vectors):
             return await core(texts, **kwargs)

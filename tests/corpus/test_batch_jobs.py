@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import threading
 from collections import Counter
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -100,6 +101,22 @@ def test_a_corpus_goes_out_and_comes_back_joined_by_name(job: Job) -> None:
     assert (created["endpoint"], created["metadata"]) == ("/v1/embeddings", {"ds_name": "a corpus"})
     assert all(30 <= wait <= 120 for wait in job.clock.waits)
     assert sorted(path.name for path in job.output.parent.iterdir()) == ["in.txt", "out.jsonl", "out.jsonl.ledger"]
+
+
+def test_progress_true_prints_the_lines_that_a_function_gets(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    events: list[corpus.BatchProgress] = []
+    for name, progress in {"told": events.append, "printed": True, "silent": False}.items():
+        (tmp_path / name).mkdir()
+        Job(tmp_path / name).run(progress=progress)
+    told, printed = [event.message for event in events], capsys.readouterr().err.splitlines()
+    assert len(told) > 2
+    assert [_without_id(line) for line in printed] == [_without_id(line) for line in told]
+
+
+def _without_id(line: str) -> str:
+    return re.sub(r"batch_[-0-9a-f]+", "batch", line)
 
 
 def test_submitted_fetched_on_another_machine_after_the_input_changed(job: Job, tmp_path: Path) -> None:

@@ -70,6 +70,17 @@ def test_a_text_a_file_and_a_generator_are_inputs(way: Way) -> None:
     assert emulator.requests == 3
 
 
+def test_progress_is_a_bar_for_true_and_numbers_for_a_function(way: Way, capsys: pytest.CaptureFixture[str]) -> None:
+    emulator, numbers = Emulator(), list[int]()
+    client = client_for(emulator)
+    way.embed(client, texts(25), progress=numbers.append)
+    assert numbers == [10, 10, 5]
+    way.embed(client, texts(25), progress=False)
+    assert capsys.readouterr().err == ""
+    assert way.embed(client, texts(25), progress=True).dense == expected(emulator, texts(25))
+    assert "25/25" in capsys.readouterr().err
+
+
 def test_equal_texts_are_billed_once_and_share_no_list(way: Way) -> None:
     emulator = Emulator()
     result = way.embed(client_for(emulator), ["same", "other"] * 30)

@@ -35,7 +35,7 @@ def batch_submit(  # noqa: PLR0913 - all but two are keywords with defaults
     name: str | None = None,
     description: str | None = None,
     before: Callable[[BatchEstimate], object] | None = None,
-    progress: ProgressCallback | None = None,
+    progress: ProgressCallback | bool | None = None,
     stop: StopEvent | None = None,
     **options: Unpack[InputKeywords],
 ) -> BatchSummary:
@@ -55,7 +55,7 @@ def batch_submit(  # noqa: PLR0913 - all but two are keywords with defaults
         name: Shown in the service's console, at most 100 characters.
         description: Shown in the service's console, at most 200 characters.
         before: Called with an estimate before anything is sent; an exception that it raises ends the call.
-        progress: Called in the caller's thread after each event.
+        progress: Called in the caller's thread after each event; True: a line on standard error for each.
         stop: Once it is set, nothing more is sent, and a request in flight is given up after 2 seconds; submitted
             batches go on.
         **options: How the input is read, as in `embed_corpus`.
@@ -83,7 +83,7 @@ def batch_run(  # noqa: PLR0913 - as batch_submit
     description: str | None = None,
     poll: float | None = None,
     before: Callable[[BatchEstimate], object] | None = None,
-    progress: ProgressCallback | None = None,
+    progress: ProgressCallback | bool | None = None,
     stop: StopEvent | None = None,
     **options: Unpack[InputKeywords],
 ) -> BatchSummary:
@@ -114,7 +114,7 @@ def batch_fetch(
     *,
     client: EmbeddingClient,
     retry: bool = True,
-    progress: ProgressCallback | None = None,
+    progress: ProgressCallback | bool | None = None,
     stop: StopEvent | None = None,
 ) -> BatchSummary:
     """Fetches the vectors of batches that have ended; after the last of them, writes the output.
@@ -125,7 +125,7 @@ def batch_fetch(
         output: The output of the submission.
         client: A client with the settings of the submission: see `batch_client`.
         retry: Whether texts of failed lines are submitted again; those of a cancelled batch never are.
-        progress: Called in the caller's thread after each event.
+        progress: Called in the caller's thread after each event; True: a line on standard error for each.
         stop: Once it is set, nothing more is sent.
 
     Raises:
@@ -137,7 +137,7 @@ def batch_fetch(
 
 
 def batch_status(
-    output: str | Path, *, client: EmbeddingClient, progress: ProgressCallback | None = None
+    output: str | Path, *, client: EmbeddingClient, progress: ProgressCallback | bool | None = None
 ) -> BatchSummary:
     """Requests the status of all batches; fetches, submits and cancels nothing.
 
@@ -148,7 +148,7 @@ def batch_status(
 
 
 def batch_cancel(
-    output: str | Path, *, client: EmbeddingClient, progress: ProgressCallback | None = None
+    output: str | Path, *, client: EmbeddingClient, progress: ProgressCallback | bool | None = None
 ) -> BatchSummary:
     """Cancels all batches. Lines that were processed before are billed: `batch_fetch` fetches their vectors.
 

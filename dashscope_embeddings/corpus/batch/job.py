@@ -21,6 +21,7 @@ from dashscope_embeddings.corpus.batch import request_file
 from dashscope_embeddings.corpus.batch.types import BatchEstimate, BatchProgress, BatchSummary
 from dashscope_embeddings.corpus.checkpoint.jobs import JobStore
 from dashscope_embeddings.corpus.options import EXTRA_COLUMNS, InputOptions
+from dashscope_embeddings.corpus.progress import print_line
 from dashscope_embeddings.corpus.realtime import ledger_beside
 from dashscope_embeddings.corpus.sources import find_sources
 from dashscope_embeddings.corpus.writers import rejects_beside, validate_output, write_output
@@ -68,7 +69,7 @@ class BatchJob:
     checkpoint: CheckpointStore
     job_store: JobStore
     options: BatchOptions
-    progress: ProgressCallback | None
+    progress: ProgressCallback | bool | None
     counts_exactly: bool
     """Whether the tokenizer has counted the tokens of all texts."""
     embedded: int = 0
@@ -93,8 +94,11 @@ class BatchJob:
 
     def report(self, message: str, batch: BatchFile | None = None) -> None:
         """Reports an event: of a batch, or of no single one."""
-        if self.progress is not None:
-            self.progress(BatchProgress(message if batch is None else f"file {batch.number}: {message}", batch))
+        message = message if batch is None else f"file {batch.number}: {message}"
+        if self.progress is True:
+            print_line(message)
+        elif self.progress:
+            self.progress(BatchProgress(message, batch))
 
     def estimate(self) -> BatchEstimate:
         """What a submission will send and cost."""
@@ -151,7 +155,7 @@ class BatchJob:
 def open_job(  # noqa: PLR0913, PLR0917 - only the first two are required
     output: str | Path,
     client: EmbeddingClient,
-    progress: ProgressCallback | None = None,
+    progress: ProgressCallback | bool | None = None,  # noqa: FBT001 - passed on as it was given
     inputs: Inputs | None = None,
     input_options: InputOptions | None = None,
     batch_options: BatchOptions | None = None,
