@@ -209,6 +209,8 @@ class BadReply(DashScopeError):  # noqa: N818 - the name is the event
     """
 
     action = Action.RETRY
+    billed_tokens: int | None = None
+    """Tokens that the reply says it was billed; None: it does not say."""
 
 
 def describe_indices(indices: Sequence[int]) -> str:

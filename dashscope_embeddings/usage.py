@@ -25,7 +25,8 @@ class RequestRecord:
     texts: int
     """Texts in the request, including other callers' queries in the same batch."""
     tokens: int | None
-    """Billed tokens: 0 for a request without vectors, None if the service did not say."""
+    """Billed tokens, also those of a broken reply that states them; 0 for other requests without vectors, None if the
+    service did not say."""
     seconds: float
     """From our limiter's permission, after the wait for a `rate_limiter` of yours, to reading the whole reply."""
     attempt: int
@@ -64,7 +65,7 @@ class TrackedUsage:
 
     @property
     def requests(self) -> int:
-        """Requests answered with vectors."""
+        """Requests answered with vectors, and broken replies that state what they were billed."""
         return self.usage.requests
 
     @property

@@ -103,14 +103,17 @@ class Cost:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What was billed: only answered requests, because the service bills nothing else."""
+    """What was billed: only answered requests, because the service bills nothing else.
+
+    Replies that were refused as broken, and asked for again, count if they state their tokens.
+    """
 
     requests: int = 0
-    """Requests answered with vectors."""
+    """Requests answered with vectors, and those broken replies."""
     tokens: int = 0
     """Input tokens as the service counted them."""
     texts: int = 0
-    """Texts in those requests; a text that is repeated in the input counts once."""
+    """Texts in those requests; a text that is repeated in the input counts once, one that is asked for again twice."""
     cost: Cost | None = None
     """List price of the tokens, without free quota or discounts; None: the price is unknown."""
 

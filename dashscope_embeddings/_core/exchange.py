@@ -26,7 +26,7 @@ from dashscope_embeddings._core.protocol import ParsedReply, Reply
 from dashscope_embeddings._core.reply_reader import ReplyReader, interpret, request_record
 from dashscope_embeddings._core.stale_replies import SeenReplies
 from dashscope_embeddings._core.steps import AskUserLimiter, Send, Sleep, Step, StepResult
-from dashscope_embeddings.errors import Action, ConnectionFailed, DashScopeError, ServiceError
+from dashscope_embeddings.errors import Action, BadReply, ConnectionFailed, DashScopeError, ServiceError
 from dashscope_embeddings.vectors import Part, combine
 
 if TYPE_CHECKING:
@@ -161,11 +161,9 @@ def exchange(texts: Sequence[str], context: RequestContext, permit: Permit | Non
     waiting = deque([[Chunk(row, text) for row, text in enumerate(texts)]] if texts else [])
     while waiting:
         group = waiting.popleft()
-        request = _Request([chunk.text for chunk in group], context)
-        answer = yield from request.send_until_final(permit)
+        answer = yield from _Request([chunk.text for chunk in group], context, outcome).send_until_final(permit)
         permit = None
         if isinstance(answer, ParsedReply):
-            _add_usage(outcome, answer, len(group))
             for i, chunk in enumerate(group):
                 parts_by_row.setdefault(chunk.row, []).append(answer.part(i, weight=float(len(chunk.text))))
         elif groups := split_request(group, answer, context.limits, context.long_text):
@@ -190,8 +188,8 @@ _TEXT_ACTIONS = frozenset({Action.BISECT, Action.TRUNCATE})
 class _Request:
     """One request: how often it was sent, and how often and since when it has failed in each way."""
 
-    def __init__(self, texts: list[str], context: RequestContext) -> None:
-        self._texts, self._context = texts, context
+    def __init__(self, texts: list[str], context: RequestContext, outcome: Outcome) -> None:
+        self._texts, self._context, self._outcome = texts, context, outcome
         self._body = protocol.request_body(context.options, texts)
         # Exact counts take time, so they are made only where a quota of tokens is spent by them.
         count = text_length.estimate_tokens if context.limiter.tokens_per_minute is None else context.limits.count
@@ -253,6 +251,7 @@ class _Request:
         answer = reader.result if reader.result is not None else interpret(reply, context, texts)
         self._is_stale = reader.is_stale and self._stale_replies < _MAX_STALE_REPLIES
         self._stale_replies += self._is_stale
+        _add_usage(self._outcome, answer, len(texts))
         if context.on_request is not None:
             usage.call_hook(
                 context.on_request, request_record(context, len(texts), self._attempts, self._started_at, answer)
@@ -322,7 +321,10 @@ _MAX_STALE_REPLIES = 40
 # --- the outcome -------------------------------------------------------------------------------------------
 
 
-def _add_usage(outcome: Outcome, reply: ParsedReply, texts: int) -> None:
+def _add_usage(outcome: Outcome, reply: _Answer, texts: int) -> None:
+    """Counts a reply with vectors, and one without usable vectors that says it was billed."""
+    if not isinstance(reply, ParsedReply) and not (isinstance(reply, BadReply) and reply.billed_tokens):
+        return
     outcome.requests += 1
     outcome.texts += texts
     outcome.tokens += reply.billed_tokens or 0

@@ -167,7 +167,7 @@ def parse_reply(options: RequestOptions, reply: Reply, text_count: int) -> Parse
     try:
         content = reply_type.validate_python(content)
     except ValidationError as error:
-        raise BadReply(_describe_mismatch(error), request_id=_request_id(reply, content)) from None
+        raise _with_origin(BadReply(_describe_mismatch(error)), reply, content) from None
     return _checked_reply(options, reply, content, text_count)
 
 
@@ -214,7 +214,6 @@ def _describe_mismatch(error: ValidationError) -> str:
 
 def _checked_reply(options: RequestOptions, reply: Reply, content: Any, text_count: int) -> ParsedReply:
     """The vectors of a reply whose JSON has the right types, in the order of the texts."""
-    request_id = _request_id(reply, content)
     dense = sparse = None
     try:
         if options.protocol == "native":
@@ -227,9 +226,15 @@ def _checked_reply(options: RequestOptions, reply: Reply, content: Any, text_cou
             vectors = [dense_vector(row.get("embedding")) for row in rows]
             dense = _require_width(vectors, options.expected_width)
     except BadReply as error:
-        error.request_id = request_id
-        raise
-    return ParsedReply(dense, sparse, billed_tokens(content.get("usage")), request_id)
+        raise _with_origin(error, reply, content) from None
+    return ParsedReply(dense, sparse, billed_tokens(content.get("usage")), _request_id(reply, content))
+
+
+def _with_origin(error: BadReply, reply: Reply, content: Any) -> BadReply:
+    """The error with the id and the bill of its reply."""
+    error.request_id = _request_id(reply, content)
+    error.billed_tokens = billed_tokens(content.get("usage")) if isinstance(content, dict) else None
+    return error
 
 
 def _sparse_entries(row: Any, output: Output) -> list[SparseEntry] | None:

@@ -58,7 +58,10 @@ def request_record(
     elif result.action is Action.RETRY or not isinstance(result, ServiceError):
         outcome = "failed"
     code = result.code if isinstance(result, ServiceError) else None
-    return RequestRecord(*request, 0, seconds, attempt, result.request_id, outcome, code or type(result).__name__)
+    billed = result.billed_tokens if isinstance(result, BadReply) else None
+    return RequestRecord(
+        *request, billed or 0, seconds, attempt, result.request_id, outcome, code or type(result).__name__
+    )
 
 
 def interpret(answer: StepResult, context: RequestContext, texts: Sequence[str]) -> ParsedReply | DashScopeError:
@@ -71,9 +74,11 @@ def interpret(answer: StepResult, context: RequestContext, texts: Sequence[str])
     if context.observed_widths is not None and parsed.dense is not None:
         width = len(parsed.dense[0])
         if (first := context.observed_widths.setdefault("dense", width)) != width:
-            return BadReply(
+            error = BadReply(
                 f"the reply has vectors of {width} floats where the first reply of this call had {first}",
                 request_id=parsed.request_id,
             )
+            error.billed_tokens = parsed.billed_tokens
+            return error
     request_id = context.error_context.redactor.redact_request_id(parsed.request_id, texts)
     return parsed if request_id is parsed.request_id else replace(parsed, request_id=request_id)

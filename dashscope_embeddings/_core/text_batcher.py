@@ -58,6 +58,8 @@ class SingleText(Waiter):
     throttled_since: float = math.inf
     outcome: Outcome | None = None
     """Its result, of one row."""
+    billed: Outcome = field(default_factory=lambda: Outcome([None]))
+    """Its share of the bills of its requests: after one that was throttled in the end it waits again."""
     has_left: bool = False
     """Whether its caller stopped waiting."""
 
@@ -171,12 +173,14 @@ class TextBatcher:
                 continue  # this request was taken for orphaned, and another one contains the text
             member.batch_call = None
             row = rows[member.text]
+            if is_payer := outcome is not None and payers[member.text] is member:
+                _bill(member.billed, row, outcome)
             if outcome is None or (
                 not _is_final(outcome, row) and (member in joined or self._should_retry(member, outcome, context, now))
             ):
                 self._requeue(member)
             else:
-                member.outcome = _share(outcome, row, is_payer=payers[member.text] is member)
+                member.outcome = _share(member, outcome, row, is_payer=is_payer)
                 _report_if_late(member)
                 member.wake_caller()
         # Last: if an interruption ends this method early, the request is still found to be orphaned.
@@ -312,13 +316,12 @@ def _is_final(outcome: Outcome, row: int) -> bool:
     return outcome.vectors[row] is not None or (error is not None and error is not outcome.abort_error)
 
 
-def _share(outcome: Outcome, row: int, *, is_payer: bool) -> Outcome:
+def _share(text: SingleText, outcome: Outcome, row: int, *, is_payer: bool) -> Outcome:
     """One text's share of the outcome; of equal texts, the first one pays."""
     part = outcome.vectors[row]
-    own = Outcome([part and (part if is_payer else part.copy())])
+    own = text.billed
+    own.vectors = [part and (part if is_payer else part.copy())]
     own.request_ids = list(outcome.request_ids)
-    if is_payer:
-        _bill(own, row, outcome)
     if (error := outcome.errors.get(row)) is not None:
         own.errors[0] = error.copy()
     if outcome.abort_error is not None and not _is_final(outcome, row):
@@ -331,8 +334,9 @@ def _bill(own: Outcome, row: int, outcome: Outcome) -> None:
     answered = [i for i, part in enumerate(outcome.vectors) if part is not None]
     billed = answered or [0]  # no row is complete, but chunks of a long text may have been answered
     if row in billed:
-        own.texts, own.tokens = min(1, len(answered)), outcome.tokens // len(billed)
+        own.texts += min(1, len(answered))
+        own.tokens += outcome.tokens // len(billed)
     if row == billed[0]:
-        own.requests = outcome.requests
+        own.requests += outcome.requests
         own.texts += outcome.texts - len(answered)
         own.tokens += outcome.tokens % len(billed)

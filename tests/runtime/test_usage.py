@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import logging
 import pickle
@@ -24,6 +25,7 @@ from llama_index.core.instrumentation.event_handlers import BaseEventHandler
 from llama_index.core.instrumentation.events import BaseEvent  # noqa: TC002 - pydantic reads it at run time
 
 from dashscope_embeddings import (
+    BadReply,
     Cost,
     DashScopeError,
     EmbeddingClient,
@@ -31,7 +33,16 @@ from dashscope_embeddings import (
     RequestRecord,
     track_usage,
 )
-from dashscope_embeddings.emulator.faults import Drop, Status, Throttle
+from dashscope_embeddings.emulator.faults import (
+    Drop,
+    Garbage,
+    NotFinite,
+    NullEmbedding,
+    Status,
+    Throttle,
+    WrongCount,
+    WrongWidth,
+)
 from dashscope_embeddings.langchain import DashScopeEmbeddings
 from dashscope_embeddings.llama_index import DashScopeEmbedding, DashScopeSparseEmbedding
 from dashscope_embeddings.llama_index.usage_event import DashScopeUsageEvent
@@ -69,6 +80,39 @@ def test_a_failed_call_counts_what_was_paid_before_it_failed(emulator: Emulator)
     with track_usage() as usage, pytest.raises(DashScopeError):
         client.embed(TEXTS)
     assert usage.texts == emulator.billed_texts == 10
+
+
+@pytest.mark.parametrize("max_retries", [0, 6])
+@pytest.mark.parametrize("fault", [WrongWidth, WrongCount, NotFinite, NullEmbedding])
+def test_a_broken_reply_that_states_its_tokens_is_counted(fault: Any, max_retries: int, emulator: Emulator) -> None:
+    """Whether the texts are asked for again, or the call fails."""
+    emulator.faults = [fault(times=1)]
+    records: list[RequestRecord] = []
+    client = client_for(emulator, max_retries=max_retries, on_request=records.append)
+    with track_usage() as usage, pytest.raises(BadReply) if max_retries == 0 else contextlib.nullcontext():
+        client.embed(TEXTS[:10])
+    assert (usage.requests, usage.texts, usage.tokens) == (
+        emulator.requests,
+        emulator.billed_texts,
+        emulator.billed_tokens,
+    )
+    assert client.usage == usage.usage
+    assert [r.tokens for r in records] == [asked.tokens for asked in emulator.asked]
+    assert [r.outcome for r in records] == ["failed", "answered"][: emulator.requests]
+
+
+def test_a_broken_reply_to_a_query_that_is_throttled_next_is_counted(emulator: Emulator) -> None:
+    emulator.faults = [WrongWidth(times=1), Throttle(times=1)]
+    usage = client_for(emulator).embed("a query", text_type="query").usage
+    assert [asked.status for asked in emulator.asked] == [200, 429, 200]
+    assert (usage.requests, usage.texts, usage.tokens) == (2, emulator.billed_texts, emulator.billed_tokens)
+
+
+def test_a_broken_reply_that_states_no_tokens_is_not_counted(emulator: Emulator) -> None:
+    emulator.faults = [Garbage(times=1)]
+    usage = client_for(emulator).embed(TEXTS[:5]).usage
+    assert (usage.requests, usage.texts) == (1, 5)
+    assert usage.tokens * 2 == emulator.billed_tokens
 
 
 def test_tasks_belong_to_the_block_in_which_they_were_started(emulator: Emulator) -> None:

@@ -61,6 +61,8 @@ class Recovers:
     rebilled: bool = False
     """Whether the service had billed the request before its reply was lost or corrupted: then the texts of that request
     are billed twice, and no others."""
+    states_bill: bool = False
+    """Whether the corrupted reply states what was billed for it: then it is in the caller's usage, too."""
     after: float = 0.0
     """Minimum of seconds from the faulty request to the next attempt."""
 
@@ -105,6 +107,7 @@ class Case:
 WORKS = Recovers(extra_requests=0)
 AGAIN = Recovers()
 REBILLED = Recovers(rebilled=True)
+COUNTED = Recovers(rebilled=True, states_bill=True)
 THROTTLED = Raises(RateLimitError, 429, attempts=None)
 NO_MONEY = Raises(QuotaError, 429, attempts=1)
 OWING = Raises(QuotaError, 400, attempts=1)
@@ -131,7 +134,7 @@ TOKENS, BURST = "Throttling.AllocationQuota", "Throttling.BurstRate"
 HTML = b"<html><body>Please sign in to this network</body></html>"
 NO_DENSE = {"sparse": (WORKS, WORKS)}
 """The fault has no effect if only sparse vectors are requested."""
-NO_SPARSE = {"dense&sparse": (REBILLED, BROKEN), "sparse": (REBILLED, BROKEN)}
+NO_SPARSE = {"dense&sparse": (COUNTED, BROKEN), "sparse": (COUNTED, BROKEN)}
 
 # fmt: off
 FAULTS = [
@@ -190,16 +193,16 @@ FAULTS = [
     Case("another content type",        WrongContentType(),                 WORKS,               WORKS),
     Case("no content type",             WrongContentType(None),             WORKS,               WORKS),
     # --- a reply that does not match the request
-    Case("a row too few",               WrongCount(-1),                     REBILLED,            BROKEN),
-    Case("a row too many",              WrongCount(1),                      REBILLED,            BROKEN),
-    Case("two rows of one number",      DuplicateIndex(),                   REBILLED,            BROKEN),
+    Case("a row too few",               WrongCount(-1),                     COUNTED,             BROKEN),
+    Case("a row too many",              WrongCount(1),                      COUNTED,             BROKEN),
+    Case("two rows of one number",      DuplicateIndex(),                   COUNTED,             BROKEN),
     Case("rows in another order",       Shuffle(),                          WORKS,               WORKS),
-    Case("a vector too short",          WrongWidth(-1),                     REBILLED,            BROKEN, NO_DENSE),
-    Case("a vector too long",           WrongWidth(1),                      REBILLED,            BROKEN, NO_DENSE),
-    Case("NaN",                         NotFinite(math.nan),                REBILLED,            BROKEN, NO_DENSE),
-    Case("infinity",                    NotFinite(math.inf),                REBILLED,            BROKEN, NO_DENSE),
-    Case("-infinity",                   NotFinite(-math.inf),               REBILLED,            BROKEN, NO_DENSE),
-    Case("a null for a vector",         NullEmbedding(),                    REBILLED,            BROKEN, NO_DENSE),
+    Case("a vector too short",          WrongWidth(-1),                     COUNTED,             BROKEN, NO_DENSE),
+    Case("a vector too long",           WrongWidth(1),                      COUNTED,             BROKEN, NO_DENSE),
+    Case("NaN",                         NotFinite(math.nan),                COUNTED,             BROKEN, NO_DENSE),
+    Case("infinity",                    NotFinite(math.inf),                COUNTED,             BROKEN, NO_DENSE),
+    Case("-infinity",                   NotFinite(-math.inf),               COUNTED,             BROKEN, NO_DENSE),
+    Case("a null for a vector",         NullEmbedding(),                    COUNTED,             BROKEN, NO_DENSE),
     Case("no sparse vectors",           NoSparse(),                         WORKS,               WORKS, NO_SPARSE),
     Case("unknown fields",              ExtraFields(),                      WORKS,               WORKS),
     Case("no usage",                    MissingUsage(),                     WORKS,               WORKS),
