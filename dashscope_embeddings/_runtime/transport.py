@@ -109,7 +109,7 @@ class Transport:
                 return self._file_transfer.send(client, step, step.endpoint)
             return send_and_read(client, self._build_request(client, step), step, Deadline(self._deadline_seconds))
         except Exception as error:
-            if (failure := self._failure_of(error)) is not None:
+            if (failure := self._failure_of(error, step)) is not None:
                 return failure
             # Frames inside our own client hold the request headers with the key: drop them.
             if self._user_resources.client is None:
@@ -137,7 +137,7 @@ class Transport:
             sending = self._asend(shared.pool, step, shared.turns)
             return await run_with_deadline(self._deadline_of(step), sending)
         except Exception as error:
-            if (failure := self._failure_of(error)) is not None:
+            if (failure := self._failure_of(error, step)) is not None:
                 return failure
             raise
 
@@ -250,12 +250,13 @@ class Transport:
     def _deadline_of(self, step: Send) -> float:
         return (step.endpoint and step.endpoint.deadline_seconds) or self._deadline_seconds
 
-    def _failure_of(self, error: Exception) -> Failure | None:
+    def _failure_of(self, error: Exception, step: Send) -> Failure | None:
         """Why there is no reply; None for an error that says nothing of the network."""
         if isinstance(error, UnusableBody):
             return Failure(str(error), is_unreadable_reply=True, is_retryable=error.retry)
         if isinstance(error, DeadlineExceeded):
-            return Failure(f"no whole reply within {self._deadline_seconds:g} s, the request_deadline")
+            whose = "" if step.endpoint and step.endpoint.deadline_seconds else ", the request_deadline"
+            return Failure(f"no whole reply within {self._deadline_of(step):g} s{whose}")
         if isinstance(error, RuntimeError):
             self._check_usable()  # another thread may have closed the client
             if self._user_resources.async_client is not None and "loop" in str(error):

@@ -15,6 +15,7 @@ from client_helpers import KEY, becomes_true, client_for
 
 from dashscope_embeddings import AuthenticationError, BadReply, DashScopeError, EmbeddingClient, Quota, ServiceError
 from dashscope_embeddings._core import quota_request
+from dashscope_embeddings._runtime.thread_pool import SignalSafeEvent
 from dashscope_embeddings.corpus import embed_corpus
 from dashscope_embeddings.emulator import Emulator, faults, in_process
 
@@ -293,6 +294,29 @@ def test_a_job_does_not_wait_for_the_answer(
     job(EmbeddingClient(base_url=served.url, max_concurrency=1, timeout=3_600, **SETTINGS), texts(LONG))
     until_asked(emulator)
     assert emulator.billed_texts == LONG
+
+
+@pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
+def test_a_question_without_an_answer_logs_the_deadline_that_ended_it(
+    is_async: bool,  # noqa: FBT001 - a case
+    emulator: Emulator,
+    client: EmbeddingClient,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(quota_request, "_DEADLINE_SECONDS", 0.2)
+    caplog.set_level("DEBUG", "dashscope_embeddings")
+    emulator.faults = [faults.Stall(route=ROUTE)]
+    limiter = client._request_context("document", "dense").limiter
+    question = quota_request.ask_for_quota(client.settings, limiter)
+    if is_async:
+        asyncio.run(client._async_driver.run_steps(question, SignalSafeEvent()))
+    else:
+        client.run_steps(question, SignalSafeEvent())
+    [said] = [record.getMessage() for record in caplog.records if record.name == "dashscope_embeddings"]
+    assert said.startswith("no quota is reported: ")
+    assert said.endswith(": no whole reply within 0.2 s")
+    assert asked(emulator) == 1
 
 
 def test_faults_without_a_route_and_counts_do_not_see_the_question(emulator: Emulator, client: EmbeddingClient) -> None:
