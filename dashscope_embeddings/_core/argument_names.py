@@ -37,7 +37,7 @@ _NAMES_ELSEWHERE: Mapping[tuple[str, ...], tuple[str, ...]] = {
     ("max_retries",): ("retries",),
     ("model", "model_name"): ("model_id", "deployment", "engine"),
     ("requests_per_minute",): ("rpm", "qpm"),
-    ("show_progress_bar",): ("show_progress",),
+    ("show_progress_bar",): ("show_progress", "progress"),
     ("text_type",): ("input_type", "task_type", "task", "role", "embedding_type"),
     ("timeout",): ("request_timeout", "read_timeout"),
     ("tokens_per_minute",): ("tpm",),

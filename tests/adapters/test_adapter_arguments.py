@@ -50,6 +50,7 @@ SLIPS = [(kind, slip, meant) for kind in KINDS for slip, meant in EVERYWHERE.ite
     ("langchain", "embed_batch_size", "batch_size"),
     ("langchain", "cache", "embeddings_cache"),
     ("langchain", "show_progress", "show_progress_bar"),
+    ("langchain", "progress", "show_progress_bar"),
     ("langchain", "num_workers", "max_concurrency"),
     ("llama_index", "input_type", "text_type"),
     ("llama_index", "deployment", "model_name"),
