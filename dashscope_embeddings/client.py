@@ -89,7 +89,8 @@ class EmbeddingClient(ClientBase):
         """All vectors at once: shape (texts, dimensions), in the order of the texts.
 
         Args:
-            texts: A string, an open text file (one text per line), or any iterable of strings.
+            texts: A string, an open text file (one text per line), or any iterable of strings. A blank line is refused
+                as any blank text, so that the vectors are those of the lines; `corpus` skips blank lines.
             text_type: "query" for search queries, "document" for the texts that are searched.
             output: "dense", "sparse" or "dense&sparse" (one request, billed once).
             array: Keeps the dense vectors as float32 in `dense_array`, 4 KB for 1,024 numbers; `dense` stays empty.

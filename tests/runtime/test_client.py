@@ -70,6 +70,13 @@ def test_a_text_a_file_and_a_generator_are_inputs(way: Way) -> None:
     assert emulator.requests == 3
 
 
+def test_a_blank_line_of_a_file_is_named_so_that_each_vector_is_that_of_its_line(way: Way) -> None:
+    emulator = Emulator()
+    with pytest.raises(InvalidInput, match=r"text 1 is empty or blank.*nothing was sent") as caught:
+        way.embed(client_for(emulator), io.StringIO("one\n\ntwo\n"))
+    assert (caught.value.failed, emulator.requests) == ([1], 0)
+
+
 def test_progress_is_a_bar_for_true_and_numbers_for_a_function(way: Way, capsys: pytest.CaptureFixture[str]) -> None:
     emulator, numbers = Emulator(), list[int]()
     client = client_for(emulator)
