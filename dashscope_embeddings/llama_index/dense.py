@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar, cast, get_args
 
 import llama_index.core.instrumentation as instrument
 from llama_index.core.base.embeddings.base import BaseEmbedding
+from llama_index.core.schema import BaseNode  # noqa: TC002 - read at run time, in type hints
 from llama_index.core.storage.kvstore.types import BaseKVStore
 from pydantic import Field, SecretStr
 from typing_extensions import Unpack
@@ -18,9 +20,9 @@ from dashscope_embeddings._core.client_options import AdapterOptions
 from dashscope_embeddings._core.secret_settings import hide_secrets
 from dashscope_embeddings._runtime.progress import progress_bar
 from dashscope_embeddings.catalogue import DEFAULT_MODEL
-from dashscope_embeddings.errors import InvalidInput
+from dashscope_embeddings.errors import DashScopeError, InvalidInput
 from dashscope_embeddings.llama_index.cache import HiddenStore, KVCache, prefetched, take_prefetched
-from dashscope_embeddings.llama_index.nodes import BLANK_NODES_HINT
+from dashscope_embeddings.llama_index.nodes import BLANK_NODES_HINT, add_node_ids
 from dashscope_embeddings.llama_index.sparse import MAX_TEXTS_PER_CALL
 from dashscope_embeddings.llama_index.usage_event import emit_usage
 from dashscope_embeddings.vectors import TextType
@@ -168,6 +170,22 @@ class DashScopeEmbedding(ClientFields, BaseEmbedding):
         except InvalidInput as error:
             if any(isinstance(text, str) and not text.strip() for text in texts):
                 error.add_hint(BLANK_NODES_HINT)
+            raise
+
+    def __call__(self, nodes: Sequence[BaseNode], **kwargs: Any) -> Sequence[BaseNode]:
+        """The nodes with their vectors; an error names nodes whose texts were refused."""
+        try:
+            return super().__call__(nodes, **kwargs)
+        except DashScopeError as error:
+            add_node_ids(error, nodes)
+            raise
+
+    async def acall(self, nodes: Sequence[BaseNode], **kwargs: Any) -> Sequence[BaseNode]:
+        """`__call__` on the running event loop."""
+        try:
+            return await super().acall(nodes, **kwargs)
+        except DashScopeError as error:
+            add_node_ids(error, nodes)
             raise
 
     @_span

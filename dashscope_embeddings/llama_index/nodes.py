@@ -8,12 +8,24 @@ from typing import Any
 
 from llama_index.core.schema import BaseNode, MetadataMode, TransformComponent
 
+from dashscope_embeddings.errors import DashScopeError
+
 _log = logging.getLogger("dashscope_embeddings")
 
 BLANK_NODES_HINT = (
     "In an IngestionPipeline, put DropBlankNodes() of dashscope_embeddings.llama_index before the embedding: it "
     "leaves out nodes without text"
 )
+
+
+def add_node_ids(error: DashScopeError, nodes: Sequence[BaseNode]) -> None:
+    """Names the nodes whose texts were refused, because a worker of a pipeline counts within its share of the nodes."""
+    if ids := [nodes[index].node_id for index in error.reasons]:
+        more = f" and {len(ids) - _MAX_IDS} more" if len(ids) > _MAX_IDS else ""
+        error.add_hint(f"Node ids: {', '.join(ids[:_MAX_IDS])}{more}")
+
+
+_MAX_IDS = 5
 
 
 class DropBlankNodes(TransformComponent):

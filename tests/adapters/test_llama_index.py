@@ -30,8 +30,8 @@ from llama_index.core.schema import ImageNode, MetadataMode, NodeWithScore, Quer
 from llama_index.core.storage.kvstore import SimpleKVStore
 from llama_index_instrumentation import get_dispatcher
 
-from dashscope_embeddings.emulator import Emulator
-from dashscope_embeddings.errors import InvalidInput
+from dashscope_embeddings.emulator import Emulator, faults
+from dashscope_embeddings.errors import DashScopeError, InvalidInput
 from dashscope_embeddings.llama_index import DashScopeEmbedding, DashScopeSparseEmbedding, DropBlankNodes
 
 if TYPE_CHECKING:
@@ -236,6 +236,24 @@ def test_without_it_the_error_names_it(emulator: Emulator, served: Server, way: 
     with pytest.raises(InvalidInput, match=r"text 1 is empty or blank.*IngestionPipeline.*DropBlankNodes"):
         pipeline.run(documents=documents) if way == "sync" else asyncio.run(pipeline.arun(documents=documents))
     assert emulator.requests == 0
+
+
+@WAYS
+def test_an_error_of_a_pipeline_names_refused_nodes_by_id(emulator: Emulator, served: Server, way: str) -> None:
+    """Their indices count within a worker's share of the nodes, if there are workers."""
+    emulator.faults = [faults.Blocked(match="forbidden")]
+    for refused in (" ", "forbidden"):
+        nodes = [TextNode(text=text, id_=f"node {text!r} {n}") for n, text in enumerate([*TEXTS_14, refused, refused])]
+        pipeline = IngestionPipeline(transformations=[made(served)], disable_cache=True)
+        with pytest.raises(DashScopeError) as caught:
+            pipeline.run(nodes=nodes) if way == "sync" else asyncio.run(pipeline.arun(nodes=nodes))
+        assert caught.value.failed == [14, 15]
+        travelled = pickle.loads(pickle.dumps(caught.value))  # noqa: S301 - our own, as from a worker
+        assert (
+            str(travelled).partition(" (request id")[0].endswith(f"Node ids: node {refused!r} 14, node {refused!r} 15")
+        )
+    with pytest.raises(InvalidInput, match=r"Node ids: 0, 1, 2, 3, 4 and 2 more$"):
+        made(served)([TextNode(text="", id_=str(n)) for n in range(7)])
 
 
 @pytest.mark.parametrize("cached", [False, True])

@@ -26,6 +26,7 @@ TWINS = [
     (EmbeddingClient, "close", "aclose"),
     (DashScopeEmbeddings, "embed_documents", "aembed_documents"),
     (DashScopeEmbeddings, "embed_query", "aembed_query"),
+    (DashScopeEmbedding, "__call__", "acall"),
     (DashScopeEmbedding, "get_query_embedding", "aget_query_embedding"),
     (DashScopeEmbedding, "get_text_embedding", "aget_text_embedding"),
     (DashScopeEmbedding, "get_text_embedding_batch", "aget_text_embedding_batch"),
