@@ -248,7 +248,7 @@ def test_what_a_signal_handler_raises_carries_what_arrived(
 
 
 class Gate:
-    """A transport that answers the first 60 texts, and others once it is opened; interrupts when three wait for that."""
+    """A transport that answers the first 60 texts, and others once it is opened; interrupts when three wait."""
 
     def __init__(self, emulator: Emulator) -> None:
         self._emulator, self._opened = emulator, threading.Event()
