@@ -172,7 +172,7 @@ class RateEstimator:
             and not self._is_ramp_over(now)
             and not self.window.explains_throttle(permit, self._detector.random_share)
         ):
-            first = self._detector.find_limit(self.log, self._reacted_at, now)
+            first = self._detector.find_limit(self.log, self._reacted_at, now, within_quota=self.is_within_quota)
             if hint > 0.0 or (first and not self._detector.is_chance(self.log, now, within_quota=self.is_within_quota)):
                 self._open_circuit(first or permit, now)
             elif first is None:

@@ -114,7 +114,8 @@ LIMIT_SHARE = 0.6
 THRESHOLD_NATS = 6.0
 """Two 429s with at most two successes between them, if random ones are rare ("random 429s 1%, no quota")."""
 MIN_RANDOM_SHARE, MAX_RANDOM_SHARE = 0.01, 0.2
-"""Bounds of the assumed share of random 429s; a higher one misses a quota cut in half ("neighbour half of 40/s")."""
+"""Bounds of the assumed share of random 429s; a higher one misses a quota cut in half ("neighbour half of 40/s").
+Within a configured quota the higher one is assumed ("erratic 20 %, 100/s known")."""
 MEMORY_REPLIES = 200.0
 """Replies after which the counts of random 429s are halved: the share may change ("random 429s 5%, 30/s")."""
 EXAMINED_SENDS = 64

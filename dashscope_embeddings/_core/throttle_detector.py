@@ -35,9 +35,12 @@ class ThrottleDetector:
         measured = 1.3 * self._random_count / max(self._reply_count, 30.0)
         return min(constants.MAX_RANDOM_SHARE, max(constants.MIN_RANDOM_SHARE, measured))
 
-    def find_limit(self, log: SendLog, since: float, now: float) -> Permit | None:
-        """The first 429 of a limit among the requests sent after `since`; None: what there is looks random."""
-        share = self.random_share
+    def find_limit(self, log: SendLog, since: float, now: float, *, within_quota: bool = False) -> Permit | None:
+        """The first 429 of a limit among the requests sent after `since`; None: what there is looks random.
+
+        `within_quota`: the rate is within a configured quota, so that 429s are rather random.
+        """
+        share = constants.MAX_RANDOM_SHARE if within_quota else self.random_share
         for_refused = math.log(constants.LIMIT_SHARE / share)
         for_passed = math.log((1.0 - constants.LIMIT_SHARE) / (1.0 - share))
         known: list[tuple[Permit, bool]] = []

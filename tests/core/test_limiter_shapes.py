@@ -64,7 +64,7 @@ def test_a_long_job_is_about_as_fast_as_the_service_allows(shape: Shape) -> None
 
 @_each(*SCENARIOS)
 def test_each_job_under_a_quota_near_by_is_about_as_fast_as_can_be(shape: Shape) -> None:
-    for seed in range(4):
+    for seed in range(12 if shape.name.startswith("erratic 20 %") else 4):  # one job in four took twice the time
         _check(shape, [seed])
 
 

@@ -92,6 +92,7 @@ SCENARIOS = (
     _shape("erratic 3 %, 10 ms", _no_quota, 65 * 0.0105, (3.3, 0.04), stray_share=0.03, requests=1000, latency=0.01),
     _shape("erratic 3 %, 1 s sliding", _second, 1000 / 30, (1.60, 0.09), stray_share=0.03, requests=1000),
     _shape("erratic 3 %, known", _second, 1000 / 30, (1.10, 0.05), stray_share=0.03, requests=1000, rpm=1800),
+    _shape("erratic 20 %, 100/s known", _no_quota, 3.0 / 0.8, (1.4, 0.25), stray_share=0.2, rpm=6000),
     _tokens("known", 1 / 0.95, 0.005, tpm=1e6),
     _tokens("known, estimate / 2", 1 / 0.95, 0.01, tpm=1e6, estimate_factor=0.5),
     _tokens("known, estimate x 2", 1 / 0.95, 0.01, tpm=1e6, estimate_factor=2.0),
