@@ -104,7 +104,8 @@ class ThreadDriver:
 
         def start_more() -> None:
             while not halt.is_set() and context.has_use_for_another(len(started), map(_has_ended, started)):
-                if (label := next(labels, None)) is None:
+                # A stop ends the source of the labels, and so completes the last one.
+                if (label := next(labels, None)) is None or (grace is not None and grace.has_begun()):
                     return
                 call = WorkItem(flow_runs.in_own_context(self.run_exchange, flow_of(label), halt), on_done=progress.set)
                 started.append((label, call))  # first: an interruption in between must find it there

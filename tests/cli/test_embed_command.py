@@ -284,9 +284,11 @@ def raising(number: int, source: str, monkeypatch: pytest.MonkeyPatch, times: in
     """The command's result, which gets the signal so many times when it has 20 texts."""
     real = corpus.embed_corpus
 
+    signals = [number] * times
+
     def raise_at_20(now: corpus.Progress) -> None:
-        for _ in range(times if now.done == 20 else 0):
-            signal.raise_signal(number)
+        while now.done == 20 and signals:
+            signal.raise_signal(signals.pop())
 
     def interrupted(*arguments: Any, **how: Any) -> Any:
         return real(*arguments, **how | {"progress": raise_at_20})

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
     from raw_server import ReceivedRequest
 
+    from dashscope_embeddings.emulator import Emulator
+    from dashscope_embeddings.emulator.http import Server
+
 TEXTS = [f"text number {number}" for number in range(95)]
 
 
@@ -199,3 +202,13 @@ def test_ctrl_c_does_not_wait_for_a_silent_server(source: Path) -> None:
         ended.set()
         assert becomes_true(lambda: bool(found))
     assert found[0], "it waited for the server"
+
+
+def test_texts_that_were_read_before_the_stop_and_fill_no_request_are_not_sent(
+    source: Path, tmp_path: Path, emulator: Emulator, served: Server
+) -> None:
+    asked = iter([False] * 25)
+    client = client_of(served.url)
+    summary = corpus.embed_corpus(source, tmp_path / "out.jsonl", client=client, stop=lambda: next(asked, True))
+    assert not summary.finished
+    assert summary.embedded == emulator.billed_texts == 10 * emulator.requests > 0
