@@ -98,10 +98,13 @@ def _unfinished(summary: BatchSummary, job: str) -> Iterator[str]:
     yield f"{fetched}, {summary.pending:,} without vectors yet"
     if summary.stopped:
         yield BATCH_STOPPED_MESSAGE
-    if summary.under_way:
+    stopping = sum(file.texts for file in summary.files if file.status == "cancelling" and file.state != "closed")
+    if stopping:
+        yield _being_cancelled(stopping, f"`batch fetch {job}`")
+    if summary.under_way > stopping:
         yield (
-            f"{counted(summary.under_way, 'text')} under way, billed unless `batch cancel {job}` comes first: "
-            f"`batch fetch {job}` fetches the vectors"
+            f"{counted(summary.under_way - stopping, 'text')} under way, billed unless `batch cancel {job}` comes "
+            f"first: `batch fetch {job}` fetches the vectors"
         )
     if summary.given_up:
         yield (
@@ -129,8 +132,15 @@ def print_status(files: Sequence[BatchFile], output: Path, job: str) -> None:
         about = "about " if 0 < results < sum(file.texts for file in ended) else ""
         typer.echo(f"{about}{counted(results, 'text')} of ended batches to be fetched: {fetch}")
     if stopping := sum(file.texts for file in left if file.status == "cancelling"):
-        typer.echo(f"of {counted(stopping, 'text')} being cancelled, what was done is billed: {fetch} fetches it")
+        typer.echo(_being_cancelled(stopping, fetch))
     if running := sum(file.texts for file in left if file.status not in ENDED_STATUSES | {"cancelling"}):
         typer.echo(f"{counted(running, 'text')} under way, to be billed unless `batch cancel` comes first")
-    if not left:
-        typer.echo(f"all is done: {printable_name(output)}" if output.exists() else "nothing is under way")
+    if not left and output.exists():
+        typer.echo(f"all is done: {printable_name(output)}")
+    elif not left:
+        to_write = f"; {fetch} writes what was fetched" if any(file.texts_done for file in files) else ""
+        typer.echo(f"nothing is under way{to_write}")
+
+
+def _being_cancelled(texts: int, fetch: str) -> str:
+    return f"of {counted(texts, 'text')} being cancelled, what was done is billed: {fetch} fetches it"

@@ -106,6 +106,9 @@ def test_cancel_of_batches_that_have_ended_takes_their_results_in(tmp_path: Path
     assert (
         "fetched: 25 texts of ended batches, to be written by `batch fetch" in batch("cancel", "-o", "out.jsonl").stdout
     )
+    told = batch("status", "-o", "out.jsonl").stdout
+    assert "completed, 25 texts in 3 lines, 3 lines done, 0 failed, fetched\n" in told
+    assert told.endswith("nothing is under way; `batch fetch -o out.jsonl` writes what was fetched\n")
     assert batch("fetch", "-o", "out.jsonl").exit_code == 0
     assert len(read_vectors(tmp_path / "out.jsonl")) == emulator.billed_texts == 25
     assert "nothing is under way\n" in batch("cancel", "-o", "out.jsonl").stdout
@@ -125,10 +128,12 @@ def test_status_counts_what_a_cancelled_batch_has_done() -> None:
             (100, "status", "25 texts under way, to be billed unless `batch cancel` comes first"),
             (0, "cancel", f"of 25 texts, what was done is billed: {fetch} fetches it"),
             (0, "status", f"of 25 texts being cancelled, what was done is billed: {fetch} fetches it"),
+            (0, "fetch", f"of 25 texts being cancelled, what was done is billed: {fetch} fetches it"),
             (60, "status", f"about 15 texts of ended batches to be fetched: {fetch}"),
         ):
             clock.time += seconds
-            assert batch(command, "-o", "out.jsonl", *address).stdout.splitlines()[-1] == said
+            result = batch(command, "-o", "out.jsonl", *address)
+            assert (result.stderr if command == "fetch" else result.stdout).splitlines()[-1] == said
         fetched = batch("fetch", "--no-retry", "-o", "out.jsonl", *address)
         assert "15 texts fetched now" in fetched.stderr
 

@@ -183,6 +183,13 @@ def test_positions_of_rejected_records_are_strings_if_the_ids_of_the_output_are(
     assert [row["id"] for row in read_rejects(Path("out.jsonl"))] == ["2"]
 
 
+def test_a_record_that_cannot_be_read_gets_no_id_of_another(emulator: Emulator) -> None:
+    Path("in.csv").write_text('id,text\n10,ok\n11,"bad" quote\n0,zero\n1,one\n12,x,y\n', "utf-8")
+    assert embed(emulator, "in.csv", on_bad_input="skip") == [("10", "ok"), ("0", "zero"), ("1", "one")]
+    rejects = read_rejects(Path("out.jsonl"))
+    assert [(row["id"], row["place"]) for row in rejects] == [(None, "in.csv:3"), (None, "in.csv:6")]
+
+
 def test_a_nested_field_that_is_missing_is_answered_with_those_beside_it(emulator: Emulator) -> None:
     write_json_lines(Path("in.jsonl"), [{"n": 1, "data": {"text": "a", "lang": "en"}}])
     with pytest.raises(

@@ -124,6 +124,7 @@ class BatchFlow:
         """Imports the results of a batch that has ended and thus cannot be cancelled, and frees its other lines."""
         update = yield from self._request_status(batch)
         if update.has_ended:
+            batch = self._job_store.update(batch, "running", **update.columns)
             yield from self._import_results(batch, update, abandon=True)
         else:
             self._report(f"{batch.batch_id} could not be cancelled: {error.message}", batch)

@@ -293,7 +293,11 @@ class CheckpointStore:
             )
 
     def rejected_records(self) -> Iterator[dict[str, Any]]:
-        """All records of the input without vectors, in the order of the input, with the reason."""
+        """All records of the input without vectors, in the order of the input, with the reason.
+
+        Where ids are read from a field, that of a record which cannot be read is None: a position may be another's id.
+        """
+        has_positions = self.database.fetch_value("SELECT EXISTS (SELECT 1 FROM records WHERE id IS NULL)")
         rows = self.database.connection.execute(
             "SELECT position, id, place, reason, code, request_id, 0 FROM records CROSS JOIN units USING (unit) "
             "WHERE reason IS NOT NULL UNION ALL "
@@ -301,7 +305,7 @@ class CheckpointStore:
         )
         for position, record_id, place, reason, code, request_id, is_invalid in rows:
             # The id of an invalid record may not be an integer even if all others are.
-            keeps_id = is_invalid and record_id is not None
+            keeps_id = is_invalid and (record_id is not None or not has_positions)
             output_id = record_id if keeps_id else self._output_id(position, record_id)
             yield {"id": output_id, "place": place, "reason": reason, "code": code, "request_id": request_id}
 
