@@ -101,8 +101,8 @@ class RunStatus:
         if outage is None or (seconds := self._clock() - outage[0]) < _OUTAGE_GRACE_SECONDS:
             return ""
         wait = self._seconds_blocked()
-        again = f"in {wait:.0f} s" if wait >= 1 else "now"
-        return f"{outage[1].outcome} ({outage[1].error}) for {seconds:.0f} s, asking again {again}"
+        again = f", asking again in {wait:.0f} s" if wait >= 1 else ""
+        return f"{outage[1].outcome} ({outage[1].error}) for {seconds:.0f} s{again}"
 
     def speed(self) -> str:
         """Texts per second, the bill so far, and what went wrong."""
