@@ -42,7 +42,7 @@ class EmbeddingClient(ClientBase):
     after 10 seconds, idle connections after 30. A forked child makes its own connections. A pickle holds the settings
     and the key, but no `on_request`; `http_client` and LangChain's `rate_limiter` cannot be pickled. Clients with equal
     settings are equal and have equal hashes. A request that is cancelled closes its connection, and what the service
-    bills for it is in no `usage`; one that Ctrl-C interrupts is counted, whenever it is answered.
+    bills for it is in no `usage`; of several requests, those that Ctrl-C interrupts are counted.
 
     Args:
         model: A model's name; the catalogue knows its limits, an unknown one works with cautious limits.
@@ -108,7 +108,7 @@ class EmbeddingClient(ClientBase):
         """
         context = self.sync_context(text_type, output)
         checked = text_inputs.validate(text_inputs.iterate_texts(texts), self._limits, context.long_text)
-        job = self._new_job(output, checked, array=array, await_answers=lambda: self.drain(GRACE_SECONDS))
+        job = self._new_job(output, checked, array=array, await_answers=lambda: self.drain(GRACE_SECONDS, job.halt))
         if (single := self._prepare_single(checked, context)) is not None and context.blocked_loop is None:
             outcomes = self._thread_driver.run_single(*single, context, job.count_late)
         else:

@@ -191,7 +191,7 @@ class ClientBase:
         """`stream`, until the caller wants to stop: then it yields what is still answered, and raises `Cancelled`."""
         checked = text_inputs.validate_each(texts, self._limits, context.long_text, refused)
         batches = planning.batches(checked, self._planner(dedup_window=READ_AHEAD))
-        job = self._new_job(context.options.output, await_answers=lambda: self.drain(grace.use_up()))
+        job = self._new_job(context.options.output, await_answers=lambda: self.drain(grace.use_up(), job.halt))
         flow_of = job.flow_maker(context, self._quota_question(context, self._thread_driver), arrived)
         outcomes = self._thread_driver.run_many(batches, flow_of, job.halt, context, grace)
         with job, contextlib.closing(outcomes):

@@ -39,8 +39,8 @@ class Job(contextlib.AbstractContextManager["Job"]):
         collector: ResultCollector,
         lock: CleanupLock,
         add_usage: Callable[[Usage], None],
-        texts: Sequence[str] | None = None,
-        await_answers: Callable[[], object] = lambda: None,
+        texts: Sequence[str] | None,
+        await_answers: Callable[[], object],
     ) -> None:
         """`add_usage` counts a bill; `texts`: those of the call, None for a stream.
 
@@ -70,10 +70,10 @@ class Job(contextlib.AbstractContextManager["Job"]):
         """Sets `partial` and `failed`, also on a second interruption, which ends the wait for answers."""
         may_defer = is_main_thread() and signals_of_this_thread() is None
         try:
-            with DeferredSignals() if may_defer else contextlib.nullcontext() as signals:
+            with DeferredSignals() if may_defer else contextlib.nullcontext():
                 try:
                     if not isinstance(error, DashScopeError):  # those of a job are raised when nothing is in flight
-                        signals.wait(self._await_answers) if signals else self._await_answers()
+                        self._await_answers()
                 finally:
                     self.collector.attach_partial(error, self._texts)
         except BaseException as second:

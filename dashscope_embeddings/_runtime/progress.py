@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -23,7 +24,9 @@ def progress_bar(
     total: int, *, progress: Callable[[int], object] | bool | None
 ) -> AbstractContextManager[Callable[[int], object] | None]:
     """Gives a function to call with the number of further texts done: for True that of a bar, else `progress`."""
-    return _Bar(total) if progress is True else contextlib.nullcontext(progress or None)
+    if isinstance(progress, bool):  # a program without a console has no place for a bar
+        return _Bar(total) if progress and sys.stderr is not None else contextlib.nullcontext()
+    return contextlib.nullcontext(progress)
 
 
 class _Bar:

@@ -70,7 +70,7 @@ class ThreadDriver:
 
     def reset_after_fork(self) -> None:
         """Forgets abandoned flows: a forked child has none of its parent's threads."""
-        self._abandoned: list[WorkItem[Outcome]] = []
+        self._abandoned: list[tuple[SignalSafeEvent, WorkItem[Outcome]]] = []
 
     # --- several flows ------------------------------------------------------------------------------------
 
@@ -104,8 +104,7 @@ class ThreadDriver:
 
         def start_more() -> None:
             while not halt.is_set() and context.has_use_for_another(len(started), map(_has_ended, started)):
-                # A stop ends the source of the labels, and so completes the last one.
-                if (label := next(labels, None)) is None or (grace is not None and grace.has_begun()):
+                if (label := next(labels, None)) is None:
                     return
                 call = WorkItem(flow_runs.in_own_context(self.run_exchange, flow_of(label), halt), on_done=progress.set)
                 started.append((label, call))  # first: an interruption in between must find it there
@@ -127,7 +126,7 @@ class ThreadDriver:
                 start_more()
         finally:
             halt.set()
-            self._abandon([call for _, call in started if not call.cancel()])
+            self._abandon(halt, [call for _, call in started if not call.cancel()])
         if errors:
             raise errors[0]
 
@@ -146,18 +145,19 @@ class ThreadDriver:
             return self.run_exchange(flow, halt)
 
     @locked_soon
-    def _abandon(self, running: list[WorkItem[Outcome]]) -> None:
-        self._abandoned = [call for call in (*self._abandoned, *running) if not call.done()]
+    def _abandon(self, halt: SignalSafeEvent, running: list[WorkItem[Outcome]]) -> None:
+        found = (*self._abandoned, *((halt, call) for call in running))
+        self._abandoned = [(of, call) for of, call in found if not call.done()]
 
-    def drain(self, seconds: float = math.inf) -> int:
+    def drain(self, seconds: float = math.inf, halt: SignalSafeEvent | None = None) -> int:
         """Waits for flows that were running when their caller was interrupted; they send no further requests.
 
-        Returns how many are still running when the time is over.
+        `halt`: that of the job whose flows are meant; None: all. Returns how many still run when the time is over.
         """
         ends_at = time.monotonic() + seconds
         with self._lock.current:
             self._lock.run_held()
-            abandoned = self._abandoned
+            abandoned = [call for of, call in self._abandoned if halt is None or of is halt]
         return sum(not call.wait(ends_at - time.monotonic()) for call in abandoned)
 
     # --- a single text ------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import shlex
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -131,7 +132,7 @@ def _submission(settings: dict[str, Any]) -> dict[str, Any]:
 
 def _job_options(output: Path, settings: dict[str, Any]) -> str:
     """The options with which another command finds this job."""
-    return f"-o {printable_name(output)}{options.host_options(settings)}"
+    return f"-o {shlex.quote(printable_name(output))}{options.host_options(settings)}"
 
 
 def _hints(output: Path) -> AbstractContextManager[None]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from dashscope_embeddings._core.failures import ASK_AGAIN_HINT
-from dashscope_embeddings._core.results import as_embedding, set_attributes
+from dashscope_embeddings._core.results import as_embedding, partial_of, set_attributes
 from dashscope_embeddings._runtime.deadlines import GRACE_SECONDS, GracePeriod
 from dashscope_embeddings.catalogue import priced_usage
 from dashscope_embeddings.corpus.checkpoint.checksums import text_hash
@@ -110,20 +110,19 @@ class Embedder:
                     self._store_embedding(embedding.index, embedding)
                     report(_TEXTS_PER_REPORT)
             report(0)
-        except DashScopeError as error:
-            for index, vectors in error.partial.items():
+        except BaseException as error:
+            for index, vectors in partial_of(error).items():
                 self._store_embedding(index, as_embedding(index, vectors))
+            set_attributes(error, partial={}, failed=[])  # by index in the stream, which the caller does not know
+            if not isinstance(error, DashScopeError):
+                raise
             if isinstance(error, Cancelled) or (error.reasons and self._grace.has_begun()):
                 return  # texts that were refused meanwhile are refused again by the next run
-            error.partial, error.failed = {}, []  # by index in the stream, which the caller does not know
             error.replace_hint(ASK_AGAIN_HINT, RUN_AGAIN_HINT)
             left = counts.pending - self.embedded - self._rejected
             error.set_subject(
                 f"{left:,} of {counted(counts.pending, 'text')} {'has' if left == 1 else 'have'} no vectors yet"
             )
-            raise
-        except KeyboardInterrupt as interruption:
-            set_attributes(interruption, partial={}, failed=[])
             raise
         finally:
             # Replies to requests in flight are stored even if the caller interrupts; not again after the grace, and

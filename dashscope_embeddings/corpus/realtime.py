@@ -112,8 +112,9 @@ def embed_corpus(  # noqa: PLR0913 - all but two are keywords with defaults
         progress: Called in the caller's thread after some texts are done; True: a bar on a terminal or in a notebook
             (with tqdm), elsewhere lines on standard error.
         stop: Called once the input is read: before each text, and about four times a second while none is due. If it
-            returns True, nothing more is sent, and replies in flight are stored: they have twice the time of the
-            slowest reply so far, at least 2 seconds. Ctrl-C does the same, and raises KeyboardInterrupt then.
+            returns True, nothing more is sent but the last texts that were read, and replies in flight are stored:
+            they have twice the time of the slowest reply so far, at least 2 seconds. Ctrl-C does the same, without
+            those texts, and raises KeyboardInterrupt then.
         **options: How the input is read:
             text_field: Field or column that holds the text; default "text". `data.text` is the field `text` of the
             object or struct `data`.
@@ -147,8 +148,9 @@ def embed_corpus(  # noqa: PLR0913 - all but two are keywords with defaults
     input_options = InputOptions(**options)
     sources = find_sources(inputs, input_options.format, output=output)
     validate_output(output, kind)
+    callback = None if isinstance(progress, bool) else progress
     with (
-        show_progress(client) if progress is True else contextlib.nullcontext(progress or None) as report,
+        show_progress(client) if progress is True else contextlib.nullcontext(callback) as report,
         corpus_inputs.open_checkpoint(ledger_beside(output), output) as checkpoint,
     ):
         with checkpoint.transaction():

@@ -219,7 +219,7 @@ class DashScopeEmbedding(ClientFields, BaseEmbedding):
         core = _without_span(super().get_text_embedding_batch)
         if len(texts := as_text_list(texts)) <= self.embed_batch_size:
             return core(texts, show_progress, **kwargs)
-        with progress_bar(len(texts), progress=show_progress) as progress:
+        with progress_bar(len(texts), progress=bool(show_progress)) as progress:
             vectors = run(self._documents(texts, progress))
         with prefetched(texts, vectors):
             return core(texts, **kwargs)
@@ -237,7 +237,7 @@ class DashScopeEmbedding(ClientFields, BaseEmbedding):
         core = _without_span(super(DashScopeEmbedding, bare).aget_text_embedding_batch)
         if len(texts := as_text_list(texts)) <= self.embed_batch_size and bare is self:
             return await core(texts, show_progress, **kwargs)
-        with progress_bar(len(texts), progress=show_progress) as progress:
+        with progress_bar(len(texts), progress=bool(show_progress)) as progress:
             vectors = await arun(self._documents(texts, progress))
         with prefetched(texts, vectors):
             return await core(texts, **kwargs)

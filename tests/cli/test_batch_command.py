@@ -101,6 +101,11 @@ def test_submit_status_fetch_need_the_output_alone(tmp_path: Path, emulator: Emu
     assert (done.exit_code, "all is done" in done.stdout) == (0, True)
 
 
+def test_a_printed_command_can_be_pasted(emulator: Emulator) -> None:
+    del emulator
+    assert "`batch fetch -o 'my out.jsonl'`" in batch("submit", "in.txt", "-o", "my out.jsonl").stdout
+
+
 def test_cancel_of_batches_that_have_ended_takes_their_results_in(tmp_path: Path, emulator: Emulator) -> None:
     batch("submit", "in.txt", "-o", "out.jsonl", "--dimensions", "64")
     assert (

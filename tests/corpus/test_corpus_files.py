@@ -21,6 +21,7 @@ from corpus_helpers import DIMENSIONS, ENDINGS, expected_vector, read_vectors, w
 from dashscope_embeddings import EmbeddingClient, InvalidInput, corpus
 from dashscope_embeddings._runtime import files
 from dashscope_embeddings.corpus import writers
+from dashscope_embeddings.corpus.checkpoint import opening
 from dashscope_embeddings.corpus.checkpoint.database import Database
 from dashscope_embeddings.corpus.checkpoint.store import CheckpointStore
 from dashscope_embeddings.emulator import Emulator, faults
@@ -430,3 +431,34 @@ def test_a_disk_that_is_full_when_a_run_ends_makes_no_false_alarm(
 def test_the_files_beside_an_output_are_found_by_its_name_as_a_string_too() -> None:
     assert corpus.ledger_beside("a/out.npy") == Path("a/out.npy.ledger")
     assert corpus.rejects_beside(Path("out.jsonl")) == Path("out.jsonl.rejects.jsonl")
+
+
+def test_an_error_without_a_number_keeps_its_words() -> None:
+    with pytest.raises(ConnectionError, match=r"^the tunnel broke$"), files.name_in_errors(Path("out.jsonl")):
+        raise ConnectionError("the tunnel broke")
+
+
+def test_a_look_at_what_a_killed_run_left_keeps_its_log(tmp_path: Path, emulator: Emulator) -> None:
+    """A command that ends with an error looks at it, to say what is kept."""
+    source, left = write_lines(tmp_path / "in.txt", [f"text {i}" for i in range(95)]), tmp_path / "left"
+    ledger, log = left / "out.jsonl.ledger", left / "out.jsonl.ledger-wal"
+
+    def copy(_: object) -> None:
+        if not left.exists() and (tmp_path / log.name).exists():
+            left.mkdir()
+            for path in tmp_path.glob("out.jsonl.*"):
+                shutil.copy(path, left)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dashscope_embeddings.corpus.embedder._TEXTS_PER_REPORT", 1)
+        corpus.embed_corpus(source, tmp_path / "out.jsonl", client=client_for(emulator), progress=copy)
+    assert log.stat().st_size > 0
+    assert opening.read_state(ledger) == (True, True)
+    assert log.stat().st_size > 0
+    again = corpus.embed_corpus(source, left / "out.jsonl", client=client_for(emulator))
+    assert (again.finished, emulator.billed_texts < 2 * 95) == (True, True)
+
+
+def test_a_checkpoint_without_tables_holds_nothing(tmp_path: Path) -> None:
+    (tmp_path / "out.jsonl.ledger").touch()
+    assert opening.read_state(tmp_path / "out.jsonl.ledger") == (False, False)

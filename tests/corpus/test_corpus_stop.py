@@ -11,8 +11,9 @@ import time
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
+import httpx
 import pytest
-from client_helpers import KEY, becomes_true
+from client_helpers import KEY, becomes_true, client_for
 from corpus_helpers import DIMENSIONS, write_lines
 from raw_server import good_reply, http_response, serve_raw
 
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from raw_server import ReceivedRequest
 
     from dashscope_embeddings.emulator import Emulator
-    from dashscope_embeddings.emulator.http import Server
 
 TEXTS = [f"text number {number}" for number in range(95)]
 
@@ -204,11 +204,30 @@ def test_ctrl_c_does_not_wait_for_a_silent_server(source: Path) -> None:
     assert found[0], "it waited for the server"
 
 
-def test_texts_that_were_read_before_the_stop_and_fill_no_request_are_not_sent(
-    source: Path, tmp_path: Path, emulator: Emulator, served: Server
-) -> None:
-    asked = iter([False] * 25)
-    client = client_of(served.url)
-    summary = corpus.embed_corpus(source, tmp_path / "out.jsonl", client=client, stop=lambda: next(asked, True))
-    assert not summary.finished
-    assert summary.embedded == emulator.billed_texts == 10 * emulator.requests > 0
+def test_long_texts_that_arrived_out_of_order_are_kept_at_an_interruption(tmp_path: Path, emulator: Emulator) -> None:
+    """Their vectors are stored when it is their turn, since a chunk is not a text."""
+    source = write_lines(tmp_path / "in.txt", ["first", *(f"{number} " + "word " * 40_000 for number in range(12))])
+    others_answered, lock, answered = threading.Event(), threading.Lock(), 0
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        nonlocal answered
+        if "first" in json.loads(request.content)["input"]["texts"]:
+            assert others_answered.wait(20)
+            raise KeyboardInterrupt
+        reply = emulator(request)
+        with lock:
+            answered += 1
+            if answered == 3:
+                others_answered.set()
+        return reply
+
+    http = httpx.Client(transport=httpx.MockTransport(answer))
+    settings: dict[str, Any] = {"long_text": "average", "batch_size": 4, "max_concurrency": 2, "http_client": http}
+    client = EmbeddingClient(api_key=KEY, dimensions=DIMENSIONS, **settings)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        corpus.embed_corpus(source, tmp_path / "out.jsonl", client=client)
+    assert vars(caught.value) == {"partial": {}, "failed": []}
+    again = client_for(emulator, long_text="average", dimensions=DIMENSIONS)
+    summary = corpus.embed_corpus(source, tmp_path / "out.jsonl", client=again)
+    assert (summary.finished, summary.embedded < 13) == (True, True)
+    assert emulator.billed_texts < 25 + 4  # rows; a text whose second part was not sent is asked for again

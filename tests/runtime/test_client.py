@@ -88,6 +88,20 @@ def test_progress_is_a_bar_for_true_and_numbers_for_a_function(way: Way, capsys:
     assert "25/25" in capsys.readouterr().err
 
 
+def test_progress_takes_a_callable_that_is_false_and_needs_no_console(
+    way: Way, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Numbers(list[int]):
+        def __call__(self, more: int) -> None:
+            self.append(more)
+
+    client, numbers = client_for(Emulator()), Numbers()
+    way.embed(client, texts(25), progress=numbers)
+    assert numbers == [10, 10, 5]
+    monkeypatch.setattr("sys.stderr", None)
+    assert len(way.embed(client, texts(25), progress=True).dense) == 25
+
+
 def test_equal_texts_are_billed_once_and_share_no_list(way: Way) -> None:
     emulator = Emulator()
     result = way.embed(client_for(emulator), ["same", "other"] * 30)

@@ -330,9 +330,9 @@ def test_a_second_interruption_ends_the_wait_with_what_arrived(
     client = gated_client(gate)
     gate.opens_at, drain = 3, client.drain
 
-    def interrupt_again(seconds: float) -> int:
+    def interrupt_again(*how: Any) -> int:
         signal.raise_signal(signal.SIGINT)
-        return drain(seconds)
+        return drain(*how)
 
     monkeypatch.setattr(client, "drain", interrupt_again)
     gate.all_taken.clear()
@@ -340,6 +340,19 @@ def test_a_second_interruption_ends_the_wait_with_what_arrived(
     assert gate.interruptions == 2
     assert end.partial == {i: emulator.dense(TEXTS[i], dimension=64) for i in range(60)}
     assert end.failed == list(range(60, 200))
+
+
+@needs_signals
+def test_a_later_call_does_not_wait_for_the_requests_of_an_interrupted_one(
+    gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dashscope_embeddings.client.GRACE_SECONDS", 0.0)
+    client, still_running = gated_client(gate), list[int]()
+    gate.opens_at, drain = 9, client.drain
+    monkeypatch.setattr(client, "drain", lambda *how: still_running.append(drain(*how)))
+    ended(lambda: client.embed(TEXTS))
+    ended(lambda: client.embed(TEXTS[:30], progress=raising(RuntimeError(), at=1)), RuntimeError)
+    assert still_running == [3, 0]
 
 
 @needs_signals
@@ -366,7 +379,7 @@ def test_requests_that_are_not_answered_in_time_are_waited_for_two_seconds(
 ) -> None:
     client, waited = gated_client(gate), list[float]()
     gate.opens_at = 2
-    monkeypatch.setattr(client, "drain", waited.append)
+    monkeypatch.setattr(client, "drain", lambda seconds, _: waited.append(seconds))
     gate.all_taken.clear()
     end = ended(lambda: client.embed(TEXTS, progress=gate.take))
     assert waited == [2.0]

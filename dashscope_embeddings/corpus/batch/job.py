@@ -97,7 +97,7 @@ class BatchJob:
         message = message if batch is None else f"file {batch.number}: {message}"
         if self.progress is True:
             print_line(message)
-        elif self.progress:
+        elif not isinstance(self.progress, bool) and self.progress is not None:
             self.progress(BatchProgress(message, batch))
 
     def estimate(self) -> BatchEstimate:

@@ -190,11 +190,13 @@ def read_state(path: Path) -> tuple[bool, bool]:
     """`HAS_RESULTS` and `IS_UNDER_WAY` of a checkpoint after its run; both false if there is none."""
     if not path.exists():
         return False, False
+    if wal_path(path).exists():
+        return True, True  # nothing is known: the log of a killed run would be removed by closing a connection
     try:
         with contextlib.closing(sqlite3.connect(path)) as connection:
             ((has_results,),), ((is_under_way,),) = map(connection.execute, (HAS_RESULTS, IS_UNDER_WAY))
-    except sqlite3.Error:
-        return True, True  # nothing is known
+    except sqlite3.Error as error:
+        has_results = is_under_way = "no such table" not in str(error)  # else nothing is known
     return bool(has_results), bool(is_under_way)
 
 

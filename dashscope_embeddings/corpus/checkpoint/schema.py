@@ -86,16 +86,6 @@ IS_UNDER_WAY = (
     "AND coalesce(status, '') NOT IN ('completed', 'failed', 'expired', 'cancelled'))"
 )
 """Query: whether the service may have a batch that goes on by itself."""
-HAS_RESULTS = (
-    "SELECT requests > 0 OR EXISTS (SELECT 1 FROM vectors) OR EXISTS (SELECT 1 FROM units WHERE reason IS NOT NULL) "
-    "OR EXISTS (SELECT 1 FROM batches WHERE batch_id IS NOT NULL OR state <> 'closed') FROM checkpoint"
-)
-"""Query: whether the service has answered for any text, or has or may have a batch."""
-IS_UNDER_WAY = (
-    "SELECT EXISTS (SELECT 1 FROM batches WHERE state IN ('creating', 'running') "
-    "AND coalesce(status, '') NOT IN ('completed', 'failed', 'expired', 'cancelled'))"
-)
-"""Query: whether a batch may go on at the service."""
 VECTOR_COLUMNS = "vectors.sum, dense, sparse_indices, sparse_values"
 
 
