@@ -84,13 +84,19 @@ def silent(_: ReceivedRequest, connection: socket.socket) -> None:
 
 
 @pytest.mark.parametrize(
-    ("handle", "words"),
-    [(lambda *_: None, "RemoteProtocolError"), (cut, "RemoteProtocolError"), (silent, "0.2 s (ReadTimeout)")],
+    ("handle", "timeout", "words"),
+    [
+        (lambda *_: None, 20, "RemoteProtocolError"),
+        (cut, 20, "RemoteProtocolError"),
+        (silent, 0.7, "0.7 s (ReadTimeout)"),
+    ],
     ids=["dropped", "cut off", "silent"],
 )
-def test_no_reply_is_a_failed_connection(library: Any, handle: Handle, words: str, *, asynchronous: bool) -> None:
+def test_no_reply_is_a_failed_connection(
+    library: Any, handle: Handle, timeout: float, words: str, *, asynchronous: bool
+) -> None:
     with serve_raw(handle) as server:
-        error = refused(library, server.url, asynchronous=asynchronous, timeout=0.2, max_retries=1)
+        error = refused(library, server.url, asynchronous=asynchronous, timeout=timeout, max_retries=1)
     assert isinstance(error, ConnectionFailed)
     assert words in str(error)
     assert len(server.requests) == 2
