@@ -12,6 +12,8 @@ import weakref
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
+from dashscope_embeddings._process import on_reset
+
 if TYPE_CHECKING:
     from dashscope_embeddings._core.protocol import Reply
 
@@ -110,6 +112,7 @@ class SeenReplies:
 
 
 _seen_by_server: weakref.WeakValueDictionary[str, SeenReplies] = weakref.WeakValueDictionary()
+on_reset("replies seen", _seen_by_server.clear)
 
 
 def seen_replies_of(server: str) -> SeenReplies:
